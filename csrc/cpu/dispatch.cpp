@@ -1,0 +1,67 @@
+#include "cpu/dispatch.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+namespace onepass {
+
+namespace baseline {
+extern const Kernels kernels;
+}
+#ifdef ONEPASS_X86_64
+namespace avx2 {
+extern const Kernels kernels;
+}
+namespace avx512 {
+extern const Kernels kernels;
+}
+#endif
+
+namespace {
+
+// In order of preference. The compiler's own detection asks the operating system, too (XGETBV).
+constexpr Isa kIsas[] = {
+#ifdef ONEPASS_X86_64
+    {"avx512",
+     [] {
+       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+     },
+     &avx512::kernels},
+    {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }, &avx2::kernels},
+#endif
+    {ONEPASS_BASELINE_NAME, [] { return true; }, &baseline::kernels},
+};
+
+std::atomic<const Isa*> active{nullptr};
+
+}  // namespace
+
+std::span<const Isa> compiled_isas() { return kIsas; }
+
+const Isa& choose_isa(std::string_view name) {
+  std::string known;
+  for (const Isa& isa : kIsas) {
+    if (!isa.supported()) continue;
+    if (name.empty() || name == isa.name) return isa;
+    known += known.empty() ? "" : ", ";
+    known += isa.name;
+  }
+  throw std::invalid_argument("ONEPASS_ISA=" + std::string(name) + " is not available; this machine has: " + known);
+}
+
+const Isa& active_isa() {
+  const Isa* isa = active.load(std::memory_order_acquire);
+  if (isa == nullptr) {
+    const char* name = std::getenv("ONEPASS_ISA");
+    isa = &choose_isa(name == nullptr ? "" : name);
+    active.store(isa, std::memory_order_release);
+  }
+  return *isa;
+}
+
+void force_isa(std::string_view name) { active.store(&choose_isa(name), std::memory_order_release); }
+
+}  // namespace onepass

@@ -1,0 +1,164 @@
+// The element-wise driver: one pass over a range of a tensor, in tiles that stay in the L1 cache.
+//
+// An operand that is stored in the arithmetic type and packed is used where it lies. Any other is decoded into a tile,
+// and encoded back after the rule. So a rule meets only plain arrays, and formats and rules do not multiply.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+
+#include "cpu/job.h"
+#include "formats/bfloat16.h"
+#include "formats/float16.h"
+#include "formats/float32.h"
+#include "formats/float64.h"
+#include "target.h"
+
+ONEPASS_TARGET_BEGIN
+
+template <class T>
+inline constexpr std::int64_t kTile = 4096 / sizeof(T);
+
+// Loads and stores that make no claim on alignment: tensors may begin at any byte.
+template <class Storage>
+struct Unaligned {
+  using type [[gnu::aligned(1), gnu::may_alias]] = Storage;
+};
+
+template <class Codec, class T>
+void decode_run(const std::byte* from, std::int64_t stride, T* to, std::int64_t n) {
+  const auto* source = reinterpret_cast<const typename Unaligned<typename Codec::Storage>::type*>(from);
+  if (stride == 1) {
+    for (std::int64_t i = 0; i < n; ++i) to[i] = Codec::template decode<T>(source[i]);
+  } else {
+    for (std::int64_t i = 0; i < n; ++i) to[i] = Codec::template decode<T>(source[i * stride]);
+  }
+}
+
+template <class Codec, class T>
+void encode_run(const T* from, std::byte* to, std::int64_t stride, std::int64_t n) {
+  auto* target = reinterpret_cast<typename Unaligned<typename Codec::Storage>::type*>(to);
+  if (stride == 1) {
+    for (std::int64_t i = 0; i < n; ++i) target[i] = Codec::template encode<T>(from[i]);
+  } else {
+    for (std::int64_t i = 0; i < n; ++i) target[i * stride] = Codec::template encode<T>(from[i]);
+  }
+}
+
+// Calls visit(offset, stride, count) for the runs of elements that make up [begin, begin + n) of an operand, in order;
+// offset and stride are in elements.
+template <class Visit>
+void for_each_run(const Layout* layout, int operand, std::int64_t begin, std::int64_t n, Visit&& visit) {
+  if (layout == nullptr) {
+    visit(begin, std::int64_t{1}, n);
+    return;
+  }
+  const std::int64_t* shape = layout->shape.data();
+  const std::int64_t* strides = layout->strides[static_cast<std::size_t>(operand)].data();
+  const auto inner = static_cast<std::int64_t>(layout->shape.size()) - 1;
+  while (n > 0) {
+    std::int64_t rest = begin;
+    std::int64_t offset = 0;
+    std::int64_t count = n;
+    for (std::int64_t d = inner; d >= 0; --d) {
+      const std::int64_t index = rest % shape[d];
+      rest /= shape[d];
+      offset += index * strides[d];
+      if (d == inner && shape[d] - index < count) count = shape[d] - index;
+    }
+    visit(offset, strides[inner], count);
+    begin += count;
+    n -= count;
+  }
+}
+
+template <class T>
+void decode(const Job& job, int operand, std::int64_t begin, std::int64_t n, T* tile) {
+  const Operand& source = job.operands[static_cast<std::size_t>(operand)];
+  for_each_run(job.layout, operand, begin, n, [&](std::int64_t offset, std::int64_t stride, std::int64_t count) {
+    const std::byte* from = source.data + offset * static_cast<std::int64_t>(size_of(source.format));
+    switch (source.format) {
+#define ONEPASS_X(name, Type)                        \
+  case Format::name:                                 \
+    decode_run<Type>(from, stride, tile, count);     \
+    break;
+      ONEPASS_FORMATS(ONEPASS_X)
+#undef ONEPASS_X
+    }
+    tile += count;
+  });
+}
+
+template <class T>
+void encode(const Job& job, int operand, std::int64_t begin, std::int64_t n, const T* tile) {
+  const Operand& target = job.operands[static_cast<std::size_t>(operand)];
+  for_each_run(job.layout, operand, begin, n, [&](std::int64_t offset, std::int64_t stride, std::int64_t count) {
+    std::byte* to = target.data + offset * static_cast<std::int64_t>(size_of(target.format));
+    switch (target.format) {
+#define ONEPASS_X(name, Type)                      \
+  case Format::name:                               \
+    encode_run<Type>(tile, to, stride, count);     \
+    break;
+      ONEPASS_FORMATS(ONEPASS_X)
+#undef ONEPASS_X
+    }
+    tile += count;
+  });
+}
+
+template <class T>
+constexpr Format native_format() {
+  return sizeof(T) == 4 ? Format::float32 : Format::float64;
+}
+
+// The rule over n elements of plain arrays. Operands may be one and the same array (a gradient that is the parameter);
+// they never overlap otherwise, which is what `ivdep` promises the vectoriser.
+template <class Rule, class T, std::size_t... I>
+ONEPASS_INLINE void apply(const typename Rule::template Constants<T>& constants, T factor, T* const* arrays,
+                          std::int64_t n, std::index_sequence<I...> /*states*/) {
+  T* param = arrays[kParam];
+  const T* grad = arrays[kGrad];
+  T* const states[] = {arrays[kFirstState + I]...};
+#pragma GCC ivdep
+  for (std::int64_t i = 0; i < n; ++i) {
+    T p = param[i];
+    T s[] = {states[I][i]...};
+    Rule::update(constants, p, factor * grad[i], s[I]...);
+    param[i] = p;
+    ((states[I][i] = s[I]), ...);
+  }
+}
+
+// Steps elements [begin, end) of a job.
+template <class Rule, class T>
+void run(const Job& job, std::int64_t begin, std::int64_t end) {
+  constexpr int used = kFirstState + static_cast<int>(Rule::state_names.size());
+  alignas(64) T tiles[used][kTile<T>];
+  bool in_place[used];
+  for (int k = 0; k < used; ++k) {
+    const Operand& operand = job.operands[static_cast<std::size_t>(k)];
+    in_place[k] = operand.data != nullptr && job.layout == nullptr && operand.format == native_format<T>() &&
+                  reinterpret_cast<std::uintptr_t>(operand.data) % sizeof(T) == 0;
+    // A state that is not in use reads as zero; what the rule writes to it is dropped.
+    if (operand.data == nullptr)
+      for (std::int64_t i = 0; i < kTile<T>; ++i) tiles[k][i] = T(0);
+  }
+  const auto constants = *static_cast<const typename Rule::template Constants<T>*>(job.constants);
+  const T factor = static_cast<T>(job.grad_factor);
+
+  for (std::int64_t at = begin; at < end; at += kTile<T>) {
+    const std::int64_t n = end - at < kTile<T> ? end - at : kTile<T>;
+    T* arrays[used];
+    for (int k = 0; k < used; ++k) {
+      const Operand& operand = job.operands[static_cast<std::size_t>(k)];
+      arrays[k] = in_place[k] ? reinterpret_cast<T*>(operand.data) + at : tiles[k];
+      if (!in_place[k] && operand.data != nullptr) decode(job, k, at, n, arrays[k]);
+    }
+    apply<Rule, T>(constants, factor, arrays, n, std::make_index_sequence<Rule::state_names.size()>{});
+    for (int k = 0; k < used; ++k)
+      if (k != kGrad && !in_place[k] && job.operands[static_cast<std::size_t>(k)].data != nullptr)
+        encode(job, k, at, n, arrays[k]);
+  }
+}
+
+ONEPASS_TARGET_END

@@ -1,0 +1,47 @@
+// What a step works on: one job for each tensor, in terms of raw memory.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "formats/format.h"
+#include "rules/registry.h"
+
+namespace onepass {
+
+// The operands of a rule, in this order: parameter, gradient, states.
+inline constexpr int kParam = 0;
+inline constexpr int kGrad = 1;
+inline constexpr int kFirstState = 2;
+inline constexpr int kMaxOperands = kFirstState + kMaxStates;
+
+struct Operand {
+  std::byte* data = nullptr;  // null: the rule does not use this operand now
+  Format format = Format::float32;
+};
+
+// Where the elements lie when not all operands are packed in the same order. Strides are in elements.
+struct Layout {
+  std::vector<std::int64_t> shape;
+  std::array<std::vector<std::int64_t>, kMaxOperands> strides;
+};
+
+struct Job {
+  std::int64_t length = 0;            // elements
+  const Layout* layout = nullptr;     // null: element i of every operand lies at data + i * size
+  const void* constants = nullptr;    // the rule's `Constants<float>`, or `Constants<double>` if wide
+  double grad_factor = 1.0;           // what gradients are multiplied by: 1 / loss scale, negative to maximize
+  bool wide = false;                  // arithmetic in float64 rather than float32
+  std::array<Operand, kMaxOperands> operands;
+
+  std::int64_t bytes_per_element() const {
+    std::int64_t bytes = 0;
+    for (const Operand& operand : operands)
+      if (operand.data != nullptr) bytes += static_cast<std::int64_t>(size_of(operand.format));
+    return bytes;
+  }
+};
+
+}  // namespace onepass

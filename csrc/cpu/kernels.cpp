@@ -1,0 +1,21 @@
+// Compiled once for each instruction set, with ONEPASS_TARGET its name (see CMakeLists.txt).
+#include "cpu/kernels.h"
+
+#include "cpu/driver.h"
+#include "rules/adam.h"
+#include "rules/lion.h"
+#include "rules/sgd.h"
+
+ONEPASS_TARGET_BEGIN
+
+extern const Kernels kernels;
+const Kernels kernels = {
+#define ONEPASS_X(name, Type) &run<Type, float>,
+    {ONEPASS_RULES(ONEPASS_X)},
+#undef ONEPASS_X
+#define ONEPASS_X(name, Type) &run<Type, double>,
+    {ONEPASS_RULES(ONEPASS_X)},
+#undef ONEPASS_X
+};
+
+ONEPASS_TARGET_END

@@ -1,0 +1,13 @@
+// A whole step: all tensors of all groups, in at most one parallel region.
+#pragma once
+
+#include <span>
+
+#include "cpu/job.h"
+
+namespace onepass {
+
+// Applies the rule to every job, with up to `threads` threads. Bits do not depend on the number of threads.
+void run_step(RuleId rule, std::span<const Job> jobs, int threads);
+
+}  // namespace onepass

@@ -1,0 +1,20 @@
+// IEEE 754 binary32.
+#pragma once
+
+#include "target.h"
+
+ONEPASS_TARGET_BEGIN
+
+struct Float32 {
+  using Storage = float;
+  template <class T>
+  ONEPASS_INLINE static T decode(Storage value) {
+    return static_cast<T>(value);
+  }
+  template <class T>
+  ONEPASS_INLINE static Storage encode(T value) {
+    return static_cast<Storage>(value);
+  }
+};
+
+ONEPASS_TARGET_END

@@ -1,0 +1,49 @@
+// Lion (Chen et al. 2023, arXiv:2302.06675, algorithm 2):
+//
+//   c = beta1 * m + (1 - beta1) * g
+//   p = p - lr * (sign(c) + weight_decay * p)      sign(0) = 0
+//   m = beta2 * m + (1 - beta2) * g
+#pragma once
+
+#include <array>
+
+#include "rules/math.h"
+#include "target.h"
+
+ONEPASS_TARGET_BEGIN
+
+struct Lion {
+  struct Hyper {
+    double lr, beta1, beta2, weight_decay;
+  };
+  static constexpr std::array hyper_names{"lr", "betas[0]", "betas[1]", "weight_decay"};
+  static constexpr std::array state_names{"exp_avg"};
+  static constexpr bool counts_steps = false;
+
+  static int states_used(const Hyper&) { return 1; }
+
+  template <class T>
+  struct Constants {
+    T lr, beta1, gain1, gain2, decay;
+    bool decays;
+  };
+
+  template <class T>
+  static Constants<T> prepare(const Hyper& h, double /*step*/) {
+    return {.lr = T(h.lr),
+            .beta1 = T(h.beta1),
+            .gain1 = T(1.0 - h.beta1),
+            .gain2 = T(1.0 - h.beta2),
+            .decay = T(h.lr * h.weight_decay),
+            .decays = h.weight_decay != 0.0};
+  }
+
+  template <class T>
+  ONEPASS_INLINE static void update(const Constants<T>& c, T& p, T g, T& exp_avg) {
+    const T change = c.lr * sign(c.beta1 * exp_avg + c.gain1 * g);
+    p = p - (c.decays ? c.decay * p + change : change);
+    exp_avg = exp_avg + c.gain2 * (g - exp_avg);
+  }
+};
+
+ONEPASS_TARGET_END

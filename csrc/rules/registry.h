@@ -1,0 +1,29 @@
+// Every element-wise rule, a line each. The kernels, the dispatch tables, the bindings and the tests are generated from
+// it, so a rule that stands here cannot be left out of any of them.
+#pragma once
+
+// X(name, Type): the name by which Python asks for the rule, and the struct in its header.
+#define ONEPASS_RULES(X) \
+  X(sgd, Sgd)            \
+  X(adam, Adam)          \
+  X(lion, Lion)
+
+namespace onepass {
+
+enum class RuleId : int {
+#define ONEPASS_X(name, Type) name,
+  ONEPASS_RULES(ONEPASS_X)
+#undef ONEPASS_X
+};
+
+inline constexpr int kRules = 0
+#define ONEPASS_X(name, Type) +1
+    ONEPASS_RULES(ONEPASS_X)
+#undef ONEPASS_X
+    ;
+
+inline constexpr int kMaxStates = 4;          // state tensors of one rule
+inline constexpr int kMaxHyper = 16;          // hyperparameters of one rule
+inline constexpr int kMaxConstantBytes = 256;  // a rule's `Constants`
+
+}  // namespace onepass

@@ -2,20 +2,14 @@
 //
 // cpu/kernels.cpp is compiled once per instruction set. Inline functions and template instances with the same name
 // in two object files are merged by the linker, which keeps any one of them: were the AVX-512 copy kept, a machine
-// without AVX-512 would crash in code that looks like its own. So formats, rules and the driver stand in a namespace
-// named after the instruction set that the compiler was told to use. tests/cpp/no_leak.cmake holds the objects to it.
+// without AVX-512 would crash in code that looks like its own. So formats, rules and the driver stand in `namespace
+// onepass::inline ONEPASS_TARGET`, which is named after the instruction set. tests/cpp/no_leak.cmake holds the objects
+// to it.
 #pragma once
 
 #ifndef ONEPASS_TARGET
 #define ONEPASS_TARGET portable
 #endif
-
-#define ONEPASS_TARGET_BEGIN   \
-  namespace onepass {          \
-  inline namespace ONEPASS_TARGET {
-#define ONEPASS_TARGET_END \
-  }                        \
-  }
 
 // A function of the inner loop: it must be inlined for the loop around it to be vectorised.
 #define ONEPASS_INLINE [[gnu::always_inline]] inline

@@ -14,7 +14,7 @@
 #include "formats/float64.h"
 #include "target.h"
 
-ONEPASS_TARGET_BEGIN
+namespace onepass::inline ONEPASS_TARGET {
 
 template <class T>
 inline constexpr std::int64_t kTile = 4096 / sizeof(T);
@@ -78,9 +78,9 @@ void decode(const Job& job, int operand, std::int64_t begin, std::int64_t n, T* 
   for_each_run(job.layout, operand, begin, n, [&](std::int64_t offset, std::int64_t stride, std::int64_t count) {
     const std::byte* from = source.data + offset * static_cast<std::int64_t>(size_of(source.format));
     switch (source.format) {
-#define ONEPASS_X(name, Type)                        \
-  case Format::name:                                 \
-    decode_run<Type>(from, stride, tile, count);     \
+#define ONEPASS_X(name, Type)                    \
+  case Format::name:                             \
+    decode_run<Type>(from, stride, tile, count); \
     break;
       ONEPASS_FORMATS(ONEPASS_X)
 #undef ONEPASS_X
@@ -95,9 +95,9 @@ void encode(const Job& job, int operand, std::int64_t begin, std::int64_t n, con
   for_each_run(job.layout, operand, begin, n, [&](std::int64_t offset, std::int64_t stride, std::int64_t count) {
     std::byte* to = target.data + offset * static_cast<std::int64_t>(size_of(target.format));
     switch (target.format) {
-#define ONEPASS_X(name, Type)                      \
-  case Format::name:                               \
-    encode_run<Type>(tile, to, stride, count);     \
+#define ONEPASS_X(name, Type)                  \
+  case Format::name:                           \
+    encode_run<Type>(tile, to, stride, count); \
     break;
       ONEPASS_FORMATS(ONEPASS_X)
 #undef ONEPASS_X
@@ -161,4 +161,4 @@ void run(const Job& job, std::int64_t begin, std::int64_t end) {
   }
 }
 
-ONEPASS_TARGET_END
+}  // namespace onepass::inline ONEPASS_TARGET

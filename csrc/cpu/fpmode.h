@@ -1,5 +1,5 @@
-// The floating-point mode of a step: round to nearest, denormals flushed to zero on the way in and out. A denormal costs
-// an optimizer up to 16 times the normal time, and is far below anything a parameter could notice.
+// The floating-point mode of a step: round to nearest, denormals flushed to zero on the way in and out. A denormal
+// costs an optimizer up to 16 times the normal time, and is far below anything a parameter could notice.
 #pragma once
 
 #include <cstdint>

@@ -29,11 +29,11 @@ struct Layout {
 };
 
 struct Job {
-  std::int64_t length = 0;            // elements
-  const Layout* layout = nullptr;     // null: element i of every operand lies at data + i * size
-  const void* constants = nullptr;    // the rule's `Constants<float>`, or `Constants<double>` if wide
-  double grad_factor = 1.0;           // what gradients are multiplied by: 1 / loss scale, negative to maximize
-  bool wide = false;                  // arithmetic in float64 rather than float32
+  std::int64_t length = 0;          // elements
+  const Layout* layout = nullptr;   // null: element i of every operand lies at data + i * size
+  const void* constants = nullptr;  // the rule's `Constants<float>`, or `Constants<double>` if wide
+  double grad_factor = 1.0;         // what gradients are multiplied by: 1 / loss scale, negative to maximize
+  bool wide = false;                // arithmetic in float64 rather than float32
   std::array<Operand, kMaxOperands> operands;
 
   std::int64_t bytes_per_element() const {

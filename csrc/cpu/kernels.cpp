@@ -6,7 +6,7 @@
 #include "rules/lion.h"
 #include "rules/sgd.h"
 
-ONEPASS_TARGET_BEGIN
+namespace onepass::inline ONEPASS_TARGET {
 
 extern const Kernels kernels;
 const Kernels kernels = {
@@ -18,4 +18,4 @@ const Kernels kernels = {
 #undef ONEPASS_X
 };
 
-ONEPASS_TARGET_END
+}  // namespace onepass::inline ONEPASS_TARGET

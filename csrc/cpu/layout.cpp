@@ -10,7 +10,8 @@ Layout make_layout(std::span<const std::int64_t> shape,
   std::vector<std::size_t> order;
   for (std::size_t d = 0; d < shape.size(); ++d)
     if (shape[d] != 1) order.push_back(d);
-  std::ranges::stable_sort(order, [&](std::size_t a, std::size_t b) { return strides[kParam][a] > strides[kParam][b]; });
+  std::ranges::stable_sort(order,
+                           [&](std::size_t a, std::size_t b) { return strides[kParam][a] > strides[kParam][b]; });
 
   Layout layout;
   for (const std::size_t d : order) {

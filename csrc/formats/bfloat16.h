@@ -7,7 +7,7 @@
 
 #include "target.h"
 
-ONEPASS_TARGET_BEGIN
+namespace onepass::inline ONEPASS_TARGET {
 
 struct BFloat16 {
   using Storage = std::uint16_t;
@@ -26,4 +26,4 @@ struct BFloat16 {
   }
 };
 
-ONEPASS_TARGET_END
+}  // namespace onepass::inline ONEPASS_TARGET

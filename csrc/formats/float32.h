@@ -3,7 +3,7 @@
 
 #include "target.h"
 
-ONEPASS_TARGET_BEGIN
+namespace onepass::inline ONEPASS_TARGET {
 
 struct Float32 {
   using Storage = float;
@@ -17,4 +17,4 @@ struct Float32 {
   }
 };
 
-ONEPASS_TARGET_END
+}  // namespace onepass::inline ONEPASS_TARGET

@@ -3,7 +3,7 @@
 
 #include "target.h"
 
-ONEPASS_TARGET_BEGIN
+namespace onepass::inline ONEPASS_TARGET {
 
 struct Float64 {
   using Storage = double;
@@ -17,4 +17,4 @@ struct Float64 {
   }
 };
 
-ONEPASS_TARGET_END
+}  // namespace onepass::inline ONEPASS_TARGET

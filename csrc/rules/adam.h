@@ -19,14 +19,14 @@
 #include "rules/math.h"
 #include "target.h"
 
-ONEPASS_TARGET_BEGIN
+namespace onepass::inline ONEPASS_TARGET {
 
 struct Adam {
   struct Hyper {
     double lr, beta1, beta2, eps, weight_decay, amsgrad, decoupled_weight_decay;
   };
-  static constexpr std::array hyper_names{"lr",           "betas[0]", "betas[1]",              "eps",
-                                          "weight_decay", "amsgrad",  "decoupled_weight_decay"};
+  static constexpr std::array hyper_names{
+      "lr", "betas[0]", "betas[1]", "eps", "weight_decay", "amsgrad", "decoupled_weight_decay"};
   static constexpr std::array state_names{"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
   static constexpr bool counts_steps = true;
 
@@ -66,4 +66,4 @@ struct Adam {
   }
 };
 
-ONEPASS_TARGET_END
+}  // namespace onepass::inline ONEPASS_TARGET

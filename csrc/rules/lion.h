@@ -10,7 +10,7 @@
 #include "rules/math.h"
 #include "target.h"
 
-ONEPASS_TARGET_BEGIN
+namespace onepass::inline ONEPASS_TARGET {
 
 struct Lion {
   struct Hyper {
@@ -46,4 +46,4 @@ struct Lion {
   }
 };
 
-ONEPASS_TARGET_END
+}  // namespace onepass::inline ONEPASS_TARGET

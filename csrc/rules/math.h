@@ -4,7 +4,7 @@
 
 #include "target.h"
 
-ONEPASS_TARGET_BEGIN
+namespace onepass::inline ONEPASS_TARGET {
 
 ONEPASS_INLINE float square_root(float x) { return __builtin_sqrtf(x); }
 ONEPASS_INLINE double square_root(double x) { return __builtin_sqrt(x); }
@@ -21,4 +21,4 @@ ONEPASS_INLINE T sign(T x) {
   return x > T(0) ? T(1) : (x < T(0) ? T(-1) : x);
 }
 
-ONEPASS_TARGET_END
+}  // namespace onepass::inline ONEPASS_TARGET

@@ -22,8 +22,8 @@ inline constexpr int kRules = 0
 #undef ONEPASS_X
     ;
 
-inline constexpr int kMaxStates = 4;          // state tensors of one rule
-inline constexpr int kMaxHyper = 16;          // hyperparameters of one rule
+inline constexpr int kMaxStates = 4;           // state tensors of one rule
+inline constexpr int kMaxHyper = 16;           // hyperparameters of one rule
 inline constexpr int kMaxConstantBytes = 256;  // a rule's `Constants`
 
 }  // namespace onepass

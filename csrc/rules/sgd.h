@@ -12,7 +12,7 @@
 #include "rules/math.h"
 #include "target.h"
 
-ONEPASS_TARGET_BEGIN
+namespace onepass::inline ONEPASS_TARGET {
 
 struct Sgd {
   struct Hyper {
@@ -51,4 +51,4 @@ struct Sgd {
   }
 };
 
-ONEPASS_TARGET_END
+}  // namespace onepass::inline ONEPASS_TARGET

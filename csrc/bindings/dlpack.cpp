@@ -1,0 +1,88 @@
+#include "bindings/dlpack.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace py = pybind11;
+
+namespace onepass {
+namespace {
+
+// DLPack's enumerators.
+constexpr int kCpu = 1;
+constexpr int kPinned = 3;  // page-locked for CUDA, but the CPU's memory
+constexpr std::uint8_t kFloat = 2;
+constexpr std::uint8_t kBfloat = 4;
+constexpr std::uint8_t kComplex = 5;
+
+std::optional<Format> format_of(std::uint8_t code, int bits) {
+  if (code == kBfloat && bits == 16) return Format::bfloat16;
+  if (code != kFloat && code != kComplex) return std::nullopt;
+  if (code == kComplex) bits /= 2;
+  if (bits == 16) return Format::float16;
+  if (bits == 32) return Format::float32;
+  if (bits == 64) return Format::float64;
+  return std::nullopt;
+}
+
+}  // namespace
+
+DlpackReader::DlpackReader(const py::handle& tensor_type) {
+  const py::object capsule = py::getattr(tensor_type, "__dlpack_c_exchange_api__", py::none());
+  if (capsule.is_none())
+    throw py::import_error("onepass needs torch >= 2.10: torch.Tensor has no __dlpack_c_exchange_api__");
+  const auto* api = static_cast<const ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+  if (api == nullptr) throw py::error_already_set();
+  while (api != nullptr && api->major != 1) api = api->previous;
+  if (api == nullptr) throw py::import_error("onepass needs version 1 of DLPack's exchange API; this torch has none");
+  major_ = api->major;
+  minor_ = api->minor;
+  own_ = api->from_python;
+  borrow_ = api->borrow_from_python;
+}
+
+const std::int64_t* DlpackReader::keep(std::vector<std::int64_t> numbers) {
+  room_.push_back(std::move(numbers));
+  return room_.back().data();
+}
+
+bool DlpackReader::view(PyObject* tensor, TensorView& out) {
+  Tensor exported{};
+  if (borrow_ != nullptr) {
+    if (borrow_(tensor, &exported) != 0) {
+      PyErr_Clear();
+      return false;
+    }
+  } else {
+    ManagedTensor* managed = nullptr;
+    if (own_(tensor, &managed) != 0) {
+      PyErr_Clear();
+      return false;
+    }
+    exported = managed->tensor;
+    const auto ndim = static_cast<std::size_t>(exported.ndim);
+    exported.shape = const_cast<std::int64_t*>(keep({exported.shape, exported.shape + ndim}));
+    exported.strides = const_cast<std::int64_t*>(keep({exported.strides, exported.strides + ndim}));
+    managed->deleter(managed);
+  }
+  out.data = static_cast<std::byte*>(exported.data) + exported.byte_offset;
+  out.on_cpu = exported.device.type == kCpu || exported.device.type == kPinned;
+  out.format = format_of(exported.dtype.code, exported.dtype.bits);
+  out.complex = exported.dtype.code == kComplex;
+  out.ndim = exported.ndim;
+  out.shape = exported.shape;
+  out.strides = exported.strides;
+  if (out.complex) {
+    std::vector<std::int64_t> shape(out.shape, out.shape + out.ndim);
+    std::vector<std::int64_t> strides(out.strides, out.strides + out.ndim);
+    std::ranges::for_each(strides, [](std::int64_t& stride) { stride *= 2; });
+    shape.push_back(2);
+    strides.push_back(1);
+    out.ndim += 1;
+    out.shape = keep(std::move(shape));
+    out.strides = keep(std::move(strides));
+  }
+  return true;
+}
+
+}  // namespace onepass

@@ -1,0 +1,87 @@
+// The part of the DLPack C exchange API (DLPack 1.3) that a step needs: a tensor's memory, without torch's headers.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "formats/format.h"
+
+namespace onepass {
+
+// What a tensor looks like in memory. A complex tensor appears as real, with a last dimension of 2. Shape and strides
+// are borrowed: they hold until Python code can run again.
+struct TensorView {
+  std::byte* data = nullptr;
+  std::optional<Format> format;  // none: a dtype that no codec reads
+  bool on_cpu = false;
+  bool complex = false;
+  int ndim = 0;
+  const std::int64_t* shape = nullptr;
+  const std::int64_t* strides = nullptr;
+};
+
+class DlpackReader {
+ public:
+  // Takes the function table from `type(tensor).__dlpack_c_exchange_api__`. Throws if torch has none that fits.
+  explicit DlpackReader(const pybind11::handle& tensor_type);
+
+  // Views a tensor. False, with no Python error set, if torch does not export it (sparse, meta).
+  bool view(PyObject* tensor, TensorView& out);
+
+  // Forgets the shapes that views of this step had to be given room for.
+  void reset() { room_.clear(); }
+
+  std::pair<unsigned, unsigned> version() const { return {major_, minor_}; }
+
+  // Tests only: reads through the owning export, as a torch without the borrowing one would have it.
+  void use_managed_export() { borrow_ = nullptr; }
+
+ private:
+  struct Device {
+    int type;
+    int id;
+  };
+  struct DataType {
+    std::uint8_t code;
+    std::uint8_t bits;
+    std::uint16_t lanes;
+  };
+  struct Tensor {
+    void* data;
+    Device device;
+    int ndim;
+    DataType dtype;
+    std::int64_t* shape;
+    std::int64_t* strides;
+    std::uint64_t byte_offset;
+  };
+  struct ManagedTensor {
+    std::uint32_t major, minor;
+    void* manager;
+    void (*deleter)(ManagedTensor*);
+    std::uint64_t flags;
+    Tensor tensor;
+  };
+  struct ExchangeApi {
+    std::uint32_t major, minor;
+    ExchangeApi* previous;
+    void* allocate;
+    int (*from_python)(void* object, ManagedTensor** out);
+    void* to_python;
+    int (*borrow_from_python)(void* object, Tensor* out);  // may be null
+    void* current_work_stream;
+  };
+
+  const std::int64_t* keep(std::vector<std::int64_t> numbers);
+
+  std::uint32_t major_ = 0;
+  std::uint32_t minor_ = 0;
+  decltype(ExchangeApi::from_python) own_ = nullptr;
+  decltype(ExchangeApi::borrow_from_python) borrow_ = nullptr;
+  std::vector<std::vector<std::int64_t>> room_;
+};
+
+}  // namespace onepass

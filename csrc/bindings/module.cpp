@@ -1,0 +1,70 @@
+// onepass._core: names and docstrings. The work is in plan.cpp.
+#include <omp.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "bindings/plan.h"
+#include "cpu/dispatch.h"
+
+namespace py = pybind11;
+using namespace onepass;
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "The compiled core of onepass.";
+  m.attr("__version__") = ONEPASS_VERSION;
+
+  m.def("set_torch", &set_torch, py::arg("tensor_type"), py::arg("parameter_type"), py::arg("increment_version"),
+        "Hands over what the core uses of torch. Raises ImportError if torch has no DLPack exchange API.");
+  m.def("dlpack_version", [] { return torch().dlpack.version(); }, "Version of torch's DLPack exchange API.");
+  m.def("use_managed_export", [] { torch().dlpack.use_managed_export(); }, "Tests only: read tensors the slower way.");
+
+  m.def(
+      "isas",
+      [] {
+        py::dict all;
+        for (const Isa& isa : compiled_isas()) all[isa.name] = isa.supported();
+        return all;
+      },
+      "The compiled instruction sets, best first, each with whether this machine supports it.");
+  m.def(
+      "isa", [] { return active_isa().name; }, "The instruction set in use. Raises ValueError for a bad ONEPASS_ISA.");
+  m.def("force_isa", &force_isa, py::arg("name"),
+        "Uses another instruction set from now on. For tests and benchmarks.");
+  m.def(
+      "openmp_threads", [] { return omp_get_max_threads(); }, "Threads of the OpenMP runtime this module is bound to.");
+
+  m.def(
+      "rules",
+      [] {
+        py::dict all;
+        for (int i = 0; i < kRules; ++i) {
+          const RuleInfo& info = info_of(static_cast<RuleId>(i));
+          py::list hyper;
+          py::list states;
+          for (const char* name : info.hyper_names) hyper.append(name);
+          for (const char* name : info.state_names) states.append(name);
+          all[info.name] = py::make_tuple(hyper, states, info.counts_steps);
+        }
+        return all;
+      },
+      "The registry: name -> (hyperparameters, states, whether it counts steps).");
+
+  m.def(
+      "stats",
+      [] {
+        py::dict kernel;
+        kernel["cpu"] = stats().kernel;
+        py::dict all;
+        all["kernel"] = kernel;
+        all["torch"] = stats().torch;
+        return all;
+      },
+      "Tensors stepped since import.");
+
+  py::class_<Plan>(m, "Plan", "One optimizer's step, from its Python objects to the kernels.")
+      .def(py::init<const std::string&>(), py::arg("rule"))
+      .def("step", &Plan::step, py::arg("optimizer"), py::arg("grad_factor"), py::arg("threads"),
+           "Steps all parameters, or returns a list of (group, index, reason) that need torch's own code first.")
+      .def("finish", &Plan::finish, "Steps what the last call of step left.")
+      .def("explain", &Plan::explain, py::arg("optimizer"), "(group, index, path, reason) of every parameter.");
+}

@@ -1,0 +1,721 @@
+#include "bindings/plan.h"
+
+#include <algorithm>
+#include <cstring>
+#include <optional>
+#include <stdexcept>
+#include <unordered_map>
+
+#include "cpu/layout.h"
+#include "cpu/step.h"
+
+namespace py = pybind11;
+
+namespace onepass {
+namespace {
+
+std::optional<Torch> the_torch;
+Stats the_stats;
+
+const std::string kGradLabel = "its gradient";
+
+// Attribute and key names, made once.
+struct Names {
+  py::str grad{"grad"}, state{"state"}, param_groups{"param_groups"}, params{"params"}, maximize{"maximize"},
+      differentiable{"differentiable"}, param_names{"param_names"}, step{"step"}, is_neg{"is_neg"}, is_conj{"is_conj"};
+  Names() {
+    for (py::str* name :
+         {&grad, &state, &param_groups, &params, &maximize, &differentiable, &param_names, &step, &is_neg, &is_conj}) {
+      PyObject* raw = name->release().ptr();
+      PyUnicode_InternInPlace(&raw);
+      *name = py::reinterpret_steal<py::str>(raw);
+    }
+  }
+};
+
+const Names& names() {
+  static const Names* const kNames = new Names;  // never destroyed: Python may be gone by then
+  return *kNames;
+}
+
+py::object attribute(PyObject* object, const py::str& name) {
+  PyObject* value = PyObject_GetAttr(object, name.ptr());
+  if (value == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(value);
+}
+
+// The value of a key, borrowed; null if there is none.
+PyObject* lookup(PyObject* dict, const py::handle& key) {
+  PyObject* value = PyDict_GetItemWithError(dict, key.ptr());
+  if (value == nullptr && PyErr_Occurred() != nullptr) throw py::error_already_set();
+  return value;
+}
+
+bool is_true(const py::str& method, PyObject* tensor) {
+  PyObject* answer = PyObject_CallMethodNoArgs(tensor, method.ptr());
+  if (answer == nullptr) throw py::error_already_set();
+  const bool yes = answer == Py_True;
+  Py_DECREF(answer);
+  return yes;
+}
+
+// A tensor whose numbers are not those in its memory: torch negates or conjugates lazily, and exports say nothing of
+// it.
+bool is_lazy(PyObject* tensor, const TensorView& view) {
+  return is_true(names().is_neg, tensor) || (view.complex && is_true(names().is_conj, tensor));
+}
+
+bool is_plain(PyObject* tensor) {
+  const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(tensor));
+  return type == torch().tensor_type.ptr() || type == torch().parameter_type.ptr();
+}
+
+std::string type_name(PyObject* object) { return Py_TYPE(object)->tp_name; }
+
+std::string text_of(PyObject* object, const char* name) { return py::str(py::handle(object).attr(name)); }
+
+std::span<const std::int64_t> shape_of(const TensorView& view) {
+  return {view.shape, static_cast<std::size_t>(view.ndim)};
+}
+
+std::span<const std::int64_t> strides_of(const TensorView& view) {
+  return {view.strides, static_cast<std::size_t>(view.ndim)};
+}
+
+bool same_numbers(const std::int64_t* a, const std::int64_t* b, int n) {
+  return std::memcmp(a, b, sizeof(std::int64_t) * static_cast<std::size_t>(n)) == 0;
+}
+
+bool same_shape(const TensorView& a, const TensorView& b) {
+  return a.ndim == b.ndim && a.complex == b.complex && same_numbers(a.shape, b.shape, a.ndim);
+}
+
+}  // namespace
+
+void set_torch(py::object tensor_type, py::object parameter_type, py::object increment_version) {
+  DlpackReader dlpack(tensor_type);
+  // Kept to the end of the process, as torch itself is.
+  new (&the_torch) std::optional<Torch>(
+      Torch{std::move(tensor_type), std::move(parameter_type), std::move(increment_version), std::move(dlpack)});
+}
+
+Torch& torch() { return *the_torch; }
+
+Stats& stats() { return the_stats; }
+
+struct Plan::Group {
+  PyObject* dict = nullptr;    // borrowed, as all PyObject* here
+  PyObject* params = nullptr;  // its list of parameters
+  std::size_t index = 0;
+  std::vector<std::pair<py::object, py::object>> items;  // what the dict held when it was read, but for `params`
+  bool reread = true;  // a value is mutable (a tensor lr): its identity proves nothing
+  std::array<double, kMaxHyper> hyper{};
+  double sign = 1.0;
+  bool differentiable = false;
+  int states_used = 0;
+};
+
+struct Plan::Param {
+  PyObject* object = nullptr;
+  Group* group = nullptr;
+  std::size_t index = 0;             // in its group
+  PyObject* state = nullptr;         // its dict in optimizer.state; null if it has none
+  bool fresh = false;                // its states have been created and not been stepped yet
+  bool shared = false;               // another parameter's step writes to the same memory
+  std::string reason;                // why torch's code steps it
+  std::vector<std::int64_t> packed;  // the last shape and strides that were found to be packed
+  std::array<std::pair<std::byte*, std::byte*>, kMaxOperands + 1>
+      written{};  // memory it writes: first and past last byte
+};
+
+// The plan in one thread's hands. Another thread waits, without the GIL, as it would for the step itself.
+struct Plan::Ticket {
+  explicit Ticket(Plan& plan) : plan_(plan) {
+    if (plan.owner_ == std::this_thread::get_id()) throw std::runtime_error("step() was called from within step()");
+    if (!plan.mutex_.try_lock()) {
+      const py::gil_scoped_release release;
+      plan.mutex_.lock();
+    }
+    plan.owner_ = std::this_thread::get_id();
+  }
+  ~Ticket() {
+    plan_.owner_ = {};
+    plan_.mutex_.unlock();
+  }
+  Ticket(const Ticket&) = delete;
+  Ticket& operator=(const Ticket&) = delete;
+
+ private:
+  Plan& plan_;
+};
+
+namespace {
+
+RuleId rule_named(const std::string& name) {
+  for (int i = 0; i < kRules; ++i)
+    if (name == info_of(static_cast<RuleId>(i)).name) return static_cast<RuleId>(i);
+  throw std::invalid_argument("there is no rule named " + name);
+}
+
+py::object interned(const std::string& text) {
+  return py::reinterpret_steal<py::object>(PyUnicode_InternFromString(text.c_str()));
+}
+
+}  // namespace
+
+Plan::Plan(const std::string& rule) : rule_(rule_named(rule)), info_(info_of(rule_)) {
+  for (const std::string name : info_.hyper_names) {
+    const auto bracket = name.find('[');
+    if (bracket == std::string::npos) {
+      hyper_names_.push_back({interned(name), -1});
+    } else {
+      hyper_names_.push_back({interned(name.substr(0, bracket)), std::stoi(name.substr(bracket + 1))});
+    }
+  }
+  for (const std::string name : info_.state_names) {
+    state_names_.push_back(interned(name));
+    state_labels_.push_back("its state " + name);
+  }
+}
+
+Plan::~Plan() = default;
+
+void Plan::fail(const Param& param, const std::string& what) const {
+  std::string message =
+      label_ + ": parameter " + std::to_string(param.index) + " of group " + std::to_string(param.group->index);
+  if (PyObject* listed = lookup(param.group->dict, names().param_names); listed != nullptr)
+    message += " '" + std::string(py::str(py::list(py::handle(listed).cast<py::object>())[param.index])) + "'";
+  message += " (shape " + std::string(py::str(py::list(py::handle(param.object).attr("shape")))) + ", " +
+             text_of(param.object, "dtype") + "): " + what;
+  throw py::value_error(message);
+}
+
+// -- groups: hyperparameters -----------------------------------------------------------------------------------------
+
+void Plan::read_groups(const py::object& optimizer) {
+  const py::object listed = attribute(optimizer.ptr(), names().param_groups);
+  if (!PyList_Check(listed.ptr())) throw py::type_error(label_ + ": param_groups must be a list");
+  const auto count = static_cast<std::size_t>(PyList_GET_SIZE(listed.ptr()));
+  if (groups_.size() != count) {
+    groups_.clear();
+    groups_.resize(count);
+    params_.clear();
+  }
+  std::size_t at = 0;
+  for (std::size_t g = 0; g < count; ++g) {
+    Group& group = groups_[g];
+    PyObject* dict = PyList_GET_ITEM(listed.ptr(), static_cast<Py_ssize_t>(g));
+    if (!PyDict_Check(dict)) throw py::type_error(label_ + ": a parameter group must be a dict");
+    read_group(group, dict, g);
+    const auto size = static_cast<std::size_t>(PyList_GET_SIZE(group.params));
+    if (params_.size() < at + size) params_.resize(at + size);
+    for (std::size_t i = 0; i < size; ++i, ++at) {
+      PyObject* object = PyList_GET_ITEM(group.params, static_cast<Py_ssize_t>(i));
+      Param& param = params_[at];
+      if (param.object == object && param.group == &group && param.index == i) continue;
+      param = Param{};
+      param.object = object;
+      param.group = &group;
+      param.index = i;
+      states_moved_ = true;
+    }
+  }
+  if (params_.size() != at) {
+    params_.resize(at);
+    states_moved_ = true;
+  }
+}
+
+// Numbers in a group are read only when the group holds other objects than at the last step: a schedule that sets
+// group["lr"] puts a new float there, and comparing a dozen pointers is several times cheaper than reading them.
+void Plan::read_group(Group& group, PyObject* dict, std::size_t index) {
+  if (group.dict == dict && !group.reread) {
+    Py_ssize_t position = 0;
+    PyObject* key = nullptr;
+    PyObject* value = nullptr;
+    auto item = group.items.begin();
+    bool same = true;
+    while (same && PyDict_Next(dict, &position, &key, &value) != 0) {
+      if (key == names().params.ptr() && PyList_Check(value)) {
+        group.params = value;
+      } else {
+        same = item != group.items.end() && item->first.ptr() == key && item->second.ptr() == value;
+        if (same) ++item;
+      }
+    }
+    if (same && item == group.items.end()) return;
+  }
+
+  group = Group{};
+  group.dict = dict;
+  group.index = index;
+  group.reread = false;
+  const auto number = [&](const py::handle& key, PyObject* value) {
+    if (!PyFloat_CheckExact(value) && !PyLong_Check(value)) group.reread = true;  // bool is a PyLong
+    const double read = PyFloat_AsDouble(value);
+    if (read == -1.0 && PyErr_Occurred() != nullptr) {
+      PyErr_Clear();
+      throw py::type_error(label_ + ": group " + std::to_string(index) + ": " + std::string(py::str(key)) +
+                           " must be a number, but is a " + type_name(value));
+    }
+    return read;
+  };
+  for (std::size_t h = 0; h < hyper_names_.size(); ++h) {
+    const auto& [key, element] = hyper_names_[h];
+    PyObject* value = lookup(dict, key);
+    if (value == nullptr)
+      throw py::key_error(label_ + ": group " + std::to_string(index) + " has no " + std::string(py::str(key)));
+    if (element < 0) {
+      group.hyper[h] = number(key, value);
+    } else {
+      if (!PyTuple_CheckExact(value)) group.reread = true;
+      const auto part = py::reinterpret_steal<py::object>(PySequence_GetItem(value, element));
+      if (!part) throw py::error_already_set();
+      group.hyper[h] = number(key, part.ptr());
+    }
+  }
+  const auto flag = [&](const py::str& key) {
+    PyObject* value = lookup(dict, key);
+    return value != nullptr && PyObject_IsTrue(value) == 1;
+  };
+  group.sign = flag(names().maximize) ? -1.0 : 1.0;
+  group.differentiable = flag(names().differentiable);
+  group.states_used = info_.states_used(group.hyper.data());
+  group.params = lookup(dict, names().params);
+  if (group.params == nullptr || !PyList_Check(group.params))
+    throw py::type_error(label_ + ": group " + std::to_string(index) + " has no list of params");
+
+  Py_ssize_t position = 0;
+  PyObject* key = nullptr;
+  PyObject* value = nullptr;
+  while (PyDict_Next(dict, &position, &key, &value) != 0)
+    if (value != group.params)
+      group.items.emplace_back(py::reinterpret_borrow<py::object>(key), py::reinterpret_borrow<py::object>(value));
+}
+
+// -- states: which dict belongs to which parameter -------------------------------------------------------------------
+
+// Hashing a tensor runs Python code, so the dict is walked instead and compared with the last walk.
+void Plan::read_states(const py::object& optimizer) {
+  const py::object held = attribute(optimizer.ptr(), names().state);
+  if (!PyDict_Check(held.ptr())) throw py::type_error(label_ + ": state must be a dict");
+  Py_ssize_t position = 0;
+  PyObject* key = nullptr;
+  PyObject* value = nullptr;
+  if (!states_moved_) {
+    auto item = states_.begin();
+    bool same = true;
+    while (same && PyDict_Next(held.ptr(), &position, &key, &value) != 0) {
+      same = item != states_.end() && item->first == key && item->second == value;
+      if (same) ++item;
+    }
+    if (same && item == states_.end()) return;
+  }
+  states_.clear();
+  std::unordered_map<PyObject*, PyObject*> found;
+  position = 0;
+  while (PyDict_Next(held.ptr(), &position, &key, &value) != 0) {
+    states_.emplace_back(key, value);
+    found.emplace(key, value);
+  }
+  for (Param& param : params_) {
+    const auto at = found.find(param.object);
+    param.state = at == found.end() ? nullptr : at->second;
+    if (param.state != nullptr && !PyDict_Check(param.state)) fail(param, "its state is not a dict");
+  }
+  states_moved_ = false;
+}
+
+// -- tensors ---------------------------------------------------------------------------------------------------------
+
+// Why the kernels cannot take a parameter, whatever its gradient and states; empty if they can.
+std::string Plan::why_torch(const Param& param, TensorView& view) const {
+  if (param.group->differentiable) return "differentiable=True";
+  if (!is_plain(param.object)) return "tensor subclass " + type_name(param.object);
+  if (!torch().dlpack.view(param.object, view)) {
+    if (py::handle(param.object).attr("is_meta").cast<bool>())
+      fail(param, "it is on the meta device and has no memory; call to_empty() first");
+    return "no strided memory";
+  }
+  if (!view.on_cpu)
+    return "device " + py::str(py::handle(param.object).attr("device").attr("type")).cast<std::string>();
+  if (!view.format) return "dtype " + text_of(param.object, "dtype");
+  return {};
+}
+
+// Reads one operand into the job. False if torch has to take the parameter.
+bool Plan::read_operand(Param& param, Job& job, int operand, PyObject* tensor, const std::string& what,
+                        const TensorView& of_param, TensorView& view) {
+  if (!is_plain(tensor)) {
+    if (PyObject_IsInstance(tensor, torch().tensor_type.ptr()) != 1) fail(param, what + " is not a tensor");
+    param.reason = "tensor subclass " + type_name(tensor);
+    return false;
+  }
+  if (!torch().dlpack.view(tensor, view)) {
+    param.reason =
+        py::handle(tensor).attr("is_sparse").cast<bool>() ? "sparse gradient" : what + " has no strided memory";
+    return false;
+  }
+  if (!view.on_cpu) fail(param, what + " is on device " + text_of(tensor, "device") + ", not on the parameter's");
+  if (!view.format) {
+    param.reason = what + " has dtype " + text_of(tensor, "dtype");
+    return false;
+  }
+  if (!same_shape(view, of_param))
+    fail(param, what + " has shape " + std::string(py::str(py::list(py::handle(tensor).attr("shape")))) +
+                    " and dtype " + text_of(tensor, "dtype"));
+  job.operands[static_cast<std::size_t>(operand)] = {view.data, *view.format};
+  return true;
+}
+
+Plan::Path Plan::read_param(Param& param, Job& job) {
+  py::object grad = attribute(param.object, names().grad);
+  if (grad.is_none()) {
+    param.written = {};
+    return Path::none;
+  }
+  const Group& group = *param.group;
+  std::array<TensorView, kMaxOperands> views;
+  TensorView& own = views[kParam];
+  param.reason = why_torch(param, own);
+  if (!param.reason.empty()) return Path::torch;
+
+  job = Job{};
+  job.operands[kParam] = {own.data, *own.format};
+  job.wide = *own.format == Format::float64;
+  job.grad_factor = grad_factor_ * group.sign;
+  job.length = 1;
+  for (int d = 0; d < own.ndim; ++d) job.length *= own.shape[d];
+
+  // Whether the parameter is packed is remembered with the very shape and strides that it was found for.
+  const auto ndim = static_cast<std::size_t>(own.ndim);
+  const bool known = param.packed.size() == 2 * ndim && same_numbers(param.packed.data(), own.shape, own.ndim) &&
+                     same_numbers(param.packed.data() + ndim, own.strides, own.ndim);
+  bool packed = known;
+  if (!known) {
+    param.packed.clear();
+    const Overlap overlap = self_overlap(shape_of(own), strides_of(own));
+    if (overlap == Overlap::certain) fail(param, "several of its elements share the same memory (it is expanded)");
+    if (overlap == Overlap::possible) param.reason = "parameter with interleaved strides";
+    if (is_lazy(param.object, own)) param.reason = "negated or conjugated parameter";
+    if (!param.reason.empty()) return Path::torch;
+    packed = is_flat(make_layout(shape_of(own), {strides_of(own)}));
+    if (packed) {
+      param.packed.assign(own.shape, own.shape + own.ndim);
+      param.packed.insert(param.packed.end(), own.strides, own.strides + own.ndim);
+    }
+  }
+
+  TensorView& of_grad = views[kGrad];
+  if (!read_operand(param, job, kGrad, grad.ptr(), kGradLabel, own, of_grad)) return Path::torch;
+  if (is_lazy(grad.ptr(), of_grad)) {
+    grad = grad.attr("resolve_conj")().attr("resolve_neg")();
+    if (!read_operand(param, job, kGrad, grad.ptr(), kGradLabel, own, of_grad)) return Path::torch;
+  }
+
+  bool missing = param.state == nullptr && (info_.counts_steps || group.states_used > 0);
+  for (int s = 0; s < group.states_used && !missing; ++s) {
+    const auto operand = static_cast<std::size_t>(kFirstState + s);
+    PyObject* tensor = lookup(param.state, state_names_[static_cast<std::size_t>(s)]);
+    missing = tensor == nullptr || tensor == Py_None;
+    if (missing) break;
+    const std::string& what = state_labels_[static_cast<std::size_t>(s)];
+    TensorView& view = views[operand];
+    if (!read_operand(param, job, static_cast<int>(operand), tensor, what, own, view)) return Path::torch;
+    if (!known && is_lazy(tensor, view)) {
+      param.reason = "negated or conjugated state";
+      return Path::torch;
+    }
+    if (!(view.ndim == own.ndim && same_numbers(view.strides, own.strides, own.ndim))) {
+      const Overlap overlap = self_overlap(shape_of(view), strides_of(view));
+      if (overlap == Overlap::certain) fail(param, what + " has several elements that share the same memory");
+      if (overlap == Overlap::possible) {
+        param.reason = "state with interleaved strides";
+        return Path::torch;
+      }
+    }
+  }
+
+  double step = param.fresh ? 1.0 : 2.0;
+  Counter counter{};
+  if (info_.counts_steps && !missing) {
+    PyObject* tensor = lookup(param.state, names().step);
+    missing = tensor == nullptr;
+    if (!missing) {
+      TensorView view;
+      const bool readable = is_plain(tensor) && torch().dlpack.view(tensor, view) && view.on_cpu && !view.complex &&
+                            (view.format == Format::float32 || view.format == Format::float64) &&
+                            std::ranges::all_of(shape_of(view), [](std::int64_t size) { return size == 1; });
+      if (!readable) {
+        param.reason = "step counter that is not one float on the CPU";
+        return Path::torch;
+      }
+      counter = {view.data, *view.format, 0.0};
+      if (counter.format == Format::float32) {
+        float value = 0;
+        std::memcpy(&value, counter.data, sizeof value);
+        counter.value = static_cast<double>(value) + 1.0;
+      } else {
+        std::memcpy(&counter.value, counter.data, sizeof counter.value);
+        counter.value += 1.0;
+      }
+      step = counter.value;
+    }
+  }
+
+  // All memory that this step writes for the parameter. Where it has moved, it is looked at for overlaps.
+  const auto note = [&](std::size_t slot, std::byte* first, std::int64_t bytes) {
+    auto& known_range = param.written[slot];
+    const std::pair range{first, first + bytes};
+    if (known_range != range) {
+      known_range = range;
+      memory_moved_ = true;
+    }
+  };
+  bool flat = packed;
+  for (std::size_t k = 0; k < kMaxOperands; ++k) {
+    const TensorView& view = views[k];
+    const Operand& operand = job.operands[k];
+    if (operand.data == nullptr && k != kParam) {
+      if (k != kGrad) note(k, nullptr, 0);
+      continue;
+    }
+    const bool same = k == kParam || same_numbers(view.strides, own.strides, own.ndim);
+    flat = flat && same;
+    if (k == kGrad) continue;
+    const std::int64_t elements = packed && same ? job.length : extent(shape_of(view), strides_of(view));
+    note(k, operand.data, elements * static_cast<std::int64_t>(size_of(operand.format)));
+  }
+  note(kMaxOperands, counter.data, counter.data == nullptr ? 0 : static_cast<std::int64_t>(size_of(counter.format)));
+
+  if (param.shared) {
+    param.reason = "memory shared with another parameter";
+    return Path::torch;
+  }
+  // A gradient may be the parameter itself, element by element; where it lies otherwise in the parameter's memory, what
+  // torch's sequence of operations would make of it is for torch to say.
+  const auto& [first, past] = param.written[kParam];
+  std::byte* const grad_first = of_grad.data;
+  std::byte* const grad_past =
+      grad_first + extent(shape_of(of_grad), strides_of(of_grad)) * static_cast<std::int64_t>(size_of(*of_grad.format));
+  if (grad_first < past && first < grad_past && job.length > 0 &&
+      !(grad_first == first && of_grad.format == own.format && same_numbers(of_grad.strides, own.strides, own.ndim))) {
+    param.reason = "gradient that overlaps its parameter";
+    return Path::torch;
+  }
+
+  held_.push_back(std::move(grad));
+  if (missing) return Path::missing;
+
+  if (!flat && job.length > 0) {
+    std::array<std::span<const std::int64_t>, kMaxOperands> strides;
+    for (std::size_t k = 0; k < kMaxOperands; ++k)
+      if (job.operands[k].data != nullptr) strides[k] = strides_of(views[k]);
+    Layout layout = make_layout(shape_of(own), strides);
+    if (!is_flat(layout)) job.layout = &layouts_.emplace_back(std::move(layout));
+  }
+  job.constants = constants_for(group, step, job.wide);
+  if (counter.data != nullptr) counters_.push_back(counter);
+  return Path::kernel;
+}
+
+// Parameters of one group, and often of many, share their constants.
+const void* Plan::constants_for(const Group& group, double step, bool wide) {
+  Memo& memo = memo_[wide ? 1 : 0];
+  if (memo.constants != nullptr && memo.step == step && memo.hyper == group.hyper) return memo.constants;
+  Slot& slot = slots_.emplace_back();
+  info_.prepare(group.hyper.data(), step, wide, slot.bytes);
+  memo = {group.hyper, step, slot.bytes};
+  return slot.bytes;
+}
+
+// -- the step --------------------------------------------------------------------------------------------------------
+
+void Plan::clear() {
+  jobs_.clear();
+  job_params_.clear();
+  counters_.clear();
+  missing_.clear();
+  torch_params_.clear();
+  layouts_.clear();
+  slots_.clear();
+  memo_ = {};
+  torch().dlpack.reset();
+  held_.clear();
+}
+
+void Plan::gather() {
+  clear();
+  Job job;
+  for (std::size_t k = 0; k < params_.size(); ++k) {
+    switch (read_param(params_[k], job)) {
+      case Path::none:
+        break;
+      case Path::kernel:
+        jobs_.push_back(job);
+        job_params_.push_back(k);
+        break;
+      case Path::missing:
+        missing_.push_back(k);
+        break;
+      case Path::torch:
+        torch_params_.push_back(k);
+        break;
+    }
+  }
+}
+
+// Finds parameters whose steps would write to the same memory. In one call they would race; torch's code steps them one
+// after the other. Within one parameter it can only be a mistake. True if the division changed.
+bool Plan::divide_shared_memory() {
+  struct Range {
+    std::byte* first;
+    std::byte* past;
+    Param* param;
+  };
+  std::vector<Range> ranges;
+  for (Param& param : params_)
+    for (const auto& [first, past] : param.written)
+      if (first != past) ranges.push_back({first, past, &param});
+  std::ranges::sort(ranges, {}, &Range::first);
+
+  std::vector<Param*> sharing;
+  const Range* widest = nullptr;  // of those so far, the one that reaches furthest
+  for (const Range& range : ranges) {
+    if (widest != nullptr && range.first < widest->past) {
+      if (widest->param == range.param)
+        fail(*range.param, "its own tensors (parameter, states, step) overlap in memory");
+      sharing.push_back(range.param);
+      sharing.push_back(widest->param);
+    }
+    if (widest == nullptr || range.past > widest->past) widest = &range;
+  }
+  bool changed = false;
+  for (Param& param : params_) {
+    const bool shared = std::ranges::find(sharing, &param) != sharing.end();
+    changed = changed || shared != param.shared;
+    param.shared = shared;
+  }
+  return changed;
+}
+
+void Plan::create_states(const py::object& optimizer) {
+  py::list wanted;
+  for (std::size_t m = 0; m < missing_.size(); ++m) {
+    const Param& param = params_[missing_[m]];
+    py::list state_names;
+    for (int s = 0; s < param.group->states_used; ++s) state_names.append(state_names_[static_cast<std::size_t>(s)]);
+    wanted.append(py::make_tuple(py::handle(param.group->dict), py::handle(param.object),
+                                 attribute(param.object, names().grad), state_names));
+  }
+  optimizer.attr("_create_states")(wanted, info_.counts_steps);
+  for (const std::size_t m : missing_) params_[m].fresh = true;
+  states_moved_ = true;
+}
+
+py::object Plan::step(const py::object& optimizer, double grad_factor, int threads) {
+  const Ticket ticket(*this);
+  label_ = type_name(optimizer.ptr());
+  grad_factor_ = grad_factor;
+  threads_ = threads;
+  try {
+    for (int round = 0;; ++round) {
+      if (round == 8) throw std::runtime_error(label_ + ": the optimizer changes while it is being read");
+      read_groups(optimizer);
+      read_states(optimizer);
+      gather();
+      if (memory_moved_) {
+        memory_moved_ = false;
+        if (divide_shared_memory()) continue;
+      }
+      if (missing_.empty()) break;
+      create_states(optimizer);
+    }
+  } catch (...) {
+    memory_moved_ = true;
+    clear();
+    throw;
+  }
+  if (torch_params_.empty()) {
+    run();
+    return py::none();
+  }
+  py::list rest;
+  for (const std::size_t k : torch_params_) {
+    const Param& param = params_[k];
+    the_stats.torch[param.reason] += 1;
+    rest.append(py::make_tuple(param.group->index, param.index, param.reason));
+  }
+  return rest;
+}
+
+void Plan::finish() {
+  const Ticket ticket(*this);
+  run();
+}
+
+void Plan::run() {
+  {
+    const py::gil_scoped_release release;
+    run_step(rule_, jobs_, threads_);
+    for (const Counter& counter : counters_) {
+      if (counter.format == Format::float32) {
+        const auto value = static_cast<float>(counter.value);
+        std::memcpy(counter.data, &value, sizeof value);
+      } else {
+        std::memcpy(counter.data, &counter.value, sizeof counter.value);
+      }
+    }
+  }
+  if (!jobs_.empty()) {
+    py::list stepped(jobs_.size());
+    for (std::size_t j = 0; j < jobs_.size(); ++j) {
+      Param& param = params_[job_params_[j]];
+      param.fresh = false;
+      stepped[j] = py::reinterpret_borrow<py::object>(param.object);
+    }
+    torch().increment_version(stepped);
+    the_stats.kernel += jobs_.size();
+  }
+  clear();
+}
+
+py::list Plan::explain(const py::object& optimizer) {
+  const Ticket ticket(*this);
+  label_ = type_name(optimizer.ptr());
+  py::list rows;
+  read_groups(optimizer);
+  read_states(optimizer);
+  clear();
+  for (Param& param : params_) {
+    std::string path = "kernel";
+    std::string reason;
+    try {
+      Job job;
+      switch (read_param(param, job)) {
+        case Path::none: {
+          TensorView view;
+          reason = why_torch(param, view);
+          if (!reason.empty()) path = "torch";
+          reason += reason.empty() ? "no gradient now" : "; no gradient now";
+          break;
+        }
+        case Path::torch:
+          path = "torch";
+          reason = param.reason;
+          break;
+        default:
+          break;
+      }
+    } catch (const py::value_error& error) {
+      path = "error";
+      reason = error.what();
+    }
+    rows.append(py::make_tuple(param.group->index, param.index, path, reason));
+  }
+  memory_moved_ = true;
+  clear();
+  return rows;
+}
+
+}  // namespace onepass

@@ -1,0 +1,129 @@
+// One optimizer's step, from its Python objects to the jobs of the core.
+//
+// The rule of this file: nothing about a tensor's memory is remembered. Where a tensor lies, its shape and its format
+// are read again at every step, so whatever a user does to tensors between steps, a step works on what is there now.
+// What is kept is what can be checked by comparing pointers: which dict holds whose state, and what the numbers in a
+// parameter group were.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <array>
+#include <deque>
+#include <map>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "bindings/dlpack.h"
+#include "cpu/job.h"
+#include "rules/table.h"
+
+namespace onepass {
+
+// What the bindings use of torch, handed over once by the Python layer.
+struct Torch {
+  pybind11::object tensor_type;
+  pybind11::object parameter_type;
+  pybind11::object increment_version;
+  DlpackReader dlpack;
+};
+
+void set_torch(pybind11::object tensor_type, pybind11::object parameter_type, pybind11::object increment_version);
+Torch& torch();
+
+// How many tensors have been stepped since import: by the kernels, and by torch's own code for each reason.
+struct Stats {
+  std::uint64_t kernel = 0;
+  std::map<std::string, std::uint64_t> torch;
+};
+Stats& stats();
+
+class Plan {
+ public:
+  // Throws std::invalid_argument if there is no such rule.
+  explicit Plan(const std::string& rule);
+  ~Plan();
+
+  // Reads the optimizer, checks everything, creates missing states, and steps what the kernels can take. Returns None,
+  // or a list of (group, index, reason) of parameters that need torch's own code; then nothing has been stepped yet,
+  // and `finish` steps the rest. On an exception nothing has been written.
+  pybind11::object step(const pybind11::object& optimizer, double grad_factor, int threads);
+  void finish();
+
+  // What `step` would do, as (group, index, path, reason) for each parameter; path is "kernel", "torch" or "error".
+  pybind11::list explain(const pybind11::object& optimizer);
+
+ private:
+  struct Group;
+  struct Param;
+  enum class Path { none, kernel, torch, missing };
+
+  struct Counter {
+    std::byte* data;
+    Format format;
+    double value;
+  };
+
+  void read_groups(const pybind11::object& optimizer);
+  void read_group(Group& group, PyObject* dict, std::size_t index);
+  void read_states(const pybind11::object& optimizer);
+  void gather();
+  Path read_param(Param& param, Job& job);
+  std::string why_torch(const Param& param, TensorView& view) const;
+  bool read_operand(Param& param, Job& job, int operand, PyObject* tensor, const std::string& what,
+                    const TensorView& of_param, TensorView& view);
+  bool divide_shared_memory();
+  const void* constants_for(const Group& group, double step, bool wide);
+  void create_states(const pybind11::object& optimizer);
+  void run();
+  void clear();
+  [[noreturn]] void fail(const Param& param, const std::string& what) const;
+
+  struct Ticket;  // holds the plan for one call of one thread
+
+  RuleId rule_;
+  const RuleInfo& info_;
+  std::string label_;  // the optimizer's class name, for messages
+
+  struct HyperName {
+    pybind11::object key;
+    int index;  // of the element, where the value is a sequence; else -1
+  };
+  std::vector<HyperName> hyper_names_;
+  std::vector<pybind11::object> state_names_;
+  std::vector<std::string> state_labels_;  // for messages
+
+  std::deque<Group> groups_;
+  std::vector<Param> params_;
+  std::vector<std::pair<PyObject*, PyObject*>> states_;  // optimizer.state as it was last walked
+  bool states_moved_ = true;
+  bool memory_moved_ = true;
+
+  // This step's work.
+  std::vector<Job> jobs_;
+  std::vector<std::size_t> job_params_;
+  std::vector<Counter> counters_;
+  std::vector<std::size_t> missing_;
+  std::vector<std::size_t> torch_params_;
+  std::vector<pybind11::object> held_;
+  std::deque<Layout> layouts_;
+  struct Slot {
+    alignas(64) std::byte bytes[kMaxConstantBytes];
+  };
+  std::deque<Slot> slots_;
+  struct Memo {
+    std::array<double, kMaxHyper> hyper;
+    double step;
+    const void* constants;
+  };
+  std::array<Memo, 2> memo_{};
+  double grad_factor_ = 1.0;
+  int threads_ = 1;
+
+  std::mutex mutex_;
+  std::thread::id owner_;
+};
+
+}  // namespace onepass

@@ -1,0 +1,239 @@
+"""What every optimizer of this package shares: a step that runs in the compiled core.
+
+:class:`Native` goes in front of a ``torch.optim`` class. Everything but the step (constructor, parameter groups, hooks,
+state names, ``state_dict``) stays torch's own. The step reads the optimizer, hands the parameters that the kernels
+cover to the core in one call, and leaves the rest to torch's implementation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim import optimizer as torch_optimizer
+
+from . import _core
+
+_core.set_torch(torch.Tensor, torch.nn.Parameter, torch.autograd.graph.increment_version)
+
+Step = Callable[..., Any]
+
+STATE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def unhooked(cls: type[Optimizer]) -> Step:
+    """The class's own step, without the hooks that torch wraps around it once an instance has been made."""
+    step: Any = cls.step
+    while getattr(step, "hooked", False):
+        step = step.__wrapped__
+    return cast(Step, step)
+
+
+def _listened_to(optimizer: Optimizer) -> bool:
+    """Whether a hook or a profiler wants to know of this step."""
+    return bool(
+        optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+        or torch_optimizer._global_optimizer_pre_hooks
+        or torch_optimizer._global_optimizer_post_hooks
+        or torch._C._autograd._profiler_enabled()
+    )
+
+
+def _update(self: Native, closure: Callable[[], Any] | None = None) -> Any:
+    """Performs a single optimization step.
+
+    Args:
+        closure: Reevaluates the model, with gradients enabled, and returns the loss.
+
+    Returns:
+        What the closure returned; None without one.
+
+    Raises:
+        ValueError: A gradient or state does not fit its parameter, or memory overlaps. The message names the
+            parameter; nothing has been written.
+    """
+    loss = None
+    if closure is not None:
+        with torch.enable_grad():
+            loss = closure()
+    self._step_all()
+    return loss
+
+
+# torch's wrapper with the hooks around the step, and its code, by which an instance of it can be recognised.
+_hooked_update = Optimizer.profile_hook_step(_update)
+_HOOKED_CODE = cast(Any, _hooked_update).__code__
+
+
+@functools.wraps(_update)
+def _step(*args: Any, **kwargs: Any) -> Any:
+    # torch's wrapper costs as much as the step of a small model, nearly all of it for a profiler that is off. So it is
+    # put around the step only when someone listens, unless a subclass overrides step: torch has wrapped that already.
+    self = args[0]
+    if _listened_to(self) and getattr(type(self).step, "__code__", None) is not _HOOKED_CODE:
+        return _hooked_update(*args, **kwargs)
+    return _update(*args, **kwargs)
+
+
+cast(Any, _step).hooked = True  # torch leaves a step that is marked so as it is
+
+
+@contextlib.contextmanager
+def _scaled_gradients(params: list[Tensor], factor: float) -> Iterator[None]:
+    """Lends the parameters scaled copies of their gradients; the gradients themselves are not written."""
+    grads = [p.grad for p in params]
+    try:
+        for p, grad in zip(params, grads, strict=True):
+            p.grad = grad * factor if grad is not None else None
+        yield
+    finally:
+        for p, grad in zip(params, grads, strict=True):
+            p.grad = grad
+
+
+class Native(Optimizer):
+    """An optimizer whose step runs in the compiled core.
+
+    A subclass names its rule of ``csrc/rules`` and torch's step for what the kernels do not cover.
+    """
+
+    rule: ClassVar[str]
+    torch_step: ClassVar[Step]
+
+    # GradScaler leaves the scale and the infinity check to the step: gradients are unscaled inside the kernel.
+    _step_supports_amp_scaling = True
+
+    if TYPE_CHECKING:
+
+        def step(self, closure: Callable[[], Any] | None = None) -> Any: ...
+    else:
+        step = _step
+
+    def _set_state_dtype(self, state_dtype: torch.dtype | None) -> None:
+        """Adds the argument ``state_dtype`` to what torch's constructor has set up."""
+        if state_dtype is not None and state_dtype not in STATE_DTYPES:
+            raise ValueError(f"Invalid state_dtype: {state_dtype}; it must be one of {STATE_DTYPES} or None")
+        self.defaults["state_dtype"] = state_dtype
+        for group in self.param_groups:
+            group.setdefault("state_dtype", state_dtype)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("state_dtype", self.defaults.get("state_dtype"))
+
+    # -- the step ----------------------------------------------------------------------------------------------------
+
+    @property
+    def _plan(self) -> _core.Plan:
+        # Made when it is first needed, and never pickled or copied: it is a cache of what the optimizer holds.
+        plan: _core.Plan | None = self.__dict__.get("_cached_plan")
+        if plan is None:
+            plan = self.__dict__["_cached_plan"] = _core.Plan(self.rule)
+        return plan
+
+    def _step_all(self) -> None:
+        grad_factor = 1.0
+        if (found_inf := getattr(self, "found_inf", None)) is not None and found_inf.item():
+            return
+        if (grad_scale := getattr(self, "grad_scale", None)) is not None:
+            grad_factor = 1.0 / grad_scale.item()
+        plan = self._plan
+        rest = plan.step(self, grad_factor, torch.get_num_threads())
+        if rest is not None:
+            self._step_by_torch(rest, grad_factor)
+            plan.finish()
+
+    def _step_by_torch(self, rest: list[tuple[int, int, str]], grad_factor: float) -> None:
+        """Steps some of the parameters by torch's own implementation, on the same states."""
+        params_of: dict[int, list[Tensor]] = {}
+        for group, index, _ in rest:
+            params_of.setdefault(group, []).append(self.param_groups[group]["params"][index])
+        # A stand-in that shares everything with this optimizer but sees only those parameters.
+        part = object.__new__(type(self))
+        part.__dict__.update({k: v for k, v in self.__dict__.items() if k not in ("grad_scale", "found_inf")})
+        part.param_groups = [{**self.param_groups[g], "params": params} for g, params in params_of.items()]
+        with contextlib.ExitStack() as stack:
+            if grad_factor != 1.0:
+                stack.enter_context(_scaled_gradients([p for ps in params_of.values() for p in ps], grad_factor))
+            type(self).torch_step(part)
+
+    def _create_states(self, wanted: list[tuple[dict[str, Any], Tensor, Tensor, list[str]]], counts: bool) -> None:
+        """Creates the states that are missing; all of them, or on an exception none.
+
+        Args:
+            wanted: Group, parameter, gradient and names of the states that it must have.
+            counts: Whether a parameter has a step counter.
+        """
+        created: list[tuple[Tensor, str]] = []
+        try:
+            for group, p, grad, names in wanted:
+                state = self.state[p]
+                if counts and "step" not in state:
+                    dtype = torch_optimizer._get_scalar_dtype(is_fused=group.get("fused"))
+                    state["step"] = torch.zeros((), dtype=dtype, device="cpu")
+                    created.append((p, "step"))
+                for name in names:
+                    if state.get(name) is None:
+                        state[name] = self._new_state(group, p, grad)
+                        created.append((p, name))
+        except BaseException:
+            for p, name in created:
+                del self.state[p][name]
+            for _, p, _, _ in wanted:
+                if p in self.state and not self.state[p]:
+                    del self.state[p]
+            raise
+
+    def _new_state(self, group: dict[str, Any], p: Tensor, grad: Tensor) -> Tensor:
+        """A new state tensor, as torch makes it but for ``state_dtype``."""
+        dtype = None if p.is_complex() else group["state_dtype"]
+        return torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads a state_dict of this class or of torch's.
+
+        As ``torch.optim.Optimizer.load_state_dict``, except that states keep the dtype they were saved with, where
+        torch casts them to the parameter's. A checkpoint that knows no ``state_dtype`` (torch's) takes that of this
+        optimizer, if it has one.
+        """
+        saved: dict[str, Any] = {}
+        own = [group.get("state_dtype") for group in self.param_groups]
+
+        def look(_: Optimizer, final: dict[str, Any]) -> None:
+            saved.update(final)
+
+        def restore(_: Optimizer) -> None:
+            for saved_group, group, state_dtype in zip(saved["param_groups"], self.param_groups, own, strict=True):
+                if "state_dtype" not in saved_group:
+                    group["state_dtype"] = state_dtype
+                forced = group["state_dtype"] if "state_dtype" not in saved_group else None
+                for key, p in zip(saved_group["params"], group["params"], strict=True):
+                    if p.device.type == "cpu" and key in saved["state"]:
+                        _restore_dtypes(self.state[p], saved["state"][key], forced)
+
+        # Between the user's own hooks: after those that may change the state_dict, before those that look at the result.
+        before = self.register_load_state_dict_pre_hook(look)
+        after = self.register_load_state_dict_post_hook(restore, prepend=True)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            before.remove()
+            after.remove()
+
+
+def _restore_dtypes(state: dict[str, Any], saved: dict[str, Any], forced: torch.dtype | None) -> None:
+    for name, value in saved.items():
+        if name == "step" or not isinstance(value, Tensor) or not value.is_floating_point():
+            continue
+        dtype = forced or value.dtype
+        if state[name].dtype != dtype:
+            state[name] = value.to(device=state[name].device, dtype=dtype)

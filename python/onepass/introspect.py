@@ -1,0 +1,75 @@
+"""Telling the truth: which path each tensor takes, and how many took it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch.optim import Optimizer
+
+from . import _core
+from ._native import Native
+
+
+class Row(NamedTuple):
+    """The path of one parameter."""
+
+    group: int
+    index: int
+    name: str | None
+    shape: tuple[int, ...]
+    dtype: str
+    path: str
+    reason: str
+
+
+class Explanation(list[Row]):
+    """A list of :class:`Row`, one for each parameter in order; printed, a table."""
+
+    def __init__(self, title: str, rows: list[Row]) -> None:
+        super().__init__(rows)
+        self.title = title
+
+    def __str__(self) -> str:
+        lines = [self.title]
+        for row in self:
+            name = f" {row.name}" if row.name else ""
+            what = f"  group {row.group}, parameter {row.index}{name}: {row.dtype} {list(row.shape)}"
+            lines.append(f"{what} -> {row.path}" + (f" ({row.reason})" if row.reason else ""))
+        return "\n".join(lines)
+
+
+def explain(optimizer: Optimizer) -> Explanation:
+    """Tells which path each parameter of an optimizer would take if it were stepped now, and why.
+
+    Args:
+        optimizer: Any optimizer. One of torch's own is told to be on torch's path throughout.
+
+    Returns:
+        A row for each parameter. ``path`` is ``"kernel"``; ``"torch"``, with the reason why the kernels cannot take it;
+        or ``"error"``, with the message that a step would raise. Nothing is changed. Printed, it is a readable table.
+    """
+    if isinstance(optimizer, Native):
+        isa = _core.isa()
+        found = optimizer._plan.explain(optimizer)
+        title = f"{type(optimizer).__name__}, kernels for {isa}"
+    else:
+        groups = enumerate(optimizer.param_groups)
+        why = "not an optimizer of onepass"
+        found = [(g, i, "torch", why) for g, group in groups for i in range(len(group["params"]))]
+        title = type(optimizer).__name__
+    rows = []
+    for group, index, path, reason in found:
+        held = optimizer.param_groups[group]
+        p = held["params"][index]
+        name = held["param_names"][index] if "param_names" in held else None
+        rows.append(Row(group, index, name, tuple(p.shape), str(p.dtype).removeprefix("torch."), path, reason))
+    return Explanation(title, rows)
+
+
+def stats() -> dict[str, dict[str, Any]]:
+    """Tensors stepped since import.
+
+    Returns:
+        ``{"kernel": {backend: count}, "torch": {reason: count}}``. A parameter counts once for each step.
+    """
+    return _core.stats()

@@ -22,10 +22,9 @@ const std::string kGradLabel = "its gradient";
 // Attribute and key names, made once.
 struct Names {
   py::str grad{"grad"}, state{"state"}, param_groups{"param_groups"}, params{"params"}, maximize{"maximize"},
-      differentiable{"differentiable"}, param_names{"param_names"}, step{"step"}, is_neg{"is_neg"}, is_conj{"is_conj"};
+      differentiable{"differentiable"}, param_names{"param_names"}, step{"step"};
   Names() {
-    for (py::str* name :
-         {&grad, &state, &param_groups, &params, &maximize, &differentiable, &param_names, &step, &is_neg, &is_conj}) {
+    for (py::str* name : {&grad, &state, &param_groups, &params, &maximize, &differentiable, &param_names, &step}) {
       PyObject* raw = name->release().ptr();
       PyUnicode_InternInPlace(&raw);
       *name = py::reinterpret_steal<py::str>(raw);
@@ -51,8 +50,11 @@ PyObject* lookup(PyObject* dict, const py::handle& key) {
   return value;
 }
 
-bool is_true(const py::str& method, PyObject* tensor) {
-  PyObject* answer = PyObject_CallMethodNoArgs(tensor, method.ptr());
+// A property or method of torch.Tensor, looked up once instead of once per tensor.
+PyObject* tensor_member(const char* name) { return py::getattr(torch().tensor_type, name).release().ptr(); }
+
+bool is_true(PyObject* method, PyObject* tensor) {
+  PyObject* answer = PyObject_CallOneArg(method, tensor);
   if (answer == nullptr) throw py::error_already_set();
   const bool yes = answer == Py_True;
   Py_DECREF(answer);
@@ -62,12 +64,22 @@ bool is_true(const py::str& method, PyObject* tensor) {
 // A tensor whose numbers are not those in its memory: torch negates or conjugates lazily, and exports say nothing of
 // it.
 bool is_lazy(PyObject* tensor, const TensorView& view) {
-  return is_true(names().is_neg, tensor) || (view.complex && is_true(names().is_conj, tensor));
+  static PyObject* const kIsNeg = tensor_member("is_neg");
+  static PyObject* const kIsConj = tensor_member("is_conj");
+  return is_true(kIsNeg, tensor) || (view.complex && is_true(kIsConj, tensor));
 }
 
 bool is_plain(PyObject* tensor) {
   const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(tensor));
   return type == torch().tensor_type.ptr() || type == torch().parameter_type.ptr();
+}
+
+py::object gradient_of(PyObject* param) {
+  if (!is_plain(param)) return attribute(param, names().grad);
+  static PyObject* const kGrad = tensor_member("grad");
+  PyObject* grad = Py_TYPE(kGrad)->tp_descr_get(kGrad, param, reinterpret_cast<PyObject*>(Py_TYPE(param)));
+  if (grad == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(grad);
 }
 
 std::string type_name(PyObject* object) { return Py_TYPE(object)->tp_name; }
@@ -83,7 +95,9 @@ std::span<const std::int64_t> strides_of(const TensorView& view) {
 }
 
 bool same_numbers(const std::int64_t* a, const std::int64_t* b, int n) {
-  return std::memcmp(a, b, sizeof(std::int64_t) * static_cast<std::size_t>(n)) == 0;
+  for (int i = 0; i < n; ++i)  // a handful: quicker than a call of memcmp
+    if (a[i] != b[i]) return false;
+  return true;
 }
 
 bool same_shape(const TensorView& a, const TensorView& b) {
@@ -369,7 +383,7 @@ bool Plan::read_operand(Param& param, Job& job, int operand, PyObject* tensor, c
 }
 
 Plan::Path Plan::read_param(Param& param, Job& job) {
-  py::object grad = attribute(param.object, names().grad);
+  py::object grad = gradient_of(param.object);
   if (grad.is_none()) {
     param.written = {};
     return Path::none;
@@ -605,8 +619,8 @@ void Plan::create_states(const py::object& optimizer) {
     const Param& param = params_[missing_[m]];
     py::list state_names;
     for (int s = 0; s < param.group->states_used; ++s) state_names.append(state_names_[static_cast<std::size_t>(s)]);
-    wanted.append(py::make_tuple(py::handle(param.group->dict), py::handle(param.object),
-                                 attribute(param.object, names().grad), state_names));
+    wanted.append(py::make_tuple(py::handle(param.group->dict), py::handle(param.object), gradient_of(param.object),
+                                 state_names));
   }
   optimizer.attr("_create_states")(wanted, info_.counts_steps);
   for (const std::size_t m : missing_) params_[m].fresh = true;

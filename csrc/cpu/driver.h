@@ -141,7 +141,7 @@ void run(const Job& job, std::int64_t begin, std::int64_t end) {
                   reinterpret_cast<std::uintptr_t>(operand.data) % sizeof(T) == 0;
     // A state that is not in use reads as zero; what the rule writes to it is dropped.
     if (operand.data == nullptr)
-      for (std::int64_t i = 0; i < kTile<T>; ++i) tiles[k][i] = T(0);
+      for (std::int64_t i = 0; i < kTile<T> && i < end - begin; ++i) tiles[k][i] = T(0);
   }
   const auto constants = *static_cast<const typename Rule::template Constants<T>*>(job.constants);
   const T factor = static_cast<T>(job.grad_factor);

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
 
@@ -71,7 +72,7 @@ _hooked_update = Optimizer.profile_hook_step(_update)
 _HOOKED_CODE = cast(Any, _hooked_update).__code__
 
 # For torch.compile, which otherwise traces into the step until it meets the core, and warns that it cannot trace that.
-_untraced_update = torch._disable_dynamo(_update)
+_untraced_update = _disable_dynamo(_update)
 
 
 @functools.wraps(_update)
@@ -181,7 +182,7 @@ class Native(Optimizer):
             for group, p, grad, names in wanted:
                 state = self.state[p]
                 if counts and "step" not in state:
-                    dtype = torch_optimizer._get_scalar_dtype(is_fused=group.get("fused"))
+                    dtype = torch_optimizer._get_scalar_dtype(group.get("fused"))  # type: ignore[no-untyped-call]
                     state["step"] = torch.zeros((), dtype=dtype, device="cpu")
                     created.append((p, "step"))
                 for name in names:
@@ -225,7 +226,7 @@ class Native(Optimizer):
                     if p.device.type == "cpu" and key in saved["state"]:
                         _restore_dtypes(self.state[p], saved["state"][key], forced)
 
-        # Between the user's own hooks: after those that may change the state_dict, before those that look at the result.
+        # Between the user's own hooks: after those that may change the state_dict, before those that see the result.
         before = self.register_load_state_dict_pre_hook(look)
         after = self.register_load_state_dict_post_hook(restore, prepend=True)
         try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from torch.optim import Optimizer
 
@@ -10,7 +11,8 @@ from . import _core
 from ._native import Native
 
 
-class Row(NamedTuple):
+@dataclass(frozen=True)
+class Row:
     """The path of one parameter."""
 
     group: int

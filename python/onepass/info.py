@@ -1,0 +1,61 @@
+"""``python -m onepass info``: what is installed, what this machine has, and what was chosen."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+
+import torch
+
+from . import _core
+
+
+def _openmp_runtimes() -> list[str]:
+    """The OpenMP libraries in this process; more than one is a defect."""
+    names = ("libgomp", "libomp", "libiomp")
+    try:
+        with open("/proc/self/maps") as maps:
+            paths = {line.split(maxsplit=5)[5].strip() for line in maps if any(f"/{n}" in line for n in names)}
+    except OSError:  # not Linux
+        return []
+    return sorted(paths)
+
+
+def processor() -> str:
+    """The processor's name, as the operating system tells it."""
+    try:
+        with open("/proc/cpuinfo") as info:
+            names = [line.split(":", 1)[1].strip() for line in info if line.startswith("model name")]
+        return names[0] if names else platform.machine()
+    except OSError:
+        return platform.processor() or platform.machine()
+
+
+def facts() -> dict[str, str]:
+    """All that ``info`` prints, a text for each name."""
+    isas = ", ".join(name + ("" if supported else " (not supported here)") for name, supported in _core.isas().items())
+    forced = " (forced by ONEPASS_ISA)" if os.environ.get("ONEPASS_ISA") else ""
+    return {
+        "onepass": _core.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "processor": f"{processor()}, {os.cpu_count()} logical cores",
+        "instruction sets": isas,
+        "chosen": _core.isa() + forced,
+        "threads": f"{torch.get_num_threads()} (torch.set_num_threads)",
+        "OpenMP runtime": ", ".join(_openmp_runtimes()) or "unknown",
+        "DLPack exchange API": ".".join(map(str, _core.dlpack_version())),
+        "CUDA kernels": "not built: parameters on a GPU are stepped by torch's own code",
+        "CUDA device": torch.cuda.get_device_name() if torch.cuda.is_available() else "none seen by torch",
+        "kernels for": ", ".join(_core.rules()),
+    }
+
+
+def main(_: argparse.Namespace) -> int:
+    """Prints the facts."""
+    found = facts()
+    width = max(map(len, found))
+    for name, text in found.items():
+        print(f"{name:<{width}}  {text}")
+    return 0

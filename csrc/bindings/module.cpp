@@ -24,7 +24,8 @@ void traffic(const py::list& tensors, int threads) {
   std::vector<Traffic> all;
   for (const py::handle& row : tensors) {
     const auto arrays = row.cast<py::list>();
-    if (arrays.size() < 2 || arrays.size() > 5) throw py::value_error("a row is one tensor to read, and 1 to 4 to update");
+    if (arrays.size() < 2 || arrays.size() > 5)
+      throw py::value_error("a row is one tensor to read, and 1 to 4 to update");
     Traffic one;
     one.length = py::len(arrays[0]);
     one.read = floats_of(arrays[0], one.length);
@@ -96,6 +97,7 @@ PYBIND11_MODULE(_core, m) {
       .def(py::init<const std::string&>(), py::arg("rule"))
       .def("step", &Plan::step, py::arg("optimizer"), py::arg("grad_factor"), py::arg("threads"),
            "Steps all parameters, or returns a list of (group, index, reason) that need torch's own code first.")
-      .def("finish", &Plan::finish, "Steps what the last call of step left.")
+      .def("finish", &Plan::finish, py::arg("optimizer"), py::arg("grad_factor"), py::arg("threads"),
+           "Steps what `step` left, after torch's own code has stepped its part.")
       .def("explain", &Plan::explain, py::arg("optimizer"), "(group, index, path, reason) of every parameter.");
 }

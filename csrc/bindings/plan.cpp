@@ -5,6 +5,7 @@
 #include <optional>
 #include <stdexcept>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "cpu/layout.h"
 #include "cpu/step.h"
@@ -136,6 +137,7 @@ struct Plan::Param {
   PyObject* state = nullptr;         // its dict in optimizer.state; null if it has none
   bool fresh = false;                // its states have been created and not been stepped yet
   bool shared = false;               // another parameter's step writes to the same memory
+  bool tangled = false;              // its own tensors overlap
   std::string reason;                // why torch's code steps it
   std::vector<std::int64_t> packed;  // the last shape and strides that were found to be packed
   std::array<std::pair<std::byte*, std::byte*>, kMaxOperands + 1>
@@ -161,6 +163,12 @@ struct Plan::Ticket {
 
  private:
   Plan& plan_;
+};
+
+// Lets go of gradients and addresses when a call ends, however it ends.
+struct Plan::Cleaner {
+  Plan& plan;
+  ~Cleaner() { plan.clear(); }
 };
 
 namespace {
@@ -265,7 +273,14 @@ void Plan::read_group(Group& group, PyObject* dict, std::size_t index) {
   group.index = index;
   group.reread = false;
   const auto number = [&](const py::handle& key, PyObject* value) {
-    if (!PyFloat_CheckExact(value) && !PyLong_Check(value)) group.reread = true;  // bool is a PyLong
+    py::object item;
+    if (!PyFloat_CheckExact(value) && !PyLong_Check(value)) {  // a bool is a PyLong; anything else may change in place
+      group.reread = true;
+      if (py::hasattr(value, "item")) {
+        item = py::handle(value).attr("item")();
+        value = item.ptr();
+      }
+    }
     const double read = PyFloat_AsDouble(value);
     if (read == -1.0 && PyErr_Occurred() != nullptr) {
       PyErr_Clear();
@@ -334,7 +349,9 @@ void Plan::read_states(const py::object& optimizer) {
   }
   for (Param& param : params_) {
     const auto at = found.find(param.object);
-    param.state = at == found.end() ? nullptr : at->second;
+    PyObject* const state = at == found.end() ? nullptr : at->second;
+    if (param.state != nullptr && param.state != state) param.fresh = false;  // replaced or loaded
+    param.state = state;
     if (param.state != nullptr && !PyDict_Check(param.state)) fail(param, "its state is not a dict");
   }
   states_moved_ = false;
@@ -502,6 +519,7 @@ Plan::Path Plan::read_param(Param& param, Job& job) {
   }
   note(kMaxOperands, counter.data, counter.data == nullptr ? 0 : static_cast<std::int64_t>(size_of(counter.format)));
 
+  if (param.tangled) fail(param, "its own tensors (parameter, states, step) overlap in memory");
   if (param.shared) {
     param.reason = "memory shared with another parameter";
     return Path::torch;
@@ -580,7 +598,7 @@ void Plan::gather() {
 }
 
 // Finds parameters whose steps would write to the same memory. In one call they would race; torch's code steps them one
-// after the other. Within one parameter it can only be a mistake. True if the division changed.
+// after the other. Within one parameter it can only be a mistake. True if the findings changed.
 bool Plan::divide_shared_memory() {
   struct Range {
     std::byte* first;
@@ -593,22 +611,24 @@ bool Plan::divide_shared_memory() {
       if (first != past) ranges.push_back({first, past, &param});
   std::ranges::sort(ranges, {}, &Range::first);
 
-  std::vector<Param*> sharing;
+  std::unordered_set<const Param*> shared;
+  std::unordered_set<const Param*> tangled;
   const Range* widest = nullptr;  // of those so far, the one that reaches furthest
   for (const Range& range : ranges) {
     if (widest != nullptr && range.first < widest->past) {
-      if (widest->param == range.param)
-        fail(*range.param, "its own tensors (parameter, states, step) overlap in memory");
-      sharing.push_back(range.param);
-      sharing.push_back(widest->param);
+      if (widest->param == range.param) {
+        tangled.insert(range.param);
+      } else {
+        shared.insert({range.param, widest->param});
+      }
     }
     if (widest == nullptr || range.past > widest->past) widest = &range;
   }
   bool changed = false;
   for (Param& param : params_) {
-    const bool shared = std::ranges::find(sharing, &param) != sharing.end();
-    changed = changed || shared != param.shared;
-    param.shared = shared;
+    changed = changed || shared.contains(&param) != param.shared || tangled.contains(&param) != param.tangled;
+    param.shared = shared.contains(&param);
+    param.tangled = tangled.contains(&param);
   }
   return changed;
 }
@@ -627,51 +647,54 @@ void Plan::create_states(const py::object& optimizer) {
   states_moved_ = true;
 }
 
+// Reads until all is known: which memory is shared, and all states exist. States come last, when nothing else can fail.
+// False, with no states created, if torch has to step some parameters and has not done so.
+bool Plan::prepare(const py::object& optimizer, bool torch_has_stepped) {
+  for (int round = 0; round < 8; ++round) {
+    read_groups(optimizer);
+    read_states(optimizer);
+    gather();
+    if (memory_moved_) {
+      memory_moved_ = false;
+      if (divide_shared_memory()) continue;
+    }
+    if (!torch_params_.empty() && !torch_has_stepped) return false;
+    if (missing_.empty()) return true;
+    create_states(optimizer);
+  }
+  throw std::runtime_error(label_ + ": the optimizer changes while it is being read");
+}
+
 py::object Plan::step(const py::object& optimizer, double grad_factor, int threads) {
   const Ticket ticket(*this);
+  const Cleaner cleaner{*this};
   label_ = type_name(optimizer.ptr());
   grad_factor_ = grad_factor;
-  threads_ = threads;
-  try {
-    for (int round = 0;; ++round) {
-      if (round == 8) throw std::runtime_error(label_ + ": the optimizer changes while it is being read");
-      read_groups(optimizer);
-      read_states(optimizer);
-      gather();
-      if (memory_moved_) {
-        memory_moved_ = false;
-        if (divide_shared_memory()) continue;
-      }
-      if (missing_.empty()) break;
-      create_states(optimizer);
-    }
-  } catch (...) {
-    memory_moved_ = true;
-    clear();
-    throw;
-  }
-  if (torch_params_.empty()) {
-    run();
+  if (prepare(optimizer, false)) {
+    run(threads);
     return py::none();
   }
   py::list rest;
   for (const std::size_t k : torch_params_) {
     const Param& param = params_[k];
-    the_stats.torch[param.reason] += 1;
     rest.append(py::make_tuple(param.group->index, param.index, param.reason));
   }
   return rest;
 }
 
-void Plan::finish() {
+void Plan::finish(const py::object& optimizer, double grad_factor, int threads) {
   const Ticket ticket(*this);
-  run();
+  const Cleaner cleaner{*this};
+  grad_factor_ = grad_factor;
+  prepare(optimizer, true);
+  for (const std::size_t k : torch_params_) the_stats.torch[params_[k].reason] += 1;
+  run(threads);
 }
 
-void Plan::run() {
+void Plan::run(int threads) {
   {
     const py::gil_scoped_release release;
-    run_step(rule_, jobs_, threads_);
+    run_step(rule_, jobs_, threads);
     for (const Counter& counter : counters_) {
       if (counter.format == Format::float32) {
         const auto value = static_cast<float>(counter.value);
@@ -691,44 +714,41 @@ void Plan::run() {
     torch().increment_version(stepped);
     the_stats.kernel += jobs_.size();
   }
-  clear();
 }
 
 py::list Plan::explain(const py::object& optimizer) {
   const Ticket ticket(*this);
+  const Cleaner cleaner{*this};
   label_ = type_name(optimizer.ptr());
-  py::list rows;
   read_groups(optimizer);
   read_states(optimizer);
-  clear();
-  for (Param& param : params_) {
-    std::string path = "kernel";
-    std::string reason;
-    try {
-      Job job;
-      switch (read_param(param, job)) {
-        case Path::none: {
+  py::list rows;
+  // Read twice: the first time finds out where all memory lies, and so what is shared.
+  for (const bool first : {true, false}) {
+    for (Param& param : params_) {
+      std::string path = "kernel";
+      std::string reason;
+      try {
+        Job job;
+        const Path found = read_param(param, job);
+        if (found == Path::none) {
           TensorView view;
           reason = why_torch(param, view);
           if (!reason.empty()) path = "torch";
           reason += reason.empty() ? "no gradient now" : "; no gradient now";
-          break;
-        }
-        case Path::torch:
+        } else if (found == Path::torch) {
           path = "torch";
           reason = param.reason;
-          break;
-        default:
-          break;
+        }
+      } catch (const py::value_error& error) {
+        path = "error";
+        reason = error.what();
       }
-    } catch (const py::value_error& error) {
-      path = "error";
-      reason = error.what();
+      if (!first) rows.append(py::make_tuple(param.group->index, param.index, path, reason));
     }
-    rows.append(py::make_tuple(param.group->index, param.index, path, reason));
+    if (first) divide_shared_memory();
   }
   memory_moved_ = true;
-  clear();
   return rows;
 }
 

@@ -46,11 +46,11 @@ class Plan {
   explicit Plan(const std::string& rule);
   ~Plan();
 
-  // Reads the optimizer, checks everything, creates missing states, and steps what the kernels can take. Returns None,
-  // or a list of (group, index, reason) of parameters that need torch's own code; then nothing has been stepped yet,
-  // and `finish` steps the rest. On an exception nothing has been written.
+  // Reads the optimizer, checks everything, creates missing states, and steps all parameters. Returns None, or, with
+  // nothing done, a list of (group, index, reason) of parameters that need torch's own code. When that has stepped
+  // them, `finish` steps the rest. On an exception nothing has been written.
   pybind11::object step(const pybind11::object& optimizer, double grad_factor, int threads);
-  void finish();
+  void finish(const pybind11::object& optimizer, double grad_factor, int threads);
 
   // What `step` would do, as (group, index, path, reason) for each parameter; path is "kernel", "torch" or "error".
   pybind11::list explain(const pybind11::object& optimizer);
@@ -77,11 +77,13 @@ class Plan {
   bool divide_shared_memory();
   const void* constants_for(const Group& group, double step, bool wide);
   void create_states(const pybind11::object& optimizer);
-  void run();
+  void run(int threads);
+  bool prepare(const pybind11::object& optimizer, bool torch_has_stepped);
   void clear();
   [[noreturn]] void fail(const Param& param, const std::string& what) const;
 
   struct Ticket;  // holds the plan for one call of one thread
+  struct Cleaner;
 
   RuleId rule_;
   const RuleInfo& info_;
@@ -120,7 +122,6 @@ class Plan {
   };
   std::array<Memo, 2> memo_{};
   double grad_factor_ = 1.0;
-  int threads_ = 1;
 
   std::mutex mutex_;
   std::thread::id owner_;

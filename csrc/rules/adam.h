@@ -2,15 +2,14 @@
 // Hutter 2019, arXiv:1711.05101), at step t:
 //
 //   g' = g + weight_decay * p               unless the decay is decoupled
-//   m  = m + (1 - beta1) * (g' - m)
-//   v  = v + (1 - beta2) * (g'^2 - v)
+//   m  = beta1 * m + (1 - beta1) * g'
+//   v  = beta2 * v + (1 - beta2) * g'^2
 //   w  = max(w, v) with amsgrad, else v
 //   p  = p - lr * weight_decay * p          if the decay is decoupled
 //          - lr / (1 - beta1^t) * m / (sqrt(w / (1 - beta2^t)) + eps)
 //
-// m and v are written as interpolations: multiplying by a rounded beta instead would multiply v by the same factor
-// error a thousand times over (beta2 = 0.999 in float32 ends 1.3e-5 off). The bias correction is drawn out of the root
-// and through the fraction, which leaves one division, and p is subtracted from once, so it is rounded once.
+// The bias correction is drawn out of the root and through the fraction, which leaves one division, and p is subtracted
+// from once, so it is rounded once.
 #pragma once
 
 #include <array>
@@ -34,7 +33,7 @@ struct Adam {
 
   template <class T>
   struct Constants {
-    T step_size, gain1, gain2, eps, weight_decay, decay;
+    T step_size, beta1, gain1, beta2, gain2, eps, weight_decay, decay;
     bool amsgrad, coupled, decoupled;
   };
 
@@ -45,7 +44,9 @@ struct Adam {
     const bool decays = h.weight_decay != 0.0;
     const bool decoupled = h.decoupled_weight_decay != 0.0;
     return {.step_size = T(h.lr / correction1 * correction2),
+            .beta1 = T(h.beta1),
             .gain1 = T(1.0 - h.beta1),
+            .beta2 = T(h.beta2),
             .gain2 = T(1.0 - h.beta2),
             .eps = T(h.eps * correction2),
             .weight_decay = T(h.weight_decay),
@@ -58,8 +59,8 @@ struct Adam {
   template <class T>
   ONEPASS_INLINE static void update(const Constants<T>& c, T& p, T g, T& exp_avg, T& exp_avg_sq, T& max_exp_avg_sq) {
     g = c.coupled ? g + c.weight_decay * p : g;
-    exp_avg = exp_avg + c.gain1 * (g - exp_avg);
-    exp_avg_sq = exp_avg_sq + c.gain2 * (g * g - exp_avg_sq);
+    exp_avg = average(exp_avg, g, c.gain1, c.beta1);
+    exp_avg_sq = average(exp_avg_sq, g * g, c.gain2, c.beta2);
     max_exp_avg_sq = c.amsgrad ? maximum(max_exp_avg_sq, exp_avg_sq) : exp_avg_sq;
     const T change = c.step_size * exp_avg / (square_root(max_exp_avg_sq) + c.eps);
     p = p - (c.decoupled ? c.decay * p + change : change);

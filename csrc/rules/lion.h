@@ -24,7 +24,7 @@ struct Lion {
 
   template <class T>
   struct Constants {
-    T lr, beta1, gain1, gain2, decay;
+    T lr, beta1, gain1, beta2, gain2, decay;
     bool decays;
   };
 
@@ -33,6 +33,7 @@ struct Lion {
     return {.lr = T(h.lr),
             .beta1 = T(h.beta1),
             .gain1 = T(1.0 - h.beta1),
+            .beta2 = T(h.beta2),
             .gain2 = T(1.0 - h.beta2),
             .decay = T(h.lr * h.weight_decay),
             .decays = h.weight_decay != 0.0};
@@ -42,7 +43,7 @@ struct Lion {
   ONEPASS_INLINE static void update(const Constants<T>& c, T& p, T g, T& exp_avg) {
     const T change = c.lr * sign(c.beta1 * exp_avg + c.gain1 * g);
     p = p - (c.decays ? c.decay * p + change : change);
-    exp_avg = exp_avg + c.gain2 * (g - exp_avg);
+    exp_avg = average(exp_avg, g, c.gain2, c.beta2);
   }
 };
 

@@ -4,6 +4,9 @@ Every optimizer updates all parameters of a model in one pass over memory, in co
 optim`` in place of ``from torch import optim``; nothing else changes. What has no kernel yet is torch's own.
 """
 
+from typing import Any
+
+import torch.optim
 from torch.optim import (
     ASGD,
     LBFGS,
@@ -55,3 +58,8 @@ __all__ = [
 
 # An ONEPASS_ISA that this machine does not have is told of now, not at the first step.
 _core.isa()
+
+
+def __getattr__(name: str) -> Any:
+    """Whatever else the installed torch has in ``torch.optim``, which differs from version to version."""
+    return getattr(torch.optim, name)

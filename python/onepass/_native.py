@@ -150,11 +150,11 @@ class Native(Optimizer):
             return
         if (grad_scale := getattr(self, "grad_scale", None)) is not None:
             grad_factor = 1.0 / grad_scale.item()
-        plan = self._plan
-        rest = plan.step(self, grad_factor, torch.get_num_threads())
+        threads = torch.get_num_threads()
+        rest = self._plan.step(self, grad_factor, threads)
         if rest is not None:
             self._step_by_torch(rest, grad_factor)
-            plan.finish()
+            self._plan.finish(self, grad_factor, threads)
 
     def _step_by_torch(self, rest: list[tuple[int, int, str]], grad_factor: float) -> None:
         """Steps some of the parameters by torch's own implementation, on the same states."""

@@ -33,8 +33,9 @@ struct Adam {
 
   template <class T>
   struct Constants {
-    T step_size, beta1, gain1, beta2, gain2, eps, weight_decay, decay;
-    bool amsgrad, coupled, decoupled;
+    T step_size, eps, weight_decay, decay;
+    Average<T> average1, average2;
+    Flag<T> amsgrad, coupled, decoupled;
   };
 
   template <class T>
@@ -44,26 +45,24 @@ struct Adam {
     const bool decays = h.weight_decay != 0.0;
     const bool decoupled = h.decoupled_weight_decay != 0.0;
     return {.step_size = T(h.lr / correction1 * correction2),
-            .beta1 = T(h.beta1),
-            .gain1 = T(1.0 - h.beta1),
-            .beta2 = T(h.beta2),
-            .gain2 = T(1.0 - h.beta2),
             .eps = T(h.eps * correction2),
             .weight_decay = T(h.weight_decay),
             .decay = T(h.lr * h.weight_decay),
-            .amsgrad = h.amsgrad != 0.0,
-            .coupled = decays && !decoupled,
-            .decoupled = decays && decoupled};
+            .average1 = Average<T>(h.beta1),
+            .average2 = Average<T>(h.beta2),
+            .amsgrad = Flag<T>(h.amsgrad != 0.0),
+            .coupled = Flag<T>(decays && !decoupled),
+            .decoupled = Flag<T>(decays && decoupled)};
   }
 
   template <class T>
   ONEPASS_INLINE static void update(const Constants<T>& c, T& p, T g, T& exp_avg, T& exp_avg_sq, T& max_exp_avg_sq) {
-    g = c.coupled ? g + c.weight_decay * p : g;
-    exp_avg = average(exp_avg, g, c.gain1, c.beta1);
-    exp_avg_sq = average(exp_avg_sq, g * g, c.gain2, c.beta2);
-    max_exp_avg_sq = c.amsgrad ? maximum(max_exp_avg_sq, exp_avg_sq) : exp_avg_sq;
+    g = g + c.weight_decay * only_if(c.coupled, p);
+    exp_avg = c.average1(exp_avg, g);
+    exp_avg_sq = c.average2(exp_avg_sq, g * g);
+    max_exp_avg_sq = maximum(only_if(c.amsgrad, max_exp_avg_sq), exp_avg_sq);
     const T change = c.step_size * exp_avg / (square_root(max_exp_avg_sq) + c.eps);
-    p = p - (c.decoupled ? c.decay * p + change : change);
+    p = p - (c.decay * only_if(c.decoupled, p) + change);
   }
 };
 

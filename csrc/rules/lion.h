@@ -24,8 +24,9 @@ struct Lion {
 
   template <class T>
   struct Constants {
-    T lr, beta1, gain1, beta2, gain2, decay;
-    bool decays;
+    T lr, beta1, gain1, decay;
+    Average<T> average2;
+    Flag<T> decays;
   };
 
   template <class T>
@@ -33,17 +34,16 @@ struct Lion {
     return {.lr = T(h.lr),
             .beta1 = T(h.beta1),
             .gain1 = T(1.0 - h.beta1),
-            .beta2 = T(h.beta2),
-            .gain2 = T(1.0 - h.beta2),
             .decay = T(h.lr * h.weight_decay),
-            .decays = h.weight_decay != 0.0};
+            .average2 = Average<T>(h.beta2),
+            .decays = Flag<T>(h.weight_decay != 0.0)};
   }
 
   template <class T>
   ONEPASS_INLINE static void update(const Constants<T>& c, T& p, T g, T& exp_avg) {
     const T change = c.lr * sign(c.beta1 * exp_avg + c.gain1 * g);
-    p = p - (c.decays ? c.decay * p + change : change);
-    exp_avg = average(exp_avg, g, c.gain2, c.beta2);
+    p = p - (c.decay * only_if(c.decays, p) + change);
+    exp_avg = c.average2(exp_avg, g);
   }
 };
 

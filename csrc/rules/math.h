@@ -2,12 +2,37 @@
 // the linker could merge across instruction sets (see target.h), so rules use these.
 #pragma once
 
+#include <bit>
+#include <cstdint>
+#include <type_traits>
+
 #include "target.h"
 
 namespace onepass::inline ONEPASS_TARGET {
 
 ONEPASS_INLINE float square_root(float x) { return __builtin_sqrtf(x); }
 ONEPASS_INLINE double square_root(double x) { return __builtin_sqrt(x); }
+
+// A yes or no that holds for a whole step, as a mask of bits. `flag ? a : b` in a loop is a branch that the compiler
+// has to move out of it, which it does for two or three of them and then gives up vectorising; a mask is arithmetic.
+template <class T>
+class Flag {
+ public:
+  explicit Flag(bool yes) : mask_(yes ? ~Bits{0} : Bits{0}) {}
+
+  // yes or no.
+  ONEPASS_INLINE friend T select(Flag flag, T yes, T no) {
+    const Bits other = std::bit_cast<Bits>(no);
+    return std::bit_cast<T>(other ^ ((other ^ std::bit_cast<Bits>(yes)) & flag.mask_));
+  }
+
+  // x or zero, whatever x is: a single instruction, so the better choice for a term that an option adds.
+  ONEPASS_INLINE friend T only_if(Flag flag, T x) { return std::bit_cast<T>(std::bit_cast<Bits>(x) & flag.mask_); }
+
+ private:
+  using Bits = std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint64_t>;
+  Bits mask_;
+};
 
 // The larger of the two, NaN where either is (torch.maximum).
 template <class T>
@@ -21,15 +46,21 @@ ONEPASS_INLINE T sign(T x) {
   return x > T(0) ? T(1) : (x < T(0) ? T(-1) : x);
 }
 
-// The running average (1 - gain) * old + gain * x. `keep` is 1 - gain, rounded on its own.
+// The running average beta * old + (1 - beta) * x.
 //
-// Multiplying `old` by a rounded `keep` every time would put keep's rounding error into the average 1 / gain times
-// over: Adam's second moment (0.999 in float32) would end 1.3e-5 off. The interpolation has no such error. From the
-// nearer end, as torch.lerp does it, or a large gain would drown a small x in the rounding of a large `old`.
+// Multiplying `old` by a rounded beta every time would put beta's rounding error into the average 1 / (1 - beta) times
+// over: Adam's second moment (0.999 in float32) would end 1.3e-5 off. The interpolation has no such error. It starts
+// from the nearer end, as torch.lerp does, or a small beta would drown a small x in the rounding of a large `old`.
 template <class T>
-ONEPASS_INLINE T average(T old, T x, T gain, T keep) {
-  const T difference = x - old;
-  return gain < T(0.5) ? old + gain * difference : x - keep * difference;
-}
+class Average {
+ public:
+  explicit Average(double beta) : from_new_(beta <= 0.5), weight_(beta <= 0.5 ? T(-beta) : T(1.0 - beta)) {}
+
+  ONEPASS_INLINE T operator()(T old, T x) const { return select(from_new_, x, old) + weight_ * (x - old); }
+
+ private:
+  Flag<T> from_new_;
+  T weight_;
+};
 
 }  // namespace onepass::inline ONEPASS_TARGET

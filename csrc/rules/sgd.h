@@ -26,28 +26,32 @@ struct Sgd {
 
   template <class T>
   struct Constants {
-    T lr, momentum, undamped, weight_decay;
-    bool first, decays, nesterov, plain;
+    T lr, momentum, undamped, weight_decay, buffer_share;
+    Flag<T> decays, has_buffer, takes_grad, takes_buffer;
   };
 
   template <class T>
   static Constants<T> prepare(const Hyper& h, double step) {
+    const bool first = step == 1.0;
+    const bool plain = h.momentum == 0.0;
+    const bool nesterov = h.nesterov != 0.0;
     return {.lr = T(h.lr),
             .momentum = T(h.momentum),
-            .undamped = T(1.0 - h.dampening),
+            .undamped = T(first ? 1.0 : 1.0 - h.dampening),
             .weight_decay = T(h.weight_decay),
-            .first = step == 1.0,
-            .decays = h.weight_decay != 0.0,
-            .nesterov = h.nesterov != 0.0,
-            .plain = h.momentum == 0.0};
+            .buffer_share = T(nesterov ? h.momentum : 1.0),
+            .decays = Flag<T>(h.weight_decay != 0.0),
+            .has_buffer = Flag<T>(!first),
+            .takes_grad = Flag<T>(plain || nesterov),
+            .takes_buffer = Flag<T>(!plain)};
   }
 
   template <class T>
   ONEPASS_INLINE static void update(const Constants<T>& c, T& p, T g, T& momentum_buffer) {
-    g = c.decays ? g + c.weight_decay * p : g;
-    momentum_buffer = c.first ? g : c.momentum * momentum_buffer + c.undamped * g;
-    const T direction = c.nesterov ? g + c.momentum * momentum_buffer : momentum_buffer;
-    p = p - c.lr * (c.plain ? g : direction);
+    g = g + c.weight_decay * only_if(c.decays, p);
+    momentum_buffer = c.momentum * only_if(c.has_buffer, momentum_buffer) + c.undamped * g;
+    const T direction = only_if(c.takes_grad, g) + c.buffer_share * only_if(c.takes_buffer, momentum_buffer);
+    p = p - c.lr * direction;
   }
 };
 

@@ -34,7 +34,8 @@ struct Adam {
   template <class T>
   struct Constants {
     T step_size, eps, weight_decay, decay;
-    Average<T> average1, average2;
+    Average<T> average1;
+    AverageOfSquares<T> average2;
     Flag<T> amsgrad, coupled, decoupled;
   };
 
@@ -49,7 +50,7 @@ struct Adam {
             .weight_decay = T(h.weight_decay),
             .decay = T(h.lr * h.weight_decay),
             .average1 = Average<T>(h.beta1),
-            .average2 = Average<T>(h.beta2),
+            .average2 = AverageOfSquares<T>(h.beta2),
             .amsgrad = Flag<T>(h.amsgrad != 0.0),
             .coupled = Flag<T>(decays && !decoupled),
             .decoupled = Flag<T>(decays && decoupled)};
@@ -59,7 +60,7 @@ struct Adam {
   ONEPASS_INLINE static void update(const Constants<T>& c, T& p, T g, T& exp_avg, T& exp_avg_sq, T& max_exp_avg_sq) {
     g = g + c.weight_decay * only_if(c.coupled, p);
     exp_avg = c.average1(exp_avg, g);
-    exp_avg_sq = c.average2(exp_avg_sq, g * g);
+    exp_avg_sq = c.average2(exp_avg_sq, g);
     max_exp_avg_sq = maximum(only_if(c.amsgrad, max_exp_avg_sq), exp_avg_sq);
     const T change = c.step_size * exp_avg / (square_root(max_exp_avg_sq) + c.eps);
     p = p - (c.decay * only_if(c.decoupled, p) + change);

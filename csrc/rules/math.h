@@ -3,6 +3,7 @@
 #pragma once
 
 #include <bit>
+#include <cmath>
 #include <cstdint>
 #include <type_traits>
 
@@ -46,11 +47,11 @@ ONEPASS_INLINE T sign(T x) {
   return x > T(0) ? T(1) : (x < T(0) ? T(-1) : x);
 }
 
-// The running average beta * old + (1 - beta) * x.
-//
-// Multiplying `old` by a rounded beta every time would put beta's rounding error into the average 1 / (1 - beta) times
-// over: Adam's second moment (0.999 in float32) would end 1.3e-5 off. The interpolation has no such error. It starts
-// from the nearer end, as torch.lerp does, or a small beta would drown a small x in the rounding of a large `old`.
+// Running averages. Multiplying by a beta rounded to float32 at every step would put beta's rounding error into the
+// average 1 / (1 - beta) times over: Adam's second moment (0.999) would end 1.3e-5 off. Neither of these does.
+
+// beta * old + (1 - beta) * x, as an interpolation from the nearer end (torch.lerp): from the other, a large `old`
+// would drown a small x in its rounding.
 template <class T>
 class Average {
  public:
@@ -61,6 +62,25 @@ class Average {
  private:
   Flag<T> from_new_;
   T weight_;
+};
+
+// beta * old + (1 - beta) * x^2. Its terms have one sign, so it needs no interpolation, which would make NaN of an
+// average that a huge gradient has left infinite; here it stays infinite, as in torch, and the parameter stands still.
+// Beta is held as a sum of two positive numbers.
+template <class T>
+class AverageOfSquares {
+ public:
+  explicit AverageOfSquares(double beta) : beta_(below(beta)), rest_(T(beta - double{beta_})), gain_(T(1.0 - beta)) {}
+
+  ONEPASS_INLINE T operator()(T old, T x) const { return beta_ * old + (rest_ * old + gain_ * x * x); }
+
+ private:
+  static T below(double beta) {
+    const T rounded = T(beta);
+    return double{rounded} < beta || beta == 0.0 ? rounded : std::nextafter(rounded, T(0));
+  }
+
+  T beta_, rest_, gain_;
 };
 
 }  // namespace onepass::inline ONEPASS_TARGET

@@ -140,8 +140,19 @@ struct Plan::Param {
   bool tangled = false;              // its own tensors overlap
   std::string reason;                // why torch's code steps it
   std::vector<std::int64_t> packed;  // the last shape and strides that were found to be packed
-  std::array<std::pair<std::byte*, std::byte*>, kMaxOperands + 1>
-      written{};  // memory it writes: first and past last byte
+  // Memory that it writes: first and past last byte, of each operand and of the step counter.
+  std::array<std::pair<std::byte*, std::byte*>, kMaxOperands + 1> written{};
+  // Tensors that were found to mean what lies in their memory, and where that was.
+  std::array<std::pair<PyObject*, std::byte*>, kMaxOperands> literal{};
+
+  // Whether torch negates or conjugates the tensor lazily. Asked again when the object or its memory is another.
+  bool is_lazy_now(std::size_t operand, PyObject* tensor, const TensorView& view) {
+    const std::pair seen{tensor, view.data};
+    if (literal[operand] == seen && !view.complex) return false;
+    if (is_lazy(tensor, view)) return true;
+    literal[operand] = seen;
+    return false;
+  }
 };
 
 // The plan in one thread's hands. Another thread waits, without the GIL, as it would for the step itself.
@@ -383,13 +394,17 @@ bool Plan::read_operand(Param& param, Job& job, int operand, PyObject* tensor, c
     return false;
   }
   if (!torch().dlpack.view(tensor, view)) {
+    if (operand != kGrad)
+      fail(param, what + " has no strided memory on the CPU (layout " + text_of(tensor, "layout") + ", device " +
+                      text_of(tensor, "device") + ")");
     param.reason =
-        py::handle(tensor).attr("is_sparse").cast<bool>() ? "sparse gradient" : what + " has no strided memory";
+        py::handle(tensor).attr("is_sparse").cast<bool>() ? "sparse gradient" : "gradient without strided memory";
     return false;
   }
   if (!view.on_cpu) fail(param, what + " is on device " + text_of(tensor, "device") + ", not on the parameter's");
   if (!view.format) {
-    param.reason = what + " has dtype " + text_of(tensor, "dtype");
+    if (operand != kGrad) fail(param, what + " has dtype " + text_of(tensor, "dtype"));
+    param.reason = "gradient of dtype " + text_of(tensor, "dtype");
     return false;
   }
   if (!same_shape(view, of_param))
@@ -428,13 +443,17 @@ Plan::Path Plan::read_param(Param& param, Job& job) {
     const Overlap overlap = self_overlap(shape_of(own), strides_of(own));
     if (overlap == Overlap::certain) fail(param, "several of its elements share the same memory (it is expanded)");
     if (overlap == Overlap::possible) param.reason = "parameter with interleaved strides";
-    if (is_lazy(param.object, own)) param.reason = "negated or conjugated parameter";
     if (!param.reason.empty()) return Path::torch;
     packed = is_flat(make_layout(shape_of(own), {strides_of(own)}));
     if (packed) {
       param.packed.assign(own.shape, own.shape + own.ndim);
       param.packed.insert(param.packed.end(), own.strides, own.strides + own.ndim);
     }
+  }
+
+  if (param.is_lazy_now(kParam, param.object, own)) {
+    param.reason = "negated or conjugated parameter";
+    return Path::torch;
   }
 
   TensorView& of_grad = views[kGrad];
@@ -453,7 +472,7 @@ Plan::Path Plan::read_param(Param& param, Job& job) {
     const std::string& what = state_labels_[static_cast<std::size_t>(s)];
     TensorView& view = views[operand];
     if (!read_operand(param, job, static_cast<int>(operand), tensor, what, own, view)) return Path::torch;
-    if (!known && is_lazy(tensor, view)) {
+    if (param.is_lazy_now(operand, tensor, view)) {
       param.reason = "negated or conjugated state";
       return Path::torch;
     }
@@ -501,6 +520,7 @@ Plan::Path Plan::read_param(Param& param, Job& job) {
     if (known_range != range) {
       known_range = range;
       memory_moved_ = true;
+      param.shared = param.tangled = false;  // to be found out again
     }
   };
   bool flat = packed;

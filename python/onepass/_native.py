@@ -71,9 +71,6 @@ def _update(self: Native, closure: Callable[[], Any] | None = None) -> Any:
 _hooked_update = Optimizer.profile_hook_step(_update)
 _HOOKED_CODE = cast(Any, _hooked_update).__code__
 
-# For torch.compile, which otherwise traces into the step until it meets the core, and warns that it cannot trace that.
-_untraced_update = _disable_dynamo(_update)
-
 
 @functools.wraps(_update)
 def _step(*args: Any, **kwargs: Any) -> Any:
@@ -81,13 +78,19 @@ def _step(*args: Any, **kwargs: Any) -> Any:
     # put around the step only when someone listens, unless a subclass overrides step: torch has wrapped that already.
     self = args[0]
     if torch.compiler.is_compiling():
-        return _untraced_update(*args, **kwargs)
+        return _untraced_step(*args, **kwargs)
     if _listened_to(self) and getattr(type(self).step, "__code__", None) is not _HOOKED_CODE:
         return _hooked_update(*args, **kwargs)
     return _update(*args, **kwargs)
 
 
 cast(Any, _step).hooked = True  # torch leaves a step that is marked so as it is
+
+
+@_disable_dynamo
+def _untraced_step(*args: Any, **kwargs: Any) -> Any:
+    # torch.compile would trace into the step until it meets the core, and warn that it cannot trace that.
+    return _step(*args, **kwargs)
 
 
 @contextlib.contextmanager

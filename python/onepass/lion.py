@@ -11,6 +11,10 @@ from torch.optim.optimizer import ParamsT
 from ._native import Native
 
 
+def _sign(x: Tensor) -> Tensor:
+    return torch.complex(x.real.sign(), x.imag.sign()) if x.is_complex() else x.sign()
+
+
 @torch.no_grad()
 def _torch_step(self: torch.optim.Optimizer) -> None:
     """Lion in torch's operations, for what the kernels do not cover: other devices, tensor subclasses."""
@@ -27,7 +31,7 @@ def _torch_step(self: torch.optim.Optimizer) -> None:
             if "exp_avg" not in state:
                 state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
             exp_avg = state["exp_avg"]
-            update = (beta1 * exp_avg + (1 - beta1) * grad).sign_()
+            update = _sign(beta1 * exp_avg + (1 - beta1) * grad)
             p.sub_(lr * (update + weight_decay * p))
             exp_avg.lerp_(grad, 1 - beta2)
 

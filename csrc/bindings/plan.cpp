@@ -7,6 +7,7 @@
 #include <unordered_map>
 #include <unordered_set>
 
+#include "cpu/fpmode.h"
 #include "cpu/layout.h"
 #include "cpu/step.h"
 
@@ -576,6 +577,7 @@ const void* Plan::constants_for(const Group& group, double step, bool wide) {
   Memo& memo = memo_[wide ? 1 : 0];
   if (memo.constants != nullptr && memo.step == step && memo.hyper == group.hyper) return memo.constants;
   Slot& slot = slots_.emplace_back();
+  const StepMode mode;  // or a caller's rounding mode would be in the constants
   info_.prepare(group.hyper.data(), step, wide, slot.bytes);
   memo = {group.hyper, step, slot.bytes};
   return slot.bytes;

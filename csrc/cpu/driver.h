@@ -139,7 +139,7 @@ void run(const Job& job, std::int64_t begin, std::int64_t end) {
     const Operand& operand = job.operands[static_cast<std::size_t>(k)];
     in_place[k] = operand.data != nullptr && job.layout == nullptr && operand.format == native_format<T>() &&
                   reinterpret_cast<std::uintptr_t>(operand.data) % sizeof(T) == 0;
-    // A state that is not in use reads as zero; what the rule writes to it is dropped.
+    // A state that is not in use is scratch memory, zero at first. A rule masks it (only_if), so that it reaches nothing.
     if (operand.data == nullptr)
       for (std::int64_t i = 0; i < kTile<T> && i < end - begin; ++i) tiles[k][i] = T(0);
   }

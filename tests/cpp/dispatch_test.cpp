@@ -1,0 +1,73 @@
+// The list of instruction sets, and how one is chosen and forced. environment_test.cpp has the variable.
+#include "cpu/dispatch.h"
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <set>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cases.h"
+
+namespace onepass::testing {
+namespace {
+
+TEST_CASE("best first, and last what every machine has") {
+  std::vector<std::string> names;
+  for (const Isa& isa : compiled_isas()) names.emplace_back(isa.name);
+#if defined(__x86_64__)
+  CHECK(names == std::vector<std::string>{"avx512", "avx2", "baseline"});
+#elif defined(__aarch64__)
+  CHECK(names == std::vector<std::string>{"neon"});
+#endif
+  CHECK(compiled_isas().back().supported());
+}
+
+TEST_CASE("each has kernels of its own, for every rule and arithmetic type") {
+  std::set<Kernel> kernels;
+  for (const Isa& isa : compiled_isas()) {
+    for (int rule = 0; rule < kRules; ++rule) {
+      kernels.insert(isa.kernels->narrow[rule]);
+      kernels.insert(isa.kernels->wide[rule]);
+    }
+  }
+  CHECK(kernels.size() == compiled_isas().size() * kRules * 2);
+  CHECK(kernels.count(nullptr) == 0);
+}
+
+TEST_CASE("chosen by name, or the best one") {
+  CHECK(std::string(choose_isa("").name) == supported_isas().front().name);
+  for (const Isa& isa : supported_isas()) CHECK(std::string(choose_isa(isa.name).name) == isa.name);
+}
+
+TEST_CASE("an unknown name throws, and lists what this machine has") {
+  std::string list;
+  for (const Isa& isa : supported_isas()) list += (list.empty() ? "" : ", ") + std::string(isa.name);
+  for (const char* name : {"mmx", "AVX2", "avx", "avx512 ", "best"}) {
+    const std::string want = std::string("ONEPASS_ISA=") + name + " is not available; this machine has: " + list;
+    CHECK_THROWS_WITH_AS(choose_isa(name), want.c_str(), std::invalid_argument);
+  }
+}
+
+TEST_CASE("one that is compiled but not supported here throws, too") {
+  for (const Isa& isa : compiled_isas())
+    if (!isa.supported()) CHECK_THROWS_AS(choose_isa(isa.name), std::invalid_argument);
+}
+
+TEST_CASE("forced, and in use from then on") {
+  for (const Isa& isa : supported_isas()) {
+    force_isa(isa.name);
+    CHECK(std::string(active_isa().name) == isa.name);
+    CHECK(active_isa().kernels == isa.kernels);
+  }
+  const std::string before = active_isa().name;
+  CHECK_THROWS_AS(force_isa("mmx"), std::invalid_argument);
+  CHECK(active_isa().name == before);
+  force_isa("");
+  CHECK(std::string(active_isa().name) == supported_isas().front().name);
+}
+
+}  // namespace
+}  // namespace onepass::testing

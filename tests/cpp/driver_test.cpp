@@ -1,0 +1,198 @@
+// The kernels of every instruction set against the reference, to the bit: lengths, alignments, formats, strides.
+#include "cpu/driver.h"
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "cases.h"
+#include "cpu/fpmode.h"
+#include "reference.h"
+
+namespace onepass::testing {
+namespace {
+
+// Calls the kernel for pieces of at most `piece` elements, as threads would.
+Problem stepped(const Isa& isa, Problem problem, std::int64_t piece) {
+  const BoundJob bound(problem);
+  const StepMode mode;
+  const std::int64_t length = bound.job().length;
+  for (std::int64_t at = 0; at < length; at += piece)
+    isa.kernels->run(problem.setting.rule, bound.job(), at, std::min(length, at + piece));
+  return problem;
+}
+
+void check(const Problem& problem, std::int64_t piece = INT64_MAX / 2) {
+  const Problem want = expected(problem);
+  for (const Isa& isa : supported_isas()) {
+    CAPTURE(std::string_view(isa.name));
+    CHECK(difference(stepped(isa, problem, piece), want) == "");
+  }
+}
+
+std::array<Format, kMaxOperands> all_of(Format format) {
+  std::array<Format, kMaxOperands> formats;
+  formats.fill(format);
+  return formats;
+}
+
+Format native(bool wide) { return wide ? Format::float64 : Format::float32; }
+
+// A little more than two tiles of float32, and four of float64.
+constexpr std::int64_t kLongest = 2 * 1024 + 70;
+
+TEST_CASE("every length, in place and through tiles") {
+  const Setting& cheap = setting_of("lion");
+  for (const bool wide : {false, true}) {
+    auto mixed = all_of(Format::bfloat16);
+    mixed[kParam] = native(wide);
+    for (std::int64_t length = 0; length <= kLongest; ++length) {
+      check(make_problem(cheap, {length}, {.formats = all_of(native(wide)), .wide = wide}));
+      check(make_problem(cheap, {length}, {.formats = mixed, .wide = wide}));
+    }
+  }
+}
+
+TEST_CASE("every setting, at the lengths where loops end") {
+  for (const Setting& setting : kSettings)
+    for (const bool wide : {false, true})
+      for (const Format format : {Format::float32, Format::float64, Format::float16})
+        for (const std::int64_t length : {0, 1, 2, 3, 7, 15, 16, 17, 33, 511, 512, 513, 1023, 1024, 1025, 2049})
+          check(make_problem(setting, {length}, {.formats = all_of(format), .wide = wide, .grad_factor = -0.5}));
+}
+
+TEST_CASE("every misalignment, of all operands alike and of each by itself") {
+  for (const char* setting : {"adam, amsgrad, decoupled", "lion, decay"})
+    for (const bool wide : {false, true})
+      for (const Format format : {native(wide), Format::float16})
+        for (const std::int64_t length : {1, 17, 100, 1030})
+          for (const std::size_t stagger : {0U, 1U, 4U, 40U})
+            for (std::size_t misalignment = 0; misalignment < 64; ++misalignment)
+              check(make_problem(
+                  setting_of(setting), {length},
+                  {.formats = all_of(format), .wide = wide, .misalignment = misalignment, .stagger = stagger}));
+}
+
+TEST_CASE("every mix of formats") {
+  constexpr std::array formats{Format::float32, Format::float64, Format::bfloat16, Format::float16};
+  for (const Setting& setting : kSettings) {
+    const int operands = kFirstState + states_used(setting);
+    for (unsigned mix = 0; mix < 1U << (2 * operands); ++mix) {
+      Spec spec{.grad_factor = 0.3};
+      for (std::size_t k = 0; k < spec.formats.size(); ++k) spec.formats[k] = formats[mix >> (2 * k) & 3U];
+      for (const bool wide : {false, true}) {
+        spec.wide = wide;
+        check(make_problem(setting, {1027}, spec));
+      }
+    }
+  }
+}
+
+// Every number of a format comes back from a step that changes nothing, unless it is a denormal of float32.
+TEST_CASE("every 16-bit pattern through the vectorised codecs") {
+  const Setting nothing{"sgd, lr = 0", RuleId::sgd, {0, 0, 0, 0, 0}, 2};
+  for (const Format format : {Format::bfloat16, Format::float16}) {
+    for (const bool wide : {false, true}) {
+      Problem problem = make_problem(nothing, {0x10000}, {.formats = all_of(format), .wide = wide, .grad_factor = 0});
+      for (std::uint32_t bits = 0; bits < 0x10000; ++bits) {
+        const auto stored = static_cast<std::uint16_t>(bits);
+        std::memcpy(problem.tensors[kParam].at(bits), &stored, sizeof stored);
+      }
+      check(problem);
+    }
+  }
+}
+
+// -- strides ---------------------------------------------------------------------------------------------------------
+
+struct View {
+  std::string_view what;
+  std::vector<std::int64_t> shape;
+  std::array<std::vector<std::int64_t>, 3> strides;  // of parameter, gradient and states; empty: packed
+};
+
+const View kViews[] = {
+    {"scalar", {}, {}},
+    {"transposed parameter", {40, 30}, {{{1, 40}, {}, {}}}},
+    {"transposed, all of them", {40, 30}, {{{1, 40}, {1, 40}, {1, 40}}}},
+    {"transposed gradient", {33, 70}, {{{}, {1, 33}, {}}}},
+    {"channels last", {2, 3, 16, 17}, {{{816, 1, 51, 3}, {816, 1, 51, 3}, {816, 1, 51, 3}}}},
+    {"channels last, but packed states", {2, 3, 16, 17}, {{{816, 1, 51, 3}, {816, 1, 51, 3}, {}}}},
+    {"columns of a wider matrix", {50, 23}, {{{64, 1}, {}, {}}}},
+    {"every third element", {1100}, {{{3}, {2}, {}}}},
+    {"every second column, in long rows", {3, 1500}, {{{3100, 2}, {}, {1, 3}}}},
+    {"gradient of one number", {1200}, {{{}, {0}, {}}}},
+    {"gradient of one row", {40, 50}, {{{}, {0, 1}, {}}}},
+    {"gradient of one column", {40, 50}, {{{}, {1, 0}, {}}}},
+    {"sizes of 1", {1, 30, 1, 50, 1}, {{{7, 1, 7, 30, 0}, {9, 50, 9, 1, 9}, {}}}},
+    {"all sizes 1", {1, 1, 1}, {{{5, 6, 7}, {0, 0, 0}, {}}}},
+    {"empty", {5, 0, 3}, {{{1, 5, 5}, {}, {}}}},
+    {"five dimensions", {3, 4, 5, 2, 6}, {{{1, 3, 12, 60, 120}, {}, {2, 6, 24, 120, 240}}}},
+};
+
+TEST_CASE("views, whole and in pieces") {
+  for (const View& view : kViews) {
+    CAPTURE(view.what);
+    for (const char* setting : {"adam, amsgrad, decoupled", "sgd, nesterov"}) {
+      for (const bool wide : {false, true}) {
+        for (const Format format : {native(wide), Format::bfloat16}) {
+          const Problem problem = make_problem(setting_of(setting), view.shape,
+                                               {.formats = all_of(format), .wide = wide, .strides = view.strides});
+          for (const std::int64_t piece : {std::int64_t{1} << 40, std::int64_t{1024}, std::int64_t{131}})
+            check(problem, piece);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("every pair of dimension orders, element by element and at once") {
+  const std::vector<std::int64_t> shape = {2, 3, 4, 5};
+  std::vector<std::vector<std::int64_t>> orders;
+  std::vector<std::size_t> order = {0, 1, 2, 3};
+  do {
+    std::int64_t step = 1;
+    auto& strides = orders.emplace_back(shape.size());
+    for (const std::size_t d : order) strides[d] = std::exchange(step, step * shape[d]);
+  } while (std::ranges::next_permutation(order).found);
+  for (const auto& param : orders) {
+    for (const auto& grad : orders) {
+      const Problem problem = make_problem(setting_of("lion, decay"), shape, {.strides = {param, grad, {}}});
+      check(problem);
+      check(problem, 1);
+    }
+  }
+}
+
+// -- promises --------------------------------------------------------------------------------------------------------
+
+TEST_CASE("a gradient that is the parameter itself") {
+  for (const Setting& setting : kSettings) {
+    for (const Format format : {Format::float32, Format::float16}) {
+      const Problem apart = make_problem(setting, {1500}, {.formats = all_of(format)});
+      Problem same = apart;
+      same.tensors[kGrad] = same.tensors[kParam];
+      const Problem want = expected(same);
+      for (const Isa& isa : supported_isas()) {
+        CAPTURE(std::string_view(isa.name));
+        Problem got = apart;
+        {
+          const BoundJob bound(got);
+          Job job = bound.job();
+          job.operands[kGrad] = job.operands[kParam];
+          const StepMode mode;
+          isa.kernels->run(setting.rule, job, 0, job.length);
+        }
+        got.tensors[kGrad] = want.tensors[kGrad];  // not part of this job
+        CHECK(difference(got, want) == "");
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace onepass::testing

@@ -1,0 +1,274 @@
+// A step by its definition, one element after the other: what the kernels must equal to the bit.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <numeric>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cases.h"
+#include "cpu/fpmode.h"
+#include "cpu/job.h"
+#include "cpu/layout.h"
+#include "formats/bfloat16.h"
+#include "formats/float16.h"
+#include "formats/float32.h"
+#include "formats/float64.h"
+
+namespace onepass::testing {
+
+// -- memory ----------------------------------------------------------------------------------------------------------
+
+// The address sanitizer guards a block's end better than bytes can: it sees reads, too.
+inline constexpr std::size_t kGuardBefore = 64;
+#if defined(__SANITIZE_ADDRESS__)
+inline constexpr std::size_t kGuardAfter = 0;
+#else
+inline constexpr std::size_t kGuardAfter = 64;
+#endif
+
+// Bytes that begin at a cache line.
+class Memory {
+ public:
+  Memory() = default;
+  explicit Memory(std::size_t size)
+      : size_(size), bytes_(static_cast<std::byte*>(::operator new(size, std::align_val_t{64}))) {
+    std::memset(data(), 0xa5, size);
+  }
+  Memory(const Memory& other) : Memory(other.size_) { std::memcpy(data(), other.data(), size_); }
+  Memory(Memory&&) = default;
+  Memory& operator=(Memory other) {
+    std::swap(size_, other.size_);
+    std::swap(bytes_, other.bytes_);
+    return *this;
+  }
+
+  std::byte* data() const { return bytes_.get(); }
+  std::size_t size() const { return size_; }
+
+ private:
+  struct Free {
+    void operator()(std::byte* bytes) const { ::operator delete(bytes, std::align_val_t{64}); }
+  };
+  std::size_t size_ = 0;
+  std::unique_ptr<std::byte[], Free> bytes_;
+};
+
+// One operand, with guards around it and its elements where the strides say.
+struct Tensor {
+  Format format = Format::float32;
+  std::vector<std::int64_t> strides;  // in elements
+  std::size_t first = 0;              // where element 0 lies in memory
+  Memory memory;
+
+  std::byte* at(std::int64_t offset) {
+    return memory.data() + first + static_cast<std::size_t>(offset) * size_of(format);
+  }
+};
+
+template <class Codec, class T>
+T load(const std::byte* from) {
+  typename Codec::Storage stored;
+  std::memcpy(&stored, from, sizeof stored);
+  return Codec::template decode<T>(stored);
+}
+
+template <class Codec, class T>
+void store(std::byte* to, T value) {
+  const typename Codec::Storage stored = Codec::template encode<T>(value);
+  std::memcpy(to, &stored, sizeof stored);
+}
+
+template <class T>
+T load(Tensor& tensor, std::int64_t offset) {
+  switch (tensor.format) {
+#define ONEPASS_X(name, Type) \
+  case Format::name:          \
+    return load<Type, T>(tensor.at(offset));
+    ONEPASS_FORMATS(ONEPASS_X)
+#undef ONEPASS_X
+  }
+  return T(0);
+}
+
+template <class T>
+void store(Tensor& tensor, std::int64_t offset, T value) {
+  switch (tensor.format) {
+#define ONEPASS_X(name, Type)                 \
+  case Format::name:                          \
+    store<Type, T>(tensor.at(offset), value); \
+    break;
+    ONEPASS_FORMATS(ONEPASS_X)
+#undef ONEPASS_X
+  }
+}
+
+// -- problems --------------------------------------------------------------------------------------------------------
+
+inline std::uint64_t scramble(std::uint64_t x) {
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9U;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebU;
+  return x ^ (x >> 31);
+}
+
+// Numbers between 2^-6 and 2, of both signs, with some zeros and denormals of each format among them.
+inline double number(std::uint64_t seed) {
+  static constexpr double rare[] = {0.0, -0.0, 0x3p-24, -0x5p-130, 0x7p-1070};
+  const std::uint64_t bits = scramble(seed + 0x9e3779b97f4a7c15U);
+  if (bits % 32 < std::size(rare)) return rare[bits % 32];
+  const double magnitude =
+      std::ldexp(1.0 + static_cast<double>(bits >> 12) * 0x1p-52, -static_cast<int>(bits >> 5 & 7U) % 7);
+  return (bits >> 8 & 1U) != 0U ? magnitude : -magnitude;
+}
+
+struct Spec {
+  std::array<Format, kMaxOperands> formats{};  // float32
+  bool wide = false;
+  double grad_factor = 1.0;
+  std::size_t misalignment = 0;                        // bytes from the beginning of a cache line to the parameter,
+  std::size_t stagger = 0;                             // and by how much more for each further operand
+  std::array<std::vector<std::int64_t>, 3> strides{};  // of parameter, gradient, and every state; empty: packed
+};
+
+// One job, with memory of its own: a copy is another problem with the same values.
+struct Problem {
+  Setting setting;
+  std::vector<std::int64_t> shape;
+  bool wide = false;
+  double grad_factor = 1.0;
+  std::vector<Tensor> tensors;
+};
+
+inline std::int64_t length_of(const Problem& problem) {
+  return std::accumulate(problem.shape.begin(), problem.shape.end(), std::int64_t{1}, std::multiplies<>());
+}
+
+inline std::vector<std::int64_t> packed(const std::vector<std::int64_t>& shape) {
+  std::vector<std::int64_t> strides(shape.size(), 1);
+  for (std::size_t d = shape.size(); d-- > 1;) strides[d - 1] = strides[d] * shape[d];
+  return strides;
+}
+
+// Calls visit(index) for every index of this shape, the last dimension fastest.
+template <class Visit>
+void for_each_index(const std::vector<std::int64_t>& shape, Visit&& visit) {
+  if (std::ranges::find(shape, 0) != shape.end()) return;
+  std::vector<std::int64_t> index(shape.size(), 0);
+  for (;;) {
+    visit(index);
+    std::size_t d = shape.size();
+    while (d > 0 && ++index[d - 1] == shape[d - 1]) index[--d] = 0;
+    if (d == 0) return;
+  }
+}
+
+inline std::int64_t offset_of(const std::vector<std::int64_t>& index, const std::vector<std::int64_t>& strides) {
+  return std::inner_product(index.begin(), index.end(), strides.begin(), std::int64_t{0});
+}
+
+inline Problem make_problem(const Setting& setting, std::vector<std::int64_t> shape, const Spec& spec = {}) {
+  Problem problem{setting, std::move(shape), spec.wide, spec.grad_factor, {}};
+  const auto operands = operands_of(setting);
+  for (std::size_t k = 0; k < operands; ++k) {
+    Tensor& tensor = problem.tensors.emplace_back();
+    tensor.format = spec.formats[k];
+    const auto& strides = spec.strides[std::min<std::size_t>(k, kFirstState)];
+    tensor.strides = strides.empty() ? packed(problem.shape) : strides;
+    std::int64_t elements = 0;
+    for_each_index(problem.shape,
+                   [&](const auto& index) { elements = std::max(elements, offset_of(index, tensor.strides) + 1); });
+    tensor.first = kGuardBefore + (spec.misalignment + k * spec.stagger) % 64;
+    const std::size_t size = tensor.first + static_cast<std::size_t>(elements) * size_of(tensor.format) + kGuardAfter;
+    tensor.memory = Memory(size);
+    for (std::int64_t i = 0; i < elements; ++i) {
+      const double value = number(static_cast<std::uint64_t>(i) * kMaxOperands + k);
+      // Second moments are not negative, and come after the first.
+      store(tensor, i, k > kFirstState ? std::fabs(value) : value);
+    }
+  }
+  return problem;
+}
+
+// A problem's job, and what the job points to.
+class BoundJob {
+ public:
+  explicit BoundJob(Problem& problem) : constants_(problem.setting, problem.wide) {
+    std::array<std::span<const std::int64_t>, kMaxOperands> strides;
+    for (std::size_t k = 0; k < problem.tensors.size(); ++k) {
+      strides[k] = problem.tensors[k].strides;
+      job_.operands[k] = {problem.tensors[k].at(0), problem.tensors[k].format};
+    }
+    layout_ = make_layout(problem.shape, strides);
+    job_.layout = is_flat(layout_) ? nullptr : &layout_;
+    job_.length = length_of(problem);
+    job_.constants = constants_.data();
+    job_.grad_factor = problem.grad_factor;
+    job_.wide = problem.wide;
+  }
+  BoundJob(const BoundJob&) = delete;
+  BoundJob& operator=(const BoundJob&) = delete;
+
+  const Job& job() const { return job_; }
+
+ private:
+  Constants constants_;
+  Layout layout_;
+  Job job_;
+};
+
+// -- the reference ---------------------------------------------------------------------------------------------------
+
+// Not inlined: nothing may move out of the step's floating-point mode.
+template <class Rule, class T>
+[[gnu::noinline]] void reference_step(Problem& problem, const typename Rule::template Constants<T>& constants) {
+  constexpr auto states = std::make_index_sequence<Rule::state_names.size()>();
+  const std::size_t operands = problem.tensors.size();
+  for_each_index(problem.shape, [&](const auto& index) {
+    T values[kMaxOperands] = {};  // a state that is absent reads as zero
+    for (std::size_t k = 0; k < operands; ++k)
+      values[k] = load<T>(problem.tensors[k], offset_of(index, problem.tensors[k].strides));
+    const T gradient = static_cast<T>(problem.grad_factor) * values[kGrad];
+    [&]<std::size_t... I>(std::index_sequence<I...>) {
+      Rule::update(constants, values[kParam], gradient, values[kFirstState + I]...);
+    }(states);
+    for (std::size_t k = 0; k < operands; ++k)
+      if (k != kGrad) store(problem.tensors[k], offset_of(index, problem.tensors[k].strides), values[k]);
+  });
+}
+
+inline Problem expected(Problem problem) {
+  const Constants constants(problem.setting, problem.wide);
+  with_rule(problem.setting.rule, [&]<class Rule>() {
+    const StepMode mode;
+    if (problem.wide) {
+      reference_step<Rule, double>(problem, constants.as<typename Rule::template Constants<double>>());
+    } else {
+      reference_step<Rule, float>(problem, constants.as<typename Rule::template Constants<float>>());
+    }
+  });
+  return problem;
+}
+
+// Where two problems differ in any byte, guards, gaps and gradients included; empty if nowhere.
+inline std::string difference(const Problem& got, const Problem& want) {
+  for (std::size_t k = 0; k < want.tensors.size(); ++k) {
+    const auto& a = got.tensors[k].memory;
+    const auto& b = want.tensors[k].memory;
+    if (std::memcmp(a.data(), b.data(), b.size()) == 0) continue;
+    const auto byte = std::mismatch(a.data(), a.data() + a.size(), b.data()).first - a.data() -
+                      static_cast<std::ptrdiff_t>(want.tensors[k].first);
+    return std::string(want.setting.what) + ", operand " + std::to_string(k) + " of " +
+           name_of(want.tensors[k].format) + (want.wide ? " in float64" : " in float32") + ", first at byte " +
+           std::to_string(byte) + " of " + std::to_string(length_of(want)) + " elements";
+  }
+  return "";
+}
+
+}  // namespace onepass::testing

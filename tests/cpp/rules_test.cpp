@@ -1,0 +1,259 @@
+// The rules as mathematics: values worked out by hand, and whole runs against the formulas of the papers.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "cases.h"
+
+namespace onepass::testing {
+namespace {
+
+constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+constexpr double infinity = std::numeric_limits<double>::infinity();
+
+using Values = std::array<double, kMaxOperands>;  // parameter, gradient, states
+
+// One update in arithmetic T.
+template <class T>
+Values update(const Setting& setting, Values values) {
+  const Constants constants(setting, sizeof(T) == 8);
+  T v[kMaxOperands] = {};
+  for (std::size_t k = 0; k < values.size(); ++k) v[k] = static_cast<T>(values[k]);
+  with_rule(setting.rule, [&]<class Rule>() {
+    [&]<std::size_t... I>(std::index_sequence<I...>) {
+      Rule::update(constants.as<typename Rule::template Constants<T>>(), v[kParam], v[kGrad], v[kFirstState + I]...);
+    }(std::make_index_sequence<Rule::state_names.size()>());
+  });
+  for (std::size_t k = 0; k < values.size(); ++k) values[k] = static_cast<double>(v[k]);
+  return values;
+}
+
+struct Row {
+  Setting setting;
+  Values before;
+  Values after;
+};
+
+// Sums and products of a few powers of two: exact in float32 and float64.
+constexpr Row kByHand[] = {
+    // sgd: lr, momentum, dampening, weight_decay, nesterov
+    {{"plain", RuleId::sgd, {0.5, 0, 0, 0, 0}, 1}, {1, 0.5}, {0.75, 0.5}},
+    {{"weight decay", RuleId::sgd, {0.5, 0, 0, 0.25, 0}, 2}, {1, 0.5}, {0.625, 0.5}},
+    {{"nesterov means nothing without momentum", RuleId::sgd, {0.5, 0, 0, 0, 1}, 2}, {1, 0.5}, {0.75, 0.5}},
+    {{"first step: not dampened", RuleId::sgd, {0.5, 0.5, 0.5, 0, 0}, 1}, {1, 0.5, 8}, {0.75, 0.5, 0.5}},
+    {{"momentum", RuleId::sgd, {0.5, 0.5, 0, 0, 0}, 2}, {1, 0.5, 1}, {0.5, 0.5, 1}},
+    {{"dampening", RuleId::sgd, {0.5, 0.5, 0.5, 0, 0}, 2}, {1, 0.5, 1}, {0.625, 0.5, 0.75}},
+    {{"nesterov", RuleId::sgd, {0.5, 0.5, 0, 0, 1}, 2}, {1, 0.5, 3}, {0.25, 0.5, 2}},
+    {{"nesterov, first step", RuleId::sgd, {0.5, 0.5, 0, 0, 1}, 1}, {1, 0.5, 8}, {0.625, 0.5, 0.5}},
+    {{"all of it", RuleId::sgd, {0.5, 0.5, 0.5, 0.25, 1}, 2}, {1, 0.5, 1}, {0.40625, 0.5, 0.875}},
+    {{"the first step forgets a NaN", RuleId::sgd, {0.5, 0.5, 0, 0, 0}, 1}, {1, 0.5, nan}, {0.75, 0.5, 0.5}},
+    {{"NaN gradient", RuleId::sgd, {0.5, 0.5, 0, 0, 0}, 2}, {1, nan, 1}, {nan, nan, nan}},
+    {{"NaN parameter", RuleId::sgd, {0.5, 0.5, 0, 0, 0}, 2}, {nan, 0.5, 1}, {nan, 0.5, 1}},
+    {{"NaN momentum", RuleId::sgd, {0.5, 0.5, 0, 0, 0}, 2}, {1, 0.5, nan}, {nan, 0.5, nan}},
+
+    // adam: lr, beta1, beta2, eps, weight_decay, amsgrad, decoupled. After step 1 with g = 2, m = 1 and v = 1, their
+    // bias corrected 2 and 4, and the change is lr * 2 / (2 + eps).
+    {{"first step", RuleId::adam, {0.25, 0.5, 0.75, 2, 0, 0, 0}, 1}, {1, 2, 0, 0}, {0.875, 2, 1, 1}},
+    {{"states are averages", RuleId::adam, {0.25, 0.5, 0.75, 6, 0, 0, 0}, 1}, {0, 4, 8, 28}, {-0.1875, 4, 6, 25}},
+    {{"coupled decay", RuleId::adam, {0.25, 0.5, 0.75, 2, 0.5, 0, 0}, 1}, {2, 1, 0, 0}, {1.875, 1, 1, 1}},
+    {{"decoupled decay", RuleId::adam, {0.25, 0.5, 0.75, 2, 0.5, 0, 1}, 1}, {2, 2, 0, 0}, {1.625, 2, 1, 1}},
+    {{"decoupled without decay", RuleId::adam, {0.25, 0.5, 0.75, 2, 0, 0, 1}, 1}, {2, 2, 0, 0}, {1.875, 2, 1, 1}},
+    {{"amsgrad, old maximum", RuleId::adam, {0.25, 0.5, 0.75, 4, 0, 1, 0}, 1}, {1, 2, 0, 0, 4}, {0.9375, 2, 1, 1, 4}},
+    {{"amsgrad, new maximum", RuleId::adam, {0.25, 0.5, 0.75, 2, 0, 1, 0}, 1}, {1, 2, 0, 0, 0.5}, {0.875, 2, 1, 1, 1}},
+    {{"zero gradient", RuleId::adam, {0.25, 0.5, 0.75, 2, 0, 0, 0}, 1}, {1, 0, 0, 0}, {1, 0, 0, 0}},
+    {{"infinite v stops p", RuleId::adam, {0.25, 0.5, 0.75, 2, 0, 0, 0}, 1}, {1, 2, 0, infinity}, {1, 2, 1, infinity}},
+    {{"NaN gradient", RuleId::adam, {0.25, 0.5, 0.75, 2, 0, 1, 0}, 1}, {1, nan, 0, 0, 4}, {nan, nan, nan, nan, nan}},
+    {{"NaN parameter", RuleId::adam, {0.25, 0.5, 0.75, 2, 0, 0, 0}, 1}, {nan, 2, 0, 0}, {nan, 2, 1, 1}},
+    {{"NaN exp_avg", RuleId::adam, {0.25, 0.5, 0.75, 2, 0, 0, 0}, 1}, {1, 2, nan, 0}, {nan, 2, nan, 1}},
+    {{"NaN exp_avg_sq", RuleId::adam, {0.25, 0.5, 0.75, 2, 0, 1, 0}, 1}, {1, 2, 0, nan, 4}, {nan, 2, 1, nan, nan}},
+    {{"NaN maximum", RuleId::adam, {0.25, 0.5, 0.75, 2, 0, 1, 0}, 1}, {1, 2, 0, 0, nan}, {nan, 2, 1, 1, nan}},
+
+    // lion: lr, beta1, beta2, weight_decay
+    {{"sign is -1", RuleId::lion, {0.25, 0.5, 0.75, 0}, 1}, {1, -2, 1}, {1.25, -2, 0.25}},
+    {{"sign is 1", RuleId::lion, {0.25, 0.5, 0.75, 0}, 1}, {1, 2, -1}, {0.75, 2, -0.25}},
+    {{"sign is 0", RuleId::lion, {0.25, 0.5, 0.75, 0}, 1}, {1, -2, 2}, {1, -2, 1}},
+    {{"sign is 0, with decay", RuleId::lion, {0.25, 0.5, 0.75, 0.5}, 1}, {2, -2, 2}, {1.75, -2, 1}},
+    {{"nothing at all", RuleId::lion, {0.25, 0.5, 0.75, 0}, 1}, {1, 0, 0}, {1, 0, 0}},
+    {{"decay", RuleId::lion, {0.25, 0.5, 0.75, 0.5}, 1}, {2, -2, 1}, {2, -2, 0.25}},
+    {{"NaN gradient", RuleId::lion, {0.25, 0.5, 0.75, 0}, 1}, {1, nan, 1}, {nan, nan, nan}},
+    {{"NaN parameter", RuleId::lion, {0.25, 0.5, 0.75, 0}, 1}, {nan, -2, 1}, {nan, -2, 0.25}},
+    {{"NaN exp_avg", RuleId::lion, {0.25, 0.5, 0.75, 0}, 1}, {1, -2, nan}, {nan, -2, nan}},
+};
+
+TEST_CASE_TEMPLATE("by hand", T, float, double) {
+  for (const Row& row : kByHand) {
+    CAPTURE(std::string_view(info_of(row.setting.rule).name));
+    CAPTURE(row.setting.what);
+    const Values got = update<T>(row.setting, row.before);
+    for (std::size_t k = 0; k < operands_of(row.setting); ++k) {
+      CAPTURE(k);
+      CHECK(std::isnan(got[k]) == std::isnan(row.after[k]));
+      if (!std::isnan(row.after[k])) CHECK(got[k] == row.after[k]);
+    }
+  }
+}
+
+// -- whole runs ------------------------------------------------------------------------------------------------------
+
+// The update at step t as the paper (for SGD, torch's documentation) writes it, in the order of its equations.
+using Formula = void (*)(const double* hyper, double t, double& p, double g, double* state);
+
+void sgd(const double* hyper, double t, double& p, double g, double* state) {
+  const double lr = hyper[0], momentum = hyper[1], dampening = hyper[2], weight_decay = hyper[3];
+  g += weight_decay * p;
+  if (momentum != 0) {
+    state[0] = t == 1 ? g : momentum * state[0] + (1 - dampening) * g;
+    g = hyper[4] != 0 ? g + momentum * state[0] : state[0];
+  }
+  p -= lr * g;
+}
+
+void adam(const double* hyper, double t, double& p, double g, double* state) {
+  const double lr = hyper[0], beta1 = hyper[1], beta2 = hyper[2], eps = hyper[3], weight_decay = hyper[4];
+  const bool amsgrad = hyper[5] != 0, decoupled = hyper[6] != 0;
+  if (!decoupled) g += weight_decay * p;
+  if (decoupled) p -= lr * weight_decay * p;
+  state[0] = beta1 * state[0] + (1 - beta1) * g;
+  state[1] = beta2 * state[1] + (1 - beta2) * g * g;
+  state[2] = std::fmax(state[2], state[1]);
+  const double second = amsgrad ? state[2] : state[1];
+  p -= lr * (state[0] / (1 - std::pow(beta1, t))) / (std::sqrt(second / (1 - std::pow(beta2, t))) + eps);
+}
+
+void lion(const double* hyper, double /*t*/, double& p, double g, double* state) {
+  const double lr = hyper[0], beta1 = hyper[1], beta2 = hyper[2], weight_decay = hyper[3];
+  const double c = beta1 * state[0] + (1 - beta1) * g;
+  p -= lr * ((c > 0) - (c < 0) + weight_decay * p);
+  state[0] = beta2 * state[0] + (1 - beta2) * g;
+}
+
+Formula formula_of(RuleId rule) {
+  switch (rule) {
+#define ONEPASS_X(name, Type) \
+  case RuleId::name:          \
+    return name;
+    ONEPASS_RULES(ONEPASS_X)
+#undef ONEPASS_X
+  }
+  return nullptr;
+}
+
+TEST_CASE_TEMPLATE("a run of every setting follows the formulas", T, float, double) {
+  // Rounding errors of 20 steps, with room to spare; what a wrong coefficient would do is far above it.
+  const double tolerance = sizeof(T) == 8 ? 1e-13 : 1e-5;
+  static constexpr double gradients[] = {0.5, -0.25, 3.0, 0.125, -2.0};
+  for (Setting setting : kSettings) {
+    CAPTURE(setting.what);
+    const bool starts = setting.step == 1;
+    Values values{1.5};
+    double p = 1.5;
+    double state[kMaxStates] = {};
+    for (int t = 1; t <= 20; ++t) {
+      CAPTURE(t);
+      setting.step = info_of(setting.rule).counts_steps ? t : (starts && t == 1 ? 1 : 2);
+      const double g = gradients[t % 5];
+      values[kGrad] = g;
+      values = update<T>(setting, values);
+      formula_of(setting.rule)(setting.hyper.data(), setting.step, p, g, state);
+      CHECK(std::fabs(values[kParam] - p) <= tolerance * std::fabs(p));
+      for (std::size_t k = kFirstState; k < operands_of(setting); ++k)
+        CHECK(std::fabs(values[k] - state[k - kFirstState]) <= tolerance * std::fabs(state[k - kFirstState]));
+    }
+  }
+}
+
+// -- the table -------------------------------------------------------------------------------------------------------
+
+TEST_CASE("every rule is tested, with each number of states it can have") {
+  for (int rule = 0; rule < kRules; ++rule) {
+    const RuleInfo& info = info_of(static_cast<RuleId>(rule));
+    CAPTURE(std::string_view(info.name));
+    int most = 0;
+    for (const Setting& setting : kSettings) {
+      if (setting.rule != static_cast<RuleId>(rule)) continue;
+      most = std::max(most, states_used(setting));
+    }
+    CHECK(most == static_cast<int>(info.state_names.size()));
+  }
+}
+
+TEST_CASE("names, in the order of the operands and hyperparameters") {
+  using Names = std::vector<std::string>;
+  struct {
+    RuleId rule;
+    const char* name;
+    Names hyper, states;
+    bool counts_steps;
+  } const table[] = {
+      {RuleId::sgd, "sgd", {"lr", "momentum", "dampening", "weight_decay", "nesterov"}, {"momentum_buffer"}, false},
+      {RuleId::adam,
+       "adam",
+       {"lr", "betas[0]", "betas[1]", "eps", "weight_decay", "amsgrad", "decoupled_weight_decay"},
+       {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"},
+       true},
+      {RuleId::lion, "lion", {"lr", "betas[0]", "betas[1]", "weight_decay"}, {"exp_avg"}, false},
+  };
+  CHECK(std::size(table) == kRules);
+  for (const auto& row : table) {
+    const RuleInfo& info = info_of(row.rule);
+    CHECK(std::string(info.name) == row.name);
+    CHECK(Names(info.hyper_names.begin(), info.hyper_names.end()) == row.hyper);
+    CHECK(Names(info.state_names.begin(), info.state_names.end()) == row.states);
+    CHECK(info.counts_steps == row.counts_steps);
+  }
+}
+
+TEST_CASE("states in use") {
+  struct {
+    RuleId rule;
+    std::array<double, kMaxHyper> hyper;
+    int states;
+  } const table[] = {
+      {RuleId::sgd, {0.1, 0.0, 0.0, 0.0, 0.0}, 0},
+      {RuleId::sgd, {0.1, 0.9, 0.0, 0.0, 0.0}, 1},
+      {RuleId::adam, {0.1, 0.9, 0.99, 0.0, 0.0, 0.0, 1.0}, 2},
+      {RuleId::adam, {0.1, 0.9, 0.99, 0.0, 0.0, 1.0, 0.0}, 3},
+      {RuleId::lion, {0.1, 0.0, 0.0, 0.0}, 1},
+  };
+  for (const auto& row : table) CHECK(info_of(row.rule).states_used(row.hyper.data()) == row.states);
+}
+
+// Constants are computed in double and rounded once, at the end: T(1.0 - 0.9) is not T(1) - T(0.9).
+TEST_CASE_TEMPLATE("prepare", T, float, double) {
+  struct {
+    Setting setting;
+    Values before;
+    std::size_t operand;
+    T want;
+  } const table[] = {
+      {{"lr", RuleId::sgd, {0.1, 0, 0, 0, 0}, 2}, {0, 1}, kParam, -T(0.1)},
+      {{"momentum", RuleId::sgd, {0, 0.9, 0, 0, 0}, 2}, {0, 0, 1}, kFirstState, T(0.9)},
+      {{"dampening", RuleId::sgd, {0, 0.9, 0.3, 0, 0}, 2}, {0, 1, 0}, kFirstState, T(1.0 - 0.3)},
+      {{"weight_decay", RuleId::sgd, {1, 0, 0, 0.7, 0}, 2}, {1, 0}, kParam, T(1) - T(0.7)},
+      {{"beta1", RuleId::adam, {0, 0.9, 0, 1, 0, 0, 0}, 1}, {0, 1, 0, 0}, kFirstState, T(1.0 - 0.9)},
+      {{"beta2", RuleId::adam, {0, 0.9, 0.99, 1, 0, 0, 0}, 1}, {0, 1, 0, 0}, kFirstState + 1, T(1.0 - 0.99)},
+      {{"small beta", RuleId::adam, {0, 0.3, 0, 1, 0, 0, 0}, 1}, {0, 0, 1, 0}, kFirstState, T(0.3)},
+      {{"lr, bias correction, eps", RuleId::adam, {0.1, 0, 0.99, 0.3, 0, 0, 0}, 3},
+       {0, 1, 0, 1},
+       kParam,
+       -(T(0.1 * std::sqrt(1.0 - std::pow(0.99, 3))) / (T(1) + T(0.3 * std::sqrt(1.0 - std::pow(0.99, 3)))))},
+      {{"lr * weight_decay", RuleId::adam, {0.1, 0, 0, 1, 0.7, 0, 1}, 1}, {1, 0, 0, 0}, kParam, T(1) - T(0.1 * 0.7)},
+      {{"lr", RuleId::lion, {0.1, 0.9, 0.99, 0}, 1}, {0, 1, 0}, kParam, -T(0.1)},
+      {{"beta2", RuleId::lion, {0.1, 0.9, 0.99, 0}, 1}, {0, 1, 0}, kFirstState, T(1.0 - 0.99)},
+      {{"lr * weight_decay", RuleId::lion, {0.1, 0, 0, 0.7}, 1}, {1, 0, 0}, kParam, T(1) - T(0.1 * 0.7)},
+  };
+  for (const auto& [setting, before, operand, want] : table) {
+    CAPTURE(setting.what);
+    CHECK(update<T>(setting, before)[operand] == static_cast<double>(want));
+  }
+}
+
+}  // namespace
+}  // namespace onepass::testing

@@ -17,20 +17,29 @@ extern const Kernels kernels;
 namespace avx512 {
 extern const Kernels kernels;
 }
+namespace avx512_bf16 {
+extern const Kernels kernels;
+}
 #endif
 
 namespace {
 
-// In order of preference. The compiler's own detection asks the operating system, too (XGETBV).
+#ifdef ONEPASS_X86_64
+// The compiler's own detection asks the operating system, too (XGETBV).
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+#endif
+
+// In order of preference.
 constexpr Isa kIsas[] = {
 #ifdef ONEPASS_X86_64
-    {"avx512",
-     [] {
-       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-     },
-     &avx512::kernels},
-    {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }, &avx2::kernels},
+    {"avx512_bf16", has_avx512_bf16, &avx512_bf16::kernels},
+    {"avx512", has_avx512, &avx512::kernels},
+    {"avx2", has_avx2, &avx2::kernels},
 #endif
     {ONEPASS_BASELINE_NAME, [] { return true; }, &baseline::kernels},
 };

@@ -14,6 +14,10 @@
 #include "formats/float64.h"
 #include "target.h"
 
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
 namespace onepass::inline ONEPASS_TARGET {
 
 template <class T>
@@ -25,9 +29,14 @@ struct Unaligned {
   using type [[gnu::aligned(1), gnu::may_alias]] = Storage;
 };
 
+template <class Codec>
+auto* stored(std::byte* data) {
+  return reinterpret_cast<typename Unaligned<typename Codec::Storage>::type*>(data);
+}
+
 template <class Codec, class T>
-void decode_run(const std::byte* from, std::int64_t stride, T* to, std::int64_t n) {
-  const auto* source = reinterpret_cast<const typename Unaligned<typename Codec::Storage>::type*>(from);
+void decode_run(std::byte* from, std::int64_t stride, T* to, std::int64_t n) {
+  const auto* source = stored<Codec>(from);
   if (stride == 1) {
     for (std::int64_t i = 0; i < n; ++i) to[i] = Codec::template decode<T>(source[i]);
   } else {
@@ -37,13 +46,29 @@ void decode_run(const std::byte* from, std::int64_t stride, T* to, std::int64_t 
 
 template <class Codec, class T>
 void encode_run(const T* from, std::byte* to, std::int64_t stride, std::int64_t n) {
-  auto* target = reinterpret_cast<typename Unaligned<typename Codec::Storage>::type*>(to);
+  auto* target = stored<Codec>(to);
   if (stride == 1) {
     for (std::int64_t i = 0; i < n; ++i) target[i] = Codec::template encode<T>(from[i]);
   } else {
     for (std::int64_t i = 0; i < n; ++i) target[i * stride] = Codec::template encode<T>(from[i]);
   }
 }
+
+#ifdef __AVX512BF16__
+// The processor's own conversion, a tenth of the instructions. Its bits are the codec's: it rounds to nearest even,
+// keeps the upper payload of a NaN, and takes denormals for zero, of which a step has none.
+template <>
+inline void encode_run<BFloat16, float>(const float* from, std::byte* to, std::int64_t stride, std::int64_t n) {
+  auto* target = stored<BFloat16>(to);
+  std::int64_t i = 0;
+  if (stride == 1)
+    for (; i + 32 <= n; i += 32) {
+      const auto pair = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + i + 16), _mm512_loadu_ps(from + i));
+      _mm512_storeu_si512(target + i, std::bit_cast<__m512i>(pair));
+    }
+  for (; i < n; ++i) target[i * stride] = BFloat16::encode(from[i]);
+}
+#endif
 
 // Calls visit(offset, stride, count) for the runs of elements that make up [begin, begin + n) of an operand, in order;
 // offset and stride are in elements.
@@ -76,7 +101,7 @@ template <class T>
 void decode(const Job& job, int operand, std::int64_t begin, std::int64_t n, T* tile) {
   const Operand& source = job.operands[static_cast<std::size_t>(operand)];
   for_each_run(job.layout, operand, begin, n, [&](std::int64_t offset, std::int64_t stride, std::int64_t count) {
-    const std::byte* from = source.data + offset * static_cast<std::int64_t>(size_of(source.format));
+    std::byte* from = source.data + offset * static_cast<std::int64_t>(size_of(source.format));
     switch (source.format) {
 #define ONEPASS_X(name, Type)                    \
   case Format::name:                             \
@@ -139,7 +164,7 @@ void run(const Job& job, std::int64_t begin, std::int64_t end) {
     const Operand& operand = job.operands[static_cast<std::size_t>(k)];
     in_place[k] = operand.data != nullptr && job.layout == nullptr && operand.format == native_format<T>() &&
                   reinterpret_cast<std::uintptr_t>(operand.data) % sizeof(T) == 0;
-    // A state that is not in use is scratch memory, zero at first. A rule masks it (only_if), so that it reaches nothing.
+    // A state that is not in use is scratch memory, zero at first. A rule masks it, so that it reaches nothing.
     if (operand.data == nullptr)
       for (std::int64_t i = 0; i < kTile<T> && i < end - begin; ++i) tiles[k][i] = T(0);
   }

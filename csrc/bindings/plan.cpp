@@ -352,6 +352,7 @@ void Plan::read_states(const py::object& optimizer) {
     }
     if (same && item == states_.end()) return;
   }
+  states_moved_ = true;  // until all are read
   states_.clear();
   std::unordered_map<PyObject*, PyObject*> found;
   position = 0;

@@ -126,11 +126,20 @@ class Native(Optimizer):
 
     def _set_state_dtype(self, state_dtype: torch.dtype | None) -> None:
         """Adds the argument ``state_dtype`` to what torch's constructor has set up."""
-        if state_dtype is not None and state_dtype not in STATE_DTYPES:
-            raise ValueError(f"Invalid state_dtype: {state_dtype}; it must be one of {STATE_DTYPES} or None")
+        _check_state_dtype(state_dtype)
         self.defaults["state_dtype"] = state_dtype
         for group in self.param_groups:
             group.setdefault("state_dtype", state_dtype)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a parameter group; as torch's, and ``state_dtype`` is checked.
+
+        Raises:
+            ValueError: The group's ``state_dtype`` is none that states can have.
+        """
+        if isinstance(param_group, dict):  # else torch has its own error
+            _check_state_dtype(param_group.get("state_dtype"))
+        super().add_param_group(param_group)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -237,6 +246,11 @@ class Native(Optimizer):
         finally:
             before.remove()
             after.remove()
+
+
+def _check_state_dtype(state_dtype: object) -> None:
+    if state_dtype is not None and state_dtype not in STATE_DTYPES:
+        raise ValueError(f"Invalid state_dtype: {state_dtype}; it must be one of {STATE_DTYPES} or None")
 
 
 def _restore_dtypes(state: dict[str, Any], saved: dict[str, Any], forced: torch.dtype | None) -> None:

@@ -365,7 +365,6 @@ void Plan::read_states(const py::object& optimizer) {
     PyObject* const state = at == found.end() ? nullptr : at->second;
     if (param.state != nullptr && param.state != state) param.fresh = false;  // replaced or loaded
     param.state = state;
-    if (param.state != nullptr && !PyDict_Check(param.state)) fail(param, "its state is not a dict");
   }
   states_moved_ = false;
 }
@@ -387,189 +386,211 @@ std::string Plan::why_torch(const Param& param, TensorView& view) const {
   return {};
 }
 
-// Reads one operand into the job. False if torch has to take the parameter.
-bool Plan::read_operand(Param& param, Job& job, int operand, PyObject* tensor, const std::string& what,
-                        const TensorView& of_param, TensorView& view) {
-  if (!is_plain(tensor)) {
-    if (PyObject_IsInstance(tensor, torch().tensor_type.ptr()) != 1) fail(param, what + " is not a tensor");
-    param.reason = "tensor subclass " + type_name(tensor);
-    return false;
-  }
-  if (!torch().dlpack.view(tensor, view)) {
-    if (operand != kGrad)
-      fail(param, what + " has no strided memory on the CPU (layout " + text_of(tensor, "layout") + ", device " +
-                      text_of(tensor, "device") + ")");
-    param.reason =
-        py::handle(tensor).attr("is_sparse").cast<bool>() ? "sparse gradient" : "gradient without strided memory";
-    return false;
-  }
-  if (!view.on_cpu) fail(param, what + " is on device " + text_of(tensor, "device") + ", not on the parameter's");
-  if (!view.format) {
-    if (operand != kGrad) fail(param, what + " has dtype " + text_of(tensor, "dtype"));
-    param.reason = "gradient of dtype " + text_of(tensor, "dtype");
-    return false;
-  }
-  if (!same_shape(view, of_param))
-    fail(param, what + " has shape " + std::string(py::str(py::list(py::handle(tensor).attr("shape")))) +
-                    " and dtype " + text_of(tensor, "dtype"));
-  job.operands[static_cast<std::size_t>(operand)] = {view.data, *view.format};
-  return true;
-}
+// A parameter on its way into a job. The functions that read one say false, and why in param.reason, when torch's code
+// has to take the parameter; what nobody can step, they refuse.
+struct Plan::Reading {
+  Param& param;
+  Job& job;
+  std::array<TensorView, kMaxOperands> views{};
+  py::object grad;
+  bool packed = false;   // the parameter's elements follow each other in memory, in some order of dimensions
+  bool missing = false;  // a state has yet to be created
+  Counter counter{};
 
-Plan::Path Plan::read_param(Param& param, Job& job) {
-  py::object grad = gradient_of(param.object);
-  if (grad.is_none()) {
-    param.written = {};
-    return Path::none;
+  TensorView& own() { return views[kParam]; }
+  bool leave(std::string why) {
+    param.reason = std::move(why);
+    return false;
   }
-  const Group& group = *param.group;
-  std::array<TensorView, kMaxOperands> views;
-  TensorView& own = views[kParam];
-  param.reason = why_torch(param, own);
-  if (!param.reason.empty()) return Path::torch;
+  bool strides_as_own(std::size_t operand) { return same_numbers(views[operand].strides, own().strides, own().ndim); }
+};
 
-  job = Job{};
-  job.operands[kParam] = {own.data, *own.format};
-  job.wide = *own.format == Format::float64;
-  job.grad_factor = grad_factor_ * group.sign;
-  job.length = 1;
-  for (int d = 0; d < own.ndim; ++d) job.length *= own.shape[d];
+bool Plan::read_own(Reading& r) {
+  Param& param = r.param;
+  const TensorView& own = r.own();
+  r.job = Job{};
+  r.job.operands[kParam] = {own.data, *own.format};
+  r.job.wide = *own.format == Format::float64;
+  r.job.grad_factor = grad_factor_ * param.group->sign;
+  r.job.length = 1;
+  for (int d = 0; d < own.ndim; ++d) r.job.length *= own.shape[d];
+  if (param.is_lazy_now(kParam, param.object, own)) return r.leave("negated or conjugated parameter");
 
   // Whether the parameter is packed is remembered with the very shape and strides that it was found for.
   const auto ndim = static_cast<std::size_t>(own.ndim);
-  const bool known = param.packed.size() == 2 * ndim && same_numbers(param.packed.data(), own.shape, own.ndim) &&
-                     same_numbers(param.packed.data() + ndim, own.strides, own.ndim);
-  bool packed = known;
-  if (!known) {
-    param.packed.clear();
-    const Overlap overlap = self_overlap(shape_of(own), strides_of(own));
-    if (overlap == Overlap::certain) fail(param, "several of its elements share the same memory (it is expanded)");
-    if (overlap == Overlap::possible) param.reason = "parameter with interleaved strides";
-    if (!param.reason.empty()) return Path::torch;
-    packed = is_flat(make_layout(shape_of(own), {strides_of(own)}));
-    if (packed) {
-      param.packed.assign(own.shape, own.shape + own.ndim);
-      param.packed.insert(param.packed.end(), own.strides, own.strides + own.ndim);
-    }
+  r.packed = param.packed.size() == 2 * ndim && same_numbers(param.packed.data(), own.shape, own.ndim) &&
+             same_numbers(param.packed.data() + ndim, own.strides, own.ndim);
+  if (r.packed) return true;
+  param.packed.clear();
+  const Overlap overlap = self_overlap(shape_of(own), strides_of(own));
+  if (overlap == Overlap::certain) fail(param, "several of its elements share the same memory (it is expanded)");
+  if (overlap == Overlap::possible) return r.leave("parameter with interleaved strides");
+  r.packed = is_flat(make_layout(shape_of(own), {strides_of(own)}));
+  if (r.packed) {
+    param.packed.assign(own.shape, own.shape + own.ndim);
+    param.packed.insert(param.packed.end(), own.strides, own.strides + own.ndim);
   }
+  return true;
+}
 
-  if (param.is_lazy_now(kParam, param.object, own)) {
-    param.reason = "negated or conjugated parameter";
-    return Path::torch;
-  }
-
-  TensorView& of_grad = views[kGrad];
-  if (!read_operand(param, job, kGrad, grad.ptr(), kGradLabel, own, of_grad)) return Path::torch;
-  if (is_lazy(grad.ptr(), of_grad)) {
-    grad = grad.attr("resolve_conj")().attr("resolve_neg")();
-    if (!read_operand(param, job, kGrad, grad.ptr(), kGradLabel, own, of_grad)) return Path::torch;
-  }
-
-  bool missing = param.state == nullptr && (info_.counts_steps || group.states_used > 0);
-  for (int s = 0; s < group.states_used && !missing; ++s) {
-    const auto operand = static_cast<std::size_t>(kFirstState + s);
-    PyObject* tensor = lookup(param.state, state_names_[static_cast<std::size_t>(s)]);
-    missing = tensor == nullptr || tensor == Py_None;
-    if (missing) break;
-    const std::string& what = state_labels_[static_cast<std::size_t>(s)];
-    TensorView& view = views[operand];
-    if (!read_operand(param, job, static_cast<int>(operand), tensor, what, own, view)) return Path::torch;
-    if (param.is_lazy_now(operand, tensor, view)) {
-      param.reason = "negated or conjugated state";
-      return Path::torch;
-    }
-    if (!(view.ndim == own.ndim && same_numbers(view.strides, own.strides, own.ndim))) {
-      const Overlap overlap = self_overlap(shape_of(view), strides_of(view));
-      if (overlap == Overlap::certain) fail(param, what + " has several elements that share the same memory");
-      if (overlap == Overlap::possible) {
-        param.reason = "state with interleaved strides";
-        return Path::torch;
-      }
-    }
-  }
-
-  double step = param.fresh ? 1.0 : 2.0;
-  Counter counter{};
-  if (info_.counts_steps && !missing) {
-    PyObject* tensor = lookup(param.state, names().step);
-    missing = tensor == nullptr;
-    if (!missing) {
-      TensorView view;
-      const bool readable = is_plain(tensor) && torch().dlpack.view(tensor, view) && view.on_cpu && !view.complex &&
-                            (view.format == Format::float32 || view.format == Format::float64) &&
-                            std::ranges::all_of(shape_of(view), [](std::int64_t size) { return size == 1; });
-      if (!readable) {
-        param.reason = "step counter that is not one float on the CPU";
-        return Path::torch;
-      }
-      counter = {view.data, *view.format, 0.0};
-      if (counter.format == Format::float32) {
-        float value = 0;
-        std::memcpy(&value, counter.data, sizeof value);
-        counter.value = static_cast<double>(value) + 1.0;
-      } else {
-        std::memcpy(&counter.value, counter.data, sizeof counter.value);
-        counter.value += 1.0;
-      }
-      step = counter.value;
-    }
-  }
-
-  // All memory that this step writes for the parameter. Where it has moved, it is looked at for overlaps.
-  const auto note = [&](std::size_t slot, std::byte* first, std::int64_t bytes) {
-    auto& known_range = param.written[slot];
-    const std::pair range{first, first + bytes};
-    if (known_range != range) {
-      known_range = range;
-      memory_moved_ = true;
-      param.shared = param.tangled = false;  // to be found out again
-    }
+bool Plan::read_gradient(Reading& r) {
+  TensorView& view = r.views[kGrad];
+  const auto read = [&] {
+    PyObject* grad = r.grad.ptr();
+    if (!is_plain(grad)) return r.leave("tensor subclass " + type_name(grad));
+    if (!torch().dlpack.view(grad, view))
+      return r.leave(r.grad.attr("is_sparse").cast<bool>() ? "sparse gradient" : "gradient without strided memory");
+    if (view.on_cpu && !view.format) return r.leave("gradient of dtype " + text_of(grad, "dtype"));
+    check_operand(r, kGrad, grad, kGradLabel);
+    return true;
   };
-  bool flat = packed;
+  if (!read()) return false;
+  if (is_lazy(r.grad.ptr(), view)) {
+    r.grad = r.grad.attr("resolve_conj")().attr("resolve_neg")();
+    return read();
+  }
+  return true;
+}
+
+bool Plan::read_states(Reading& r) {
+  const int used = r.param.group->states_used;
+  if (r.param.state == nullptr) {
+    r.missing = info_.counts_steps || used > 0;
+    return true;
+  }
+  if (!PyDict_Check(r.param.state)) fail(r.param, "its state is not a dict");
+  for (int s = 0; s < used; ++s) {
+    PyObject* tensor = lookup(r.param.state, state_names_[static_cast<std::size_t>(s)]);
+    if (tensor == nullptr || tensor == Py_None) {
+      r.missing = true;
+      return true;
+    }
+    const std::string& what = state_labels_[static_cast<std::size_t>(s)];
+    const auto operand = static_cast<std::size_t>(kFirstState + s);
+    TensorView& view = r.views[operand];
+    if (!is_plain(tensor)) {
+      if (PyObject_IsInstance(tensor, torch().tensor_type.ptr()) != 1) fail(r.param, what + " is not a tensor");
+      return r.leave("tensor subclass " + type_name(tensor));
+    }
+    if (!torch().dlpack.view(tensor, view))
+      fail(r.param, what + " has no strided memory on the CPU (layout " + text_of(tensor, "layout") + ", device " +
+                        text_of(tensor, "device") + ")");
+    if (view.on_cpu && !view.format) fail(r.param, what + " has dtype " + text_of(tensor, "dtype"));
+    check_operand(r, operand, tensor, what);
+    if (r.param.is_lazy_now(operand, tensor, view)) return r.leave("negated or conjugated state");
+    if (!r.strides_as_own(operand)) {
+      const Overlap overlap = self_overlap(shape_of(view), strides_of(view));
+      if (overlap == Overlap::certain) fail(r.param, what + " has several elements that share the same memory");
+      if (overlap == Overlap::possible) return r.leave("state with interleaved strides");
+    }
+  }
+  return true;
+}
+
+bool Plan::read_counter(Reading& r) {
+  if (!info_.counts_steps || r.param.state == nullptr) return true;
+  PyObject* tensor = lookup(r.param.state, names().step);
+  if (tensor == nullptr) {
+    r.missing = true;
+    return true;
+  }
+  TensorView view;
+  if (!is_plain(tensor) || !torch().dlpack.view(tensor, view) || !view.on_cpu || view.complex ||
+      (view.format != Format::float32 && view.format != Format::float64) ||
+      !std::ranges::all_of(shape_of(view), [](std::int64_t size) { return size == 1; }))
+    return r.leave("step counter that is not one float on the CPU");
+  r.counter = {view.data, *view.format, 0.0};
+  if (r.counter.format == Format::float32) {
+    float value = 0;
+    std::memcpy(&value, view.data, sizeof value);
+    r.counter.value = static_cast<double>(value) + 1.0;
+  } else {
+    std::memcpy(&r.counter.value, view.data, sizeof r.counter.value);
+    r.counter.value += 1.0;
+  }
+  return true;
+}
+
+// Takes an operand into the job, if it fits the parameter.
+void Plan::check_operand(Reading& r, std::size_t operand, PyObject* tensor, const std::string& what) {
+  const TensorView& view = r.views[operand];
+  if (!view.on_cpu) fail(r.param, what + " is on device " + text_of(tensor, "device") + ", not on the parameter's");
+  if (!same_shape(view, r.own()))
+    fail(r.param, what + " has shape " + std::string(py::str(py::list(py::handle(tensor).attr("shape")))) +
+                      " and dtype " + text_of(tensor, "dtype"));
+  r.job.operands[operand] = {view.data, *view.format};
+}
+
+// Notes all memory that this step writes for the parameter. Where it has moved, it will be looked at for overlaps.
+void Plan::note_memory(Reading& r) {
+  const auto note = [&](std::size_t slot, std::byte* first, std::int64_t bytes) {
+    auto& known = r.param.written[slot];
+    const std::pair range{first, first + bytes};
+    if (known == range) return;
+    known = range;
+    memory_moved_ = true;
+    r.param.shared = r.param.tangled = false;  // to be found out again
+  };
   for (std::size_t k = 0; k < kMaxOperands; ++k) {
-    const TensorView& view = views[k];
-    const Operand& operand = job.operands[k];
-    if (operand.data == nullptr && k != kParam) {
-      if (k != kGrad) note(k, nullptr, 0);
+    const Operand& operand = r.job.operands[k];
+    if (k == kGrad) continue;
+    if (operand.data == nullptr) {
+      note(k, nullptr, 0);
       continue;
     }
-    const bool same = k == kParam || same_numbers(view.strides, own.strides, own.ndim);
-    flat = flat && same;
-    if (k == kGrad) continue;
-    const std::int64_t elements = packed && same ? job.length : extent(shape_of(view), strides_of(view));
+    const std::int64_t elements =
+        r.packed && r.strides_as_own(k) ? r.job.length : extent(shape_of(r.views[k]), strides_of(r.views[k]));
     note(k, operand.data, elements * static_cast<std::int64_t>(size_of(operand.format)));
   }
-  note(kMaxOperands, counter.data, counter.data == nullptr ? 0 : static_cast<std::int64_t>(size_of(counter.format)));
+  note(kMaxOperands, r.counter.data,
+       r.counter.data == nullptr ? 0 : static_cast<std::int64_t>(size_of(r.counter.format)));
+}
 
-  if (param.tangled) fail(param, "its own tensors (parameter, states, step) overlap in memory");
-  if (param.shared) {
-    param.reason = "memory shared with another parameter";
-    return Path::torch;
-  }
-  // A gradient may be the parameter itself, element by element; where it lies otherwise in the parameter's memory, what
-  // torch's sequence of operations would make of it is for torch to say.
-  const auto& [first, past] = param.written[kParam];
-  std::byte* const grad_first = of_grad.data;
+// A gradient may be the parameter itself, element by element; where it lies otherwise in the parameter's memory, what
+// torch's sequence of operations would make of it is for torch to say.
+bool Plan::gradient_overlaps(Reading& r) {
+  const TensorView& grad = r.views[kGrad];
+  const auto& [first, past] = r.param.written[kParam];
   std::byte* const grad_past =
-      grad_first + extent(shape_of(of_grad), strides_of(of_grad)) * static_cast<std::int64_t>(size_of(*of_grad.format));
-  if (grad_first < past && first < grad_past && job.length > 0 &&
-      !(grad_first == first && of_grad.format == own.format && same_numbers(of_grad.strides, own.strides, own.ndim))) {
-    param.reason = "gradient that overlaps its parameter";
+      grad.data + extent(shape_of(grad), strides_of(grad)) * static_cast<std::int64_t>(size_of(*grad.format));
+  const bool same = grad.data == first && grad.format == r.own().format && r.strides_as_own(kGrad);
+  return grad.data < past && first < grad_past && !same;
+}
+
+Plan::Path Plan::read_param(Param& param, Job& job) {
+  Reading r{.param = param, .job = job, .grad = gradient_of(param.object)};
+  if (r.grad.is_none()) {
+    param.written = {};
+    return Path::none;
+  }
+  param.reason = why_torch(param, r.own());
+  if (!param.reason.empty() || !read_own(r) || !read_gradient(r) || !read_states(r) || !read_counter(r)) {
+    param.written = {};
     return Path::torch;
   }
+  note_memory(r);
+  if (param.tangled) fail(param, "its own tensors (parameter, states, step) overlap in memory");
+  if (param.shared || gradient_overlaps(r)) {
+    param.reason = param.shared ? "memory shared with another parameter" : "gradient that overlaps its parameter";
+    return Path::torch;
+  }
+  if (r.missing) return Path::missing;
 
-  held_.push_back(std::move(grad));
-  if (missing) return Path::missing;
-
+  bool flat = r.packed;
+  std::array<std::span<const std::int64_t>, kMaxOperands> strides;
+  for (std::size_t k = 0; k < kMaxOperands; ++k) {
+    if (job.operands[k].data == nullptr && k >= kFirstState) continue;
+    strides[k] = strides_of(r.views[k]);
+    flat = flat && r.strides_as_own(k);
+  }
   if (!flat && job.length > 0) {
-    std::array<std::span<const std::int64_t>, kMaxOperands> strides;
-    for (std::size_t k = 0; k < kMaxOperands; ++k)
-      if (job.operands[k].data != nullptr) strides[k] = strides_of(views[k]);
-    Layout layout = make_layout(shape_of(own), strides);
+    Layout layout = make_layout(shape_of(r.own()), strides);
     if (!is_flat(layout)) job.layout = &layouts_.emplace_back(std::move(layout));
   }
-  job.constants = constants_for(group, step, job.wide);
-  if (counter.data != nullptr) counters_.push_back(counter);
+  const double step = info_.counts_steps ? r.counter.value : (param.fresh ? 1.0 : 2.0);
+  job.constants = constants_for(*param.group, step, job.wide);
+  if (r.counter.data != nullptr) counters_.push_back(r.counter);
+  held_.push_back(std::move(r.grad));
   return Path::kernel;
 }
 

@@ -58,6 +58,7 @@ class Plan {
  private:
   struct Group;
   struct Param;
+  struct Reading;
   enum class Path { none, kernel, torch, missing };
 
   struct Counter {
@@ -70,10 +71,15 @@ class Plan {
   void read_group(Group& group, PyObject* dict, std::size_t index);
   void read_states(const pybind11::object& optimizer);
   void gather();
-  Path read_param(Param& param, Job& job);
   std::string why_torch(const Param& param, TensorView& view) const;
-  bool read_operand(Param& param, Job& job, int operand, PyObject* tensor, const std::string& what,
-                    const TensorView& of_param, TensorView& view);
+  Path read_param(Param& param, Job& job);
+  bool read_own(Reading& r);
+  bool read_gradient(Reading& r);
+  bool read_states(Reading& r);
+  bool read_counter(Reading& r);
+  void check_operand(Reading& r, std::size_t operand, PyObject* tensor, const std::string& what);
+  void note_memory(Reading& r);
+  static bool gradient_overlaps(Reading& r);
   bool divide_shared_memory();
   const void* constants_for(const Group& group, double step, bool wide);
   void create_states(const pybind11::object& optimizer);

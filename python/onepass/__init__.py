@@ -63,3 +63,7 @@ _core.isa()
 def __getattr__(name: str) -> Any:
     """Whatever else the installed torch has in ``torch.optim``, which differs from version to version."""
     return getattr(torch.optim, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *dir(torch.optim)})

@@ -4,8 +4,6 @@ Every optimizer updates all parameters of a model in one pass over memory, in co
 optim`` in place of ``from torch import optim``; nothing else changes. What has no kernel yet is torch's own.
 """
 
-from typing import Any
-
 import torch.optim
 from torch.optim import (
     ASGD,
@@ -56,14 +54,11 @@ __all__ = [
     "swa_utils",
 ]
 
+# What else the installed torch has in torch.optim, which differs from version to version.
+for _name in torch.optim.__all__:
+    if _name not in globals():
+        globals()[_name] = getattr(torch.optim, _name)
+        __all__ += [_name]
+
 # An ONEPASS_ISA that this machine does not have is told of now, not at the first step.
 _core.isa()
-
-
-def __getattr__(name: str) -> Any:
-    """Whatever else the installed torch has in ``torch.optim``, which differs from version to version."""
-    return getattr(torch.optim, name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *dir(torch.optim)})

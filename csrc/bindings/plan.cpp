@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <optional>
 #include <stdexcept>
 #include <unordered_map>
 #include <unordered_set>
@@ -16,7 +15,7 @@ namespace py = pybind11;
 namespace onepass {
 namespace {
 
-std::optional<Torch> the_torch;
+Torch* the_torch = nullptr;  // never deleted: when statics are destroyed, Python is gone
 Stats the_stats;
 
 const std::string kGradLabel = "its gradient";
@@ -110,9 +109,8 @@ bool same_shape(const TensorView& a, const TensorView& b) {
 
 void set_torch(py::object tensor_type, py::object parameter_type, py::object increment_version) {
   DlpackReader dlpack(tensor_type);
-  // Kept to the end of the process, as torch itself is.
-  new (&the_torch) std::optional<Torch>(
-      Torch{std::move(tensor_type), std::move(parameter_type), std::move(increment_version), std::move(dlpack)});
+  the_torch =
+      new Torch{std::move(tensor_type), std::move(parameter_type), std::move(increment_version), std::move(dlpack)};
 }
 
 Torch& torch() { return *the_torch; }

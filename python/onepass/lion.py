@@ -12,7 +12,10 @@ from ._native import Native
 
 
 def _sign(x: Tensor) -> Tensor:
-    return torch.complex(x.real.sign(), x.imag.sign()) if x.is_complex() else x.sign()
+    """The sign as the kernel takes it: of real and imaginary part each, and NaN where torch.sign has 0."""
+    if x.is_complex():
+        return torch.complex(_sign(x.real), _sign(x.imag))
+    return torch.where(x.isnan(), x, x.sign())
 
 
 @torch.no_grad()

@@ -1,0 +1,223 @@
+"""Every optimizer's formula once more, plain, in NumPy and float64, and what it takes to hold a step to it.
+
+Nothing here is shared with the package. A formula takes one tensor from step t - 1 to t: the parameter ``p``, the
+gradient ``g`` (already negated with ``maximize``), the states ``s`` (empty before the first step) and ``t``, counted
+from 1. It returns the new parameter and the new states.
+"""
+
+import numpy as np
+import onepass
+import torch
+from torch import Tensor
+
+# -- formulas --------------------------------------------------------------------------------------------------------
+
+
+def sgd(p, g, s, t, *, lr, momentum, dampening, weight_decay, nesterov, **_):
+    """Sutskever et al. 2013, in torch's form: the learning rate stays outside of the buffer, which begins as g."""
+    g = g + weight_decay * p
+    if momentum == 0:
+        return p - lr * g, {}
+    b = momentum * s["momentum_buffer"] + (1 - dampening) * g if s else g
+    return p - lr * (g + momentum * b if nesterov else b), {"momentum_buffer": b}
+
+
+def adam(p, g, s, t, *, lr, betas, eps, weight_decay, amsgrad, decoupled_weight_decay, **_):
+    """Kingma and Ba 2015; Reddi et al. 2018 for amsgrad; Loshchilov and Hutter 2019 for the decoupled decay."""
+    beta1, beta2 = betas
+    if decoupled_weight_decay:
+        p = p - lr * weight_decay * p
+    else:
+        g = g + weight_decay * p
+    m = beta1 * s.get("exp_avg", 0.0) + (1 - beta1) * g
+    v = beta2 * s.get("exp_avg_sq", 0.0) + (1 - beta2) * g**2
+    new = {"exp_avg": m, "exp_avg_sq": v}
+    if amsgrad:
+        v = new["max_exp_avg_sq"] = np.maximum(s.get("max_exp_avg_sq", 0.0), v)
+    return p - lr * (m / (1 - beta1**t)) / (np.sqrt(v / (1 - beta2**t)) + eps), new
+
+
+def lion(p, g, s, t, *, lr, betas, weight_decay, **_):
+    """Chen et al. 2023, algorithm 2."""
+    beta1, beta2 = betas
+    m = s.get("exp_avg", 0.0)
+    c = beta1 * m + (1 - beta1) * g
+    return p - lr * (np.sign(c) + weight_decay * p), {"exp_avg": beta2 * m + (1 - beta2) * g}
+
+
+def lion_doubt(g, s, rounding, *, betas, **_):
+    """Where the sign hangs on errors of a few roundings. An argument of exactly zero is certain: its sign is zero."""
+    kept, added = betas[0] * s.get("exp_avg", 0.0), (1 - betas[0]) * g
+    return abs(kept + added) < 16 * rounding * (abs(kept) + abs(added))
+
+
+# -- numbers ---------------------------------------------------------------------------------------------------------
+
+# Half an ulp of 1: how far, in relation to itself, a number may move when it is rounded.
+ROUNDING = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+
+
+def real(t: Tensor) -> Tensor:
+    """The same tensor, a complex one with a last dimension of real and imaginary part."""
+    t = t.detach().resolve_conj().resolve_neg()
+    return torch.view_as_real(t) if t.is_complex() else t
+
+
+def numbers(t: Tensor) -> np.ndarray:
+    return real(t).double().numpy().copy()
+
+
+def stored(x: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+    """What is left of x in a tensor of this dtype. As in torch, float64 becomes a 16-bit format by way of float32."""
+    t = torch.from_numpy(np.asarray(x))
+    return (t if dtype == torch.float64 else t.float()).to(dtype).double().numpy()
+
+
+def bits(t: Tensor) -> bytes:
+    """For comparisons to the bit: also of NaN, and of 0 and -0."""
+    return real(t).contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def params_of(optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def hyper(group: dict) -> dict:
+    """The numbers of a parameter group, without tensors."""
+
+    def plain(value):
+        return tuple(map(plain, value)) if isinstance(value, tuple) else getattr(value, "item", lambda: value)()
+
+    return {name: plain(value) for name, value in group.items() if name not in ("params", "param_names")}
+
+
+def snapshot(row, optimizer) -> list[tuple]:
+    """For every parameter that has a gradient: itself, hyperparameters, numbers of it, its gradient and states."""
+    rows = []
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p.grad is not None:
+                held = optimizer.state.get(p, {})
+                states = {name: numbers(held[name]) for name in row.states if name in held}
+                t = int(held["step"]) + 1 if row.counts_steps and "step" in held else 1
+                rows.append((p, hyper(group), numbers(p), numbers(p.grad), states, t))
+    return rows
+
+
+# -- one step --------------------------------------------------------------------------------------------------------
+
+
+def checked_step(row, optimizer, roundings: float = 4) -> None:
+    """Steps, with the kernels alone, and holds every element that was written to the formula.
+
+    The formula starts from what was in memory before this step, so the tolerance is that of one step: what comes of
+    moving each of its inputs by a few roundings, of the arithmetic's precision. An element stored with fewer bits must
+    be what *some* number in that range rounds to.
+    """
+    before = snapshot(row, optimizer)
+    with only_kernels(len(before)):
+        optimizer.step()
+    for p, h, old_p, g, old_states, t in before:
+        g = -g if h["maximize"] else g
+        held = {name: optimizer.state[p][name] for name in row.states if name in optimizer.state[p]}
+        dtypes = {"": real(p).dtype} | {name: real(held[name]).dtype for name in held}
+        wide = dtypes[""] == torch.float64
+        error = roundings * ROUNDING[torch.float64 if wide else torch.float32]
+        # Below this, arithmetic or conversions may flush to zero.
+        flushed = torch.finfo(torch.float64 if wide and set(dtypes.values()) == {torch.float64} else torch.float32).tiny
+
+        def move(x, error=error, flushed=flushed):
+            return x + np.sign(x) * (error * abs(x) + flushed)
+
+        def formula(p, g, states, t=t, h=h):
+            new_p, new = row.formula(p, g, states, t, **h)
+            return {"": new_p} | new
+
+        with np.errstate(all="ignore"):
+            exact = formula(old_p, g, old_states)
+            moved = [formula(move(old_p), g, old_states), formula(old_p, move(g), old_states)]
+            moved += [formula(old_p, g, old_states | {name: move(x)}) for name, x in old_states.items()]
+            assert set(held) == set(exact) - {""}
+            for name, want in exact.items():
+                old = {"": old_p, **old_states}.get(name, 0.0)
+                room = flushed + error * (abs(want) + abs(want - old)) + sum(abs(m[name] - want) for m in moved)
+                room = np.where(np.isfinite(want), room, 0.0)
+                got = numbers(held[name] if name else p)
+                low, high = stored(want - room, dtypes[name]), stored(want + room, dtypes[name])
+                good = ((low <= got) & (got <= high)) | (np.isnan(got) & np.isnan(want))
+                at = np.argwhere(~good)
+                assert not len(at), (
+                    f"{name or 'parameter'} of {tuple(p.shape)}, {dtypes[name]}, step {t}: {len(at)} of {good.size} "
+                    f"wrong, the first at {at[0]}: {got[~good][0]!r} instead of {want[~good][0]!r}"
+                )
+
+
+class only_kernels:
+    """Asserts that the kernels, and nothing else, have stepped this many tensors (None: one at least)."""
+
+    def __init__(self, count: int | None = None) -> None:
+        self.count = count
+
+    def __enter__(self):
+        self.before = onepass.stats()
+
+    def __exit__(self, kind, *_):
+        if kind is not None:
+            return
+        after = onepass.stats()
+        assert after["torch"] == self.before["torch"], "torch's code has stepped some tensors"
+        stepped = after["kernel"]["cpu"] - self.before["kernel"]["cpu"]
+        assert stepped > 0 if self.count is None else stepped == self.count
+
+
+# -- many steps ------------------------------------------------------------------------------------------------------
+
+
+class Trajectory:
+    """An optimizer's parameters and states, stepped by the formula with the optimizer's own gradients.
+
+    In float64, or in long double for float64 parameters, lest its own rounding be taken for theirs.
+    """
+
+    def __init__(self, row, optimizer) -> None:
+        self.row, self.optimizer = row, optimizer
+        self.params = params_of(optimizer)
+        wide = any(real(p).dtype == torch.float64 for p in self.params)
+        self.type = np.longdouble if wide else np.float64
+        self.values = {p: numbers(p).astype(self.type) for p in self.params}
+        self.states: dict[Tensor, dict] = {p: {} for p in self.params}
+        self.steps = dict.fromkeys(self.params, 0)
+        self.doubts = {p: np.zeros_like(self.values[p], bool) for p in self.params}
+
+    def step(self) -> None:
+        for group in self.optimizer.param_groups:
+            h = hyper(group)
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                self.steps[p] += 1
+                g = numbers(p.grad).astype(self.type) * (-1 if h["maximize"] else 1)
+                if self.row.doubt:
+                    self.doubts[p] |= self.row.doubt(g, self.states[p], ROUNDING[real(p).dtype], **h)
+                self.values[p], self.states[p] = self.row.formula(self.values[p], g, self.states[p], self.steps[p], **h)
+
+    def names(self) -> list[str]:
+        """Of what there are numbers: "" for the parameters, and the states in use."""
+        return ["", *(name for name in self.row.states if any(name in held for held in self.states.values()))]
+
+    def numbers(self, name: str) -> np.ndarray:
+        """All elements of the parameters (name "") or of a state, one after the other, without those in doubt."""
+        return self._select(name, [self.states[p][name] if name else self.values[p] for p in self._having(name)])
+
+    def of(self, optimizer, name: str) -> np.ndarray:
+        """The same elements as an optimizer over copies of the parameters has them."""
+        twin = dict(zip(self.params, params_of(optimizer), strict=True))
+        held = [twin[p] for p in self._having(name)]
+        return self._select(name, [numbers(optimizer.state[p][name] if name else p) for p in held])
+
+    def _having(self, name: str) -> list[Tensor]:
+        return [p for p in self.params if not name or name in self.states[p]]
+
+    def _select(self, name: str, arrays: list[np.ndarray]) -> np.ndarray:
+        certain = [~self.doubts[p] | bool(name) for p in self._having(name)]
+        return np.concatenate([x[keep].ravel() for x, keep in zip(arrays, certain, strict=True)] or [np.zeros(0)])

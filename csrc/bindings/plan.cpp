@@ -83,6 +83,8 @@ py::object gradient_of(PyObject* param) {
   return py::reinterpret_steal<py::object>(grad);
 }
 
+bool is_sequence(PyObject* object) { return PyList_Check(object) != 0 || PyTuple_Check(object) != 0; }
+
 std::string type_name(PyObject* object) { return Py_TYPE(object)->tp_name; }
 
 std::string text_of(PyObject* object, const char* name) { return py::str(py::handle(object).attr(name)); }
@@ -215,8 +217,10 @@ Plan::~Plan() = default;
 void Plan::fail(const Param& param, const std::string& what) const {
   std::string message =
       label_ + ": parameter " + std::to_string(param.index) + " of group " + std::to_string(param.group->index);
-  if (PyObject* listed = lookup(param.group->dict, names().param_names); listed != nullptr)
-    message += " '" + std::string(py::str(py::list(py::handle(listed).cast<py::object>())[param.index])) + "'";
+  if (PyObject* listed = lookup(param.group->dict, names().param_names); listed != nullptr) {
+    const py::list known(py::reinterpret_borrow<py::object>(listed));
+    if (param.index < known.size()) message += " '" + std::string(py::str(known[param.index])) + "'";
+  }
   message += " (shape " + std::string(py::str(py::list(py::handle(param.object).attr("shape")))) + ", " +
              text_of(param.object, "dtype") + "): " + what;
   throw py::value_error(message);
@@ -239,10 +243,10 @@ void Plan::read_groups(const py::object& optimizer) {
     PyObject* dict = PyList_GET_ITEM(listed.ptr(), static_cast<Py_ssize_t>(g));
     if (!PyDict_Check(dict)) throw py::type_error(label_ + ": a parameter group must be a dict");
     read_group(group, dict, g);
-    const auto size = static_cast<std::size_t>(PyList_GET_SIZE(group.params));
+    const auto size = static_cast<std::size_t>(PySequence_Fast_GET_SIZE(group.params));
     if (params_.size() < at + size) params_.resize(at + size);
     for (std::size_t i = 0; i < size; ++i, ++at) {
-      PyObject* object = PyList_GET_ITEM(group.params, static_cast<Py_ssize_t>(i));
+      PyObject* object = PySequence_Fast_GET_ITEM(group.params, static_cast<Py_ssize_t>(i));
       Param& param = params_[at];
       if (param.object == object && param.group == &group && param.index == i) continue;
       param = Param{};
@@ -268,7 +272,7 @@ void Plan::read_group(Group& group, PyObject* dict, std::size_t index) {
     auto item = group.items.begin();
     bool same = true;
     while (same && PyDict_Next(dict, &position, &key, &value) != 0) {
-      if (key == names().params.ptr() && PyList_Check(value)) {
+      if (key == names().params.ptr() && is_sequence(value)) {
         group.params = value;
       } else {
         same = item != group.items.end() && item->first.ptr() == key && item->second.ptr() == value;
@@ -321,7 +325,7 @@ void Plan::read_group(Group& group, PyObject* dict, std::size_t index) {
   group.differentiable = flag(names().differentiable);
   group.states_used = info_.states_used(group.hyper.data());
   group.params = lookup(dict, names().params);
-  if (group.params == nullptr || !PyList_Check(group.params))
+  if (group.params == nullptr || !is_sequence(group.params))
     throw py::type_error(label_ + ": group " + std::to_string(index) + " has no list of params");
 
   Py_ssize_t position = 0;

@@ -63,7 +63,7 @@ def explain(optimizer: Optimizer) -> Explanation:
     for group, index, path, reason in found:
         held = optimizer.param_groups[group]
         p = held["params"][index]
-        name = held["param_names"][index] if "param_names" in held else None
+        name = next(iter(held.get("param_names", [])[index : index + 1]), None)
         rows.append(Row(group, index, name, tuple(p.shape), str(p.dtype).removeprefix("torch."), path, reason))
     return Explanation(title, rows)
 

@@ -1,0 +1,484 @@
+"""Errors: torch's words where torch has some, and at the step one exception that names the tensor, before any write."""
+
+import copy
+import re
+
+import onepass
+import pytest
+import torch
+from contract import (
+    ADAM,
+    ADAMW,
+    KINDS,
+    LION,
+    SGD,
+    adams,
+    assert_same,
+    every_kind,
+    give_gradients,
+    leaves,
+    numbers,
+    params_of,
+    run_both,
+    snapshot,
+    torchs_kinds,
+    train,
+)
+from torch.nn import Parameter
+
+# -- constructors: the same exception as torch's own class, word for word --------------------------------------------
+
+
+def two(value=0.5):
+    return torch.full((2,), value)
+
+
+def one(value=0.5):
+    return torch.tensor(value)
+
+
+SGD_ARGUMENTS = [
+    {"lr": -1.0},
+    {"lr": -1},
+    {"lr": two()},
+    {"lr": one(-0.5)},
+    {"momentum": -0.5},
+    {"weight_decay": -0.5},
+    {"nesterov": True},
+    {"nesterov": True, "momentum": 0.5, "dampening": 0.5},
+    {"fused": True, "foreach": True},
+    {"fused": True, "differentiable": True},
+    {"no_such_argument": 1},
+    {"lr": "fast"},
+    {"lr": None},
+]
+ADAM_ARGUMENTS = [
+    {"lr": -1.0},
+    {"lr": float("nan")},
+    {"lr": two()},
+    {"lr": one(-0.5)},
+    {"lr": one(), "foreach": True},
+    {"lr": one(), "foreach": True, "capturable": False},
+    {"eps": -1e-8},
+    {"betas": (-0.1, 0.9)},
+    {"betas": (1.0, 0.9)},
+    {"betas": (0.9, -0.1)},
+    {"betas": (0.9, 1.0)},
+    {"betas": (0.9, float("nan"))},
+    {"betas": (one(), 0.9)},
+    {"betas": (0.9, one())},
+    {"betas": (0, 0.9)},
+    {"betas": (0.9,)},
+    {"betas": 0.9},
+    {"betas": (one(), one()), "foreach": True},
+    {"betas": (two(), one())},
+    {"betas": (one(), two())},
+    {"weight_decay": -0.1},
+    {"fused": True, "foreach": True},
+    {"fused": True, "differentiable": True},
+    {"no_such_argument": 1},
+    {"lr": "fast"},
+]
+# What torch says of parameters, whichever the class.
+PARAMETERS = {
+    "none": list,
+    "one tensor": lambda: torch.ones(2),
+    "not a tensor": lambda: [1.0],
+    "a set": lambda: [{"params": {Parameter(torch.ones(2))}}],
+    "not a leaf": lambda: [Parameter(torch.ones(2)) * 2],
+    "twice in a group": lambda: [Parameter(torch.ones(2))] * 2,
+    "in two groups": lambda: [{"params": [ONE]}, {"params": [ONE]}],
+    "named and not": lambda: [("a", Parameter(torch.ones(2))), Parameter(torch.ones(2))],
+    "a named group and another": lambda: [{"params": [("a", ONE)]}, {"params": [Parameter(torch.ones(2))]}],
+    "no params": lambda: [{"lr": 1.0}],
+    "a number": lambda: 3,
+}
+ONE = Parameter(torch.ones(2))
+
+BAD_CALLS = [
+    *((SGD, leaves, options) for options in SGD_ARGUMENTS),
+    *((kind, leaves, options) for kind in (ADAM, ADAMW) for options in ADAM_ARGUMENTS),
+    *((kind, params, {}) for kind in KINDS for params in PARAMETERS.values()),
+]
+
+
+def complaint(function):
+    """The exception, or warning made one, that a call raises."""
+    try:
+        function()
+    except Exception as error:
+        return type(error), str(error)
+    raise AssertionError("nothing was raised")
+
+
+@pytest.mark.parametrize(("kind", "params", "options"), BAD_CALLS)
+def test_bad_arguments_are_refused_in_torchs_words(kind, params, options):
+    assert complaint(lambda: kind.ours(params(), **options)) == complaint(lambda: kind.stock(params(), **options))
+
+
+@every_kind
+@pytest.mark.parametrize(
+    "group",
+    [
+        lambda: [Parameter(torch.ones(2))],
+        lambda: {"params": [ONE]},
+        lambda: {"params": {ONE}},
+        lambda: {"params": [3]},
+        lambda: {"params": [("a", Parameter(torch.ones(2)))]},
+        dict,
+    ],
+)
+def test_bad_groups_are_refused_in_torchs_words(kind, group):
+    ours, stock = (cls([ONE], **kind.options) for cls in (kind.ours, kind.stock))
+    assert complaint(lambda: ours.add_param_group(group())) == complaint(lambda: stock.add_param_group(group()))
+    assert len(ours.param_groups) == 1
+
+
+LION_TEXTS = [
+    ({"lr": -1.0}, "Invalid learning rate: -1.0"),
+    ({"lr": float("nan")}, "Invalid learning rate: nan"),
+    ({"lr": two()}, "Tensor lr must be 1-element"),
+    ({"betas": (-0.1, 0.9)}, "Invalid beta parameter at index 0: -0.1"),
+    ({"betas": (0.9, 1.0)}, "Invalid beta parameter at index 1: 1.0"),
+    ({"weight_decay": -0.1}, "Invalid weight_decay value: -0.1"),
+]
+
+
+@pytest.mark.parametrize(("options", "text"), LION_TEXTS)
+def test_lions_own_words(options, text):
+    assert complaint(lambda: onepass.Lion(leaves(), **options)) == (ValueError, text)
+
+
+@pytest.mark.parametrize("betas", [(0.9,), (0.9, 0.99, 0.999), 0.9, None])
+def test_lion_wants_two_betas(betas):
+    with pytest.raises((ValueError, TypeError)):
+        onepass.Lion(leaves(), betas=betas)
+
+
+@every_kind
+@pytest.mark.parametrize("bad", [torch.int8, torch.complex64, torch.float8_e4m3fn, "bfloat16", 16])
+def test_a_state_dtype_that_there_is_not(kind, bad):
+    text = re.escape(f"Invalid state_dtype: {bad}; it must be one of (torch.float32, torch.float64, torch.bfloat16, ")
+    with pytest.raises(ValueError, match=f"^{text}"):
+        kind.ours(leaves(), **kind.options, state_dtype=bad)
+    with pytest.raises(ValueError, match=f"^{text}"):
+        kind.ours([{"params": leaves(), "state_dtype": bad}], **kind.options)
+    opt = kind.ours(leaves(), **kind.options)
+    with pytest.raises(ValueError, match=f"^{text}"):
+        opt.add_param_group({"params": leaves(), "state_dtype": bad})
+    assert len(opt.param_groups) == 1
+
+
+# -- at the step -----------------------------------------------------------------------------------------------------
+
+# Damage to parameter 1 of group 1, a (4, 3) matrix of float64, and what the message says of it.
+DAMAGE = {}
+STATE_DAMAGE = {}
+
+
+def damage(text, table=DAMAGE):
+    def register(function):
+        table[function.__name__] = (function, text)
+        return function
+
+    return register
+
+
+@damage("its gradient has shape [5] and dtype torch.float64")
+def gradient_of_another_shape(opt, p, kind):
+    p.grad.data = numbers(5)
+
+
+@damage("its gradient has shape [3, 4] and dtype torch.float64")
+def gradient_transposed(opt, p, kind):
+    p.grad.data = numbers(3, 4)
+
+
+@damage("its gradient has shape [1, 4, 3] and dtype torch.float64")
+def gradient_of_one_more_dimension(opt, p, kind):
+    p.grad.data = numbers(1, 4, 3)
+
+
+@damage("its gradient has shape [1] and dtype torch.float64")
+def gradient_that_would_broadcast(opt, p, kind):
+    p.grad.data = numbers(1)
+
+
+@damage("its gradient has shape [4, 3] and dtype torch.complex128")
+def gradient_complex(opt, p, kind):
+    p.grad.data = numbers(4, 3, dtype=torch.complex128)
+
+
+@damage("several of its elements share the same memory (it is expanded)")
+def parameter_expanded(opt, p, kind):
+    p.data = numbers(3).expand(4, 3)
+
+
+@damage("its state STATE has shape [4, 2] and dtype torch.float64", STATE_DAMAGE)
+def state_of_another_shape(opt, p, kind):
+    opt.state[p][kind.states[-1]] = numbers(4, 2)
+
+
+@damage("its state STATE has shape [3, 4] and dtype torch.float64", STATE_DAMAGE)
+def state_resized_in_place(opt, p, kind):
+    opt.state[p][kind.states[-1]].data = numbers(3, 4)
+
+
+@damage("its state STATE has shape [] and dtype torch.float64", STATE_DAMAGE)
+def state_that_would_broadcast(opt, p, kind):
+    opt.state[p][kind.states[-1]] = numbers()
+
+
+@damage("its state STATE has shape [4, 3] and dtype torch.complex128", STATE_DAMAGE)
+def state_complex(opt, p, kind):
+    opt.state[p][kind.states[-1]] = numbers(4, 3, dtype=torch.complex128)
+
+
+@damage("its state STATE has dtype torch.int64", STATE_DAMAGE)
+def state_of_integers(opt, p, kind):
+    opt.state[p][kind.states[-1]] = torch.ones(4, 3, dtype=torch.int64)
+
+
+@damage("its state STATE has no strided memory on the CPU (layout torch.strided, device meta)", STATE_DAMAGE)
+def state_on_another_device(opt, p, kind):
+    opt.state[p][kind.states[-1]] = torch.ones(4, 3, dtype=torch.float64, device="meta")
+
+
+@damage("its state STATE is not a tensor", STATE_DAMAGE)
+def state_that_is_a_number(opt, p, kind):
+    opt.state[p][kind.states[-1]] = 0.5
+
+
+@damage("its state STATE has several elements that share the same memory", STATE_DAMAGE)
+def state_expanded(opt, p, kind):
+    opt.state[p][kind.states[-1]] = numbers(3).expand(4, 3)
+
+
+@damage("its own tensors (parameter, states, step) overlap in memory", STATE_DAMAGE)
+def state_that_is_the_parameter(opt, p, kind):
+    opt.state[p][kind.states[-1]] = p.data
+
+
+@damage("its own tensors (parameter, states, step) overlap in memory", STATE_DAMAGE)
+def state_that_overlaps_the_parameter(opt, p, kind):
+    buffer = numbers(20)
+    p.data, opt.state[p][kind.states[-1]] = buffer[:12].view(4, 3), buffer[8:].view(4, 3)
+
+
+@damage("its state is not a dict", STATE_DAMAGE)
+def state_that_is_no_dict(opt, p, kind):
+    opt.state[p] = [1, 2]
+
+
+def groups(kind):
+    opt = kind.ours([{"params": leaves([(2,), (4, 3)])}, {"params": leaves([(3,), (4, 3)], seed=1)}], **kind.options)
+    return opt, opt.param_groups[1]["params"][1]
+
+
+def everything(opt):
+    """All memory that a step could write, and the versions that tell of writes."""
+    states = [dict(opt.state[p]) if isinstance(opt.state.get(p), dict) else opt.state.get(p) for p in params_of(opt)]
+    values = [state.values() if isinstance(state, dict) else () for state in states]
+    tensors = [p.detach() for p in params_of(opt)] + [v for vs in values for v in vs if isinstance(v, torch.Tensor)]
+    names = [list(state) if isinstance(state, dict) else type(state) for state in states]
+    real = [t for t in tensors if not t.is_meta]
+    return copy.deepcopy(real), [t._version for t in tensors], names
+
+
+def assert_refused(opt, p, kind, what):
+    before = everything(opt)
+    where = f"{kind.name}: parameter 1 of group 1 (shape [4, 3], torch.float64): "
+    what = what.replace("STATE", kind.states[-1])
+    for _ in range(2):  # the second time as the first
+        with pytest.raises(ValueError, match="^" + re.escape(where + what)):
+            opt.step()
+        after = everything(opt)
+        assert_same(after[0], before[0])
+        assert after[1:] == before[1:]
+    row = onepass.explain(opt)[3]
+    assert (row.path, row.reason.startswith(where + what)) == ("error", True)
+    assert everything(opt)[1:] == before[1:]
+
+
+@every_kind
+@pytest.mark.parametrize(("hurt", "what"), [pytest.param(*row, id=name) for name, row in DAMAGE.items()])
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_step_that_cannot_be_made_writes_nothing(kind, hurt, what, steps):
+    opt, p = groups(kind)
+    twin, _ = groups(kind)
+    train(opt, steps)
+    train(twin, steps)
+    give_gradients(params_of(opt), steps)
+    whole = p.data
+    hurt(opt, p, kind)
+    assert_refused(opt, p, kind, what)
+    # Once it is mended, it goes on as if nothing had happened.
+    p.data = whole
+    train(opt, 2, first=steps)
+    train(twin, 2, first=steps)
+    assert_same(snapshot(opt), snapshot(twin))
+
+
+@every_kind
+@pytest.mark.parametrize(("hurt", "what"), [pytest.param(*row, id=name) for name, row in STATE_DAMAGE.items()])
+def test_a_step_with_a_state_that_does_not_fit_writes_nothing(kind, hurt, what):
+    opt, p = groups(kind)
+    twin, _ = groups(kind)
+    train(opt, 2)
+    train(twin, 2)
+    give_gradients(params_of(opt), 2)
+    whole, state = p.data, opt.state[p]
+    opt.state[p] = dict(state)
+    values = {name: value.data for name, value in state.items()}
+    hurt(opt, p, kind)
+    assert_refused(opt, p, kind, what)
+    p.data, opt.state[p] = whole, state
+    for name, value in state.items():
+        value.data = values[name]
+    train(opt, 2, first=2)
+    train(twin, 2, first=2)
+    assert_same(snapshot(opt), snapshot(twin))
+
+
+@adams
+@pytest.mark.parametrize("what", ["exp_avg", "step"])
+def test_two_states_in_the_same_memory(kind, what):
+    opt, p = groups(kind)
+    train(opt, 2)
+    state = opt.state[p]
+    state["exp_avg_sq"] = state["exp_avg"] if what == "exp_avg" else numbers(12).view(4, 3)
+    if what == "step":
+        state["step"] = state["exp_avg_sq"][2, 1]
+    assert_refused(opt, p, kind, "its own tensors (parameter, states, step) overlap in memory")
+
+
+@every_kind
+def test_the_message_has_the_name_of_a_named_parameter(kind):
+    model = torch.nn.Linear(3, 4)
+    opt = kind.ours(model.named_parameters(), **kind.options)
+    give_gradients(params_of(opt), 0)
+    model.bias.grad.data = torch.ones(5)
+    text = f"{kind.name}: parameter 1 of group 0 'bias' (shape [4], torch.float32): its gradient has shape [5]"
+    with pytest.raises(ValueError, match="^" + re.escape(text)):
+        opt.step()
+
+
+@every_kind
+@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float8_e4m3fn])
+def test_a_dtype_that_no_optimizer_steps(kind, dtype, steps):
+    """torch's code says so in its own words, which depend on the class; ours has written nothing by then."""
+    opt = kind.ours([{"params": leaves([(2,), (4, 3)])}], **kind.options)
+    train(opt, steps)
+    before = snapshot(opt)
+    odd = torch.ones(4).to(dtype)
+    opt.add_param_group({"params": [odd]})
+    give_gradients(params_of(opt)[:2], steps)
+    odd.grad = torch.ones(4).to(dtype)
+    with pytest.raises((RuntimeError, NotImplementedError, ValueError)):
+        opt.step()
+    del opt.param_groups[1]
+    assert_same(snapshot(opt), before)
+    assert_same(odd.float(), torch.ones(4))
+
+
+# -- memory that is shared -------------------------------------------------------------------------------------------
+
+SHARED = {
+    "the same": lambda x: (x[:12], x[:12]),
+    "overlapping": lambda x: (x[:12], x[6:18]),
+    "interleaved, not touching": lambda x: (x[0:12:2], x[1:12:2]),
+    "one inside the other": lambda x: (x[:12], x[4:6]),
+    "a matrix and a row": lambda x: (x[:12].view(3, 4), x[4:8]),
+    "two inside one": lambda x: (x[10:12], x[:16], x[2:4]),
+    "touching": lambda x: (x[:12], x[12:]),
+}
+
+
+@every_kind
+@pytest.mark.parametrize("how", SHARED)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_parameters_that_share_memory_are_stepped_as_torch_does(kind, how, groups):
+    def script(opt):
+        first, *others = (Parameter(x) for x in SHARED[how](numbers(18)))
+        opt.add_param_group({"params": [first, *others] if groups == 1 else [first]})
+        if groups == 2:
+            opt.add_param_group({"params": others, "lr": 0.2})
+        train(opt, 3)
+
+    # Where the elements of one lie between those of the other, more than first and last byte would tell them apart.
+    path = set() if how == "touching" else {"memory shared with another parameter"}
+    run_both(kind, script, path=path, weight_decay=0.5)  # a decay makes their order count
+
+
+@pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate parameters")
+@every_kind
+def test_a_parameter_that_is_listed_twice_is_stepped_twice(kind):
+    def script(opt):
+        p = Parameter(numbers(4))
+        opt.add_param_group({"params": [p, p]})
+        train(opt, 3)
+        return opt.state[p]["step"].item() if kind.counts else None
+
+    run_both(kind, script, path={"memory shared with another parameter"})
+
+
+@every_kind
+def test_a_parameter_that_shares_memory_with_anothers_state(kind):
+    def script(opt):
+        train(opt, 2)
+        p, q = params_of(opt)[2:4]
+        opt.state[p][kind.states[0]] = q.data
+        train(opt, 2, first=2)
+
+    run_both(kind, script, shapes=[(3,), (), (4, 3), (4, 3)], path={"memory shared with another parameter"})
+
+
+@torchs_kinds
+@pytest.mark.parametrize("strides", [(1, 1), (2, 1), (4, 3)], ids=["windows", "wide windows", "interleaved"])
+def test_a_parameter_whose_elements_may_share_memory(kind, strides):
+    """torch steps these, whatever the sense; where no two elements share any, the result is the plain one."""
+
+    def script(opt):
+        p = Parameter(numbers(40).as_strided((3, 4), strides))
+        opt.add_param_group({"params": [p]})
+        train(opt, 3)
+
+    run_both(kind, script, path={"parameter with interleaved strides"})
+
+
+@pytest.mark.parametrize("kind", [SGD, ADAM])
+def test_a_gradient_that_overlaps_its_parameter(kind):
+    def script(opt):
+        p = Parameter(numbers(4, 4))
+        opt.add_param_group({"params": [p]})
+        for grad in (p.data.t(), p.data[:1].expand(4, 4)):
+            p.grad = grad
+            opt.step()
+
+    run_both(kind, script, path={"gradient that overlaps its parameter"})
+
+
+@pytest.mark.parametrize("kind", [SGD, ADAM, LION])
+def test_a_gradient_that_is_its_parameter(kind):
+    ours, plain = (kind.ours([Parameter(numbers(4, 4))], **kind.options) for _ in range(2))
+    for opt in (ours, plain):
+        for _ in range(2):
+            (p,) = params_of(opt)
+            p.grad = p.data if opt is ours else p.data.clone()
+            opt.step()
+    assert_same(snapshot(ours)["params"], snapshot(plain)["params"])
+
+
+@every_kind
+def test_gradients_may_share_memory(kind):
+    def script(opt):
+        buffer = numbers(5)
+        a, b = Parameter(numbers(3)), Parameter(numbers(3) + 1)
+        opt.add_param_group({"params": [a, b]})
+        a.grad, b.grad = buffer[:3], buffer[2:]
+        opt.step()
+        opt.step()
+        assert_same(buffer, numbers(5))
+
+    run_both(kind, script)

@@ -1,0 +1,356 @@
+"""Around a step: hooks, the profiler, closures, torch.compile. Each as torch's classes have it, seen side by side."""
+
+import onepass
+import pytest
+import torch
+from contract import (
+    KINDS,
+    SHAPES,
+    assert_same,
+    every_kind,
+    give_gradients,
+    leaves,
+    params_of,
+    run_both,
+    snapshot,
+    torchs_kinds,
+    train,
+)
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+
+def listen(opt, events, only=(), **results):
+    """Registers hooks, which note their name, their arguments and whether the step has been made."""
+    start = snapshot(opt)["params"]
+
+    def hook(name):
+        def note(this, args, kwargs):
+            stepped = not all(map(torch.equal, params_of(opt), start))
+            events.append((name, this is opt, args[0] is opt, args[1:], dict(kwargs), stepped))
+            return results.get(name)
+
+        return note
+
+    register = {
+        "global_post": register_optimizer_step_post_hook,
+        "post": opt.register_step_post_hook,
+        "pre": opt.register_step_pre_hook,
+        "pre2": opt.register_step_pre_hook,
+        "global_pre": register_optimizer_step_pre_hook,
+    }
+    return [register[name](hook(name)) for name in only or register]
+
+
+def unlisten(handles):
+    for handle in handles:
+        handle.remove()
+
+
+ORDER = ["global_pre", "pre", "pre2", "post", "global_post"]
+
+
+@every_kind
+@pytest.mark.parametrize(
+    ("args", "kwargs"),
+    [((), {}), ((lambda: 7.5,), {}), ((), {"closure": lambda: 7.5})],
+    ids=["none", "plain", "keyword"],
+)
+def test_hooks_fire_once_in_torchs_order_with_torchs_arguments(kind, args, kwargs):
+    def script(opt):
+        events = []
+        give_gradients(params_of(opt), 0)
+        handles = listen(opt, events)
+        try:
+            result = opt.step(*args, **kwargs)
+        finally:
+            unlisten(handles)
+        opt.step()
+        assert [event[0] for event in events] == ORDER
+        return events, result
+
+    run_both(kind, script)
+
+
+@pytest.mark.parametrize("only", ORDER)
+@every_kind
+def test_one_hook_alone_is_heard_as_well(kind, only):
+    def script(opt):
+        events = []
+        give_gradients(params_of(opt), 0)
+        handles = listen(opt, events, [only])
+        try:
+            opt.step()
+        finally:
+            unlisten(handles)
+        assert [event[0] for event in events] == [only]
+        return events
+
+    run_both(kind, script)
+
+
+@every_kind
+def test_a_pre_hook_can_replace_the_arguments(kind):
+    def given():
+        return 1.0
+
+    def other():
+        return 2.0
+
+    def script(opt):
+        events = []
+        give_gradients(params_of(opt), 0)
+        handles = listen(opt, events, pre=((opt, other), {}))
+        try:
+            result = opt.step(closure=given)
+        finally:
+            unlisten(handles)
+        assert result == 2.0
+        return events, result
+
+    run_both(kind, script)
+
+
+@every_kind
+def test_a_pre_hook_that_returns_something_else_is_an_error(kind):
+    for cls in (kind.ours, kind.stock):
+        opt = cls(leaves(), **kind.options)
+        give_gradients(params_of(opt), 0)
+        before = snapshot(opt)
+        opt.register_step_pre_hook(lambda *_: 3)
+        with pytest.raises(RuntimeError, match=r"must return None or a tuple of \(new_args, new_kwargs\), but got 3\."):
+            opt.step()
+        assert_same(snapshot(opt), before)
+
+
+@every_kind
+def test_hooks_fire_once_around_a_step_that_a_subclass_overrides(kind):
+    # torch's own classes fire them once more inside super().step(), as their step is wrapped, too.
+    class Louder(kind.ours):
+        def step(self, closure=None):
+            events.append("in")
+            loss = super().step(closure)
+            events.append("out")
+            return loss
+
+    class Loudest(Louder):
+        pass
+
+    train(kind.ours(leaves(), **kind.options))
+    for cls in (Louder, Loudest):
+        opt, plain = cls(leaves(), **kind.options), kind.ours(leaves(), **kind.options)
+        train(plain)
+        events = []
+        give_gradients(params_of(opt), 0)
+        noted = []
+        handles = listen(opt, noted)
+        try:
+            assert opt.step(lambda: 4.0) == 4.0
+        finally:
+            unlisten(handles)
+        assert [event[0] for event in noted] == ORDER
+        assert events == ["in", "out"]
+        assert_same(snapshot(opt), snapshot(plain))
+
+
+@every_kind
+def test_a_hook_that_raises_stops_the_step(kind):
+    def script(opt):
+        def hook(*_):
+            raise ArithmeticError("no")
+
+        train(opt, 1)
+        handle = opt.register_step_pre_hook(hook)
+        with pytest.raises(ArithmeticError):
+            opt.step()
+        handle.remove()
+        train(opt, 1, first=1)
+
+    run_both(kind, script)
+
+
+@every_kind
+def test_hooks_may_change_the_optimizer(kind):
+    """A post hook that sets the learning rate, and a pre hook that edits gradients, count at once."""
+
+    def script(opt):
+        def halve(this, args, kwargs):
+            for group in this.param_groups:
+                group["lr"] = group["lr"] / 2
+
+        def clip(this, args, kwargs):
+            torch.nn.utils.clip_grad_norm_(params_of(this), 0.5)
+
+        opt.register_step_pre_hook(clip)
+        opt.register_step_post_hook(halve)
+        train(opt, 4)
+        return [group["lr"] for group in opt.param_groups]
+
+    run_both(kind, script)
+
+
+# -- the profiler ----------------------------------------------------------------------------------------------------
+
+
+@every_kind
+def test_the_profiler_sees_the_step_under_torchs_name(kind):
+    def names(cls):
+        cls = type(kind.name, (cls,), {})  # so that the plain Lion has the same name, too
+        opt = cls(leaves(), **kind.options)
+        give_gradients(params_of(opt), 0)
+        coded = []
+        opt._optimizer_step_code = lambda: coded.append(1)  # where the memory profiler looks at the optimizer
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            opt.step()
+            opt.step()
+            opt.zero_grad()
+        assert coded == [1, 1]
+        return {event.key: event.count for event in profile.key_averages() if event.key.startswith("Optimizer.")}
+
+    expected = {f"Optimizer.step#{kind.name}.step": 2, f"Optimizer.zero_grad#{kind.name}.zero_grad": 1}
+    assert names(kind.ours) == expected
+    assert names(kind.stock) == expected
+
+
+# -- closures --------------------------------------------------------------------------------------------------------
+
+
+@every_kind
+@pytest.mark.parametrize("around", [torch.no_grad, torch.enable_grad])
+def test_a_closure_runs_once_with_gradients_enabled_and_its_value_comes_back(kind, around):
+    def script(opt):
+        calls = []
+
+        def closure():
+            calls.append(torch.is_grad_enabled())
+            opt.zero_grad()
+            loss = sum((p**2 + p).sum() for p in params_of(opt))
+            loss.backward()
+            return loss
+
+        with around():
+            losses = [opt.step(closure).item() for _ in range(3)]
+            calls.append(torch.is_grad_enabled())
+        assert calls == [True] * 3 + [around is torch.enable_grad]
+        assert losses == sorted(losses, reverse=True)
+
+    run_both(kind, script)
+
+
+@every_kind
+def test_a_closure_that_raises_changes_nothing(kind):
+    def script(opt):
+        def closure():
+            raise ArithmeticError("no")
+
+        train(opt, 2)
+        before = snapshot(opt)
+        with torch.no_grad():
+            with pytest.raises(ArithmeticError):
+                opt.step(closure)
+            assert not torch.is_grad_enabled()
+        assert_same(snapshot(opt), before)
+        opt.step()
+
+    run_both(kind, script)
+
+
+@every_kind
+def test_a_closure_may_step_another_optimizer(kind):
+    first, second = (kind.ours(leaves(seed=s), **kind.options) for s in (0, 1))
+    alone = [kind.ours(leaves(seed=s), **kind.options) for s in (0, 1)]
+    for opt in (first, second, *alone):
+        give_gradients(params_of(opt), 0)
+    first.step(second.step)
+    for opt in alone:
+        opt.step()
+    assert_same([snapshot(opt) for opt in (first, second)], [snapshot(opt) for opt in alone])
+
+
+# -- torch.compile ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _fresh_dynamo():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def compiled(test):
+    """Marks a test that compiles; what torch's compiler imports uses deprecated parts of torch itself."""
+    test = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")(test)
+    return pytest.mark.usefixtures("_fresh_dynamo")(test)
+
+
+def net():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2)).double()
+
+
+def training(cls, kind, compile, **kw):
+    """Three training steps, and all that they leave."""
+    model = net()
+    opt = cls(model.parameters(), **{**kind.options, **kw})
+    x = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(3, 4)
+
+    def train_step(x):
+        opt.zero_grad()
+        loss = model(x).square().sum()
+        value = loss.detach()
+        loss.backward()
+        opt.step()
+        return value
+
+    run = torch.compile(train_step, backend="eager") if compile else train_step
+    return [run(x) for _ in range(3)], snapshot(opt)
+
+
+@every_kind
+@compiled
+def test_a_compiled_training_step(kind):
+    before = onepass.stats()
+    actual = training(kind.ours, kind, compile=True)
+    after = onepass.stats()
+    assert_same(actual, training(kind.ours, kind, compile=False))
+    assert after["kernel"]["cpu"] == before["kernel"]["cpu"] + 3 * 4
+    assert after["torch"] == before["torch"]
+
+
+@every_kind
+@compiled
+def test_a_compiled_step(kind):
+    opt, plain = (kind.ours(leaves(), **kind.options) for _ in range(2))
+    step = torch.compile(opt.step, backend="eager")
+    for t in range(3):
+        give_gradients(params_of(opt), t)
+        assert step() is None
+    train(plain, 3)
+    assert_same(snapshot(opt), snapshot(plain))
+
+
+@torchs_kinds
+@compiled
+def test_hooks_fire_in_a_compiled_step_as_torchs_do(kind):
+    def trained(cls, compile):
+        opt = cls(leaves(SHAPES[:3]), **kind.options)
+        events = []
+        for name in ("pre", "post"):
+            getattr(opt, f"register_step_{name}_hook")(lambda *_, name=name: events.append(name))
+
+        def run():
+            opt.step()
+
+        step = torch.compile(run, backend="eager") if compile else run
+        for t in range(2):
+            give_gradients(params_of(opt), t)
+            step()
+        return events, snapshot(opt)
+
+    events, end = trained(kind.ours, True)
+    assert events == trained(kind.stock, True)[0] == ["pre", "post"] * 2
+    assert_same(end, trained(kind.ours, False)[1])
+
+
+def test_the_table_has_every_class_of_this_package():
+    own = {c for c in vars(onepass).values() if isinstance(c, type) and issubclass(c, torch.optim.Optimizer)}
+    assert {kind.ours for kind in KINDS} == {c for c in own if c.__module__.startswith("onepass")}

@@ -1,0 +1,206 @@
+"""torch.amp.GradScaler: the step takes its scale and what it found; no gradient is written, no skipped step seen."""
+
+import onepass
+import pytest
+import torch
+from contract import (
+    SGD,
+    SHAPES,
+    assert_close,
+    assert_same,
+    every_kind,
+    give_gradients,
+    leaves,
+    params_of,
+    run_both,
+    snapshot,
+    torch_path,
+    train,
+)
+from torch.nn import Parameter
+
+
+def scaler_at(scale):
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1000)
+    scaler.scale(torch.zeros(()))  # what brings its scale into being
+    return scaler
+
+
+def scale_gradients(params, scale):
+    for p in params:
+        p.grad = p.grad * scale
+
+
+def unscaled(grad, scale):
+    """As GradScaler.unscale_ does it."""
+    inverse = torch.full((), scale).double().reciprocal().float()
+    return (grad.float() * inverse).to(grad.dtype) if grad.dtype != torch.float64 else grad * inverse
+
+
+# Powers of two divide without rounding; so does any scale once it is the same product of the same float32 numbers.
+SCALES = [(torch.float32, 1024.0), (torch.float32, 1000.0), (torch.float64, 1024.0), (torch.bfloat16, 65536.0)]
+
+
+@every_kind
+@pytest.mark.parametrize(("dtype", "scale"), SCALES)
+def test_it_is_unscaling_and_then_stepping_to_the_bit(kind, dtype, scale):
+    scaled, plain = (kind.ours(leaves(dtype=dtype), **kind.options) for _ in range(2))
+    scaler = scaler_at(scale)
+    for t in range(3):
+        give_gradients(params_of(scaled), t)
+        scale_gradients(params_of(scaled), scale)
+        grads = [(p.grad, p.grad.clone()) for p in params_of(scaled)]
+        for p, q in zip(params_of(plain), params_of(scaled), strict=True):
+            p.grad = unscaled(q.grad, scale)
+        before = onepass.stats()
+        assert scaler.step(scaled) is None
+        scaler.update()
+        assert torch_path(before) == set()
+        for grad, copy in grads:
+            assert_same(grad, copy)
+        plain.step()
+        assert_same(snapshot(scaled), snapshot(plain))
+
+
+@every_kind
+@pytest.mark.parametrize("scale", [3.0, 1e-3, 2.0**20])
+def test_it_is_what_torch_does(kind, scale):
+    """torch's classes have the gradients unscaled first, unless they are fused."""
+
+    def script(opt):
+        scaler = scaler_at(scale)
+        for t in range(4):
+            give_gradients(params_of(opt), t)
+            scale_gradients(params_of(opt), scale)
+            if t == 2:
+                params_of(opt)[1].grad[3] = float("nan")
+            scaler.step(opt)
+            scaler.update(scale)
+
+    ours, stock = (cls(leaves(dtype=torch.float32), **kind.options) for cls in (kind.ours, kind.stock))
+    script(ours)
+    script(stock)
+    assert_close(snapshot(ours), snapshot(stock), rtol=1e-5, atol=1e-6)
+
+
+@every_kind
+@pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize("steps", [0, 2])
+def test_an_infinite_gradient_skips_the_step_and_leaves_everything(kind, bad, steps):
+    opt, plain = (kind.ours(leaves(), **kind.options) for _ in range(2))
+    events = []
+    opt.register_step_post_hook(lambda *_: events.append("post"))
+    train(opt, steps)
+    train(plain, steps)
+    before = [snapshot(opt), [p._version for p in params_of(opt)]]
+    scaler = scaler_at(1024.0)
+    give_gradients(params_of(opt), steps)
+    params_of(opt)[2].grad[1, 1] = bad
+    scaler.step(opt)
+    scaler.update()
+    assert scaler.get_scale() == 512.0
+    assert_same([snapshot(opt), [p._version for p in params_of(opt)]], before)
+    assert events == ["post"] * (steps + 1)  # step was called, as torch's fused classes have it
+    train(opt, 2, first=steps)
+    train(plain, 2, first=steps)
+    assert_same(snapshot(opt), snapshot(plain))
+
+
+@every_kind
+def test_unscaling_and_clipping_first(kind):
+    """After unscale_ there is nothing left to unscale, and a step that is to be skipped is still skipped."""
+
+    def script(opt):
+        scaler = scaler_at(256.0)
+        norms = []
+        for t in range(4):
+            give_gradients(params_of(opt), t)
+            scale_gradients(params_of(opt), 256.0)
+            if t == 1:
+                params_of(opt)[0].grad.fill_(float("inf"))
+            scaler.unscale_(opt)
+            norms.append(torch.nn.utils.clip_grad_norm_(params_of(opt)[1:], 0.5).item())
+            scaler.step(opt)
+            scaler.update(256.0)
+        return norms
+
+    run_both(kind, script)
+
+
+@every_kind
+def test_the_attributes_alone_are_enough(kind):
+    """As torch's fused classes, an optimizer may be given both without a scaler, of any shape with one element."""
+    scaled, plain = (kind.ours(leaves(), **kind.options) for _ in range(2))
+    for t, shape in enumerate([(), (1,)]):
+        give_gradients(params_of(plain), t)
+        plain.step()
+        give_gradients(params_of(scaled), t)
+        scale_gradients(params_of(scaled), 8.0)
+        scaled.grad_scale, scaled.found_inf = torch.full(shape, 8.0), torch.zeros(shape)
+        versions = [p.grad._version for p in params_of(scaled)]
+        scaled.step()
+        assert versions == [p.grad._version for p in params_of(scaled)]
+        assert_same(snapshot(scaled), snapshot(plain))
+        scaled.found_inf = torch.ones(shape)
+        scaled.step()
+        assert_same(snapshot(scaled), snapshot(plain))
+        scaled.grad_scale = scaled.found_inf = None
+    assert set(scaled.state_dict()) == {"state", "param_groups"}
+
+
+@pytest.mark.parametrize("found", [False, True])
+def test_a_sparse_gradient_beside_dense_ones(found):
+    def script(opt):
+        scaler = scaler_at(256.0)
+        p, q = params_of(opt)
+        values = torch.arange(6.0, dtype=torch.float64).reshape(3, 2)
+        for t in range(3):
+            give_gradients([p], t)
+            q.grad = torch.sparse_coo_tensor([[1, 0, 1]], values * 256.0, (4, 2), check_invariants=True)
+            scale_gradients([p], 256.0)
+            if found and t == 1:
+                q.grad._values()[2, 0] = float("inf")
+            given = (p.grad, q.grad)
+            scaler.step(opt)
+            scaler.update(256.0)
+            if isinstance(opt, onepass.SGD):
+                assert p.grad is given[0]
+                assert q.grad is given[1]
+                assert not q.grad.is_coalesced()
+                if not (found and t == 1):
+                    assert_same(q.grad._values(), values * 256.0)
+
+    run_both(SGD, script, shapes=[(3,), (4, 2)], path={"sparse gradient"})
+
+
+@every_kind
+def test_gradients_that_torchs_code_steps_are_given_back(kind):
+    """Two parameters in the same memory: torch's code steps them, on copies that are unscaled."""
+
+    def script(opt):
+        shared = torch.linspace(-1, 1, 6, dtype=torch.float64)
+        opt.add_param_group({"params": [Parameter(shared[:4]), Parameter(shared[2:])]})
+        scaler = scaler_at(256.0)
+        for t in range(2):
+            give_gradients(params_of(opt), t)
+            scale_gradients(params_of(opt), 256.0)
+            grads = [(p.grad, p.grad.clone()) for p in params_of(opt)]
+            scaler.step(opt)
+            scaler.update()
+            if isinstance(opt, kind.ours):
+                for p, (grad, copy) in zip(params_of(opt), grads, strict=True):
+                    assert p.grad is grad
+                    assert_same(grad, copy)
+
+    run_both(kind, script, path={"memory shared with another parameter"})
+
+
+def test_a_disabled_scaler_is_not_there():
+    def script(opt):
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        give_gradients(params_of(opt), 0)
+        result = scaler.step(opt, lambda: 3.0)
+        scaler.update()
+        return result
+
+    run_both(SGD, script, shapes=SHAPES)

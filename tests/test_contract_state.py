@@ -1,0 +1,463 @@
+"""States and checkpoints: what torch would make, in torch's places, and both ways between torch and us."""
+
+import copy
+import io
+
+import onepass
+import pytest
+import torch
+from contract import (
+    ADAM,
+    ADAMW,
+    KINDS,
+    LION,
+    SGD,
+    adams,
+    assert_close,
+    assert_same,
+    every_kind,
+    give_gradients,
+    leaves,
+    numbers,
+    params_of,
+    run_both,
+    snapshot,
+    torchs_kinds,
+    train,
+)
+from torch.nn import Parameter
+
+# -- what is made ----------------------------------------------------------------------------------------------------
+
+
+def form(opt):
+    """Everything of a state_dict but the numbers: names in order, dtypes, shapes, strides, devices."""
+    saved = opt.state_dict()
+    states = {
+        index: [(name, s.dtype, s.shape, s.stride(), s.device, s.requires_grad) for name, s in state.items()]
+        for index, state in saved["state"].items()
+    }
+    groups = [{key: value for key, value in group.items() if key != "state_dtype"} for group in saved["param_groups"]]
+    return states, [list(group.items()) for group in groups], list(opt.defaults)
+
+
+FORMS = [
+    *((kind, {}) for kind in KINDS),
+    (SGD, {"momentum": 0}),
+    (SGD, {"nesterov": True}),
+    (SGD, {"fused": True}),
+    (SGD, {"foreach": True}),
+    *((kind, flags) for kind in (ADAM, ADAMW) for flags in ({"amsgrad": True}, {"fused": True}, {"foreach": True})),
+    *((kind, {"amsgrad": True, "fused": True, "maximize": True}) for kind in (ADAM, ADAMW)),
+]
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64]
+VIEWS = (
+    lambda x: x,
+    lambda x: x.to(memory_format=torch.channels_last),
+    lambda x: x.permute(3, 1, 0, 2),
+    lambda x: x[:, :, ::2, 1:],
+)
+
+
+@pytest.mark.parametrize(("kind", "flags"), FORMS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("default", [torch.float32, torch.float64], ids=["", "default float64"])
+def test_states_have_the_form_that_torch_gives_them(kind, flags, dtype, default):
+    if flags.get("fused") and dtype.is_complex:
+        dtype = torch.float32  # torch has no fused step for complex parameters
+    forms = []
+    torch.set_default_dtype(default)
+    try:
+        for cls in (kind.ours, kind.stock):
+            x = numbers(2, 4, 6, 5, dtype=dtype)
+            params = [Parameter(view(x.clone())) for view in VIEWS]
+            params += [Parameter(numbers(*shape, dtype=dtype)) for shape in [(), (1,), (0, 2)]]
+            opt = cls(params, **{**kind.options, **flags})
+            for p in params:
+                p.grad = torch.randn_like(p)
+            opt.step()
+            opt.step()
+            forms.append(form(opt))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    (states, groups, defaults), (torchs_states, torchs_groups, torchs_defaults) = forms
+    assert states == torchs_states
+    assert groups == torchs_groups
+    assert defaults == [*torchs_defaults, "state_dtype"]
+
+
+@adams
+@pytest.mark.parametrize("default", [torch.float32, torch.float64])
+def test_capturable_has_torchs_form_as_well(kind, default):
+    """On the CPU torch makes the states, and then refuses to step them. Ours steps."""
+    torch.set_default_dtype(default)
+    try:
+        ours, stock = (cls(leaves([(3,), ()]), capturable=True, amsgrad=True) for cls in (kind.ours, kind.stock))
+        train(ours)
+        with pytest.raises(AssertionError, match="capturable"):
+            train(stock)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert form(ours)[:2] == form(stock)[:2]
+
+
+@every_kind
+def test_state_dicts_hold_nothing_of_ours_but_the_documented_argument(kind):
+    ours, stock = run_both(kind, lambda opt: train(opt, 2))
+    mine, torchs = ours.state_dict(), stock.state_dict()
+    assert list(mine) == list(torchs) == ["state", "param_groups"]
+    for group, torchs_group in zip(mine["param_groups"], torchs["param_groups"], strict=True):
+        assert set(group) == {*torchs_group, "state_dtype"}
+        assert {key: group[key] for key in torchs_group} == torchs_group
+    assert set(ours.__getstate__()) == set(stock.__getstate__())
+    assert repr(ours).replace("    state_dtype: None\n", "") == repr(stock).replace("PlainLion", "Lion")
+
+
+@every_kind
+def test_saving_does_not_copy(kind):
+    """As torch's: the tensors of a state_dict are the optimizer's own, and go on with it."""
+    opt = kind.ours(leaves(), **kind.options)
+    train(opt, 2)
+    saved = opt.state_dict()
+    held = [s for state in saved["state"].values() for s in state.values()]
+    train(opt, 2, first=2)
+    again = [s for state in opt.state_dict()["state"].values() for s in state.values()]
+    assert all(a is b for a, b in zip(held, again, strict=True))
+
+
+# -- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def by_file(state_dict):
+    file = io.BytesIO()
+    torch.save(state_dict, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+WITH_STATE_DTYPES = [{}, {"state_dtype": torch.bfloat16}, {"state_dtype": torch.float64}]
+
+
+@every_kind
+@pytest.mark.parametrize("options", WITH_STATE_DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("way", [by_file, copy.deepcopy])
+def test_stopping_and_resuming_is_not_stopping(kind, options, dtype, way):
+    whole, stopped = (kind.ours(leaves(dtype=dtype), **kind.options, **options) for _ in range(2))
+    train(whole, 4)
+    train(stopped, 2)
+    resumed = kind.ours([p.detach().clone().requires_grad_() for p in params_of(stopped)], lr=123.0)
+    resumed.load_state_dict(way(stopped.state_dict()))
+    assert resumed.state_dict()["param_groups"] == stopped.state_dict()["param_groups"]
+    assert_same(snapshot(resumed), snapshot(stopped))
+    train(resumed, 2, first=2)
+    assert_same(snapshot(resumed), snapshot(whole))
+
+
+FLAGS = {
+    SGD: [{}, {"momentum": 0}, {"nesterov": True, "weight_decay": 0.1}, {"fused": True}],
+    ADAM: [{}, {"amsgrad": True, "weight_decay": 0.1}, {"fused": True}, {"maximize": True}],
+    ADAMW: [{}, {"amsgrad": True, "weight_decay": 0.1}, {"fused": True}, {"foreach": True}],
+    LION: [{}, {"maximize": True}],
+}
+
+
+@pytest.mark.parametrize(("kind", "flags"), [(kind, flags) for kind, rows in FLAGS.items() for flags in rows])
+@pytest.mark.parametrize("way", [by_file, copy.deepcopy])
+def test_to_torch_and_back_in_the_middle_of_training(kind, flags, way):
+    options = {**kind.options, **flags}
+    stock = kind.stock(leaves(), **options)
+    train(stock, 8)
+    opt = kind.stock(leaves(), **options)
+    for part, cls in enumerate([kind.stock, kind.ours, kind.stock, kind.ours]):
+        following = cls(params_of(opt), lr=123.0)
+        following.load_state_dict(way(opt.state_dict()))
+        opt = following
+        train(opt, 2, first=2 * part)
+    assert_close(snapshot(opt), snapshot(stock))
+    assert opt.param_groups[0]["state_dtype"] is None
+
+
+@torchs_kinds
+@pytest.mark.parametrize(
+    "missing",
+    [
+        {"foreach", "fused", "capturable", "maximize", "differentiable", "decoupled_weight_decay"},
+        {"amsgrad"},
+        {"nesterov"},
+        set(),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("counter", [float, int, torch.as_tensor])
+def test_old_checkpoints(kind, missing, counter):
+    def script(opt):
+        train(opt, 3)
+        saved = copy.deepcopy(opt.state_dict())
+        for group in saved["param_groups"]:
+            for key in {*missing, "state_dtype"}:
+                group.pop(key, None)
+        for state in saved["state"].values():
+            if "step" in state:
+                state["step"] = counter(state["step"].item())
+        opt.load_state_dict(saved)
+        train(opt, 2, first=3)
+        return form(opt)[0], sorted(set(opt.param_groups[0]) - {"params", "state_dtype"})
+
+    ours, _ = run_both(kind, script)
+    assert ours.param_groups[0]["state_dtype"] is None
+
+
+@pytest.mark.parametrize(("source", "target"), [(ADAM, ADAMW), (ADAMW, ADAM)], ids=["into AdamW", "into Adam"])
+def test_checkpoints_between_adam_and_adamw(source, target):
+    def script(opt):
+        for cls in (source.ours, source.stock):
+            other = cls(leaves(), weight_decay=0.2)
+            train(other, 3)
+            opt.load_state_dict(other.state_dict())
+            train(opt, 2, first=3)
+        return opt.param_groups[0]["decoupled_weight_decay"]
+
+    run_both(target, script)
+
+
+@every_kind
+def test_named_parameters(kind):
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1)).double()
+
+    def script(opt):
+        opt.param_groups.clear()
+        opt.add_param_group({"params": copy.deepcopy(model[0]).named_parameters()})
+        opt.add_param_group({"params": copy.deepcopy(model[1]).named_parameters(), "lr": 0.3})
+        train(opt, 2)
+        saved = copy.deepcopy(opt.state_dict())
+        names = [group["param_names"] for group in saved["param_groups"]]
+        unnamed = copy.deepcopy(saved)
+        for group in unnamed["param_groups"]:
+            del group["param_names"]
+        saved["param_groups"][0]["param_names"] = ["a", "b"]
+        for checkpoint in (saved, unnamed):
+            opt.load_state_dict(checkpoint)
+            train(opt, 1, first=2)
+            names.append([group["param_names"] for group in opt.param_groups])
+        return names
+
+    ours, _ = run_both(kind, script)
+    assert [row.name for row in onepass.explain(ours)] == ["a", "b", "weight", "bias"]
+
+
+@every_kind
+def test_what_others_put_into_the_state_survives(kind):
+    def script(opt):
+        train(opt, 1)
+        p = params_of(opt)[1]
+        opt.state[p]["note"] = "text"
+        opt.state[p]["ema"] = torch.full((5,), 0.25, dtype=torch.float64)
+        opt.state[p]["nested"] = {"counts": [1, 2], "tensor": torch.ones(2, dtype=torch.float64)}
+        opt.state["global"] = {"calls": 3}
+        opt.state[7] = "seven"
+        train(opt, 1, first=1)
+        twin = type(opt)(params_of(opt), lr=0.5)
+        twin.load_state_dict(copy.deepcopy(opt.state_dict()))
+        opt.state, opt.param_groups = twin.state, twin.param_groups
+        train(opt, 1, first=2)
+        state = opt.state[p]
+        kept = [state.pop(name) for name in ("note", "ema", "nested")]
+        nested = kept[2]
+        assert_same(nested.pop("tensor"), torch.ones(2, dtype=torch.float64))
+        return [kept[0], kept[1].tolist(), nested, opt.state["global"], opt.state[7]]
+
+    run_both(kind, script)
+
+
+@every_kind
+def test_checkpoints_that_do_not_fit_are_refused_in_torchs_words(kind):
+    def script(opt):
+        train(opt, 1)
+        texts = []
+        for others in ([leaves(), leaves()], [leaves()[:2]]):
+            other = type(opt)([{"params": params} for params in others], lr=0.5)
+            with pytest.raises(ValueError, match="loaded state dict") as error:
+                opt.load_state_dict(other.state_dict())
+            texts.append(str(error.value))
+        train(opt, 1, first=1)
+        return texts
+
+    run_both(kind, script)
+
+
+# -- hooks -----------------------------------------------------------------------------------------------------------
+
+
+@every_kind
+def test_state_dict_hooks_fire_in_torchs_order_and_their_results_count(kind):
+    def script(opt):
+        events = []
+
+        def note(name, result=None):
+            def hook(this, *args):
+                given = [sorted(arg, key=str) for arg in args]
+                dtypes = sorted({str(s.dtype) for p in params_of(this) for s in this.state.get(p, {}).values()})
+                events.append((name, this is opt, given, dtypes, this.param_groups[0]["lr"]))
+                return result(*args) if result else None
+
+            return hook
+
+        def faster(state_dict):
+            groups = [{**group, "lr": group["lr"] * 2} for group in state_dict["param_groups"]]
+            return {**state_dict, "param_groups": groups}
+
+        handles = [
+            opt.register_state_dict_pre_hook(note("save pre")),
+            opt.register_state_dict_pre_hook(note("save pre first"), prepend=True),
+            opt.register_state_dict_post_hook(note("save post", lambda saved: {**saved, "extra": 1})),
+            opt.register_state_dict_post_hook(note("save post first"), prepend=True),
+            opt.register_load_state_dict_pre_hook(note("load pre", faster)),
+            opt.register_load_state_dict_pre_hook(note("load pre first"), prepend=True),
+            opt.register_load_state_dict_post_hook(note("load post")),
+            opt.register_load_state_dict_post_hook(note("load post first"), prepend=True),
+        ]
+        train(opt, 2)
+        saved = opt.state_dict()
+        events.append(saved["extra"])
+        opt.load_state_dict(saved)
+        train(opt, 1, first=2)
+        for handle in handles:
+            handle.remove()
+        opt.load_state_dict(opt.state_dict())
+        return events
+
+    ours, _ = run_both(kind, script)
+    assert_no_hooks_left(ours)
+
+
+@every_kind
+def test_hooks_around_loading_see_and_decide_what_is_loaded(kind):
+    """A pre hook's state_dict is the one whose dtypes are kept, and a post hook sees the states as they stay."""
+    source = kind.ours(leaves(dtype=torch.float32), **kind.options, state_dtype=torch.bfloat16)
+    train(source, 2)
+    opt = kind.ours([p.detach().clone().requires_grad_() for p in params_of(source)], lr=0.5)
+    seen = []
+
+    def widen(_, saved):
+        states = {
+            i: {name: s.to(torch.float64) if name in kind.states else s for name, s in state.items()}
+            for i, state in saved["state"].items()
+        }
+        return {**saved, "state": states}
+
+    opt.register_load_state_dict_post_hook(lambda this: seen.append(dtypes_of(this)))
+    opt.load_state_dict(source.state_dict())
+    opt.register_load_state_dict_post_hook(lambda this: seen.append(dtypes_of(this)), prepend=True)
+    opt.register_load_state_dict_pre_hook(widen)
+    opt.load_state_dict(source.state_dict())
+    assert seen == [{torch.bfloat16}, {torch.float64}, {torch.float64}]
+
+
+def assert_no_hooks_left(opt):
+    assert not opt._optimizer_load_state_dict_pre_hooks
+    assert not opt._optimizer_load_state_dict_post_hooks
+
+
+@every_kind
+def test_a_hook_that_raises_leaves_no_hook_of_ours_behind(kind):
+    opt = kind.ours(leaves(), **kind.options)
+
+    def hook(*_):
+        raise ArithmeticError("no")
+
+    for register in (opt.register_load_state_dict_pre_hook, opt.register_load_state_dict_post_hook):
+        handle = register(hook)
+        with pytest.raises(ArithmeticError):
+            opt.load_state_dict(opt.state_dict())
+        handle.remove()
+        assert_no_hooks_left(opt)
+
+
+# -- state_dtype -----------------------------------------------------------------------------------------------------
+
+
+def dtypes_of(opt):
+    """Of all states but the counters."""
+    return {opt.state[p][name].dtype for p in params_of(opt) for name in opt.state[p] if name != "step"}
+
+
+STATE_DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+@every_kind
+@pytest.mark.parametrize("state_dtype", STATE_DTYPES)
+@pytest.mark.parametrize("dtype", STATE_DTYPES)
+def test_state_dtype_of_new_and_of_loaded_states(kind, dtype, state_dtype):
+    opt = kind.ours(leaves(dtype=dtype), **kind.options, state_dtype=state_dtype)
+    train(opt, 2)
+    assert dtypes_of(opt) == {state_dtype}
+    # The checkpoint brings its state_dtype along, and keeps every bit.
+    other = kind.ours(params_of(opt), **kind.options)
+    other.load_state_dict(by_file(opt.state_dict()))
+    assert other.param_groups[0]["state_dtype"] == state_dtype
+    assert_same(snapshot(other), snapshot(opt))
+    other.add_param_group({"params": leaves([(3,)], dtype)})
+    other.add_param_group({"params": leaves([(3,)], dtype), "state_dtype": torch.float64})
+    train(other, 1)
+    kinds = [other.state[group["params"][0]][kind.states[0]].dtype for group in other.param_groups]
+    assert kinds == [state_dtype, dtype, torch.float64]
+
+
+@every_kind
+@pytest.mark.parametrize("state_dtype", STATE_DTYPES)
+def test_a_checkpoint_of_torchs_into_an_optimizer_with_a_state_dtype(kind, state_dtype):
+    stock = kind.stock(leaves(dtype=torch.float32), **kind.options)
+    train(stock, 2)
+    opt = kind.ours([p.detach().clone().requires_grad_() for p in params_of(stock)], lr=0.5, state_dtype=state_dtype)
+    opt.load_state_dict(stock.state_dict())
+    assert opt.param_groups[0]["state_dtype"] == state_dtype
+    assert dtypes_of(opt) == {state_dtype}
+    expected = snapshot(stock)
+    for state in expected["state"]:
+        for name in kind.states:
+            state[name] = state[name].to(state_dtype)
+    assert_same(snapshot(opt), expected)
+    train(opt, 1, first=2)
+    assert dtypes_of(opt) == {state_dtype}
+
+
+@every_kind
+def test_a_checkpoint_with_a_state_dtype_into_torchs_class(kind):
+    """torch casts to the parameter's dtype, and ignores a key that it does not know."""
+    opt = kind.ours(leaves(dtype=torch.float32), **kind.options, state_dtype=torch.bfloat16)
+    train(opt, 2)
+    stock = kind.stock(params_of(opt), lr=0.5)
+    stock.load_state_dict(by_file(opt.state_dict()))
+    assert dtypes_of(stock) == {torch.float32}
+    train(stock, 2, first=2)
+
+
+@every_kind
+def test_loading_keeps_each_states_own_dtype(kind):
+    """As after a dtype was changed by hand, or a module became bfloat16 in mid-training."""
+    opt = kind.ours(leaves(), **kind.options)
+    train(opt, 2)
+    with torch.no_grad():
+        for p in params_of(opt):
+            p.data = p.data.bfloat16()
+            p.grad = None
+    name = kind.states[-1]
+    opt.state[params_of(opt)[1]][name] = opt.state[params_of(opt)[1]][name].float()
+    other = kind.ours([p.detach().clone().requires_grad_() for p in params_of(opt)], **kind.options)
+    other.load_state_dict(copy.deepcopy(opt.state_dict()))
+    assert_same(snapshot(other), snapshot(opt))
+    for each in (opt, other):
+        give_gradients(params_of(each), 2)
+        each.step()
+    assert_same(snapshot(other), snapshot(opt))
+
+
+@every_kind
+def test_complex_parameters_have_complex_states_whatever_the_state_dtype(kind):
+    opt = kind.ours(leaves([(3,)], torch.complex64), **kind.options, state_dtype=torch.bfloat16)
+    train(opt, 2)
+    assert dtypes_of(opt) == {torch.complex64}
+    other = kind.ours(params_of(opt), lr=0.5)
+    other.load_state_dict(by_file(opt.state_dict()))
+    assert_same(snapshot(other), snapshot(opt))

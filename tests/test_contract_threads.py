@@ -1,0 +1,83 @@
+"""Several threads of the user's, each stepping; the step's own threads are a matter of test_bits.py."""
+
+import threading
+
+import onepass
+import pytest
+import torch
+from contract import assert_same, every_kind, give_gradients, leaves, params_of, snapshot, train
+
+# Enough for a step to wake a second thread of its own, beside tensors that it would not wake it for.
+BIG = ((200_000,), (7,), (300, 500))
+SMALL = ((5,), (3, 4))
+
+
+def in_threads(*work):
+    """Runs functions at the same time, each in a thread, and raises what they raise."""
+    errors, barrier = [], threading.Barrier(len(work))
+
+    def run(function):
+        try:
+            barrier.wait(timeout=60)
+            function()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(function,)) for function in work]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert not any(thread.is_alive() for thread in threads)
+    if errors:
+        raise errors[0]
+
+
+@every_kind
+@pytest.mark.parametrize("shapes", [SMALL, BIG], ids=["small", "big"])
+def test_two_optimizers_in_two_threads(kind, shapes):
+    torch.set_num_threads(2)
+    opts, alone = (
+        [kind.ours(leaves(shapes, torch.float32, seed), **kind.options) for seed in (0, 1)] for _ in range(2)
+    )
+    in_threads(*(lambda opt=opt, t=t: train(opt, 3, first=10 * t) for t, opt in enumerate(opts)))
+    for t, opt in enumerate(alone):
+        train(opt, 3, first=10 * t)
+    assert_same([snapshot(opt) for opt in opts], [snapshot(opt) for opt in alone])
+
+
+@every_kind
+@pytest.mark.parametrize("shapes", [SMALL, BIG], ids=["small", "big"])
+def test_one_optimizer_in_two_threads_makes_every_step_once(kind, shapes):
+    torch.set_num_threads(2)
+    opt, alone = (kind.ours(leaves(shapes, torch.float32), **kind.options) for _ in range(2))
+    for each in (opt, alone):
+        give_gradients(params_of(each), 0)  # the same for every step, so that their order does not matter
+    before = onepass.stats()
+
+    def steps(count):
+        for _ in range(count):
+            opt.step()
+
+    in_threads(lambda: steps(8), lambda: steps(8))
+    assert onepass.stats()["kernel"]["cpu"] == before["kernel"]["cpu"] + 16 * len(shapes)
+    for _ in range(16):
+        alone.step()
+    assert_same(snapshot(opt), snapshot(alone))
+
+
+@every_kind
+def test_explain_and_stats_in_another_thread_do_not_disturb(kind):
+    opt, alone = (kind.ours(leaves(BIG, torch.float32), **kind.options) for _ in range(2))
+
+    def look():
+        for _ in range(20):
+            assert [row.path for row in onepass.explain(opt)] == ["kernel"] * 3
+            onepass.stats()
+
+    give_gradients(params_of(opt), 0)
+    in_threads(look, lambda: [opt.step() for _ in range(8)])
+    give_gradients(params_of(alone), 0)
+    for _ in range(8):
+        alone.step()
+    assert_same(snapshot(opt), snapshot(alone))

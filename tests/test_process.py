@@ -107,6 +107,3 @@ import onepass
 print(json.dumps(sorted({name.split(".")[0] for name in set(sys.modules) - before})))
 """
     assert json.loads(run(code)) == ["onepass"]
-
-
-# -- the command line ------------------------------------------------------------------------------------------------

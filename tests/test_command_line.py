@@ -1,0 +1,67 @@
+"""``python -m onepass info | demo | bench``, as a user runs them."""
+
+import json
+import subprocess
+import sys
+
+import onepass
+from onepass import _core, bench
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def run(*args, ok=True):
+    done = subprocess.run(
+        [sys.executable, "-m", "onepass", *map(str, args)], capture_output=True, text=True, timeout=280
+    )
+    assert (done.returncode == 0) is ok, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_info_tells_what_is_in_use():
+    told = dict(line.split("  ", 1) for line in run("info").splitlines())
+    told = {name: text.strip() for name, text in told.items()}
+    assert told["onepass"] == onepass.__version__
+    assert told["chosen"].split()[0] == _core.isa()
+    assert all(isa in told["instruction sets"] for isa in _core.isas())
+    assert told["OpenMP runtime"].count("gomp") == 1
+    assert told["kernels for"] == ", ".join(_core.rules())
+
+
+def test_bench_measures_every_optimizer_against_every_peer(tmp_path):
+    text = run(
+        "bench", "--quick", "--rounds", 1, "--threads", 1, "--json", tmp_path / "b.json", "--png", tmp_path / "b.png"
+    )
+    rows = json.loads((tmp_path / "b.json").read_text())["results"]
+    for subject in bench.SUBJECTS:
+        for workload in bench.SIZES:
+            (row,) = [r for r in rows if r["optimizer"] == subject.name and r["workload"] == workload]
+            assert set(subject.makers()) <= set(row["seconds"])
+            assert all(seconds > 0 for seconds in row["seconds"].values())
+    assert len(text.splitlines()) == len(rows) + 4  # machine, two lines of explanation, an empty one
+    assert (tmp_path / "b.png").read_bytes().startswith(PNG)
+
+
+def test_bench_times_nothing_that_is_wrong(monkeypatch, capsys):
+    class Wrong(onepass.SGD):
+        def _step_all(self):
+            super()._step_all()
+            self.param_groups[0]["params"][-1].data[-1] += 1e-4
+
+    subject = bench.SUBJECTS[0]._replace(ours=Wrong)
+    monkeypatch.setattr(bench, "SUBJECTS", [subject])
+    args = bench.argparse.Namespace(quick=True, rounds=1, threads=None, optimizers=["SGD"], json=None, png=None)
+    assert bench.main(args) == 1
+    assert "elements differ" in capsys.readouterr().err
+
+
+def test_demo_trains_both_and_draws(tmp_path):
+    text = run("demo", "--quick", "--threads", 1, "--out", tmp_path)
+    assert "digits" in text
+    assert "text" in text
+    assert (tmp_path / "demo.png").read_bytes().startswith(PNG)
+    assert json.loads((tmp_path / "demo.json").read_text())
+
+
+def test_an_unknown_command_is_refused():
+    assert "invalid choice" in run("train", ok=False)

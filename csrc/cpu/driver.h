@@ -73,13 +73,13 @@ inline void encode_run<BFloat16, float>(const float* from, std::byte* to, std::i
 // Calls visit(offset, stride, count) for the runs of elements that make up [begin, begin + n) of an operand, in order;
 // offset and stride are in elements.
 template <class Visit>
-void for_each_run(const Layout* layout, int operand, std::int64_t begin, std::int64_t n, Visit&& visit) {
+void for_each_run(const Layout* layout, std::size_t operand, std::int64_t begin, std::int64_t n, Visit&& visit) {
   if (layout == nullptr) {
     visit(begin, std::int64_t{1}, n);
     return;
   }
   const std::int64_t* shape = layout->shape.data();
-  const std::int64_t* strides = layout->strides[static_cast<std::size_t>(operand)].data();
+  const std::int64_t* strides = layout->strides[operand].data();
   const auto inner = static_cast<std::int64_t>(layout->shape.size()) - 1;
   while (n > 0) {
     std::int64_t rest = begin;
@@ -98,8 +98,8 @@ void for_each_run(const Layout* layout, int operand, std::int64_t begin, std::in
 }
 
 template <class T>
-void decode(const Job& job, int operand, std::int64_t begin, std::int64_t n, T* tile) {
-  const Operand& source = job.operands[static_cast<std::size_t>(operand)];
+void decode(const Job& job, std::size_t operand, std::int64_t begin, std::int64_t n, T* tile) {
+  const Operand& source = job.operands[operand];
   for_each_run(job.layout, operand, begin, n, [&](std::int64_t offset, std::int64_t stride, std::int64_t count) {
     std::byte* from = source.data + offset * static_cast<std::int64_t>(size_of(source.format));
     switch (source.format) {
@@ -115,8 +115,8 @@ void decode(const Job& job, int operand, std::int64_t begin, std::int64_t n, T* 
 }
 
 template <class T>
-void encode(const Job& job, int operand, std::int64_t begin, std::int64_t n, const T* tile) {
-  const Operand& target = job.operands[static_cast<std::size_t>(operand)];
+void encode(const Job& job, std::size_t operand, std::int64_t begin, std::int64_t n, const T* tile) {
+  const Operand& target = job.operands[operand];
   for_each_run(job.layout, operand, begin, n, [&](std::int64_t offset, std::int64_t stride, std::int64_t count) {
     std::byte* to = target.data + offset * static_cast<std::int64_t>(size_of(target.format));
     switch (target.format) {
@@ -136,53 +136,53 @@ constexpr Format native_format() {
   return sizeof(T) == 4 ? Format::float32 : Format::float64;
 }
 
-// The rule over n elements of plain arrays. Operands may be one and the same array (a gradient that is the parameter);
-// they never overlap otherwise, which is what `ivdep` promises the vectoriser.
-template <class Rule, class T, std::size_t... I>
+// The rule over n elements of plain arrays. States beyond the first `Used` read as zero, and what the rule makes of
+// them is dropped; being constants, they cost nothing. Operands may be one and the same array (a gradient that is the
+// parameter); they never overlap otherwise, which is what `ivdep` promises the vectoriser.
+template <class Rule, class T, std::size_t... Used, std::size_t... All>
 ONEPASS_INLINE void apply(const typename Rule::template Constants<T>& constants, T factor, T* const* arrays,
-                          std::int64_t n, std::index_sequence<I...> /*states*/) {
+                          std::int64_t n, std::index_sequence<Used...> /*used*/, std::index_sequence<All...> /*all*/) {
   T* param = arrays[kParam];
   const T* grad = arrays[kGrad];
-  T* const states[] = {arrays[kFirstState + I]...};
+  T* const states[] = {arrays[kFirstState + Used]..., nullptr};
 #pragma GCC ivdep
   for (std::int64_t i = 0; i < n; ++i) {
     T p = param[i];
-    T s[] = {states[I][i]...};
-    Rule::update(constants, p, factor * grad[i], s[I]...);
+    T s[sizeof...(All)] = {states[Used][i]...};
+    Rule::update(constants, p, factor * grad[i], s[All]...);
     param[i] = p;
-    ((states[I][i] = s[I]), ...);
+    ((states[Used][i] = s[Used]), ...);
   }
 }
 
-// Steps elements [begin, end) of a job.
-template <class Rule, class T>
+// Steps elements [begin, end) of a job that has the first `Used` of the rule's states.
+template <class Rule, class T, std::size_t Used = Rule::state_names.size()>
 void run(const Job& job, std::int64_t begin, std::int64_t end) {
-  constexpr int used = kFirstState + static_cast<int>(Rule::state_names.size());
-  alignas(64) T tiles[used][kTile<T>];
-  bool in_place[used];
-  for (int k = 0; k < used; ++k) {
-    const Operand& operand = job.operands[static_cast<std::size_t>(k)];
-    in_place[k] = operand.data != nullptr && job.layout == nullptr && operand.format == native_format<T>() &&
+  if constexpr (Used > Rule::least_states)
+    if (job.operands[kFirstState + Used - 1].data == nullptr) return run<Rule, T, Used - 1>(job, begin, end);
+
+  constexpr std::size_t operands = kFirstState + Used;
+  alignas(64) T tiles[operands][kTile<T>];
+  bool in_place[operands];
+  for (std::size_t k = 0; k < operands; ++k) {
+    const Operand& operand = job.operands[k];
+    in_place[k] = job.layout == nullptr && operand.format == native_format<T>() &&
                   reinterpret_cast<std::uintptr_t>(operand.data) % sizeof(T) == 0;
-    // A state that is not in use is scratch memory, zero at first. A rule masks it, so that it reaches nothing.
-    if (operand.data == nullptr)
-      for (std::int64_t i = 0; i < kTile<T> && i < end - begin; ++i) tiles[k][i] = T(0);
   }
   const auto constants = *static_cast<const typename Rule::template Constants<T>*>(job.constants);
   const T factor = static_cast<T>(job.grad_factor);
 
   for (std::int64_t at = begin; at < end; at += kTile<T>) {
     const std::int64_t n = end - at < kTile<T> ? end - at : kTile<T>;
-    T* arrays[used];
-    for (int k = 0; k < used; ++k) {
-      const Operand& operand = job.operands[static_cast<std::size_t>(k)];
-      arrays[k] = in_place[k] ? reinterpret_cast<T*>(operand.data) + at : tiles[k];
-      if (!in_place[k] && operand.data != nullptr) decode(job, k, at, n, arrays[k]);
+    T* arrays[operands];
+    for (std::size_t k = 0; k < operands; ++k) {
+      arrays[k] = in_place[k] ? reinterpret_cast<T*>(job.operands[k].data) + at : tiles[k];
+      if (!in_place[k]) decode(job, k, at, n, arrays[k]);
     }
-    apply<Rule, T>(constants, factor, arrays, n, std::make_index_sequence<Rule::state_names.size()>{});
-    for (int k = 0; k < used; ++k)
-      if (k != kGrad && !in_place[k] && job.operands[static_cast<std::size_t>(k)].data != nullptr)
-        encode(job, k, at, n, arrays[k]);
+    apply<Rule, T>(constants, factor, arrays, n, std::make_index_sequence<Used>{},
+                   std::make_index_sequence<Rule::state_names.size()>{});
+    for (std::size_t k = 0; k < operands; ++k)
+      if (k != kGrad && !in_place[k]) encode(job, k, at, n, arrays[k]);
   }
 }
 

@@ -12,10 +12,10 @@
 namespace onepass {
 
 // The operands of a rule, in this order: parameter, gradient, states.
-inline constexpr int kParam = 0;
-inline constexpr int kGrad = 1;
-inline constexpr int kFirstState = 2;
-inline constexpr int kMaxOperands = kFirstState + kMaxStates;
+inline constexpr std::size_t kParam = 0;
+inline constexpr std::size_t kGrad = 1;
+inline constexpr std::size_t kFirstState = 2;
+inline constexpr std::size_t kMaxOperands = kFirstState + kMaxStates;
 
 struct Operand {
   std::byte* data = nullptr;  // null: the rule does not use this operand now

@@ -18,6 +18,7 @@ struct Lion {
   };
   static constexpr std::array hyper_names{"lr", "betas[0]", "betas[1]", "weight_decay"};
   static constexpr std::array state_names{"exp_avg"};
+  static constexpr std::size_t least_states = 1;
   static constexpr bool counts_steps = false;
 
   static int states_used(const Hyper&) { return 1; }

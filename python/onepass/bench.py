@@ -285,7 +285,7 @@ def line_of(result: Result) -> str:
     return f"{result.workload:<23} {result.optimizer:<6} {names[0]:<15} {time_text}  {others}"
 
 
-def draw(results: list[Result], path: Path) -> None:
+def draw(results: list[Result], machine: str, path: Path) -> None:
     """The picture: how many times as fast as torch, for each optimizer and workload."""
     try:
         from matplotlib.figure import Figure
@@ -294,6 +294,8 @@ def draw(results: list[Result], path: Path) -> None:
     rows = [r for r in results if r.workload in SIZES]
     workloads = [w for w in SIZES if any(r.workload == w for r in rows)]
     figure = Figure(figsize=(10, 1 + 1.5 * len(workloads)), layout="constrained")
+    figure.suptitle(machine, fontsize=9)
+    widest = max(max(r.ratio[name] for name in PEERS if name in r.ratio) for r in rows)
     colors = {"default": "#9aa5b1", "foreach": "#627d98", "fused": "#334e68"}
     for index, workload in enumerate(workloads):
         axes = figure.add_subplot(len(workloads), 1, index + 1)
@@ -308,7 +310,7 @@ def draw(results: list[Result], path: Path) -> None:
         axes.set_yticks(range(len(here)), [r.optimizer for r in here])
         axes.invert_yaxis()
         axes.set_xscale("log")
-        axes.set_xlim(0.7, 200)
+        axes.set_xlim(0.7, 2 * widest)
         axes.xaxis.set_major_formatter("{x:g}")
         axes.set_title(workload, loc="left", fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
@@ -334,8 +336,9 @@ def main(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     rounds = args.rounds or (3 if args.quick else 9)
-    machine = facts()
-    print(f"{machine['processor']}; {machine['chosen']}, {torch.get_num_threads()} threads; torch {torch.__version__}")
+    known = facts()
+    machine = f"{known['processor']}; {known['chosen']}, {torch.get_num_threads()} threads; torch {torch.__version__}"
+    print(machine)
     print("the first contender's time, and the others' as multiples of it")
     print("(limit: the same memory traffic with additions only)\n")
     results = []
@@ -347,9 +350,9 @@ def main(args: argparse.Namespace) -> int:
         print(f"wrong result, nothing timed: {error}", file=sys.stderr)
         return 1
     if args.json:
-        told = {k: v for k, v in machine.items() if k != "OpenMP runtime"}
+        told = {k: v for k, v in known.items() if k != "OpenMP runtime"}
         rows = [asdict(r) for r in results]
         args.json.write_text(json.dumps({"machine": told, "rounds": rounds, "results": rows}, indent=1) + "\n")
     if args.png:
-        draw(results, args.png)
+        draw(results, machine, args.png)
     return 0

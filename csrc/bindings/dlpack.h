@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "formats/format.h"
@@ -22,6 +23,24 @@ struct TensorView {
   const std::int64_t* shape = nullptr;
   const std::int64_t* strides = nullptr;
 };
+
+inline std::span<const std::int64_t> shape_of(const TensorView& view) {
+  return {view.shape, static_cast<std::size_t>(view.ndim)};
+}
+
+inline std::span<const std::int64_t> strides_of(const TensorView& view) {
+  return {view.strides, static_cast<std::size_t>(view.ndim)};
+}
+
+inline bool same_numbers(const std::int64_t* a, const std::int64_t* b, int n) {
+  for (int i = 0; i < n; ++i)  // a handful: quicker than a call of memcmp
+    if (a[i] != b[i]) return false;
+  return true;
+}
+
+inline bool same_shape(const TensorView& a, const TensorView& b) {
+  return a.ndim == b.ndim && a.complex == b.complex && same_numbers(a.shape, b.shape, a.ndim);
+}
 
 class DlpackReader {
  public:

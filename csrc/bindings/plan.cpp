@@ -15,17 +15,16 @@ namespace py = pybind11;
 namespace onepass {
 namespace {
 
-Torch* the_torch = nullptr;  // never deleted: when statics are destroyed, Python is gone
 Stats the_stats;
 
 const std::string kGradLabel = "its gradient";
 
 // Attribute and key names, made once.
 struct Names {
-  py::str grad{"grad"}, state{"state"}, param_groups{"param_groups"}, params{"params"}, maximize{"maximize"},
+  py::str state{"state"}, param_groups{"param_groups"}, params{"params"}, maximize{"maximize"},
       differentiable{"differentiable"}, param_names{"param_names"}, step{"step"};
   Names() {
-    for (py::str* name : {&grad, &state, &param_groups, &params, &maximize, &differentiable, &param_names, &step}) {
+    for (py::str* name : {&state, &param_groups, &params, &maximize, &differentiable, &param_names, &step}) {
       PyObject* raw = name->release().ptr();
       PyUnicode_InternInPlace(&raw);
       *name = py::reinterpret_steal<py::str>(raw);
@@ -38,84 +37,9 @@ const Names& names() {
   return *kNames;
 }
 
-py::object attribute(PyObject* object, const py::str& name) {
-  PyObject* value = PyObject_GetAttr(object, name.ptr());
-  if (value == nullptr) throw py::error_already_set();
-  return py::reinterpret_steal<py::object>(value);
-}
-
-// The value of a key, borrowed; null if there is none.
-PyObject* lookup(PyObject* dict, const py::handle& key) {
-  PyObject* value = PyDict_GetItemWithError(dict, key.ptr());
-  if (value == nullptr && PyErr_Occurred() != nullptr) throw py::error_already_set();
-  return value;
-}
-
-// A property or method of torch.Tensor, looked up once instead of once per tensor.
-PyObject* tensor_member(const char* name) { return py::getattr(torch().tensor_type, name).release().ptr(); }
-
-bool is_true(PyObject* method, PyObject* tensor) {
-  PyObject* answer = PyObject_CallOneArg(method, tensor);
-  if (answer == nullptr) throw py::error_already_set();
-  const bool yes = answer == Py_True;
-  Py_DECREF(answer);
-  return yes;
-}
-
-// A tensor whose numbers are not those in its memory: torch negates or conjugates lazily, and exports say nothing of
-// it.
-bool is_lazy(PyObject* tensor, const TensorView& view) {
-  static PyObject* const kIsNeg = tensor_member("is_neg");
-  static PyObject* const kIsConj = tensor_member("is_conj");
-  return is_true(kIsNeg, tensor) || (view.complex && is_true(kIsConj, tensor));
-}
-
-bool is_plain(PyObject* tensor) {
-  const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(tensor));
-  return type == torch().tensor_type.ptr() || type == torch().parameter_type.ptr();
-}
-
-py::object gradient_of(PyObject* param) {
-  if (!is_plain(param)) return attribute(param, names().grad);
-  static PyObject* const kGrad = tensor_member("grad");
-  PyObject* grad = Py_TYPE(kGrad)->tp_descr_get(kGrad, param, reinterpret_cast<PyObject*>(Py_TYPE(param)));
-  if (grad == nullptr) throw py::error_already_set();
-  return py::reinterpret_steal<py::object>(grad);
-}
-
 bool is_sequence(PyObject* object) { return PyList_Check(object) != 0 || PyTuple_Check(object) != 0; }
 
-std::string type_name(PyObject* object) { return Py_TYPE(object)->tp_name; }
-
-std::string text_of(PyObject* object, const char* name) { return py::str(py::handle(object).attr(name)); }
-
-std::span<const std::int64_t> shape_of(const TensorView& view) {
-  return {view.shape, static_cast<std::size_t>(view.ndim)};
-}
-
-std::span<const std::int64_t> strides_of(const TensorView& view) {
-  return {view.strides, static_cast<std::size_t>(view.ndim)};
-}
-
-bool same_numbers(const std::int64_t* a, const std::int64_t* b, int n) {
-  for (int i = 0; i < n; ++i)  // a handful: quicker than a call of memcmp
-    if (a[i] != b[i]) return false;
-  return true;
-}
-
-bool same_shape(const TensorView& a, const TensorView& b) {
-  return a.ndim == b.ndim && a.complex == b.complex && same_numbers(a.shape, b.shape, a.ndim);
-}
-
 }  // namespace
-
-void set_torch(py::object tensor_type, py::object parameter_type, py::object increment_version) {
-  DlpackReader dlpack(tensor_type);
-  the_torch =
-      new Torch{std::move(tensor_type), std::move(parameter_type), std::move(increment_version), std::move(dlpack)};
-}
-
-Torch& torch() { return *the_torch; }
 
 Stats& stats() { return the_stats; }
 

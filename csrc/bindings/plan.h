@@ -16,22 +16,11 @@
 #include <thread>
 #include <vector>
 
-#include "bindings/dlpack.h"
+#include "bindings/torch.h"
 #include "cpu/job.h"
 #include "rules/table.h"
 
 namespace onepass {
-
-// What the bindings use of torch, handed over once by the Python layer.
-struct Torch {
-  pybind11::object tensor_type;
-  pybind11::object parameter_type;
-  pybind11::object increment_version;
-  DlpackReader dlpack;
-};
-
-void set_torch(pybind11::object tensor_type, pybind11::object parameter_type, pybind11::object increment_version);
-Torch& torch();
 
 // How many tensors have been stepped since import: by the kernels, and by torch's own code for each reason.
 struct Stats {

@@ -1,0 +1,68 @@
+#include "bindings/torch.h"
+
+#include <utility>
+
+namespace py = pybind11;
+
+namespace onepass {
+namespace {
+
+Torch* the_torch = nullptr;  // never deleted: when statics are destroyed, Python is gone
+
+// A property or method of torch.Tensor, looked up once instead of once per tensor.
+PyObject* tensor_member(const char* name) { return py::getattr(torch().tensor_type, name).release().ptr(); }
+
+bool is_true(PyObject* method, PyObject* tensor) {
+  PyObject* answer = PyObject_CallOneArg(method, tensor);
+  if (answer == nullptr) throw py::error_already_set();
+  const bool yes = answer == Py_True;
+  Py_DECREF(answer);
+  return yes;
+}
+
+}  // namespace
+
+void set_torch(py::object tensor_type, py::object parameter_type, py::object increment_version) {
+  DlpackReader dlpack(tensor_type);
+  the_torch =
+      new Torch{std::move(tensor_type), std::move(parameter_type), std::move(increment_version), std::move(dlpack)};
+}
+
+Torch& torch() { return *the_torch; }
+
+bool is_plain(PyObject* tensor) {
+  const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(tensor));
+  return type == torch().tensor_type.ptr() || type == torch().parameter_type.ptr();
+}
+
+py::object gradient_of(PyObject* param) {
+  if (!is_plain(param)) return py::getattr(param, "grad");
+  static PyObject* const kGrad = tensor_member("grad");
+  PyObject* grad = Py_TYPE(kGrad)->tp_descr_get(kGrad, param, reinterpret_cast<PyObject*>(Py_TYPE(param)));
+  if (grad == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(grad);
+}
+
+bool is_lazy(PyObject* tensor, const TensorView& view) {
+  static PyObject* const kIsNeg = tensor_member("is_neg");
+  static PyObject* const kIsConj = tensor_member("is_conj");
+  return is_true(kIsNeg, tensor) || (view.complex && is_true(kIsConj, tensor));
+}
+
+py::object attribute(PyObject* object, const py::str& name) {
+  PyObject* value = PyObject_GetAttr(object, name.ptr());
+  if (value == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(value);
+}
+
+PyObject* lookup(PyObject* dict, const py::handle& key) {
+  PyObject* value = PyDict_GetItemWithError(dict, key.ptr());
+  if (value == nullptr && PyErr_Occurred() != nullptr) throw py::error_already_set();
+  return value;
+}
+
+std::string type_name(PyObject* object) { return Py_TYPE(object)->tp_name; }
+
+std::string text_of(PyObject* object, const char* name) { return py::str(py::handle(object).attr(name)); }
+
+}  // namespace onepass

@@ -1,0 +1,43 @@
+// What the bindings use of torch, without its headers: Python objects, and DLPack for tensors' memory.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <string>
+
+#include "bindings/dlpack.h"
+
+namespace onepass {
+
+struct Torch {
+  pybind11::object tensor_type;
+  pybind11::object parameter_type;
+  pybind11::object increment_version;
+  DlpackReader dlpack;
+};
+
+// Handed over once by the Python layer.
+void set_torch(pybind11::object tensor_type, pybind11::object parameter_type, pybind11::object increment_version);
+Torch& torch();
+
+// Whether it is a torch.Tensor or Parameter itself, not of a subclass.
+bool is_plain(PyObject* tensor);
+
+// param.grad, which may be None.
+pybind11::object gradient_of(PyObject* param);
+
+// Whether the tensor's numbers are not those in its memory: torch negates or conjugates lazily, and exports say nothing
+// of it.
+bool is_lazy(PyObject* tensor, const TensorView& view);
+
+// An attribute by its interned name.
+pybind11::object attribute(PyObject* object, const pybind11::str& name);
+
+// The value of a dict's key, borrowed; null if there is none.
+PyObject* lookup(PyObject* dict, const pybind11::handle& key);
+
+// For messages.
+std::string type_name(PyObject* object);
+std::string text_of(PyObject* object, const char* attribute);
+
+}  // namespace onepass

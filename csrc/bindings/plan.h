@@ -2,8 +2,8 @@
 //
 // The rule of this file: nothing about a tensor's memory is remembered. Where a tensor lies, its shape and its format
 // are read again at every step, so whatever a user does to tensors between steps, a step works on what is there now.
-// What is kept is what can be checked by comparing pointers: which dict holds whose state, and what the numbers in a
-// parameter group were.
+// What is kept is what can be checked by comparing: which dict holds whose state, what the numbers in a parameter group
+// were, and findings about memory (packed, shared, negated) beside the very addresses and strides they were found for.
 #pragma once
 
 #include <pybind11/pybind11.h>

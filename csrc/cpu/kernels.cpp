@@ -2,9 +2,7 @@
 #include "cpu/kernels.h"
 
 #include "cpu/driver.h"
-#include "rules/adam.h"
-#include "rules/lion.h"
-#include "rules/sgd.h"
+#include "rules/all.h"
 
 namespace onepass::inline ONEPASS_TARGET {
 

@@ -45,7 +45,8 @@ struct Rprop {
     const T size = step_size * (agreement > T(0) ? c.eta_plus : (agreement < T(0) ? c.eta_minus : T(1)));
     const T raised = size < c.smallest ? c.smallest : size;
     step_size = raised > c.largest ? c.largest : raised;
-    p = p - (agreement < T(0) ? T(0) : now * step_size);
+    // Multiplied by zero, not left out: p has to go through arithmetic, or a denormal p would stay where compilers branch.
+    p = p - (agreement < T(0) ? T(0) : now) * step_size;
     prev = agreement < T(0) ? T(0) : g;
   }
 };

@@ -64,6 +64,7 @@ class Row:
     doubt: Callable | None = None  # where the formula jumps, which elements may fall on either side
     states: tuple[str, ...]  # all that it can have of one number for each element
     scalars: tuple[str, ...] = ("step",)  # states of one number for each parameter
+    first: Callable = lambda **_: {}  # hyperparameters -> what states begin with where that is not zero
     eager: bool = False  # whether the states are there from the beginning, not from the first gradient on
     takes_sparse: bool = False  # whether torch's class takes sparse gradients
     own: dict[str, Any] = field(default_factory=lambda: {"state_dtype": None})  # arguments that torch's class has not
@@ -189,6 +190,7 @@ ROWS = [
         flavours=FUSED_TOO,
         formula=reference.adagrad,
         states=("sum",),
+        first=lambda initial_accumulator_value, **_: {"sum": initial_accumulator_value},
         eager=True,
         takes_sparse=True,
         own={"decoupled_weight_decay": False, "state_dtype": None},
@@ -274,6 +276,7 @@ ROWS = [
         formula=reference.nadam,
         states=("exp_avg", "exp_avg_sq"),
         scalars=("step", "mu_product"),
+        first=lambda **_: {"mu_product": 1.0},
         full={"lr": 0.01, "weight_decay": 0.1},
         variants={
             "default": {},
@@ -318,6 +321,7 @@ ROWS = [
         formula=reference.asgd,
         states=("ax",),
         scalars=("step", "eta", "mu"),
+        first=lambda lr, **_: {"eta": lr, "mu": 1.0},
         full={"lr": 0.05, "lambd": 0.01, "alpha": 0.6, "t0": 1, "weight_decay": 0.1},
         variants={
             "default": {},
@@ -338,6 +342,7 @@ ROWS = [
         theirs=torch.optim.Rprop,
         formula=reference.rprop,
         states=("prev", "step_size"),
+        first=lambda lr, **_: {"step_size": lr},
         full={"lr": 0.002},
         variants={
             "default": {},

@@ -1,8 +1,8 @@
 """Every optimizer's formula once more, plain, in NumPy and float64, and what it takes to hold a step to it.
 
 Nothing here is shared with the package. A formula takes one tensor from step t - 1 to t: the parameter ``p``, the
-gradient ``g`` (already negated with ``maximize``), the states ``s`` (empty before the first step, but for those that
-the constructor makes) and ``t``, counted from 1. It returns the new parameter and the new states.
+gradient ``g`` (already negated with ``maximize``), the states ``s`` (before the first step only those that do not begin
+at zero) and ``t``, counted from 1. It returns the new parameter and the new states.
 """
 
 import numpy as np
@@ -51,16 +51,14 @@ def lion_doubt(g, s, rounding, *, betas, **_):
     return abs(kept + added) < 16 * rounding * (abs(kept) + abs(added))
 
 
-def adagrad(
-    p, g, s, t, *, lr, lr_decay, weight_decay, initial_accumulator_value, eps, decoupled_weight_decay=False, **_
-):
+def adagrad(p, g, s, t, *, lr, lr_decay, weight_decay, eps, decoupled_weight_decay=False, **_):
     """Duchi et al. 2011."""
     lr = lr / (1 + (t - 1) * lr_decay)
     if decoupled_weight_decay:
         p = p - lr * weight_decay * p
     else:
         g = g + weight_decay * p
-    v = s.get("sum", initial_accumulator_value) + g**2
+    v = s["sum"] + g**2
     return p - lr * g / (np.sqrt(v) + eps), {"sum": v}
 
 
@@ -104,7 +102,7 @@ def nadam(p, g, s, t, *, lr, betas, eps, weight_decay, momentum_decay, decoupled
     else:
         g = g + weight_decay * p
     mu, next_mu = (beta1 * (1 - 0.5 * 0.96 ** (k * momentum_decay)) for k in (t, t + 1))
-    product = s.get("mu_product", 1.0) * mu
+    product = s["mu_product"] * mu
     m = beta1 * s.get("exp_avg", 0.0) + (1 - beta1) * g
     v = beta2 * s.get("exp_avg_sq", 0.0) + (1 - beta2) * g**2
     looking_ahead = next_mu * m / (1 - product * next_mu) + (1 - mu) * g / (1 - product)
@@ -133,14 +131,14 @@ def radam(p, g, s, t, *, lr, betas, eps, weight_decay, decoupled_weight_decay, *
 def asgd(p, g, s, t, *, lr, lambd, alpha, t0, weight_decay, **_):
     """Polyak and Juditsky 1992, with the rates of Bottou's SGD: they are those that the last step has left."""
     g = g + weight_decay * p
-    eta, mu = s.get("eta", scalar(lr)), s.get("mu", 1.0)
+    eta, mu = s["eta"], s["mu"]
     p = p - eta * lambd * p - eta * g
     ax = s.get("ax", 0.0)
     ax = ax + mu * (p - ax) if mu != 1 else p
     return p, {"eta": lr / (1 + lambd * lr * t) ** alpha, "mu": 1 / max(1, t - t0), "ax": ax}
 
 
-def rprop(p, g, s, t, *, lr, etas, step_sizes, **_):
+def rprop(p, g, s, t, *, etas, step_sizes, **_):
     """Riedmiller and Braun 1993, in the form without weight backtracking (Igel and Huesken's iRprop-)."""
 
     def sign(x):
@@ -148,7 +146,7 @@ def rprop(p, g, s, t, *, lr, etas, step_sizes, **_):
 
     agree = sign(g) * sign(s.get("prev", 0.0))
     factor = np.where(agree > 0, etas[1], np.where(agree < 0, etas[0], 1.0))
-    size = np.clip(s.get("step_size", lr) * factor, *step_sizes)
+    size = np.clip(s["step_size"] * factor, *step_sizes)
     g = np.where(agree < 0, 0.0, g)
     return p - sign(g) * size, {"prev": g, "step_size": size}
 
@@ -173,11 +171,6 @@ def stored(x: np.ndarray, dtype: torch.dtype) -> np.ndarray:
     """What is left of x in a tensor of this dtype. As in torch, float64 becomes a 16-bit format by way of float32."""
     t = torch.from_numpy(np.asarray(x))
     return (t if dtype == torch.float64 else t.float()).to(dtype).double().numpy()
-
-
-def scalar(x: float) -> np.ndarray:
-    """What is left of a number that an optimizer keeps for each parameter."""
-    return stored(x, torch.get_default_dtype())
 
 
 def bits(t: Tensor) -> bytes:
@@ -228,6 +221,7 @@ def checked_step(row, optimizer, roundings: float = 4) -> None:
         g = -g if h["maximize"] else g
         held = {name: optimizer.state[p][name] for name in row.held if name in optimizer.state[p]}
         dtypes = {"": real(p).dtype} | {name: real(held[name]).dtype for name in held}
+        old_states = {name: stored(x, dtypes[name]) for name, x in row.first(**h).items()} | old_states
         wide = dtypes[""] == torch.float64
         error = roundings * ROUNDING[torch.float64 if wide else torch.float32]
         # Below this, arithmetic or conversions may flush to zero.
@@ -304,10 +298,16 @@ class Trajectory:
                     continue
                 self.steps[p] += 1
                 g = numbers(p.grad).astype(self.type) * (-1 if h["maximize"] else 1)
+                old = self.states[p] or self._kept(self.row.first(**h))
                 if self.row.doubt:
-                    self.doubts[p] |= self.row.doubt(g, self.states[p], ROUNDING[real(p).dtype], **h)
-                self.values[p], new = self.row.formula(self.values[p], g, self.states[p], self.steps[p], **h)
-                self.states[p] = new | {name: scalar(new[name]) for name in self.row.scalars if name in new}
+                    self.doubts[p] |= self.row.doubt(g, old, ROUNDING[real(p).dtype], **h)
+                self.values[p], new = self.row.formula(self.values[p], g, old, self.steps[p], **h)
+                self.states[p] = self._kept(new)
+
+    def _kept(self, states: dict) -> dict:
+        """The scalars among them have the default dtype, whatever the parameter's."""
+        scalars = [name for name in self.row.scalars if name in states]
+        return states | {name: stored(states[name], torch.get_default_dtype()) for name in scalars}
 
     def names(self) -> list[str]:
         """Of what there are numbers: "" for the parameters, and the states in use."""

@@ -66,7 +66,6 @@ ARGUMENTS = [
     {"etas": (1.2, 0.5)},
     {"etas": (0.5,)},
     {"etas": 0.5},
-    {"step_sizes": (1.0, 0.5)},
 ]
 # What torch says of parameters, whichever the class.
 PARAMETERS = {

@@ -137,6 +137,7 @@ def test_explaining_before_and_between_steps_leaves_no_state(row):
     assert_same(snapshot(opt), snapshot(unasked))
 
 
+@pytest.mark.usefixtures("in_float64")
 @each_row
 def test_subclasses_are_stepped_as_torch_does(row):
     """And come out as they went in."""

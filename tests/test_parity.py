@@ -34,9 +34,10 @@ def hold(row, kwargs, dtype):
         off = [exact.of(optimizer, name) - want for optimizer in (ours, *theirs)]
         largest, *their_largest = (abs(x).max() for x in off)
         rms, *their_rms = (np.sqrt((x**2).mean()) for x in off)
-        # nanmin: in float16, where Adam's eps is zero, most of torch's code makes NaN of some parameters.
-        assert largest <= 1.1 * np.nanmin(their_largest) + 4 * ulp, name
-        assert rms <= 1.1 * np.nanmin(their_rms) + 0.1 * ulp, name
+        # In float16, where Adam's eps is zero, much of torch's code makes NaN of some parameters; NAdam's all of it.
+        best, best_rms = (min((x for x in xs if x == x), default=8 * ulp) for xs in (their_largest, their_rms))
+        assert largest <= 1.1 * best + 4 * ulp, name
+        assert rms <= 1.1 * best_rms + 0.1 * ulp, name
 
     for p, q in zip(params_of(ours), params_of(theirs[0]), strict=True):
         assert list(ours.state[p]) == list(theirs[0].state[q])
@@ -88,6 +89,8 @@ def test_groups(row):
     """A group is stepped to the same bits alone and among groups of other hyperparameters and dtypes."""
     dtypes = [torch.float32, torch.bfloat16, torch.float64]
     settings = [*row.variants.values(), *row.own_variants.values()]
+    if row.eager:  # the constructor makes all states alike, whatever a group says
+        settings = [{k: v for k, v in kw.items() if k != "initial_accumulator_value"} for kw in settings]
     models = [model(dtypes[i % 3]) for i in range(len(settings))]
     together = row.ours([{"params": copies(m), **kw} for m, kw in zip(models, settings, strict=True)])
     alone = [row.ours(copies(m), **kw) for m, kw in zip(models, settings, strict=True)]
@@ -165,15 +168,23 @@ NOT_FINITE = [float("nan"), float("inf"), -float("inf"), 1e20, -1e20, 3e38, 1e-3
 
 @each_row
 def test_not_finite(row):
-    """NaN, infinities and overflows spread through a parameter and its states as in torch, and to no neighbour."""
+    """NaN, infinities and overflows spread through a parameter and its states as in torch, and to no neighbour.
+
+    Where torch's intermediate results overflow, and ours do not, ours are those of the formula.
+    """
     for kwargs in (row.variants["default"], row.full):
         params = [torch.ones(len(NOT_FINITE), requires_grad=True)]
         ours, theirs = row.ours(copies(params), **kwargs), row.theirs(copies(params), **kwargs)
+        exact = Trajectory(row, ours)
         for grad in (torch.tensor(NOT_FINITE), torch.ones(len(NOT_FINITE)), torch.ones(len(NOT_FINITE))):
             for optimizer in (ours, theirs):
                 give(optimizer, [grad])
                 optimizer.step()
+            with np.errstate(all="ignore"):
+                exact.step()
             (p,), (q,) = params_of(ours), params_of(theirs)
-            torch.testing.assert_close(p, q, equal_nan=True)
-            for name in ours.state[p].keys() & set(row.states):
-                torch.testing.assert_close(ours.state[p][name], theirs.state[q][name], equal_nan=True)
+            pairs = [(p, q, exact.values[p])]
+            pairs += [(ours.state[p][name], theirs.state[q][name], exact.states[p][name]) for name in exact.names()[1:]]
+            for got, torchs, formulas in pairs:
+                as_torch = torch.isclose(got, torchs, equal_nan=True)
+                assert (as_torch | torch.isclose(got, torch.from_numpy(formulas).float())).all(), (got, torchs)

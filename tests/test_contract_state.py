@@ -48,8 +48,9 @@ VIEWS = (
 
 
 @pytest.mark.parametrize(("row", "flags"), FORMS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("default", [torch.float32, torch.float64], ids=["", "default float64"])
+@pytest.mark.parametrize(
+    ("dtype", "default"), [*((dtype, torch.float32) for dtype in DTYPES), (torch.float32, torch.float64)], ids=str
+)
 def test_states_have_the_form_that_torch_gives_them(row, flags, dtype, default):
     if flags.get("fused") and dtype.is_complex:
         dtype = torch.float32  # torch has no fused step for complex parameters

@@ -90,7 +90,7 @@ def groups(draw, row):
     }
 
 
-@settings(derandomize=True, max_examples=200, deadline=None, database=None)
+@settings(derandomize=True, max_examples=100, deadline=None, database=None)
 @given(st.data())
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_fuzz(row, data):

@@ -6,8 +6,8 @@ from dataclasses import astuple
 import onepass
 import pytest
 import torch
-from cases import each_row
-from contract import assert_same, give_gradients, leaves, numbers, snapshot, train
+from cases import each_own_case, each_row
+from contract import assert_close, assert_same, give_gradients, leaves, numbers, snapshot, torch_path, train
 from reference import params_of
 from torch.nn import Parameter
 
@@ -153,6 +153,19 @@ def test_subclasses_are_stepped_as_torch_does(row):
         rtol=1e-12,
         atol=1e-14,
     )
+
+
+@pytest.mark.usefixtures("in_float64")
+@each_own_case
+def test_what_torch_has_not_holds_on_its_path_as_well(row, kwargs):
+    ends = []
+    for kind in (torch.Tensor, Subclass):
+        opt = row.ours([Parameter(numbers(3).as_subclass(kind))], **kwargs)
+        before = onepass.stats()
+        train(opt, 3)
+        assert torch_path(before) == (set() if kind is torch.Tensor else {"tensor subclass Subclass"})
+        ends.append(params_of(opt)[0].detach().as_subclass(torch.Tensor))
+    assert_close(*ends)
 
 
 def test_errors_are_told_not_raised():

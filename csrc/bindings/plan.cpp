@@ -727,7 +727,7 @@ void Plan::run(int threads) {
     for (std::size_t j = 0; j < jobs_.size(); ++j) {
       Param& param = params_[job_params_[j]];
       param.fresh = false;
-      param.blended = jobs_[j].operands[kSlow].data != nullptr;
+      param.blended = jobs_[j].length == 0 || jobs_[j].operands[kSlow].data != nullptr;
       stepped[j] = py::reinterpret_borrow<py::object>(param.object);
     }
     torch().increment_version(stepped);

@@ -11,7 +11,8 @@
 
 namespace onepass {
 
-// The operands of a rule, in this order: parameter, gradient, states. Lookahead's slow weights are one more of any rule.
+// The operands of a rule, in this order: parameter, gradient, states. After them, of whatever rule, Lookahead's slow
+// weights.
 inline constexpr std::size_t kParam = 0;
 inline constexpr std::size_t kGrad = 1;
 inline constexpr std::size_t kFirstState = 2;

@@ -43,7 +43,7 @@ class Memory {
       : size_(size), bytes_(static_cast<std::byte*>(::operator new(size, std::align_val_t{64}))) {
     std::memset(data(), 0xa5, size);
   }
-  Memory(const Memory& other) : Memory(other.size_) { std::memcpy(data(), other.data(), size_); }
+  Memory(const Memory& other) : Memory(other.size_) { std::copy_n(other.data(), size_, data()); }
   Memory(Memory&&) = default;
   Memory& operator=(Memory other) {
     std::swap(size_, other.size_);

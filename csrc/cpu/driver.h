@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "cpu/job.h"
+#include "cpu/rows.h"
 #include "formats/bfloat16.h"
 #include "formats/float16.h"
 #include "formats/float32.h"
@@ -70,17 +71,37 @@ inline void encode_run<BFloat16, float>(const float* from, std::byte* to, std::i
 }
 #endif
 
+// Calls visit(r, column, count) for the pieces of rows that make up elements [begin, begin + n) of all that are touched.
+template <class Visit>
+void for_each_row(const Rows& rows, std::int64_t begin, std::int64_t n, Visit&& visit) {
+  std::int64_t column = begin % rows.length;
+  for (std::int64_t r = begin / rows.length; n > 0; ++r) {
+    const std::int64_t count = rows.length - column < n ? rows.length - column : n;
+    visit(r, column, count);
+    column = 0;
+    n -= count;
+  }
+}
+
 // Calls visit(offset, stride, count) for the runs of elements that make up [begin, begin + n) of an operand, in order;
 // offset and stride are in elements.
 template <class Visit>
-void for_each_run(const Layout* layout, std::size_t operand, std::int64_t begin, std::int64_t n, Visit&& visit) {
-  if (layout == nullptr) {
+void for_each_run(const Job& job, std::size_t operand, std::int64_t begin, std::int64_t n, Visit&& visit) {
+  if (job.rows != nullptr) {
+    const Rows::Entry* entries = job.rows->entries.data();
+    const std::int64_t* first = job.rows->first.data();
+    for_each_row(*job.rows, begin, n, [&](std::int64_t r, std::int64_t column, std::int64_t count) {
+      visit(entries[first[r]].row * job.rows->length + column, std::int64_t{1}, count);
+    });
+    return;
+  }
+  if (job.layout == nullptr) {
     visit(begin, std::int64_t{1}, n);
     return;
   }
-  const std::int64_t* shape = layout->shape.data();
-  const std::int64_t* strides = layout->strides[operand].data();
-  const auto inner = static_cast<std::int64_t>(layout->shape.size()) - 1;
+  const std::int64_t* shape = job.layout->shape.data();
+  const std::int64_t* strides = job.layout->strides[operand].data();
+  const auto inner = static_cast<std::int64_t>(job.layout->shape.size()) - 1;
   while (n > 0) {
     std::int64_t rest = begin;
     std::int64_t offset = 0;
@@ -97,38 +118,62 @@ void for_each_run(const Layout* layout, std::size_t operand, std::int64_t begin,
   }
 }
 
-template <class T>
-void decode(const Job& job, std::size_t operand, std::int64_t begin, std::int64_t n, T* tile) {
-  const Operand& source = job.operands[operand];
-  for_each_run(job.layout, operand, begin, n, [&](std::int64_t offset, std::int64_t stride, std::int64_t count) {
-    std::byte* from = source.data + offset * static_cast<std::int64_t>(size_of(source.format));
-    switch (source.format) {
-#define ONEPASS_X(name, Type)                    \
-  case Format::name:                             \
-    decode_run<Type>(from, stride, tile, count); \
-    break;
-      ONEPASS_FORMATS(ONEPASS_X)
-#undef ONEPASS_X
+// The gradient of rows: the sum of their entries, in the order in which they came.
+template <class Codec, class T>
+void decode_sums(const Job& job, std::int64_t begin, std::int64_t n, T* tile) {
+  const auto* values = stored<Codec>(job.operands[kGrad].data);
+  const Rows::Entry* entries = job.rows->entries.data();
+  const std::int64_t* first = job.rows->first.data();
+  for_each_row(*job.rows, begin, n, [&](std::int64_t r, std::int64_t column, std::int64_t count) {
+    const auto* source = values + entries[first[r]].position * job.rows->length + column;
+    for (std::int64_t i = 0; i < count; ++i) tile[i] = Codec::template decode<T>(source[i]);
+    for (std::int64_t e = first[r] + 1; e < first[r + 1]; ++e) {
+      source = values + entries[e].position * job.rows->length + column;
+      for (std::int64_t i = 0; i < count; ++i) tile[i] += Codec::template decode<T>(source[i]);
     }
     tile += count;
   });
 }
 
-template <class T>
-void encode(const Job& job, std::size_t operand, std::int64_t begin, std::int64_t n, const T* tile) {
-  const Operand& target = job.operands[operand];
-  for_each_run(job.layout, operand, begin, n, [&](std::int64_t offset, std::int64_t stride, std::int64_t count) {
-    std::byte* to = target.data + offset * static_cast<std::int64_t>(size_of(target.format));
-    switch (target.format) {
-#define ONEPASS_X(name, Type)                  \
-  case Format::name:                           \
-    encode_run<Type>(tile, to, stride, count); \
-    break;
-      ONEPASS_FORMATS(ONEPASS_X)
-#undef ONEPASS_X
-    }
+template <class Codec, class T>
+void decode_as(const Job& job, std::size_t operand, std::int64_t begin, std::int64_t n, T* tile) {
+  if (job.rows != nullptr && operand == kGrad) return decode_sums<Codec>(job, begin, n, tile);
+  std::byte* const from = job.operands[operand].data;
+  for_each_run(job, operand, begin, n, [&](std::int64_t offset, std::int64_t stride, std::int64_t count) {
+    decode_run<Codec>(from + offset * std::int64_t{sizeof(typename Codec::Storage)}, stride, tile, count);
     tile += count;
   });
+}
+
+template <class Codec, class T>
+void encode_as(const Job& job, std::size_t operand, std::int64_t begin, std::int64_t n, const T* tile) {
+  std::byte* const to = job.operands[operand].data;
+  for_each_run(job, operand, begin, n, [&](std::int64_t offset, std::int64_t stride, std::int64_t count) {
+    encode_run<Codec>(tile, to + offset * std::int64_t{sizeof(typename Codec::Storage)}, stride, count);
+    tile += count;
+  });
+}
+
+template <class T>
+void decode(const Job& job, std::size_t operand, std::int64_t begin, std::int64_t n, T* tile) {
+  switch (job.operands[operand].format) {
+#define ONEPASS_X(name, Type) \
+  case Format::name:          \
+    return decode_as<Type>(job, operand, begin, n, tile);
+    ONEPASS_FORMATS(ONEPASS_X)
+#undef ONEPASS_X
+  }
+}
+
+template <class T>
+void encode(const Job& job, std::size_t operand, std::int64_t begin, std::int64_t n, const T* tile) {
+  switch (job.operands[operand].format) {
+#define ONEPASS_X(name, Type) \
+  case Format::name:          \
+    return encode_as<Type>(job, operand, begin, n, tile);
+    ONEPASS_FORMATS(ONEPASS_X)
+#undef ONEPASS_X
+  }
 }
 
 template <class T>
@@ -164,7 +209,7 @@ void run_with(const Job& job, std::int64_t begin, std::int64_t end) {
   bool in_place[operands];
   for (std::size_t k = 0; k < operands; ++k) {
     const Operand& operand = job.operands[k];
-    in_place[k] = job.layout == nullptr && operand.format == native_format<T>() &&
+    in_place[k] = job.layout == nullptr && job.rows == nullptr && operand.format == native_format<T>() &&
                   reinterpret_cast<std::uintptr_t>(operand.data) % sizeof(T) == 0;
   }
   const auto constants = *static_cast<const typename Rule::template Constants<T>*>(job.constants);

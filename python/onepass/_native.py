@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
@@ -33,6 +33,11 @@ def unhooked(cls: type[Optimizer]) -> Step:
     while getattr(step, "hooked", False):
         step = step.__wrapped__
     return cast(Step, step)
+
+
+def number(value: float | Tensor) -> float:
+    """A hyperparameter, which may be a tensor of one element, one that requires a gradient, too."""
+    return value.item() if isinstance(value, Tensor) else value
 
 
 def _listened_to(optimizer: Optimizer) -> bool:
@@ -182,6 +187,11 @@ class Native(Optimizer):
                 stack.enter_context(_scaled_gradients([p for ps in params_of.values() for p in ps], grad_factor))
             type(self).torch_step(part)
 
+    @classmethod
+    def _state_names(cls) -> list[str]:
+        """All states that a parameter can have, of its shape or derived from it."""
+        return _core.rules()[cls.rule][1]
+
     def _explain(self) -> list[tuple[int, int, str, str]]:
         """Group, index, path and reason of every parameter, as :func:`onepass.explain` tells them."""
         return self._plan.explain(self)
@@ -251,7 +261,7 @@ class Native(Optimizer):
                 forced = group["state_dtype"] if "state_dtype" not in saved_group else None
                 for key, p in zip(saved_group["params"], group["params"], strict=True):
                     if p.device.type == "cpu" and key in saved["state"]:
-                        _restore_dtypes(self.state[p], saved["state"][key], forced)
+                        _restore_dtypes(self.state[p], saved["state"][key], self._state_names(), forced)
 
         # Between the user's own hooks: after those that may change the state_dict, before those that see the result.
         before = self.register_load_state_dict_pre_hook(look)
@@ -268,10 +278,13 @@ def _check_state_dtype(state_dtype: object) -> None:
         raise ValueError(f"Invalid state_dtype: {state_dtype}; it must be one of {STATE_DTYPES} or None")
 
 
-def _restore_dtypes(state: dict[str, Any], saved: dict[str, Any], forced: torch.dtype | None) -> None:
+def _restore_dtypes(
+    state: dict[str, Any], saved: dict[str, Any], state_names: Collection[str], forced: torch.dtype | None
+) -> None:
+    """Gives a loaded state the dtypes that it was saved with; the tensors of these names, if given, another one."""
     for name, value in saved.items():
         if name == "step" or not isinstance(value, Tensor) or not value.is_floating_point():
             continue
-        dtype = forced or value.dtype
+        dtype = (forced if name in state_names else None) or value.dtype
         if state[name].dtype != dtype:
             state[name] = value.to(device=state[name].device, dtype=dtype)

@@ -42,7 +42,9 @@ class Memory {
       : size_(size), bytes_(static_cast<std::byte*>(::operator new(size, std::align_val_t{64}))) {
     std::memset(data(), 0xa5, size);
   }
-  Memory(const Memory& other) : Memory(other.size_) { std::memcpy(data(), other.data(), size_); }
+  Memory(const Memory& other) : Memory(other.size_) {
+    if (size_ != 0) std::memcpy(data(), other.data(), size_);
+  }
   Memory(Memory&&) = default;
   Memory& operator=(Memory other) {
     std::swap(size_, other.size_);

@@ -42,7 +42,7 @@ def unhooked(cls: type[Optimizer]) -> Step:
 
 def number(value: float | Tensor) -> float:
     """A hyperparameter, which may be a tensor of one element, one that requires a gradient, too."""
-    return value.item() if isinstance(value, Tensor) else value
+    return value.item() if isinstance(value, Tensor) else float(value)
 
 
 def _listened_to(optimizer: Optimizer) -> bool:

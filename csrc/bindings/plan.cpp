@@ -55,6 +55,7 @@ struct Plan::Group {
   double sign = 1.0;
   bool differentiable = false;
   unsigned states_used = 0;  // a bit for each
+  bool takes_sparse = false;
 };
 
 struct Plan::Param {
@@ -65,6 +66,7 @@ struct Plan::Param {
   bool fresh = false;                // its states have been created and not been stepped yet
   bool shared = false;               // another parameter's step writes to the same memory
   bool tangled = false;              // its own tensors overlap
+  bool sparse = false;               // it has had a sparse gradient
   bool blended = false;              // the last step's job moves its slow weights
   std::string reason;                // why torch's code steps it
   std::vector<std::int64_t> packed;  // the last shape and strides that were found to be packed
@@ -247,6 +249,7 @@ void Plan::read_group(Group& group, PyObject* dict, std::size_t index) {
   group.sign = flag(names().maximize) ? -1.0 : 1.0;
   group.differentiable = flag(names().differentiable);
   group.states_used = info_.states_used(group.hyper.data());
+  group.takes_sparse = info_.takes_sparse(group.hyper.data());
   group.params = lookup(dict, names().params);
   if (group.params == nullptr || !is_sequence(group.params))
     throw py::type_error(label_ + ": group " + std::to_string(index) + " has no list of params");
@@ -363,8 +366,12 @@ bool Plan::read_gradient(Reading& r) {
   const auto read = [&] {
     PyObject* grad = r.grad.ptr();
     if (!is_plain(grad)) return r.leave("tensor subclass " + type_name(grad));
-    if (!torch().dlpack.view(grad, view))
-      return r.leave(r.grad.attr("is_sparse").cast<bool>() ? "sparse gradient" : "gradient without strided memory");
+    // An export that fails takes torch half a millisecond. So it is tried first only where it is likely to succeed.
+    if ((r.param.sparse && is_sparse(grad)) || !torch().dlpack.view(grad, view)) {
+      r.param.sparse = is_sparse(grad);
+      return r.param.sparse ? read_sparse_gradient(r) : r.leave("gradient without strided memory");
+    }
+    if (!info_.takes_dense) return r.leave("dense gradient");
     if (view.on_cpu && !view.format) return r.leave("gradient of dtype " + text_of(grad, "dtype"));
     check_operand(r, kGrad, grad, kGradLabel);
     return true;
@@ -373,6 +380,53 @@ bool Plan::read_gradient(Reading& r) {
   if (is_lazy(r.grad.ptr(), view)) {
     r.grad = r.grad.attr("resolve_conj")().attr("resolve_neg")();
     return read();
+  }
+  return true;
+}
+
+// Of a sparse gradient, its values take the gradient's place in the job, which then is for some rows alone. They are
+// sorted later, without the GIL; their indices are checked and copied now, and nothing depends on the tensor's claim to
+// be coalesced.
+bool Plan::read_sparse_gradient(Reading& r) {
+  const TensorView& own = r.own();
+  if (!r.param.group->takes_sparse) return r.leave("sparse gradient");
+  if (own.complex) return r.leave("sparse gradient of a complex parameter");
+  if (!is_row_major(shape_of(own), strides_of(own)))
+    return r.leave("sparse gradient of a parameter that is not contiguous");
+  const py::list shape(r.grad.attr("shape"));
+  if (!std::ranges::equal(shape, shape_of(own), {}, [](py::handle size) { return size.cast<std::int64_t>(); }))
+    fail(r.param, kGradLabel + " has shape " + std::string(py::str(shape)));
+
+  const py::object listed = indices_of(r.grad.ptr());
+  r.grad = values_of(r.grad.ptr());
+  TensorView& view = r.views[kGrad];
+  const auto read = [&] { return is_plain(r.grad.ptr()) && torch().dlpack.view(r.grad.ptr(), view); };
+  if (!read()) return r.leave("sparse gradient without strided memory");
+  if (!view.on_cpu)
+    fail(r.param, kGradLabel + " is on device " + text_of(r.grad.ptr(), "device") + ", not on the parameter's");
+  if (!view.format || view.complex) return r.leave("gradient of dtype " + text_of(r.grad.ptr(), "dtype"));
+  if (is_lazy(r.grad.ptr(), view) || !is_row_major(shape_of(view), strides_of(view))) {
+    r.grad = r.grad.attr("resolve_neg")().attr("contiguous")();
+    read();
+  }
+  r.job.operands[kGrad] = {view.data, *view.format};
+
+  TensorView indices;
+  if (!torch().dlpack.view(listed.ptr(), indices) || !indices.on_cpu || !indices.int64 || indices.ndim != 2)
+    return r.leave("sparse gradient whose indices are not int64 on the CPU");
+  if (indices.shape[0] + view.ndim - 1 != own.ndim || indices.shape[1] != view.shape[0] ||
+      !same_numbers(view.shape + 1, own.shape + indices.shape[0], view.ndim - 1))
+    fail(r.param, kGradLabel + " has values that do not fit its indices and shape");
+  const auto sizes = shape_of(own).first(static_cast<std::size_t>(indices.shape[0]));
+  std::int64_t length = 1;
+  for (const std::int64_t size : shape_of(own).subspan(sizes.size())) length *= size;
+  try {
+    r.job.rows = &rows_.emplace_back(read_rows({.data = reinterpret_cast<const std::int64_t*>(indices.data),
+                                                .entries = indices.shape[1],
+                                                .strides = {indices.strides[0], indices.strides[1]}},
+                                               sizes, length));
+  } catch (const std::out_of_range& error) {
+    fail(r.param, kGradLabel + " is not valid: " + error.what());
   }
   return true;
 }
@@ -406,6 +460,8 @@ bool Plan::read_state(Reading& r, std::size_t operand, const py::object& name, c
   if (view.on_cpu && !view.format) fail(r.param, what + " has dtype " + text_of(tensor, "dtype"));
   check_operand(r, operand, tensor, what);
   if (r.param.is_lazy_now(operand, tensor, view)) return r.leave("negated or conjugated state");
+  if (r.job.rows != nullptr && !is_row_major(shape_of(view), strides_of(view)))
+    return r.leave("sparse gradient beside a state that is not contiguous");
   if (!r.strides_as_own(operand)) {
     const Overlap overlap = self_overlap(shape_of(view), strides_of(view));
     if (overlap == Overlap::certain) fail(r.param, what + " has several elements that share the same memory");
@@ -491,8 +547,23 @@ bool Plan::gradient_overlaps(Reading& r) {
   const auto& [first, past] = r.param.written[kParam];
   std::byte* const grad_past =
       grad.data + extent(shape_of(grad), strides_of(grad)) * static_cast<std::int64_t>(size_of(*grad.format));
-  const bool same = grad.data == first && grad.format == r.own().format && r.strides_as_own(kGrad);
+  const bool same = r.job.rows == nullptr && grad.data == first && grad.format == r.own().format &&
+                    r.strides_as_own(kGrad);
   return grad.data < past && first < grad_past && !same;
+}
+
+// Where the elements lie, if not one after the other in all operands alike.
+void Plan::find_layout(Reading& r) {
+  bool flat = r.packed;
+  std::array<std::span<const std::int64_t>, kMaxOperands> strides;
+  for (std::size_t k = 0; k < kMaxOperands; ++k) {
+    if (r.job.operands[k].data == nullptr && k >= kFirstState) continue;
+    strides[k] = strides_of(r.views[k]);
+    flat = flat && r.strides_as_own(k);
+  }
+  if (flat || r.job.length == 0) return;
+  Layout layout = make_layout(shape_of(r.own()), strides);
+  if (!is_flat(layout)) r.job.layout = &layouts_.emplace_back(std::move(layout));
 }
 
 Plan::Path Plan::read_param(Param& param, Job& job) {
@@ -514,23 +585,13 @@ Plan::Path Plan::read_param(Param& param, Job& job) {
   }
   if (r.missing) return Path::missing;
 
-  param.blended = blend_.has_value();
+  param.blended = blend_ && job.rows == nullptr;
   if (param.blended) {
     job.blend = *blend_;
-  } else {
-    job.operands[kSlow] = {};  // read for the checks alone
+  } else {  // read for the checks alone: a step of some rows does not reach all slow weights
+    job.operands[kSlow] = {};
   }
-  bool flat = r.packed;
-  std::array<std::span<const std::int64_t>, kMaxOperands> strides;
-  for (std::size_t k = 0; k < kMaxOperands; ++k) {
-    if (job.operands[k].data == nullptr && k >= kFirstState) continue;
-    strides[k] = strides_of(r.views[k]);
-    flat = flat && r.strides_as_own(k);
-  }
-  if (!flat && job.length > 0) {
-    Layout layout = make_layout(shape_of(r.own()), strides);
-    if (!is_flat(layout)) job.layout = &layouts_.emplace_back(std::move(layout));
-  }
+  if (job.rows == nullptr) find_layout(r);
   const std::size_t counters = info_.counts_steps ? 1 : 0;
   const double step = info_.counts_steps ? r.numbers[0].value + 1.0 : (param.fresh ? 1.0 : 2.0);
   Scalars scalars{};
@@ -567,6 +628,7 @@ void Plan::clear() {
   missing_.clear();
   torch_params_.clear();
   layouts_.clear();
+  rows_.clear();
   slots_.clear();
   memo_ = {};
   torch().dlpack.reset();
@@ -710,6 +772,9 @@ void Plan::finish(const py::object& optimizer, double grad_factor, int threads, 
 void Plan::run(int threads) {
   {
     const py::gil_scoped_release release;
+    for (Rows& rows : rows_) coalesce(rows);
+    for (Job& job : jobs_)
+      if (job.rows != nullptr) job.length = job.rows->count() * job.rows->length;
     run_step(rule_, jobs_, threads);
     for (const Number& number : numbers_) {
       if (number.data == nullptr) continue;

@@ -19,6 +19,7 @@
 
 #include "bindings/torch.h"
 #include "cpu/job.h"
+#include "cpu/rows.h"
 #include "rules/table.h"
 
 namespace onepass {
@@ -76,12 +77,14 @@ class Plan {
   Path read_param(Param& param, Job& job);
   bool read_own(Reading& r);
   bool read_gradient(Reading& r);
+  bool read_sparse_gradient(Reading& r);
   bool read_states(Reading& r);
   bool read_state(Reading& r, std::size_t operand, const pybind11::object& name, const std::string& what);
   bool read_numbers(Reading& r);
   bool read_number(Reading& r, const pybind11::object& name, Number& number);
   void check_operand(Reading& r, std::size_t operand, PyObject* tensor, const std::string& what);
   void note_memory(Reading& r);
+  void find_layout(Reading& r);
   static bool gradient_overlaps(Reading& r);
   bool divide_shared_memory();
   struct Memo;
@@ -122,6 +125,7 @@ class Plan {
   std::vector<std::size_t> torch_params_;
   std::vector<pybind11::object> held_;
   std::deque<Layout> layouts_;
+  std::deque<Rows> rows_;
   struct Slot {
     alignas(64) std::byte bytes[kMaxConstantBytes];
   };

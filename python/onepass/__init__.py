@@ -5,7 +5,7 @@ optim`` in place of ``from torch import optim``; nothing else changes. What has 
 """
 
 import torch.optim
-from torch.optim import LBFGS, Adafactor, Muon, Optimizer, SparseAdam
+from torch.optim import LBFGS, Adafactor, Muon, Optimizer
 
 from . import _core, lr_scheduler, swa_utils
 from ._core import __version__
@@ -23,6 +23,7 @@ from .radam import RAdam
 from .rmsprop import RMSprop
 from .rprop import Rprop
 from .sgd import SGD
+from .sparse_adam import SparseAdam
 
 __all__ = [
     "ASGD",

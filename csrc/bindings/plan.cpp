@@ -18,13 +18,15 @@ namespace {
 Stats the_stats;
 
 const std::string kGradLabel = "its gradient";
+const std::string kSlowLabel = "its slow weights (slow_param)";
 
 // Attribute and key names, made once.
 struct Names {
   py::str state{"state"}, param_groups{"param_groups"}, params{"params"}, maximize{"maximize"},
-      differentiable{"differentiable"}, param_names{"param_names"}, step{"step"};
+      differentiable{"differentiable"}, param_names{"param_names"}, step{"step"}, slow_param{"slow_param"};
   Names() {
-    for (py::str* name : {&state, &param_groups, &params, &maximize, &differentiable, &param_names, &step}) {
+    for (py::str* name :
+         {&state, &param_groups, &params, &maximize, &differentiable, &param_names, &step, &slow_param}) {
       PyObject* raw = name->release().ptr();
       PyUnicode_InternInPlace(&raw);
       *name = py::reinterpret_steal<py::str>(raw);
@@ -53,6 +55,7 @@ struct Plan::Group {
   double sign = 1.0;
   bool differentiable = false;
   unsigned states_used = 0;  // a bit for each
+  bool takes_sparse = false;
 };
 
 struct Plan::Param {
@@ -63,6 +66,8 @@ struct Plan::Param {
   bool fresh = false;                // its states have been created and not been stepped yet
   bool shared = false;               // another parameter's step writes to the same memory
   bool tangled = false;              // its own tensors overlap
+  bool sparse = false;               // it has had a sparse gradient
+  bool blended = false;              // the last step's job moves its slow weights
   std::string reason;                // why torch's code steps it
   std::vector<std::int64_t> packed;  // the last shape and strides that were found to be packed
   // Memory that it writes: first and past last byte, of each operand, the step counter and the scalars.
@@ -244,6 +249,7 @@ void Plan::read_group(Group& group, PyObject* dict, std::size_t index) {
   group.sign = flag(names().maximize) ? -1.0 : 1.0;
   group.differentiable = flag(names().differentiable);
   group.states_used = info_.states_used(group.hyper.data());
+  group.takes_sparse = info_.takes_sparse(group.hyper.data());
   group.params = lookup(dict, names().params);
   if (group.params == nullptr || !is_sequence(group.params))
     throw py::type_error(label_ + ": group " + std::to_string(index) + " has no list of params");
@@ -360,8 +366,12 @@ bool Plan::read_gradient(Reading& r) {
   const auto read = [&] {
     PyObject* grad = r.grad.ptr();
     if (!is_plain(grad)) return r.leave("tensor subclass " + type_name(grad));
-    if (!torch().dlpack.view(grad, view))
-      return r.leave(r.grad.attr("is_sparse").cast<bool>() ? "sparse gradient" : "gradient without strided memory");
+    // An export that fails takes torch half a millisecond. So it is tried first only where it is likely to succeed.
+    if ((r.param.sparse && is_sparse(grad)) || !torch().dlpack.view(grad, view)) {
+      r.param.sparse = is_sparse(grad);
+      return r.param.sparse ? read_sparse_gradient(r) : r.leave("gradient without strided memory");
+    }
+    if (!info_.takes_dense) return r.leave("dense gradient");
     if (view.on_cpu && !view.format) return r.leave("gradient of dtype " + text_of(grad, "dtype"));
     check_operand(r, kGrad, grad, kGradLabel);
     return true;
@@ -374,38 +384,88 @@ bool Plan::read_gradient(Reading& r) {
   return true;
 }
 
+// Of a sparse gradient, its values take the gradient's place in the job, which then is for some rows alone. They are
+// sorted later, without the GIL; their indices are checked and copied now, and nothing depends on the tensor's claim to
+// be coalesced.
+bool Plan::read_sparse_gradient(Reading& r) {
+  const TensorView& own = r.own();
+  if (!r.param.group->takes_sparse) return r.leave("sparse gradient");
+  if (own.complex) return r.leave("sparse gradient of a complex parameter");
+  if (!is_row_major(shape_of(own), strides_of(own)))
+    return r.leave("sparse gradient of a parameter that is not contiguous");
+  const py::list shape(r.grad.attr("shape"));
+  if (!std::ranges::equal(shape, shape_of(own), {}, [](py::handle size) { return size.cast<std::int64_t>(); }))
+    fail(r.param, kGradLabel + " has shape " + std::string(py::str(shape)));
+
+  const py::object listed = indices_of(r.grad.ptr());
+  r.grad = values_of(r.grad.ptr());
+  TensorView& view = r.views[kGrad];
+  const auto read = [&] { return is_plain(r.grad.ptr()) && torch().dlpack.view(r.grad.ptr(), view); };
+  if (!read()) return r.leave("sparse gradient without strided memory");
+  if (!view.on_cpu)
+    fail(r.param, kGradLabel + " is on device " + text_of(r.grad.ptr(), "device") + ", not on the parameter's");
+  if (!view.format || view.complex) return r.leave("gradient of dtype " + text_of(r.grad.ptr(), "dtype"));
+  if (is_lazy(r.grad.ptr(), view) || !is_row_major(shape_of(view), strides_of(view))) {
+    r.grad = r.grad.attr("resolve_neg")().attr("contiguous")();
+    read();
+  }
+  r.job.operands[kGrad] = {view.data, *view.format};
+
+  TensorView indices;
+  if (!torch().dlpack.view(listed.ptr(), indices) || !indices.on_cpu || !indices.int64 || indices.ndim != 2)
+    return r.leave("sparse gradient whose indices are not int64 on the CPU");
+  if (indices.shape[0] + view.ndim - 1 != own.ndim || indices.shape[1] != view.shape[0] ||
+      !same_numbers(view.shape + 1, own.shape + indices.shape[0], view.ndim - 1))
+    fail(r.param, kGradLabel + " has values that do not fit its indices and shape");
+  const auto sizes = shape_of(own).first(static_cast<std::size_t>(indices.shape[0]));
+  std::int64_t length = 1;
+  for (const std::int64_t size : shape_of(own).subspan(sizes.size())) length *= size;
+  try {
+    r.job.rows = &rows_.emplace_back(read_rows({.data = reinterpret_cast<const std::int64_t*>(indices.data),
+                                                .entries = indices.shape[1],
+                                                .strides = {indices.strides[0], indices.strides[1]}},
+                                               sizes, length));
+  } catch (const std::out_of_range& error) {
+    fail(r.param, kGradLabel + " is not valid: " + error.what());
+  }
+  return true;
+}
+
 bool Plan::read_states(Reading& r) {
   const unsigned used = r.param.group->states_used;
   if (r.param.state == nullptr) {
-    r.missing = info_.counts_steps || used != 0;
+    r.missing = info_.counts_steps || used != 0 || slow_;
     return true;
   }
   if (!PyDict_Check(r.param.state)) fail(r.param, "its state is not a dict");
-  for (std::size_t s = 0; s < state_names_.size(); ++s) {
-    if ((used >> s & 1) == 0) continue;
-    PyObject* tensor = lookup(r.param.state, state_names_[s]);
-    if (tensor == nullptr || tensor == Py_None) {
-      r.missing = true;
-      return true;
-    }
-    const std::string& what = state_labels_[s];
-    const std::size_t operand = kFirstState + s;
-    TensorView& view = r.views[operand];
-    if (!is_plain(tensor)) {
-      if (PyObject_IsInstance(tensor, torch().tensor_type.ptr()) != 1) fail(r.param, what + " is not a tensor");
-      return r.leave("tensor subclass " + type_name(tensor));
-    }
-    if (!torch().dlpack.view(tensor, view))
-      fail(r.param, what + " has no strided memory on the CPU (layout " + text_of(tensor, "layout") + ", device " +
-                        text_of(tensor, "device") + ")");
-    if (view.on_cpu && !view.format) fail(r.param, what + " has dtype " + text_of(tensor, "dtype"));
-    check_operand(r, operand, tensor, what);
-    if (r.param.is_lazy_now(operand, tensor, view)) return r.leave("negated or conjugated state");
-    if (!r.strides_as_own(operand)) {
-      const Overlap overlap = self_overlap(shape_of(view), strides_of(view));
-      if (overlap == Overlap::certain) fail(r.param, what + " has several elements that share the same memory");
-      if (overlap == Overlap::possible) return r.leave("state with interleaved strides");
-    }
+  for (std::size_t s = 0; s < state_names_.size() && !r.missing; ++s)
+    if ((used >> s & 1) != 0 && !read_state(r, kFirstState + s, state_names_[s], state_labels_[s])) return false;
+  return !slow_ || r.missing || read_state(r, kSlow, names().slow_param, kSlowLabel);
+}
+
+bool Plan::read_state(Reading& r, std::size_t operand, const py::object& name, const std::string& what) {
+  PyObject* tensor = lookup(r.param.state, name);
+  if (tensor == nullptr || tensor == Py_None) {
+    r.missing = true;
+    return true;
+  }
+  TensorView& view = r.views[operand];
+  if (!is_plain(tensor)) {
+    if (PyObject_IsInstance(tensor, torch().tensor_type.ptr()) != 1) fail(r.param, what + " is not a tensor");
+    return r.leave("tensor subclass " + type_name(tensor));
+  }
+  if (!torch().dlpack.view(tensor, view))
+    fail(r.param, what + " has no strided memory on the CPU (layout " + text_of(tensor, "layout") + ", device " +
+                      text_of(tensor, "device") + ")");
+  if (view.on_cpu && !view.format) fail(r.param, what + " has dtype " + text_of(tensor, "dtype"));
+  check_operand(r, operand, tensor, what);
+  if (r.param.is_lazy_now(operand, tensor, view)) return r.leave("negated or conjugated state");
+  if (r.job.rows != nullptr && !is_row_major(shape_of(view), strides_of(view)))
+    return r.leave("sparse gradient beside a state that is not contiguous");
+  if (!r.strides_as_own(operand)) {
+    const Overlap overlap = self_overlap(shape_of(view), strides_of(view));
+    if (overlap == Overlap::certain) fail(r.param, what + " has several elements that share the same memory");
+    if (overlap == Overlap::possible) return r.leave("state with interleaved strides");
   }
   return true;
 }
@@ -487,8 +547,23 @@ bool Plan::gradient_overlaps(Reading& r) {
   const auto& [first, past] = r.param.written[kParam];
   std::byte* const grad_past =
       grad.data + extent(shape_of(grad), strides_of(grad)) * static_cast<std::int64_t>(size_of(*grad.format));
-  const bool same = grad.data == first && grad.format == r.own().format && r.strides_as_own(kGrad);
+  const bool same = r.job.rows == nullptr && grad.data == first && grad.format == r.own().format &&
+                    r.strides_as_own(kGrad);
   return grad.data < past && first < grad_past && !same;
+}
+
+// Where the elements lie, if not one after the other in all operands alike.
+void Plan::find_layout(Reading& r) {
+  bool flat = r.packed;
+  std::array<std::span<const std::int64_t>, kMaxOperands> strides;
+  for (std::size_t k = 0; k < kMaxOperands; ++k) {
+    if (r.job.operands[k].data == nullptr && k >= kFirstState) continue;
+    strides[k] = strides_of(r.views[k]);
+    flat = flat && r.strides_as_own(k);
+  }
+  if (flat || r.job.length == 0) return;
+  Layout layout = make_layout(shape_of(r.own()), strides);
+  if (!is_flat(layout)) r.job.layout = &layouts_.emplace_back(std::move(layout));
 }
 
 Plan::Path Plan::read_param(Param& param, Job& job) {
@@ -510,17 +585,13 @@ Plan::Path Plan::read_param(Param& param, Job& job) {
   }
   if (r.missing) return Path::missing;
 
-  bool flat = r.packed;
-  std::array<std::span<const std::int64_t>, kMaxOperands> strides;
-  for (std::size_t k = 0; k < kMaxOperands; ++k) {
-    if (job.operands[k].data == nullptr && k >= kFirstState) continue;
-    strides[k] = strides_of(r.views[k]);
-    flat = flat && r.strides_as_own(k);
+  param.blended = blend_ && job.rows == nullptr;
+  if (param.blended) {
+    job.blend = *blend_;
+  } else {  // read for the checks alone: a step of some rows does not reach all slow weights
+    job.operands[kSlow] = {};
   }
-  if (!flat && job.length > 0) {
-    Layout layout = make_layout(shape_of(r.own()), strides);
-    if (!is_flat(layout)) job.layout = &layouts_.emplace_back(std::move(layout));
-  }
+  if (job.rows == nullptr) find_layout(r);
   const std::size_t counters = info_.counts_steps ? 1 : 0;
   const double step = info_.counts_steps ? r.numbers[0].value + 1.0 : (param.fresh ? 1.0 : 2.0);
   Scalars scalars{};
@@ -557,6 +628,7 @@ void Plan::clear() {
   missing_.clear();
   torch_params_.clear();
   layouts_.clear();
+  rows_.clear();
   slots_.clear();
   memo_ = {};
   torch().dlpack.reset();
@@ -567,6 +639,7 @@ void Plan::gather() {
   clear();
   Job job;
   for (std::size_t k = 0; k < params_.size(); ++k) {
+    params_[k].blended = false;
     switch (read_param(params_[k], job)) {
       case Path::none:
         break;
@@ -624,16 +697,25 @@ void Plan::create_states(const py::object& optimizer) {
   py::list numbers;
   for (const py::object& name : number_names_) numbers.append(name);
   py::list wanted;
+  std::vector<Param*> fresh;  // not those that lack slow weights alone
+  const auto lacks = [](const Param& param, const py::object& name) {
+    PyObject* const state = param.state == nullptr ? nullptr : lookup(param.state, name);
+    return state == nullptr || state == Py_None;
+  };
   for (std::size_t m = 0; m < missing_.size(); ++m) {
-    const Param& param = params_[missing_[m]];
+    Param& param = params_[missing_[m]];
     py::list state_names;
-    for (std::size_t s = 0; s < state_names_.size(); ++s)
-      if ((param.group->states_used >> s & 1) != 0) state_names.append(state_names_[s]);
+    for (std::size_t s = 0; s < state_names_.size(); ++s) {
+      if ((param.group->states_used >> s & 1) == 0) continue;
+      state_names.append(state_names_[s]);
+      if (lacks(param, state_names_[s])) fresh.push_back(&param);
+    }
+    if (slow_) state_names.append(names().slow_param);
     wanted.append(py::make_tuple(py::handle(param.group->dict), py::handle(param.object), gradient_of(param.object),
                                  state_names));
   }
   optimizer.attr("_create_states")(wanted, numbers);
-  for (const std::size_t m : missing_) params_[m].fresh = true;
+  for (Param* param : fresh) param->fresh = true;
   states_moved_ = true;
 }
 
@@ -655,11 +737,14 @@ bool Plan::prepare(const py::object& optimizer, bool torch_has_stepped) {
   throw std::runtime_error(label_ + ": the optimizer changes while it is being read");
 }
 
-py::object Plan::step(const py::object& optimizer, double grad_factor, int threads) {
+py::object Plan::step(const py::object& optimizer, double grad_factor, int threads, bool slow,
+                      std::optional<double> blend) {
   const Ticket ticket(*this);
   const Cleaner cleaner{*this};
   label_ = type_name(optimizer.ptr());
   grad_factor_ = grad_factor;
+  slow_ = slow;
+  blend_ = blend;
   if (prepare(optimizer, false)) {
     run(threads);
     return py::none();
@@ -672,10 +757,13 @@ py::object Plan::step(const py::object& optimizer, double grad_factor, int threa
   return rest;
 }
 
-void Plan::finish(const py::object& optimizer, double grad_factor, int threads) {
+void Plan::finish(const py::object& optimizer, double grad_factor, int threads, bool slow,
+                  std::optional<double> blend) {
   const Ticket ticket(*this);
   const Cleaner cleaner{*this};
   grad_factor_ = grad_factor;
+  slow_ = slow;
+  blend_ = blend;
   prepare(optimizer, true);
   for (const std::size_t k : torch_params_) the_stats.torch[params_[k].reason] += 1;
   run(threads);
@@ -684,6 +772,9 @@ void Plan::finish(const py::object& optimizer, double grad_factor, int threads) 
 void Plan::run(int threads) {
   {
     const py::gil_scoped_release release;
+    for (Rows& rows : rows_) coalesce(rows);
+    for (Job& job : jobs_)
+      if (job.rows != nullptr) job.length = job.rows->count() * job.rows->length;
     run_step(rule_, jobs_, threads);
     for (const Number& number : numbers_) {
       if (number.data == nullptr) continue;
@@ -707,6 +798,15 @@ void Plan::run(int threads) {
     torch().increment_version(stepped);
     the_stats.kernel += jobs_.size();
   }
+}
+
+py::list Plan::unblended(const py::object& optimizer) {
+  const Ticket ticket(*this);
+  read_groups(optimizer);
+  py::list params;
+  for (const Param& param : params_)
+    if (!param.blended) params.append(py::reinterpret_borrow<py::object>(param.object));
+  return params;
 }
 
 py::list Plan::explain(const py::object& optimizer) {

@@ -12,3 +12,4 @@
 #include "rules/rmsprop.h"
 #include "rules/rprop.h"
 #include "rules/sgd.h"
+#include "rules/sparse_adam.h"

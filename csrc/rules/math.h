@@ -68,7 +68,10 @@ ONEPASS_INLINE T sign(T x) {
 template <class T>
 class Average {
  public:
-  explicit Average(double beta) : from_new_(beta <= 0.5), weight_(beta <= 0.5 ? T(-beta) : T(1.0 - beta)) {}
+  explicit Average(double beta) : Average(beta, 1.0 - beta) {}
+
+  // For a gain that is known better than its difference from 1.
+  Average(double beta, double gain) : from_new_(beta <= 0.5), weight_(beta <= 0.5 ? T(-beta) : T(gain)) {}
 
   ONEPASS_INLINE T operator()(T old, T x) const { return select(from_new_, x, old) + weight_ * (x - old); }
 

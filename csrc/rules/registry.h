@@ -14,7 +14,8 @@
   X(radam, Radam)        \
   X(rmsprop, Rmsprop)    \
   X(rprop, Rprop)        \
-  X(sgd, Sgd)
+  X(sgd, Sgd)            \
+  X(sparse_adam, SparseAdam)
 
 namespace onepass {
 

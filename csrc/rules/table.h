@@ -18,6 +18,11 @@ struct RuleInfo {
   // Which states a step with these hyperparameters (in the order of hyper_names) reads and writes: a bit for each.
   unsigned (*states_used)(const double* hyper);
 
+  // Whether a step with these hyperparameters is defined for the rows that a sparse gradient touches. For a dense
+  // gradient every rule is, but for one.
+  bool (*takes_sparse)(const double* hyper);
+  bool takes_dense;
+
   // Writes the constants of one step, at most kMaxConstantBytes, for arithmetic in float32 or, if wide, float64.
   // `step` counts from 1; for a rule that does not count it is 1 while the states are new, else 2. `scalars` are as the
   // last step left them.

@@ -5,7 +5,7 @@ optim`` in place of ``from torch import optim``; nothing else changes. What has 
 """
 
 import torch.optim
-from torch.optim import LBFGS, Adafactor, Muon, Optimizer, SparseAdam
+from torch.optim import LBFGS, Adafactor, Muon, Optimizer
 
 from . import _core, lr_scheduler, swa_utils
 from ._core import __version__
@@ -17,11 +17,13 @@ from .adamw import AdamW
 from .asgd import ASGD
 from .introspect import explain, stats
 from .lion import Lion
+from .lookahead import Lookahead
 from .nadam import NAdam
 from .radam import RAdam
 from .rmsprop import RMSprop
 from .rprop import Rprop
 from .sgd import SGD
+from .sparse_adam import SparseAdam
 
 __all__ = [
     "ASGD",
@@ -34,6 +36,7 @@ __all__ = [
     "AdamW",
     "Adamax",
     "Lion",
+    "Lookahead",
     "Muon",
     "NAdam",
     "Optimizer",

@@ -20,9 +20,14 @@ from torch.optim import optimizer as torch_optimizer
 
 from . import _core
 
+if TYPE_CHECKING:
+    from .lookahead import Turn
+
 _core.set_torch(torch.Tensor, torch.nn.Parameter, torch.autograd.graph.increment_version)
 
 Step = Callable[..., Any]
+
+SLOW_PARAM = "slow_param"  # the state that holds Lookahead's slow weights
 
 STATE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -37,7 +42,7 @@ def unhooked(cls: type[Optimizer]) -> Step:
 
 def number(value: float | Tensor) -> float:
     """A hyperparameter, which may be a tensor of one element, one that requires a gradient, too."""
-    return value.item() if isinstance(value, Tensor) else value
+    return value.item() if isinstance(value, Tensor) else float(value)
 
 
 def _listened_to(optimizer: Optimizer) -> bool:
@@ -72,30 +77,30 @@ def _update(self: Native, closure: Callable[[], Any] | None = None) -> Any:
     return loss
 
 
-# torch's wrapper with the hooks around the step, and its code, by which an instance of it can be recognised.
-_hooked_update = Optimizer.profile_hook_step(_update)
-_HOOKED_CODE = cast(Any, _hooked_update).__code__
+# The code of torch's wrapper with the hooks around a step, by which an instance of it can be recognised.
+_HOOKED_CODE = cast(Any, Optimizer.profile_hook_step(_update)).__code__
 
 
-@functools.wraps(_update)
-def _step(*args: Any, **kwargs: Any) -> Any:
-    # torch's wrapper costs as much as the step of a small model, nearly all of it for a profiler that is off. So it is
-    # put around the step only when someone listens, unless a subclass overrides step: torch has wrapped that already.
-    self = args[0]
-    if torch.compiler.is_compiling():
-        return _untraced_step(*args, **kwargs)
-    if _listened_to(self) and getattr(type(self).step, "__code__", None) is not _HOOKED_CODE:
-        return _hooked_update(*args, **kwargs)
-    return _update(*args, **kwargs)
+def hooked(update: Step) -> Step:
+    """The method ``step`` of a class: ``update``, with torch's hooks and its profiler's scope when someone listens."""
+    hooked_update = Optimizer.profile_hook_step(update)
 
+    @functools.wraps(update)
+    def step(*args: Any, **kwargs: Any) -> Any:
+        # torch's wrapper costs as much as the step of a small model, nearly all of it for a profiler that is off. So it
+        # is put around the step only when someone listens, unless a subclass overrides step: torch has wrapped that
+        # already.
+        self = args[0]
+        if torch.compiler.is_compiling():
+            return untraced(*args, **kwargs)
+        if _listened_to(self) and getattr(type(self).step, "__code__", None) is not _HOOKED_CODE:
+            return hooked_update(*args, **kwargs)
+        return update(*args, **kwargs)
 
-cast(Any, _step).hooked = True  # torch leaves a step that is marked so as it is
-
-
-@_disable_dynamo
-def _untraced_step(*args: Any, **kwargs: Any) -> Any:
     # torch.compile would trace into the step until it meets the core, and warn that it cannot trace that.
-    return _step(*args, **kwargs)
+    untraced = _disable_dynamo(step)
+    cast(Any, step).hooked = True  # torch leaves a step that is marked so as it is
+    return step
 
 
 @contextlib.contextmanager
@@ -111,6 +116,11 @@ def _scaled_gradients(params: list[Tensor], factor: float) -> Iterator[None]:
             p.grad = grad
 
 
+def new_slow_param(p: Tensor) -> Tensor:
+    """Slow weights, which begin where the parameter is."""
+    return p.detach().clone(memory_format=torch.preserve_format)
+
+
 class Native(Optimizer):
     """An optimizer whose step runs in the compiled core.
 
@@ -120,6 +130,9 @@ class Native(Optimizer):
     rule: ClassVar[str]
     torch_step: ClassVar[Step]
 
+    # While Lookahead makes this optimizer step: what becomes of the slow weights.
+    _turn: Turn | None = None
+
     # GradScaler leaves the scale and the infinity check to the step: gradients are unscaled inside the kernel.
     _step_supports_amp_scaling = True
 
@@ -127,7 +140,7 @@ class Native(Optimizer):
 
         def step(self, closure: Callable[[], Any] | None = None) -> Any: ...
     else:
-        step = _step
+        step = hooked(_update)
 
     def _set_state_dtype(self, state_dtype: torch.dtype | None) -> None:
         """Adds the argument ``state_dtype`` to what torch's constructor has set up."""
@@ -168,10 +181,16 @@ class Native(Optimizer):
         if (grad_scale := getattr(self, "grad_scale", None)) is not None:
             grad_factor = 1.0 / grad_scale.item()
         threads = torch.get_num_threads()
-        rest = self._plan.step(self, grad_factor, threads)
+        turn = self._turn
+        slow, blend = (True, turn.blend) if turn else (False, None)
+        rest = self._plan.step(self, grad_factor, threads, slow, blend)
         if rest is not None:
+            if turn:
+                turn.before(self.param_groups[group]["params"][index] for group, index, _ in rest)
             self._step_by_torch(rest, grad_factor)
-            self._plan.finish(self, grad_factor, threads)
+            self._plan.finish(self, grad_factor, threads, slow, blend)
+        if turn:
+            turn.after(self._plan.unblended(self) if turn.blend is not None else [])
 
     def _step_by_torch(self, rest: list[tuple[int, int, str]], grad_factor: float) -> None:
         """Steps some of the parameters by torch's own implementation, on the same states."""
@@ -215,7 +234,8 @@ class Native(Optimizer):
                         created.append((p, name))
                 for name in state_names:
                     if state.get(name) is None:
-                        state[name] = self._new_state(group, p, grad, name)
+                        slow = name == SLOW_PARAM
+                        state[name] = new_slow_param(p) if slow else self._new_state(group, p, grad, name)
                         created.append((p, name))
         except BaseException:
             for p, name in created:
@@ -283,7 +303,7 @@ def _restore_dtypes(
 ) -> None:
     """Gives a loaded state the dtypes that it was saved with; the tensors of these names, if given, another one."""
     for name, value in saved.items():
-        if name == "step" or not isinstance(value, Tensor) or not value.is_floating_point():
+        if name in ("step", SLOW_PARAM) or not isinstance(value, Tensor) or not value.is_floating_point():
             continue
         dtype = (forced if name in state_names else None) or value.dtype
         if state[name].dtype != dtype:

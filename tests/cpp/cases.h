@@ -68,6 +68,7 @@ inline constexpr Setting kSettings[] = {
     {"sgd, plain", RuleId::sgd, {0.1, 0.0, 0.0, 0.0, 0.0}, 2},
     {"sgd, first step", RuleId::sgd, {0.1, 0.9, 0.3, 0.01, 0.0}, 1},
     {"sgd, nesterov", RuleId::sgd, {0.1, 0.9, 0.3, 0.01, 1.0}, 2},
+    {"sparse_adam", RuleId::sparse_adam, {0.01, 0.9, 0.999, 1e-8}, 3},
 };
 
 inline const Setting& setting_of(std::string_view what) {

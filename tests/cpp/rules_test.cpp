@@ -154,6 +154,13 @@ constexpr Row kByHand[] = {
     {{"NaN gradient", RuleId::sgd, {0.5, 0.5, 0, 0, 0}, 2}, {1, nan, 1}, {nan, nan, nan}},
     {{"NaN parameter", RuleId::sgd, {0.5, 0.5, 0, 0, 0}, 2}, {nan, 0.5, 1}, {nan, 0.5, 1}},
     {{"NaN momentum", RuleId::sgd, {0.5, 0.5, 0, 0, 0}, 2}, {1, 0.5, nan}, {nan, 0.5, nan}},
+
+    // sparse_adam: lr, beta1, beta2, eps. At step 1 the correction of m is 1/2, and of the root of v, too.
+    {{"first step", RuleId::sparse_adam, {0.25, 0.5, 0.75, 1}, 1}, {1, 2, 0, 0}, {0.875, 2, 1, 1}},
+    {{"averages", RuleId::sparse_adam, {0.25, 0.5, 0.75, 7}, 1}, {0, 4, 8, 28}, {-0.125, 4, 6, 25}},
+    {{"zero gradient", RuleId::sparse_adam, {0.25, 0.5, 0.75, 1}, 1}, {1, 0, 2, 12}, {0.9375, 0, 1, 9}},
+    {{"NaN gradient", RuleId::sparse_adam, {0.25, 0.5, 0.75, 1}, 1}, {1, nan, 0, 0}, {nan, nan, nan, nan}},
+    {{"NaN exp_avg_sq", RuleId::sparse_adam, {0.25, 0.5, 0.75, 1}, 1}, {1, 2, 0, nan}, {nan, 2, 1, nan}},
 };
 
 TEST_CASE_TEMPLATE("by hand", T, float, double) {
@@ -290,6 +297,14 @@ void sgd(const double* hyper, double t, double& p, double g, double* state, doub
   p -= lr * g;
 }
 
+void sparse_adam(const double* hyper, double t, double& p, double g, double* state, double* /*scalar*/) {
+  const double lr = hyper[0], beta1 = hyper[1], beta2 = hyper[2], eps = hyper[3];
+  state[0] = beta1 * state[0] + (1 - beta1) * g;
+  state[1] = beta2 * state[1] + (1 - beta2) * g * g;
+  const double rate = lr * std::sqrt(1 - std::pow(beta2, t)) / (1 - std::pow(beta1, t));
+  p -= rate * state[0] / (std::sqrt(state[1]) + eps);
+}
+
 Formula formula_of(RuleId rule) {
   switch (rule) {
 #define ONEPASS_X(name, Type) \
@@ -399,6 +414,7 @@ TEST_CASE("names, in the order of the operands, hyperparameters and scalars") {
        {},
        true},
       {RuleId::sgd, "sgd", {"lr", "momentum", "dampening", "weight_decay", "nesterov"}, {"momentum_buffer"}, {}, false},
+      {RuleId::sparse_adam, "sparse_adam", {"lr", "betas[0]", "betas[1]", "eps"}, {"exp_avg", "exp_avg_sq"}, {}, true},
   };
   CHECK(std::size(table) == kRules);
   for (const auto& row : table) {
@@ -430,6 +446,38 @@ TEST_CASE("states in use") {
       {RuleId::rmsprop, {0.1, 0.9, 0.0, 0.0, 0.9, 1.0}, 0b111},
   };
   for (const auto& row : table) CHECK(info_of(row.rule).states_used(row.hyper.data()) == row.states);
+}
+
+TEST_CASE("gradients that a step takes") {
+  struct {
+    RuleId rule;
+    std::array<double, kMaxHyper> hyper;
+    bool sparse;
+    bool dense = true;
+  } const table[] = {
+      {RuleId::sgd, {0.1, 0.0, 0.0, 0.0, 0.0}, true},
+      {RuleId::sgd, {0.1, 0.9, 0.0, 0.0, 0.0}, false},
+      {RuleId::sgd, {0.1, 0.0, 0.0, 0.1, 0.0}, false},
+      {RuleId::adagrad, {0.1, 0.1, 0.0, 0.0, 0.0}, true},
+      {RuleId::adagrad, {0.1, 0.1, 0.0, 0.1, 0.0}, false},
+      {RuleId::adagrad, {0.1, 0.1, 0.0, 0.1, 1.0}, true},
+      {RuleId::adam, {0.1, 0.9, 0.99, 0.0, 0.0, 0.0, 0.0}, false},
+      {RuleId::adam, {0.1, 0.9, 0.99, 0.0, 0.1, 1.0, 1.0}, true},
+      {RuleId::lion, {0.1, 0.9, 0.99, 0.1}, true},
+      {RuleId::sparse_adam, {0.1, 0.9, 0.99, 1e-8}, true, false},
+      {RuleId::adadelta, {}, false},
+      {RuleId::adamax, {}, false},
+      {RuleId::asgd, {}, false},
+      {RuleId::nadam, {}, false},
+      {RuleId::radam, {}, false},
+      {RuleId::rmsprop, {}, false},
+      {RuleId::rprop, {}, false},
+  };
+  for (const auto& row : table) {
+    CAPTURE(std::string_view(info_of(row.rule).name));
+    CHECK(info_of(row.rule).takes_sparse(row.hyper.data()) == row.sparse);
+    CHECK(info_of(row.rule).takes_dense == row.dense);
+  }
 }
 
 // Constants are computed in double and rounded once, at the end: T(1.0 - 0.9) is not T(1) - T(0.9).

@@ -43,11 +43,17 @@ def row_of(opt: Optimizer) -> Row:
 
 
 def step(opt: Optimizer) -> Any:
-    """A step with the gradients that there are; where a closure is wanted, of the loss that has these everywhere."""
+    """A step with the gradients that there are; if it wants a closure, of a loss that has these at zero."""
     if not row_of(opt).wants_closure:
         return opt.step()
-    having = [p for p in params_of(opt) if p.grad is not None]
-    return opt.step(lambda: sum((p.detach() * p.grad).sum() for p in having))
+    slopes = {p: p.grad for p in params_of(opt) if p.grad is not None}
+
+    def closure():
+        for p, slope in slopes.items():
+            p.grad = slope + p.detach() ** 3
+        return sum((slope * p.detach() + p.detach() ** 4 / 4).sum() for p, slope in slopes.items())
+
+    return opt.step(closure)
 
 
 def train(opt: Optimizer, steps: int = 1, first: int = 0) -> None:

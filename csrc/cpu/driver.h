@@ -97,36 +97,43 @@ void for_each_run(const Layout* layout, std::size_t operand, std::int64_t begin,
   }
 }
 
+// Elements of an operand, whatever its format, to and from a plain array; offset and stride are in elements.
+template <class T>
+void read_run(const Operand& source, std::int64_t offset, std::int64_t stride, T* to, std::int64_t n) {
+  std::byte* from = source.data + offset * static_cast<std::int64_t>(size_of(source.format));
+  switch (source.format) {
+#define ONEPASS_X(name, Type) \
+  case Format::name:          \
+    return decode_run<Type>(from, stride, to, n);
+    ONEPASS_FORMATS(ONEPASS_X)
+#undef ONEPASS_X
+  }
+}
+
+template <class T>
+void write_run(const Operand& target, std::int64_t offset, std::int64_t stride, const T* from, std::int64_t n) {
+  std::byte* to = target.data + offset * static_cast<std::int64_t>(size_of(target.format));
+  switch (target.format) {
+#define ONEPASS_X(name, Type) \
+  case Format::name:          \
+    return encode_run<Type>(from, to, stride, n);
+    ONEPASS_FORMATS(ONEPASS_X)
+#undef ONEPASS_X
+  }
+}
+
 template <class T>
 void decode(const Job& job, std::size_t operand, std::int64_t begin, std::int64_t n, T* tile) {
-  const Operand& source = job.operands[operand];
   for_each_run(job.layout, operand, begin, n, [&](std::int64_t offset, std::int64_t stride, std::int64_t count) {
-    std::byte* from = source.data + offset * static_cast<std::int64_t>(size_of(source.format));
-    switch (source.format) {
-#define ONEPASS_X(name, Type)                    \
-  case Format::name:                             \
-    decode_run<Type>(from, stride, tile, count); \
-    break;
-      ONEPASS_FORMATS(ONEPASS_X)
-#undef ONEPASS_X
-    }
+    read_run(job.operands[operand], offset, stride, tile, count);
     tile += count;
   });
 }
 
 template <class T>
 void encode(const Job& job, std::size_t operand, std::int64_t begin, std::int64_t n, const T* tile) {
-  const Operand& target = job.operands[operand];
   for_each_run(job.layout, operand, begin, n, [&](std::int64_t offset, std::int64_t stride, std::int64_t count) {
-    std::byte* to = target.data + offset * static_cast<std::int64_t>(size_of(target.format));
-    switch (target.format) {
-#define ONEPASS_X(name, Type)                  \
-  case Format::name:                           \
-    encode_run<Type>(tile, to, stride, count); \
-    break;
-      ONEPASS_FORMATS(ONEPASS_X)
-#undef ONEPASS_X
-    }
+    write_run(job.operands[operand], offset, stride, tile, count);
     tile += count;
   });
 }

@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "bindings/apply.h"
 #include "bindings/plan.h"
 #include "cpu/dispatch.h"
 #include "cpu/traffic.h"
@@ -70,13 +71,15 @@ PYBIND11_MODULE(_core, m) {
           const RuleInfo& info = info_of(static_cast<RuleId>(i));
           py::list hyper;
           py::list states;
+          py::list scalars;
           for (const char* name : info.hyper_names) hyper.append(name);
           for (const char* name : info.state_names) states.append(name);
-          all[info.name] = py::make_tuple(hyper, states, info.counts_steps);
+          for (const char* name : info.scalar_names) scalars.append(name);
+          all[info.name] = py::make_tuple(hyper, states, scalars, info.counts_steps);
         }
         return all;
       },
-      "The registry: name -> (hyperparameters, states, whether it counts steps).");
+      "The registry: name -> (hyperparameters, states, scalars kept for each parameter, whether it counts steps).");
 
   m.def(
       "stats",
@@ -89,9 +92,21 @@ PYBIND11_MODULE(_core, m) {
         return all;
       },
       "Tensors stepped since import.");
+  m.def(
+      "count",
+      [](std::uint64_t kernel, const std::map<std::string, std::uint64_t>& torch) {
+        stats().kernel += kernel;
+        for (const auto& [reason, tensors] : torch) stats().torch[reason] += tensors;
+      },
+      py::arg("kernel"), py::arg("torch"), "Adds to `stats`: tensors stepped by kernels, and by torch for a reason.");
 
   m.def("traffic", &traffic, py::arg("tensors"), py::arg("threads"),
         "Benchmarks only: adds the first tensor of each row to the others, the least that a step could do.");
+
+  m.def("apply", &apply, py::arg("rule"), py::arg("hyper"), py::arg("step"), py::arg("rows"), py::arg("grad_factor"),
+        py::arg("threads"),
+        "Applies an element-wise rule to rows of tensors (parameter, gradient, and the states in use), in one call. "
+        "Raises ValueError for a tensor that kernels cannot take; nothing has been written then.");
 
   py::class_<Plan>(m, "Plan", "One optimizer's step, from its Python objects to the kernels.")
       .def(py::init<const std::string&>(), py::arg("rule"))

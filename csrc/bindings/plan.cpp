@@ -52,7 +52,7 @@ struct Plan::Group {
   std::array<double, kMaxHyper> hyper{};
   double sign = 1.0;
   bool differentiable = false;
-  int states_used = 0;
+  unsigned states_used = 0;  // a bit for each
 };
 
 struct Plan::Param {
@@ -65,8 +65,8 @@ struct Plan::Param {
   bool tangled = false;              // its own tensors overlap
   std::string reason;                // why torch's code steps it
   std::vector<std::int64_t> packed;  // the last shape and strides that were found to be packed
-  // Memory that it writes: first and past last byte, of each operand and of the step counter.
-  std::array<std::pair<std::byte*, std::byte*>, kMaxOperands + 1> written{};
+  // Memory that it writes: first and past last byte, of each operand, the step counter and the scalars.
+  std::array<std::pair<std::byte*, std::byte*>, kMaxOperands + 1 + kMaxScalars> written{};
   // Tensors that were found to mean what lies in their memory, and where that was.
   std::array<std::pair<PyObject*, std::byte*>, kMaxOperands> literal{};
 
@@ -109,19 +109,13 @@ struct Plan::Cleaner {
 
 namespace {
 
-RuleId rule_named(const std::string& name) {
-  for (int i = 0; i < kRules; ++i)
-    if (name == info_of(static_cast<RuleId>(i)).name) return static_cast<RuleId>(i);
-  throw std::invalid_argument("there is no rule named " + name);
-}
-
 py::object interned(const std::string& text) {
   return py::reinterpret_steal<py::object>(PyUnicode_InternFromString(text.c_str()));
 }
 
 }  // namespace
 
-Plan::Plan(const std::string& rule) : rule_(rule_named(rule)), info_(info_of(rule_)) {
+Plan::Plan(const std::string& rule) : rule_(find_rule(rule)), info_(info_of(rule_)) {
   for (const std::string name : info_.hyper_names) {
     const auto bracket = name.find('[');
     if (bracket == std::string::npos) {
@@ -134,6 +128,8 @@ Plan::Plan(const std::string& rule) : rule_(rule_named(rule)), info_(info_of(rul
     state_names_.push_back(interned(name));
     state_labels_.push_back("its state " + name);
   }
+  if (info_.counts_steps) number_names_.push_back(names().step);
+  for (const char* name : info_.scalar_names) number_names_.push_back(interned(name));
 }
 
 Plan::~Plan() = default;
@@ -321,7 +317,7 @@ struct Plan::Reading {
   py::object grad;
   bool packed = false;   // the parameter's elements follow each other in memory, in some order of dimensions
   bool missing = false;  // a state has yet to be created
-  Counter counter{};
+  std::array<Number, 1 + kMaxScalars> numbers{};  // in the order of number_names_
 
   TensorView& own() { return views[kParam]; }
   bool leave(std::string why) {
@@ -379,20 +375,21 @@ bool Plan::read_gradient(Reading& r) {
 }
 
 bool Plan::read_states(Reading& r) {
-  const int used = r.param.group->states_used;
+  const unsigned used = r.param.group->states_used;
   if (r.param.state == nullptr) {
-    r.missing = info_.counts_steps || used > 0;
+    r.missing = info_.counts_steps || used != 0;
     return true;
   }
   if (!PyDict_Check(r.param.state)) fail(r.param, "its state is not a dict");
-  for (int s = 0; s < used; ++s) {
-    PyObject* tensor = lookup(r.param.state, state_names_[static_cast<std::size_t>(s)]);
+  for (std::size_t s = 0; s < state_names_.size(); ++s) {
+    if ((used >> s & 1) == 0) continue;
+    PyObject* tensor = lookup(r.param.state, state_names_[s]);
     if (tensor == nullptr || tensor == Py_None) {
       r.missing = true;
       return true;
     }
-    const std::string& what = state_labels_[static_cast<std::size_t>(s)];
-    const auto operand = static_cast<std::size_t>(kFirstState + s);
+    const std::string& what = state_labels_[s];
+    const std::size_t operand = kFirstState + s;
     TensorView& view = r.views[operand];
     if (!is_plain(tensor)) {
       if (PyObject_IsInstance(tensor, torch().tensor_type.ptr()) != 1) fail(r.param, what + " is not a tensor");
@@ -413,26 +410,35 @@ bool Plan::read_states(Reading& r) {
   return true;
 }
 
-bool Plan::read_counter(Reading& r) {
-  if (!info_.counts_steps || r.param.state == nullptr) return true;
-  PyObject* tensor = lookup(r.param.state, names().step);
-  if (tensor == nullptr) {
+bool Plan::read_numbers(Reading& r) {
+  if (r.param.state == nullptr) return true;
+  for (std::size_t n = 0; n < number_names_.size() && !r.missing; ++n)
+    if (!read_number(r, number_names_[n], r.numbers[n])) return false;
+  return true;
+}
+
+bool Plan::read_number(Reading& r, const py::object& name, Number& number) {
+  PyObject* held = lookup(r.param.state, name);
+  if (held == nullptr) {
     r.missing = true;
     return true;
   }
+  if (PyLong_Check(held)) {
+    number = {.value = PyLong_AsDouble(held), .dict = r.param.state};
+    return true;
+  }
   TensorView view;
-  if (!is_plain(tensor) || !torch().dlpack.view(tensor, view) || !view.on_cpu || view.complex ||
+  if (!is_plain(held) || !torch().dlpack.view(held, view) || !view.on_cpu || view.complex ||
       (view.format != Format::float32 && view.format != Format::float64) ||
       !std::ranges::all_of(shape_of(view), [](std::int64_t size) { return size == 1; }))
-    return r.leave("step counter that is not one float on the CPU");
-  r.counter = {view.data, *view.format, 0.0};
-  if (r.counter.format == Format::float32) {
+    return r.leave("state " + std::string(py::str(name)) + " that is not one float on the CPU");
+  number = {.data = view.data, .format = *view.format};
+  if (number.format == Format::float32) {
     float value = 0;
     std::memcpy(&value, view.data, sizeof value);
-    r.counter.value = static_cast<double>(value) + 1.0;
+    number.value = static_cast<double>(value);
   } else {
-    std::memcpy(&r.counter.value, view.data, sizeof r.counter.value);
-    r.counter.value += 1.0;
+    std::memcpy(&number.value, view.data, sizeof number.value);
   }
   return true;
 }
@@ -468,8 +474,10 @@ void Plan::note_memory(Reading& r) {
         r.packed && r.strides_as_own(k) ? r.job.length : extent(shape_of(r.views[k]), strides_of(r.views[k]));
     note(k, operand.data, elements * static_cast<std::int64_t>(size_of(operand.format)));
   }
-  note(kMaxOperands, r.counter.data,
-       r.counter.data == nullptr ? 0 : static_cast<std::int64_t>(size_of(r.counter.format)));
+  for (std::size_t n = 0; n < r.numbers.size(); ++n) {
+    const Number& number = r.numbers[n];
+    note(kMaxOperands + n, number.data, number.data == nullptr ? 0 : static_cast<std::int64_t>(size_of(number.format)));
+  }
 }
 
 // A gradient may be the parameter itself, element by element; where it lies otherwise in the parameter's memory, what
@@ -490,7 +498,7 @@ Plan::Path Plan::read_param(Param& param, Job& job) {
     return Path::none;
   }
   param.reason = why_torch(param, r.own());
-  if (!param.reason.empty() || !read_own(r) || !read_gradient(r) || !read_states(r) || !read_counter(r)) {
+  if (!param.reason.empty() || !read_own(r) || !read_gradient(r) || !read_states(r) || !read_numbers(r)) {
     param.written = {};
     return Path::torch;
   }
@@ -513,22 +521,31 @@ Plan::Path Plan::read_param(Param& param, Job& job) {
     Layout layout = make_layout(shape_of(r.own()), strides);
     if (!is_flat(layout)) job.layout = &layouts_.emplace_back(std::move(layout));
   }
-  const double step = info_.counts_steps ? r.counter.value : (param.fresh ? 1.0 : 2.0);
-  job.constants = constants_for(*param.group, step, job.wide);
-  if (r.counter.data != nullptr) counters_.push_back(r.counter);
+  const std::size_t counters = info_.counts_steps ? 1 : 0;
+  const double step = info_.counts_steps ? r.numbers[0].value + 1.0 : (param.fresh ? 1.0 : 2.0);
+  Scalars scalars{};
+  for (std::size_t n = counters; n < number_names_.size(); ++n) scalars[n - counters] = r.numbers[n].value;
+  const Memo& memo = prepare_step(*param.group, step, scalars, job.wide);
+  job.constants = memo.constants;
+  for (std::size_t n = 0; n < number_names_.size(); ++n) {
+    r.numbers[n].value = n < counters ? step : memo.advanced[n - counters];
+    numbers_.push_back(r.numbers[n]);
+  }
   held_.push_back(std::move(r.grad));
   return Path::kernel;
 }
 
 // Parameters of one group, and often of many, share their constants.
-const void* Plan::constants_for(const Group& group, double step, bool wide) {
+const Plan::Memo& Plan::prepare_step(const Group& group, double step, const Scalars& scalars, bool wide) {
   Memo& memo = memo_[wide ? 1 : 0];
-  if (memo.constants != nullptr && memo.step == step && memo.hyper == group.hyper) return memo.constants;
+  if (memo.constants != nullptr && memo.step == step && memo.scalars == scalars && memo.hyper == group.hyper)
+    return memo;
   Slot& slot = slots_.emplace_back();
   const StepMode mode;  // or a caller's rounding mode would be in the constants
-  info_.prepare(group.hyper.data(), step, wide, slot.bytes);
-  memo = {group.hyper, step, slot.bytes};
-  return slot.bytes;
+  memo = {group.hyper, step, scalars, scalars, slot.bytes};
+  info_.prepare(group.hyper.data(), step, scalars.data(), wide, slot.bytes);
+  info_.advance(group.hyper.data(), step, memo.advanced.data());
+  return memo;
 }
 
 // -- the step --------------------------------------------------------------------------------------------------------
@@ -536,7 +553,7 @@ const void* Plan::constants_for(const Group& group, double step, bool wide) {
 void Plan::clear() {
   jobs_.clear();
   job_params_.clear();
-  counters_.clear();
+  numbers_.clear();
   missing_.clear();
   torch_params_.clear();
   layouts_.clear();
@@ -604,15 +621,18 @@ bool Plan::divide_shared_memory() {
 }
 
 void Plan::create_states(const py::object& optimizer) {
+  py::list numbers;
+  for (const py::object& name : number_names_) numbers.append(name);
   py::list wanted;
   for (std::size_t m = 0; m < missing_.size(); ++m) {
     const Param& param = params_[missing_[m]];
     py::list state_names;
-    for (int s = 0; s < param.group->states_used; ++s) state_names.append(state_names_[static_cast<std::size_t>(s)]);
+    for (std::size_t s = 0; s < state_names_.size(); ++s)
+      if ((param.group->states_used >> s & 1) != 0) state_names.append(state_names_[s]);
     wanted.append(py::make_tuple(py::handle(param.group->dict), py::handle(param.object), gradient_of(param.object),
                                  state_names));
   }
-  optimizer.attr("_create_states")(wanted, info_.counts_steps);
+  optimizer.attr("_create_states")(wanted, numbers);
   for (const std::size_t m : missing_) params_[m].fresh = true;
   states_moved_ = true;
 }
@@ -665,15 +685,18 @@ void Plan::run(int threads) {
   {
     const py::gil_scoped_release release;
     run_step(rule_, jobs_, threads);
-    for (const Counter& counter : counters_) {
-      if (counter.format == Format::float32) {
-        const auto value = static_cast<float>(counter.value);
-        std::memcpy(counter.data, &value, sizeof value);
+    for (const Number& number : numbers_) {
+      if (number.data == nullptr) continue;
+      if (number.format == Format::float32) {
+        const auto value = static_cast<float>(number.value);
+        std::memcpy(number.data, &value, sizeof value);
       } else {
-        std::memcpy(counter.data, &counter.value, sizeof counter.value);
+        std::memcpy(number.data, &number.value, sizeof number.value);
       }
     }
   }
+  for (const Number& number : numbers_)
+    if (number.dict != nullptr) py::handle(number.dict)[names().step] = py::int_(static_cast<long long>(number.value));
   if (!jobs_.empty()) {
     py::list stepped(jobs_.size());
     for (std::size_t j = 0; j < jobs_.size(); ++j) {

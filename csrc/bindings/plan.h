@@ -50,11 +50,14 @@ class Plan {
   struct Reading;
   enum class Path { none, kernel, torch, missing };
 
-  struct Counter {
-    std::byte* data;
-    Format format;
-    double value;
+  // A number that is kept for each parameter, and what it will be after the step.
+  struct Number {
+    std::byte* data = nullptr;
+    Format format = Format::float32;
+    double value = 0.0;
+    PyObject* dict = nullptr;  // not a tensor but an int of Python's, under `step` in this dict (SparseAdam's)
   };
+  using Scalars = std::array<double, kMaxScalars>;
 
   void read_groups(const pybind11::object& optimizer);
   void read_group(Group& group, PyObject* dict, std::size_t index);
@@ -65,12 +68,14 @@ class Plan {
   bool read_own(Reading& r);
   bool read_gradient(Reading& r);
   bool read_states(Reading& r);
-  bool read_counter(Reading& r);
+  bool read_numbers(Reading& r);
+  bool read_number(Reading& r, const pybind11::object& name, Number& number);
   void check_operand(Reading& r, std::size_t operand, PyObject* tensor, const std::string& what);
   void note_memory(Reading& r);
   static bool gradient_overlaps(Reading& r);
   bool divide_shared_memory();
-  const void* constants_for(const Group& group, double step, bool wide);
+  struct Memo;
+  const Memo& prepare_step(const Group& group, double step, const Scalars& scalars, bool wide);
   void create_states(const pybind11::object& optimizer);
   void run(int threads);
   bool prepare(const pybind11::object& optimizer, bool torch_has_stepped);
@@ -90,7 +95,8 @@ class Plan {
   };
   std::vector<HyperName> hyper_names_;
   std::vector<pybind11::object> state_names_;
-  std::vector<std::string> state_labels_;  // for messages
+  std::vector<std::string> state_labels_;       // for messages
+  std::vector<pybind11::object> number_names_;  // `step`, if it counts, and the rule's scalars
 
   std::deque<Group> groups_;
   std::vector<Param> params_;
@@ -101,7 +107,7 @@ class Plan {
   // This step's work.
   std::vector<Job> jobs_;
   std::vector<std::size_t> job_params_;
-  std::vector<Counter> counters_;
+  std::vector<Number> numbers_;
   std::vector<std::size_t> missing_;
   std::vector<std::size_t> torch_params_;
   std::vector<pybind11::object> held_;
@@ -110,9 +116,12 @@ class Plan {
     alignas(64) std::byte bytes[kMaxConstantBytes];
   };
   std::deque<Slot> slots_;
+  // What parameters of equal hyperparameters, steps and scalars share.
   struct Memo {
     std::array<double, kMaxHyper> hyper;
     double step;
+    Scalars scalars;
+    Scalars advanced;  // after the step
     const void* constants;
   };
   std::array<Memo, 2> memo_{};

@@ -143,32 +143,30 @@ constexpr Format native_format() {
   return sizeof(T) == 4 ? Format::float32 : Format::float64;
 }
 
-// The rule over n elements of plain arrays. States beyond the first `Used` read as zero, and what the rule makes of
-// them is dropped; being constants, they cost nothing. Operands may be one and the same array (a gradient that is the
+// The rule over n elements of plain arrays. States that are not in `Set` read as zero, and what the rule makes of them
+// is dropped; being constants, they cost nothing. Operands may be one and the same array (a gradient that is the
 // parameter); they never overlap otherwise, which is what `ivdep` promises the vectoriser.
-template <class Rule, class T, std::size_t... Used, std::size_t... All>
+template <class Rule, class T, unsigned Set, std::size_t... State>
 ONEPASS_INLINE void apply(const typename Rule::template Constants<T>& constants, T factor, T* const* arrays,
-                          std::int64_t n, std::index_sequence<Used...> /*used*/, std::index_sequence<All...> /*all*/) {
+                          std::int64_t n, std::index_sequence<State...> /*states*/) {
   T* param = arrays[kParam];
   const T* grad = arrays[kGrad];
-  T* const states[] = {arrays[kFirstState + Used]..., nullptr};
+  [[maybe_unused]] T* const states[] = {arrays[kFirstState + State]..., nullptr};
 #pragma GCC ivdep
   for (std::int64_t i = 0; i < n; ++i) {
     T p = param[i];
-    T s[sizeof...(All)] = {states[Used][i]...};
-    Rule::update(constants, p, factor * grad[i], s[All]...);
+    [[maybe_unused]] T s[] = {((Set >> State & 1) != 0 ? states[State][i] : T(0))..., T(0)};
+    Rule::update(constants, p, factor * grad[i], s[State]...);
     param[i] = p;
-    ((states[Used][i] = s[Used]), ...);
+    (((Set >> State & 1) != 0 ? void(states[State][i] = s[State]) : void()), ...);
   }
 }
 
-// Steps elements [begin, end) of a job that has the first `Used` of the rule's states.
-template <class Rule, class T, std::size_t Used = Rule::state_names.size()>
-void run(const Job& job, std::int64_t begin, std::int64_t end) {
-  if constexpr (Used > Rule::least_states)
-    if (job.operands[kFirstState + Used - 1].data == nullptr) return run<Rule, T, Used - 1>(job, begin, end);
-
-  constexpr std::size_t operands = kFirstState + Used;
+// Steps elements [begin, end) of a job that has this set of the rule's states.
+template <class Rule, class T, unsigned Set>
+void run_with(const Job& job, std::int64_t begin, std::int64_t end) {
+  constexpr std::size_t operands = kFirstState + Rule::state_names.size();
+  constexpr auto used = [](std::size_t k) { return k < kFirstState || (Set >> (k - kFirstState) & 1) != 0; };
   alignas(64) T tiles[operands][kTile<T>];
   bool in_place[operands];
   for (std::size_t k = 0; k < operands; ++k) {
@@ -184,13 +182,23 @@ void run(const Job& job, std::int64_t begin, std::int64_t end) {
     T* arrays[operands];
     for (std::size_t k = 0; k < operands; ++k) {
       arrays[k] = in_place[k] ? reinterpret_cast<T*>(job.operands[k].data) + at : tiles[k];
-      if (!in_place[k]) decode(job, k, at, n, arrays[k]);
+      if (used(k) && !in_place[k]) decode(job, k, at, n, arrays[k]);
     }
-    apply<Rule, T>(constants, factor, arrays, n, std::make_index_sequence<Used>{},
-                   std::make_index_sequence<Rule::state_names.size()>{});
+    apply<Rule, T, Set>(constants, factor, arrays, n, std::make_index_sequence<Rule::state_names.size()>{});
     for (std::size_t k = 0; k < operands; ++k)
-      if (k != kGrad && !in_place[k]) encode(job, k, at, n, arrays[k]);
+      if (used(k) && k != kGrad && !in_place[k]) encode(job, k, at, n, arrays[k]);
   }
+}
+
+// Steps elements [begin, end) of a job: a kernel. The states that it has must be one of the rule's `state_sets`.
+template <class Rule, class T>
+void run(const Job& job, std::int64_t begin, std::int64_t end) {
+  unsigned held = 0;
+  for (std::size_t k = 0; k < Rule::state_names.size(); ++k)
+    if (job.operands[kFirstState + k].data != nullptr) held |= 1U << k;
+  [&]<std::size_t... I>(std::index_sequence<I...> /*sets*/) {
+    ((held == Rule::state_sets[I] ? run_with<Rule, T, Rule::state_sets[I]>(job, begin, end) : void()), ...);
+  }(std::make_index_sequence<Rule::state_sets.size()>{});
 }
 
 }  // namespace onepass::inline ONEPASS_TARGET

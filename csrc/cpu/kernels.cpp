@@ -3,9 +3,7 @@
 
 #include "cpu/driver.h"
 #include "cpu/factored_driver.h"
-#include "rules/adam.h"
-#include "rules/lion.h"
-#include "rules/sgd.h"
+#include "rules/all.h"
 
 namespace onepass::inline ONEPASS_TARGET {
 

@@ -27,10 +27,10 @@ struct Adam {
   static constexpr std::array hyper_names{
       "lr", "betas[0]", "betas[1]", "eps", "weight_decay", "amsgrad", "decoupled_weight_decay"};
   static constexpr std::array state_names{"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
-  static constexpr std::size_t least_states = 2;
+  static constexpr std::array state_sets{0b011U, 0b111U};
   static constexpr bool counts_steps = true;
 
-  static int states_used(const Hyper& h) { return h.amsgrad != 0.0 ? 3 : 2; }
+  static unsigned states_used(const Hyper& h) { return h.amsgrad != 0.0 ? 0b111U : 0b011U; }
 
   template <class T>
   struct Constants {

@@ -18,10 +18,10 @@ struct Lion {
   };
   static constexpr std::array hyper_names{"lr", "betas[0]", "betas[1]", "weight_decay"};
   static constexpr std::array state_names{"exp_avg"};
-  static constexpr std::size_t least_states = 1;
+  static constexpr std::array state_sets{0b1U};
   static constexpr bool counts_steps = false;
 
-  static int states_used(const Hyper&) { return 1; }
+  static unsigned states_used(const Hyper&) { return 0b1U; }
 
   template <class T>
   struct Constants {

@@ -41,6 +41,12 @@ ONEPASS_INLINE T maximum(T a, T b) {
   return (a > b || a != a) ? a : b;
 }
 
+ONEPASS_INLINE float magnitude(float x) { return __builtin_fabsf(x); }
+ONEPASS_INLINE double magnitude(double x) { return __builtin_fabs(x); }
+
+ONEPASS_INLINE float with_sign_of(float sign, float x) { return __builtin_copysignf(x, sign); }
+ONEPASS_INLINE double with_sign_of(double sign, double x) { return __builtin_copysign(x, sign); }
+
 // -1, 0 or 1; NaN stays NaN, so that a broken run shows.
 template <class T>
 ONEPASS_INLINE T sign(T x) {

@@ -4,9 +4,17 @@
 
 // X(name, Type): the name by which Python asks for the rule, and the struct in its header.
 #define ONEPASS_RULES(X) \
-  X(sgd, Sgd)            \
+  X(adadelta, Adadelta)  \
+  X(adagrad, Adagrad)    \
   X(adam, Adam)          \
-  X(lion, Lion)
+  X(adamax, Adamax)      \
+  X(asgd, Asgd)          \
+  X(lion, Lion)          \
+  X(nadam, Nadam)        \
+  X(radam, Radam)        \
+  X(rmsprop, Rmsprop)    \
+  X(rprop, Rprop)        \
+  X(sgd, Sgd)
 
 namespace onepass {
 
@@ -23,6 +31,7 @@ inline constexpr int kRules = 0
     ;
 
 inline constexpr int kMaxStates = 4;           // state tensors of one rule
+inline constexpr int kMaxScalars = 2;          // numbers that one rule keeps for each parameter, beside its step
 inline constexpr int kMaxHyper = 16;           // hyperparameters of one rule
 inline constexpr int kMaxConstantBytes = 256;  // a rule's `Constants`
 

@@ -20,10 +20,10 @@ struct Sgd {
   };
   static constexpr std::array hyper_names{"lr", "momentum", "dampening", "weight_decay", "nesterov"};
   static constexpr std::array state_names{"momentum_buffer"};
-  static constexpr std::size_t least_states = 0;
+  static constexpr std::array state_sets{0b0U, 0b1U};
   static constexpr bool counts_steps = false;  // `step` is 1 for a tensor whose states are new, else 2
 
-  static int states_used(const Hyper& h) { return h.momentum != 0.0 ? 1 : 0; }
+  static unsigned states_used(const Hyper& h) { return h.momentum != 0.0 ? 0b1U : 0b0U; }
 
   template <class T>
   struct Constants {

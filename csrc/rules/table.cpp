@@ -2,43 +2,65 @@
 
 #include <cstring>
 #include <new>
+#include <stdexcept>
+#include <string>
 
-#include "rules/adam.h"
-#include "rules/lion.h"
-#include "rules/sgd.h"
+#include "rules/all.h"
 
 namespace onepass {
 namespace {
 
+// Numbers of one kind as the rule names them.
+template <class Named>
+Named unpack(const double* numbers) {
+  Named named;
+  std::memcpy(&named, numbers, sizeof named);
+  return named;
+}
+
 template <class Rule>
-typename Rule::Hyper unpack(const double* hyper) {
-  static_assert(sizeof(typename Rule::Hyper) == Rule::hyper_names.size() * sizeof(double));
-  static_assert(Rule::hyper_names.size() <= kMaxHyper && Rule::state_names.size() <= kMaxStates);
-  typename Rule::Hyper values;
-  std::memcpy(&values, hyper, sizeof values);
-  return values;
+concept HasScalars = requires { typename Rule::Scalars; };
+
+template <class Rule, class T>
+void construct(const double* hyper, double step, [[maybe_unused]] const double* scalars, void* constants) {
+  using Constants = typename Rule::template Constants<T>;
+  static_assert(sizeof(Constants) <= kMaxConstantBytes);
+  const auto h = unpack<typename Rule::Hyper>(hyper);
+  if constexpr (HasScalars<Rule>) {
+    new (constants) Constants(Rule::template prepare<T>(h, step, unpack<typename Rule::Scalars>(scalars)));
+  } else {
+    new (constants) Constants(Rule::template prepare<T>(h, step));
+  }
 }
 
 template <class Rule>
 constexpr RuleInfo describe(const char* name) {
-  using Narrow = typename Rule::template Constants<float>;
-  using Wide = typename Rule::template Constants<double>;
-  static_assert(sizeof(Wide) <= kMaxConstantBytes);
-  return {
+  static_assert(sizeof(typename Rule::Hyper) == Rule::hyper_names.size() * sizeof(double));
+  static_assert(Rule::hyper_names.size() <= kMaxHyper && Rule::state_names.size() <= kMaxStates);
+  RuleInfo info{
       .name = name,
       .hyper_names = Rule::hyper_names,
       .state_names = Rule::state_names,
+      .scalar_names = {},
       .counts_steps = Rule::counts_steps,
-      .states_used = [](const double* hyper) { return Rule::states_used(unpack<Rule>(hyper)); },
+      .states_used = [](const double* hyper) { return Rule::states_used(unpack<typename Rule::Hyper>(hyper)); },
       .prepare =
-          [](const double* hyper, double step, bool wide, void* constants) {
-            if (wide) {
-              new (constants) Wide(Rule::template prepare<double>(unpack<Rule>(hyper), step));
-            } else {
-              new (constants) Narrow(Rule::template prepare<float>(unpack<Rule>(hyper), step));
-            }
+          [](const double* hyper, double step, const double* scalars, bool wide, void* constants) {
+            (wide ? construct<Rule, double> : construct<Rule, float>)(hyper, step, scalars, constants);
           },
+      .advance = [](const double*, double, double*) {},
   };
+  if constexpr (HasScalars<Rule>) {
+    using Scalars = typename Rule::Scalars;
+    static_assert(sizeof(Scalars) == Rule::scalar_names.size() * sizeof(double));
+    static_assert(Rule::scalar_names.size() <= kMaxScalars);
+    info.scalar_names = Rule::scalar_names;
+    info.advance = [](const double* hyper, double step, double* scalars) {
+      const Scalars after = Rule::advance(unpack<typename Rule::Hyper>(hyper), step, unpack<Scalars>(scalars));
+      std::memcpy(scalars, &after, sizeof after);
+    };
+  }
+  return info;
 }
 
 constexpr RuleInfo kTable[] = {
@@ -50,5 +72,11 @@ constexpr RuleInfo kTable[] = {
 }  // namespace
 
 const RuleInfo& info_of(RuleId rule) { return kTable[static_cast<int>(rule)]; }
+
+RuleId find_rule(std::string_view name) {
+  for (int i = 0; i < kRules; ++i)
+    if (name == kTable[i].name) return static_cast<RuleId>(i);
+  throw std::invalid_argument("there is no rule named " + std::string(name));
+}
 
 }  // namespace onepass

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <span>
+#include <string_view>
 
 #include "rules/registry.h"
 
@@ -9,18 +10,26 @@ namespace onepass {
 
 struct RuleInfo {
   const char* name;
-  std::span<const char* const> hyper_names;  // "lr", "betas[0]", ...: keys of a parameter group
-  std::span<const char* const> state_names;  // in the order of the operands; a step uses the first `states_used`
-  bool counts_steps;                         // whether each parameter has a counter `step`
+  std::span<const char* const> hyper_names;   // "lr", "betas[0]", ...: keys of a parameter group
+  std::span<const char* const> state_names;   // in the order of the operands
+  std::span<const char* const> scalar_names;  // numbers kept for each parameter, beside its step
+  bool counts_steps;                          // whether each parameter has a counter `step`
 
-  // How many states a step with these hyperparameters (in the order of hyper_names) reads and writes.
-  int (*states_used)(const double* hyper);
+  // Which states a step with these hyperparameters (in the order of hyper_names) reads and writes: a bit for each.
+  unsigned (*states_used)(const double* hyper);
 
   // Writes the constants of one step, at most kMaxConstantBytes, for arithmetic in float32 or, if wide, float64.
-  // `step` counts from 1; for a rule that does not count it is 1 while the states are new, else 2.
-  void (*prepare)(const double* hyper, double step, bool wide, void* constants);
+  // `step` counts from 1; for a rule that does not count it is 1 while the states are new, else 2. `scalars` are as the
+  // last step left them.
+  void (*prepare)(const double* hyper, double step, const double* scalars, bool wide, void* constants);
+
+  // Takes the scalars from before this step to after it.
+  void (*advance)(const double* hyper, double step, double* scalars);
 };
 
 const RuleInfo& info_of(RuleId rule);
+
+// Throws std::invalid_argument if there is no such rule.
+RuleId find_rule(std::string_view name);
 
 }  // namespace onepass

@@ -5,28 +5,22 @@ optim`` in place of ``from torch import optim``; nothing else changes. What has 
 """
 
 import torch.optim
-from torch.optim import (
-    ASGD,
-    LBFGS,
-    Adadelta,
-    Adafactor,
-    Adagrad,
-    Adamax,
-    Muon,
-    NAdam,
-    Optimizer,
-    RAdam,
-    RMSprop,
-    Rprop,
-    SparseAdam,
-)
+from torch.optim import LBFGS, Adafactor, Muon, Optimizer, SparseAdam
 
 from . import _core, lr_scheduler, swa_utils
 from ._core import __version__
+from .adadelta import Adadelta
+from .adagrad import Adagrad
 from .adam import Adam
+from .adamax import Adamax
 from .adamw import AdamW
+from .asgd import ASGD
 from .introspect import explain, stats
 from .lion import Lion
+from .nadam import NAdam
+from .radam import RAdam
+from .rmsprop import RMSprop
+from .rprop import Rprop
 from .sgd import SGD
 
 __all__ = [

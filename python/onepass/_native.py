@@ -182,24 +182,30 @@ class Native(Optimizer):
                 stack.enter_context(_scaled_gradients([p for ps in params_of.values() for p in ps], grad_factor))
             type(self).torch_step(part)
 
-    def _create_states(self, wanted: list[tuple[dict[str, Any], Tensor, Tensor, list[str]]], counts: bool) -> None:
+    def _explain(self) -> list[tuple[int, int, str, str]]:
+        """Group, index, path and reason of every parameter, as :func:`onepass.explain` tells them."""
+        return self._plan.explain(self)
+
+    def _create_states(
+        self, wanted: list[tuple[dict[str, Any], Tensor, Tensor, list[str]]], number_names: list[str]
+    ) -> None:
         """Creates the states that are missing; all of them, or on an exception none.
 
         Args:
             wanted: Group, parameter, gradient and names of the states that it must have.
-            counts: Whether a parameter has a step counter.
+            number_names: The numbers that each parameter has beside its states: ``step``, and scalars of the rule.
         """
         created: list[tuple[Tensor, str]] = []
         try:
-            for group, p, grad, names in wanted:
+            for group, p, grad, state_names in wanted:
                 state = self.state[p]
-                if counts and "step" not in state:
-                    dtype = torch_optimizer._get_scalar_dtype(group.get("fused"))  # type: ignore[no-untyped-call]
-                    state["step"] = torch.zeros((), dtype=dtype, device="cpu")
-                    created.append((p, "step"))
-                for name in names:
+                for name in number_names:
+                    if name not in state:
+                        state[name] = self._new_number(group, name)
+                        created.append((p, name))
+                for name in state_names:
                     if state.get(name) is None:
-                        state[name] = self._new_state(group, p, grad)
+                        state[name] = self._new_state(group, p, grad, name)
                         created.append((p, name))
         except BaseException:
             for p, name in created:
@@ -209,7 +215,16 @@ class Native(Optimizer):
                     del self.state[p]
             raise
 
-    def _new_state(self, group: dict[str, Any], p: Tensor, grad: Tensor) -> Tensor:
+    def _first_number(self, group: dict[str, Any], name: str) -> float:
+        """Where a number begins."""
+        return 0.0
+
+    def _new_number(self, group: dict[str, Any], name: str) -> Any:
+        """A number that is kept for each parameter, as torch makes it."""
+        dtype = torch_optimizer._get_scalar_dtype(group.get("fused"))  # type: ignore[no-untyped-call]
+        return torch.full((), self._first_number(group, name), dtype=dtype, device="cpu")
+
+    def _new_state(self, group: dict[str, Any], p: Tensor, grad: Tensor, name: str) -> Tensor:
         """A new state tensor, as torch makes it but for ``state_dtype``."""
         dtype = None if p.is_complex() else group["state_dtype"]
         return torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)

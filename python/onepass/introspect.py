@@ -52,7 +52,7 @@ def explain(optimizer: Optimizer) -> Explanation:
     """
     if isinstance(optimizer, Native):
         isa = _core.isa()
-        found = optimizer._plan.explain(optimizer)
+        found = optimizer._explain()
         title = f"{type(optimizer).__name__}, kernels for {isa}"
     else:
         groups = enumerate(optimizer.param_groups)

@@ -76,6 +76,6 @@ class SGD(Native, torch.optim.SGD):
         )
         self._set_state_dtype(state_dtype)
 
-    def _new_state(self, group: dict[str, Any], p: Tensor, grad: Tensor) -> Tensor:
+    def _new_state(self, group: dict[str, Any], p: Tensor, grad: Tensor, name: str) -> Tensor:
         # The first step writes every element before it reads one, and torch clones the gradient.
         return torch.empty_like(grad, dtype=None if p.is_complex() else group["state_dtype"])

@@ -10,9 +10,7 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/job.h"
-#include "rules/adam.h"
-#include "rules/lion.h"
-#include "rules/sgd.h"
+#include "rules/all.h"
 #include "rules/table.h"
 
 namespace onepass::testing {
@@ -60,7 +58,7 @@ inline const Setting& setting_of(std::string_view what) {
 class Constants {
  public:
   Constants(const Setting& setting, bool wide) {
-    info_of(setting.rule).prepare(setting.hyper.data(), setting.step, wide, bytes_.data());
+    info_of(setting.rule).prepare(setting.hyper.data(), setting.step, setting.scalars.data(), wide, bytes_.data());
   }
   const void* data() const { return bytes_.data(); }
   template <class Type>

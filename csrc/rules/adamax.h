@@ -1,0 +1,54 @@
+// Adamax (Kingma and Ba 2015, arXiv:1412.6980, algorithm 2), at step t:
+//
+//   g' = g + weight_decay * p
+//   m  = beta1 * m + (1 - beta1) * g'
+//   u  = max(beta2 * u, |g'| + eps)
+//   p  = p - lr / (1 - beta1^t) * m / u
+#pragma once
+
+#include <array>
+#include <cmath>
+
+#include "rules/math.h"
+#include "target.h"
+
+namespace onepass::inline ONEPASS_TARGET {
+
+struct Adamax {
+  struct Hyper {
+    double lr, beta1, beta2, eps, weight_decay;
+  };
+  static constexpr std::array hyper_names{"lr", "betas[0]", "betas[1]", "eps", "weight_decay"};
+  static constexpr std::array state_names{"exp_avg", "exp_inf"};
+  static constexpr std::array state_sets{0b11U};
+  static constexpr bool counts_steps = true;
+
+  static unsigned states_used(const Hyper&) { return 0b11U; }
+
+  template <class T>
+  struct Constants {
+    T step_size, beta2, eps, weight_decay;
+    Average<T> average1;
+    Flag<T> decays;
+  };
+
+  template <class T>
+  static Constants<T> prepare(const Hyper& h, double step) {
+    return {.step_size = T(h.lr / (1.0 - std::pow(h.beta1, step))),
+            .beta2 = T(h.beta2),
+            .eps = T(h.eps),
+            .weight_decay = T(h.weight_decay),
+            .average1 = Average<T>(h.beta1),
+            .decays = Flag<T>(h.weight_decay != 0.0)};
+  }
+
+  template <class T>
+  ONEPASS_INLINE static void update(const Constants<T>& c, T& p, T g, T& exp_avg, T& exp_inf) {
+    g = g + c.weight_decay * only_if(c.decays, p);
+    exp_avg = c.average1(exp_avg, g);
+    exp_inf = maximum(c.beta2 * exp_inf, magnitude(g) + c.eps);
+    p = p - c.step_size * exp_avg / exp_inf;
+  }
+};
+
+}  // namespace onepass::inline ONEPASS_TARGET

@@ -1,0 +1,73 @@
+// RAdam (Liu et al. 2020, arXiv:1908.03265, algorithm 2), at step t:
+//
+//   g'   = g + weight_decay * p               unless the decay is decoupled
+//   m    = beta1 * m + (1 - beta1) * g'
+//   v    = beta2 * v + (1 - beta2) * g'^2
+//   rho  = 2 / (1 - beta2) - 1,  rho_t = rho - 2 * t * beta2^t / (1 - beta2^t)
+//   r    = sqrt((rho_t - 4) (rho_t - 2) rho / ((rho - 4) (rho - 2) rho_t))
+//   d    = r * sqrt(1 - beta2^t) / (sqrt(v) + eps)  while rho_t > 5: v says enough; else 1
+//   p    = p - lr * weight_decay * p          if the decay is decoupled
+//            - lr / (1 - beta1^t) * m * d
+#pragma once
+
+#include <array>
+#include <cmath>
+
+#include "rules/math.h"
+#include "target.h"
+
+namespace onepass::inline ONEPASS_TARGET {
+
+struct Radam {
+  struct Hyper {
+    double lr, beta1, beta2, eps, weight_decay, decoupled_weight_decay;
+  };
+  static constexpr std::array hyper_names{"lr",  "betas[0]",     "betas[1]",
+                                          "eps", "weight_decay", "decoupled_weight_decay"};
+  static constexpr std::array state_names{"exp_avg", "exp_avg_sq"};
+  static constexpr std::array state_sets{0b11U};
+  static constexpr bool counts_steps = true;
+
+  static unsigned states_used(const Hyper&) { return 0b11U; }
+
+  template <class T>
+  struct Constants {
+    T step_size, eps, weight_decay, decay;
+    Average<T> average1;
+    AverageOfSquares<T> average2;
+    Flag<T> adapts, coupled, decoupled;
+  };
+
+  template <class T>
+  static Constants<T> prepare(const Hyper& h, double step) {
+    const double power2 = std::pow(h.beta2, step);
+    const double rho = 2.0 / (1.0 - h.beta2) - 1.0;
+    const double rho_t = rho - 2.0 * step * power2 / (1.0 - power2);
+    const bool adapts = rho_t > 5.0;
+    const double scale =
+        adapts ? std::sqrt((rho_t - 4.0) * (rho_t - 2.0) * rho / ((rho - 4.0) * (rho - 2.0) * rho_t) * (1.0 - power2))
+               : 1.0;
+    const bool decays = h.weight_decay != 0.0;
+    const bool decoupled = h.decoupled_weight_decay != 0.0;
+    return {.step_size = T(h.lr / (1.0 - std::pow(h.beta1, step)) * scale),
+            .eps = T(h.eps),
+            .weight_decay = T(h.weight_decay),
+            .decay = T(h.lr * h.weight_decay),
+            .average1 = Average<T>(h.beta1),
+            .average2 = AverageOfSquares<T>(h.beta2),
+            .adapts = Flag<T>(adapts),
+            .coupled = Flag<T>(decays && !decoupled),
+            .decoupled = Flag<T>(decays && decoupled)};
+  }
+
+  template <class T>
+  ONEPASS_INLINE static void update(const Constants<T>& c, T& p, T g, T& exp_avg, T& exp_avg_sq) {
+    g = g + c.weight_decay * only_if(c.coupled, p);
+    exp_avg = c.average1(exp_avg, g);
+    exp_avg_sq = c.average2(exp_avg_sq, g);
+    const T change = c.step_size * exp_avg / select(c.adapts, square_root(exp_avg_sq) + c.eps, T(1));
+    p = p - (c.decay * only_if(c.decoupled, p) + change);
+  }
+};
+
+}  // namespace onepass::inline ONEPASS_TARGET

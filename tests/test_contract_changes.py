@@ -507,7 +507,7 @@ def test_a_counter_that_is_no_float_is_left_to_torch(counter):
         opt.state[params_of(opt)[1]]["step"] = counter.clone()
         train(opt, 2, first=2)
 
-    run_both(ADAM, script, path={"step counter that is not one float on the CPU"})
+    run_both(ADAM, script, path={"state step that is not one float on the CPU"})
 
 
 def test_changes_are_stepped_by_the_kernels():

@@ -173,11 +173,21 @@ inline std::int64_t offset_of(const std::vector<std::int64_t>& index, const std:
   return std::inner_product(index.begin(), index.end(), strides.begin(), std::int64_t{0});
 }
 
+// Whether an operand holds squares or sizes.
+inline bool never_negative(const Setting& setting, std::size_t operand) {
+  if (operand < kFirstState) return false;
+  const std::string_view name = info_of(setting.rule).state_names[operand - kFirstState];
+  static constexpr std::string_view names[] = {"acc_delta",  "exp_avg_sq", "exp_inf", "max_exp_avg_sq",
+                                               "square_avg", "step_size",  "sum"};
+  return std::ranges::find(names, name) != std::end(names);
+}
+
 inline Problem make_problem(const Setting& setting, std::vector<std::int64_t> shape, const Spec& spec = {}) {
   Problem problem{setting, std::move(shape), spec.wide, spec.grad_factor, {}};
   const auto operands = operands_of(setting);
   for (std::size_t k = 0; k < operands; ++k) {
     Tensor& tensor = problem.tensors.emplace_back();
+    if (!uses(setting, k)) continue;
     tensor.format = spec.formats[k];
     const auto& strides = spec.strides[std::min<std::size_t>(k, kFirstState)];
     tensor.strides = strides.empty() ? packed(problem.shape) : strides;
@@ -189,8 +199,7 @@ inline Problem make_problem(const Setting& setting, std::vector<std::int64_t> sh
     tensor.memory = Memory(size);
     for (std::int64_t i = 0; i < elements; ++i) {
       const double value = number(static_cast<std::uint64_t>(i) * kMaxOperands + k);
-      // Second moments are not negative, and come after the first.
-      store(tensor, i, k > kFirstState ? std::fabs(value) : value);
+      store(tensor, i, never_negative(setting, k) ? std::fabs(value) : value);
     }
   }
   return problem;
@@ -202,6 +211,7 @@ class BoundJob {
   explicit BoundJob(Problem& problem) : constants_(problem.setting, problem.wide) {
     std::array<std::span<const std::int64_t>, kMaxOperands> strides;
     for (std::size_t k = 0; k < problem.tensors.size(); ++k) {
+      if (!uses(problem.setting, k)) continue;
       strides[k] = problem.tensors[k].strides;
       job_.operands[k] = {problem.tensors[k].at(0), problem.tensors[k].format};
     }
@@ -233,13 +243,15 @@ template <class Rule, class T>
   for_each_index(problem.shape, [&](const auto& index) {
     T values[kMaxOperands] = {};  // a state that is absent reads as zero
     for (std::size_t k = 0; k < operands; ++k)
-      values[k] = load<T>(problem.tensors[k], offset_of(index, problem.tensors[k].strides));
+      if (uses(problem.setting, k))
+        values[k] = load<T>(problem.tensors[k], offset_of(index, problem.tensors[k].strides));
     const T gradient = static_cast<T>(problem.grad_factor) * values[kGrad];
     [&]<std::size_t... I>(std::index_sequence<I...>) {
       Rule::update(constants, values[kParam], gradient, values[kFirstState + I]...);
     }(states);
     for (std::size_t k = 0; k < operands; ++k)
-      if (k != kGrad) store(problem.tensors[k], offset_of(index, problem.tensors[k].strides), values[k]);
+      if (k != kGrad && uses(problem.setting, k))
+        store(problem.tensors[k], offset_of(index, problem.tensors[k].strides), values[k]);
   });
 }
 
@@ -261,7 +273,7 @@ inline std::string difference(const Problem& got, const Problem& want) {
   for (std::size_t k = 0; k < want.tensors.size(); ++k) {
     const auto& a = got.tensors[k].memory;
     const auto& b = want.tensors[k].memory;
-    if (std::memcmp(a.data(), b.data(), b.size()) == 0) continue;
+    if (b.size() == 0 || std::memcmp(a.data(), b.data(), b.size()) == 0) continue;
     const auto byte = std::mismatch(a.data(), a.data() + a.size(), b.data()).first - a.data() -
                       static_cast<std::ptrdiff_t>(want.tensors[k].first);
     return std::string(want.setting.what) + ", operand " + std::to_string(k) + " of " +

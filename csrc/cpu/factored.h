@@ -14,7 +14,9 @@
 
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <span>
+#include <vector>
 
 #include "cpu/job.h"
 #include "rules/adafactor.h"
@@ -39,14 +41,30 @@ struct FactoredJob {
   std::int64_t length() const { return slices * rows * columns; }
 };
 
+// Memory for the sums of a step, kept for the next: fresh pages would cost more than what is done with them.
+class FactoredRoom {
+ public:
+  void* take(std::size_t bytes);  // until `clear`
+  void clear();
+
+ private:
+  std::vector<std::unique_ptr<std::byte[]>> blocks_;
+  std::size_t size_ = 0;  // of the last block
+  std::size_t used_ = 0;
+  std::size_t total_ = 0;
+};
+
 // Steps every job, with up to `threads` threads. Bits do not depend on the number of threads. An empty tensor is left
 // as it is, its variances too.
-void run_factored(std::span<const FactoredJob> jobs, int threads);
+void run_factored(std::span<const FactoredJob> jobs, int threads, FactoredRoom& room);
 
 // -- between run_factored and the kernels ----------------------------------------------------------------------------
 
-inline constexpr std::int64_t kBlockLines = 64;    // of a large slice, lines to a block
-inline constexpr std::int64_t kBlockWidth = 1024;  // and elements of a line; or all elements of a block of small slices
+// A block of large slices is so many lines of so many places: long runs of memory, with room for a sum for each place
+// in the L1 cache. A block of small slices is a tile; and what `combine` does at once is a tile of an axis.
+inline constexpr std::int64_t kBlockLines = 64;
+inline constexpr std::int64_t kBlockWidth = 4096;
+inline constexpr std::int64_t kFactoredTile = 1024;
 
 inline constexpr std::int64_t blocks_in(std::int64_t length, std::int64_t size) { return (length + size - 1) / size; }
 
@@ -57,8 +75,7 @@ struct FactoredAxis {
   std::size_t variance = 0;               // the operand that has a value for each place on the axis
   std::int64_t variance_stride = 0;
   std::int64_t parts = 0;  // how many sums there are for each place: one for each range of the other axis
-  void* sums = nullptr;    // T[slices][parts][length]
-  void* roots = nullptr;   // T[slices][length]
+  void* sums = nullptr;    // T[slices][parts][length]; `combine` leaves the roots of the variances in the first part
 };
 
 struct FactoredWork {
@@ -70,7 +87,7 @@ struct FactoredWork {
       places;  // of a large slice: along the first a block has kBlockLines, along the second kBlockWidth
   double* param_squares = nullptr;   // a sum for each block
   double* update_squares = nullptr;  // a sum for each block
-  double* row_totals = nullptr;      // [slices][kBlockWidth rows each]: sums of the row variances
+  double* row_totals = nullptr;      // [slices][tiles of rows]: sums of the row variances
   double step_size = 0.0;
 };
 

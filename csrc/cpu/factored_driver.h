@@ -11,8 +11,7 @@
 
 namespace onepass::inline ONEPASS_TARGET {
 
-inline constexpr std::int64_t kFactoredTile = kSumTile;  // elements
-static_assert(kBlockWidth == kFactoredTile);
+static_assert(kFactoredTile == kSumTile);
 
 // Constants of the element-wise part.
 template <class T>
@@ -71,53 +70,63 @@ T* sums_of(const FactoredAxis& axis, std::int64_t slice, std::int64_t part) {
 
 template <class T>
 T* roots_of(const FactoredAxis& axis, std::int64_t slice) {
-  return static_cast<T*>(axis.roots) + slice * axis.length;
+  return sums_of<T>(axis, slice, 0);
 }
 
-// One operand of a block, a few lines at a time, as a plain array without gaps: in place, or decoded into a tile.
+// A part of a block that fits a tile: some whole lines, or a run of one.
+struct Part {
+  std::int64_t line, place, height, width;  // from the block's first
+  std::int64_t elements() const { return height * width; }
+};
+
+template <class Visit>
+ONEPASS_INLINE void for_parts(const Block& block, Visit&& visit) {
+  const std::int64_t width = least(block.width, kFactoredTile);
+  const std::int64_t height = kFactoredTile / width;
+  for (std::int64_t line = 0; line < block.height; line += height)
+    for (std::int64_t place = 0; place < block.width; place += width)
+      visit(Part{line, place, least(height, block.height - line), least(width, block.width - place)});
+}
+
+// One operand of a block, part by part, as an array without gaps: in place, or decoded into a tile.
 template <class T>
-class Lines {
+class Elements {
  public:
-  Lines(const FactoredWork& work, std::size_t operand, const Block& block)
+  Elements(const FactoredWork& work, std::size_t operand, const Block& block)
       : operand_(work.job->operands[operand]),
         line_stride_(work.lines.strides[operand]),
         place_stride_(work.places.strides[operand]),
-        width_(block.width),
         first_(slice_offset(*work.job, operand, block.slice) + block.line * line_stride_ +
                block.place * place_stride_) {
-    const bool packed = place_stride_ == 1 && (line_stride_ == width_ || width_ == kBlockWidth);
+    const bool packed = place_stride_ == 1 && (line_stride_ == block.width || block.width >= kFactoredTile);
     in_place_ = packed && operand_.format == native_format<T>() &&
                 reinterpret_cast<std::uintptr_t>(operand_.data) % sizeof(T) == 0;
   }
 
-  // `count` lines of the block, from `line` on. What is done to them lasts if `write` is called.
-  T* read(std::int64_t line, std::int64_t count) {
-    const std::int64_t offset = first_ + line * line_stride_;
-    if (in_place_) return reinterpret_cast<T*>(element(operand_, offset));
-    for (std::int64_t i = 0; i < count; ++i)
-      read_run(operand_, offset + i * line_stride_, place_stride_, tile_ + i * width_, width_);
+  // What is done to the elements lasts if `write` is called.
+  T* read(const Part& part) {
+    if (in_place_) return reinterpret_cast<T*>(element(operand_, offset_of(part, 0)));
+    for (std::int64_t i = 0; i < part.height; ++i)
+      read_run(operand_, offset_of(part, i), place_stride_, tile_ + i * part.width, part.width);
     return tile_;
   }
 
-  void write(std::int64_t line, std::int64_t count) {
+  void write(const Part& part) {
     if (in_place_) return;
-    for (std::int64_t i = 0; i < count; ++i)
-      write_run(operand_, first_ + (line + i) * line_stride_, place_stride_, tile_ + i * width_, width_);
+    for (std::int64_t i = 0; i < part.height; ++i)
+      write_run(operand_, offset_of(part, i), place_stride_, tile_ + i * part.width, part.width);
   }
 
  private:
+  std::int64_t offset_of(const Part& part, std::int64_t line) const {
+    return first_ + (part.line + line) * line_stride_ + part.place * place_stride_;
+  }
+
   Operand operand_;
-  std::int64_t line_stride_, place_stride_, width_, first_;
+  std::int64_t line_stride_, place_stride_, first_;
   bool in_place_;
   alignas(64) T tile_[kFactoredTile];
 };
-
-// Calls visit(line, count) for the lines of a block, as many at a time as fill a tile.
-template <class Visit>
-ONEPASS_INLINE void for_lines(const Block& block, Visit&& visit) {
-  const std::int64_t most = kFactoredTile / block.width;
-  for (std::int64_t line = 0; line < block.height; line += most) visit(line, least(most, block.height - line));
-}
 
 template <class T>
 void measure_block(const FactoredWork& work, std::int64_t index) {
@@ -125,25 +134,27 @@ void measure_block(const FactoredWork& work, std::int64_t index) {
   const Block block(work, index);
   T* const line_sums = sums_of<T>(work.lines, block.slice, block.tile) + block.line;
   T* const place_sums = sums_of<T>(work.places, block.slice, block.strip) + block.place;
+  for (std::int64_t i = 0; i < block.height; ++i) line_sums[i] = T(0);
   for (std::int64_t j = 0; j < block.width; ++j) place_sums[j] = T(0);
   double squares = 0.0;
-  Lines<T> grad(work, kGrad, block);
-  Lines<T> param(work, kParam, block);
-  for_lines(block, [&](std::int64_t line, std::int64_t count) {
-    const T* g = grad.read(line, count);
-    for (std::int64_t i = 0; i < count; ++i, g += block.width) {
+  Elements<T> grad(work, kGrad, block);
+  Elements<T> param(work, kParam, block);
+  for_parts(block, [&](const Part& part) {
+    const T* g = grad.read(part);
+    T* const sums = place_sums + part.place;
+    for (std::int64_t i = 0; i < part.height; ++i, g += part.width) {
       const auto square = [&](std::int64_t j) { return (c.factor * g[j]) * (c.factor * g[j]); };
-      line_sums[line + i] = T(sum_of<T>(block.width, square));
+      line_sums[part.line + i] += T(sum_of<T>(part.width, square));
 #pragma GCC ivdep
-      for (std::int64_t j = 0; j < block.width; ++j) place_sums[j] += square(j);
+      for (std::int64_t j = 0; j < part.width; ++j) sums[j] += square(j);
     }
-    const T* p = param.read(line, count);
-    squares += sum_of<T>(count * block.width, [&](std::int64_t j) { return p[j] * p[j]; });
+    const T* p = param.read(part);
+    squares += sum_of<T>(part.elements(), [&](std::int64_t j) { return p[j] * p[j]; });
   });
   work.param_squares[index] = squares;
 }
 
-// New variances of at most kBlockWidth places of an axis, and their roots; returns the sum of the variances.
+// New variances of at most a tile of places on an axis, and their roots; returns the sum of the variances.
 template <class T>
 double combine_places(const FactoredWork& work, const FactoredAxis& axis, std::int64_t slice, std::int64_t first,
                       std::int64_t n, std::int64_t averaged) {
@@ -153,12 +164,12 @@ double combine_places(const FactoredWork& work, const FactoredAxis& axis, std::i
     const T* sums = sums_of<T>(axis, slice, part) + first;
     for (std::int64_t k = 0; k < n; ++k) totals[k] += static_cast<double>(sums[k]);
   }
+  const double share = 1.0 / static_cast<double>(averaged);
   const Operand& operand = work.job->operands[axis.variance];
   const std::int64_t offset = slice_offset(*work.job, axis.variance, slice) + first * axis.variance_stride;
   T variance[kFactoredTile];
   read_run(operand, offset, axis.variance_stride, variance, n);
-  for (std::int64_t k = 0; k < n; ++k)
-    variance[k] = c.average(variance[k], T(totals[k] / static_cast<double>(averaged)));
+  for (std::int64_t k = 0; k < n; ++k) variance[k] = c.average(variance[k], T(totals[k] * share));
   write_run(operand, offset, axis.variance_stride, variance, n);
   // The step goes by the variances as they are stored.
   read_run(operand, offset, axis.variance_stride, variance, n);
@@ -167,55 +178,56 @@ double combine_places(const FactoredWork& work, const FactoredAxis& axis, std::i
   return sum_of<T>(n, [&](std::int64_t k) { return variance[k]; });
 }
 
-// A combination is a run of rows or of columns: first those of the lines, then those of the places.
+// A combination is a tile of rows or of columns: first those of the lines, then those of the places.
 template <class T>
 void combine_one(const FactoredWork& work, std::int64_t index) {
-  const std::int64_t in_lines = blocks_in(work.lines.length, kBlockWidth);
-  const std::int64_t in_places = blocks_in(work.places.length, kBlockWidth);
-  const std::int64_t slice = index / (in_lines + in_places);
-  const std::int64_t run = index % (in_lines + in_places);
-  const FactoredAxis& axis = run < in_lines ? work.lines : work.places;
-  const FactoredAxis& other = run < in_lines ? work.places : work.lines;
-  const std::int64_t at = run < in_lines ? run : run - in_lines;
-  const std::int64_t first = at * kBlockWidth;
+  const std::int64_t of_lines = blocks_in(work.lines.length, kFactoredTile);
+  const std::int64_t of_places = blocks_in(work.places.length, kFactoredTile);
+  const std::int64_t slice = index / (of_lines + of_places);
+  const std::int64_t at = index % (of_lines + of_places);
+  const bool in_lines = at < of_lines;
+  const FactoredAxis& axis = in_lines ? work.lines : work.places;
+  const FactoredAxis& other = in_lines ? work.places : work.lines;
+  const std::int64_t tile = in_lines ? at : at - of_lines;
+  const std::int64_t first = tile * kFactoredTile;
   const double total =
-      combine_places<T>(work, axis, slice, first, least(kBlockWidth, axis.length - first), other.length);
-  if (axis.variance == kRowVar) work.row_totals[slice * blocks_in(axis.length, kBlockWidth) + at] = total;
+      combine_places<T>(work, axis, slice, first, least(kFactoredTile, axis.length - first), other.length);
+  if (axis.variance == kRowVar) work.row_totals[slice * blocks_in(axis.length, kFactoredTile) + tile] = total;
 }
 
 // What the roots of the lines are multiplied by.
 template <class T>
 T scale_of(const FactoredWork& work, std::int64_t slice) {
-  const std::int64_t runs = blocks_in(work.job->rows, kBlockWidth);
+  const std::int64_t tiles = blocks_in(work.job->rows, kFactoredTile);
   double total = 0.0;
-  for (std::int64_t run = 0; run < runs; ++run) total += work.row_totals[slice * runs + run];
+  for (std::int64_t tile = 0; tile < tiles; ++tile) total += work.row_totals[slice * tiles + tile];
   return T(Adafactor::row_scale(total / static_cast<double>(work.job->rows), work.job->constants.eps1));
 }
 
-// The update of some lines of a block, without gaps.
+// The update of some lines, of arrays without gaps.
 template <class T>
 void update_lines(const FactoredConstants<T>& c, const T* grad, const T* line_roots, T scale, const T* place_roots,
-                  std::int64_t count, std::int64_t width, T* update) {
-  for (std::int64_t i = 0; i < count; ++i, grad += width, update += width) {
+                  const Part& part, T* update) {
+  for (std::int64_t i = 0; i < part.height; ++i, grad += part.width, update += part.width) {
     const T root = line_roots[i] * scale;
 #pragma GCC ivdep
-    for (std::int64_t j = 0; j < width; ++j)
+    for (std::int64_t j = 0; j < part.width; ++j)
       update[j] = Adafactor::update(c.factor * grad[j], root * place_roots[j], c.limit);
   }
 }
 
-// Calls visit(line, count, update) with the update of the lines of a block.
+// Calls visit(part, update) with the update of all parts of a block.
 template <class T, class Visit>
 ONEPASS_INLINE void for_updates(const FactoredWork& work, const Block& block, const FactoredConstants<T>& c,
                                 Visit&& visit) {
   const T* const line_roots = roots_of<T>(work.lines, block.slice) + block.line;
   const T* const place_roots = roots_of<T>(work.places, block.slice) + block.place;
   const T scale = scale_of<T>(work, block.slice);
-  Lines<T> grad(work, kGrad, block);
+  Elements<T> grad(work, kGrad, block);
   alignas(64) T update[kFactoredTile];
-  for_lines(block, [&](std::int64_t line, std::int64_t count) {
-    update_lines(c, grad.read(line, count), line_roots + line, scale, place_roots, count, block.width, update);
-    visit(line, count, update);
+  for_parts(block, [&](const Part& part) {
+    update_lines(c, grad.read(part), line_roots + part.line, scale, place_roots + part.place, part, update);
+    visit(part, update);
   });
 }
 
@@ -223,8 +235,8 @@ template <class T>
 void norm_block(const FactoredWork& work, std::int64_t index) {
   const Block block(work, index);
   double squares = 0.0;
-  for_updates(work, block, FactoredConstants<T>(work), [&](std::int64_t, std::int64_t count, const T* u) {
-    squares += sum_of<T>(count * block.width, [&](std::int64_t j) { return u[j] * u[j]; });
+  for_updates(work, block, FactoredConstants<T>(work), [&](const Part& part, const T* u) {
+    squares += sum_of<T>(part.elements(), [&](std::int64_t j) { return u[j] * u[j]; });
   });
   work.update_squares[index] = squares;
 }
@@ -239,10 +251,10 @@ template <class T>
 void apply_block(const FactoredWork& work, std::int64_t index) {
   const FactoredConstants<T> c(work);
   const Block block(work, index);
-  Lines<T> param(work, kParam, block);
-  for_updates(work, block, c, [&](std::int64_t line, std::int64_t count, const T* u) {
-    apply_update(c, param.read(line, count), u, count * block.width);
-    param.write(line, count);
+  Elements<T> param(work, kParam, block);
+  for_updates(work, block, c, [&](const Part& part, const T* u) {
+    apply_update(c, param.read(part), u, part.elements());
+    param.write(part);
   });
 }
 

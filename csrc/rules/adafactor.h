@@ -14,6 +14,7 @@
 // It is not a rule of registry.h: its means go across elements, and cpu/factored.h sees to them.
 #pragma once
 
+#include <array>
 #include <cmath>
 
 #include "rules/math.h"
@@ -21,7 +22,7 @@
 
 namespace onepass {
 
-struct AdafactorHyper {
+struct AdafactorHyper {  // as in a parameter group; eps1 is -1 where it is for the parameter's dtype to say
   double lr, beta2_decay, eps1, eps2, d, weight_decay;
 };
 
@@ -38,6 +39,9 @@ struct AdafactorConstants {
 namespace onepass::inline ONEPASS_TARGET {
 
 struct Adafactor {
+  static constexpr std::array hyper_names{"lr", "beta2_decay", "eps[0]?", "eps[1]", "d", "weight_decay"};
+  static constexpr std::array state_names{"row_var", "col_var", "variance"};
+
   static AdafactorConstants prepare(const AdafactorHyper& h, double step) {
     const double slowing = 1.0 / std::sqrt(step);
     return {.beta2 = 1.0 - std::pow(step, h.beta2_decay),

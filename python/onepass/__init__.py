@@ -5,11 +5,12 @@ optim`` in place of ``from torch import optim``; nothing else changes. What has 
 """
 
 import torch.optim
-from torch.optim import LBFGS, Adafactor, Muon, Optimizer, SparseAdam
+from torch.optim import LBFGS, Muon, Optimizer, SparseAdam
 
 from . import _core, lr_scheduler, swa_utils
 from ._core import __version__
 from .adadelta import Adadelta
+from .adafactor import Adafactor
 from .adagrad import Adagrad
 from .adam import Adam
 from .adamax import Adamax

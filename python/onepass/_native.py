@@ -153,8 +153,11 @@ class Native(Optimizer):
         # Made when it is first needed, and never pickled or copied: it is a cache of what the optimizer holds.
         plan: _core.Plan | None = self.__dict__.get("_cached_plan")
         if plan is None:
-            plan = self.__dict__["_cached_plan"] = _core.Plan(self.rule)
+            plan = self.__dict__["_cached_plan"] = self._new_plan()
         return plan
+
+    def _new_plan(self) -> _core.Plan:
+        return _core.Plan(self.rule)
 
     def _step_all(self) -> None:
         grad_factor = 1.0

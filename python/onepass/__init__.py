@@ -5,7 +5,7 @@ optim`` in place of ``from torch import optim``; nothing else changes. What has 
 """
 
 import torch.optim
-from torch.optim import LBFGS, Muon, Optimizer, SparseAdam
+from torch.optim import LBFGS, Optimizer, SparseAdam
 
 from . import _core, lr_scheduler, swa_utils
 from ._core import __version__
@@ -18,6 +18,7 @@ from .adamw import AdamW
 from .asgd import ASGD
 from .introspect import explain, stats
 from .lion import Lion
+from .muon import Muon
 from .nadam import NAdam
 from .radam import RAdam
 from .rmsprop import RMSprop

@@ -165,6 +165,10 @@ class Native(Optimizer):
             return
         if (grad_scale := getattr(self, "grad_scale", None)) is not None:
             grad_factor = 1.0 / grad_scale.item()
+        self._step_scaled(grad_factor)
+
+    def _step_scaled(self, grad_factor: float) -> None:
+        """Steps all parameters that have a gradient, with the gradients multiplied by a factor."""
         threads = torch.get_num_threads()
         rest = self._plan.step(self, grad_factor, threads)
         if rest is not None:

@@ -15,8 +15,8 @@ from ._native import Native, unhooked
 class Adafactor(Native, torch.optim.Adafactor):
     r"""Adafactor, a drop-in for :class:`torch.optim.Adafactor`.
 
-    With the gradient :math:`G_t` (negated with ``maximize``), a matrix of :math:`n` rows and :math:`m` columns or a batch
-    of such matrices:
+    With the gradient :math:`G_t` (negated with ``maximize``), a matrix of :math:`n` rows and :math:`m` columns, or a
+    batch of such matrices:
 
     .. math::
         w_t &= t^\tau \\
@@ -46,8 +46,8 @@ class Adafactor(Native, torch.optim.Adafactor):
         weight_decay: :math:`\lambda`.
         foreach: Accepted for torch's sake; only torch's own code, where it steps a parameter, heeds it.
         maximize: Ascend instead of descend.
-        state_dtype: dtype of ``row_var``, ``col_var`` and ``variance``: torch.float32, float64, bfloat16 or float16; None
-            for the gradient's, as torch has it.
+        state_dtype: dtype of ``row_var``, ``col_var`` and ``variance``: torch.float32, float64, bfloat16 or float16;
+            None for the gradient's, as torch has it.
 
     An empty parameter is left as it is, where torch divides by zero.
 
@@ -71,9 +71,7 @@ class Adafactor(Native, torch.optim.Adafactor):
         maximize: bool = False,
         state_dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(
-            params, lr, beta2_decay, eps, d, weight_decay, foreach=foreach, maximize=maximize
-        )
+        super().__init__(params, lr, beta2_decay, eps, d, weight_decay, foreach=foreach, maximize=maximize)
         self._set_state_dtype(state_dtype)
 
     def _new_plan(self) -> _core.Plan:

@@ -51,6 +51,7 @@ bool FactoredPlan::fits(std::size_t operand, const TensorView& view, const Tenso
 void FactoredPlan::place(Job& job, const std::array<TensorView, kMaxOperands>& views, bool flat) {
   const TensorView& param = views[kParam];
   const bool matrix = param.ndim > 1;
+  job.operands[kSlow] = {};  // this driver leaves Lookahead's slow weights to Lookahead
   FactoredJob& made = factored_.emplace_back();
   made.operands = {job.operands[kParam], job.operands[kGrad], job.operands[matrix ? kRowVar : kVariance],
                    job.operands[kColumnVar]};

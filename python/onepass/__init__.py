@@ -18,6 +18,7 @@ from .adamw import AdamW
 from .asgd import ASGD
 from .introspect import explain, stats
 from .lion import Lion
+from .lookahead import Lookahead
 from .muon import Muon
 from .nadam import NAdam
 from .radam import RAdam
@@ -36,6 +37,7 @@ __all__ = [
     "AdamW",
     "Adamax",
     "Lion",
+    "Lookahead",
     "Muon",
     "NAdam",
     "Optimizer",

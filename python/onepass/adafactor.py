@@ -74,6 +74,10 @@ class Adafactor(Native, torch.optim.Adafactor):
         super().__init__(params, lr, beta2_decay, eps, d, weight_decay, foreach=foreach, maximize=maximize)
         self._set_state_dtype(state_dtype)
 
+    @classmethod
+    def _state_names(cls) -> list[str]:
+        return ["row_var", "col_var", "variance"]
+
     def _new_plan(self) -> _core.Plan:
         return _core.FactoredPlan()
 

@@ -12,7 +12,7 @@ from torch.optim import _muon as torch_muon
 from torch.optim.optimizer import ParamsT
 
 from . import _core
-from ._native import Native, unhooked
+from ._native import Native, number, unhooked
 
 # The scratch that parameters of one call share is at most so many elements, or that of a single parameter.
 SCRATCH = 1 << 24
@@ -34,8 +34,8 @@ class Muon(Native, torch.optim.Muon):
 
     NS divides by the norm (:math:`\epsilon` at least) and iterates
     :math:`X \leftarrow a X + (b X X^\top + c (X X^\top)^2) X`, :math:`k` times, in bfloat16. The iterations are torch's
-    own matrix products; what is element-wise runs in the kernels. The rate :math:`\gamma'` is :math:`\gamma \sqrt{\max(1, A / B)}` or, to match the RMS of AdamW's updates,
-    :math:`0.2 \gamma \sqrt{\max(A, B)}`.
+    own matrix products; what is element-wise runs in the kernels. The rate :math:`\gamma'` is
+    :math:`\gamma \sqrt{\max(1, A / B)}` or, to match the RMS of AdamW's updates, :math:`0.2 \gamma \sqrt{\max(A, B)}`.
 
     Sources: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks",
     https://kellerjordan.github.io/posts/muon/; Liu et al. 2025, "Muon is Scalable for LLM Training", arXiv:2502.16982.
@@ -96,7 +96,10 @@ class Muon(Native, torch.optim.Muon):
 
         return [path(*row) for row in super()._explain()]
 
-    def _step_scaled(self, grad_factor: float) -> None:
+    def _step_all(self) -> None:
+        grad_factor = self._grad_factor()
+        if grad_factor is None:
+            return
         items: list[Item] = []
         rest: list[tuple[int, int, str]] = []
         for g, index, path, reason in self._explain():
@@ -132,7 +135,7 @@ class Muon(Native, torch.optim.Muon):
         descent: dict[tuple[float, ...], list[tuple[Tensor, ...]]] = {}
         for (group, p, _), update in zip(items, updates, strict=True):
             ortho = _orthogonalize(group, update)
-            lr = float(group["lr"])
+            lr = number(group["lr"])
             shared = (lr * group["weight_decay"], torch_muon._adjust_lr(lr, group["adjust_lr_fn"], p.shape))
             descent.setdefault(shared, []).append((p, ortho))
         for hyper, rows in descent.items():

@@ -65,7 +65,7 @@ struct Plan::Param {
   bool fresh = false;                // its states have been created and not been stepped yet
   bool shared = false;               // another parameter's step writes to the same memory
   bool tangled = false;              // its own tensors overlap
-  bool blended = false;              // the last step has moved its slow weights
+  bool blended = false;              // the last step's job moves its slow weights
   std::string reason;                // why torch's code steps it
   unsigned states_used = 0;          // a bit for each
   std::vector<std::int64_t> packed;  // the last shape and strides that were found to be packed
@@ -521,7 +521,8 @@ Plan::Path Plan::read_param(Param& param, Job& job) {
   }
   if (r.missing) return Path::missing;
 
-  if (blend_) {
+  param.blended = blend_.has_value();
+  if (param.blended) {
     job.blend = *blend_;
   } else {
     job.operands[kSlow] = {};  // read for the checks alone
@@ -744,7 +745,6 @@ void Plan::run(int threads) {
     for (std::size_t j = 0; j < jobs_.size(); ++j) {
       Param& param = params_[job_params_[j]];
       param.fresh = false;
-      param.blended = jobs_[j].length == 0 || jobs_[j].operands[kSlow].data != nullptr;
       stepped[j] = py::reinterpret_borrow<py::object>(param.object);
     }
     torch().increment_version(stepped);

@@ -2,8 +2,8 @@
 //
 // A sparse gradient is a list of entries. Its indices name a place in the first dimensions of the parameter; what the
 // remaining ones span there, one element at least, is called a row, and the entry has a value for each of its elements.
-// Several entries may name the same row: the gradient is their sum. Adding them up is left to the step (driver.h), which
-// reads every value once and writes no coalesced gradient; here they are put in order.
+// Several entries may name the same row: the gradient is their sum. Adding them up is left to the step (driver.h),
+// which reads every value once and writes no coalesced gradient; here they are put in order.
 #pragma once
 
 #include <array>
@@ -26,9 +26,10 @@ struct Rows {
     std::int64_t position;  // among the gradient's entries
   };
 
-  std::int64_t length = 0;          // elements in a row
-  std::vector<Entry> entries;       // as they come; once coalesced by row, and those of one row by position
-  std::vector<std::int64_t> first;  // once coalesced: the first entry of each row that is touched, and behind it the end
+  std::int64_t length = 0;     // elements in a row
+  std::vector<Entry> entries;  // as they come; once coalesced by row, and those of one row by position
+  std::vector<std::int64_t>
+      first;  // once coalesced: the first entry of each row that is touched, and behind it the end
 
   std::int64_t count() const { return static_cast<std::int64_t>(first.size()) - 1; }
 };

@@ -171,15 +171,23 @@ class Native(Optimizer):
         # Made when it is first needed, and never pickled or copied: it is a cache of what the optimizer holds.
         plan: _core.Plan | None = self.__dict__.get("_cached_plan")
         if plan is None:
-            plan = self.__dict__["_cached_plan"] = _core.Plan(self.rule)
+            plan = self.__dict__["_cached_plan"] = self._new_plan()
         return plan
 
-    def _step_all(self) -> None:
-        grad_factor = 1.0
+    def _new_plan(self) -> _core.Plan:
+        return _core.Plan(self.rule)
+
+    def _grad_factor(self) -> float | None:
+        """What gradients are to be multiplied by, to undo GradScaler's scale; None if the step is to be skipped."""
         if (found_inf := getattr(self, "found_inf", None)) is not None and found_inf.item():
+            return None
+        grad_scale = getattr(self, "grad_scale", None)
+        return 1.0 if grad_scale is None else 1.0 / float(grad_scale.item())
+
+    def _step_all(self) -> None:
+        grad_factor = self._grad_factor()
+        if grad_factor is None:
             return
-        if (grad_scale := getattr(self, "grad_scale", None)) is not None:
-            grad_factor = 1.0 / grad_scale.item()
         threads = torch.get_num_threads()
         turn = self._turn
         slow, blend = (True, turn.blend) if turn else (False, None)

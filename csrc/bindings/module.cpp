@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings/apply.h"
+#include "bindings/lbfgs.h"
 #include "bindings/plan.h"
 #include "cpu/dispatch.h"
 #include "cpu/traffic.h"
@@ -115,4 +116,6 @@ PYBIND11_MODULE(_core, m) {
       .def("finish", &Plan::finish, py::arg("optimizer"), py::arg("grad_factor"), py::arg("threads"),
            "Steps what `step` left, after torch's own code has stepped its part.")
       .def("explain", &Plan::explain, py::arg("optimizer"), "(group, index, path, reason) of every parameter.");
+
+  define_lbfgs(m);
 }

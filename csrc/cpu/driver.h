@@ -97,10 +97,11 @@ void for_each_run(const Layout* layout, std::size_t operand, std::int64_t begin,
   }
 }
 
+// Elements [begin, begin + n) of an operand, decoded into a tile.
 template <class T>
-void decode(const Job& job, std::size_t operand, std::int64_t begin, std::int64_t n, T* tile) {
-  const Operand& source = job.operands[operand];
-  for_each_run(job.layout, operand, begin, n, [&](std::int64_t offset, std::int64_t stride, std::int64_t count) {
+void decode(const Operand& source, const Layout* layout, std::size_t operand, std::int64_t begin, std::int64_t n,
+            T* tile) {
+  for_each_run(layout, operand, begin, n, [&](std::int64_t offset, std::int64_t stride, std::int64_t count) {
     std::byte* from = source.data + offset * static_cast<std::int64_t>(size_of(source.format));
     switch (source.format) {
 #define ONEPASS_X(name, Type)                    \
@@ -114,10 +115,11 @@ void decode(const Job& job, std::size_t operand, std::int64_t begin, std::int64_
   });
 }
 
+// The way back.
 template <class T>
-void encode(const Job& job, std::size_t operand, std::int64_t begin, std::int64_t n, const T* tile) {
-  const Operand& target = job.operands[operand];
-  for_each_run(job.layout, operand, begin, n, [&](std::int64_t offset, std::int64_t stride, std::int64_t count) {
+void encode(const Operand& target, const Layout* layout, std::size_t operand, std::int64_t begin, std::int64_t n,
+            const T* tile) {
+  for_each_run(layout, operand, begin, n, [&](std::int64_t offset, std::int64_t stride, std::int64_t count) {
     std::byte* to = target.data + offset * static_cast<std::int64_t>(size_of(target.format));
     switch (target.format) {
 #define ONEPASS_X(name, Type)                  \
@@ -134,6 +136,12 @@ void encode(const Job& job, std::size_t operand, std::int64_t begin, std::int64_
 template <class T>
 constexpr Format native_format() {
   return sizeof(T) == 4 ? Format::float32 : Format::float64;
+}
+
+// Whether a packed operand is a plain array of T.
+template <class T>
+bool is_plain_array(const Operand& operand) {
+  return operand.format == native_format<T>() && reinterpret_cast<std::uintptr_t>(operand.data) % sizeof(T) == 0;
 }
 
 // The rule over n elements of plain arrays. States that are not in `Set` read as zero, and what the rule makes of them
@@ -162,11 +170,7 @@ void run_with(const Job& job, std::int64_t begin, std::int64_t end) {
   constexpr auto used = [](std::size_t k) { return k < kFirstState || (Set >> (k - kFirstState) & 1) != 0; };
   alignas(64) T tiles[operands][kTile<T>];
   bool in_place[operands];
-  for (std::size_t k = 0; k < operands; ++k) {
-    const Operand& operand = job.operands[k];
-    in_place[k] = job.layout == nullptr && operand.format == native_format<T>() &&
-                  reinterpret_cast<std::uintptr_t>(operand.data) % sizeof(T) == 0;
-  }
+  for (std::size_t k = 0; k < operands; ++k) in_place[k] = job.layout == nullptr && is_plain_array<T>(job.operands[k]);
   const auto constants = *static_cast<const typename Rule::template Constants<T>*>(job.constants);
   const T factor = static_cast<T>(job.grad_factor);
 
@@ -175,11 +179,11 @@ void run_with(const Job& job, std::int64_t begin, std::int64_t end) {
     T* arrays[operands];
     for (std::size_t k = 0; k < operands; ++k) {
       arrays[k] = in_place[k] ? reinterpret_cast<T*>(job.operands[k].data) + at : tiles[k];
-      if (used(k) && !in_place[k]) decode(job, k, at, n, arrays[k]);
+      if (used(k) && !in_place[k]) decode(job.operands[k], job.layout, k, at, n, arrays[k]);
     }
     apply<Rule, T, Set>(constants, factor, arrays, n, std::make_index_sequence<Rule::state_names.size()>{});
     for (std::size_t k = 0; k < operands; ++k)
-      if (used(k) && k != kGrad && !in_place[k]) encode(job, k, at, n, arrays[k]);
+      if (used(k) && k != kGrad && !in_place[k]) encode(job.operands[k], job.layout, k, at, n, arrays[k]);
   }
 }
 

@@ -2,6 +2,7 @@
 #include "cpu/kernels.h"
 
 #include "cpu/driver.h"
+#include "cpu/flat_kernels.h"
 #include "rules/all.h"
 
 namespace onepass::inline ONEPASS_TARGET {
@@ -14,6 +15,8 @@ const Kernels kernels = {
 #define ONEPASS_X(name, Type) &run<Type, double>,
     {ONEPASS_RULES(ONEPASS_X)},
 #undef ONEPASS_X
+    {&gather<float>, &move<float>, &products<float>, &combine<float>},
+    {&gather<double>, &move<double>, &products<double>, &combine<double>},
 };
 
 }  // namespace onepass::inline ONEPASS_TARGET

@@ -5,7 +5,7 @@ optim`` in place of ``from torch import optim``; nothing else changes. What has 
 """
 
 import torch.optim
-from torch.optim import LBFGS, Adafactor, Muon, Optimizer, SparseAdam
+from torch.optim import Adafactor, Muon, Optimizer, SparseAdam
 
 from . import _core, lr_scheduler, swa_utils
 from ._core import __version__
@@ -16,6 +16,7 @@ from .adamax import Adamax
 from .adamw import AdamW
 from .asgd import ASGD
 from .introspect import explain, stats
+from .lbfgs import LBFGS
 from .lion import Lion
 from .nadam import NAdam
 from .radam import RAdam

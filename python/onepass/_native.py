@@ -67,30 +67,30 @@ def _update(self: Native, closure: Callable[[], Any] | None = None) -> Any:
     return loss
 
 
-# torch's wrapper with the hooks around the step, and its code, by which an instance of it can be recognised.
-_hooked_update = Optimizer.profile_hook_step(_update)
-_HOOKED_CODE = cast(Any, _hooked_update).__code__
+# The code of torch's wrapper with the hooks around a step, by which an instance of it can be recognised.
+_HOOKED_CODE = cast(Any, Optimizer.profile_hook_step(_update)).__code__
 
 
-@functools.wraps(_update)
-def _step(*args: Any, **kwargs: Any) -> Any:
-    # torch's wrapper costs as much as the step of a small model, nearly all of it for a profiler that is off. So it is
-    # put around the step only when someone listens, unless a subclass overrides step: torch has wrapped that already.
-    self = args[0]
-    if torch.compiler.is_compiling():
-        return _untraced_step(*args, **kwargs)
-    if _listened_to(self) and getattr(type(self).step, "__code__", None) is not _HOOKED_CODE:
-        return _hooked_update(*args, **kwargs)
-    return _update(*args, **kwargs)
+def hooked(update: Step) -> Step:
+    """The method ``step`` of a class: ``update``, with torch's hooks and its profiler's scope when someone listens."""
+    hooked_update = Optimizer.profile_hook_step(update)
 
+    @functools.wraps(update)
+    def step(*args: Any, **kwargs: Any) -> Any:
+        # torch's wrapper costs as much as the step of a small model, nearly all of it for a profiler that is off. So it
+        # is put around the step only when someone listens, unless a subclass overrides step: torch has wrapped that
+        # already.
+        self = args[0]
+        if torch.compiler.is_compiling():
+            return untraced(*args, **kwargs)
+        if _listened_to(self) and getattr(type(self).step, "__code__", None) is not _HOOKED_CODE:
+            return hooked_update(*args, **kwargs)
+        return update(*args, **kwargs)
 
-cast(Any, _step).hooked = True  # torch leaves a step that is marked so as it is
-
-
-@_disable_dynamo
-def _untraced_step(*args: Any, **kwargs: Any) -> Any:
     # torch.compile would trace into the step until it meets the core, and warn that it cannot trace that.
-    return _step(*args, **kwargs)
+    untraced = _disable_dynamo(step)
+    cast(Any, step).hooked = True  # torch leaves a step that is marked so as it is
+    return step
 
 
 @contextlib.contextmanager
@@ -122,7 +122,7 @@ class Native(Optimizer):
 
         def step(self, closure: Callable[[], Any] | None = None) -> Any: ...
     else:
-        step = _step
+        step = hooked(_update)
 
     def _set_state_dtype(self, state_dtype: torch.dtype | None) -> None:
         """Adds the argument ``state_dtype`` to what torch's constructor has set up."""

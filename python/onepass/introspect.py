@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from . import _core
 from ._native import Native
+from .lbfgs import LBFGS
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def explain(optimizer: Optimizer) -> Explanation:
         A row for each parameter. ``path`` is ``"kernel"``; ``"torch"``, with the reason why the kernels cannot take it;
         or ``"error"``, with the message that a step would raise. Nothing is changed. Printed, it is a readable table.
     """
-    if isinstance(optimizer, Native):
+    if isinstance(optimizer, Native | LBFGS):
         isa = _core.isa()
         found = optimizer._explain()
         title = f"{type(optimizer).__name__}, kernels for {isa}"

@@ -1,0 +1,77 @@
+#include "cpu/flat.h"
+
+#include <omp.h>
+
+#include <algorithm>
+
+#include "cpu/dispatch.h"
+#include "cpu/fpmode.h"
+#include "cpu/team.h"
+#include "rules/math.h"
+
+namespace onepass {
+namespace {
+
+// Chunks are added up in order, whichever threads they were on: so they have a fixed size, and begin anew with each
+// group, lest a group's sums depend on its neighbours.
+constexpr std::int64_t kChunk = 16'384;
+
+std::vector<Chunk> chunks_of(const Flat& flat) {
+  std::vector<Chunk> chunks;
+  std::int64_t at = 0;
+  for (std::size_t group = 0; group < flat.ends.size(); ++group) {
+    for (; at < flat.ends[group]; at += kChunk) chunks.push_back({at, std::min(at + kChunk, flat.ends[group]), group});
+    at = flat.ends[group];
+  }
+  return chunks;
+}
+
+template <class Pass>
+Found reduce(const Flat& flat, const Pass& pass, std::size_t width, PassKernel<Pass> kernel) {
+  const std::vector<Chunk> chunks = chunks_of(flat);
+  std::vector<double> sums(chunks.size() * width);
+  std::vector<double> largest(chunks.size());
+  const auto work = [&](std::size_t first, std::size_t past) {
+    const StepMode mode;
+    for (std::size_t c = first; c < past; ++c) kernel(pass, chunks[c], sums.data() + c * width, largest[c]);
+  };
+
+  const std::int64_t bytes = flat.length() * pass.vectors() * (flat.wide ? 8 : 4);
+  const int team = team_size(flat.threads, bytes);
+  if (team == 1) {
+    work(0, chunks.size());
+  } else {
+#pragma omp parallel num_threads(team)
+    {
+      const auto index = static_cast<std::size_t>(omp_get_thread_num());
+      const auto count = static_cast<std::size_t>(omp_get_num_threads());
+      work(chunks.size() * index / count, chunks.size() * (index + 1) / count);
+    }
+  }
+
+  const StepMode mode;
+  const std::size_t groups = flat.ends.size();
+  Found found{width, std::vector<double>(groups * width), std::vector<double>(groups)};
+  for (std::size_t c = 0; c < chunks.size(); ++c) {
+    const std::size_t group = chunks[c].group;
+    for (std::size_t k = 0; k < width; ++k) found.sums[group * width + k] += sums[c * width + k];
+    found.largest[group] = maximum(found.largest[group], largest[c]);
+  }
+  return found;
+}
+
+const PassKernels& kernels(const Flat& flat) {
+  const Kernels& all = *active_isa().kernels;
+  return flat.wide ? all.wide_passes : all.narrow_passes;
+}
+
+}  // namespace
+
+Found run(const Flat& flat, const Gather& pass) { return reduce(flat, pass, Gather::sums, kernels(flat).gather); }
+Found run(const Flat& flat, const Move& pass) { return reduce(flat, pass, Move::sums, kernels(flat).move); }
+Found run(const Flat& flat, const Products& pass) {
+  return reduce(flat, pass, Products::sums * pass.pairs.size(), kernels(flat).products);
+}
+Found run(const Flat& flat, const Combine& pass) { return reduce(flat, pass, Combine::sums, kernels(flat).combine); }
+
+}  // namespace onepass

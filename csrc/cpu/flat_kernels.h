@@ -49,6 +49,15 @@ ONEPASS_INLINE double dot(const T* a, const double* b, std::int64_t n) {
   return sum_of<double>(n, [&](std::int64_t i) { return static_cast<double>(a[i]) * b[i]; });
 }
 
+// Asks for what lies a tile beyond the next `Count` elements. The history is many vectors, read a tile at a time, and
+// at the start of each tile the processor would have to find out anew that it is being read in order. (Inlined, for
+// gcc takes a function that does nothing else for one that does nothing.)
+template <std::int64_t Count, class T>
+ONEPASS_INLINE void fetch_ahead(const T* elements) {
+  const auto* from = reinterpret_cast<const std::byte*>(elements) + kSumTile * sizeof(T);
+  for (std::size_t at = 0; at < Count * sizeof(T); at += 64) __builtin_prefetch(from + at, 0, 2);
+}
+
 // The largest magnitude; NaN if there is one. A number's bits without the sign are ordered as magnitudes are, with
 // infinity and then NaN on top, and the maximum of integers is what compilers vectorise.
 template <class T>
@@ -174,10 +183,16 @@ void products(const Products& pass, const Chunk& chunk, double* sums, double& /*
     for (const Pair& pair : pass.pairs) {
       const T* pair_s = load(pair.s, at, n, rooms[2]);
       const T* pair_y = load(pair.y, at, n, rooms[3]);
-      found[Products::sy] += dot(pair_s, y, n);
-      found[Products::yy] += dot(pair_y, y, n);
-      found[Products::sg] += dot(pair_s, g, n);
-      found[Products::yg] += dot(pair_y, g, n);
+      add_sums_of<double>(
+          n, found,
+          [&](std::int64_t i) __attribute__((always_inline)) {
+            fetch_ahead<kSumLanes>(pair_s + i);
+            fetch_ahead<kSumLanes>(pair_y + i);
+          },
+          [&](std::int64_t i) { return static_cast<double>(pair_s[i]) * y[i]; },
+          [&](std::int64_t i) { return static_cast<double>(pair_y[i]) * y[i]; },
+          [&](std::int64_t i) { return static_cast<double>(pair_s[i]) * g[i]; },
+          [&](std::int64_t i) { return static_cast<double>(pair_y[i]) * g[i]; });
       found += Products::sums;
     }
   });
@@ -189,6 +204,7 @@ void combine(const Combine& pass, const Chunk& chunk, double* sums, double& larg
   alignas(64) T result[kSumTile];
   alignas(64) double wide[kSumTile];
   alignas(64) double total[kSumTile];
+  constexpr std::int64_t kRun = 64;
   const Combine::Factors& factors = pass.factors[chunk.group];
   for_each_tile(chunk, [&](std::int64_t at, std::int64_t n) {
     const T* gradient = load(pass.gradient, at, n, rooms[0]);
@@ -198,8 +214,16 @@ void combine(const Combine& pass, const Chunk& chunk, double* sums, double& larg
       const T* y = load(pass.pairs[k].y, at, n, rooms[1]);
       const double of_s = factors.of_s[k];
       const double of_y = factors.of_y[k];
-      for (std::int64_t i = 0; i < n; ++i)
+      const auto add = [&](std::int64_t i) {
         total[i] = (total[i] + of_s * static_cast<double>(s[i])) + of_y * static_cast<double>(y[i]);
+      };
+      std::int64_t i = 0;
+      for (; i + kRun <= n; i += kRun) {
+        fetch_ahead<kRun>(s + i);
+        fetch_ahead<kRun>(y + i);
+        for (std::int64_t j = 0; j < kRun; ++j) add(i + j);
+      }
+      for (; i < n; ++i) add(i);
     }
     T* out = place(pass.out, at, result);
     for (std::int64_t i = 0; i < n; ++i) out[i] = static_cast<T>(total[i]);

@@ -209,6 +209,7 @@ class _Run:
         return out
 
 
+@torch.no_grad()
 def _step(self: LBFGS, closure: Closure) -> Any:
     """Performs a single optimization step: up to ``max_iter`` iterations.
 
@@ -233,7 +234,10 @@ def _step(self: LBFGS, closure: Closure) -> Any:
     weights = [1.0 if lr == rate else rate / lr for rate in rates]
     run = _Run(self._native, groups, weights, closure)
 
-    state = self.state[groups[0][0]]
+    if not any(groups):
+        return run.evaluate()
+
+    state = self.state[_first_of(self.param_groups)]
     state.setdefault("func_evals", 0)
     state.setdefault("n_iter", 0)
     first_loss = run.evaluate()
@@ -306,7 +310,7 @@ class LBFGS(torch.optim.LBFGS):
 
     if TYPE_CHECKING:
 
-        def step(self, closure: Closure) -> Any: ...  # noqa: D102
+        def step(self, closure: Closure) -> Any: ...  # type: ignore[override]  # noqa: D102
     else:
         step = hooked(_step)
 
@@ -362,11 +366,10 @@ class LBFGS(torch.optim.LBFGS):
         saved: dict[str, Any] = {}
 
         def look(_: torch.optim.Optimizer, final: dict[str, Any]) -> None:
-            first = final["param_groups"][0]["params"][0]
-            saved.update(final["state"].get(first, {}))
+            saved.update(final["state"].get(_first_of(final["param_groups"]), {}))
 
         def restore(_: torch.optim.Optimizer) -> None:
-            state = self.state[self.param_groups[0]["params"][0]] if saved else {}
+            state = self.state[_first_of(self.param_groups)] if saved else {}
             for name in state.keys() & saved.keys():
                 state[name] = _with_dtypes_of(saved[name], state[name])
 
@@ -451,10 +454,9 @@ class LBFGS(torch.optim.LBFGS):
                     ro, h_diag = taken
                     state["ro"] = [*state["ro"], torch.tensor(ro, dtype=point.gradient.dtype)][-history_size:]
                     state["H_diag"] = torch.tensor(h_diag, dtype=point.gradient.dtype)
-            state["d"] = None  # so that its memory is free for the next one
-            state["d"] = d = native.buffer()
+            d = native.buffer()
             slope, norm, size, alpha = native.direction(state["old_dirs"], state["old_stps"], point.gradient, d)
-            state.update(t=0.0, prev_flat_grad=point.gradient, prev_loss=point.loss)
+            state.update(d=d, t=0.0, prev_flat_grad=point.gradient, prev_loss=point.loss)
             if not math.isfinite(size):
                 return _forget(state)
             if not slope <= -tolerance_change:
@@ -544,6 +546,11 @@ class LBFGS(torch.optim.LBFGS):
         path = "torch" if len(groups) == 1 else "error"
         first = next(iter(refused.values()))
         return [(g, i, path, refused.get((g, i), f"beside a parameter with {first}")) for g, i in places]
+
+
+def _first_of(param_groups: list[dict[str, Any]]) -> Any:
+    """The first parameter, which has the state of all."""
+    return next((p for group in param_groups for p in group["params"]), None)
 
 
 def _forget(state: dict[str, Any]) -> None:

@@ -167,7 +167,7 @@ def test_every_element_of_a_step(dtype, size):
 @pytest.mark.parametrize("problem", [quadratic, logistic, network])
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 def test_the_direction_is_never_farther_from_the_exact_one_than_torchs(problem, dtype):
-    """From the same state, in each of 100 iterations; within float64's own rounding of the products."""
+    """From the same state, in each of 100 iterations. In float64 both are off by a rounding or two of what they sum."""
     ours = problem(LBFGS, dtype, lr=0.5, max_iter=1, history_size=10, tolerance_grad=0, tolerance_change=0)
     errors = []
     for _ in range(100):
@@ -182,16 +182,8 @@ def test_the_direction_is_never_farther_from_the_exact_one_than_torchs(problem, 
             assert np.array_equal(a, b)
         errors.append([float(abs(numbers(o.state["d"]) - d).max() / sizes.max()) for o in (theirs, ours)])
     theirs, ours = np.array(errors).T
-    print(
-        "RATIO",
-        problem.__name__,
-        dtype,
-        np.exp(np.log((ours + 1e-20) / (theirs + 1e-20)).mean()),
-        ours.max(),
-        theirs.max(),
-    )
-    assert np.exp(np.log((ours + 1e-20) / (theirs + 1e-20)).mean()) <= (1.0 if dtype == torch.float32 else 1.5)
-    assert ours.max() <= max(theirs.max(), 64 * 2.0**-53)
+    assert np.exp(np.log((ours + 1e-20) / (theirs + 1e-20)).mean()) <= (0.5 if dtype == torch.float32 else 1.6)
+    assert ours.max() <= (theirs.max() if dtype == torch.float32 else 16 * 2.0**-53)
 
 
 # -- beside torch ----------------------------------------------------------------------------------------------------
@@ -616,7 +608,7 @@ def test_bad_within_the_line_search(what):
     for n in range(2, 8):
         problem = quadratic(LBFGS, max_iter=6, **WOLFE)
         fault = Fault(problem, what, lambda p, n=n: p.calls == n)
-        first = float(problem.optimizer.step(fault))
+        first = problem.optimizer.step(fault).item()
         assert problem.calls > n
         assert_good(problem)
         assert any(torch.equal(problem.flat(), point) for i, point in enumerate(fault.points) if i != n - 1)
@@ -688,15 +680,18 @@ def test_what_the_user_has_written_since_is_not_undone():
     assert_good(problem)
 
 
+@each_dtype
 @with_and_without_search
-def test_denormals_and_signed_zeros_come_back(search):
-    x = Parameter(torch.tensor([1e-40, -0.0, 0.0, 1.0, -1e-44]))
+@pytest.mark.parametrize("mixed", [False, True])
+def test_denormals_and_signed_zeros_come_back(search, dtype, mixed):
+    x = Parameter(torch.tensor([1e-40, -0.0, 0.0, 1.0, -1e-44]).repeat(20).to(dtype))
     before = bits(x)
-    optimizer = LBFGS([x], **search)
+    wide = Parameter(torch.ones(3, dtype=torch.float64))  # so that the vector has another dtype
+    optimizer = LBFGS([x, wide][: 2 if mixed else 1], **search)
     calls = []
 
     def closure():
-        x.grad = torch.ones(5)
+        x.grad = torch.ones_like(x)
         calls.append(1)
         return torch.tensor(1.0 if len(calls) == 1 else math.nan)
 
@@ -747,7 +742,7 @@ def test_an_exception_in_the_closure(search):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_same_bits_for_every_instruction_set_and_number_of_threads(dtype):
-    shapes = [(300_000,), (), (501, 777), (12_345,), (3,)]
+    shapes = [(150_000,), (), (301, 777), (12_345,), (3,)]
     scales = [torch.rand(s, generator=seeded(i), dtype=torch.float64).add(0.1).to(dtype) for i, s in enumerate(shapes)]
     seen = set()
     for isa in [name for name, supported in onepass._core.isas().items() if supported]:
@@ -756,7 +751,7 @@ def test_the_same_bits_for_every_instruction_set_and_number_of_threads(dtype):
             torch.set_num_threads(threads)
             params = leaves(*shapes, dtype=dtype)
             groups = [{"params": params[:2]}, {"params": params[2:], "lr": 0.25}]
-            optimizer = LBFGS(groups, lr=0.5, history_size=3, max_iter=6, tolerance_change=0)
+            optimizer = LBFGS(groups, lr=0.5, history_size=3, max_iter=5, tolerance_change=0)
 
             def closure(params=params):
                 for p, scale in zip(params, scales, strict=True):

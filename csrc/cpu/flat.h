@@ -47,7 +47,8 @@ struct Pair {
 
 // -- the passes ------------------------------------------------------------------------------------------------------
 
-// out = the tensors. Sums: out . direction, or 0 without one. Largest: |out|, NaN if any is.
+// out = the tensors, which is exact: out has a format that holds all of theirs. Sums: out . direction, or 0 without
+// one. Largest: |out|, NaN if any is.
 struct Gather {
   static constexpr std::size_t sums = 1;
   std::span<const Part> parts;
@@ -58,6 +59,7 @@ struct Gather {
 };
 
 // The tensors = x + step * direction, or x itself, to the bit, if the step is 0. `keep` first saves the tensors as x.
+// In x each tensor has its own format, from the place on where it would begin in x's; which must not be a smaller one.
 struct Move {
   static constexpr std::size_t sums = 0;
   std::span<const Part> parts;

@@ -92,21 +92,31 @@ ONEPASS_INLINE void for_each_part(std::span<const Part> parts, std::int64_t begi
   }
 }
 
-template <class T>
-void read_parts(std::span<const Part> parts, std::int64_t begin, std::int64_t n, T* tile) {
-  for_each_part(parts, begin, n, [&](const Part& part, std::int64_t from, std::int64_t count, std::int64_t to) {
-    if (part.tensor.data != nullptr) {
-      decode(part.tensor, part.layout, Part::kTensor, from, count, tile + to);
-    } else {
-      for (std::int64_t i = 0; i < count; ++i) tile[to + i] = T(0);
-    }
-  });
+template <class Storage>
+void copy_run(const std::byte* from, std::int64_t from_stride, std::byte* to, std::int64_t to_stride, std::int64_t n) {
+  using Stored = typename Unaligned<Storage>::type;
+  const auto* source = reinterpret_cast<const Stored*>(from);
+  auto* target = reinterpret_cast<Stored*>(to);
+  if (from_stride == 1 && to_stride == 1) {
+    for (std::int64_t i = 0; i < n; ++i) target[i] = source[i];
+  } else {
+    for (std::int64_t i = 0; i < n; ++i) target[i * to_stride] = source[i * from_stride];
+  }
 }
 
-template <class T>
-void write_parts(std::span<const Part> parts, std::int64_t begin, std::int64_t n, const T* tile) {
-  for_each_part(parts, begin, n, [&](const Part& part, std::int64_t from, std::int64_t count, std::int64_t to) {
-    encode(part.tensor, part.layout, Part::kTensor, from, count, tile + to);
+// Copies elements [from, from + n) of a part to a packed array of its format, or back, as they are: denormals, too.
+enum class Way { out_of_tensor, into_tensor };
+template <Way way>
+void copy_part(const Part& part, std::int64_t from, std::int64_t n, std::byte* packed) {
+  const auto size = static_cast<std::int64_t>(size_of(part.tensor.format));
+  for_each_run(part.layout, Part::kTensor, from, n, [&](std::int64_t offset, std::int64_t stride, std::int64_t count) {
+    std::byte* const own = part.tensor.data + offset * size;
+    const auto copy = [&]<class Storage>(Storage) {
+      way == Way::out_of_tensor ? copy_run<Storage>(own, stride, packed, 1, count)
+                                : copy_run<Storage>(packed, 1, own, stride, count);
+    };
+    size == 2 ? copy(std::uint16_t{}) : size == 4 ? copy(std::uint32_t{}) : copy(std::uint64_t{});
+    packed += count * size;
   });
 }
 
@@ -120,10 +130,20 @@ template <class T>
 void gather(const Gather& pass, const Chunk& chunk, double* sums, double& largest) {
   alignas(64) T rooms[2][kSumTile];
   alignas(64) double wide[kSumTile];
+  const auto size = static_cast<std::int64_t>(size_of(pass.out.format));
   for_each_tile(chunk, [&](std::int64_t at, std::int64_t n) {
-    T* out = place(pass.out, at, rooms[0]);
-    read_parts(pass.parts, at, n, out);
-    store(pass.out, at, n, rooms[0], out);
+    for_each_part(pass.parts, at, n, [&](const Part& part, std::int64_t from, std::int64_t count, std::int64_t to) {
+      std::byte* const out = pass.out.data + (at + to) * size;
+      if (part.tensor.data == nullptr) {
+        for (std::int64_t i = 0; i < count * size; ++i) out[i] = std::byte{0};
+      } else if (part.tensor.format == pass.out.format) {
+        copy_part<Way::out_of_tensor>(part, from, count, out);
+      } else {
+        decode(part.tensor, part.layout, Part::kTensor, from, count, rooms[0]);
+        encode(pass.out, nullptr, Part::kFlat, at + to, count, rooms[0]);
+      }
+    });
+    const T* out = load(pass.out, at, n, rooms[0]);
     largest = maximum(largest, largest_of(out, n));
     if (pass.direction.data != nullptr) sums[0] += dot(out, widened(load(pass.direction, at, n, rooms[1]), n, wide), n);
   });
@@ -134,19 +154,17 @@ void move(const Move& pass, const Chunk& chunk, double* /*sums*/, double& /*larg
   alignas(64) T rooms[3][kSumTile];
   const T step = static_cast<T>(pass.step);
   for_each_tile(chunk, [&](std::int64_t at, std::int64_t n) {
-    const T* x = nullptr;
-    if (pass.keep) {
-      T* kept = place(pass.x, at, rooms[0]);
-      read_parts(pass.parts, at, n, kept);
-      store(pass.x, at, n, rooms[0], kept);
-      x = kept;
-    } else {
-      x = load(pass.x, at, n, rooms[0]);
-    }
-    if (step == T(0)) return write_parts(pass.parts, at, n, x);
-    const T* direction = load(pass.direction, at, n, rooms[1]);
-    for (std::int64_t i = 0; i < n; ++i) rooms[2][i] = x[i] + step * direction[i];
-    write_parts(pass.parts, at, n, rooms[2]);
+    const T* direction = step != T(0) ? load(pass.direction, at, n, rooms[0]) : nullptr;
+    for_each_part(pass.parts, at, n, [&](const Part& part, std::int64_t from, std::int64_t count, std::int64_t to) {
+      const Operand own{pass.x.data + part.begin * static_cast<std::int64_t>(size_of(pass.x.format)),
+                        part.tensor.format};
+      std::byte* const kept = own.data + from * static_cast<std::int64_t>(size_of(own.format));
+      if (pass.keep) copy_part<Way::out_of_tensor>(part, from, count, kept);
+      if (step == T(0)) return copy_part<Way::into_tensor>(part, from, count, kept);
+      const T* x = load(own, from, count, rooms[1]);
+      for (std::int64_t i = 0; i < count; ++i) rooms[2][i] = x[i] + step * direction[to + i];
+      encode(part.tensor, part.layout, Part::kTensor, from, count, rooms[2]);
+    });
   });
 }
 

@@ -508,13 +508,15 @@ class LBFGS(torch.optim.LBFGS):
         d, t = state.get("d"), state.get("t")
         if d is None or t is None or x.numel() != run.native.length:
             return
-        here = run.numbers()
-        run.native.move(run.groups, x, d, float(t), False)
-        if torch.equal(run.numbers(), here):
-            run.native.move(run.groups, x, d, 0.0, False)
+        native, groups = run.native, run.groups
+        here, found = native.buffer(), run.numbers()
+        native.move(groups, here, d, 0.0, True)
+        native.move(groups, x, d, float(t), False)
+        if torch.equal(run.numbers(), found):
+            native.move(groups, x, d, 0.0, False)
             _forget(state)
         else:
-            run.native.move(run.groups, here, d, 0.0, False)
+            native.move(groups, here, d, 0.0, False)
 
     # -- what the kernels do not cover -------------------------------------------------------------------------------
 

@@ -1,8 +1,8 @@
 """Every optimizer's formula once more, plain, in NumPy and float64, and what it takes to hold a step to it.
 
 Nothing here is shared with the package. A formula takes one tensor from step t - 1 to t: the parameter ``p``, the
-gradient ``g`` (already negated with ``maximize``), the states ``s`` (empty before the first step) and ``t``, counted
-from 1. It returns the new parameter and the new states.
+gradient ``g`` (already negated with ``maximize``), the states ``s`` (before the first step only those that do not begin
+at zero) and ``t``, counted from 1. It returns the new parameter and the new states.
 """
 
 import numpy as np
@@ -49,6 +49,106 @@ def lion_doubt(g, s, rounding, *, betas, **_):
     """Where the sign hangs on errors of a few roundings. An argument of exactly zero is certain: its sign is zero."""
     kept, added = betas[0] * s.get("exp_avg", 0.0), (1 - betas[0]) * g
     return abs(kept + added) < 16 * rounding * (abs(kept) + abs(added))
+
+
+def adagrad(p, g, s, t, *, lr, lr_decay, weight_decay, eps, decoupled_weight_decay=False, **_):
+    """Duchi et al. 2011."""
+    lr = lr / (1 + (t - 1) * lr_decay)
+    if decoupled_weight_decay:
+        p = p - lr * weight_decay * p
+    else:
+        g = g + weight_decay * p
+    v = s["sum"] + g**2
+    return p - lr * g / (np.sqrt(v) + eps), {"sum": v}
+
+
+def rmsprop(p, g, s, t, *, lr, alpha, eps, weight_decay, momentum, centered, **_):
+    """Tieleman and Hinton 2012; Graves 2013 for the centered form, whose variance is never below zero."""
+    g = g + weight_decay * p
+    v = alpha * s.get("square_avg", 0.0) + (1 - alpha) * g**2
+    new = {"square_avg": v}
+    if centered:
+        m = new["grad_avg"] = alpha * s.get("grad_avg", 0.0) + (1 - alpha) * g
+        v = np.maximum(v - m**2, 0.0)
+    d = g / (np.sqrt(v) + eps)
+    if momentum > 0:
+        d = new["momentum_buffer"] = momentum * s.get("momentum_buffer", 0.0) + d
+    return p - lr * d, new
+
+
+def adadelta(p, g, s, t, *, lr, rho, eps, weight_decay, **_):
+    """Zeiler 2012, algorithm 1, and a learning rate."""
+    g = g + weight_decay * p
+    u = s.get("acc_delta", 0.0)
+    v = rho * s.get("square_avg", 0.0) + (1 - rho) * g**2
+    d = np.sqrt(u + eps) / np.sqrt(v + eps) * g
+    return p - lr * d, {"square_avg": v, "acc_delta": rho * u + (1 - rho) * d**2}
+
+
+def adamax(p, g, s, t, *, lr, betas, eps, weight_decay, **_):
+    """Kingma and Ba 2015, algorithm 2, with torch's eps, which keeps the infinity norm from being zero."""
+    beta1, beta2 = betas
+    g = g + weight_decay * p
+    m = beta1 * s.get("exp_avg", 0.0) + (1 - beta1) * g
+    u = np.maximum(beta2 * s.get("exp_inf", 0.0), abs(g) + eps)
+    return p - lr / (1 - beta1**t) * m / u, {"exp_avg": m, "exp_inf": u}
+
+
+def nadam(p, g, s, t, *, lr, betas, eps, weight_decay, momentum_decay, decoupled_weight_decay, **_):
+    """Dozat 2016, with the momentum schedule of its section on Nesterov-accelerated Adam."""
+    beta1, beta2 = betas
+    if decoupled_weight_decay:
+        p = p - lr * weight_decay * p
+    else:
+        g = g + weight_decay * p
+    mu, next_mu = (beta1 * (1 - 0.5 * 0.96 ** (k * momentum_decay)) for k in (t, t + 1))
+    product = s["mu_product"] * mu
+    m = beta1 * s.get("exp_avg", 0.0) + (1 - beta1) * g
+    v = beta2 * s.get("exp_avg_sq", 0.0) + (1 - beta2) * g**2
+    looking_ahead = next_mu * m / (1 - product * next_mu) + (1 - mu) * g / (1 - product)
+    p = p - lr * looking_ahead / (np.sqrt(v / (1 - beta2**t)) + eps)
+    return p, {"mu_product": product, "exp_avg": m, "exp_avg_sq": v}
+
+
+def radam(p, g, s, t, *, lr, betas, eps, weight_decay, decoupled_weight_decay, **_):
+    """Liu et al. 2020, algorithm 2; as in torch the variance is trusted from a length of 5 on, not 4."""
+    beta1, beta2 = betas
+    if decoupled_weight_decay:
+        p = p - lr * weight_decay * p
+    else:
+        g = g + weight_decay * p
+    m = beta1 * s.get("exp_avg", 0.0) + (1 - beta1) * g
+    v = beta2 * s.get("exp_avg_sq", 0.0) + (1 - beta2) * g**2
+    d = m / (1 - beta1**t)
+    most = 2 / (1 - beta2) - 1
+    length = most - 2 * t * beta2**t / (1 - beta2**t)
+    if length > 5:
+        rectified = np.sqrt((length - 4) * (length - 2) * most / ((most - 4) * (most - 2) * length))
+        d = d * rectified * np.sqrt(1 - beta2**t) / (np.sqrt(v) + eps)
+    return p - lr * d, {"exp_avg": m, "exp_avg_sq": v}
+
+
+def asgd(p, g, s, t, *, lr, lambd, alpha, t0, weight_decay, **_):
+    """Polyak and Juditsky 1992, with the rates of Bottou's SGD: they are those that the last step has left."""
+    g = g + weight_decay * p
+    eta, mu = s["eta"], s["mu"]
+    p = p - eta * lambd * p - eta * g
+    ax = s.get("ax", 0.0)
+    ax = ax + mu * (p - ax) if mu != 1 else p
+    return p, {"eta": lr / (1 + lambd * lr * t) ** alpha, "mu": 1 / max(1, t - t0), "ax": ax}
+
+
+def rprop(p, g, s, t, *, etas, step_sizes, **_):
+    """Riedmiller and Braun 1993, in the form without weight backtracking (Igel and Huesken's iRprop-)."""
+
+    def sign(x):
+        return np.nan_to_num(np.sign(x))  # as torch's: that of NaN is 0
+
+    agree = sign(g) * sign(s.get("prev", 0.0))
+    factor = np.where(agree > 0, etas[1], np.where(agree < 0, etas[0], 1.0))
+    size = np.clip(s["step_size"] * factor, *step_sizes)
+    g = np.where(agree < 0, 0.0, g)
+    return p - sign(g) * size, {"prev": g, "step_size": size}
 
 
 # -- numbers ---------------------------------------------------------------------------------------------------------
@@ -98,7 +198,7 @@ def snapshot(row, optimizer) -> list[tuple]:
         for p in group["params"]:
             if p.grad is not None:
                 held = optimizer.state.get(p, {})
-                states = {name: numbers(held[name]) for name in row.states if name in held}
+                states = {name: numbers(held[name]) for name in row.held if name in held}
                 t = int(held["step"]) + 1 if row.counts_steps and "step" in held else 1
                 rows.append((p, hyper(group), numbers(p), numbers(p.grad), states, t))
     return rows
@@ -119,8 +219,9 @@ def checked_step(row, optimizer, roundings: float = 4) -> None:
         optimizer.step()
     for p, h, old_p, g, old_states, t in before:
         g = -g if h["maximize"] else g
-        held = {name: optimizer.state[p][name] for name in row.states if name in optimizer.state[p]}
+        held = {name: optimizer.state[p][name] for name in row.held if name in optimizer.state[p]}
         dtypes = {"": real(p).dtype} | {name: real(held[name]).dtype for name in held}
+        old_states = {name: stored(x, dtypes[name]) for name, x in row.first(**h).items()} | old_states
         wide = dtypes[""] == torch.float64
         error = roundings * ROUNDING[torch.float64 if wide else torch.float32]
         # Below this, arithmetic or conversions may flush to zero.
@@ -197,9 +298,16 @@ class Trajectory:
                     continue
                 self.steps[p] += 1
                 g = numbers(p.grad).astype(self.type) * (-1 if h["maximize"] else 1)
+                old = self.states[p] or self._kept(self.row.first(**h))
                 if self.row.doubt:
-                    self.doubts[p] |= self.row.doubt(g, self.states[p], ROUNDING[real(p).dtype], **h)
-                self.values[p], self.states[p] = self.row.formula(self.values[p], g, self.states[p], self.steps[p], **h)
+                    self.doubts[p] |= self.row.doubt(g, old, ROUNDING[real(p).dtype], **h)
+                self.values[p], new = self.row.formula(self.values[p], g, old, self.steps[p], **h)
+                self.states[p] = self._kept(new)
+
+    def _kept(self, states: dict) -> dict:
+        """The scalars among them have the default dtype, whatever the parameter's."""
+        scalars = [name for name in self.row.scalars if name in states]
+        return states | {name: stored(states[name], torch.get_default_dtype()) for name in scalars}
 
     def names(self) -> list[str]:
         """Of what there are numbers: "" for the parameters, and the states in use."""

@@ -1,6 +1,6 @@
 """What a user may do to parameters, states and groups between two steps: the next step works on what is there now.
 
-Each change is made to our optimizer, to a stock one, and, just before a step, to a copy of ours, which has no memory of
+Each change is made to our optimizer, to torch's, and, just before a step, to a copy of ours, which has no memory of
 the steps before: nothing that is kept between steps may show.
 """
 
@@ -12,22 +12,9 @@ from collections import defaultdict
 import onepass
 import pytest
 import torch
-from contract import (
-    ADAM,
-    SGD,
-    adams,
-    assert_close,
-    assert_same,
-    every_kind,
-    give_gradients,
-    leaves,
-    numbers,
-    params_of,
-    run_both,
-    snapshot,
-    torch_path,
-    train,
-)
+from cases import ROW, ROWS, SCALARS, each_row
+from contract import assert_close, assert_same, give_gradients, leaves, numbers, run_both, snapshot, torch_path, train
+from reference import checked_step, params_of
 from torch.nn import Parameter
 
 CHANGES = {}
@@ -123,9 +110,9 @@ def several_moved_into_one_buffer(opt):
 
 
 def tensors(opt, p=None):
-    """The states of a parameter, but its counter."""
+    """The states of a parameter that have its shape."""
     state = opt.state[first(opt) if p is None else p]
-    return {name: value for name, value in state.items() if name != "step"}
+    return {name: value for name, value in state.items() if name not in SCALARS}
 
 
 @change
@@ -174,7 +161,7 @@ def state_tensors_with_other_strides(opt):
 @change
 def state_data_replaced(opt):
     for value in tensors(opt).values():
-        value.data = value.data.abs() + 1
+        value.data = value.data.abs() / 2
 
 
 @change
@@ -199,10 +186,16 @@ def counter_replaced(opt):
 
 
 @change
-def counters_shared_as_one_element_tensors(opt):
-    for p in params_of(opt):
-        if "step" in opt.state[p]:
-            opt.state[p]["step"] = torch.full((1,), 3.0)
+def scalars_in_tensors_of_one_element(opt):
+    for p in params_of(opt)[1:]:
+        for name in SCALARS & opt.state[p].keys():
+            opt.state[p][name] = opt.state[p][name].reshape(1).clone()
+
+
+@change
+def scalars_edited(opt):
+    for name in SCALARS & opt.state[first(opt)].keys() - {"step"}:
+        opt.state[first(opt)][name].mul_(0.5)
 
 
 @change
@@ -311,26 +304,26 @@ def keys_added_to_a_group(opt):
 
 
 @pytest.mark.parametrize("name", CHANGES)
-@every_kind
-def test_between_steps(kind, name):
+@each_row
+def test_between_steps(row, name):
     def script(opt):
         opt.add_param_group({"params": leaves([(8,), (8,)], seed=4), "lr": 0.05})
         train(opt, 2)
         CHANGES[name](opt)
         for t in (2, 3):
-            if isinstance(opt, kind.ours):
+            if isinstance(opt, row.ours):
                 twin = copy.deepcopy(opt)
                 train(twin, first=t)
             train(opt, first=t)
-            if isinstance(opt, kind.ours):
+            if isinstance(opt, row.ours):
                 assert_same(snapshot(opt), snapshot(twin))
 
-    run_both(kind, script)
+    run_both(row, script)
 
 
-@every_kind
-def test_old_memory_is_left_alone(kind):
-    opt = kind.ours(leaves(), **kind.options)
+@each_row
+def test_old_memory_is_left_alone(row):
+    opt = row.ours(leaves(), **row.full)
     train(opt, 2)
     p = params_of(opt)[2]
     old = [p.data, *opt.state[p].values()]
@@ -341,10 +334,10 @@ def test_old_memory_is_left_alone(kind):
     assert_same(old, before)
 
 
-@every_kind
-def test_everything_gets_the_same_gaps(kind):
+@each_row
+def test_everything_gets_the_same_gaps(row):
     """Parameter, gradient and states alike: equal strides, but no longer packed."""
-    opt, packed = (kind.ours(leaves(), **kind.options) for _ in range(2))
+    opt, packed = (row.ours(leaves(), **row.full) for _ in range(2))
     train(opt, 2)
     train(packed, 3)
 
@@ -357,18 +350,18 @@ def test_everything_gets_the_same_gaps(kind):
     p.grad = None
     p.data = with_gaps(p.data)
     p.grad = with_gaps(grad)
-    for name in kind.states:
+    for name in row.states:
         opt.state[p][name] = with_gaps(opt.state[p][name])
     opt.step()
     assert_same(snapshot(opt), snapshot(packed))
-    for x in (p.data, *(opt.state[p][name] for name in kind.states)):
+    for x in (p.data, *(opt.state[p][name] for name in row.states)):
         assert not torch.empty(0, dtype=x.dtype).set_(x.untyped_storage()).view(4, 7)[:, [1, 2, 4, 5]].any()
 
 
-@every_kind
-def test_changes_in_every_step(kind):
+@each_row
+def test_changes_in_every_step(row):
     """Parameters that come and go, so that their addresses are used again."""
-    opt = kind.ours(leaves([(6,)] * 3), **kind.options)
+    opt = row.ours(leaves([(6,)] * 3), **row.full)
     for t in range(30):
         params = opt.param_groups[0]["params"]
         gone = params.pop(t % 3)
@@ -384,12 +377,12 @@ def test_changes_in_every_step(kind):
 # -- dtypes ----------------------------------------------------------------------------------------------------------
 
 
-@every_kind
+@each_row
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-def test_a_module_changes_its_dtype(kind, dtype):
+def test_a_module_changes_its_dtype(row, dtype):
     """The parameters stay the objects they were; the states keep their float32."""
     model = torch.nn.Linear(4, 3)
-    opt = kind.ours(model.parameters(), **kind.options)
+    opt = row.ours(model.parameters(), **row.full)
     train(opt, 2)
     model.to(dtype)
     for t in (2, 3):
@@ -401,11 +394,11 @@ def test_a_module_changes_its_dtype(kind, dtype):
     assert {value.dtype for state in opt.state.values() for value in state.values()} == {torch.float32}
 
 
-@every_kind
-def test_a_module_made_double_continues_as_in_double(kind):
+@each_row
+def test_a_module_made_double_continues_as_in_double(row):
     model, exact = torch.nn.Linear(4, 3), torch.nn.Linear(4, 3).double()
     exact.load_state_dict(model.state_dict())
-    opt, stock = kind.ours(model.parameters(), **kind.options), kind.stock(exact.parameters(), **kind.options)
+    opt, stock = row.ours(model.parameters(), **row.full), row.theirs(exact.parameters(), **row.full)
     for t in range(4):
         if t == 2:
             model.double()
@@ -432,11 +425,11 @@ def by_torch_save(opt):
     return torch.load(file, weights_only=False)
 
 
-@every_kind
+@each_row
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, by_pickle, by_torch_save])
 @pytest.mark.parametrize("options", [{}, {"state_dtype": torch.bfloat16}], ids=["plain", "bfloat16 states"])
-def test_a_copy_goes_on_where_the_original_stands(kind, duplicate, options):
-    opt = kind.ours(leaves(), **kind.options, **options)
+def test_a_copy_goes_on_where_the_original_stands(row, duplicate, options):
+    opt = row.ours(leaves(), **row.full, **options)
     opt.add_param_group({"params": leaves([(8,)], seed=4), "lr": 0.05})
     for t in range(4):
         twin = duplicate(opt)
@@ -449,9 +442,9 @@ def test_a_copy_goes_on_where_the_original_stands(kind, duplicate, options):
     assert set(opt.__getstate__()) == {"defaults", "state", "param_groups"}
 
 
-@every_kind
-def test_a_shallow_copy_steps_the_same_parameters(kind):
-    opt, plain = (kind.ours(leaves(), **kind.options) for _ in range(2))
+@each_row
+def test_a_shallow_copy_steps_the_same_parameters(row):
+    opt, plain = (row.ours(leaves(), **row.full) for _ in range(2))
     train(opt, 1)
     shallow = copy.copy(opt)
     train(shallow, 1, first=1)
@@ -460,14 +453,14 @@ def test_a_shallow_copy_steps_the_same_parameters(kind):
     assert_same(snapshot(opt), snapshot(plain))
 
 
-@every_kind
-def test_a_subclass_with_attributes_of_its_own(kind):
-    class Named(kind.ours):
+@each_row
+def test_a_subclass_with_attributes_of_its_own(row):
+    class Named(row.ours):
         def __init__(self, params, name, **kw):
             self.name = name
             super().__init__(params, **kw)
 
-    opt, plain = Named(leaves(), "x", **kind.options), kind.ours(leaves(), **kind.options)
+    opt, plain = Named(leaves(), "x", **row.full), row.ours(leaves(), **row.full)
     train(opt, 3)
     train(plain, 3)
     assert opt.name == "x"
@@ -477,17 +470,16 @@ def test_a_subclass_with_attributes_of_its_own(kind):
 # -- what torch's classes cannot do, and ours can --------------------------------------------------------------------
 
 
-@adams
-def test_a_missing_state_is_made_anew(kind):
-    opt = kind.ours(leaves(), **kind.options)
-    train(opt, 2)
-    p = params_of(opt)[2]
-    del opt.state[p]["exp_avg_sq"]
-    opt.param_groups[0]["amsgrad"] = True
-    train(opt, 1, first=2)
-    assert set(opt.state[p]) == {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"}
-    assert_close(opt.state[p]["exp_avg_sq"], 0.001 * p.grad**2)
-    assert_same(opt.state[p]["max_exp_avg_sq"], opt.state[p]["exp_avg_sq"])
+@each_row
+def test_a_missing_state_is_made_anew(row):
+    for name in row.held:
+        opt = row.ours(leaves(), **row.full)
+        train(opt, 2)
+        p = params_of(opt)[2]
+        del opt.state[p][name]
+        give_gradients(params_of(opt), 2)
+        checked_step(row, opt)
+        assert set(opt.state[p]) == {*row.scalars, *row.states}
 
 
 def test_a_momentum_buffer_that_is_gone_begins_again():
@@ -497,17 +489,24 @@ def test_a_momentum_buffer_that_is_gone_begins_again():
         opt.state[params_of(opt)[2]]["momentum_buffer"] = None
         train(opt, 2, first=2)
 
-    run_both(SGD, script)
+    run_both(ROW["SGD"], script)
 
 
-@pytest.mark.parametrize("counter", [torch.tensor(3), torch.tensor([3], dtype=torch.int32)])
-def test_a_counter_that_is_no_float_is_left_to_torch(counter):
+NO_FLOAT = {"step": [torch.Tensor.int, lambda x: x.reshape(1).int()]}
+
+
+@pytest.mark.parametrize(
+    ("row", "name", "other"),
+    [(row, name, other) for row in ROWS for name in row.scalars for other in NO_FLOAT.get(name, [torch.Tensor.half])],
+)
+def test_a_scalar_that_is_no_float_is_left_to_torch(row, name, other):
     def script(opt):
         train(opt, 2)
-        opt.state[params_of(opt)[1]]["step"] = counter.clone()
+        state = opt.state[params_of(opt)[1]]
+        state[name] = other(state[name])
         train(opt, 2, first=2)
 
-    run_both(ADAM, script, path={"step counter that is not one float on the CPU"})
+    run_both(row, script, path={f"state {name} that is not one float on the CPU"})
 
 
 def test_changes_are_stepped_by_the_kernels():

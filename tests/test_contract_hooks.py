@@ -3,19 +3,9 @@
 import onepass
 import pytest
 import torch
-from contract import (
-    KINDS,
-    SHAPES,
-    assert_same,
-    every_kind,
-    give_gradients,
-    leaves,
-    params_of,
-    run_both,
-    snapshot,
-    torchs_kinds,
-    train,
-)
+from cases import ROWS, each_of_torchs, each_row
+from contract import SHAPES, assert_same, give_gradients, leaves, run_both, snapshot, train
+from reference import params_of
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 
@@ -49,13 +39,13 @@ def unlisten(handles):
 ORDER = ["global_pre", "pre", "pre2", "post", "global_post"]
 
 
-@every_kind
+@each_row
 @pytest.mark.parametrize(
     ("args", "kwargs"),
     [((), {}), ((lambda: 7.5,), {}), ((), {"closure": lambda: 7.5})],
     ids=["none", "plain", "keyword"],
 )
-def test_hooks_fire_once_in_torchs_order_with_torchs_arguments(kind, args, kwargs):
+def test_hooks_fire_once_in_torchs_order_with_torchs_arguments(row, args, kwargs):
     def script(opt):
         events = []
         give_gradients(params_of(opt), 0)
@@ -68,12 +58,12 @@ def test_hooks_fire_once_in_torchs_order_with_torchs_arguments(kind, args, kwarg
         assert [event[0] for event in events] == ORDER
         return events, result
 
-    run_both(kind, script)
+    run_both(row, script)
 
 
 @pytest.mark.parametrize("only", ORDER)
-@every_kind
-def test_one_hook_alone_is_heard_as_well(kind, only):
+@each_row
+def test_one_hook_alone_is_heard_as_well(row, only):
     def script(opt):
         events = []
         give_gradients(params_of(opt), 0)
@@ -85,11 +75,11 @@ def test_one_hook_alone_is_heard_as_well(kind, only):
         assert [event[0] for event in events] == [only]
         return events
 
-    run_both(kind, script)
+    run_both(row, script)
 
 
-@every_kind
-def test_a_pre_hook_can_replace_the_arguments(kind):
+@each_row
+def test_a_pre_hook_can_replace_the_arguments(row):
     def given():
         return 1.0
 
@@ -107,13 +97,13 @@ def test_a_pre_hook_can_replace_the_arguments(kind):
         assert result == 2.0
         return events, result
 
-    run_both(kind, script)
+    run_both(row, script)
 
 
-@every_kind
-def test_a_pre_hook_that_returns_something_else_is_an_error(kind):
-    for cls in (kind.ours, kind.stock):
-        opt = cls(leaves(), **kind.options)
+@each_row
+def test_a_pre_hook_that_returns_something_else_is_an_error(row):
+    for cls in (row.ours, row.theirs):
+        opt = cls(leaves(), **row.full)
         give_gradients(params_of(opt), 0)
         before = snapshot(opt)
         opt.register_step_pre_hook(lambda *_: 3)
@@ -122,10 +112,10 @@ def test_a_pre_hook_that_returns_something_else_is_an_error(kind):
         assert_same(snapshot(opt), before)
 
 
-@every_kind
-def test_hooks_fire_once_around_a_step_that_a_subclass_overrides(kind):
+@each_row
+def test_hooks_fire_once_around_a_step_that_a_subclass_overrides(row):
     # torch's own classes fire them once more inside super().step(), as their step is wrapped, too.
-    class Louder(kind.ours):
+    class Louder(row.ours):
         def step(self, closure=None):
             events.append("in")
             loss = super().step(closure)
@@ -135,9 +125,9 @@ def test_hooks_fire_once_around_a_step_that_a_subclass_overrides(kind):
     class Loudest(Louder):
         pass
 
-    train(kind.ours(leaves(), **kind.options))
+    train(row.ours(leaves(), **row.full))
     for cls in (Louder, Loudest):
-        opt, plain = cls(leaves(), **kind.options), kind.ours(leaves(), **kind.options)
+        opt, plain = cls(leaves(), **row.full), row.ours(leaves(), **row.full)
         train(plain)
         events = []
         give_gradients(params_of(opt), 0)
@@ -152,8 +142,8 @@ def test_hooks_fire_once_around_a_step_that_a_subclass_overrides(kind):
         assert_same(snapshot(opt), snapshot(plain))
 
 
-@every_kind
-def test_a_hook_that_raises_stops_the_step(kind):
+@each_row
+def test_a_hook_that_raises_stops_the_step(row):
     def script(opt):
         def hook(*_):
             raise ArithmeticError("no")
@@ -165,11 +155,11 @@ def test_a_hook_that_raises_stops_the_step(kind):
         handle.remove()
         train(opt, 1, first=1)
 
-    run_both(kind, script)
+    run_both(row, script)
 
 
-@every_kind
-def test_hooks_may_change_the_optimizer(kind):
+@each_row
+def test_hooks_may_change_the_optimizer(row):
     """A post hook that sets the learning rate, and a pre hook that edits gradients, count at once."""
 
     def script(opt):
@@ -185,17 +175,17 @@ def test_hooks_may_change_the_optimizer(kind):
         train(opt, 4)
         return [group["lr"] for group in opt.param_groups]
 
-    run_both(kind, script)
+    run_both(row, script)
 
 
 # -- the profiler ----------------------------------------------------------------------------------------------------
 
 
-@every_kind
-def test_the_profiler_sees_the_step_under_torchs_name(kind):
+@each_row
+def test_the_profiler_sees_the_step_under_torchs_name(row):
     def names(cls):
-        cls = type(kind.name, (cls,), {})  # so that the plain Lion has the same name, too
-        opt = cls(leaves(), **kind.options)
+        cls = type(row.name, (cls,), {})  # so that the plain Lion has the same name, too
+        opt = cls(leaves(), **row.full)
         give_gradients(params_of(opt), 0)
         coded = []
         opt._optimizer_step_code = lambda: coded.append(1)  # where the memory profiler looks at the optimizer
@@ -206,17 +196,17 @@ def test_the_profiler_sees_the_step_under_torchs_name(kind):
         assert coded == [1, 1]
         return {event.key: event.count for event in profile.key_averages() if event.key.startswith("Optimizer.")}
 
-    expected = {f"Optimizer.step#{kind.name}.step": 2, f"Optimizer.zero_grad#{kind.name}.zero_grad": 1}
-    assert names(kind.ours) == expected
-    assert names(kind.stock) == expected
+    expected = {f"Optimizer.step#{row.name}.step": 2, f"Optimizer.zero_grad#{row.name}.zero_grad": 1}
+    assert names(row.ours) == expected
+    assert names(row.theirs) == expected
 
 
 # -- closures --------------------------------------------------------------------------------------------------------
 
 
-@every_kind
+@each_row
 @pytest.mark.parametrize("around", [torch.no_grad, torch.enable_grad])
-def test_a_closure_runs_once_with_gradients_enabled_and_its_value_comes_back(kind, around):
+def test_a_closure_runs_once_with_gradients_enabled_and_its_value_comes_back(row, around):
     def script(opt):
         calls = []
 
@@ -233,11 +223,11 @@ def test_a_closure_runs_once_with_gradients_enabled_and_its_value_comes_back(kin
         assert calls == [True] * 3 + [around is torch.enable_grad]
         assert losses == sorted(losses, reverse=True)
 
-    run_both(kind, script)
+    run_both(row, script)
 
 
-@every_kind
-def test_a_closure_that_raises_changes_nothing(kind):
+@each_row
+def test_a_closure_that_raises_changes_nothing(row):
     def script(opt):
         def closure():
             raise ArithmeticError("no")
@@ -251,13 +241,13 @@ def test_a_closure_that_raises_changes_nothing(kind):
         assert_same(snapshot(opt), before)
         opt.step()
 
-    run_both(kind, script)
+    run_both(row, script)
 
 
-@every_kind
-def test_a_closure_may_step_another_optimizer(kind):
-    first, second = (kind.ours(leaves(seed=s), **kind.options) for s in (0, 1))
-    alone = [kind.ours(leaves(seed=s), **kind.options) for s in (0, 1)]
+@each_row
+def test_a_closure_may_step_another_optimizer(row):
+    first, second = (row.ours(leaves(seed=s), **row.full) for s in (0, 1))
+    alone = [row.ours(leaves(seed=s), **row.full) for s in (0, 1)]
     for opt in (first, second, *alone):
         give_gradients(params_of(opt), 0)
     first.step(second.step)
@@ -287,10 +277,10 @@ def net():
     return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2)).double()
 
 
-def training(cls, kind, compile, **kw):
+def training(cls, row, compile, **kw):
     """Three training steps, and all that they leave."""
     model = net()
-    opt = cls(model.parameters(), **{**kind.options, **kw})
+    opt = cls(model.parameters(), **{**row.full, **kw})
     x = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(3, 4)
 
     def train_step(x):
@@ -305,21 +295,21 @@ def training(cls, kind, compile, **kw):
     return [run(x) for _ in range(3)], snapshot(opt)
 
 
-@every_kind
+@each_row
 @compiled
-def test_a_compiled_training_step(kind):
+def test_a_compiled_training_step(row):
     before = onepass.stats()
-    actual = training(kind.ours, kind, compile=True)
+    actual = training(row.ours, row, compile=True)
     after = onepass.stats()
-    assert_same(actual, training(kind.ours, kind, compile=False))
+    assert_same(actual, training(row.ours, row, compile=False))
     assert after["kernel"]["cpu"] == before["kernel"]["cpu"] + 3 * 4
     assert after["torch"] == before["torch"]
 
 
-@every_kind
+@each_row
 @compiled
-def test_a_compiled_step(kind):
-    opt, plain = (kind.ours(leaves(), **kind.options) for _ in range(2))
+def test_a_compiled_step(row):
+    opt, plain = (row.ours(leaves(), **row.full) for _ in range(2))
     step = torch.compile(opt.step, backend="eager")
     for t in range(3):
         give_gradients(params_of(opt), t)
@@ -328,11 +318,11 @@ def test_a_compiled_step(kind):
     assert_same(snapshot(opt), snapshot(plain))
 
 
-@torchs_kinds
+@each_of_torchs
 @compiled
-def test_hooks_fire_in_a_compiled_step_as_torchs_do(kind):
+def test_hooks_fire_in_a_compiled_step_as_torchs_do(row):
     def trained(cls, compile):
-        opt = cls(leaves(SHAPES[:3]), **kind.options)
+        opt = cls(leaves(SHAPES[:3]), **row.full)
         events = []
         for name in ("pre", "post"):
             getattr(opt, f"register_step_{name}_hook")(lambda *_, name=name: events.append(name))
@@ -346,11 +336,11 @@ def test_hooks_fire_in_a_compiled_step_as_torchs_do(kind):
             step()
         return events, snapshot(opt)
 
-    events, end = trained(kind.ours, True)
-    assert events == trained(kind.stock, True)[0] == ["pre", "post"] * 2
-    assert_same(end, trained(kind.ours, False)[1])
+    events, end = trained(row.ours, True)
+    assert events == trained(row.theirs, True)[0] == ["pre", "post"] * 2
+    assert_same(end, trained(row.ours, False)[1])
 
 
 def test_the_table_has_every_class_of_this_package():
     own = {c for c in vars(onepass).values() if isinstance(c, type) and issubclass(c, torch.optim.Optimizer)}
-    assert {kind.ours for kind in KINDS} == {c for c in own if c.__module__.startswith("onepass")}
+    assert {row.ours for row in ROWS} == {c for c in own if c.__module__.startswith("onepass")}

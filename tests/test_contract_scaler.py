@@ -3,20 +3,9 @@
 import onepass
 import pytest
 import torch
-from contract import (
-    SGD,
-    SHAPES,
-    assert_close,
-    assert_same,
-    every_kind,
-    give_gradients,
-    leaves,
-    params_of,
-    run_both,
-    snapshot,
-    torch_path,
-    train,
-)
+from cases import ROW, each_row
+from contract import assert_close, assert_same, give_gradients, leaves, run_both, snapshot, torch_path, train
+from reference import params_of
 from torch.nn import Parameter
 
 
@@ -41,10 +30,10 @@ def unscaled(grad, scale):
 SCALES = [(torch.float32, 1024.0), (torch.float32, 1000.0), (torch.float64, 1024.0), (torch.bfloat16, 65536.0)]
 
 
-@every_kind
+@each_row
 @pytest.mark.parametrize(("dtype", "scale"), SCALES)
-def test_it_is_unscaling_and_then_stepping_to_the_bit(kind, dtype, scale):
-    scaled, plain = (kind.ours(leaves(dtype=dtype), **kind.options) for _ in range(2))
+def test_it_is_unscaling_and_then_stepping_to_the_bit(row, dtype, scale):
+    scaled, plain = (row.ours(leaves(dtype=dtype), **row.full) for _ in range(2))
     scaler = scaler_at(scale)
     for t in range(3):
         give_gradients(params_of(scaled), t)
@@ -62,9 +51,9 @@ def test_it_is_unscaling_and_then_stepping_to_the_bit(kind, dtype, scale):
         assert_same(snapshot(scaled), snapshot(plain))
 
 
-@every_kind
+@each_row
 @pytest.mark.parametrize("scale", [3.0, 1e-3, 2.0**20])
-def test_it_is_what_torch_does(kind, scale):
+def test_it_is_what_torch_does(row, scale):
     """torch's classes have the gradients unscaled first, unless they are fused."""
 
     def script(opt):
@@ -77,17 +66,17 @@ def test_it_is_what_torch_does(kind, scale):
             scaler.step(opt)
             scaler.update(scale)
 
-    ours, stock = (cls(leaves(dtype=torch.float32), **kind.options) for cls in (kind.ours, kind.stock))
+    ours, stock = (cls(leaves(dtype=torch.float32), **row.full) for cls in (row.ours, row.theirs))
     script(ours)
     script(stock)
     assert_close(snapshot(ours), snapshot(stock), rtol=1e-5, atol=1e-6)
 
 
-@every_kind
+@each_row
 @pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
 @pytest.mark.parametrize("steps", [0, 2])
-def test_an_infinite_gradient_skips_the_step_and_leaves_everything(kind, bad, steps):
-    opt, plain = (kind.ours(leaves(), **kind.options) for _ in range(2))
+def test_an_infinite_gradient_skips_the_step_and_leaves_everything(row, bad, steps):
+    opt, plain = (row.ours(leaves(), **row.full) for _ in range(2))
     events = []
     opt.register_step_post_hook(lambda *_: events.append("post"))
     train(opt, steps)
@@ -106,8 +95,8 @@ def test_an_infinite_gradient_skips_the_step_and_leaves_everything(kind, bad, st
     assert_same(snapshot(opt), snapshot(plain))
 
 
-@every_kind
-def test_unscaling_and_clipping_first(kind):
+@each_row
+def test_unscaling_and_clipping_first(row):
     """After unscale_ there is nothing left to unscale, and a step that is to be skipped is still skipped."""
 
     def script(opt):
@@ -124,13 +113,13 @@ def test_unscaling_and_clipping_first(kind):
             scaler.update(256.0)
         return norms
 
-    run_both(kind, script)
+    run_both(row, script)
 
 
-@every_kind
-def test_the_attributes_alone_are_enough(kind):
+@each_row
+def test_the_attributes_alone_are_enough(row):
     """As torch's fused classes, an optimizer may be given both without a scaler, of any shape with one element."""
-    scaled, plain = (kind.ours(leaves(), **kind.options) for _ in range(2))
+    scaled, plain = (row.ours(leaves(), **row.full) for _ in range(2))
     for t, shape in enumerate([(), (1,)]):
         give_gradients(params_of(plain), t)
         plain.step()
@@ -170,11 +159,12 @@ def test_a_sparse_gradient_beside_dense_ones(found):
                 if not (found and t == 1):
                     assert_same(q.grad._values(), values * 256.0)
 
-    run_both(SGD, script, shapes=[(3,), (4, 2)], path={"sparse gradient"})
+    options = {"momentum": 0.9, "nesterov": False, "weight_decay": 0}
+    run_both(ROW["SGD"], script, shapes=[(3,), (4, 2)], path={"sparse gradient"}, **options)
 
 
-@every_kind
-def test_gradients_that_torchs_code_steps_are_given_back(kind):
+@each_row
+def test_gradients_that_torchs_code_steps_are_given_back(row):
     """Two parameters in the same memory: torch's code steps them, on copies that are unscaled."""
 
     def script(opt):
@@ -187,15 +177,16 @@ def test_gradients_that_torchs_code_steps_are_given_back(kind):
             grads = [(p.grad, p.grad.clone()) for p in params_of(opt)]
             scaler.step(opt)
             scaler.update()
-            if isinstance(opt, kind.ours):
+            if isinstance(opt, row.ours):
                 for p, (grad, copy) in zip(params_of(opt), grads, strict=True):
                     assert p.grad is grad
                     assert_same(grad, copy)
 
-    run_both(kind, script, path={"memory shared with another parameter"})
+    run_both(row, script, path={"memory shared with another parameter"})
 
 
-def test_a_disabled_scaler_is_not_there():
+@each_row
+def test_a_disabled_scaler_is_not_there(row):
     def script(opt):
         scaler = torch.amp.GradScaler("cpu", enabled=False)
         give_gradients(params_of(opt), 0)
@@ -203,4 +194,4 @@ def test_a_disabled_scaler_is_not_there():
         scaler.update()
         return result
 
-    run_both(SGD, script, shapes=SHAPES)
+    run_both(row, script)

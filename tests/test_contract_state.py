@@ -6,50 +6,38 @@ import io
 import onepass
 import pytest
 import torch
-from contract import (
-    ADAM,
-    ADAMW,
-    KINDS,
-    LION,
-    SGD,
-    adams,
-    assert_close,
-    assert_same,
-    every_kind,
-    give_gradients,
-    leaves,
-    numbers,
-    params_of,
-    run_both,
-    snapshot,
-    torchs_kinds,
-    train,
-)
+from cases import ROW, ROWS, SCALARS, each_of_torchs, each_row, for_rows
+from contract import assert_close, assert_same, give_gradients, leaves, numbers, run_both, snapshot, train
+from reference import params_of
 from torch.nn import Parameter
 
 # -- what is made ----------------------------------------------------------------------------------------------------
 
 
-def form(opt):
+def form(row, opt):
     """Everything of a state_dict but the numbers: names in order, dtypes, shapes, strides, devices."""
     saved = opt.state_dict()
     states = {
         index: [(name, s.dtype, s.shape, s.stride(), s.device, s.requires_grad) for name, s in state.items()]
         for index, state in saved["state"].items()
     }
-    groups = [{key: value for key, value in group.items() if key != "state_dtype"} for group in saved["param_groups"]]
+    groups = [{key: value for key, value in group.items() if key not in row.own} for group in saved["param_groups"]]
     return states, [list(group.items()) for group in groups], list(opt.defaults)
 
 
+# What decides which states there are, and who makes them.
 FORMS = [
-    *((kind, {}) for kind in KINDS),
-    (SGD, {"momentum": 0}),
-    (SGD, {"nesterov": True}),
-    (SGD, {"fused": True}),
-    (SGD, {"foreach": True}),
-    *((kind, flags) for kind in (ADAM, ADAMW) for flags in ({"amsgrad": True}, {"fused": True}, {"foreach": True})),
-    *((kind, {"amsgrad": True, "fused": True, "maximize": True}) for kind in (ADAM, ADAMW)),
+    {},
+    {"momentum": 0, "nesterov": False},
+    {"momentum": 0, "centered": True},
+    {"centered": False},
+    {"momentum": 0, "centered": False},
+    {"amsgrad": False},
+    {"foreach": True},
+    {"fused": True},
+    {"maximize": True},
 ]
+FORMS = [(row, flags) for row in ROWS for flags in FORMS if row.takes(flags)]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64]
 VIEWS = (
     lambda x: x,
@@ -59,64 +47,68 @@ VIEWS = (
 )
 
 
-@pytest.mark.parametrize(("kind", "flags"), FORMS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("default", [torch.float32, torch.float64], ids=["", "default float64"])
-def test_states_have_the_form_that_torch_gives_them(kind, flags, dtype, default):
+@pytest.mark.parametrize(("row", "flags"), FORMS)
+@pytest.mark.parametrize(
+    ("dtype", "default"), [*((dtype, torch.float32) for dtype in DTYPES), (torch.float32, torch.float64)], ids=str
+)
+def test_states_have_the_form_that_torch_gives_them(row, flags, dtype, default):
     if flags.get("fused") and dtype.is_complex:
         dtype = torch.float32  # torch has no fused step for complex parameters
     forms = []
     torch.set_default_dtype(default)
     try:
-        for cls in (kind.ours, kind.stock):
+        for cls in (row.ours, row.theirs):
             x = numbers(2, 4, 6, 5, dtype=dtype)
             params = [Parameter(view(x.clone())) for view in VIEWS]
             params += [Parameter(numbers(*shape, dtype=dtype)) for shape in [(), (1,), (0, 2)]]
-            opt = cls(params, **{**kind.options, **flags})
+            opt = cls(params, **{**row.full, **flags})
             for p in params:
                 p.grad = torch.randn_like(p)
             opt.step()
             opt.step()
-            forms.append(form(opt))
+            forms.append(form(row, opt))
     finally:
         torch.set_default_dtype(torch.float32)
     (states, groups, defaults), (torchs_states, torchs_groups, torchs_defaults) = forms
     assert states == torchs_states
     assert groups == torchs_groups
-    assert defaults == [*torchs_defaults, "state_dtype"]
+    assert defaults == [*torchs_defaults, *row.own]
 
 
-@adams
+@for_rows(row for row in ROWS if "capturable" in row.arguments)
 @pytest.mark.parametrize("default", [torch.float32, torch.float64])
-def test_capturable_has_torchs_form_as_well(kind, default):
+def test_capturable_has_torchs_form_as_well(row, default):
     """On the CPU torch makes the states, and then refuses to step them. Ours steps."""
     torch.set_default_dtype(default)
     try:
-        ours, stock = (cls(leaves([(3,), ()]), capturable=True, amsgrad=True) for cls in (kind.ours, kind.stock))
+        ours, stock = (cls(leaves([(3,), ()]), **row.full, capturable=True) for cls in (row.ours, row.theirs))
         train(ours)
         with pytest.raises(AssertionError, match="capturable"):
             train(stock)
     finally:
         torch.set_default_dtype(torch.float32)
-    assert form(ours)[:2] == form(stock)[:2]
+    assert form(row, ours)[:2] == form(row, stock)[:2]
 
 
-@every_kind
-def test_state_dicts_hold_nothing_of_ours_but_the_documented_argument(kind):
-    ours, stock = run_both(kind, lambda opt: train(opt, 2))
+@each_row
+def test_state_dicts_hold_nothing_of_ours_but_the_documented_argument(row):
+    ours, stock = run_both(row, lambda opt: train(opt, 2))
     mine, torchs = ours.state_dict(), stock.state_dict()
     assert list(mine) == list(torchs) == ["state", "param_groups"]
     for group, torchs_group in zip(mine["param_groups"], torchs["param_groups"], strict=True):
-        assert set(group) == {*torchs_group, "state_dtype"}
+        assert set(group) == {*torchs_group, *row.own}
         assert {key: group[key] for key in torchs_group} == torchs_group
     assert set(ours.__getstate__()) == set(stock.__getstate__())
-    assert repr(ours).replace("    state_dtype: None\n", "") == repr(stock).replace("PlainLion", "Lion")
+    told = repr(ours)
+    for name, value in row.own.items():
+        told = told.replace(f"    {name}: {value}\n", "")
+    assert told == repr(stock).replace("PlainLion", "Lion")
 
 
-@every_kind
-def test_saving_does_not_copy(kind):
+@each_row
+def test_saving_does_not_copy(row):
     """As torch's: the tensors of a state_dict are the optimizer's own, and go on with it."""
-    opt = kind.ours(leaves(), **kind.options)
+    opt = row.ours(leaves(), **row.full)
     train(opt, 2)
     saved = opt.state_dict()
     held = [s for state in saved["state"].values() for s in state.values()]
@@ -138,15 +130,15 @@ def by_file(state_dict):
 WITH_STATE_DTYPES = [{}, {"state_dtype": torch.bfloat16}, {"state_dtype": torch.float64}]
 
 
-@every_kind
+@each_row
 @pytest.mark.parametrize("options", WITH_STATE_DTYPES, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("way", [by_file, copy.deepcopy])
-def test_stopping_and_resuming_is_not_stopping(kind, options, dtype, way):
-    whole, stopped = (kind.ours(leaves(dtype=dtype), **kind.options, **options) for _ in range(2))
+def test_stopping_and_resuming_is_not_stopping(row, options, dtype, way):
+    whole, stopped = (row.ours(leaves(dtype=dtype), **row.full, **options) for _ in range(2))
     train(whole, 4)
     train(stopped, 2)
-    resumed = kind.ours([p.detach().clone().requires_grad_() for p in params_of(stopped)], lr=123.0)
+    resumed = row.ours([p.detach().clone().requires_grad_() for p in params_of(stopped)], lr=123.0)
     resumed.load_state_dict(way(stopped.state_dict()))
     assert resumed.state_dict()["param_groups"] == stopped.state_dict()["param_groups"]
     assert_same(snapshot(resumed), snapshot(stopped))
@@ -154,22 +146,18 @@ def test_stopping_and_resuming_is_not_stopping(kind, options, dtype, way):
     assert_same(snapshot(resumed), snapshot(whole))
 
 
-FLAGS = {
-    SGD: [{}, {"momentum": 0}, {"nesterov": True, "weight_decay": 0.1}, {"fused": True}],
-    ADAM: [{}, {"amsgrad": True, "weight_decay": 0.1}, {"fused": True}, {"maximize": True}],
-    ADAMW: [{}, {"amsgrad": True, "weight_decay": 0.1}, {"fused": True}, {"foreach": True}],
-    LION: [{}, {"maximize": True}],
-}
+FLAGS = [{}, {"foreach": True}, {"fused": True}, {"maximize": True}]
 
 
-@pytest.mark.parametrize(("kind", "flags"), [(kind, flags) for kind, rows in FLAGS.items() for flags in rows])
+@pytest.mark.parametrize(("row", "flags"), [(row, flags) for row in ROWS for flags in FLAGS if row.takes(flags)])
 @pytest.mark.parametrize("way", [by_file, copy.deepcopy])
-def test_to_torch_and_back_in_the_middle_of_training(kind, flags, way):
-    options = {**kind.options, **flags}
-    stock = kind.stock(leaves(), **options)
+@pytest.mark.usefixtures("in_float64")
+def test_to_torch_and_back_in_the_middle_of_training(row, flags, way):
+    options = {**row.full, **flags}
+    stock = row.theirs(leaves(), **options)
     train(stock, 8)
-    opt = kind.stock(leaves(), **options)
-    for part, cls in enumerate([kind.stock, kind.ours, kind.stock, kind.ours]):
+    opt = row.theirs(leaves(), **options)
+    for part, cls in enumerate([row.theirs, row.ours, row.theirs, row.ours]):
         following = cls(params_of(opt), lr=123.0)
         following.load_state_dict(way(opt.state_dict()))
         opt = following
@@ -178,41 +166,50 @@ def test_to_torch_and_back_in_the_middle_of_training(kind, flags, way):
     assert opt.param_groups[0]["state_dtype"] is None
 
 
-@torchs_kinds
-@pytest.mark.parametrize(
-    "missing",
-    [
-        {"foreach", "fused", "capturable", "maximize", "differentiable", "decoupled_weight_decay"},
-        {"amsgrad"},
-        {"nesterov"},
-        set(),
-    ],
-    ids=str,
-)
+# Arguments that torch's classes have not always had, and fill in.
+NEWER = {
+    "foreach",
+    "fused",
+    "capturable",
+    "maximize",
+    "differentiable",
+    "decoupled_weight_decay",
+    "amsgrad",
+    "nesterov",
+}
+
+
+@each_of_torchs
+@pytest.mark.parametrize("old", [False, True])
 @pytest.mark.parametrize("counter", [float, int, torch.as_tensor])
-def test_old_checkpoints(kind, missing, counter):
+def test_old_checkpoints(row, old, counter):
+    missing = {*NEWER, *(["momentum", "centered"] if "centered" in row.arguments else [])} if old else set()
+
     def script(opt):
         train(opt, 3)
         saved = copy.deepcopy(opt.state_dict())
         for group in saved["param_groups"]:
-            for key in {*missing, "state_dtype"}:
+            for key in {*missing, *row.own}:
                 group.pop(key, None)
         for state in saved["state"].values():
-            if "step" in state:
-                state["step"] = counter(state["step"].item())
+            for name in SCALARS & state.keys():
+                kept = torch.as_tensor if counter is torch.as_tensor else float
+                state[name] = (counter if name == "step" else kept)(state[name].item())
         opt.load_state_dict(saved)
         train(opt, 2, first=3)
-        return form(opt)[0], sorted(set(opt.param_groups[0]) - {"params", "state_dtype"})
+        return form(row, opt)[0], sorted(set(opt.param_groups[0]) - {"params", *row.own})
 
-    ours, _ = run_both(kind, script)
+    ours, _ = run_both(row, script)
     assert ours.param_groups[0]["state_dtype"] is None
 
 
-@pytest.mark.parametrize(("source", "target"), [(ADAM, ADAMW), (ADAMW, ADAM)], ids=["into AdamW", "into Adam"])
+@pytest.mark.parametrize(("source", "target"), [("Adam", "AdamW"), ("AdamW", "Adam")])
 def test_checkpoints_between_adam_and_adamw(source, target):
+    source, target = ROW[source], ROW[target]
+
     def script(opt):
-        for cls in (source.ours, source.stock):
-            other = cls(leaves(), weight_decay=0.2)
+        for cls in (source.ours, source.theirs):
+            other = cls(leaves(), amsgrad=True, weight_decay=0.2)
             train(other, 3)
             opt.load_state_dict(other.state_dict())
             train(opt, 2, first=3)
@@ -221,12 +218,13 @@ def test_checkpoints_between_adam_and_adamw(source, target):
     run_both(target, script)
 
 
-@every_kind
-def test_named_parameters(kind):
+@each_row
+def test_named_parameters(row):
     model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1)).double()
 
     def script(opt):
         opt.param_groups.clear()
+        opt.state.clear()
         opt.add_param_group({"params": copy.deepcopy(model[0]).named_parameters()})
         opt.add_param_group({"params": copy.deepcopy(model[1]).named_parameters(), "lr": 0.3})
         train(opt, 2)
@@ -242,12 +240,12 @@ def test_named_parameters(kind):
             names.append([group["param_names"] for group in opt.param_groups])
         return names
 
-    ours, _ = run_both(kind, script)
+    ours, _ = run_both(row, script)
     assert [row.name for row in onepass.explain(ours)] == ["a", "b", "weight", "bias"]
 
 
-@every_kind
-def test_what_others_put_into_the_state_survives(kind):
+@each_row
+def test_what_others_put_into_the_state_survives(row):
     def script(opt):
         train(opt, 1)
         p = params_of(opt)[1]
@@ -267,11 +265,11 @@ def test_what_others_put_into_the_state_survives(kind):
         assert_same(nested.pop("tensor"), torch.ones(2, dtype=torch.float64))
         return [kept[0], kept[1].tolist(), nested, opt.state["global"], opt.state[7]]
 
-    run_both(kind, script)
+    run_both(row, script)
 
 
-@every_kind
-def test_checkpoints_that_do_not_fit_are_refused_in_torchs_words(kind):
+@each_row
+def test_checkpoints_that_do_not_fit_are_refused_in_torchs_words(row):
     def script(opt):
         train(opt, 1)
         texts = []
@@ -283,14 +281,14 @@ def test_checkpoints_that_do_not_fit_are_refused_in_torchs_words(kind):
         train(opt, 1, first=1)
         return texts
 
-    run_both(kind, script)
+    run_both(row, script)
 
 
 # -- hooks -----------------------------------------------------------------------------------------------------------
 
 
-@every_kind
-def test_state_dict_hooks_fire_in_torchs_order_and_their_results_count(kind):
+@each_row
+def test_state_dict_hooks_fire_in_torchs_order_and_their_results_count(row):
     def script(opt):
         events = []
 
@@ -327,21 +325,21 @@ def test_state_dict_hooks_fire_in_torchs_order_and_their_results_count(kind):
         opt.load_state_dict(opt.state_dict())
         return events
 
-    ours, _ = run_both(kind, script)
+    ours, _ = run_both(row, script)
     assert_no_hooks_left(ours)
 
 
-@every_kind
-def test_hooks_around_loading_see_and_decide_what_is_loaded(kind):
+@each_row
+def test_hooks_around_loading_see_and_decide_what_is_loaded(row):
     """A pre hook's state_dict is the one whose dtypes are kept, and a post hook sees the states as they stay."""
-    source = kind.ours(leaves(dtype=torch.float32), **kind.options, state_dtype=torch.bfloat16)
+    source = row.ours(leaves(dtype=torch.float32), **row.full, state_dtype=torch.bfloat16)
     train(source, 2)
-    opt = kind.ours([p.detach().clone().requires_grad_() for p in params_of(source)], lr=0.5)
+    opt = row.ours([p.detach().clone().requires_grad_() for p in params_of(source)], lr=0.5)
     seen = []
 
     def widen(_, saved):
         states = {
-            i: {name: s.to(torch.float64) if name in kind.states else s for name, s in state.items()}
+            i: {name: s.to(torch.float64) if name in row.states else s for name, s in state.items()}
             for i, state in saved["state"].items()
         }
         return {**saved, "state": states}
@@ -359,9 +357,9 @@ def assert_no_hooks_left(opt):
     assert not opt._optimizer_load_state_dict_post_hooks
 
 
-@every_kind
-def test_a_hook_that_raises_leaves_no_hook_of_ours_behind(kind):
-    opt = kind.ours(leaves(), **kind.options)
+@each_row
+def test_a_hook_that_raises_leaves_no_hook_of_ours_behind(row):
+    opt = row.ours(leaves(), **row.full)
 
     def hook(*_):
         raise ArithmeticError("no")
@@ -379,72 +377,72 @@ def test_a_hook_that_raises_leaves_no_hook_of_ours_behind(kind):
 
 def dtypes_of(opt):
     """Of all states but the counters."""
-    return {opt.state[p][name].dtype for p in params_of(opt) for name in opt.state[p] if name != "step"}
+    return {opt.state[p][name].dtype for p in params_of(opt) for name in opt.state[p] if name not in SCALARS}
 
 
 STATE_DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
-@every_kind
+@each_row
 @pytest.mark.parametrize("state_dtype", STATE_DTYPES)
 @pytest.mark.parametrize("dtype", STATE_DTYPES)
-def test_state_dtype_of_new_and_of_loaded_states(kind, dtype, state_dtype):
-    opt = kind.ours(leaves(dtype=dtype), **kind.options, state_dtype=state_dtype)
+def test_state_dtype_of_new_and_of_loaded_states(row, dtype, state_dtype):
+    opt = row.ours(leaves(dtype=dtype), **row.full, state_dtype=state_dtype)
     train(opt, 2)
     assert dtypes_of(opt) == {state_dtype}
     # The checkpoint brings its state_dtype along, and keeps every bit.
-    other = kind.ours(params_of(opt), **kind.options)
+    other = row.ours(params_of(opt), **row.full)
     other.load_state_dict(by_file(opt.state_dict()))
     assert other.param_groups[0]["state_dtype"] == state_dtype
     assert_same(snapshot(other), snapshot(opt))
     other.add_param_group({"params": leaves([(3,)], dtype)})
     other.add_param_group({"params": leaves([(3,)], dtype), "state_dtype": torch.float64})
     train(other, 1)
-    kinds = [other.state[group["params"][0]][kind.states[0]].dtype for group in other.param_groups]
+    kinds = [other.state[group["params"][0]][row.states[0]].dtype for group in other.param_groups]
     assert kinds == [state_dtype, dtype, torch.float64]
 
 
-@every_kind
+@each_row
 @pytest.mark.parametrize("state_dtype", STATE_DTYPES)
-def test_a_checkpoint_of_torchs_into_an_optimizer_with_a_state_dtype(kind, state_dtype):
-    stock = kind.stock(leaves(dtype=torch.float32), **kind.options)
+def test_a_checkpoint_of_torchs_into_an_optimizer_with_a_state_dtype(row, state_dtype):
+    stock = row.theirs(leaves(dtype=torch.float32), **row.full)
     train(stock, 2)
-    opt = kind.ours([p.detach().clone().requires_grad_() for p in params_of(stock)], lr=0.5, state_dtype=state_dtype)
+    opt = row.ours([p.detach().clone().requires_grad_() for p in params_of(stock)], lr=0.5, state_dtype=state_dtype)
     opt.load_state_dict(stock.state_dict())
     assert opt.param_groups[0]["state_dtype"] == state_dtype
     assert dtypes_of(opt) == {state_dtype}
     expected = snapshot(stock)
     for state in expected["state"]:
-        for name in kind.states:
+        for name in row.states:
             state[name] = state[name].to(state_dtype)
     assert_same(snapshot(opt), expected)
     train(opt, 1, first=2)
     assert dtypes_of(opt) == {state_dtype}
 
 
-@every_kind
-def test_a_checkpoint_with_a_state_dtype_into_torchs_class(kind):
+@each_row
+def test_a_checkpoint_with_a_state_dtype_into_torchs_class(row):
     """torch casts to the parameter's dtype, and ignores a key that it does not know."""
-    opt = kind.ours(leaves(dtype=torch.float32), **kind.options, state_dtype=torch.bfloat16)
+    opt = row.ours(leaves(dtype=torch.float32), **row.full, state_dtype=torch.bfloat16)
     train(opt, 2)
-    stock = kind.stock(params_of(opt), lr=0.5)
+    stock = row.theirs(params_of(opt), lr=0.5)
     stock.load_state_dict(by_file(opt.state_dict()))
     assert dtypes_of(stock) == {torch.float32}
     train(stock, 2, first=2)
 
 
-@every_kind
-def test_loading_keeps_each_states_own_dtype(kind):
+@each_row
+def test_loading_keeps_each_states_own_dtype(row):
     """As after a dtype was changed by hand, or a module became bfloat16 in mid-training."""
-    opt = kind.ours(leaves(), **kind.options)
+    opt = row.ours(leaves(), **row.full)
     train(opt, 2)
     with torch.no_grad():
         for p in params_of(opt):
             p.data = p.data.bfloat16()
             p.grad = None
-    name = kind.states[-1]
+    name = row.states[-1]
     opt.state[params_of(opt)[1]][name] = opt.state[params_of(opt)[1]][name].float()
-    other = kind.ours([p.detach().clone().requires_grad_() for p in params_of(opt)], **kind.options)
+    other = row.ours([p.detach().clone().requires_grad_() for p in params_of(opt)], **row.full)
     other.load_state_dict(copy.deepcopy(opt.state_dict()))
     assert_same(snapshot(other), snapshot(opt))
     for each in (opt, other):
@@ -453,11 +451,11 @@ def test_loading_keeps_each_states_own_dtype(kind):
     assert_same(snapshot(other), snapshot(opt))
 
 
-@every_kind
-def test_complex_parameters_have_complex_states_whatever_the_state_dtype(kind):
-    opt = kind.ours(leaves([(3,)], torch.complex64), **kind.options, state_dtype=torch.bfloat16)
+@each_row
+def test_complex_parameters_have_complex_states_whatever_the_state_dtype(row):
+    opt = row.ours(leaves([(3,)], torch.complex64), **row.full, state_dtype=torch.bfloat16)
     train(opt, 2)
     assert dtypes_of(opt) == {torch.complex64}
-    other = kind.ours(params_of(opt), lr=0.5)
+    other = row.ours(params_of(opt), lr=0.5)
     other.load_state_dict(by_file(opt.state_dict()))
     assert_same(snapshot(other), snapshot(opt))

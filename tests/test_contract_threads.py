@@ -5,7 +5,9 @@ import threading
 import onepass
 import pytest
 import torch
-from contract import assert_same, every_kind, give_gradients, leaves, params_of, snapshot, train
+from cases import each_row
+from contract import assert_same, give_gradients, leaves, snapshot, train
+from reference import params_of
 
 # Enough for a step to wake a second thread of its own, beside tensors that it would not wake it for.
 BIG = ((200_000,), (7,), (300, 500))
@@ -33,24 +35,22 @@ def in_threads(*work):
         raise errors[0]
 
 
-@every_kind
+@each_row
 @pytest.mark.parametrize("shapes", [SMALL, BIG], ids=["small", "big"])
-def test_two_optimizers_in_two_threads(kind, shapes):
+def test_two_optimizers_in_two_threads(row, shapes):
     torch.set_num_threads(2)
-    opts, alone = (
-        [kind.ours(leaves(shapes, torch.float32, seed), **kind.options) for seed in (0, 1)] for _ in range(2)
-    )
+    opts, alone = ([row.ours(leaves(shapes, torch.float32, seed), **row.full) for seed in (0, 1)] for _ in range(2))
     in_threads(*(lambda opt=opt, t=t: train(opt, 3, first=10 * t) for t, opt in enumerate(opts)))
     for t, opt in enumerate(alone):
         train(opt, 3, first=10 * t)
     assert_same([snapshot(opt) for opt in opts], [snapshot(opt) for opt in alone])
 
 
-@every_kind
+@each_row
 @pytest.mark.parametrize("shapes", [SMALL, BIG], ids=["small", "big"])
-def test_one_optimizer_in_two_threads_makes_every_step_once(kind, shapes):
+def test_one_optimizer_in_two_threads_makes_every_step_once(row, shapes):
     torch.set_num_threads(2)
-    opt, alone = (kind.ours(leaves(shapes, torch.float32), **kind.options) for _ in range(2))
+    opt, alone = (row.ours(leaves(shapes, torch.float32), **row.full) for _ in range(2))
     for each in (opt, alone):
         give_gradients(params_of(each), 0)  # the same for every step, so that their order does not matter
     before = onepass.stats()
@@ -66,9 +66,9 @@ def test_one_optimizer_in_two_threads_makes_every_step_once(kind, shapes):
     assert_same(snapshot(opt), snapshot(alone))
 
 
-@every_kind
-def test_explain_and_stats_in_another_thread_do_not_disturb(kind):
-    opt, alone = (kind.ours(leaves(BIG, torch.float32), **kind.options) for _ in range(2))
+@each_row
+def test_explain_and_stats_in_another_thread_do_not_disturb(row):
+    opt, alone = (row.ours(leaves(BIG, torch.float32), **row.full) for _ in range(2))
 
     def look():
         for _ in range(20):

@@ -62,6 +62,16 @@ numbers_of = {
     "amsgrad": st.booleans(),
     "maximize": st.booleans(),
     "decoupled_weight_decay": st.booleans(),
+    "alpha": st.sampled_from([0.0, 1.0, 0.99]) | st.floats(0.001, 0.9999),
+    "centered": st.booleans(),
+    "rho": st.sampled_from([0.0, 1.0, 0.9]) | st.floats(0.001, 0.9999),
+    "lr_decay": st.just(0) | st.floats(0.001, 1.0),
+    "initial_accumulator_value": st.just(0) | st.floats(1e-6, 10.0),
+    "momentum_decay": st.just(0) | st.floats(1e-4, 1.0),
+    "lambd": st.just(0) | st.floats(1e-5, 1.0),
+    "t0": st.sampled_from([0, 1, 2, 1e6]),
+    "etas": st.tuples(st.floats(0.01, 0.99), st.floats(1.01, 10.0)),
+    "step_sizes": st.tuples(st.floats(0.0, 0.01), st.floats(0.01, 100.0)),
 }
 
 
@@ -80,7 +90,7 @@ def groups(draw, row):
     }
 
 
-@settings(derandomize=True, max_examples=200, deadline=None, database=None)
+@settings(derandomize=True, max_examples=100, deadline=None, database=None)
 @given(st.data())
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_fuzz(row, data):

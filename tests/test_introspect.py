@@ -6,17 +6,9 @@ from dataclasses import astuple
 import onepass
 import pytest
 import torch
-from contract import (
-    SGD,
-    assert_same,
-    every_kind,
-    give_gradients,
-    leaves,
-    numbers,
-    params_of,
-    snapshot,
-    train,
-)
+from cases import each_own_case, each_row
+from contract import assert_close, assert_same, give_gradients, leaves, numbers, snapshot, torch_path, train
+from reference import params_of
 from torch.nn import Parameter
 
 
@@ -92,7 +84,7 @@ PATHS = {
 
 
 @pytest.mark.parametrize("warm", [False, True], ids=["before the first step", "after a step"])
-@pytest.mark.parametrize(("make", "options", "told"), [pytest.param(*row, id=name) for name, row in PATHS.items()])
+@pytest.mark.parametrize(("make", "options", "told"), [pytest.param(*path, id=name) for name, path in PATHS.items()])
 def test_what_explain_tells_is_what_a_step_does(make, options, told, warm):
     params = make()
     opt = onepass.SGD([{"params": plain(2)}, {"params": params}], lr=0.1, momentum=0.9, **options)
@@ -132,9 +124,9 @@ def test_explaining_changes_nothing(name):
     assert_same(*ends)
 
 
-@every_kind
-def test_explaining_before_and_between_steps_leaves_no_state(kind):
-    opt, unasked = (kind.ours(leaves(), **kind.options) for _ in range(2))
+@each_row
+def test_explaining_before_and_between_steps_leaves_no_state(row):
+    opt, unasked = (row.ours(leaves(), **row.full) for _ in range(2))
     for t in range(3):
         give_gradients(params_of(opt), t)
         before = snapshot(opt)
@@ -145,12 +137,13 @@ def test_explaining_before_and_between_steps_leaves_no_state(kind):
     assert_same(snapshot(opt), snapshot(unasked))
 
 
-@every_kind
-def test_subclasses_are_stepped_as_torch_does(kind):
+@pytest.mark.usefixtures("in_float64")
+@each_row
+def test_subclasses_are_stepped_as_torch_does(row):
     """And come out as they went in."""
     ours, stock = (
-        cls([Parameter(numbers(3).as_subclass(Subclass)), *leaves([(2,)])], **kind.options)
-        for cls in (kind.ours, kind.stock)
+        cls([Parameter(numbers(3).as_subclass(Subclass)), *leaves([(2,)])], **row.full)
+        for cls in (row.ours, row.theirs)
     )
     for opt in (ours, stock):
         train(opt, 3)
@@ -160,6 +153,19 @@ def test_subclasses_are_stepped_as_torch_does(kind):
         rtol=1e-12,
         atol=1e-14,
     )
+
+
+@pytest.mark.usefixtures("in_float64")
+@each_own_case
+def test_what_torch_has_not_holds_on_its_path_as_well(row, kwargs):
+    ends = []
+    for kind in (torch.Tensor, Subclass):
+        opt = row.ours([Parameter(numbers(3).as_subclass(kind))], **kwargs)
+        before = onepass.stats()
+        train(opt, 3)
+        assert torch_path(before) == (set() if kind is torch.Tensor else {"tensor subclass Subclass"})
+        ends.append(params_of(opt)[0].detach().as_subclass(torch.Tensor))
+    assert_close(*ends)
 
 
 def test_errors_are_told_not_raised():
@@ -227,7 +233,7 @@ def test_the_table_reads_well():
     ]
 
 
-@pytest.mark.parametrize("cls", [torch.optim.Adam, torch.optim.RMSprop, onepass.RMSprop])
+@pytest.mark.parametrize("cls", [torch.optim.Adam, torch.optim.RMSprop])
 def test_optimizers_of_torchs_are_told_of_as_well(cls):
     opt = cls([("a", numbers(2, 3)), ("b", numbers(4))])
     rows = onepass.explain(opt)
@@ -244,7 +250,7 @@ def test_optimizers_of_torchs_are_told_of_as_well(cls):
 
 def test_stats_count_each_parameter_at_each_step():
     before = onepass.stats()
-    opt = SGD.ours([*leaves([(3,), (2, 2), (0,)]), *shared()], lr=0.1)
+    opt = onepass.SGD([*leaves([(3,), (2, 2), (0,)]), *shared()], lr=0.1)
     for t in range(3):
         give_gradients(params_of(opt), t)
         params_of(opt)[t].grad = None

@@ -44,6 +44,7 @@ def test_nothing_is_left_out():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize(("row", "kwargs"), INPUTS)
 def test_inputs(row, kwargs, dtype):
+    torch.set_default_dtype(dtype)
     params = model(dtype)
     ours = row.ours(copies(params), **kwargs)
     theirs = row.theirs(copies(params), **{k: v for k, v in kwargs.items() if k not in IMPLEMENTATION})

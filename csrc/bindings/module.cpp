@@ -112,9 +112,14 @@ PYBIND11_MODULE(_core, m) {
   py::class_<Plan>(m, "Plan", "One optimizer's step, from its Python objects to the kernels.")
       .def(py::init<const std::string&>(), py::arg("rule"))
       .def("step", &Plan::step, py::arg("optimizer"), py::arg("grad_factor"), py::arg("threads"),
-           "Steps all parameters, or returns a list of (group, index, reason) that need torch's own code first.")
+           py::arg("slow") = false, py::arg("blend") = py::none(),
+           "Steps all parameters, or returns a list of (group, index, reason) that need torch's own code first. For "
+           "Lookahead: whether there are slow weights, and how far they go towards the parameters in this step.")
       .def("finish", &Plan::finish, py::arg("optimizer"), py::arg("grad_factor"), py::arg("threads"),
+           py::arg("slow") = false, py::arg("blend") = py::none(),
            "Steps what `step` left, after torch's own code has stepped its part.")
+      .def("unblended", &Plan::unblended, py::arg("optimizer"),
+           "The parameters whose slow weights the last step has left to its caller.")
       .def("explain", &Plan::explain, py::arg("optimizer"), "(group, index, path, reason) of every parameter.");
 
   define_lbfgs(m);

@@ -18,13 +18,15 @@ namespace {
 Stats the_stats;
 
 const std::string kGradLabel = "its gradient";
+const std::string kSlowLabel = "its slow weights (slow_param)";
 
 // Attribute and key names, made once.
 struct Names {
   py::str state{"state"}, param_groups{"param_groups"}, params{"params"}, maximize{"maximize"},
-      differentiable{"differentiable"}, param_names{"param_names"}, step{"step"};
+      differentiable{"differentiable"}, param_names{"param_names"}, step{"step"}, slow_param{"slow_param"};
   Names() {
-    for (py::str* name : {&state, &param_groups, &params, &maximize, &differentiable, &param_names, &step}) {
+    for (py::str* name :
+         {&state, &param_groups, &params, &maximize, &differentiable, &param_names, &step, &slow_param}) {
       PyObject* raw = name->release().ptr();
       PyUnicode_InternInPlace(&raw);
       *name = py::reinterpret_steal<py::str>(raw);
@@ -63,6 +65,7 @@ struct Plan::Param {
   bool fresh = false;                // its states have been created and not been stepped yet
   bool shared = false;               // another parameter's step writes to the same memory
   bool tangled = false;              // its own tensors overlap
+  bool blended = false;              // the last step has moved its slow weights
   std::string reason;                // why torch's code steps it
   std::vector<std::int64_t> packed;  // the last shape and strides that were found to be packed
   // Memory that it writes: first and past last byte, of each operand, the step counter and the scalars.
@@ -377,35 +380,36 @@ bool Plan::read_gradient(Reading& r) {
 bool Plan::read_states(Reading& r) {
   const unsigned used = r.param.group->states_used;
   if (r.param.state == nullptr) {
-    r.missing = info_.counts_steps || used != 0;
+    r.missing = info_.counts_steps || used != 0 || slow_;
     return true;
   }
   if (!PyDict_Check(r.param.state)) fail(r.param, "its state is not a dict");
-  for (std::size_t s = 0; s < state_names_.size(); ++s) {
-    if ((used >> s & 1) == 0) continue;
-    PyObject* tensor = lookup(r.param.state, state_names_[s]);
-    if (tensor == nullptr || tensor == Py_None) {
-      r.missing = true;
-      return true;
-    }
-    const std::string& what = state_labels_[s];
-    const std::size_t operand = kFirstState + s;
-    TensorView& view = r.views[operand];
-    if (!is_plain(tensor)) {
-      if (PyObject_IsInstance(tensor, torch().tensor_type.ptr()) != 1) fail(r.param, what + " is not a tensor");
-      return r.leave("tensor subclass " + type_name(tensor));
-    }
-    if (!torch().dlpack.view(tensor, view))
-      fail(r.param, what + " has no strided memory on the CPU (layout " + text_of(tensor, "layout") + ", device " +
-                        text_of(tensor, "device") + ")");
-    if (view.on_cpu && !view.format) fail(r.param, what + " has dtype " + text_of(tensor, "dtype"));
-    check_operand(r, operand, tensor, what);
-    if (r.param.is_lazy_now(operand, tensor, view)) return r.leave("negated or conjugated state");
-    if (!r.strides_as_own(operand)) {
-      const Overlap overlap = self_overlap(shape_of(view), strides_of(view));
-      if (overlap == Overlap::certain) fail(r.param, what + " has several elements that share the same memory");
-      if (overlap == Overlap::possible) return r.leave("state with interleaved strides");
-    }
+  for (std::size_t s = 0; s < state_names_.size() && !r.missing; ++s)
+    if ((used >> s & 1) != 0 && !read_state(r, kFirstState + s, state_names_[s], state_labels_[s])) return false;
+  return !slow_ || r.missing || read_state(r, kSlow, names().slow_param, kSlowLabel);
+}
+
+bool Plan::read_state(Reading& r, std::size_t operand, const py::object& name, const std::string& what) {
+  PyObject* tensor = lookup(r.param.state, name);
+  if (tensor == nullptr || tensor == Py_None) {
+    r.missing = true;
+    return true;
+  }
+  TensorView& view = r.views[operand];
+  if (!is_plain(tensor)) {
+    if (PyObject_IsInstance(tensor, torch().tensor_type.ptr()) != 1) fail(r.param, what + " is not a tensor");
+    return r.leave("tensor subclass " + type_name(tensor));
+  }
+  if (!torch().dlpack.view(tensor, view))
+    fail(r.param, what + " has no strided memory on the CPU (layout " + text_of(tensor, "layout") + ", device " +
+                      text_of(tensor, "device") + ")");
+  if (view.on_cpu && !view.format) fail(r.param, what + " has dtype " + text_of(tensor, "dtype"));
+  check_operand(r, operand, tensor, what);
+  if (r.param.is_lazy_now(operand, tensor, view)) return r.leave("negated or conjugated state");
+  if (!r.strides_as_own(operand)) {
+    const Overlap overlap = self_overlap(shape_of(view), strides_of(view));
+    if (overlap == Overlap::certain) fail(r.param, what + " has several elements that share the same memory");
+    if (overlap == Overlap::possible) return r.leave("state with interleaved strides");
   }
   return true;
 }
@@ -510,6 +514,11 @@ Plan::Path Plan::read_param(Param& param, Job& job) {
   }
   if (r.missing) return Path::missing;
 
+  if (blend_) {
+    job.blend = *blend_;
+  } else {
+    job.operands[kSlow] = {};  // read for the checks alone
+  }
   bool flat = r.packed;
   std::array<std::span<const std::int64_t>, kMaxOperands> strides;
   for (std::size_t k = 0; k < kMaxOperands; ++k) {
@@ -567,6 +576,7 @@ void Plan::gather() {
   clear();
   Job job;
   for (std::size_t k = 0; k < params_.size(); ++k) {
+    params_[k].blended = false;
     switch (read_param(params_[k], job)) {
       case Path::none:
         break;
@@ -624,16 +634,25 @@ void Plan::create_states(const py::object& optimizer) {
   py::list numbers;
   for (const py::object& name : number_names_) numbers.append(name);
   py::list wanted;
+  std::vector<Param*> fresh;  // not those that lack slow weights alone
+  const auto lacks = [](const Param& param, const py::object& name) {
+    PyObject* const state = param.state == nullptr ? nullptr : lookup(param.state, name);
+    return state == nullptr || state == Py_None;
+  };
   for (std::size_t m = 0; m < missing_.size(); ++m) {
-    const Param& param = params_[missing_[m]];
+    Param& param = params_[missing_[m]];
     py::list state_names;
-    for (std::size_t s = 0; s < state_names_.size(); ++s)
-      if ((param.group->states_used >> s & 1) != 0) state_names.append(state_names_[s]);
+    for (std::size_t s = 0; s < state_names_.size(); ++s) {
+      if ((param.group->states_used >> s & 1) == 0) continue;
+      state_names.append(state_names_[s]);
+      if (lacks(param, state_names_[s])) fresh.push_back(&param);
+    }
+    if (slow_) state_names.append(names().slow_param);
     wanted.append(py::make_tuple(py::handle(param.group->dict), py::handle(param.object), gradient_of(param.object),
                                  state_names));
   }
   optimizer.attr("_create_states")(wanted, numbers);
-  for (const std::size_t m : missing_) params_[m].fresh = true;
+  for (Param* param : fresh) param->fresh = true;
   states_moved_ = true;
 }
 
@@ -655,11 +674,14 @@ bool Plan::prepare(const py::object& optimizer, bool torch_has_stepped) {
   throw std::runtime_error(label_ + ": the optimizer changes while it is being read");
 }
 
-py::object Plan::step(const py::object& optimizer, double grad_factor, int threads) {
+py::object Plan::step(const py::object& optimizer, double grad_factor, int threads, bool slow,
+                      std::optional<double> blend) {
   const Ticket ticket(*this);
   const Cleaner cleaner{*this};
   label_ = type_name(optimizer.ptr());
   grad_factor_ = grad_factor;
+  slow_ = slow;
+  blend_ = blend;
   if (prepare(optimizer, false)) {
     run(threads);
     return py::none();
@@ -672,10 +694,13 @@ py::object Plan::step(const py::object& optimizer, double grad_factor, int threa
   return rest;
 }
 
-void Plan::finish(const py::object& optimizer, double grad_factor, int threads) {
+void Plan::finish(const py::object& optimizer, double grad_factor, int threads, bool slow,
+                  std::optional<double> blend) {
   const Ticket ticket(*this);
   const Cleaner cleaner{*this};
   grad_factor_ = grad_factor;
+  slow_ = slow;
+  blend_ = blend;
   prepare(optimizer, true);
   for (const std::size_t k : torch_params_) the_stats.torch[params_[k].reason] += 1;
   run(threads);
@@ -702,11 +727,21 @@ void Plan::run(int threads) {
     for (std::size_t j = 0; j < jobs_.size(); ++j) {
       Param& param = params_[job_params_[j]];
       param.fresh = false;
+      param.blended = jobs_[j].length == 0 || jobs_[j].operands[kSlow].data != nullptr;
       stepped[j] = py::reinterpret_borrow<py::object>(param.object);
     }
     torch().increment_version(stepped);
     the_stats.kernel += jobs_.size();
   }
+}
+
+py::list Plan::unblended(const py::object& optimizer) {
+  const Ticket ticket(*this);
+  read_groups(optimizer);
+  py::list params;
+  for (const Param& param : params_)
+    if (!param.blended) params.append(py::reinterpret_borrow<py::object>(param.object));
+  return params;
 }
 
 py::list Plan::explain(const py::object& optimizer) {

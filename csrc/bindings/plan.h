@@ -12,6 +12,7 @@
 #include <deque>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -38,8 +39,16 @@ class Plan {
   // Reads the optimizer, checks everything, creates missing states, and steps all parameters. Returns None, or, with
   // nothing done, a list of (group, index, reason) of parameters that need torch's own code. When that has stepped
   // them, `finish` steps the rest. On an exception nothing has been written.
-  pybind11::object step(const pybind11::object& optimizer, double grad_factor, int threads);
-  void finish(const pybind11::object& optimizer, double grad_factor, int threads);
+  //
+  // Under Lookahead each parameter has slow weights as one more state. `blend` is given in the last step of a cycle:
+  // how far they then go towards the parameter.
+  pybind11::object step(const pybind11::object& optimizer, double grad_factor, int threads, bool slow,
+                        std::optional<double> blend);
+  void finish(const pybind11::object& optimizer, double grad_factor, int threads, bool slow,
+              std::optional<double> blend);
+
+  // The parameters whose slow weights the last step has not moved: those without gradients and those of torch's code.
+  pybind11::list unblended(const pybind11::object& optimizer);
 
   // What `step` would do, as (group, index, path, reason) for each parameter; path is "kernel", "torch" or "error".
   pybind11::list explain(const pybind11::object& optimizer);
@@ -68,6 +77,7 @@ class Plan {
   bool read_own(Reading& r);
   bool read_gradient(Reading& r);
   bool read_states(Reading& r);
+  bool read_state(Reading& r, std::size_t operand, const pybind11::object& name, const std::string& what);
   bool read_numbers(Reading& r);
   bool read_number(Reading& r, const pybind11::object& name, Number& number);
   void check_operand(Reading& r, std::size_t operand, PyObject* tensor, const std::string& what);
@@ -126,6 +136,8 @@ class Plan {
   };
   std::array<Memo, 2> memo_{};
   double grad_factor_ = 1.0;
+  bool slow_ = false;
+  std::optional<double> blend_;
 
   std::mutex mutex_;
   std::thread::id owner_;

@@ -12,6 +12,7 @@
 #include "formats/float16.h"
 #include "formats/float32.h"
 #include "formats/float64.h"
+#include "rules/math.h"
 #include "target.h"
 
 #ifdef __AVX512BF16__
@@ -163,6 +164,22 @@ ONEPASS_INLINE void apply(const typename Rule::template Constants<T>& constants,
   }
 }
 
+// Lookahead (Zhang et al. 2019, arXiv:1907.08610, algorithm 1), the end of a cycle: the slow weights go a part of the
+// way to where the rule has led the parameter, and the parameter begins anew from there. `param` holds elements
+// [begin, begin + n). One function for all rules; a call for each tile is nothing beside the tile.
+template <class T>
+[[gnu::noinline]] void look_ahead(const Job& job, std::int64_t begin, std::int64_t n, T* param) {
+  alignas(64) T tile[kTile<T>];
+  const Operand& operand = job.operands[kSlow];
+  const bool in_place = job.layout == nullptr && is_plain_array<T>(operand);
+  T* slow = in_place ? reinterpret_cast<T*>(operand.data) + begin : tile;
+  if (!in_place) decode(operand, job.layout, kSlow, begin, n, slow);
+  const Average<T> towards(1.0 - job.blend, job.blend);
+#pragma GCC ivdep
+  for (std::int64_t i = 0; i < n; ++i) param[i] = slow[i] = towards(slow[i], param[i]);
+  if (!in_place) encode(operand, job.layout, kSlow, begin, n, slow);
+}
+
 // Steps elements [begin, end) of a job that has this set of the rule's states.
 template <class Rule, class T, unsigned Set>
 void run_with(const Job& job, std::int64_t begin, std::int64_t end) {
@@ -182,6 +199,7 @@ void run_with(const Job& job, std::int64_t begin, std::int64_t end) {
       if (used(k) && !in_place[k]) decode(job.operands[k], job.layout, k, at, n, arrays[k]);
     }
     apply<Rule, T, Set>(constants, factor, arrays, n, std::make_index_sequence<Rule::state_names.size()>{});
+    if (job.operands[kSlow].data != nullptr) look_ahead(job, at, n, arrays[kParam]);
     for (std::size_t k = 0; k < operands; ++k)
       if (used(k) && k != kGrad && !in_place[k]) encode(job.operands[k], job.layout, k, at, n, arrays[k]);
   }

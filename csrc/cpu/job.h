@@ -11,14 +11,16 @@
 
 namespace onepass {
 
-// The operands of a rule, in this order: parameter, gradient, states.
+// The operands of a rule, in this order: parameter, gradient, states. After them, of whatever rule, Lookahead's slow
+// weights.
 inline constexpr std::size_t kParam = 0;
 inline constexpr std::size_t kGrad = 1;
 inline constexpr std::size_t kFirstState = 2;
-inline constexpr std::size_t kMaxOperands = kFirstState + kMaxStates;
+inline constexpr std::size_t kSlow = kFirstState + kMaxStates;
+inline constexpr std::size_t kMaxOperands = kSlow + 1;
 
 struct Operand {
-  std::byte* data = nullptr;  // null: the rule does not use this operand now
+  std::byte* data = nullptr;  // null: this step does not use this operand
   Format format = Format::float32;
 };
 
@@ -33,6 +35,7 @@ struct Job {
   const Layout* layout = nullptr;   // null: element i of every operand lies at data + i * size
   const void* constants = nullptr;  // the rule's `Constants<float>`, or `Constants<double>` if wide
   double grad_factor = 1.0;         // what gradients are multiplied by: 1 / loss scale, negative to maximize
+  double blend = 0.0;               // where there are slow weights: how far they go towards the parameter, 0 to 1
   bool wide = false;                // arithmetic in float64 rather than float32
   std::array<Operand, kMaxOperands> operands;
 

@@ -2,7 +2,7 @@
 // t:
 //
 //   g'  = g + weight_decay * p
-//   p   = p - eta * (lambd * p + g')
+//   p   = (1 - eta * lambd) * p - eta * g'
 //   ax  = ax + mu * (p - ax)                       the average; p itself while mu is 1
 //   eta = lr / (1 + lambd * lr * t)^alpha          both for the next step
 //   mu  = 1 / max(1, t - t0)
@@ -35,16 +35,17 @@ struct Asgd {
 
   template <class T>
   struct Constants {
-    T eta, decay, weight_decay, mu;
+    T eta, weight_decay, mu;
+    Scaled<T> kept;
     Flag<T> decays, follows;
   };
 
   template <class T>
   static Constants<T> prepare(const Hyper& h, double /*step*/, const Scalars& s) {
     return {.eta = T(s.eta),
-            .decay = T(h.lambd * s.eta),
             .weight_decay = T(h.weight_decay),
             .mu = T(s.mu),
+            .kept = Scaled<T>(1.0 - h.lambd * s.eta),
             .decays = Flag<T>(h.weight_decay != 0.0),
             .follows = Flag<T>(s.mu == 1.0)};
   }
@@ -56,7 +57,7 @@ struct Asgd {
   template <class T>
   ONEPASS_INLINE static void update(const Constants<T>& c, T& p, T g, T& ax) {
     g = g + c.weight_decay * only_if(c.decays, p);
-    p = p - (c.decay * p + c.eta * g);
+    p = c.kept(p, -c.eta * g);
     ax = select(c.follows, p, ax + c.mu * (p - ax));
   }
 };

@@ -41,11 +41,14 @@ struct Rprop {
   ONEPASS_INLINE static void update(const Constants<T>& c, T& p, T g, T& prev, T& step_size) {
     const T before = prev > T(0) ? T(1) : (prev < T(0) ? T(-1) : T(0));
     const T now = g > T(0) ? T(1) : (g < T(0) ? T(-1) : T(0));
-    const T agreement = before * now;  // of signs: the product of the gradients might underflow
-    const T size = step_size * (agreement > T(0) ? c.eta_plus : (agreement < T(0) ? c.eta_minus : T(1)));
+    const T agreement = before * now;                       // of signs: the product of the gradients might underflow
+    const T growth = agreement > T(0) ? c.eta_plus : T(1);  // nested in the next line, it stops gcc 12's vectoriser
+    const T size = step_size * (agreement < T(0) ? c.eta_minus : growth);
     const T raised = size < c.smallest ? c.smallest : size;
     step_size = raised > c.largest ? c.largest : raised;
-    p = p - (agreement < T(0) ? T(0) : now * step_size);
+    // Multiplied by zero, not left out: p has to go through arithmetic, or a denormal p would stay where compilers
+    // branch.
+    p = p - (agreement < T(0) ? T(0) : now) * step_size;
     prev = agreement < T(0) ? T(0) : g;
   }
 };

@@ -18,6 +18,7 @@ from .asgd import ASGD
 from .introspect import explain, stats
 from .lbfgs import LBFGS
 from .lion import Lion
+from .lookahead import Lookahead
 from .nadam import NAdam
 from .radam import RAdam
 from .rmsprop import RMSprop
@@ -35,6 +36,7 @@ __all__ = [
     "AdamW",
     "Adamax",
     "Lion",
+    "Lookahead",
     "Muon",
     "NAdam",
     "Optimizer",

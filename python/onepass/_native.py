@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
@@ -20,9 +20,14 @@ from torch.optim import optimizer as torch_optimizer
 
 from . import _core
 
+if TYPE_CHECKING:
+    from .lookahead import Turn
+
 _core.set_torch(torch.Tensor, torch.nn.Parameter, torch.autograd.graph.increment_version)
 
 Step = Callable[..., Any]
+
+SLOW_PARAM = "slow_param"  # the state that holds Lookahead's slow weights
 
 STATE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -33,6 +38,11 @@ def unhooked(cls: type[Optimizer]) -> Step:
     while getattr(step, "hooked", False):
         step = step.__wrapped__
     return cast(Step, step)
+
+
+def number(value: float | Tensor) -> float:
+    """A hyperparameter, which may be a tensor of one element, one that requires a gradient, too."""
+    return value.item() if isinstance(value, Tensor) else float(value)
 
 
 def _listened_to(optimizer: Optimizer) -> bool:
@@ -67,28 +77,26 @@ def _update(self: Native, closure: Callable[[], Any] | None = None) -> Any:
     return loss
 
 
-# The code of torch's wrapper with the hooks around a step, by which an instance of it can be recognised.
-_HOOKED_CODE = cast(Any, Optimizer.profile_hook_step(_update)).__code__
-
-
 def hooked(update: Step) -> Step:
-    """The method ``step`` of a class: ``update``, with torch's hooks and its profiler's scope when someone listens."""
-    hooked_update = Optimizer.profile_hook_step(update)
+    """A step with torch's hooks and profiler scope around it, and torch.compile kept out of it.
+
+    torch's own wrapper costs as much as the step of a small model, nearly all of it for a profiler that is off. So it
+    is put around the step only when someone listens, unless a subclass overrides step: torch has wrapped that already.
+    """
+    hooked_update: Any = Optimizer.profile_hook_step(update)
 
     @functools.wraps(update)
     def step(*args: Any, **kwargs: Any) -> Any:
-        # torch's wrapper costs as much as the step of a small model, nearly all of it for a profiler that is off. So it
-        # is put around the step only when someone listens, unless a subclass overrides step: torch has wrapped that
-        # already.
         self = args[0]
         if torch.compiler.is_compiling():
-            return untraced(*args, **kwargs)
-        if _listened_to(self) and getattr(type(self).step, "__code__", None) is not _HOOKED_CODE:
+            return untraced_step(*args, **kwargs)
+        # Whatever step it wraps, torch's wrapper is known by its code.
+        if _listened_to(self) and getattr(type(self).step, "__code__", None) is not hooked_update.__code__:
             return hooked_update(*args, **kwargs)
         return update(*args, **kwargs)
 
     # torch.compile would trace into the step until it meets the core, and warn that it cannot trace that.
-    untraced = _disable_dynamo(step)
+    untraced_step = _disable_dynamo(step)
     cast(Any, step).hooked = True  # torch leaves a step that is marked so as it is
     return step
 
@@ -106,6 +114,11 @@ def _scaled_gradients(params: list[Tensor], factor: float) -> Iterator[None]:
             p.grad = grad
 
 
+def new_slow_param(p: Tensor) -> Tensor:
+    """Slow weights, which begin where the parameter is."""
+    return p.detach().clone(memory_format=torch.preserve_format)
+
+
 class Native(Optimizer):
     """An optimizer whose step runs in the compiled core.
 
@@ -114,6 +127,9 @@ class Native(Optimizer):
 
     rule: ClassVar[str]
     torch_step: ClassVar[Step]
+
+    # While Lookahead makes this optimizer step: what becomes of the slow weights.
+    _turn: Turn | None = None
 
     # GradScaler leaves the scale and the infinity check to the step: gradients are unscaled inside the kernel.
     _step_supports_amp_scaling = True
@@ -163,10 +179,16 @@ class Native(Optimizer):
         if (grad_scale := getattr(self, "grad_scale", None)) is not None:
             grad_factor = 1.0 / grad_scale.item()
         threads = torch.get_num_threads()
-        rest = self._plan.step(self, grad_factor, threads)
+        turn = self._turn
+        slow, blend = (True, turn.blend) if turn else (False, None)
+        rest = self._plan.step(self, grad_factor, threads, slow, blend)
         if rest is not None:
+            if turn:
+                turn.before(self.param_groups[group]["params"][index] for group, index, _ in rest)
             self._step_by_torch(rest, grad_factor)
-            self._plan.finish(self, grad_factor, threads)
+            self._plan.finish(self, grad_factor, threads, slow, blend)
+        if turn:
+            turn.after(self._plan.unblended(self) if turn.blend is not None else [])
 
     def _step_by_torch(self, rest: list[tuple[int, int, str]], grad_factor: float) -> None:
         """Steps some of the parameters by torch's own implementation, on the same states."""
@@ -181,6 +203,11 @@ class Native(Optimizer):
             if grad_factor != 1.0:
                 stack.enter_context(_scaled_gradients([p for ps in params_of.values() for p in ps], grad_factor))
             type(self).torch_step(part)
+
+    @classmethod
+    def _state_names(cls) -> list[str]:
+        """All states that a parameter can have, of its shape or derived from it."""
+        return _core.rules()[cls.rule][1]
 
     def _explain(self) -> list[tuple[int, int, str, str]]:
         """Group, index, path and reason of every parameter, as :func:`onepass.explain` tells them."""
@@ -205,7 +232,8 @@ class Native(Optimizer):
                         created.append((p, name))
                 for name in state_names:
                     if state.get(name) is None:
-                        state[name] = self._new_state(group, p, grad, name)
+                        slow = name == SLOW_PARAM
+                        state[name] = new_slow_param(p) if slow else self._new_state(group, p, grad, name)
                         created.append((p, name))
         except BaseException:
             for p, name in created:
@@ -251,7 +279,7 @@ class Native(Optimizer):
                 forced = group["state_dtype"] if "state_dtype" not in saved_group else None
                 for key, p in zip(saved_group["params"], group["params"], strict=True):
                     if p.device.type == "cpu" and key in saved["state"]:
-                        _restore_dtypes(self.state[p], saved["state"][key], forced)
+                        _restore_dtypes(self.state[p], saved["state"][key], self._state_names(), forced)
 
         # Between the user's own hooks: after those that may change the state_dict, before those that see the result.
         before = self.register_load_state_dict_pre_hook(look)
@@ -268,10 +296,13 @@ def _check_state_dtype(state_dtype: object) -> None:
         raise ValueError(f"Invalid state_dtype: {state_dtype}; it must be one of {STATE_DTYPES} or None")
 
 
-def _restore_dtypes(state: dict[str, Any], saved: dict[str, Any], forced: torch.dtype | None) -> None:
+def _restore_dtypes(
+    state: dict[str, Any], saved: dict[str, Any], state_names: Collection[str], forced: torch.dtype | None
+) -> None:
+    """Gives a loaded state the dtypes that it was saved with; the tensors of these names, if given, another one."""
     for name, value in saved.items():
-        if name == "step" or not isinstance(value, Tensor) or not value.is_floating_point():
+        if name in ("step", SLOW_PARAM) or not isinstance(value, Tensor) or not value.is_floating_point():
             continue
-        dtype = forced or value.dtype
+        dtype = (forced if name in state_names else None) or value.dtype
         if state[name].dtype != dtype:
             state[name] = value.to(device=state[name].device, dtype=dtype)

@@ -8,7 +8,31 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from ._native import Native, unhooked
+from ._native import Native, number, unhooked
+
+
+@torch.no_grad()
+def _torch_step(self: torch.optim.Optimizer) -> None:
+    """Steps by torch, which knows no decoupled decay, after that decay."""
+    groups = self.param_groups
+    self.param_groups = []
+    for group in groups:
+        weight_decay = number(group["weight_decay"])
+        if not group["decoupled_weight_decay"] or weight_decay == 0:
+            self.param_groups.append(group)
+            continue
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            steps = number(self.state[p]["step"]) if "step" in self.state[p] else 0.0
+            lr = number(group["lr"]) / (1 + steps * group["lr_decay"])
+            decayed = p.sparse_mask(p.grad.coalesce()) if p.grad.is_sparse else p
+            p.sub_(decayed, alpha=lr * weight_decay)
+        self.param_groups.append({**group, "weight_decay": 0})
+    _adagrad(self)
+
+
+_adagrad = unhooked(torch.optim.Adagrad)
 
 
 class Adagrad(Native, torch.optim.Adagrad):
@@ -47,7 +71,7 @@ class Adagrad(Native, torch.optim.Adagrad):
     """
 
     rule = "adagrad"
-    torch_step = unhooked(torch.optim.Adagrad)
+    torch_step = _torch_step
 
     def __init__(
         self,

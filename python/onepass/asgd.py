@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from ._native import Native, unhooked
+from ._native import Native, number, unhooked
 
 
 class ASGD(Native, torch.optim.ASGD):
@@ -18,7 +18,7 @@ class ASGD(Native, torch.optim.ASGD):
 
     .. math::
         g_t' &= g_t + \lambda \theta_{t-1} \\
-        \theta_t &= \theta_{t-1} - \eta_t (\mathrm{lambd} \, \theta_{t-1} + g_t') \\
+        \theta_t &= (1 - \eta_t \, \mathrm{lambd}) \, \theta_{t-1} - \eta_t g_t' \\
         \bar\theta_t &= \bar\theta_{t-1} + \mu_t (\theta_t - \bar\theta_{t-1}) \\
         \eta_{t+1} &= \frac{\gamma}{(1 + \mathrm{lambd} \, \gamma t)^\alpha}, \qquad
         \mu_{t+1} = \frac{1}{\max(1, t - t_0)}
@@ -80,4 +80,4 @@ class ASGD(Native, torch.optim.ASGD):
         self._set_state_dtype(state_dtype)
 
     def _first_number(self, group: dict[str, Any], name: str) -> float:
-        return {"step": 0.0, "eta": float(group["lr"]), "mu": 1.0}[name]
+        return {"step": 0.0, "eta": number(group["lr"]), "mu": 1.0}[name]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import functools
 import gc
+import inspect
 import json
 import statistics
 import sys
@@ -21,14 +22,21 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from . import _core
 from ._native import Native
+from .adadelta import Adadelta
+from .adagrad import Adagrad
 from .adam import Adam
+from .adamax import Adamax
 from .adamw import AdamW
+from .asgd import ASGD
 from .info import facts
 from .lion import Lion
+from .nadam import NAdam
+from .radam import RAdam
+from .rmsprop import RMSprop
+from .rprop import Rprop
 from .sgd import SGD
 
 Run = Callable[[], Any]
@@ -39,26 +47,30 @@ Maker = Callable[[list[Tensor]], Run]  # parameters -> what does one step
 class Subject(NamedTuple):
     """An optimizer and its peers."""
 
-    ours: Callable[..., Native]
-    name: str
-    peer: (
-        Callable[..., Optimizer] | None
-    )  # torch's class; None: torch has none, and the peer is the formula in its operations
+    ours: type[Native]
     arguments: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The class's name."""
+        return self.ours.__name__
 
     def makers(self) -> dict[str, Maker]:
         """Each contender's name and how to make it, ours first."""
         found: dict[str, Maker] = {"onepass": lambda params: self.ours(params, **self.arguments).step}
-        if self.peer is None:
-            found["default"] = lambda ps: functools.partial(Lion.torch_step, Lion(ps, **self.arguments))
+        torchs = getattr(torch.optim, self.name, None)
+        if torchs is None:  # then the peer is the formula in torch's operations
+            found["default"] = lambda ps: functools.partial(self.ours.torch_step, self.ours(ps, **self.arguments))
             return found
+        known = inspect.signature(torchs).parameters
         for name, flags in PEERS.items():
-            make = functools.partial(self.peer, **self.arguments, **flags)
-            found[name] = lambda params, make=make: make(params).step  # type: ignore[misc]
+            if name == "default" or name in known:
+                make = functools.partial(torchs, **self.arguments, **{k: v for k, v in flags.items() if k in known})
+                found[name] = lambda params, make=make: make(params).step  # type: ignore[misc]
         return found
 
 
-# torch's own choice on a CPU is its default, a loop over the tensors.
+# torch's own choice on a CPU is its default, a loop over the tensors. Four of its classes have a fused form.
 PEERS: dict[str, dict[str, bool]] = {
     "default": {"foreach": False, "fused": False},
     "foreach": {"foreach": True},
@@ -66,11 +78,20 @@ PEERS: dict[str, dict[str, bool]] = {
 }
 
 SUBJECTS = [
-    Subject(SGD, "SGD", torch.optim.SGD, {"lr": 1e-3, "momentum": 0.9}),
-    Subject(Adam, "Adam", torch.optim.Adam, {"lr": 1e-3}),
-    Subject(AdamW, "AdamW", torch.optim.AdamW, {"lr": 1e-3}),
-    Subject(Lion, "Lion", None, {"lr": 1e-4, "weight_decay": 1e-2}),
+    Subject(SGD, {"lr": 1e-3, "momentum": 0.9}),
+    Subject(Adam, {"lr": 1e-3}),
+    Subject(AdamW, {"lr": 1e-3}),
+    Subject(Lion, {"lr": 1e-4, "weight_decay": 1e-2}),
+    Subject(Adagrad, {"lr": 1e-2}),
+    Subject(RMSprop, {"lr": 1e-3}),
+    Subject(Adadelta, {}),
+    Subject(Adamax, {"lr": 1e-3}),
+    Subject(NAdam, {"lr": 1e-3}),
+    Subject(RAdam, {"lr": 1e-3}),
+    Subject(ASGD, {"lr": 1e-2}),
+    Subject(Rprop, {"lr": 1e-3}),
 ]
+PROBED = ("SGD", "Adam", "AdamW", "Lion")  # those for which groups, denormals and formats are measured, too
 
 MLP: Shapes = [(64, 64), (64,)] * 3
 SIZES: dict[str, tuple[Shapes, Shapes]] = {  # workload -> shapes, in full and for a quick look
@@ -178,7 +199,7 @@ def traffic_of(step: Run, params: list[Tensor]) -> Run:
     rows = []
     for p in params:
         assert p.grad is not None
-        arrays = [value for name, value in state[p].items() if name != "step"]
+        arrays = [value for value in state[p].values() if value.dim() > 0]  # not the step counter and other numbers
         rows.append([array.view(-1) for array in (p.grad, p.detach(), *arrays)])
     return lambda: _core.traffic(rows, torch.get_num_threads())
 
@@ -230,7 +251,7 @@ def denormals(subject: Subject, shapes: Shapes, rounds: int) -> Result:
     for name, value in (("normal", 1e-3), ("denormal", 1e-40)):
         optimizer = subject.ours(parameters(shapes, grads), **subject.arguments)
         optimizer.step()
-        states = [v for state in optimizer.state.values() for k, v in state.items() if k != "step"]
+        states = [v for state in optimizer.state.values() for v in state.values() if v.dim() > 0]
         refills += [functools.partial(state.fill_, value) for state in states]
         runs[name] = optimizer.step
     return time_in_turn(runs, rounds, before=lambda: [refill() for refill in refills])
@@ -239,8 +260,9 @@ def denormals(subject: Subject, shapes: Shapes, rounds: int) -> Result:
 def state_dtypes(subject: Subject, shapes: Shapes, rounds: int) -> Result:
     """States in bfloat16, and in float32."""
     grads = gradients(shapes)
+    make: Callable[..., Native] = subject.ours
     runs: dict[str, Run] = {
-        name: subject.ours(parameters(shapes, grads), **subject.arguments, state_dtype=dtype).step
+        name: make(parameters(shapes, grads), **subject.arguments, state_dtype=dtype).step
         for name, dtype in (("bfloat16 states", torch.bfloat16), ("float32 states", torch.float32))
     }
     return time_in_turn(runs, rounds)
@@ -266,6 +288,7 @@ def measure(quick: bool, rounds: int, chosen: list[str]) -> Iterator[Result]:
     medium = SIZES["medium: 64 x 64k"][quick]
     for subject in subjects:
         yield done(fresh(subject, small, rounds), "small, fresh gradients", subject, small)
+    for subject in (s for s in subjects if s.name in PROBED):
         yield done(groups(subject, small[: len(small) // 2], rounds), "500 groups", subject, small[: len(small) // 2])
         yield done(denormals(subject, medium, rounds), "denormal states", subject, medium)
         yield done(state_dtypes(subject, large, rounds), "bfloat16 states", subject, large)
@@ -282,7 +305,7 @@ def line_of(result: Result) -> str:
     else:
         time_text = f"{ours * 1e6:7.2f} us/step     "
     others = ", ".join(f"{name} {result.ratio[name]:.2f}x" for name in names[1:])
-    return f"{result.workload:<23} {result.optimizer:<6} {names[0]:<15} {time_text}  {others}"
+    return f"{result.workload:<23} {result.optimizer:<8} {names[0]:<15} {time_text}  {others}"
 
 
 def draw(results: list[Result], machine: str, path: Path) -> None:

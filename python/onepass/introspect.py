@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from . import _core
 from ._native import Native
 from .lbfgs import LBFGS
+from .lookahead import Lookahead
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,15 @@ def explain(optimizer: Optimizer) -> Explanation:
     """Tells which path each parameter of an optimizer would take if it were stepped now, and why.
 
     Args:
-        optimizer: Any optimizer. One of torch's own is told to be on torch's path throughout.
+        optimizer: Any optimizer. One of torch's own is told to be on torch's path throughout; of Lookahead, the
+            optimizer that it wraps is told of.
 
     Returns:
         A row for each parameter. ``path`` is ``"kernel"``; ``"torch"``, with the reason why the kernels cannot take it;
         or ``"error"``, with the message that a step would raise. Nothing is changed. Printed, it is a readable table.
     """
+    while isinstance(optimizer, Lookahead):
+        optimizer = optimizer.optimizer
     if isinstance(optimizer, Native | LBFGS):
         isa = _core.isa()
         found = optimizer._explain()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from ._native import Native, unhooked
+from ._native import Native, number, unhooked
 
 
 class Rprop(Native, torch.optim.Rprop):
@@ -76,7 +76,7 @@ class Rprop(Native, torch.optim.Rprop):
     def _new_state(self, group: dict[str, Any], p: Tensor, grad: Tensor, name: str) -> Tensor:
         if name == "prev":
             return super()._new_state(group, p, grad, name)
-        lr = float(group["lr"])
+        lr = number(group["lr"])
         if p.is_complex():
             return torch.full_like(grad, complex(lr, lr))
         return torch.full_like(grad, lr, dtype=group["state_dtype"])

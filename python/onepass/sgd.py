@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from ._native import Native, unhooked
+from ._native import Native, number, unhooked
 
 
 class SGD(Native, torch.optim.SGD):
@@ -77,5 +77,9 @@ class SGD(Native, torch.optim.SGD):
         self._set_state_dtype(state_dtype)
 
     def _new_state(self, group: dict[str, Any], p: Tensor, grad: Tensor, name: str) -> Tensor:
-        # The first step writes every element before it reads one, and torch clones the gradient.
+        # The first step writes every element before it reads one. torch clones what it takes for the gradient.
+        if group["maximize"]:
+            grad = -grad
+        if number(group["weight_decay"]) != 0:
+            grad = grad.add(p, alpha=number(group["weight_decay"]))
         return torch.empty_like(grad, dtype=None if p.is_complex() else group["state_dtype"])

@@ -79,8 +79,9 @@ TEST_CASE("every misalignment, of all operands alike and of each by itself") {
 
 TEST_CASE("every mix of formats") {
   constexpr std::array formats{Format::float32, Format::float64, Format::bfloat16, Format::float16};
-  for (const Setting& setting : kSettings) {
-    const int operands = kFirstState + states_used(setting);
+  for (const char* name : {"sgd, plain", "lion, decay", "rmsprop, centered", "adam, amsgrad, decoupled"}) {
+    const Setting& setting = setting_of(name);
+    const std::size_t operands = operands_of(setting);
     for (unsigned mix = 0; mix < 1U << (2 * operands); ++mix) {
       Spec spec{.grad_factor = 0.3};
       for (std::size_t k = 0; k < spec.formats.size(); ++k) spec.formats[k] = formats[mix >> (2 * k) & 3U];
@@ -164,6 +165,66 @@ TEST_CASE("every pair of dimension orders, element by element and at once") {
       const Problem problem = make_problem(setting_of("lion, decay"), shape, {.strides = {param, grad, {}}});
       check(problem);
       check(problem, 1);
+    }
+  }
+}
+
+// -- slow weights ----------------------------------------------------------------------------------------------------
+
+TEST_CASE("slow weights after every setting") {
+  for (const Setting& setting : kSettings)
+    for (const bool wide : {false, true})
+      for (const Format format : {native(wide), Format::bfloat16})
+        for (const double blend : {0.0, 0.3, 0.5, 0.8, 1.0})
+          for (const std::int64_t length : {0, 1, 17, 511, 1024, 1025, 2049})
+            check(make_problem(setting, {length}, {.formats = all_of(format), .wide = wide, .blend = blend}));
+}
+
+TEST_CASE("slow weights of every format and misalignment, beside every other") {
+  constexpr std::array formats{Format::float32, Format::float64, Format::bfloat16, Format::float16};
+  for (const Format param : formats)
+    for (const Format slow : formats)
+      for (const bool wide : {false, true})
+        for (std::size_t misalignment = 0; misalignment < 64; misalignment += 3) {
+          Spec spec{.formats = all_of(param), .wide = wide, .misalignment = misalignment, .stagger = 1, .blend = 0.3};
+          spec.formats[kSlow] = slow;
+          check(make_problem(setting_of("adam"), {1030}, spec), 512);
+        }
+}
+
+TEST_CASE("slow weights in views, whole and in pieces") {
+  for (const View& view : kViews) {
+    CAPTURE(view.what);
+    for (const bool wide : {false, true}) {
+      const Problem problem =
+          make_problem(setting_of("sgd, nesterov"), view.shape,
+                       {.formats = all_of(native(wide)), .wide = wide, .strides = view.strides, .blend = 0.7});
+      for (const std::int64_t piece : {std::int64_t{1} << 40, std::int64_t{1024}, std::int64_t{131}})
+        check(problem, piece);
+    }
+  }
+}
+
+// What is exact does not hang on a reference: the ends of the range, and a half way between powers of two.
+TEST_CASE("where slow weights go") {
+  const Setting still{"sgd, lr = 0", RuleId::sgd, {0, 0, 0, 0, 0}, 2};
+  struct {
+    double param, slow, blend, want;
+  } const table[] = {
+      {3.0, 0.1f, 0.0, 0.1f}, {0.1f, 1e8, 1.0, 0.1f}, {4.0, 2.0, 0.5, 3.0},
+      {1.0, 5.0, 0.25, 4.0},  {1.0, 5.0, 0.75, 2.0},
+  };
+  for (const auto& row : table) {
+    for (const bool wide : {false, true}) {
+      Problem problem = make_problem(still, {100}, {.formats = all_of(native(wide)), .wide = wide, .blend = row.blend});
+      Problem want = problem;
+      for (std::int64_t i = 0; i < 100; ++i) {
+        store(problem.tensors[kParam], i, row.param);
+        store(problem.tensors[kSlow], i, row.slow);
+        store(want.tensors[kParam], i, row.want);
+        store(want.tensors[kSlow], i, row.want);
+      }
+      for (const Isa& isa : supported_isas()) CHECK(difference(stepped(isa, problem, 1000), want) == "");
     }
   }
 }

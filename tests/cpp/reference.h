@@ -9,6 +9,7 @@
 #include <memory>
 #include <new>
 #include <numeric>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -42,7 +43,7 @@ class Memory {
       : size_(size), bytes_(static_cast<std::byte*>(::operator new(size, std::align_val_t{64}))) {
     std::memset(data(), 0xa5, size);
   }
-  Memory(const Memory& other) : Memory(other.size_) { std::memcpy(data(), other.data(), size_); }
+  Memory(const Memory& other) : Memory(other.size_) { std::copy_n(other.data(), size_, data()); }
   Memory(Memory&&) = default;
   Memory& operator=(Memory other) {
     std::swap(size_, other.size_);
@@ -135,6 +136,7 @@ struct Spec {
   std::size_t misalignment = 0;                        // bytes from the beginning of a cache line to the parameter,
   std::size_t stagger = 0;                             // and by how much more for each further operand
   std::array<std::vector<std::int64_t>, 3> strides{};  // of parameter, gradient, and every state; empty: packed
+  std::optional<double> blend{};                       // with slow weights, and how far they go
 };
 
 // One job, with memory of its own: a copy is another problem with the same values.
@@ -143,8 +145,13 @@ struct Problem {
   std::vector<std::int64_t> shape;
   bool wide = false;
   double grad_factor = 1.0;
+  std::optional<double> blend;
   std::vector<Tensor> tensors;
 };
+
+inline bool uses(const Problem& problem, std::size_t operand) {
+  return operand == kSlow ? problem.blend.has_value() : uses(problem.setting, operand);
+}
 
 inline std::int64_t length_of(const Problem& problem) {
   return std::accumulate(problem.shape.begin(), problem.shape.end(), std::int64_t{1}, std::multiplies<>());
@@ -173,11 +180,21 @@ inline std::int64_t offset_of(const std::vector<std::int64_t>& index, const std:
   return std::inner_product(index.begin(), index.end(), strides.begin(), std::int64_t{0});
 }
 
+// Whether an operand holds squares or sizes.
+inline bool never_negative(const Setting& setting, std::size_t operand) {
+  if (operand < kFirstState || operand == kSlow) return false;
+  const std::string_view name = info_of(setting.rule).state_names[operand - kFirstState];
+  static constexpr std::string_view names[] = {"acc_delta",  "exp_avg_sq", "exp_inf", "max_exp_avg_sq",
+                                               "square_avg", "step_size",  "sum"};
+  return std::ranges::find(names, name) != std::end(names);
+}
+
 inline Problem make_problem(const Setting& setting, std::vector<std::int64_t> shape, const Spec& spec = {}) {
-  Problem problem{setting, std::move(shape), spec.wide, spec.grad_factor, {}};
-  const auto operands = operands_of(setting);
+  Problem problem{setting, std::move(shape), spec.wide, spec.grad_factor, spec.blend, {}};
+  const std::size_t operands = spec.blend ? kMaxOperands : operands_of(setting);
   for (std::size_t k = 0; k < operands; ++k) {
     Tensor& tensor = problem.tensors.emplace_back();
+    if (!uses(problem, k)) continue;
     tensor.format = spec.formats[k];
     const auto& strides = spec.strides[std::min<std::size_t>(k, kFirstState)];
     tensor.strides = strides.empty() ? packed(problem.shape) : strides;
@@ -189,8 +206,7 @@ inline Problem make_problem(const Setting& setting, std::vector<std::int64_t> sh
     tensor.memory = Memory(size);
     for (std::int64_t i = 0; i < elements; ++i) {
       const double value = number(static_cast<std::uint64_t>(i) * kMaxOperands + k);
-      // Second moments are not negative, and come after the first.
-      store(tensor, i, k > kFirstState ? std::fabs(value) : value);
+      store(tensor, i, never_negative(setting, k) ? std::fabs(value) : value);
     }
   }
   return problem;
@@ -202,6 +218,7 @@ class BoundJob {
   explicit BoundJob(Problem& problem) : constants_(problem.setting, problem.wide) {
     std::array<std::span<const std::int64_t>, kMaxOperands> strides;
     for (std::size_t k = 0; k < problem.tensors.size(); ++k) {
+      if (!uses(problem, k)) continue;
       strides[k] = problem.tensors[k].strides;
       job_.operands[k] = {problem.tensors[k].at(0), problem.tensors[k].format};
     }
@@ -210,6 +227,7 @@ class BoundJob {
     job_.length = length_of(problem);
     job_.constants = constants_.data();
     job_.grad_factor = problem.grad_factor;
+    job_.blend = problem.blend.value_or(0.0);
     job_.wide = problem.wide;
   }
   BoundJob(const BoundJob&) = delete;
@@ -233,13 +251,20 @@ template <class Rule, class T>
   for_each_index(problem.shape, [&](const auto& index) {
     T values[kMaxOperands] = {};  // a state that is absent reads as zero
     for (std::size_t k = 0; k < operands; ++k)
-      values[k] = load<T>(problem.tensors[k], offset_of(index, problem.tensors[k].strides));
+      if (uses(problem, k)) values[k] = load<T>(problem.tensors[k], offset_of(index, problem.tensors[k].strides));
     const T gradient = static_cast<T>(problem.grad_factor) * values[kGrad];
     [&]<std::size_t... I>(std::index_sequence<I...>) {
       Rule::update(constants, values[kParam], gradient, values[kFirstState + I]...);
     }(states);
+    if (problem.blend) {
+      // From the nearer of the two, so that at 0 and 1 each is itself.
+      const T alpha = T(*problem.blend), rest = T(1.0 - *problem.blend), gap = values[kParam] - values[kSlow];
+      values[kSlow] = alpha < T(0.5) ? values[kSlow] + alpha * gap : values[kParam] - rest * gap;
+      values[kParam] = values[kSlow];
+    }
     for (std::size_t k = 0; k < operands; ++k)
-      if (k != kGrad) store(problem.tensors[k], offset_of(index, problem.tensors[k].strides), values[k]);
+      if (k != kGrad && uses(problem, k))
+        store(problem.tensors[k], offset_of(index, problem.tensors[k].strides), values[k]);
   });
 }
 
@@ -261,7 +286,7 @@ inline std::string difference(const Problem& got, const Problem& want) {
   for (std::size_t k = 0; k < want.tensors.size(); ++k) {
     const auto& a = got.tensors[k].memory;
     const auto& b = want.tensors[k].memory;
-    if (std::memcmp(a.data(), b.data(), b.size()) == 0) continue;
+    if (b.size() == 0 || std::memcmp(a.data(), b.data(), b.size()) == 0) continue;
     const auto byte = std::mismatch(a.data(), a.data() + a.size(), b.data()).first - a.data() -
                       static_cast<std::ptrdiff_t>(want.tensors[k].first);
     return std::string(want.setting.what) + ", operand " + std::to_string(k) + " of " +

@@ -67,6 +67,7 @@ class Row:
     first: Callable = lambda **_: {}  # hyperparameters -> what states begin with where that is not zero
     eager: bool = False  # whether the states are there from the beginning, not from the first gradient on
     takes_sparse: bool = False  # whether torch's class takes sparse gradients
+    lazy: bool = False  # whether ours does, beyond torch, with decay of the rows alone that they touch
     own: dict[str, Any] = field(default_factory=lambda: {"state_dtype": None})  # arguments that torch's class has not
     full: dict[str, Any]  # keyword arguments with which it uses all states and terms, and learns
     variants: dict[str, dict[str, Any]]  # name -> keyword arguments; every flag and argument of torch's occurs
@@ -181,6 +182,7 @@ ROWS = [
         flavours=FUSED_TOO,
         formula=reference.adam,
         states=("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
+        lazy=True,
         full={"lr": 0.01, "amsgrad": True, "weight_decay": 0.1},
         variants=ADAM_VARIANTS,
     ),
@@ -363,6 +365,7 @@ ROWS = [
         doubt=reference.lion_doubt,
         states=("exp_avg",),
         scalars=(),
+        lazy=True,
         full={"lr": 0.01, "weight_decay": 0.1},
         variants={
             "default": {},
@@ -375,6 +378,27 @@ ROWS = [
         },
     ),
 ]
+
+# It refuses dense gradients, so it has tests of its own: test_sparse.py.
+SPARSE_ADAM = Row(
+    ours=onepass.SparseAdam,
+    theirs=torch.optim.SparseAdam,
+    flavours=({},),
+    formula=reference.sparse_adam,
+    states=("exp_avg", "exp_avg_sq"),
+    takes_sparse=True,
+    full={"lr": 0.01, "betas": (0.8, 0.95)},
+    variants={
+        "default": {},
+        "lr": {"lr": 0.1},
+        "betas": {"betas": (0.5, 0.75)},
+        "zero_betas": {"betas": (0.0, 0.0)},
+        "eps": {"eps": 0.1},
+        "maximize": {"maximize": True},
+        "tensor_lr": {"lr": torch.tensor(0.01)},
+        "tensor_lr_1d": {"lr": torch.tensor([0.01], dtype=torch.float64)},
+    },
+)
 
 CASES = [pytest.param(row, kw, id=f"{row.name}-{name}") for row in ROWS for name, kw in row.variants.items()]
 OWN_CASES = [pytest.param(row, kw, id=f"{row.name}-{name}") for row in ROWS for name, kw in row.own_variants.items()]

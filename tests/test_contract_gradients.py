@@ -335,10 +335,11 @@ def test_sparse_gradients_are_taken_as_torch_does(row, options):
             assert params[1].grad._nnz() == 3
 
     plain = row.having(momentum=0, nesterov=False, weight_decay=0)
-    run_both(row, script, shapes=[(3,), (4, 2), (5,)], path={"sparse gradient"}, **{**plain, **options})
+    path = {"sparse gradient"} if "momentum" in options else set()  # torch's buffer is sparse then
+    run_both(row, script, shapes=[(3,), (4, 2), (5,)], path=path, **{**plain, **options})
 
 
-@for_rows(row for row in ROWS if not row.takes_sparse)
+@for_rows(row for row in ROWS if not row.takes_sparse and not row.lazy)
 @pytest.mark.parametrize("steps", [0, 2])
 @pytest.mark.parametrize("group", [0, 1])
 def test_sparse_gradients_are_refused_in_torchs_words_and_nothing_is_written(row, steps, group):

@@ -547,8 +547,8 @@ bool Plan::gradient_overlaps(Reading& r) {
   const auto& [first, past] = r.param.written[kParam];
   std::byte* const grad_past =
       grad.data + extent(shape_of(grad), strides_of(grad)) * static_cast<std::int64_t>(size_of(*grad.format));
-  const bool same = r.job.rows == nullptr && grad.data == first && grad.format == r.own().format &&
-                    r.strides_as_own(kGrad);
+  const bool same =
+      r.job.rows == nullptr && grad.data == first && grad.format == r.own().format && r.strides_as_own(kGrad);
   return grad.data < past && first < grad_past && !same;
 }
 

@@ -2,8 +2,8 @@
 //
 // A sparse gradient is a list of entries. Its indices name a place in the first dimensions of the parameter; what the
 // remaining ones span there, one element at least, is called a row, and the entry has a value for each of its elements.
-// Several entries may name the same row: the gradient is their sum. Adding them up is left to the step (driver.h), which
-// reads every value once and writes no coalesced gradient; here they are put in order.
+// Several entries may name the same row: the gradient is their sum. Adding them up is left to the step (driver.h),
+// which reads every value once and writes no coalesced gradient; here they are put in order.
 #pragma once
 
 #include <array>
@@ -13,11 +13,15 @@
 
 namespace onepass {
 
-// The index of entry e in dimension d is data[d * strides[0] + e * strides[1]].
+// The indices of a sparse gradient: a matrix of a row for each dimension and a column for each entry.
 struct Indices {
   const std::int64_t* data = nullptr;
   std::int64_t entries = 0;
   std::array<std::int64_t, 2> strides{};
+
+  std::int64_t at(std::size_t dimension, std::int64_t entry) const {
+    return data[static_cast<std::int64_t>(dimension) * strides[0] + entry * strides[1]];
+  }
 };
 
 struct Rows {
@@ -28,8 +32,9 @@ struct Rows {
 
   std::int64_t length = 0;          // elements in a row
   std::vector<Entry> entries;       // as they come; once coalesced by row, and those of one row by position
-  std::vector<std::int64_t> first;  // once coalesced: the first entry of each row that is touched, and behind it the end
+  std::vector<std::int64_t> first;  // once coalesced: the first entry of each touched row, and behind it the end
 
+  // Touched rows.
   std::int64_t count() const { return static_cast<std::int64_t>(first.size()) - 1; }
 };
 

@@ -59,8 +59,8 @@ void for_share(std::span<const Job> jobs, std::int64_t total, int index, int cou
     const auto split = [&](std::int64_t bound) {
       if (bound <= at) return std::int64_t{0};
       if (bound >= at + cost) return job.length;
-      const auto element = static_cast<std::int64_t>(
-          element_at(job, static_cast<double>(bound - at) / static_cast<double>(cost)));
+      const auto element =
+          static_cast<std::int64_t>(element_at(job, static_cast<double>(bound - at) / static_cast<double>(cost)));
       return std::min(job.length, element / kGranule * kGranule);
     };
     const std::int64_t begin = split(low);

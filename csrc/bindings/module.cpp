@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings/apply.h"
+#include "bindings/factored_plan.h"
 #include "bindings/plan.h"
 #include "cpu/dispatch.h"
 #include "cpu/traffic.h"
@@ -120,4 +121,6 @@ PYBIND11_MODULE(_core, m) {
       .def("unblended", &Plan::unblended, py::arg("optimizer"),
            "The parameters whose slow weights the last step has left to its caller.")
       .def("explain", &Plan::explain, py::arg("optimizer"), "(group, index, path, reason) of every parameter.");
+
+  py::class_<FactoredPlan, Plan>(m, "FactoredPlan", "Adafactor's.").def(py::init<>());
 }

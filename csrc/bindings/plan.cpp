@@ -54,7 +54,7 @@ struct Plan::Group {
   std::array<double, kMaxHyper> hyper{};
   double sign = 1.0;
   bool differentiable = false;
-  unsigned states_used = 0;  // a bit for each
+  unsigned states_used = 0;  // a bit for each that parameters may have
   bool takes_sparse = false;
 };
 
@@ -67,8 +67,9 @@ struct Plan::Param {
   bool shared = false;               // another parameter's step writes to the same memory
   bool tangled = false;              // its own tensors overlap
   bool sparse = false;               // it has had a sparse gradient
-  bool blended = false;              // the last step has moved its slow weights
+  bool blended = false;              // the last step's job moves its slow weights
   std::string reason;                // why torch's code steps it
+  unsigned states_used = 0;          // a bit for each
   std::vector<std::int64_t> packed;  // the last shape and strides that were found to be packed
   // Memory that it writes: first and past last byte, of each operand, the step counter and the scalars.
   std::array<std::pair<std::byte*, std::byte*>, kMaxOperands + 1 + kMaxScalars> written{};
@@ -120,13 +121,17 @@ py::object interned(const std::string& text) {
 
 }  // namespace
 
-Plan::Plan(const std::string& rule) : rule_(find_rule(rule)), info_(info_of(rule_)) {
-  for (const std::string name : info_.hyper_names) {
+Plan::Plan(const std::string& rule) : Plan(info_of(find_rule(rule))) { rule_ = find_rule(rule); }
+
+Plan::Plan(const RuleInfo& info) : info_(info) {
+  for (std::string name : info_.hyper_names) {
+    const bool optional = name.ends_with('?');
+    if (optional) name.pop_back();
     const auto bracket = name.find('[');
     if (bracket == std::string::npos) {
-      hyper_names_.push_back({interned(name), -1});
+      hyper_names_.push_back({interned(name), -1, optional});
     } else {
-      hyper_names_.push_back({interned(name.substr(0, bracket)), std::stoi(name.substr(bracket + 1))});
+      hyper_names_.push_back({interned(name.substr(0, bracket)), std::stoi(name.substr(bracket + 1)), optional});
     }
   }
   for (const std::string name : info_.state_names) {
@@ -211,7 +216,8 @@ void Plan::read_group(Group& group, PyObject* dict, std::size_t index) {
   group.dict = dict;
   group.index = index;
   group.reread = false;
-  const auto number = [&](const py::handle& key, PyObject* value) {
+  const auto number = [&](const py::handle& key, PyObject* value, bool optional) {
+    if (optional && value == Py_None) return -1.0;
     py::object item;
     if (!PyFloat_CheckExact(value) && !PyLong_Check(value)) {  // a bool is a PyLong; anything else may change in place
       group.reread = true;
@@ -229,17 +235,17 @@ void Plan::read_group(Group& group, PyObject* dict, std::size_t index) {
     return read;
   };
   for (std::size_t h = 0; h < hyper_names_.size(); ++h) {
-    const auto& [key, element] = hyper_names_[h];
+    const auto& [key, element, optional] = hyper_names_[h];
     PyObject* value = lookup(dict, key);
     if (value == nullptr)
       throw py::key_error(label_ + ": group " + std::to_string(index) + " has no " + std::string(py::str(key)));
     if (element < 0) {
-      group.hyper[h] = number(key, value);
+      group.hyper[h] = number(key, value, optional);
     } else {
       if (!PyTuple_CheckExact(value)) group.reread = true;
       const auto part = py::reinterpret_steal<py::object>(PySequence_GetItem(value, element));
       if (!part) throw py::error_already_set();
-      group.hyper[h] = number(key, part.ptr());
+      group.hyper[h] = number(key, part.ptr(), optional);
     }
   }
   const auto flag = [&](const py::str& key) {
@@ -311,7 +317,7 @@ std::string Plan::why_torch(const Param& param, TensorView& view) const {
   if (!view.on_cpu)
     return "device " + py::str(py::handle(param.object).attr("device").attr("type")).cast<std::string>();
   if (!view.format) return "dtype " + text_of(param.object, "dtype");
-  return {};
+  return declines(view);
 }
 
 // A parameter on its way into a job. The functions that read one say false, and why in param.reason, when torch's code
@@ -432,7 +438,7 @@ bool Plan::read_sparse_gradient(Reading& r) {
 }
 
 bool Plan::read_states(Reading& r) {
-  const unsigned used = r.param.group->states_used;
+  const unsigned used = r.param.states_used = states_of(r.param.group->states_used, r.own());
   if (r.param.state == nullptr) {
     r.missing = info_.counts_steps || used != 0 || slow_;
     return true;
@@ -507,7 +513,7 @@ bool Plan::read_number(Reading& r, const py::object& name, Number& number) {
 void Plan::check_operand(Reading& r, std::size_t operand, PyObject* tensor, const std::string& what) {
   const TensorView& view = r.views[operand];
   if (!view.on_cpu) fail(r.param, what + " is on device " + text_of(tensor, "device") + ", not on the parameter's");
-  if (!same_shape(view, r.own()))
+  if (!fits(operand, view, r.own()))
     fail(r.param, what + " has shape " + std::string(py::str(py::list(py::handle(tensor).attr("shape")))) +
                       " and dtype " + text_of(tensor, "dtype"));
   r.job.operands[operand] = {view.data, *view.format};
@@ -530,8 +536,9 @@ void Plan::note_memory(Reading& r) {
       note(k, nullptr, 0);
       continue;
     }
-    const std::int64_t elements =
-        r.packed && r.strides_as_own(k) ? r.job.length : extent(shape_of(r.views[k]), strides_of(r.views[k]));
+    const std::int64_t elements = r.packed && r.strides_as_own(k) && same_shape(r.views[k], r.own())
+                                      ? r.job.length
+                                      : extent(shape_of(r.views[k]), strides_of(r.views[k]));
     note(k, operand.data, elements * static_cast<std::int64_t>(size_of(operand.format)));
   }
   for (std::size_t n = 0; n < r.numbers.size(); ++n) {
@@ -550,20 +557,6 @@ bool Plan::gradient_overlaps(Reading& r) {
   const bool same =
       r.job.rows == nullptr && grad.data == first && grad.format == r.own().format && r.strides_as_own(kGrad);
   return grad.data < past && first < grad_past && !same;
-}
-
-// Where the elements lie, if not one after the other in all operands alike.
-void Plan::find_layout(Reading& r) {
-  bool flat = r.packed;
-  std::array<std::span<const std::int64_t>, kMaxOperands> strides;
-  for (std::size_t k = 0; k < kMaxOperands; ++k) {
-    if (r.job.operands[k].data == nullptr && k >= kFirstState) continue;
-    strides[k] = strides_of(r.views[k]);
-    flat = flat && r.strides_as_own(k);
-  }
-  if (flat || r.job.length == 0) return;
-  Layout layout = make_layout(shape_of(r.own()), strides);
-  if (!is_flat(layout)) r.job.layout = &layouts_.emplace_back(std::move(layout));
 }
 
 Plan::Path Plan::read_param(Param& param, Job& job) {
@@ -585,12 +578,12 @@ Plan::Path Plan::read_param(Param& param, Job& job) {
   }
   if (r.missing) return Path::missing;
 
-  if (blend_ && job.rows == nullptr) {
+  param.blended = blend_ && job.rows == nullptr;
+  if (param.blended) {
     job.blend = *blend_;
   } else {  // read for the checks alone: a step of some rows does not reach all slow weights
     job.operands[kSlow] = {};
   }
-  if (job.rows == nullptr) find_layout(r);
   const std::size_t counters = info_.counts_steps ? 1 : 0;
   const double step = info_.counts_steps ? r.numbers[0].value + 1.0 : (param.fresh ? 1.0 : 2.0);
   Scalars scalars{};
@@ -601,9 +594,32 @@ Plan::Path Plan::read_param(Param& param, Job& job) {
     r.numbers[n].value = n < counters ? step : memo.advanced[n - counters];
     numbers_.push_back(r.numbers[n]);
   }
+  if (job.rows == nullptr) {  // else the gradient's values have a shape of their own
+    bool flat = r.packed;
+    for (std::size_t k = 0; k < kMaxOperands; ++k)
+      if (job.operands[k].data != nullptr || k < kFirstState) flat = flat && r.strides_as_own(k);
+    place(job, r.views, flat);
+  }
   held_.push_back(std::move(r.grad));
   return Path::kernel;
 }
+
+std::string Plan::declines(const TensorView&) const { return {}; }
+
+unsigned Plan::states_of(unsigned used, const TensorView&) const { return used; }
+
+bool Plan::fits(std::size_t, const TensorView& view, const TensorView& param) const { return same_shape(view, param); }
+
+void Plan::place(Job& job, const std::array<TensorView, kMaxOperands>& views, bool flat) {
+  if (flat || job.length == 0) return;
+  std::array<std::span<const std::int64_t>, kMaxOperands> strides;
+  for (std::size_t k = 0; k < kMaxOperands; ++k)
+    if (job.operands[k].data != nullptr || k < kFirstState) strides[k] = strides_of(views[k]);
+  Layout layout = make_layout(shape_of(views[kParam]), strides);
+  if (!is_flat(layout)) job.layout = &layouts_.emplace_back(std::move(layout));
+}
+
+void Plan::launch(std::span<const Job> jobs, int threads) { run_step(rule_, jobs, threads); }
 
 // Parameters of one group, and often of many, share their constants.
 const Plan::Memo& Plan::prepare_step(const Group& group, double step, const Scalars& scalars, bool wide) {
@@ -705,7 +721,7 @@ void Plan::create_states(const py::object& optimizer) {
     Param& param = params_[missing_[m]];
     py::list state_names;
     for (std::size_t s = 0; s < state_names_.size(); ++s) {
-      if ((param.group->states_used >> s & 1) == 0) continue;
+      if ((param.states_used >> s & 1) == 0) continue;
       state_names.append(state_names_[s]);
       if (lacks(param, state_names_[s])) fresh.push_back(&param);
     }
@@ -774,7 +790,7 @@ void Plan::run(int threads) {
     for (Rows& rows : rows_) coalesce(rows);
     for (Job& job : jobs_)
       if (job.rows != nullptr) job.length = job.rows->count() * job.rows->length;
-    run_step(rule_, jobs_, threads);
+    launch(jobs_, threads);
     for (const Number& number : numbers_) {
       if (number.data == nullptr) continue;
       if (number.format == Format::float32) {
@@ -792,8 +808,6 @@ void Plan::run(int threads) {
     for (std::size_t j = 0; j < jobs_.size(); ++j) {
       Param& param = params_[job_params_[j]];
       param.fresh = false;
-      const bool empty = jobs_[j].rows == nullptr && jobs_[j].length == 0;
-      param.blended = empty || jobs_[j].operands[kSlow].data != nullptr;
       stepped[j] = py::reinterpret_borrow<py::object>(param.object);
     }
     torch().increment_version(stepped);

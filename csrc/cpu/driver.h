@@ -85,11 +85,10 @@ inline std::int64_t row_number(const Rows& rows, std::int64_t r) {
 }
 
 // Calls visit(offset, stride, count) for the runs of elements that make up [begin, begin + n) of an operand, in order;
-// offset and stride are in elements.
+// offset and stride are in elements. Either of rows and layout, or none.
 template <class Visit>
-void for_each_run(const Job& job, std::size_t operand, std::int64_t begin, std::int64_t n, Visit&& visit) {
-  const Rows* rows = job.rows;
-  const Layout* layout = job.layout;
+void for_each_run(const Rows* rows, const Layout* layout, std::size_t operand, std::int64_t begin, std::int64_t n,
+                  Visit&& visit) {
   for (std::int64_t r = rows != nullptr ? begin / rows->length : 0; n > 0; ++r) {
     std::int64_t offset = begin;
     std::int64_t stride = 1;
@@ -115,6 +114,31 @@ void for_each_run(const Job& job, std::size_t operand, std::int64_t begin, std::
     visit(offset, stride, count);
     begin += count;
     n -= count;
+  }
+}
+
+// Elements of an operand, whatever its format, to and from a plain array; offset and stride are in elements.
+template <class T>
+void read_run(const Operand& source, std::int64_t offset, std::int64_t stride, T* to, std::int64_t n) {
+  std::byte* from = source.data + offset * static_cast<std::int64_t>(size_of(source.format));
+  switch (source.format) {
+#define ONEPASS_X(name, Type) \
+  case Format::name:          \
+    return decode_run<Type>(from, stride, to, n);
+    ONEPASS_FORMATS(ONEPASS_X)
+#undef ONEPASS_X
+  }
+}
+
+template <class T>
+void write_run(const Operand& target, std::int64_t offset, std::int64_t stride, const T* from, std::int64_t n) {
+  std::byte* to = target.data + offset * static_cast<std::int64_t>(size_of(target.format));
+  switch (target.format) {
+#define ONEPASS_X(name, Type) \
+  case Format::name:          \
+    return encode_run<Type>(from, to, stride, n);
+    ONEPASS_FORMATS(ONEPASS_X)
+#undef ONEPASS_X
   }
 }
 
@@ -161,19 +185,21 @@ template <class Codec, class T>
 void decode_as(const Job& job, std::size_t operand, std::int64_t begin, std::int64_t n, T* tile) {
   if (job.rows != nullptr && operand == kGrad) return decode_sums<Codec>(job, begin, n, tile);
   std::byte* const from = job.operands[operand].data;
-  for_each_run(job, operand, begin, n, [&](std::int64_t offset, std::int64_t stride, std::int64_t count) {
-    decode_run<Codec>(from + offset * std::int64_t{sizeof(typename Codec::Storage)}, stride, tile, count);
-    tile += count;
-  });
+  for_each_run(job.rows, job.layout, operand, begin, n,
+               [&](std::int64_t offset, std::int64_t stride, std::int64_t count) {
+                 decode_run<Codec>(from + offset * std::int64_t{sizeof(typename Codec::Storage)}, stride, tile, count);
+                 tile += count;
+               });
 }
 
 template <class Codec, class T>
 void encode_as(const Job& job, std::size_t operand, std::int64_t begin, std::int64_t n, const T* tile) {
   std::byte* const to = job.operands[operand].data;
-  for_each_run(job, operand, begin, n, [&](std::int64_t offset, std::int64_t stride, std::int64_t count) {
-    encode_run<Codec>(tile, to + offset * std::int64_t{sizeof(typename Codec::Storage)}, stride, count);
-    tile += count;
-  });
+  for_each_run(job.rows, job.layout, operand, begin, n,
+               [&](std::int64_t offset, std::int64_t stride, std::int64_t count) {
+                 encode_run<Codec>(tile, to + offset * std::int64_t{sizeof(typename Codec::Storage)}, stride, count);
+                 tile += count;
+               });
 }
 
 template <class T>

@@ -2,6 +2,7 @@
 #include "cpu/kernels.h"
 
 #include "cpu/driver.h"
+#include "cpu/factored_driver.h"
 #include "rules/all.h"
 
 namespace onepass::inline ONEPASS_TARGET {
@@ -14,6 +15,8 @@ const Kernels kernels = {
 #define ONEPASS_X(name, Type) &run<Type, double>,
     {ONEPASS_RULES(ONEPASS_X)},
 #undef ONEPASS_X
+    factored_kernels<float>(),
+    factored_kernels<double>(),
 };
 
 }  // namespace onepass::inline ONEPASS_TARGET

@@ -1,6 +1,7 @@
 // The kernels of one instruction set: a function for each rule and arithmetic type.
 #pragma once
 
+#include "cpu/factored.h"
 #include "cpu/job.h"
 
 namespace onepass {
@@ -10,6 +11,8 @@ using Kernel = void (*)(const Job& job, std::int64_t begin, std::int64_t end);
 struct Kernels {
   Kernel narrow[kRules];  // arithmetic in float32
   Kernel wide[kRules];    // arithmetic in float64
+  FactoredKernels factored_narrow;
+  FactoredKernels factored_wide;
 
   void run(RuleId rule, const Job& job, std::int64_t begin, std::int64_t end) const {
     (job.wide ? wide : narrow)[static_cast<int>(rule)](job, begin, end);

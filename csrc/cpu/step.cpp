@@ -1,22 +1,16 @@
 #include "cpu/step.h"
 
-#include <omp.h>
-#include <pthread.h>
-
 #include <algorithm>
-#include <atomic>
 
 #include "cpu/dispatch.h"
-#include "cpu/fpmode.h"
 #include "cpu/rows.h"
+#include "cpu/team.h"
 
 namespace onepass {
 namespace {
 
 // Work is counted in bytes moved, with a tensor's fixed cost expressed in the same coin.
 constexpr std::int64_t kJobOverhead = 1024;
-// A thread is worth waking for this much: some 75 thousand float32 elements of Adam, 30 us.
-constexpr std::int64_t kBytesPerThread = std::int64_t{2} << 20;
 // Tensors are divided between threads at multiples of this many elements.
 constexpr std::int64_t kGranule = 1024;
 
@@ -71,10 +65,6 @@ void for_share(std::span<const Job> jobs, std::int64_t total, int index, int cou
   }
 }
 
-// A forked child has none of its parent's OpenMP threads, and libgomp would wait for them forever.
-std::atomic<bool> forked{false};
-[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { forked = true; });
-
 }  // namespace
 
 void run_step(RuleId rule, std::span<const Job> jobs, int threads) {
@@ -82,18 +72,10 @@ void run_step(RuleId rule, std::span<const Job> jobs, int threads) {
   std::int64_t total = 0;
   for (const Job& job : jobs) total += cost_of(job);
 
-  const auto team = static_cast<int>(std::min<std::int64_t>(threads, total / kBytesPerThread));
-  if (team < 2 || forked) {
-    const StepMode mode;
-    for (const Job& job : jobs) kernels.run(rule, job, 0, job.length);
-    return;
-  }
-#pragma omp parallel num_threads(team)
-  {
-    const StepMode mode;
-    for_share(jobs, total, omp_get_thread_num(), omp_get_num_threads(),
+  on_team(team_size(total, threads), [&](int index, int count) {
+    for_share(jobs, total, index, count,
               [&](const Job& job, std::int64_t begin, std::int64_t end) { kernels.run(rule, job, begin, end); });
-  }
+  });
 }
 
 }  // namespace onepass

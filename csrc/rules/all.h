@@ -7,6 +7,7 @@
 #include "rules/adamax.h"
 #include "rules/asgd.h"
 #include "rules/lion.h"
+#include "rules/muon.h"
 #include "rules/nadam.h"
 #include "rules/radam.h"
 #include "rules/rmsprop.h"

@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "rules/adafactor.h"
 #include "rules/all.h"
 
 namespace onepass {
@@ -79,9 +80,27 @@ constexpr RuleInfo kTable[] = {
 #undef ONEPASS_X
 };
 
+constexpr RuleInfo kAdafactor{
+    .name = "adafactor",
+    .hyper_names = Adafactor::hyper_names,
+    .state_names = Adafactor::state_names,
+    .scalar_names = {},
+    .counts_steps = true,
+    .states_used = [](const double*) { return 0b111U; },
+    .takes_sparse = [](const double*) { return false; },
+    .takes_dense = true,
+    .prepare =
+        [](const double* hyper, double step, const double*, bool, void* constants) {
+          new (constants) AdafactorConstants(Adafactor::prepare(unpack<AdafactorHyper>(hyper), step));
+        },
+    .advance = [](const double*, double, double*) {},
+};
+
 }  // namespace
 
 const RuleInfo& info_of(RuleId rule) { return kTable[static_cast<int>(rule)]; }
+
+const RuleInfo& adafactor_info() { return kAdafactor; }
 
 RuleId find_rule(std::string_view name) {
   for (int i = 0; i < kRules; ++i)

@@ -10,7 +10,7 @@ namespace onepass {
 
 struct RuleInfo {
   const char* name;
-  std::span<const char* const> hyper_names;   // "lr", "betas[0]", ...: keys of a parameter group
+  std::span<const char* const> hyper_names;   // "lr", "betas[0]", ...: keys of a parameter group; with "?", may be None
   std::span<const char* const> state_names;   // in the order of the operands
   std::span<const char* const> scalar_names;  // numbers kept for each parameter, beside its step
   bool counts_steps;                          // whether each parameter has a counter `step`
@@ -33,6 +33,9 @@ struct RuleInfo {
 };
 
 const RuleInfo& info_of(RuleId rule);
+
+// Adafactor's, which has a driver of its own (cpu/factored.h). States: row_var and col_var, or variance for a vector.
+const RuleInfo& adafactor_info();
 
 // Throws std::invalid_argument if there is no such rule.
 RuleId find_rule(std::string_view name);

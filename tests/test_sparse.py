@@ -1,6 +1,7 @@
 """Sparse gradients: SparseAdam, and the classes that take them beside dense ones."""
 
 import copy
+import dataclasses
 import io
 import itertools
 import re
@@ -9,8 +10,9 @@ import warnings
 import numpy as np
 import onepass
 import pytest
+import reference
 import torch
-from cases import ROW, SPARSE_ADAM, copies
+from cases import ROW, ROWS, copies
 from reference import ROUNDING, Trajectory, bits, checked_step, only_kernels, params_of, real, touched
 from torch import Tensor
 from torch.nn import Parameter
@@ -23,12 +25,14 @@ pytestmark = [
 
 # -- the table -------------------------------------------------------------------------------------------------------
 
-TAKING = [ROW["SGD"], ROW["Adagrad"], ROW["AdamW"], ROW["Lion"], SPARSE_ADAM]
+# The table's tests give dense gradients to every row that has a formula.
+SPARSE_ADAM = dataclasses.replace(ROW["SparseAdam"], formula=reference.sparse_adam)
+TAKING = [row for row in ROWS if row.formula and row.sparse != "neither"] + [SPARSE_ADAM]
 
 
 def takes_sparse(row, kwargs) -> bool:
     """torch's SGD keeps a sparse momentum buffer; coupled decay would make the gradient dense."""
-    coupled = kwargs.get("weight_decay", 0) != 0 and not (row.lazy or kwargs.get("decoupled_weight_decay"))
+    coupled = kwargs.get("weight_decay", 0) != 0 and not (row.sparse == "ours" or kwargs.get("decoupled_weight_decay"))
     return kwargs.get("momentum", 0) == 0 and not coupled
 
 
@@ -38,7 +42,7 @@ def cases(rows, own=True):
 
 
 each_case = pytest.mark.parametrize(("row", "kwargs"), cases(TAKING))
-torchs_cases = pytest.mark.parametrize(("row", "kwargs"), cases((r for r in TAKING if r.takes_sparse), own=False))
+torchs_cases = pytest.mark.parametrize(("row", "kwargs"), cases((r for r in TAKING if r.sparse == "both"), own=False))
 FULL = {
     "SGD": {"lr": 0.1, "maximize": True},
     "Adagrad": {**ROW["Adagrad"].full, "decoupled_weight_decay": True},
@@ -47,7 +51,7 @@ FULL = {
     "SparseAdam": SPARSE_ADAM.full,
 }
 each_row = pytest.mark.parametrize("row", TAKING)
-each_of_torchs = pytest.mark.parametrize("row", [row for row in TAKING if row.takes_sparse])
+each_of_torchs = pytest.mark.parametrize("row", [row for row in TAKING if row.sparse == "both"])
 
 
 def test_the_cases_are_those_that_the_kernels_take():

@@ -51,7 +51,6 @@ bool FactoredPlan::fits(std::size_t operand, const TensorView& view, const Tenso
 void FactoredPlan::place(Job& job, const std::array<TensorView, kMaxOperands>& views, bool flat) {
   const TensorView& param = views[kParam];
   const bool matrix = param.ndim > 1;
-  job.operands[kSlow] = {};  // this driver leaves Lookahead's slow weights to Lookahead
   FactoredJob& made = factored_.emplace_back();
   made.operands = {job.operands[kParam], job.operands[kGrad], job.operands[matrix ? kRowVar : kVariance],
                    job.operands[kColumnVar]};
@@ -84,6 +83,8 @@ void FactoredPlan::place(Job& job, const std::array<TensorView, kMaxOperands>& v
   Layout layout = make_layout(shape_of(param).first(leading), strides);
   if (!is_flat(layout)) made.batch = &layouts_.emplace_back(std::move(layout));
 }
+
+bool FactoredPlan::blends() const { return false; }
 
 void FactoredPlan::launch(std::span<const Job>, int threads) { run_factored(factored_, threads, room_); }
 

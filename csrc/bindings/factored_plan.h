@@ -14,6 +14,7 @@ class FactoredPlan final : public Plan {
   std::string declines(const TensorView& param) const override;
   unsigned states_of(unsigned used, const TensorView& param) const override;
   bool fits(std::size_t operand, const TensorView& view, const TensorView& param) const override;
+  bool blends() const override;
   void place(Job& job, const std::array<TensorView, kMaxOperands>& views, bool flat) override;
   void launch(std::span<const Job> jobs, int threads) override;
   void clear() override;

@@ -578,10 +578,10 @@ Plan::Path Plan::read_param(Param& param, Job& job) {
   }
   if (r.missing) return Path::missing;
 
-  param.blended = blend_ && job.rows == nullptr;
+  param.blended = blend_ && job.rows == nullptr && blends();
   if (param.blended) {
     job.blend = *blend_;
-  } else {  // read for the checks alone: a step of some rows does not reach all slow weights
+  } else {  // read for the checks alone
     job.operands[kSlow] = {};
   }
   const std::size_t counters = info_.counts_steps ? 1 : 0;
@@ -618,6 +618,8 @@ void Plan::place(Job& job, const std::array<TensorView, kMaxOperands>& views, bo
   Layout layout = make_layout(shape_of(views[kParam]), strides);
   if (!is_flat(layout)) job.layout = &layouts_.emplace_back(std::move(layout));
 }
+
+bool Plan::blends() const { return true; }
 
 void Plan::launch(std::span<const Job> jobs, int threads) { run_step(rule_, jobs, threads); }
 

@@ -62,6 +62,7 @@ class Plan {
   virtual std::string declines(const TensorView& param) const;  // why torch has to step it; empty if it need not
   virtual unsigned states_of(unsigned used, const TensorView& param) const;
   virtual bool fits(std::size_t operand, const TensorView& view, const TensorView& param) const;
+  virtual bool blends() const;  // whether the driver moves slow weights
   // Tells the job, complete but for this, where the elements of its operands lie.
   virtual void place(Job& job, const std::array<TensorView, kMaxOperands>& views, bool flat);
   virtual void launch(std::span<const Job> jobs, int threads);

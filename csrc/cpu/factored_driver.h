@@ -17,7 +17,7 @@ static_assert(kFactoredTile == kSumTile);
 template <class T>
 struct FactoredConstants {
   explicit FactoredConstants(const FactoredWork& work)
-      : average(work.job->constants.beta2),
+      : average(1.0 - work.job->constants.weight, work.job->constants.weight),
         factor(T(work.job->grad_factor)),
         eps1(T(work.job->constants.eps1)),
         limit(T(1.0 / work.job->constants.eps1)),

@@ -28,9 +28,9 @@ struct AdafactorHyper {  // as in a parameter group; eps1 is -1 where it is for 
 
 // What of them and of the step count a step works with.
 struct AdafactorConstants {
-  double beta2 = 0.0;  // 1 - w
-  double rate = 0.0;   // min(lr, 1 / sqrt(t))
-  double decay = 0.0;  // lr * weight_decay
+  double weight = 1.0;  // w
+  double rate = 0.0;    // min(lr, 1 / sqrt(t))
+  double decay = 0.0;   // lr * weight_decay
   double eps1 = 0.0, eps2 = 0.0, d = 1.0;
 };
 
@@ -44,7 +44,7 @@ struct Adafactor {
 
   static AdafactorConstants prepare(const AdafactorHyper& h, double step) {
     const double slowing = 1.0 / std::sqrt(step);
-    return {.beta2 = 1.0 - std::pow(step, h.beta2_decay),
+    return {.weight = std::pow(step, h.beta2_decay),
             .rate = slowing < h.lr ? slowing : h.lr,
             .decay = h.lr * h.weight_decay,
             .eps1 = h.eps1,

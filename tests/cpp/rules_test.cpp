@@ -508,8 +508,7 @@ TEST_CASE("gradients that a step takes") {
   }
 }
 
-// -- adafactor, which has a table entry and a driver of its own
-// --------------------------------------------------------
+// -- adafactor, which has a driver of its own -------------------------------------------------------------------------
 
 TEST_CASE("adafactor's constants") {
   const RuleInfo& info = adafactor_info();
@@ -519,7 +518,7 @@ TEST_CASE("adafactor's constants") {
   AdafactorConstants c;
   const double values[] = {0.25, -0.5, -1.0, 0.125, 2.0, 0.5};
   info.prepare(values, 4.0, nullptr, false, &c);
-  CHECK(c.beta2 == 0.5);
+  CHECK(c.weight == 0.5);
   CHECK(c.rate == 0.25);
   CHECK(c.decay == 0.125);
   CHECK(c.eps1 == -1.0);

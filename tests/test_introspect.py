@@ -222,11 +222,11 @@ def test_overlaps_are_told_before_the_first_step_after_they_arose():
 
 def test_the_table_reads_well():
     model = torch.nn.Linear(3, 2)
-    opt = onepass.AdamW([{"params": model.named_parameters()}, {"params": [("table", Parameter(numbers(4, 2)))]}])
+    opt = onepass.Adam([{"params": model.named_parameters()}, {"params": [("table", Parameter(numbers(4, 2)))]}])
     model.weight.grad = torch.ones(2, 3)
     opt.param_groups[1]["params"][0].grad = torch.eye(4, 2, dtype=torch.float64).to_sparse()
     assert str(onepass.explain(opt)).splitlines() == [
-        f"AdamW, kernels for {onepass._core.isa()}",
+        f"Adam, kernels for {onepass._core.isa()}",
         "  group 0, parameter 0 weight: float32 [2, 3] -> kernel",
         "  group 0, parameter 1 bias: float32 [2] -> kernel (no gradient now)",
         "  group 1, parameter 0 table: float64 [4, 2] -> torch (sparse gradient)",

@@ -151,6 +151,50 @@ def rprop(p, g, s, t, *, etas, step_sizes, **_):
     return p - sign(g) * size, {"prev": g, "step_size": size}
 
 
+def adafactor_variances(g, s, t, *, beta2_decay, **_):
+    """Shazeer and Stern 2018, in torch's form: of a matrix, or each matrix of a batch, one for each row and column."""
+
+    def average(old, x):
+        return old + float(t) ** beta2_decay * (x - old)
+
+    square = g * g
+    if g.ndim < 2:
+        return {"variance": average(s.get("variance", 0.0), square)}
+    return {
+        "row_var": average(s.get("row_var", 0.0), square.mean(-1, keepdims=True)),
+        "col_var": average(s.get("col_var", 0.0), square.mean(-2, keepdims=True)),
+    }
+
+
+def adafactor_update(p, g, s, t, *, lr, eps, d, weight_decay, **_):
+    """The rest, of the new variances."""
+
+    def rms(x):
+        return np.sqrt((x * x).mean())
+
+    eps1, eps2 = eps
+    variance = s["variance"] if g.ndim < 2 else s["row_var"] * s["col_var"]
+    if g.ndim > 1:
+        variance = variance / np.maximum(s["row_var"].mean(-2, keepdims=True), eps1)
+    u = g / np.sqrt(np.maximum(variance, eps1 * eps1))
+    alpha = max(eps2, rms(p)) * min(lr, float(t) ** -0.5)
+    return p - lr * weight_decay * p - alpha / max(1.0, rms(u) / d) * u
+
+
+def adafactor(p, g, s, t, **h):
+    new = adafactor_variances(g, s, t, **h)
+    return adafactor_update(p, g, new, t, **h), new
+
+
+def muon(p, g, s, t, *, lr, weight_decay, momentum, nesterov, adjust_lr_fn, **_):
+    """Jordan et al. 2024; Liu et al. 2025 for the other rate. Without the iterations, which tests put aside."""
+    b = momentum * s.get("momentum_buffer", 0.0) + (1 - momentum) * g
+    update = (1 - momentum) * g + momentum * b if nesterov else b
+    rows, columns = p.shape
+    rate = 0.2 * max(rows, columns) ** 0.5 if adjust_lr_fn == "match_rms_adamw" else max(1.0, rows / columns) ** 0.5
+    return p - lr * weight_decay * p - lr * rate * update, {"momentum_buffer": b}
+
+
 # -- numbers ---------------------------------------------------------------------------------------------------------
 
 # Half an ulp of 1: how far, in relation to itself, a number may move when it is rounded.
@@ -297,7 +341,7 @@ class Trajectory:
                 if p.grad is None:
                     continue
                 self.steps[p] += 1
-                g = numbers(p.grad).astype(self.type) * (-1 if h["maximize"] else 1)
+                g = numbers(p.grad).astype(self.type) * (-1 if h.get("maximize") else 1)
                 old = self.states[p] or self._kept(self.row.first(**h))
                 if self.row.doubt:
                     self.doubts[p] |= self.row.doubt(g, old, ROUNDING[real(p).dtype], **h)
@@ -327,5 +371,6 @@ class Trajectory:
         return [p for p in self.params if not name or name in self.states[p]]
 
     def _select(self, name: str, arrays: list[np.ndarray]) -> np.ndarray:
-        certain = [~self.doubts[p] | bool(name) for p in self._having(name)]
-        return np.concatenate([x[keep].ravel() for x, keep in zip(arrays, certain, strict=True)] or [np.zeros(0)])
+        if not name:
+            arrays = [x[~self.doubts[p]] for p, x in zip(self.params, arrays, strict=True)]
+        return np.concatenate([x.ravel() for x in arrays] or [np.zeros(0)])

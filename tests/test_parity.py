@@ -9,14 +9,14 @@ from reference import ROUNDING, Trajectory, bits, checked_step, hyper, numbers, 
 pytestmark = pytest.mark.usefixtures("kernels_only", "one_thread")
 
 
-def hold(row, kwargs, dtype):
+def hold(row, kwargs, dtype, params=None):
     """After 100 steps, our distance from the formula is no more than that of torch's best.
 
     So it is for the parameters and for each state; ours and torch's are then about twice torch's own error apart, at
     most. The root mean square is the sharp measure (its margin is a fraction of one rounding of the largest number);
     the largest of some 3000 errors is partly luck.
     """
-    params = model(dtype)
+    params = params or model(dtype)
     ours = row.ours(copies(params), **kwargs)
     theirs = [row.theirs(copies(params), **kwargs, **flavour) for flavour in row.flavours_for(kwargs)]
     exact = Trajectory(row, ours)

@@ -11,6 +11,7 @@ namespace {
 // DLPack's enumerators.
 constexpr int kCpu = 1;
 constexpr int kPinned = 3;  // page-locked for CUDA, but the CPU's memory
+constexpr std::uint8_t kInt = 0;
 constexpr std::uint8_t kFloat = 2;
 constexpr std::uint8_t kBfloat = 4;
 constexpr std::uint8_t kComplex = 5;
@@ -69,6 +70,7 @@ bool DlpackReader::view(PyObject* tensor, TensorView& out) {
   out.on_cpu = exported.device.type == kCpu || exported.device.type == kPinned;
   out.format = format_of(exported.dtype.code, exported.dtype.bits);
   out.complex = exported.dtype.code == kComplex;
+  out.int64 = exported.dtype.code == kInt && exported.dtype.bits == 64;
   out.ndim = exported.ndim;
   out.shape = exported.shape;
   out.strides = exported.strides;

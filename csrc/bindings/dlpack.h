@@ -19,6 +19,7 @@ struct TensorView {
   std::optional<Format> format;  // none: a dtype that no codec reads
   bool on_cpu = false;
   bool complex = false;
+  bool int64 = false;
   int ndim = 0;
   const std::int64_t* shape = nullptr;
   const std::int64_t* strides = nullptr;

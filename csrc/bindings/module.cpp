@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings/apply.h"
+#include "bindings/factored_plan.h"
 #include "bindings/lbfgs.h"
 #include "bindings/plan.h"
 #include "cpu/dispatch.h"
@@ -122,5 +123,6 @@ PYBIND11_MODULE(_core, m) {
            "The parameters whose slow weights the last step has left to its caller.")
       .def("explain", &Plan::explain, py::arg("optimizer"), "(group, index, path, reason) of every parameter.");
 
+  py::class_<FactoredPlan, Plan>(m, "FactoredPlan", "Adafactor's.").def(py::init<>());
   define_lbfgs(m);
 }

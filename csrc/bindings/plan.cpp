@@ -54,7 +54,8 @@ struct Plan::Group {
   std::array<double, kMaxHyper> hyper{};
   double sign = 1.0;
   bool differentiable = false;
-  unsigned states_used = 0;  // a bit for each
+  unsigned states_used = 0;  // a bit for each that parameters may have
+  bool takes_sparse = false;
 };
 
 struct Plan::Param {
@@ -65,8 +66,10 @@ struct Plan::Param {
   bool fresh = false;                // its states have been created and not been stepped yet
   bool shared = false;               // another parameter's step writes to the same memory
   bool tangled = false;              // its own tensors overlap
-  bool blended = false;              // the last step has moved its slow weights
+  bool sparse = false;               // it has had a sparse gradient
+  bool blended = false;              // the last step's job moves its slow weights
   std::string reason;                // why torch's code steps it
+  unsigned states_used = 0;          // a bit for each
   std::vector<std::int64_t> packed;  // the last shape and strides that were found to be packed
   // Memory that it writes: first and past last byte, of each operand, the step counter and the scalars.
   std::array<std::pair<std::byte*, std::byte*>, kMaxOperands + 1 + kMaxScalars> written{};
@@ -118,13 +121,17 @@ py::object interned(const std::string& text) {
 
 }  // namespace
 
-Plan::Plan(const std::string& rule) : rule_(find_rule(rule)), info_(info_of(rule_)) {
-  for (const std::string name : info_.hyper_names) {
+Plan::Plan(const std::string& rule) : Plan(info_of(find_rule(rule))) { rule_ = find_rule(rule); }
+
+Plan::Plan(const RuleInfo& info) : info_(info) {
+  for (std::string name : info_.hyper_names) {
+    const bool optional = name.ends_with('?');
+    if (optional) name.pop_back();
     const auto bracket = name.find('[');
     if (bracket == std::string::npos) {
-      hyper_names_.push_back({interned(name), -1});
+      hyper_names_.push_back({interned(name), -1, optional});
     } else {
-      hyper_names_.push_back({interned(name.substr(0, bracket)), std::stoi(name.substr(bracket + 1))});
+      hyper_names_.push_back({interned(name.substr(0, bracket)), std::stoi(name.substr(bracket + 1)), optional});
     }
   }
   for (const std::string name : info_.state_names) {
@@ -209,7 +216,8 @@ void Plan::read_group(Group& group, PyObject* dict, std::size_t index) {
   group.dict = dict;
   group.index = index;
   group.reread = false;
-  const auto number = [&](const py::handle& key, PyObject* value) {
+  const auto number = [&](const py::handle& key, PyObject* value, bool optional) {
+    if (optional && value == Py_None) return -1.0;
     py::object item;
     if (!PyFloat_CheckExact(value) && !PyLong_Check(value)) {  // a bool is a PyLong; anything else may change in place
       group.reread = true;
@@ -227,17 +235,17 @@ void Plan::read_group(Group& group, PyObject* dict, std::size_t index) {
     return read;
   };
   for (std::size_t h = 0; h < hyper_names_.size(); ++h) {
-    const auto& [key, element] = hyper_names_[h];
+    const auto& [key, element, optional] = hyper_names_[h];
     PyObject* value = lookup(dict, key);
     if (value == nullptr)
       throw py::key_error(label_ + ": group " + std::to_string(index) + " has no " + std::string(py::str(key)));
     if (element < 0) {
-      group.hyper[h] = number(key, value);
+      group.hyper[h] = number(key, value, optional);
     } else {
       if (!PyTuple_CheckExact(value)) group.reread = true;
       const auto part = py::reinterpret_steal<py::object>(PySequence_GetItem(value, element));
       if (!part) throw py::error_already_set();
-      group.hyper[h] = number(key, part.ptr());
+      group.hyper[h] = number(key, part.ptr(), optional);
     }
   }
   const auto flag = [&](const py::str& key) {
@@ -247,6 +255,7 @@ void Plan::read_group(Group& group, PyObject* dict, std::size_t index) {
   group.sign = flag(names().maximize) ? -1.0 : 1.0;
   group.differentiable = flag(names().differentiable);
   group.states_used = info_.states_used(group.hyper.data());
+  group.takes_sparse = info_.takes_sparse(group.hyper.data());
   group.params = lookup(dict, names().params);
   if (group.params == nullptr || !is_sequence(group.params))
     throw py::type_error(label_ + ": group " + std::to_string(index) + " has no list of params");
@@ -308,7 +317,7 @@ std::string Plan::why_torch(const Param& param, TensorView& view) const {
   if (!view.on_cpu)
     return "device " + py::str(py::handle(param.object).attr("device").attr("type")).cast<std::string>();
   if (!view.format) return "dtype " + text_of(param.object, "dtype");
-  return {};
+  return declines(view);
 }
 
 // A parameter on its way into a job. The functions that read one say false, and why in param.reason, when torch's code
@@ -363,8 +372,12 @@ bool Plan::read_gradient(Reading& r) {
   const auto read = [&] {
     PyObject* grad = r.grad.ptr();
     if (!is_plain(grad)) return r.leave("tensor subclass " + type_name(grad));
-    if (!torch().dlpack.view(grad, view))
-      return r.leave(r.grad.attr("is_sparse").cast<bool>() ? "sparse gradient" : "gradient without strided memory");
+    // An export that fails takes torch half a millisecond. So it is tried first only where it is likely to succeed.
+    if ((r.param.sparse && is_sparse(grad)) || !torch().dlpack.view(grad, view)) {
+      r.param.sparse = is_sparse(grad);
+      return r.param.sparse ? read_sparse_gradient(r) : r.leave("gradient without strided memory");
+    }
+    if (!info_.takes_dense) return r.leave("dense gradient");
     if (view.on_cpu && !view.format) return r.leave("gradient of dtype " + text_of(grad, "dtype"));
     check_operand(r, kGrad, grad, kGradLabel);
     return true;
@@ -377,8 +390,55 @@ bool Plan::read_gradient(Reading& r) {
   return true;
 }
 
+// Of a sparse gradient, its values take the gradient's place in the job, which then is for some rows alone. They are
+// sorted later, without the GIL; their indices are checked and copied now, and nothing depends on the tensor's claim to
+// be coalesced.
+bool Plan::read_sparse_gradient(Reading& r) {
+  const TensorView& own = r.own();
+  if (!r.param.group->takes_sparse) return r.leave("sparse gradient");
+  if (own.complex) return r.leave("sparse gradient of a complex parameter");
+  if (!is_row_major(shape_of(own), strides_of(own)))
+    return r.leave("sparse gradient of a parameter that is not contiguous");
+  const py::list shape(r.grad.attr("shape"));
+  if (!std::ranges::equal(shape, shape_of(own), {}, [](py::handle size) { return size.cast<std::int64_t>(); }))
+    fail(r.param, kGradLabel + " has shape " + std::string(py::str(shape)));
+
+  const py::object listed = indices_of(r.grad.ptr());
+  r.grad = values_of(r.grad.ptr());
+  TensorView& view = r.views[kGrad];
+  const auto read = [&] { return is_plain(r.grad.ptr()) && torch().dlpack.view(r.grad.ptr(), view); };
+  if (!read()) return r.leave("sparse gradient without strided memory");
+  if (!view.on_cpu)
+    fail(r.param, kGradLabel + " is on device " + text_of(r.grad.ptr(), "device") + ", not on the parameter's");
+  if (!view.format || view.complex) return r.leave("gradient of dtype " + text_of(r.grad.ptr(), "dtype"));
+  if (is_lazy(r.grad.ptr(), view) || !is_row_major(shape_of(view), strides_of(view))) {
+    r.grad = r.grad.attr("resolve_neg")().attr("contiguous")();
+    read();
+  }
+  r.job.operands[kGrad] = {view.data, *view.format};
+
+  TensorView indices;
+  if (!torch().dlpack.view(listed.ptr(), indices) || !indices.on_cpu || !indices.int64 || indices.ndim != 2)
+    return r.leave("sparse gradient whose indices are not int64 on the CPU");
+  if (indices.shape[0] + view.ndim - 1 != own.ndim || indices.shape[1] != view.shape[0] ||
+      !same_numbers(view.shape + 1, own.shape + indices.shape[0], view.ndim - 1))
+    fail(r.param, kGradLabel + " has values that do not fit its indices and shape");
+  const auto sizes = shape_of(own).first(static_cast<std::size_t>(indices.shape[0]));
+  std::int64_t length = 1;
+  for (const std::int64_t size : shape_of(own).subspan(sizes.size())) length *= size;
+  try {
+    r.job.rows = &rows_.emplace_back(read_rows({.data = reinterpret_cast<const std::int64_t*>(indices.data),
+                                                .entries = indices.shape[1],
+                                                .strides = {indices.strides[0], indices.strides[1]}},
+                                               sizes, length));
+  } catch (const std::out_of_range& error) {
+    fail(r.param, kGradLabel + " is not valid: " + error.what());
+  }
+  return true;
+}
+
 bool Plan::read_states(Reading& r) {
-  const unsigned used = r.param.group->states_used;
+  const unsigned used = r.param.states_used = states_of(r.param.group->states_used, r.own());
   if (r.param.state == nullptr) {
     r.missing = info_.counts_steps || used != 0 || slow_;
     return true;
@@ -406,6 +466,8 @@ bool Plan::read_state(Reading& r, std::size_t operand, const py::object& name, c
   if (view.on_cpu && !view.format) fail(r.param, what + " has dtype " + text_of(tensor, "dtype"));
   check_operand(r, operand, tensor, what);
   if (r.param.is_lazy_now(operand, tensor, view)) return r.leave("negated or conjugated state");
+  if (r.job.rows != nullptr && !is_row_major(shape_of(view), strides_of(view)))
+    return r.leave("sparse gradient beside a state that is not contiguous");
   if (!r.strides_as_own(operand)) {
     const Overlap overlap = self_overlap(shape_of(view), strides_of(view));
     if (overlap == Overlap::certain) fail(r.param, what + " has several elements that share the same memory");
@@ -451,7 +513,7 @@ bool Plan::read_number(Reading& r, const py::object& name, Number& number) {
 void Plan::check_operand(Reading& r, std::size_t operand, PyObject* tensor, const std::string& what) {
   const TensorView& view = r.views[operand];
   if (!view.on_cpu) fail(r.param, what + " is on device " + text_of(tensor, "device") + ", not on the parameter's");
-  if (!same_shape(view, r.own()))
+  if (!fits(operand, view, r.own()))
     fail(r.param, what + " has shape " + std::string(py::str(py::list(py::handle(tensor).attr("shape")))) +
                       " and dtype " + text_of(tensor, "dtype"));
   r.job.operands[operand] = {view.data, *view.format};
@@ -474,8 +536,9 @@ void Plan::note_memory(Reading& r) {
       note(k, nullptr, 0);
       continue;
     }
-    const std::int64_t elements =
-        r.packed && r.strides_as_own(k) ? r.job.length : extent(shape_of(r.views[k]), strides_of(r.views[k]));
+    const std::int64_t elements = r.packed && r.strides_as_own(k) && same_shape(r.views[k], r.own())
+                                      ? r.job.length
+                                      : extent(shape_of(r.views[k]), strides_of(r.views[k]));
     note(k, operand.data, elements * static_cast<std::int64_t>(size_of(operand.format)));
   }
   for (std::size_t n = 0; n < r.numbers.size(); ++n) {
@@ -491,7 +554,8 @@ bool Plan::gradient_overlaps(Reading& r) {
   const auto& [first, past] = r.param.written[kParam];
   std::byte* const grad_past =
       grad.data + extent(shape_of(grad), strides_of(grad)) * static_cast<std::int64_t>(size_of(*grad.format));
-  const bool same = grad.data == first && grad.format == r.own().format && r.strides_as_own(kGrad);
+  const bool same =
+      r.job.rows == nullptr && grad.data == first && grad.format == r.own().format && r.strides_as_own(kGrad);
   return grad.data < past && first < grad_past && !same;
 }
 
@@ -514,22 +578,15 @@ Plan::Path Plan::read_param(Param& param, Job& job) {
   }
   if (r.missing) return Path::missing;
 
-  if (blend_) {
+  param.blended = blend_ && job.rows == nullptr && blends();
+  if (param.blended) {
     job.blend = *blend_;
-  } else {
-    job.operands[kSlow] = {};  // read for the checks alone
+  } else {  // read for the checks alone
+    job.operands[kSlow] = {};
   }
   bool flat = r.packed;
-  std::array<std::span<const std::int64_t>, kMaxOperands> strides;
-  for (std::size_t k = 0; k < kMaxOperands; ++k) {
-    if (job.operands[k].data == nullptr && k >= kFirstState) continue;
-    strides[k] = strides_of(r.views[k]);
-    flat = flat && r.strides_as_own(k);
-  }
-  if (!flat && job.length > 0) {
-    Layout layout = make_layout(shape_of(r.own()), strides);
-    if (!is_flat(layout)) job.layout = &layouts_.emplace_back(std::move(layout));
-  }
+  for (std::size_t k = 0; k < kMaxOperands; ++k)
+    if (job.operands[k].data != nullptr || k < kFirstState) flat = flat && r.strides_as_own(k);
   const std::size_t counters = info_.counts_steps ? 1 : 0;
   const double step = info_.counts_steps ? r.numbers[0].value + 1.0 : (param.fresh ? 1.0 : 2.0);
   Scalars scalars{};
@@ -540,9 +597,29 @@ Plan::Path Plan::read_param(Param& param, Job& job) {
     r.numbers[n].value = n < counters ? step : memo.advanced[n - counters];
     numbers_.push_back(r.numbers[n]);
   }
+  if (job.rows == nullptr) place(job, r.views, flat);
   held_.push_back(std::move(r.grad));
   return Path::kernel;
 }
+
+std::string Plan::declines(const TensorView&) const { return {}; }
+
+unsigned Plan::states_of(unsigned used, const TensorView&) const { return used; }
+
+bool Plan::fits(std::size_t, const TensorView& view, const TensorView& param) const { return same_shape(view, param); }
+
+void Plan::place(Job& job, const std::array<TensorView, kMaxOperands>& views, bool flat) {
+  if (flat || job.length == 0) return;
+  std::array<std::span<const std::int64_t>, kMaxOperands> strides;
+  for (std::size_t k = 0; k < kMaxOperands; ++k)
+    if (job.operands[k].data != nullptr || k < kFirstState) strides[k] = strides_of(views[k]);
+  Layout layout = make_layout(shape_of(views[kParam]), strides);
+  if (!is_flat(layout)) job.layout = &layouts_.emplace_back(std::move(layout));
+}
+
+bool Plan::blends() const { return true; }
+
+void Plan::launch(std::span<const Job> jobs, int threads) { run_step(rule_, jobs, threads); }
 
 // Parameters of one group, and often of many, share their constants.
 const Plan::Memo& Plan::prepare_step(const Group& group, double step, const Scalars& scalars, bool wide) {
@@ -566,6 +643,7 @@ void Plan::clear() {
   missing_.clear();
   torch_params_.clear();
   layouts_.clear();
+  rows_.clear();
   slots_.clear();
   memo_ = {};
   torch().dlpack.reset();
@@ -643,7 +721,7 @@ void Plan::create_states(const py::object& optimizer) {
     Param& param = params_[missing_[m]];
     py::list state_names;
     for (std::size_t s = 0; s < state_names_.size(); ++s) {
-      if ((param.group->states_used >> s & 1) == 0) continue;
+      if ((param.states_used >> s & 1) == 0) continue;
       state_names.append(state_names_[s]);
       if (lacks(param, state_names_[s])) fresh.push_back(&param);
     }
@@ -709,7 +787,10 @@ void Plan::finish(const py::object& optimizer, double grad_factor, int threads, 
 void Plan::run(int threads) {
   {
     const py::gil_scoped_release release;
-    run_step(rule_, jobs_, threads);
+    for (Rows& rows : rows_) coalesce(rows);
+    for (Job& job : jobs_)
+      if (job.rows != nullptr) job.length = job.rows->count() * job.rows->length;
+    launch(jobs_, threads);
     for (const Number& number : numbers_) {
       if (number.data == nullptr) continue;
       if (number.format == Format::float32) {
@@ -727,7 +808,6 @@ void Plan::run(int threads) {
     for (std::size_t j = 0; j < jobs_.size(); ++j) {
       Param& param = params_[job_params_[j]];
       param.fresh = false;
-      param.blended = jobs_[j].length == 0 || jobs_[j].operands[kSlow].data != nullptr;
       stepped[j] = py::reinterpret_borrow<py::object>(param.object);
     }
     torch().increment_version(stepped);

@@ -13,12 +13,14 @@
 #include <map>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "bindings/torch.h"
 #include "cpu/job.h"
+#include "cpu/rows.h"
 #include "rules/table.h"
 
 namespace onepass {
@@ -34,7 +36,7 @@ class Plan {
  public:
   // Throws std::invalid_argument if there is no such rule.
   explicit Plan(const std::string& rule);
-  ~Plan();
+  virtual ~Plan();
 
   // Reads the optimizer, checks everything, creates missing states, and steps all parameters. Returns None, or, with
   // nothing done, a list of (group, index, reason) of parameters that need torch's own code. When that has stepped
@@ -52,6 +54,21 @@ class Plan {
 
   // What `step` would do, as (group, index, path, reason) for each parameter; path is "kernel", "torch" or "error".
   pybind11::list explain(const pybind11::object& optimizer);
+
+ protected:
+  // What an optimizer that is not element-wise does otherwise. A state that is not of the parameter's shape has as many
+  // dimensions.
+  explicit Plan(const RuleInfo& info);
+  virtual std::string declines(const TensorView& param) const;  // why torch has to step it; empty if it need not
+  virtual unsigned states_of(unsigned used, const TensorView& param) const;
+  virtual bool fits(std::size_t operand, const TensorView& view, const TensorView& param) const;
+  virtual bool blends() const;  // whether the driver moves slow weights
+  // Tells the job, complete but for this, where the elements of its operands lie.
+  virtual void place(Job& job, const std::array<TensorView, kMaxOperands>& views, bool flat);
+  virtual void launch(std::span<const Job> jobs, int threads);
+  virtual void clear();
+
+  std::deque<Layout> layouts_;
 
  private:
   struct Group;
@@ -76,6 +93,7 @@ class Plan {
   Path read_param(Param& param, Job& job);
   bool read_own(Reading& r);
   bool read_gradient(Reading& r);
+  bool read_sparse_gradient(Reading& r);
   bool read_states(Reading& r);
   bool read_state(Reading& r, std::size_t operand, const pybind11::object& name, const std::string& what);
   bool read_numbers(Reading& r);
@@ -89,19 +107,19 @@ class Plan {
   void create_states(const pybind11::object& optimizer);
   void run(int threads);
   bool prepare(const pybind11::object& optimizer, bool torch_has_stepped);
-  void clear();
   [[noreturn]] void fail(const Param& param, const std::string& what) const;
 
   struct Ticket;  // holds the plan for one call of one thread
   struct Cleaner;
 
-  RuleId rule_;
+  RuleId rule_{};
   const RuleInfo& info_;
   std::string label_;  // the optimizer's class name, for messages
 
   struct HyperName {
     pybind11::object key;
-    int index;  // of the element, where the value is a sequence; else -1
+    int index;      // of the element, where the value is a sequence; else -1
+    bool optional;  // may be None, which is read as -1
   };
   std::vector<HyperName> hyper_names_;
   std::vector<pybind11::object> state_names_;
@@ -121,7 +139,7 @@ class Plan {
   std::vector<std::size_t> missing_;
   std::vector<std::size_t> torch_params_;
   std::vector<pybind11::object> held_;
-  std::deque<Layout> layouts_;
+  std::deque<Rows> rows_;
   struct Slot {
     alignas(64) std::byte bytes[kMaxConstantBytes];
   };

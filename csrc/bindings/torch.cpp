@@ -12,13 +12,13 @@ Torch* the_torch = nullptr;  // never deleted: when statics are destroyed, Pytho
 // A property or method of torch.Tensor, looked up once instead of once per tensor.
 PyObject* tensor_member(const char* name) { return py::getattr(torch().tensor_type, name).release().ptr(); }
 
-bool is_true(PyObject* method, PyObject* tensor) {
+py::object call(PyObject* method, PyObject* tensor) {
   PyObject* answer = PyObject_CallOneArg(method, tensor);
   if (answer == nullptr) throw py::error_already_set();
-  const bool yes = answer == Py_True;
-  Py_DECREF(answer);
-  return yes;
+  return py::reinterpret_steal<py::object>(answer);
 }
+
+bool is_true(PyObject* method, PyObject* tensor) { return call(method, tensor).ptr() == Py_True; }
 
 }  // namespace
 
@@ -41,6 +41,24 @@ py::object gradient_of(PyObject* param) {
   PyObject* grad = Py_TYPE(kGrad)->tp_descr_get(kGrad, param, reinterpret_cast<PyObject*>(Py_TYPE(param)));
   if (grad == nullptr) throw py::error_already_set();
   return py::reinterpret_steal<py::object>(grad);
+}
+
+bool is_sparse(PyObject* tensor) {
+  static PyObject* const kIsSparse = tensor_member("is_sparse");
+  PyObject* answer = Py_TYPE(kIsSparse)->tp_descr_get(kIsSparse, tensor, reinterpret_cast<PyObject*>(Py_TYPE(tensor)));
+  if (answer == nullptr) throw py::error_already_set();
+  Py_DECREF(answer);
+  return answer == Py_True;
+}
+
+py::object indices_of(PyObject* sparse) {
+  static PyObject* const kIndices = tensor_member("_indices");
+  return call(kIndices, sparse);
+}
+
+py::object values_of(PyObject* sparse) {
+  static PyObject* const kValues = tensor_member("_values");
+  return call(kValues, sparse);
 }
 
 bool is_lazy(PyObject* tensor, const TensorView& view) {

@@ -26,6 +26,12 @@ bool is_plain(PyObject* tensor);
 // param.grad, which may be None.
 pybind11::object gradient_of(PyObject* param);
 
+bool is_sparse(PyObject* tensor);
+
+// Indices and values of a sparse tensor, as it holds them.
+pybind11::object indices_of(PyObject* sparse);
+pybind11::object values_of(PyObject* sparse);
+
 // Whether the tensor's numbers are not those in its memory: torch negates or conjugates lazily, and exports say nothing
 // of it.
 bool is_lazy(PyObject* tensor, const TensorView& view);

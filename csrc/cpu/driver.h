@@ -2,12 +2,16 @@
 //
 // An operand that is stored in the arithmetic type and packed is used where it lies. Any other is decoded into a tile,
 // and encoded back after the rule. So a rule meets only plain arrays, and formats and rules do not multiply.
+//
+// With a sparse gradient the range is one of the touched rows, laid end to end. Rows that are long are used where they
+// lie, short ones collected in the tile; the gradient's entries for a row are added up on their way into the tile.
 #pragma once
 
 #include <cstdint>
 #include <utility>
 
 #include "cpu/job.h"
+#include "cpu/rows.h"
 #include "formats/bfloat16.h"
 #include "formats/float16.h"
 #include "formats/float32.h"
@@ -23,6 +27,10 @@ namespace onepass::inline ONEPASS_TARGET {
 
 template <class T>
 inline constexpr std::int64_t kTile = 4096 / sizeof(T);
+
+// Rows of this length are worth a tile of their own: from here on it is faster than to copy them.
+inline constexpr std::int64_t kLongRow = 64;
+inline constexpr std::int64_t kRowsAhead = 4;
 
 // Loads and stores that make no claim on alignment: tensors may begin at any byte.
 template <class Storage>
@@ -71,67 +79,168 @@ inline void encode_run<BFloat16, float>(const float* from, std::byte* to, std::i
 }
 #endif
 
+// The number that row r of those that are touched has in the parameter.
+inline std::int64_t row_number(const Rows& rows, std::int64_t r) {
+  return rows.entries.data()[rows.first.data()[r]].row;
+}
+
 // Calls visit(offset, stride, count) for the runs of elements that make up [begin, begin + n) of an operand, in order;
-// offset and stride are in elements.
+// offset and stride are in elements. Either of rows and layout, or none.
 template <class Visit>
-void for_each_run(const Layout* layout, std::size_t operand, std::int64_t begin, std::int64_t n, Visit&& visit) {
-  if (layout == nullptr) {
-    visit(begin, std::int64_t{1}, n);
-    return;
-  }
-  const std::int64_t* shape = layout->shape.data();
-  const std::int64_t* strides = layout->strides[operand].data();
-  const auto inner = static_cast<std::int64_t>(layout->shape.size()) - 1;
-  while (n > 0) {
-    std::int64_t rest = begin;
-    std::int64_t offset = 0;
+void for_each_run(const Rows* rows, const Layout* layout, std::size_t operand, std::int64_t begin, std::int64_t n,
+                  Visit&& visit) {
+  for (std::int64_t r = rows != nullptr ? begin / rows->length : 0; n > 0; ++r) {
+    std::int64_t offset = begin;
+    std::int64_t stride = 1;
     std::int64_t count = n;
-    for (std::int64_t d = inner; d >= 0; --d) {
-      const std::int64_t index = rest % shape[d];
-      rest /= shape[d];
-      offset += index * strides[d];
-      if (d == inner && shape[d] - index < count) count = shape[d] - index;
+    if (rows != nullptr) {
+      const std::int64_t column = begin - r * rows->length;
+      offset = row_number(*rows, r) * rows->length + column;
+      if (rows->length - column < count) count = rows->length - column;
+    } else if (layout != nullptr) {
+      const auto inner = static_cast<std::int64_t>(layout->shape.size()) - 1;
+      const std::int64_t* shape = layout->shape.data();
+      const std::int64_t* strides = layout->strides[operand].data();
+      std::int64_t rest = begin;
+      offset = 0;
+      stride = strides[inner];
+      for (std::int64_t d = inner; d >= 0; --d) {
+        const std::int64_t index = rest % shape[d];
+        rest /= shape[d];
+        offset += index * strides[d];
+        if (d == inner && shape[d] - index < count) count = shape[d] - index;
+      }
     }
-    visit(offset, strides[inner], count);
+    visit(offset, stride, count);
     begin += count;
     n -= count;
   }
 }
 
-// Elements [begin, begin + n) of an operand, decoded into a tile.
+// Elements of an operand, whatever its format, to and from a plain array; offset and stride are in elements.
+template <class T>
+void read_run(const Operand& source, std::int64_t offset, std::int64_t stride, T* to, std::int64_t n) {
+  std::byte* from = source.data + offset * static_cast<std::int64_t>(size_of(source.format));
+  switch (source.format) {
+#define ONEPASS_X(name, Type) \
+  case Format::name:          \
+    return decode_run<Type>(from, stride, to, n);
+    ONEPASS_FORMATS(ONEPASS_X)
+#undef ONEPASS_X
+  }
+}
+
+template <class T>
+void write_run(const Operand& target, std::int64_t offset, std::int64_t stride, const T* from, std::int64_t n) {
+  std::byte* to = target.data + offset * static_cast<std::int64_t>(size_of(target.format));
+  switch (target.format) {
+#define ONEPASS_X(name, Type) \
+  case Format::name:          \
+    return encode_run<Type>(from, to, stride, n);
+    ONEPASS_FORMATS(ONEPASS_X)
+#undef ONEPASS_X
+  }
+}
+
+// The same for elements [begin, begin + n) of an operand that is packed or has a layout.
 template <class T>
 void decode(const Operand& source, const Layout* layout, std::size_t operand, std::int64_t begin, std::int64_t n,
             T* tile) {
-  for_each_run(layout, operand, begin, n, [&](std::int64_t offset, std::int64_t stride, std::int64_t count) {
-    std::byte* from = source.data + offset * static_cast<std::int64_t>(size_of(source.format));
-    switch (source.format) {
-#define ONEPASS_X(name, Type)                    \
-  case Format::name:                             \
-    decode_run<Type>(from, stride, tile, count); \
-    break;
-      ONEPASS_FORMATS(ONEPASS_X)
-#undef ONEPASS_X
-    }
+  for_each_run(nullptr, layout, operand, begin, n, [&](std::int64_t offset, std::int64_t stride, std::int64_t count) {
+    read_run(source, offset, stride, tile, count);
     tile += count;
   });
 }
 
-// The way back.
 template <class T>
 void encode(const Operand& target, const Layout* layout, std::size_t operand, std::int64_t begin, std::int64_t n,
             const T* tile) {
-  for_each_run(layout, operand, begin, n, [&](std::int64_t offset, std::int64_t stride, std::int64_t count) {
-    std::byte* to = target.data + offset * static_cast<std::int64_t>(size_of(target.format));
-    switch (target.format) {
-#define ONEPASS_X(name, Type)                  \
-  case Format::name:                           \
-    encode_run<Type>(tile, to, stride, count); \
-    break;
-      ONEPASS_FORMATS(ONEPASS_X)
-#undef ONEPASS_X
-    }
+  for_each_run(nullptr, layout, operand, begin, n, [&](std::int64_t offset, std::int64_t stride, std::int64_t count) {
+    write_run(target, offset, stride, tile, count);
     tile += count;
   });
+}
+
+// Asks for row number r of those that are touched, which lies where no processor would look for it. Once a row has been
+// begun, its rest comes by itself.
+ONEPASS_INLINE void prefetch_row(const Job& job, std::int64_t r) {
+  constexpr std::int64_t kLine = 64;
+  constexpr std::int64_t kBeginning = 4 * kLine;
+  const Rows::Entry& entry = job.rows->entries.data()[job.rows->first.data()[r]];
+  for (std::size_t k = 0; k < kMaxOperands; ++k) {
+    const Operand& operand = job.operands[k];
+    if (operand.data == nullptr) continue;
+    const std::int64_t bytes = job.rows->length * static_cast<std::int64_t>(size_of(operand.format));
+    const std::byte* row = operand.data + (k == kGrad ? entry.position : entry.row) * bytes;
+    for (std::int64_t b = 0; b < bytes && b < kBeginning; b += kLine) __builtin_prefetch(row + b);
+  }
+}
+
+// The gradient of rows: for each the sum of its entries, in the order in which they came.
+template <class Codec, class T>
+void decode_sums(const Job& job, std::int64_t begin, std::int64_t n, T* tile) {
+  const Rows& rows = *job.rows;
+  const Rows::Entry* entries = rows.entries.data();
+  const std::int64_t* first = rows.first.data();
+  const auto* values = stored<Codec>(job.operands[kGrad].data);
+  const std::int64_t foreseen = rows.length >= kLongRow ? rows.count() - kRowsAhead : 0;
+  std::int64_t column = begin % rows.length;
+  for (std::int64_t r = begin / rows.length; n > 0; ++r) {
+    if (r < foreseen) prefetch_row(job, r + kRowsAhead);
+    const std::int64_t count = rows.length - column < n ? rows.length - column : n;
+    const auto* value = values + entries[first[r]].position * rows.length + column;
+    for (std::int64_t i = 0; i < count; ++i) tile[i] = Codec::template decode<T>(value[i]);
+    for (std::int64_t e = first[r] + 1; e < first[r + 1]; ++e) {
+      value = values + entries[e].position * rows.length + column;
+      for (std::int64_t i = 0; i < count; ++i) tile[i] += Codec::template decode<T>(value[i]);
+    }
+    tile += count;
+    n -= count;
+    column = 0;
+  }
+}
+
+template <class Codec, class T>
+void decode_as(const Job& job, std::size_t operand, std::int64_t begin, std::int64_t n, T* tile) {
+  if (job.rows != nullptr && operand == kGrad) return decode_sums<Codec>(job, begin, n, tile);
+  std::byte* const from = job.operands[operand].data;
+  for_each_run(job.rows, job.layout, operand, begin, n,
+               [&](std::int64_t offset, std::int64_t stride, std::int64_t count) {
+                 decode_run<Codec>(from + offset * std::int64_t{sizeof(typename Codec::Storage)}, stride, tile, count);
+                 tile += count;
+               });
+}
+
+template <class Codec, class T>
+void encode_as(const Job& job, std::size_t operand, std::int64_t begin, std::int64_t n, const T* tile) {
+  std::byte* const to = job.operands[operand].data;
+  for_each_run(job.rows, job.layout, operand, begin, n,
+               [&](std::int64_t offset, std::int64_t stride, std::int64_t count) {
+                 encode_run<Codec>(tile, to + offset * std::int64_t{sizeof(typename Codec::Storage)}, stride, count);
+                 tile += count;
+               });
+}
+
+template <class T>
+void decode(const Job& job, std::size_t operand, std::int64_t begin, std::int64_t n, T* tile) {
+  switch (job.operands[operand].format) {
+#define ONEPASS_X(name, Type) \
+  case Format::name:          \
+    return decode_as<Type>(job, operand, begin, n, tile);
+    ONEPASS_FORMATS(ONEPASS_X)
+#undef ONEPASS_X
+  }
+}
+
+template <class T>
+void encode(const Job& job, std::size_t operand, std::int64_t begin, std::int64_t n, const T* tile) {
+  switch (job.operands[operand].format) {
+#define ONEPASS_X(name, Type) \
+  case Format::name:          \
+    return encode_as<Type>(job, operand, begin, n, tile);
+    ONEPASS_FORMATS(ONEPASS_X)
+#undef ONEPASS_X
+  }
 }
 
 template <class T>
@@ -173,11 +282,11 @@ template <class T>
   const Operand& operand = job.operands[kSlow];
   const bool in_place = job.layout == nullptr && is_plain_array<T>(operand);
   T* slow = in_place ? reinterpret_cast<T*>(operand.data) + begin : tile;
-  if (!in_place) decode(operand, job.layout, kSlow, begin, n, slow);
+  if (!in_place) decode(job, kSlow, begin, n, slow);
   const Average<T> towards(1.0 - job.blend, job.blend);
 #pragma GCC ivdep
   for (std::int64_t i = 0; i < n; ++i) param[i] = slow[i] = towards(slow[i], param[i]);
-  if (!in_place) encode(operand, job.layout, kSlow, begin, n, slow);
+  if (!in_place) encode(job, kSlow, begin, n, slow);
 }
 
 // Steps elements [begin, end) of a job that has this set of the rule's states.
@@ -187,21 +296,33 @@ void run_with(const Job& job, std::int64_t begin, std::int64_t end) {
   constexpr auto used = [](std::size_t k) { return k < kFirstState || (Set >> (k - kFirstState) & 1) != 0; };
   alignas(64) T tiles[operands][kTile<T>];
   bool in_place[operands];
-  for (std::size_t k = 0; k < operands; ++k) in_place[k] = job.layout == nullptr && is_plain_array<T>(job.operands[k]);
+  const bool long_rows = job.rows != nullptr && job.rows->length >= kLongRow;
+  for (std::size_t k = 0; k < operands; ++k) {
+    const Operand& operand = job.operands[k];
+    const bool packed = job.rows != nullptr ? long_rows && k != kGrad : job.layout == nullptr;
+    in_place[k] = packed && is_plain_array<T>(operand);
+  }
   const auto constants = *static_cast<const typename Rule::template Constants<T>*>(job.constants);
   const T factor = static_cast<T>(job.grad_factor);
 
-  for (std::int64_t at = begin; at < end; at += kTile<T>) {
-    const std::int64_t n = end - at < kTile<T> ? end - at : kTile<T>;
+  std::int64_t n = 0;
+  for (std::int64_t at = begin; at < end; at += n) {
+    n = end - at < kTile<T> ? end - at : kTile<T>;
+    std::int64_t offset = at;  // of the element in operands that are used in place
+    if (long_rows) {
+      const std::int64_t column = at % job.rows->length;
+      offset = row_number(*job.rows, at / job.rows->length) * job.rows->length + column;
+      if (job.rows->length - column < n) n = job.rows->length - column;
+    }
     T* arrays[operands];
     for (std::size_t k = 0; k < operands; ++k) {
-      arrays[k] = in_place[k] ? reinterpret_cast<T*>(job.operands[k].data) + at : tiles[k];
-      if (used(k) && !in_place[k]) decode(job.operands[k], job.layout, k, at, n, arrays[k]);
+      arrays[k] = in_place[k] ? reinterpret_cast<T*>(job.operands[k].data) + offset : tiles[k];
+      if (used(k) && !in_place[k]) decode(job, k, at, n, arrays[k]);
     }
     apply<Rule, T, Set>(constants, factor, arrays, n, std::make_index_sequence<Rule::state_names.size()>{});
     if (job.operands[kSlow].data != nullptr) look_ahead(job, at, n, arrays[kParam]);
     for (std::size_t k = 0; k < operands; ++k)
-      if (used(k) && k != kGrad && !in_place[k]) encode(job.operands[k], job.layout, k, at, n, arrays[k]);
+      if (used(k) && k != kGrad && !in_place[k]) encode(job, k, at, n, arrays[k]);
   }
 }
 

@@ -1,7 +1,5 @@
 #include "cpu/flat.h"
 
-#include <omp.h>
-
 #include <algorithm>
 
 #include "cpu/dispatch.h"
@@ -31,23 +29,14 @@ Found reduce(const Flat& flat, const Pass& pass, std::size_t width, PassKernel<P
   const std::vector<Chunk> chunks = chunks_of(flat);
   std::vector<double> sums(chunks.size() * width);
   std::vector<double> largest(chunks.size());
-  const auto work = [&](std::size_t first, std::size_t past) {
-    const StepMode mode;
-    for (std::size_t c = first; c < past; ++c) kernel(pass, chunks[c], sums.data() + c * width, largest[c]);
-  };
-
   const std::int64_t bytes = flat.length() * pass.vectors() * (flat.wide ? 8 : 4);
-  const int team = team_size(flat.threads, bytes);
-  if (team == 1) {
-    work(0, chunks.size());
-  } else {
-#pragma omp parallel num_threads(team)
-    {
-      const auto index = static_cast<std::size_t>(omp_get_thread_num());
-      const auto count = static_cast<std::size_t>(omp_get_num_threads());
-      work(chunks.size() * index / count, chunks.size() * (index + 1) / count);
-    }
-  }
+  on_team(team_size(bytes, flat.threads), [&](int index, int count) {
+    const auto share = [&](int i) {
+      return chunks.size() * static_cast<std::size_t>(i) / static_cast<std::size_t>(count);
+    };
+    for (std::size_t c = share(index); c < share(index + 1); ++c)
+      kernel(pass, chunks[c], sums.data() + c * width, largest[c]);
+  });
 
   const StepMode mode;
   const std::size_t groups = flat.ends.size();

@@ -109,15 +109,16 @@ enum class Way { out_of_tensor, into_tensor };
 template <Way way>
 void copy_part(const Part& part, std::int64_t from, std::int64_t n, std::byte* packed) {
   const auto size = static_cast<std::int64_t>(size_of(part.tensor.format));
-  for_each_run(part.layout, Part::kTensor, from, n, [&](std::int64_t offset, std::int64_t stride, std::int64_t count) {
-    std::byte* const own = part.tensor.data + offset * size;
-    const auto copy = [&]<class Storage>(Storage) {
-      way == Way::out_of_tensor ? copy_run<Storage>(own, stride, packed, 1, count)
-                                : copy_run<Storage>(packed, 1, own, stride, count);
-    };
-    size == 2 ? copy(std::uint16_t{}) : size == 4 ? copy(std::uint32_t{}) : copy(std::uint64_t{});
-    packed += count * size;
-  });
+  for_each_run(nullptr, part.layout, Part::kTensor, from, n,
+               [&](std::int64_t offset, std::int64_t stride, std::int64_t count) {
+                 std::byte* const own = part.tensor.data + offset * size;
+                 const auto copy = [&]<class Storage>(Storage) {
+                   way == Way::out_of_tensor ? copy_run<Storage>(own, stride, packed, 1, count)
+                                             : copy_run<Storage>(packed, 1, own, stride, count);
+                 };
+                 size == 2 ? copy(std::uint16_t{}) : size == 4 ? copy(std::uint32_t{}) : copy(std::uint64_t{});
+                 packed += count * size;
+               });
 }
 
 template <class Visit>

@@ -2,6 +2,7 @@
 #include "cpu/kernels.h"
 
 #include "cpu/driver.h"
+#include "cpu/factored_driver.h"
 #include "cpu/flat_kernels.h"
 #include "rules/all.h"
 
@@ -15,6 +16,8 @@ const Kernels kernels = {
 #define ONEPASS_X(name, Type) &run<Type, double>,
     {ONEPASS_RULES(ONEPASS_X)},
 #undef ONEPASS_X
+    factored_kernels<float>(),
+    factored_kernels<double>(),
     {&gather<float>, &move<float>, &products<float>, &combine<float>},
     {&gather<double>, &move<double>, &products<double>, &combine<double>},
 };

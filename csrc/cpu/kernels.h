@@ -1,6 +1,7 @@
 // The kernels of one instruction set: a function for each rule and arithmetic type.
 #pragma once
 
+#include "cpu/factored.h"
 #include "cpu/flat.h"
 #include "cpu/job.h"
 
@@ -11,6 +12,8 @@ using Kernel = void (*)(const Job& job, std::int64_t begin, std::int64_t end);
 struct Kernels {
   Kernel narrow[kRules];  // arithmetic in float32
   Kernel wide[kRules];    // arithmetic in float64
+  FactoredKernels factored_narrow;
+  FactoredKernels factored_wide;
   PassKernels narrow_passes;
   PassKernels wide_passes;
 

@@ -43,6 +43,14 @@ bool is_flat(const Layout& layout) {
          std::ranges::all_of(layout.strides, [](const auto& s) { return s.empty() || s.front() == 1; });
 }
 
+bool is_row_major(std::span<const std::int64_t> shape, std::span<const std::int64_t> strides) {
+  if (std::ranges::find(shape, 0) != shape.end()) return true;
+  std::int64_t packed = 1;
+  for (std::size_t d = shape.size(); d-- > 0; packed *= shape[d])
+    if (shape[d] != 1 && strides[d] != packed) return false;
+  return true;
+}
+
 Overlap self_overlap(std::span<const std::int64_t> shape, std::span<const std::int64_t> strides) {
   if (std::ranges::find(shape, 0) != shape.end()) return Overlap::none;
   std::vector<std::size_t> order(shape.size());

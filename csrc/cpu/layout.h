@@ -16,6 +16,9 @@ Layout make_layout(std::span<const std::int64_t> shape,
 // Whether under this layout all operands are packed in the same order, so that none is needed.
 bool is_flat(const Layout& layout);
 
+// Whether a tensor is packed with its last dimension innermost.
+bool is_row_major(std::span<const std::int64_t> shape, std::span<const std::int64_t> strides);
+
 // Whether two elements of one tensor may share memory: no, certainly (a dimension of stride 0), or perhaps (strides
 // that interleave, as only as_strided makes them).
 enum class Overlap { none, certain, possible };

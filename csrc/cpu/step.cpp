@@ -1,11 +1,9 @@
 #include "cpu/step.h"
 
-#include <omp.h>
-
 #include <algorithm>
 
 #include "cpu/dispatch.h"
-#include "cpu/fpmode.h"
+#include "cpu/rows.h"
 #include "cpu/team.h"
 
 namespace onepass {
@@ -16,7 +14,32 @@ constexpr std::int64_t kJobOverhead = 1024;
 // Tensors are divided between threads at multiples of this many elements.
 constexpr std::int64_t kGranule = 1024;
 
-std::int64_t cost_of(const Job& job) { return kJobOverhead + job.length * job.bytes_per_element(); }
+std::int64_t grad_bytes(const Job& job) { return static_cast<std::int64_t>(size_of(job.operands[kGrad].format)); }
+
+std::int64_t cost_of(const Job& job) {
+  std::int64_t bytes = job.length * job.bytes_per_element();
+  if (job.rows != nullptr)  // each entry is read, also where several add up to one row
+    bytes += (std::ssize(job.rows->entries) - job.rows->count()) * job.rows->length * grad_bytes(job);
+  return kJobOverhead + bytes;
+}
+
+// The element before which this share, of 0 to 1, of the job's bytes is moved.
+double element_at(const Job& job, double share) {
+  if (job.rows == nullptr || job.length == 0) return share * static_cast<double>(job.length);
+  const Rows& rows = *job.rows;
+  const std::int64_t row_bytes = job.bytes_per_element() - grad_bytes(job);
+  const auto bytes_before = [&](std::int64_t row) {
+    return static_cast<double>(row * row_bytes + rows.first[static_cast<std::size_t>(row)] * grad_bytes(job));
+  };
+  const double bytes = share * bytes_before(rows.count());
+  std::int64_t row = 0;  // the last one with no more than that before it
+  for (std::int64_t end = rows.count(); end - row > 1;) {
+    const std::int64_t middle = row + (end - row) / 2;
+    (bytes_before(middle) <= bytes ? row : end) = middle;
+  }
+  const double within = (bytes - bytes_before(row)) / (bytes_before(row + 1) - bytes_before(row));
+  return (static_cast<double>(row) + within) * static_cast<double>(rows.length);
+}
 
 // Calls work(job, begin, end) for share number `index` of `count` equal shares of all the work.
 template <class Work>
@@ -30,8 +53,8 @@ void for_share(std::span<const Job> jobs, std::int64_t total, int index, int cou
     const auto split = [&](std::int64_t bound) {
       if (bound <= at) return std::int64_t{0};
       if (bound >= at + cost) return job.length;
-      const auto element = static_cast<std::int64_t>(static_cast<double>(bound - at) / static_cast<double>(cost) *
-                                                     static_cast<double>(job.length));
+      const auto element =
+          static_cast<std::int64_t>(element_at(job, static_cast<double>(bound - at) / static_cast<double>(cost)));
       return std::min(job.length, element / kGranule * kGranule);
     };
     const std::int64_t begin = split(low);
@@ -49,18 +72,10 @@ void run_step(RuleId rule, std::span<const Job> jobs, int threads) {
   std::int64_t total = 0;
   for (const Job& job : jobs) total += cost_of(job);
 
-  const int team = team_size(threads, total);
-  if (team == 1) {
-    const StepMode mode;
-    for (const Job& job : jobs) kernels.run(rule, job, 0, job.length);
-    return;
-  }
-#pragma omp parallel num_threads(team)
-  {
-    const StepMode mode;
-    for_share(jobs, total, omp_get_thread_num(), omp_get_num_threads(),
+  on_team(team_size(total, threads), [&](int index, int count) {
+    for_share(jobs, total, index, count,
               [&](const Job& job, std::int64_t begin, std::int64_t end) { kernels.run(rule, job, begin, end); });
-  }
+  });
 }
 
 }  // namespace onepass

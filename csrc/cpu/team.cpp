@@ -17,9 +17,9 @@ std::atomic<bool> forked{false};
 
 }  // namespace
 
-int team_size(int threads, std::int64_t bytes) {
+int team_size(std::int64_t bytes, int threads) {
   if (forked) return 1;
-  return static_cast<int>(std::clamp<std::int64_t>(bytes / kBytesPerThread, 1, std::max(threads, 1)));
+  return static_cast<int>(std::max<std::int64_t>(1, std::min<std::int64_t>(threads, bytes / kBytesPerThread)));
 }
 
 }  // namespace onepass

@@ -1,12 +1,30 @@
-// How many threads a piece of work is given.
+// The threads of a step: OpenMP's, as many as the work is worth.
 #pragma once
+
+#include <omp.h>
 
 #include <cstdint>
 
+#include "cpu/fpmode.h"
+
 namespace onepass {
 
-// For work that moves this many bytes: at most `threads`, fewer where they would not be worth waking, and one in a
-// forked child.
-int team_size(int threads, std::int64_t bytes);
+// How many threads to use for so many bytes moved, of at most `threads`. One in a forked child.
+int team_size(std::int64_t bytes, int threads);
+
+// Calls work(index, count) on each of `count` threads, all in the floating-point mode of a step.
+template <class Work>
+void on_team(int count, Work&& work) {
+  if (count < 2) {
+    const StepMode mode;
+    work(0, 1);
+    return;
+  }
+#pragma omp parallel num_threads(count)
+  {
+    const StepMode mode;
+    work(omp_get_thread_num(), omp_get_num_threads());
+  }
+}
 
 }  // namespace onepass

@@ -24,6 +24,7 @@ struct Adagrad {
   static constexpr bool counts_steps = true;
 
   static unsigned states_used(const Hyper&) { return 0b1U; }
+  static bool takes_sparse(const Hyper& h) { return h.weight_decay == 0.0 || h.decoupled_weight_decay != 0.0; }
 
   template <class T>
   struct Constants {

@@ -31,6 +31,7 @@ struct Adam {
   static constexpr bool counts_steps = true;
 
   static unsigned states_used(const Hyper& h) { return h.amsgrad != 0.0 ? 0b111U : 0b011U; }
+  static bool takes_sparse(const Hyper& h) { return h.decoupled_weight_decay != 0.0; }
 
   template <class T>
   struct Constants {

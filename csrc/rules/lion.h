@@ -22,6 +22,7 @@ struct Lion {
   static constexpr bool counts_steps = false;
 
   static unsigned states_used(const Hyper&) { return 0b1U; }
+  static bool takes_sparse(const Hyper&) { return true; }
 
   template <class T>
   struct Constants {

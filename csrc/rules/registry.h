@@ -3,18 +3,21 @@
 #pragma once
 
 // X(name, Type): the name by which Python asks for the rule, and the struct in its header.
-#define ONEPASS_RULES(X) \
-  X(adadelta, Adadelta)  \
-  X(adagrad, Adagrad)    \
-  X(adam, Adam)          \
-  X(adamax, Adamax)      \
-  X(asgd, Asgd)          \
-  X(lion, Lion)          \
-  X(nadam, Nadam)        \
-  X(radam, Radam)        \
-  X(rmsprop, Rmsprop)    \
-  X(rprop, Rprop)        \
-  X(sgd, Sgd)
+#define ONEPASS_RULES(X)         \
+  X(adadelta, Adadelta)          \
+  X(adagrad, Adagrad)            \
+  X(adam, Adam)                  \
+  X(adamax, Adamax)              \
+  X(asgd, Asgd)                  \
+  X(lion, Lion)                  \
+  X(muon, Muon)                  \
+  X(muon_momentum, MuonMomentum) \
+  X(nadam, Nadam)                \
+  X(radam, Radam)                \
+  X(rmsprop, Rmsprop)            \
+  X(rprop, Rprop)                \
+  X(sgd, Sgd)                    \
+  X(sparse_adam, SparseAdam)
 
 namespace onepass {
 

@@ -24,6 +24,7 @@ struct Sgd {
   static constexpr bool counts_steps = false;  // `step` is 1 for a tensor whose states are new, else 2
 
   static unsigned states_used(const Hyper& h) { return h.momentum != 0.0 ? 0b1U : 0b0U; }
+  static bool takes_sparse(const Hyper& h) { return h.momentum == 0.0 && h.weight_decay == 0.0; }
 
   template <class T>
   struct Constants {

@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "rules/adafactor.h"
 #include "rules/all.h"
 
 namespace onepass {
@@ -20,6 +21,12 @@ Named unpack(const double* numbers) {
 
 template <class Rule>
 concept HasScalars = requires { typename Rule::Scalars; };
+
+template <class Rule>
+concept TakesSparse = requires(const typename Rule::Hyper& hyper) { Rule::takes_sparse(hyper); };
+
+template <class Rule>
+concept RefusesDense = requires { requires !Rule::takes_dense; };
 
 template <class Rule, class T>
 void construct(const double* hyper, double step, [[maybe_unused]] const double* scalars, void* constants) {
@@ -44,12 +51,16 @@ constexpr RuleInfo describe(const char* name) {
       .scalar_names = {},
       .counts_steps = Rule::counts_steps,
       .states_used = [](const double* hyper) { return Rule::states_used(unpack<typename Rule::Hyper>(hyper)); },
+      .takes_sparse = [](const double*) { return false; },
+      .takes_dense = !RefusesDense<Rule>,
       .prepare =
           [](const double* hyper, double step, const double* scalars, bool wide, void* constants) {
             (wide ? construct<Rule, double> : construct<Rule, float>)(hyper, step, scalars, constants);
           },
       .advance = [](const double*, double, double*) {},
   };
+  if constexpr (TakesSparse<Rule>)
+    info.takes_sparse = [](const double* hyper) { return Rule::takes_sparse(unpack<typename Rule::Hyper>(hyper)); };
   if constexpr (HasScalars<Rule>) {
     using Scalars = typename Rule::Scalars;
     static_assert(sizeof(Scalars) == Rule::scalar_names.size() * sizeof(double));
@@ -69,9 +80,27 @@ constexpr RuleInfo kTable[] = {
 #undef ONEPASS_X
 };
 
+constexpr RuleInfo kAdafactor{
+    .name = "adafactor",
+    .hyper_names = Adafactor::hyper_names,
+    .state_names = Adafactor::state_names,
+    .scalar_names = {},
+    .counts_steps = true,
+    .states_used = [](const double*) { return 0b111U; },
+    .takes_sparse = [](const double*) { return false; },
+    .takes_dense = true,
+    .prepare =
+        [](const double* hyper, double step, const double*, bool, void* constants) {
+          new (constants) AdafactorConstants(Adafactor::prepare(unpack<AdafactorHyper>(hyper), step));
+        },
+    .advance = [](const double*, double, double*) {},
+};
+
 }  // namespace
 
 const RuleInfo& info_of(RuleId rule) { return kTable[static_cast<int>(rule)]; }
+
+const RuleInfo& adafactor_info() { return kAdafactor; }
 
 RuleId find_rule(std::string_view name) {
   for (int i = 0; i < kRules; ++i)

@@ -10,13 +10,18 @@ namespace onepass {
 
 struct RuleInfo {
   const char* name;
-  std::span<const char* const> hyper_names;   // "lr", "betas[0]", ...: keys of a parameter group
+  std::span<const char* const> hyper_names;   // "lr", "betas[0]", ...: keys of a parameter group; with "?", may be None
   std::span<const char* const> state_names;   // in the order of the operands
   std::span<const char* const> scalar_names;  // numbers kept for each parameter, beside its step
   bool counts_steps;                          // whether each parameter has a counter `step`
 
   // Which states a step with these hyperparameters (in the order of hyper_names) reads and writes: a bit for each.
   unsigned (*states_used)(const double* hyper);
+
+  // Whether a step with these hyperparameters is defined for the rows that a sparse gradient touches. For a dense
+  // gradient every rule is, but for one.
+  bool (*takes_sparse)(const double* hyper);
+  bool takes_dense;
 
   // Writes the constants of one step, at most kMaxConstantBytes, for arithmetic in float32 or, if wide, float64.
   // `step` counts from 1; for a rule that does not count it is 1 while the states are new, else 2. `scalars` are as the
@@ -28,6 +33,9 @@ struct RuleInfo {
 };
 
 const RuleInfo& info_of(RuleId rule);
+
+// Adafactor's, which has a driver of its own (cpu/factored.h). States: row_var and col_var, or variance for a vector.
+const RuleInfo& adafactor_info();
 
 // Throws std::invalid_argument if there is no such rule.
 RuleId find_rule(std::string_view name);

@@ -5,11 +5,12 @@ optim`` in place of ``from torch import optim``; nothing else changes. What has 
 """
 
 import torch.optim
-from torch.optim import Adafactor, Muon, Optimizer, SparseAdam
+from torch.optim import Optimizer
 
 from . import _core, lr_scheduler, swa_utils
 from ._core import __version__
 from .adadelta import Adadelta
+from .adafactor import Adafactor
 from .adagrad import Adagrad
 from .adam import Adam
 from .adamax import Adamax
@@ -19,11 +20,13 @@ from .introspect import explain, stats
 from .lbfgs import LBFGS
 from .lion import Lion
 from .lookahead import Lookahead
+from .muon import Muon
 from .nadam import NAdam
 from .radam import RAdam
 from .rmsprop import RMSprop
 from .rprop import Rprop
 from .sgd import SGD
+from .sparse_adam import SparseAdam
 
 __all__ = [
     "ASGD",

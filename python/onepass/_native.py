@@ -77,26 +77,28 @@ def _update(self: Native, closure: Callable[[], Any] | None = None) -> Any:
     return loss
 
 
-def hooked(update: Step) -> Step:
-    """A step with torch's hooks and profiler scope around it, and torch.compile kept out of it.
+# The code of torch's wrapper with the hooks around a step, by which an instance of it can be recognised.
+_HOOKED_CODE = cast(Any, Optimizer.profile_hook_step(_update)).__code__
 
-    torch's own wrapper costs as much as the step of a small model, nearly all of it for a profiler that is off. So it
-    is put around the step only when someone listens, unless a subclass overrides step: torch has wrapped that already.
-    """
-    hooked_update: Any = Optimizer.profile_hook_step(update)
+
+def hooked(update: Step) -> Step:
+    """The method ``step`` of a class: ``update``, with torch's hooks and its profiler's scope when someone listens."""
+    hooked_update = Optimizer.profile_hook_step(update)
 
     @functools.wraps(update)
     def step(*args: Any, **kwargs: Any) -> Any:
+        # torch's wrapper costs as much as the step of a small model, nearly all of it for a profiler that is off. So it
+        # is put around the step only when someone listens, unless a subclass overrides step: torch has wrapped that
+        # already.
         self = args[0]
         if torch.compiler.is_compiling():
-            return untraced_step(*args, **kwargs)
-        # Whatever step it wraps, torch's wrapper is known by its code.
-        if _listened_to(self) and getattr(type(self).step, "__code__", None) is not hooked_update.__code__:
+            return untraced(*args, **kwargs)
+        if _listened_to(self) and getattr(type(self).step, "__code__", None) is not _HOOKED_CODE:
             return hooked_update(*args, **kwargs)
         return update(*args, **kwargs)
 
     # torch.compile would trace into the step until it meets the core, and warn that it cannot trace that.
-    untraced_step = _disable_dynamo(step)
+    untraced = _disable_dynamo(step)
     cast(Any, step).hooked = True  # torch leaves a step that is marked so as it is
     return step
 
@@ -169,15 +171,23 @@ class Native(Optimizer):
         # Made when it is first needed, and never pickled or copied: it is a cache of what the optimizer holds.
         plan: _core.Plan | None = self.__dict__.get("_cached_plan")
         if plan is None:
-            plan = self.__dict__["_cached_plan"] = _core.Plan(self.rule)
+            plan = self.__dict__["_cached_plan"] = self._new_plan()
         return plan
 
-    def _step_all(self) -> None:
-        grad_factor = 1.0
+    def _new_plan(self) -> _core.Plan:
+        return _core.Plan(self.rule)
+
+    def _grad_factor(self) -> float | None:
+        """What gradients are to be multiplied by, to undo GradScaler's scale; None if the step is to be skipped."""
         if (found_inf := getattr(self, "found_inf", None)) is not None and found_inf.item():
+            return None
+        grad_scale = getattr(self, "grad_scale", None)
+        return 1.0 if grad_scale is None else 1.0 / float(grad_scale.item())
+
+    def _step_all(self) -> None:
+        grad_factor = self._grad_factor()
+        if grad_factor is None:
             return
-        if (grad_scale := getattr(self, "grad_scale", None)) is not None:
-            grad_factor = 1.0 / grad_scale.item()
         threads = torch.get_num_threads()
         turn = self._turn
         slow, blend = (True, turn.blend) if turn else (False, None)

@@ -53,6 +53,11 @@ inline constexpr Setting kSettings[] = {
     {"lion", RuleId::lion, {0.01, 0.9, 0.99, 0.0}, 1},
     {"lion, decay", RuleId::lion, {0.01, 0.9, 0.99, 0.1}, 1},
     {"lion, small betas", RuleId::lion, {0.01, 0.4, 0.3, 0.0}, 1},
+    {"muon", RuleId::muon, {0.0, 0.02}, 1},
+    {"muon, decay", RuleId::muon, {0.01, 0.02}, 1},
+    {"muon_momentum", RuleId::muon_momentum, {0.9, 0.0}, 1},
+    {"muon_momentum, nesterov", RuleId::muon_momentum, {0.9, 1.0}, 1},
+    {"muon_momentum, nesterov, small", RuleId::muon_momentum, {0.3, 1.0}, 1},
     {"nadam", RuleId::nadam, {0.01, 0.9, 0.999, 1e-8, 0.0, 4e-3, 0.0}, 3, {0.2}},
     {"nadam, decay", RuleId::nadam, {0.01, 0.9, 0.99, 1e-8, 0.1, 0.1, 0.0}, 3, {0.2}},
     {"nadam, decoupled", RuleId::nadam, {0.01, 0.9, 0.99, 1e-8, 0.1, 0.1, 1.0}, 3, {0.2}},
@@ -68,6 +73,7 @@ inline constexpr Setting kSettings[] = {
     {"sgd, plain", RuleId::sgd, {0.1, 0.0, 0.0, 0.0, 0.0}, 2},
     {"sgd, first step", RuleId::sgd, {0.1, 0.9, 0.3, 0.01, 0.0}, 1},
     {"sgd, nesterov", RuleId::sgd, {0.1, 0.9, 0.3, 0.01, 1.0}, 2},
+    {"sparse_adam", RuleId::sparse_adam, {0.01, 0.9, 0.999, 1e-8}, 3},
 };
 
 inline const Setting& setting_of(std::string_view what) {

@@ -422,11 +422,11 @@ TEST_CASE("an empty vector, and no groups") {
 
 TEST_CASE("a team is as large as the work deserves") {
   constexpr std::int64_t mib = std::int64_t{1} << 20;
-  CHECK(team_size(8, 0) == 1);
-  CHECK(team_size(8, 4 * mib - 1) == 1);
-  CHECK(team_size(8, 4 * mib) == 2);
-  CHECK(team_size(8, 1000 * mib) == 8);
-  CHECK(team_size(0, 1000 * mib) == 1);
+  CHECK(team_size(0, 8) == 1);
+  CHECK(team_size(4 * mib - 1, 8) == 1);
+  CHECK(team_size(4 * mib, 8) == 2);
+  CHECK(team_size(1000 * mib, 8) == 8);
+  CHECK(team_size(1000 * mib, 0) == 1);
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "cases.h"
+#include "rules/adafactor.h"
 
 namespace onepass::testing {
 namespace {
@@ -103,6 +104,19 @@ constexpr Row kByHand[] = {
     {{"NaN parameter", RuleId::lion, {0.25, 0.5, 0.75, 0}, 1}, {nan, -2, 1}, {nan, -2, 0.25}},
     {{"NaN exp_avg", RuleId::lion, {0.25, 0.5, 0.75, 0}, 1}, {1, -2, nan}, {nan, -2, nan}},
 
+    // muon: decay, adjusted_lr; the gradient is the orthogonalized update
+    {{"muon", RuleId::muon, {0, 0.25}, 1}, {1, 2}, {0.5, 2}},
+    {{"decay", RuleId::muon, {0.5, 0.25}, 1}, {2, 2}, {0.5, 2}},
+    {{"no decay of an infinite parameter", RuleId::muon, {0, 0.25}, 1}, {infinity, 2}, {infinity, 2}},
+    {{"NaN update", RuleId::muon, {0.5, 0.25}, 1}, {2, nan}, {nan, nan}},
+
+    // muon_momentum: momentum, nesterov; the parameter is only written
+    {{"momentum", RuleId::muon_momentum, {0.75, 0}, 1}, {nan, 4, 8}, {7, 4, 7}},
+    {{"nesterov", RuleId::muon_momentum, {0.75, 1}, 1}, {nan, 4, 8}, {6.25, 4, 7}},
+    {{"small momentum", RuleId::muon_momentum, {0.25, 0}, 1}, {nan, 4, 8}, {5, 4, 5}},
+    {{"small momentum, nesterov", RuleId::muon_momentum, {0.25, 1}, 1}, {nan, 4, 8}, {4.25, 4, 5}},
+    {{"NaN gradient", RuleId::muon_momentum, {0.75, 1}, 1}, {1, nan, 8}, {nan, nan, nan}},
+
     // nadam: lr, beta1, beta2, eps, weight_decay, momentum_decay, decoupled; mu_product
     {{"nadam", RuleId::nadam, {0.25, 0.5, 0.75, 2, 0, 0, 0}, 1, {0}}, {1, 2, 0, 0}, {0.890625, 2, 1, 1}},
     {{"coupled", RuleId::nadam, {0.25, 0.5, 0.75, 2, 0.5, 0, 0}, 1, {0}}, {2, 1, 0, 0}, {1.890625, 1, 1, 1}},
@@ -154,6 +168,13 @@ constexpr Row kByHand[] = {
     {{"NaN gradient", RuleId::sgd, {0.5, 0.5, 0, 0, 0}, 2}, {1, nan, 1}, {nan, nan, nan}},
     {{"NaN parameter", RuleId::sgd, {0.5, 0.5, 0, 0, 0}, 2}, {nan, 0.5, 1}, {nan, 0.5, 1}},
     {{"NaN momentum", RuleId::sgd, {0.5, 0.5, 0, 0, 0}, 2}, {1, 0.5, nan}, {nan, 0.5, nan}},
+
+    // sparse_adam: lr, beta1, beta2, eps. At step 1 the correction of m is 1/2, and of the root of v, too.
+    {{"first step", RuleId::sparse_adam, {0.25, 0.5, 0.75, 1}, 1}, {1, 2, 0, 0}, {0.875, 2, 1, 1}},
+    {{"averages", RuleId::sparse_adam, {0.25, 0.5, 0.75, 7}, 1}, {0, 4, 8, 28}, {-0.125, 4, 6, 25}},
+    {{"zero gradient", RuleId::sparse_adam, {0.25, 0.5, 0.75, 1}, 1}, {1, 0, 2, 12}, {0.9375, 0, 1, 9}},
+    {{"NaN gradient", RuleId::sparse_adam, {0.25, 0.5, 0.75, 1}, 1}, {1, nan, 0, 0}, {nan, nan, nan, nan}},
+    {{"NaN exp_avg_sq", RuleId::sparse_adam, {0.25, 0.5, 0.75, 1}, 1}, {1, 2, 0, nan}, {nan, 2, 1, nan}},
 };
 
 TEST_CASE_TEMPLATE("by hand", T, float, double) {
@@ -231,6 +252,17 @@ void lion(const double* hyper, double /*t*/, double& p, double g, double* state,
   state[0] = beta2 * state[0] + (1 - beta2) * g;
 }
 
+void muon(const double* hyper, double /*t*/, double& p, double g, double* /*state*/, double* /*scalar*/) {
+  p -= hyper[0] * p;
+  p -= hyper[1] * g;
+}
+
+void muon_momentum(const double* hyper, double /*t*/, double& p, double g, double* state, double* /*scalar*/) {
+  const double momentum = hyper[0];
+  state[0] = momentum * state[0] + (1 - momentum) * g;
+  p = hyper[1] != 0 ? (1 - momentum) * g + momentum * state[0] : state[0];
+}
+
 void nadam(const double* hyper, double t, double& p, double g, double* state, double* scalar) {
   const double lr = hyper[0], beta1 = hyper[1], beta2 = hyper[2], eps = hyper[3], weight_decay = hyper[4];
   const bool decoupled = hyper[6] != 0;
@@ -288,6 +320,14 @@ void sgd(const double* hyper, double t, double& p, double g, double* state, doub
     g = hyper[4] != 0 ? g + momentum * state[0] : state[0];
   }
   p -= lr * g;
+}
+
+void sparse_adam(const double* hyper, double t, double& p, double g, double* state, double* /*scalar*/) {
+  const double lr = hyper[0], beta1 = hyper[1], beta2 = hyper[2], eps = hyper[3];
+  state[0] = beta1 * state[0] + (1 - beta1) * g;
+  state[1] = beta2 * state[1] + (1 - beta2) * g * g;
+  const double rate = lr * std::sqrt(1 - std::pow(beta2, t)) / (1 - std::pow(beta1, t));
+  p -= rate * state[0] / (std::sqrt(state[1]) + eps);
 }
 
 Formula formula_of(RuleId rule) {
@@ -374,6 +414,8 @@ TEST_CASE("names, in the order of the operands, hyperparameters and scalars") {
        true},
       {RuleId::asgd, "asgd", {"lr", "lambd", "alpha", "t0", "weight_decay"}, {"ax"}, {"eta", "mu"}, true},
       {RuleId::lion, "lion", {"lr", "betas[0]", "betas[1]", "weight_decay"}, {"exp_avg"}, {}, false},
+      {RuleId::muon, "muon", {"decay", "adjusted_lr"}, {}, {}, false},
+      {RuleId::muon_momentum, "muon_momentum", {"momentum", "nesterov"}, {"momentum_buffer"}, {}, false},
       {RuleId::nadam,
        "nadam",
        {"lr", "betas[0]", "betas[1]", "eps", "weight_decay", "momentum_decay", "decoupled_weight_decay"},
@@ -399,6 +441,7 @@ TEST_CASE("names, in the order of the operands, hyperparameters and scalars") {
        {},
        true},
       {RuleId::sgd, "sgd", {"lr", "momentum", "dampening", "weight_decay", "nesterov"}, {"momentum_buffer"}, {}, false},
+      {RuleId::sparse_adam, "sparse_adam", {"lr", "betas[0]", "betas[1]", "eps"}, {"exp_avg", "exp_avg_sq"}, {}, true},
   };
   CHECK(std::size(table) == kRules);
   for (const auto& row : table) {
@@ -411,6 +454,7 @@ TEST_CASE("names, in the order of the operands, hyperparameters and scalars") {
     CHECK(info.counts_steps == row.counts_steps);
   }
   CHECK_THROWS_AS(find_rule("adamw"), std::invalid_argument);
+  CHECK_THROWS_AS(find_rule("adafactor"), std::invalid_argument);
 }
 
 TEST_CASE("states in use") {
@@ -430,6 +474,75 @@ TEST_CASE("states in use") {
       {RuleId::rmsprop, {0.1, 0.9, 0.0, 0.0, 0.9, 1.0}, 0b111},
   };
   for (const auto& row : table) CHECK(info_of(row.rule).states_used(row.hyper.data()) == row.states);
+}
+
+TEST_CASE("gradients that a step takes") {
+  struct {
+    RuleId rule;
+    std::array<double, kMaxHyper> hyper;
+    bool sparse;
+    bool dense = true;
+  } const table[] = {
+      {RuleId::sgd, {0.1, 0.0, 0.0, 0.0, 0.0}, true},
+      {RuleId::sgd, {0.1, 0.9, 0.0, 0.0, 0.0}, false},
+      {RuleId::sgd, {0.1, 0.0, 0.0, 0.1, 0.0}, false},
+      {RuleId::adagrad, {0.1, 0.1, 0.0, 0.0, 0.0}, true},
+      {RuleId::adagrad, {0.1, 0.1, 0.0, 0.1, 0.0}, false},
+      {RuleId::adagrad, {0.1, 0.1, 0.0, 0.1, 1.0}, true},
+      {RuleId::adam, {0.1, 0.9, 0.99, 0.0, 0.0, 0.0, 0.0}, false},
+      {RuleId::adam, {0.1, 0.9, 0.99, 0.0, 0.1, 1.0, 1.0}, true},
+      {RuleId::lion, {0.1, 0.9, 0.99, 0.1}, true},
+      {RuleId::sparse_adam, {0.1, 0.9, 0.99, 1e-8}, true, false},
+      {RuleId::adadelta, {}, false},
+      {RuleId::adamax, {}, false},
+      {RuleId::asgd, {}, false},
+      {RuleId::nadam, {}, false},
+      {RuleId::radam, {}, false},
+      {RuleId::rmsprop, {}, false},
+      {RuleId::rprop, {}, false},
+  };
+  for (const auto& row : table) {
+    CAPTURE(std::string_view(info_of(row.rule).name));
+    CHECK(info_of(row.rule).takes_sparse(row.hyper.data()) == row.sparse);
+    CHECK(info_of(row.rule).takes_dense == row.dense);
+  }
+}
+
+// -- adafactor, which has a driver of its own -------------------------------------------------------------------------
+
+TEST_CASE("adafactor's constants") {
+  const RuleInfo& info = adafactor_info();
+  const std::vector<std::string> hyper(info.hyper_names.begin(), info.hyper_names.end());
+  CHECK(hyper == std::vector<std::string>{"lr", "beta2_decay", "eps[0]?", "eps[1]", "d", "weight_decay"});
+  CHECK(info.counts_steps);
+  AdafactorConstants c;
+  const double values[] = {0.25, -0.5, -1.0, 0.125, 2.0, 0.5};
+  info.prepare(values, 4.0, nullptr, false, &c);
+  CHECK(c.weight == 0.5);
+  CHECK(c.rate == 0.25);
+  CHECK(c.decay == 0.125);
+  CHECK(c.eps1 == -1.0);
+  info.prepare(values, 64.0, nullptr, true, &c);
+  CHECK(c.rate == 0.125);
+
+  CHECK(Adafactor::step_size(c, 3.0, 1.0) == 3.0 * 0.125);        // as large as the parameter
+  CHECK(Adafactor::step_size(c, 0.0625, 1.0) == 0.125 * 0.125);   // eps2 at least
+  CHECK(Adafactor::step_size(c, 3.0, 8.0) == 3.0 * 0.125 / 4.0);  // clipped to an rms of d
+  CHECK(Adafactor::step_size(c, nan, nan) == 0.125 * 0.125);
+  CHECK(Adafactor::step_size(c, 3.0, infinity) == 0.0);
+}
+
+TEST_CASE_TEMPLATE("adafactor's update", T, float, double) {
+  CHECK(Adafactor::inverse_root(T(16)) == T(0.25));
+  CHECK(Adafactor::update(T(3), T(0.25), T(2)) == T(0.75));
+  CHECK(Adafactor::update(T(3), T(4), T(2)) == T(6));
+  CHECK(Adafactor::update(T(3), Adafactor::inverse_root(T(0)), T(2)) == T(6));
+  CHECK(std::isnan(Adafactor::update(T(3), T(nan), T(2))));
+  CHECK(Adafactor::row_scale(T(16), T(1)) == T(4));
+  CHECK(Adafactor::row_scale(T(0.5), T(4)) == T(2));
+  CHECK(std::isnan(Adafactor::row_scale(T(nan), T(4))));
+  CHECK(Adafactor::apply(T(2), T(3), T(0.5), Flag<T>(true), T(0.25)) == T(0));
+  CHECK(Adafactor::apply(T(2), T(3), T(0.5), Flag<T>(false), T(0.25)) == T(0.5));
 }
 
 // Constants are computed in double and rounded once, at the end: T(1.0 - 0.9) is not T(1) - T(0.9).

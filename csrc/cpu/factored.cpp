@@ -1,0 +1,156 @@
+#include "cpu/factored.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <vector>
+
+#include "cpu/dispatch.h"
+#include "cpu/team.h"
+
+namespace onepass {
+namespace {
+
+// Slices of up to so many elements are small. Larger ones pay for a visit of their own.
+constexpr std::int64_t kSmallSlice = 64;
+// Lines run along the columns unless these are so few, and fewer than the rows.
+constexpr std::int64_t kFewColumns = 16;
+// What a thread takes at once, in elements: some 30 us.
+constexpr std::int64_t kPiece = std::int64_t{64} << 10;
+// Tensors go through the phases together up to so many elements for each thread: what the first phase has read, the
+// next then finds in the cache.
+constexpr std::int64_t kBatch = std::int64_t{512} << 10;
+
+FactoredAxis axis_of(const FactoredJob& job, std::size_t variance) {
+  const bool rows = variance == kRowVar;
+  const auto& strides = rows ? job.row_strides : job.column_strides;
+  return {.length = rows ? job.rows : job.columns,
+          .strides = {strides[kParam], strides[kGrad]},
+          .variance = variance,
+          .variance_stride = strides[variance]};
+}
+
+// Divides a job into blocks, with room for their sums.
+FactoredWork divide(const FactoredJob& job, FactoredRoom& room) {
+  const auto numbers = [&](std::int64_t count) {
+    return static_cast<double*>(room.take(static_cast<std::size_t>(count) * sizeof(double)));
+  };
+  FactoredWork work;
+  work.job = &job;
+  if (job.rows * job.columns <= kSmallSlice) {
+    work.lanes = kFactoredTile / (job.rows * job.columns);
+    work.blocks = blocks_in(job.slices, work.lanes);
+  } else {
+    work.lines = axis_of(job, kRowVar);
+    work.places = axis_of(job, kColumnVar);
+    if (job.columns < kFewColumns && job.columns < job.rows) std::swap(work.lines, work.places);
+    work.lines.parts = blocks_in(work.places.length, kBlockWidth);
+    work.places.parts = blocks_in(work.lines.length, kBlockLines);
+    work.blocks = job.slices * work.lines.parts * work.places.parts;
+    for (FactoredAxis* axis : {&work.lines, &work.places}) {
+      work.combinations += job.slices * blocks_in(axis->length, kFactoredTile);
+      const std::size_t size = job.wide ? sizeof(double) : sizeof(float);
+      axis->sums = room.take(static_cast<std::size_t>(job.slices * axis->parts * axis->length) * size);
+    }
+    work.row_totals = numbers(job.slices * blocks_in(job.rows, kFactoredTile));
+  }
+  work.param_squares = numbers(work.blocks);
+  work.update_squares = numbers(work.blocks);
+  return work;
+}
+
+// A run of one job's blocks or combinations.
+struct Piece {
+  const FactoredWork* work;
+  std::int64_t begin, end;
+};
+
+// Runs one phase over all jobs of a batch; `count` tells how many blocks or combinations of a job there are.
+template <class Count>
+void run_phase(std::span<const FactoredWork> batch, FactoredKernel FactoredKernels::* phase, int team, Count&& count) {
+  std::vector<Piece> pieces;
+  for (const FactoredWork& work : batch) {
+    const std::int64_t total = count(work);
+    if (total == 0) continue;
+    const std::int64_t most = std::max<std::int64_t>(1, kPiece * total / work.job->length());
+    for (std::int64_t begin = 0; begin < total; begin += most)
+      pieces.push_back({&work, begin, std::min(total, begin + most)});
+  }
+  const Kernels& kernels = *active_isa().kernels;
+  std::atomic<std::size_t> next = 0;
+  on_team(team, [&](int, int) {
+    for (std::size_t i = next++; i < pieces.size(); i = next++) {
+      const auto& [work, begin, end] = pieces[i];
+      ((work->job->wide ? kernels.factored_wide : kernels.factored_narrow).*phase)(*work, begin, end);
+    }
+  });
+}
+
+double sum_in_order(const double* numbers, std::int64_t count) {
+  double sum = 0.0;
+  for (std::int64_t i = 0; i < count; ++i) sum += numbers[i];
+  return sum;
+}
+
+void run_batch(std::span<FactoredWork> batch, std::int64_t bytes, int threads) {
+  const int team = team_size(bytes, threads);
+  const auto blocks = [](const FactoredWork& work) { return work.blocks; };
+  const auto large_blocks = [](const FactoredWork& work) { return work.lanes > 0 ? 0 : work.blocks; };
+  run_phase(batch, &FactoredKernels::measure, team, blocks);
+  run_phase(batch, &FactoredKernels::combine, team, [](const FactoredWork& work) { return work.combinations; });
+  run_phase(batch, &FactoredKernels::norm, team, large_blocks);
+  for (FactoredWork& work : batch) {
+    const auto length = static_cast<double>(work.job->length());
+    const double rms_param = std::sqrt(sum_in_order(work.param_squares, work.blocks) / length);
+    const double rms_update = std::sqrt(sum_in_order(work.update_squares, work.blocks) / length);
+    work.step_size = Adafactor::step_size(work.job->constants, rms_param, rms_update);
+  }
+  run_phase(batch, &FactoredKernels::apply, team, blocks);
+}
+
+}  // namespace
+
+void* FactoredRoom::take(std::size_t bytes) {
+  bytes = (bytes + 63) / 64 * 64;
+  if (used_ + bytes > size_) {
+    size_ = std::max({bytes, 2 * size_, std::size_t{4096}});
+    total_ += size_;
+    used_ = 0;
+    blocks_.push_back(std::make_unique_for_overwrite<std::byte[]>(size_));
+  }
+  used_ += bytes;
+  return blocks_.back().get() + used_ - bytes;
+}
+
+void FactoredRoom::clear() {
+  if (blocks_.size() > 1) {
+    blocks_.clear();
+    blocks_.push_back(std::make_unique_for_overwrite<std::byte[]>(total_));
+    size_ = total_;
+  }
+  used_ = 0;
+}
+
+void run_factored(std::span<const FactoredJob> jobs, int threads, FactoredRoom& room) {
+  std::vector<FactoredWork> batch;
+  std::int64_t elements = 0;
+  std::int64_t bytes = 0;
+  const auto flush = [&] {
+    run_batch(batch, bytes, threads);
+    batch.clear();
+    room.clear();
+    elements = bytes = 0;
+  };
+  for (const FactoredJob& job : jobs) {
+    const std::int64_t length = job.length();
+    if (length == 0) continue;
+    if (elements + length > kBatch * threads && !batch.empty()) flush();
+    batch.push_back(divide(job, room));
+    elements += length;
+    bytes +=
+        length * static_cast<std::int64_t>(size_of(job.operands[kParam].format) + size_of(job.operands[kGrad].format));
+  }
+  if (!batch.empty()) flush();
+}
+
+}  // namespace onepass

@@ -1,0 +1,84 @@
+// Adafactor (Shazeer and Stern 2018, arXiv:1804.04235), in torch's form. Of a matrix G of gradients, at step t:
+//
+//   w    = t^beta2_decay
+//   r_i  = r_i + w * (mean over j of g_ij^2 - r_i)             one for each row
+//   c_j  = c_j + w * (mean over i of g_ij^2 - c_j)             one for each column
+//   v_ij = r_i * c_j / max(mean of all r_i, eps1)
+//   u_ij = g_ij / sqrt(max(v_ij, eps1^2))
+//   p    = p - lr * weight_decay * p
+//            - max(eps2, rms(p)) * min(lr, 1 / sqrt(t)) / max(1, rms(u) / d) * u
+//
+// A vector has v = v + w * (g^2 - v) instead of r and c. The root of v_ij is taken apart, 1 / sqrt(r_i / mean) for each
+// row and 1 / sqrt(c_j) for each column, which leaves one product and a limit of 1 / eps1 for each element.
+//
+// It is not a rule of registry.h: its means go across elements, and cpu/factored.h sees to them.
+#pragma once
+
+#include <array>
+#include <cmath>
+
+#include "rules/math.h"
+#include "target.h"
+
+namespace onepass {
+
+struct AdafactorHyper {  // as in a parameter group; eps1 is -1 where it is for the parameter's dtype to say
+  double lr, beta2_decay, eps1, eps2, d, weight_decay;
+};
+
+// What of them and of the step count a step works with.
+struct AdafactorConstants {
+  double weight = 1.0;  // w
+  double rate = 0.0;    // min(lr, 1 / sqrt(t))
+  double decay = 0.0;   // lr * weight_decay
+  double eps1 = 0.0, eps2 = 0.0, d = 1.0;
+};
+
+}  // namespace onepass
+
+namespace onepass::inline ONEPASS_TARGET {
+
+struct Adafactor {
+  static constexpr std::array hyper_names{"lr", "beta2_decay", "eps[0]?", "eps[1]", "d", "weight_decay"};
+  static constexpr std::array state_names{"row_var", "col_var", "variance"};
+
+  static AdafactorConstants prepare(const AdafactorHyper& h, double step) {
+    const double slowing = 1.0 / std::sqrt(step);
+    return {.weight = std::pow(step, h.beta2_decay),
+            .rate = slowing < h.lr ? slowing : h.lr,
+            .decay = h.lr * h.weight_decay,
+            .eps1 = h.eps1,
+            .eps2 = h.eps2,
+            .d = h.d};
+  }
+
+  // What u is multiplied by. An rms that is NaN counts for nothing.
+  static double step_size(const AdafactorConstants& c, double rms_param, double rms_update) {
+    const double excess = rms_update / c.d;
+    return (rms_param > c.eps2 ? rms_param : c.eps2) * c.rate / (excess > 1.0 ? excess : 1.0);
+  }
+
+  // What the roots of the rows are multiplied by, for the mean of the r_i.
+  template <class T>
+  ONEPASS_INLINE static T row_scale(T mean, T eps1) {
+    return square_root(maximum(mean, eps1));
+  }
+
+  template <class T>
+  ONEPASS_INLINE static T inverse_root(T variance) {
+    return T(1) / square_root(variance);
+  }
+
+  // u, of a root that may be infinite or, where something is not a number, NaN.
+  template <class T>
+  ONEPASS_INLINE static T update(T g, T root, T limit) {
+    return g * (limit < root ? limit : root);
+  }
+
+  template <class T>
+  ONEPASS_INLINE static T apply(T p, T u, T step_size, Flag<T> decays, T decay) {
+    return p - (decay * only_if(decays, p) + step_size * u);
+  }
+};
+
+}  // namespace onepass::inline ONEPASS_TARGET

@@ -1,0 +1,78 @@
+// Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/; the learning rate for a shape: Liu et al. 2025,
+// arXiv:2502.16982). Two rules, with torch's matrix products between them:
+//
+//   muon_momentum:  buf = momentum * buf + (1 - momentum) * g
+//                   u   = (1 - momentum) * g + momentum * buf   with nesterov, else buf
+//                   O   = u with its singular values brought near one, by Newton-Schulz iterations
+//   muon:           p   = p - (lr * weight_decay * p + adjusted_lr * O)
+#pragma once
+
+#include <array>
+
+#include "rules/math.h"
+#include "target.h"
+
+namespace onepass::inline ONEPASS_TARGET {
+
+// The operand that it writes, in the place of the parameter, is u.
+struct MuonMomentum {
+  struct Hyper {
+    double momentum, nesterov;
+  };
+  static constexpr std::array hyper_names{"momentum", "nesterov"};
+  static constexpr std::array state_names{"momentum_buffer"};
+  static constexpr std::array state_sets{0b1U};
+  static constexpr bool counts_steps = false;
+
+  static unsigned states_used(const Hyper&) { return 0b1U; }
+
+  template <class T>
+  struct Constants {
+    Average<T> average, lookahead;
+    Flag<T> nesterov;
+  };
+
+  template <class T>
+  static Constants<T> prepare(const Hyper& h, double /*step*/) {
+    return {.average = Average<T>(h.momentum),
+            .lookahead = Average<T>(1.0 - h.momentum),
+            .nesterov = Flag<T>(h.nesterov != 0.0)};
+  }
+
+  template <class T>
+  ONEPASS_INLINE static void update(const Constants<T>& c, T& u, T g, T& momentum_buffer) {
+    momentum_buffer = c.average(momentum_buffer, g);
+    u = select(c.nesterov, c.lookahead(g, momentum_buffer), momentum_buffer);
+  }
+};
+
+// What it reads in the place of the gradient is O.
+struct Muon {
+  struct Hyper {
+    double decay, adjusted_lr;  // lr * weight_decay, and lr as it is for matrices of this shape
+  };
+  static constexpr std::array hyper_names{"decay", "adjusted_lr"};
+  static constexpr std::array<const char*, 0> state_names{};
+  static constexpr std::array state_sets{0b0U};
+  static constexpr bool counts_steps = false;
+
+  static unsigned states_used(const Hyper&) { return 0b0U; }
+
+  template <class T>
+  struct Constants {
+    T decay, adjusted_lr;
+    Flag<T> decays;
+  };
+
+  template <class T>
+  static Constants<T> prepare(const Hyper& h, double /*step*/) {
+    return {.decay = T(h.decay), .adjusted_lr = T(h.adjusted_lr), .decays = Flag<T>(h.decay != 0.0)};
+  }
+
+  template <class T>
+  ONEPASS_INLINE static void update(const Constants<T>& c, T& p, T ortho) {
+    p = p - (c.decay * only_if(c.decays, p) + c.adjusted_lr * ortho);
+  }
+};
+
+}  // namespace onepass::inline ONEPASS_TARGET

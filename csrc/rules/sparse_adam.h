@@ -1,0 +1,57 @@
+// SparseAdam: Adam (Kingma and Ba 2015, arXiv:1412.6980) for the rows that a sparse gradient touches, in torch's form.
+// At the parameter's step t, for these rows alone:
+//
+//   m = beta1 * m + (1 - beta1) * g
+//   v = beta2 * v + (1 - beta2) * g^2
+//   p = p - lr * sqrt(1 - beta2^t) / (1 - beta1^t) * m / (sqrt(v) + eps)
+//
+// Here eps is added to the root of v as it is, where Adam first corrects v's bias.
+#pragma once
+
+#include <array>
+#include <cmath>
+
+#include "rules/math.h"
+#include "target.h"
+
+namespace onepass::inline ONEPASS_TARGET {
+
+struct SparseAdam {
+  struct Hyper {
+    double lr, beta1, beta2, eps;
+  };
+  static constexpr std::array hyper_names{"lr", "betas[0]", "betas[1]", "eps"};
+  static constexpr std::array state_names{"exp_avg", "exp_avg_sq"};
+  static constexpr std::array state_sets{0b11U};
+  static constexpr bool counts_steps = true;
+
+  static unsigned states_used(const Hyper&) { return 0b11U; }
+  static constexpr bool takes_dense = false;
+  static bool takes_sparse(const Hyper&) { return true; }
+
+  template <class T>
+  struct Constants {
+    T step_size, eps;
+    Average<T> average1;
+    AverageOfSquares<T> average2;
+  };
+
+  template <class T>
+  static Constants<T> prepare(const Hyper& h, double step) {
+    const double correction1 = 1.0 - std::pow(h.beta1, step);
+    const double correction2 = std::sqrt(1.0 - std::pow(h.beta2, step));
+    return {.step_size = T(h.lr / correction1 * correction2),
+            .eps = T(h.eps),
+            .average1 = Average<T>(h.beta1),
+            .average2 = AverageOfSquares<T>(h.beta2)};
+  }
+
+  template <class T>
+  ONEPASS_INLINE static void update(const Constants<T>& c, T& p, T g, T& exp_avg, T& exp_avg_sq) {
+    exp_avg = c.average1(exp_avg, g);
+    exp_avg_sq = c.average2(exp_avg_sq, g);
+    p = p - c.step_size * exp_avg / (square_root(exp_avg_sq) + c.eps);
+  }
+};
+
+}  // namespace onepass::inline ONEPASS_TARGET

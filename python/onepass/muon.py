@@ -1,0 +1,171 @@
+"""Muon."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import _muon as torch_muon
+from torch.optim.optimizer import ParamsT
+
+from . import _core
+from ._native import Native, number, unhooked
+
+# The scratch that parameters of one call share is at most so many elements, or that of a single parameter.
+SCRATCH = 1 << 24
+
+# A parameter on its way through a step: its group, itself, its gradient.
+Item = tuple[dict[str, Any], Tensor, Tensor]
+
+
+class Muon(Native, torch.optim.Muon):
+    r"""Muon, a drop-in for :class:`torch.optim.Muon`: momentum, orthogonalized. For matrices only.
+
+    With the gradient :math:`G_t`, a matrix of :math:`A` rows and :math:`B` columns:
+
+    .. math::
+        B_t &= \mu B_{t-1} + (1 - \mu) G_t \\
+        \tilde{B}_t &= (1 - \mu) G_t + \mu B_t \text{ with nesterov, else } B_t \\
+        O_t &= \mathrm{NS}_k^{(a, b, c)}(\tilde{B}_t) \\
+        \theta_t &= \theta_{t-1} - \gamma \lambda \theta_{t-1} - \gamma' O_t
+
+    NS divides by the norm (:math:`\epsilon` at least) and iterates
+    :math:`X \leftarrow a X + (b X X^\top + c (X X^\top)^2) X`, :math:`k` times, in bfloat16. The iterations are torch's
+    own matrix products; what is element-wise runs in the kernels. The rate :math:`\gamma'` is
+    :math:`\gamma \sqrt{\max(1, A / B)}` or, to match the RMS of AdamW's updates, :math:`0.2 \gamma \sqrt{\max(A, B)}`.
+
+    Sources: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks",
+    https://kellerjordan.github.io/posts/muon/; Liu et al. 2025, "Muon is Scalable for LLM Training", arXiv:2502.16982.
+
+    Args:
+        params: Parameters, named parameters, or parameter groups; matrices of any strides. float32, float64, bfloat16
+            and float16 on the CPU are stepped by the kernels, anything else by torch.
+        lr: Learning rate :math:`\gamma`; a float, or a tensor of one element.
+        weight_decay: :math:`\lambda`, decoupled.
+        momentum: :math:`\mu`.
+        nesterov: Nesterov momentum.
+        ns_coefficients: :math:`a, b, c`.
+        eps: :math:`\epsilon`.
+        ns_steps: Number of iterations :math:`k`, less than 100.
+        adjust_lr_fn: ``"original"`` (None means the same) or ``"match_rms_adamw"``: which :math:`\gamma'`.
+        state_dtype: dtype of ``momentum_buffer``: torch.float32, float64, bfloat16 or float16; None for the gradient's,
+            as torch has it.
+
+    Raises:
+        ValueError: A hyperparameter is out of its range, or a parameter is not a matrix.
+        RuntimeError: At the step, if a parameter is complex or a gradient sparse.
+    """
+
+    rule = "muon_momentum"
+    torch_step = unhooked(torch.optim.Muon)
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-3,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        ns_coefficients: tuple[float, float, float] = (
+            torch_muon.DEFAULT_A,
+            torch_muon.DEFAULT_B,
+            torch_muon.DEFAULT_C,
+        ),
+        eps: float = torch_muon.EPS,
+        ns_steps: int = torch_muon.DEFAULT_NS_STEPS,
+        adjust_lr_fn: str | None = None,
+        *,
+        state_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(params, lr, weight_decay, momentum, nesterov, ns_coefficients, eps, ns_steps, adjust_lr_fn)
+        self._set_state_dtype(state_dtype)
+
+    def _new_state(self, group: dict[str, Any], p: Tensor, grad: Tensor, name: str) -> Tensor:
+        return torch.zeros_like(grad, dtype=group["state_dtype"], memory_format=torch.preserve_format)
+
+    # The step is more than one rule over all elements: the plan only tells which parameters the kernels cover.
+
+    def _explain(self) -> list[tuple[int, int, str, str]]:
+        def path(group: int, index: int, path: str, reason: str) -> tuple[int, int, str, str]:
+            if path == "kernel" and self.param_groups[group]["params"][index].is_complex():
+                return group, index, "torch", "complex parameter"
+            return group, index, path, reason
+
+        return [path(*row) for row in super()._explain()]
+
+    def _step_all(self) -> None:
+        grad_factor = self._grad_factor()
+        if grad_factor is None:
+            return
+        items: list[Item] = []
+        rest: list[tuple[int, int, str]] = []
+        for g, index, path, reason in self._explain():
+            group = self.param_groups[g]
+            p = group["params"][index]
+            if p.grad is None:
+                continue
+            if path == "error":
+                raise ValueError(reason)
+            if path == "torch":
+                rest.append((g, index, reason))
+            else:
+                items.append((group, p, p.grad.resolve_neg()))
+        for group, _, _ in items:
+            _check_iterations(group)
+        if rest:
+            self._step_by_torch(rest, grad_factor)
+        self._create_states([(group, p, grad, ["momentum_buffer"]) for group, p, grad in items], [])
+        threads = torch.get_num_threads()
+        for part in _parts([item for item in items if item[1].numel() > 0]):
+            self._step_part(part, grad_factor, threads)
+        _core.count(len(items), Counter(reason for _, _, reason in rest))
+
+    def _step_part(self, items: list[Item], grad_factor: float, threads: int) -> None:
+        updates = [torch.empty_like(p, dtype=_update_dtype(p)) for _, p, _ in items]
+        momentum: dict[tuple[float, ...], list[tuple[Tensor, ...]]] = {}
+        for (group, p, grad), update in zip(items, updates, strict=True):
+            shared = (float(group["momentum"]), float(group["nesterov"]))
+            momentum.setdefault(shared, []).append((update, grad, self.state[p]["momentum_buffer"]))
+        for hyper, rows in momentum.items():
+            _core.apply("muon_momentum", list(hyper), 1.0, rows, grad_factor, threads)
+
+        descent: dict[tuple[float, ...], list[tuple[Tensor, ...]]] = {}
+        for (group, p, _), update in zip(items, updates, strict=True):
+            ortho = _orthogonalize(group, update)
+            lr = number(group["lr"])
+            shared = (lr * group["weight_decay"], torch_muon._adjust_lr(lr, group["adjust_lr_fn"], p.shape))
+            descent.setdefault(shared, []).append((p, ortho))
+        for hyper, rows in descent.items():
+            _core.apply("muon", list(hyper), 1.0, rows, 1.0, threads)
+
+
+def _update_dtype(p: Tensor) -> torch.dtype:
+    """What the iterations work in; float64 for a float64 parameter, whose momentum has float64 arithmetic."""
+    return torch.float64 if p.dtype == torch.float64 else torch.bfloat16
+
+
+def _orthogonalize(group: dict[str, Any], update: Tensor) -> Tensor:
+    return torch_muon._zeropower_via_newtonschulz(update, group["ns_coefficients"], group["ns_steps"], group["eps"])
+
+
+def _check_iterations(group: dict[str, Any]) -> None:
+    """Raises what torch would in the middle of the step, before anything is written."""
+    if group["ns_steps"] >= 100 or len(group["ns_coefficients"]) != 3:
+        _orthogonalize(group, torch.zeros(1, 1))
+
+
+def _parts(items: list[Item]) -> Iterator[list[Item]]:
+    """The items in runs that fit the scratch."""
+    part: list[Item] = []
+    size = 0
+    for item in items:
+        if part and size + item[1].numel() > SCRATCH:
+            yield part
+            part, size = [], 0
+        part.append(item)
+        size += item[1].numel()
+    if part:
+        yield part

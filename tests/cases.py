@@ -63,8 +63,9 @@ class Row:
     ours: type[Optimizer]
     theirs: type[Optimizer]  # torch's class; a plain one above where torch has none
     flavours: tuple[dict[str, Any], ...] = ({"foreach": False}, {"foreach": True})  # of torch's code
-    formula: Callable | None = None  # of one element; None if elements depend on each other: such a class has tests of
-    # its own for its numbers, and is in those for every class below
+    # Of one element, in reference.py. A class whose elements depend on each other has none: its numbers have tests of
+    # their own, and of those here it is in the ones for each class.
+    formula: Callable | None = None
     doubt: Callable | None = None  # where the formula jumps, which elements may fall on either side
     states: tuple[str, ...]  # all that it can have of one number for each element
     scalars: tuple[str, ...] = ("step",)  # states of one number for each parameter
@@ -76,7 +77,8 @@ class Row:
     shapes: tuple[tuple[int, ...], ...] = SHAPES  # of parameters that it takes
     own: dict[str, Any] = field(default_factory=lambda: {"state_dtype": None})  # arguments that torch's class has not
     full: dict[str, Any]  # keyword arguments with which it uses all states and terms, and learns
-    variants: dict[str, dict[str, Any]]  # name -> keyword arguments; every flag and argument of torch's occurs
+    # Name -> keyword arguments; with a formula, every flag and argument of torch's occurs.
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     own_variants: dict[str, dict[str, Any]] = field(default_factory=dict)  # and with arguments that torch has not
 
     @property
@@ -409,12 +411,6 @@ TABLE = [
         states=("row_var", "col_var", "variance"),
         shapes=((), (5,), (4, 3), (2, 3, 4, 5)),
         full={"lr": 0.01, "weight_decay": 0.1},
-        variants={
-            "default": {},
-            "maximize": {"maximize": True},
-            "d": {"d": 2.0},
-            "weight_decay": {"weight_decay": 0.3},
-        },
     ),
     Row(
         ours=onepass.Muon,
@@ -424,7 +420,6 @@ TABLE = [
         scalars=(),
         shapes=((5, 1), (4, 3), (2, 7)),
         full={"lr": 0.01, "weight_decay": 0.1},
-        variants={"default": {}, "plain": {"nesterov": False, "momentum": 0.5}, "weight_decay": {"weight_decay": 0.3}},
     ),
     Row(
         ours=onepass.LBFGS,
@@ -435,7 +430,6 @@ TABLE = [
         wants_closure=True,
         own={},
         full={"lr": 0.1, "max_iter": 3},
-        variants={"default": {}, "history": {"history_size": 5}, "line_search": {"line_search_fn": "strong_wolfe"}},
     ),
 ]
 

@@ -53,6 +53,9 @@ class PlainLion(Optimizer):
         return torch.where(x.isnan(), x, x.sign())
 
 
+SHAPES = ((), (5,), (4, 3), (2, 0), (2, 3, 4, 5))
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Row:
     """An optimizer, and all that the tests need to know of it."""
@@ -60,13 +63,17 @@ class Row:
     ours: type[Optimizer]
     theirs: type[Optimizer]  # torch's class; a plain one above where torch has none
     flavours: tuple[dict[str, Any], ...] = ({"foreach": False}, {"foreach": True})  # of torch's code
-    formula: Callable
+    formula: Callable | None = None  # of one element; None if elements depend on each other: such a class has tests of
+    # its own for its numbers, and is in those for every class below
     doubt: Callable | None = None  # where the formula jumps, which elements may fall on either side
     states: tuple[str, ...]  # all that it can have of one number for each element
     scalars: tuple[str, ...] = ("step",)  # states of one number for each parameter
     first: Callable = lambda **_: {}  # hyperparameters -> what states begin with where that is not zero
     eager: bool = False  # whether the states are there from the beginning, not from the first gradient on
-    takes_sparse: bool = False  # whether torch's class takes sparse gradients
+    sparse: str = "neither"  # who takes sparse gradients: "both" ours and torch's, "ours" alone, or "neither"
+    wants_sparse: bool = False  # whether it takes no others
+    wants_closure: bool = False
+    shapes: tuple[tuple[int, ...], ...] = SHAPES  # of parameters that it takes
     own: dict[str, Any] = field(default_factory=lambda: {"state_dtype": None})  # arguments that torch's class has not
     full: dict[str, Any]  # keyword arguments with which it uses all states and terms, and learns
     variants: dict[str, dict[str, Any]]  # name -> keyword arguments; every flag and argument of torch's occurs
@@ -130,7 +137,7 @@ ADAM_VARIANTS = {
     "tensor_betas": {"betas": (torch.tensor(0.8), torch.tensor(0.95)), "lr": torch.tensor(0.01)},
 }
 
-ROWS = [
+TABLE = [
     Row(
         ours=onepass.SGD,
         theirs=torch.optim.SGD,
@@ -138,7 +145,7 @@ ROWS = [
         formula=reference.sgd,
         states=("momentum_buffer",),
         scalars=(),
-        takes_sparse=True,
+        sparse="both",
         full={"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
         variants={
             "default": {},
@@ -179,6 +186,7 @@ ROWS = [
         ours=onepass.AdamW,
         theirs=torch.optim.AdamW,
         flavours=FUSED_TOO,
+        sparse="ours",
         formula=reference.adam,
         states=("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
         full={"lr": 0.01, "amsgrad": True, "weight_decay": 0.1},
@@ -192,7 +200,7 @@ ROWS = [
         states=("sum",),
         first=lambda initial_accumulator_value, **_: {"sum": initial_accumulator_value},
         eager=True,
-        takes_sparse=True,
+        sparse="both",
         own={"decoupled_weight_decay": False, "state_dtype": None},
         full={"lr": 0.05, "lr_decay": 0.01, "weight_decay": 0.1, "initial_accumulator_value": 0.1},
         variants={
@@ -358,6 +366,7 @@ ROWS = [
     Row(
         ours=onepass.Lion,
         theirs=PlainLion,
+        sparse="ours",
         flavours=({},),
         formula=reference.lion,
         doubt=reference.lion_doubt,
@@ -374,10 +383,59 @@ ROWS = [
             "tensor_lr": {"lr": torch.tensor(0.01), "weight_decay": 0.1},
         },
     ),
+    Row(
+        ours=onepass.SparseAdam,
+        theirs=torch.optim.SparseAdam,
+        flavours=({},),
+        states=("exp_avg", "exp_avg_sq"),
+        sparse="both",
+        wants_sparse=True,
+        shapes=((5,), (4, 3), (2, 3, 4)),
+        full={"lr": 0.01, "betas": (0.8, 0.9)},
+        variants={"default": {}, "betas": {"betas": (0.5, 0.75)}, "eps": {"eps": 0.1}, "maximize": {"maximize": True}},
+    ),
+    Row(
+        ours=onepass.Adafactor,
+        theirs=torch.optim.Adafactor,
+        states=("row_var", "col_var", "variance"),
+        shapes=((), (5,), (4, 3), (2, 3, 4, 5)),
+        full={"lr": 0.01, "weight_decay": 0.1},
+        variants={
+            "default": {},
+            "maximize": {"maximize": True},
+            "d": {"d": 2.0},
+            "weight_decay": {"weight_decay": 0.3},
+        },
+    ),
+    Row(
+        ours=onepass.Muon,
+        theirs=torch.optim.Muon,
+        flavours=({},),
+        states=("momentum_buffer",),
+        scalars=(),
+        shapes=((5, 1), (4, 3), (2, 7)),
+        full={"lr": 0.01, "weight_decay": 0.1},
+        variants={"default": {}, "plain": {"nesterov": False, "momentum": 0.5}, "weight_decay": {"weight_decay": 0.3}},
+    ),
+    Row(
+        ours=onepass.LBFGS,
+        theirs=torch.optim.LBFGS,
+        flavours=({},),
+        states=(),
+        scalars=(),
+        wants_closure=True,
+        own={},
+        full={"lr": 0.1, "max_iter": 3},
+        variants={"default": {}, "history": {"history_size": 5}, "line_search": {"line_search_fn": "strong_wolfe"}},
+    ),
 ]
 
-CASES = [pytest.param(row, kw, id=f"{row.name}-{name}") for row in ROWS for name, kw in row.variants.items()]
-OWN_CASES = [pytest.param(row, kw, id=f"{row.name}-{name}") for row in ROWS for name, kw in row.own_variants.items()]
+ROWS = [row for row in TABLE if row.ours is not row.theirs]  # the others are torch's own as yet
+ELEMENTWISE = [row for row in ROWS if row.formula]
+CASES = [pytest.param(row, kw, id=f"{row.name}-{name}") for row in ELEMENTWISE for name, kw in row.variants.items()]
+OWN_CASES = [
+    pytest.param(row, kw, id=f"{row.name}-{name}") for row in ELEMENTWISE for name, kw in row.own_variants.items()
+]
 
 ROW = {row.name: row for row in ROWS}
 SCALARS = {name for row in ROWS for name in row.scalars}
@@ -388,8 +446,9 @@ def for_rows(rows: Iterable[Row]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("row", list(rows))
 
 
-each_row = for_rows(ROWS)
-each_of_torchs = for_rows(row for row in ROWS if issubclass(row.ours, row.theirs))
+each_class = for_rows(ROWS)
+each_row = for_rows(ELEMENTWISE)
+each_of_torchs = for_rows(row for row in ELEMENTWISE if issubclass(row.ours, row.theirs))
 each_case = pytest.mark.parametrize(("row", "kwargs"), CASES)
 each_own_case = pytest.mark.parametrize(("row", "kwargs"), OWN_CASES)
 each_case_and_own_case = pytest.mark.parametrize(("row", "kwargs"), CASES + OWN_CASES)

@@ -11,13 +11,11 @@ from typing import Any
 
 import onepass
 import torch
-from cases import Row
+from cases import ROW, SHAPES, Row
 from reference import params_of
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
-
-SHAPES = ((), (5,), (4, 3), (2, 0), (2, 3, 4, 5))
 
 # Between our classes and torch's, in float64: the order of the same few operations may differ, no more.
 CLOSE = {"rtol": 1e-12, "atol": 1e-14}
@@ -38,11 +36,34 @@ def give_gradients(params: Iterable[Tensor], seed: int) -> None:
         p.grad = torch.randn(p.shape, dtype=p.dtype, generator=generator)
 
 
+def row_of(opt: Optimizer) -> Row:
+    """The row of an optimizer of our class, of torch's or of a subclass."""
+    names = (cls.__name__.removeprefix("Plain") for cls in type(opt).__mro__)
+    return next(ROW[name] for name in names if name in ROW)
+
+
+def step(opt: Optimizer) -> Any:
+    """A step with the gradients that there are; if it wants a closure, of a loss that has these at zero."""
+    if not row_of(opt).wants_closure:
+        return opt.step()
+    slopes = {p: p.grad for p in params_of(opt) if p.grad is not None}
+
+    def closure():
+        for p, slope in slopes.items():
+            p.grad = slope + p.detach() ** 3
+        return sum((slope * p.detach() + p.detach() ** 4 / 4).sum() for p, slope in slopes.items())
+
+    return opt.step(closure)
+
+
 def train(opt: Optimizer, steps: int = 1, first: int = 0) -> None:
     """Steps with gradients that depend on the number of the step only."""
     for t in range(first, first + steps):
         give_gradients(params_of(opt), t)
-        opt.step()
+        if row_of(opt).wants_sparse:
+            for p in params_of(opt):
+                p.grad = p.grad.to_sparse(1)
+        step(opt)
 
 
 def snapshot(opt: Optimizer) -> dict[str, Any]:
@@ -70,14 +91,14 @@ def torch_path(before: dict[str, Any]) -> set[str]:
 
 
 def run_both(
-    row: Row, script: Callable[[Optimizer], Any], shapes=SHAPES, dtype=torch.float64, path=frozenset(), **kw
+    row: Row, script: Callable[[Optimizer], Any], shapes=None, dtype=torch.float64, path=frozenset(), **kw
 ) -> tuple[Optimizer, Optimizer]:
     """Runs a script on torch's optimizer and on ours, on equal parameters, and asserts that they end up equal.
 
     Args:
         row: The optimizer.
         script: What to do; it also makes the steps. What it returns must be equal as well.
-        shapes: Of the parameters.
+        shapes: Of the parameters; those of the row by default.
         dtype: Of the parameters.
         path: The reasons for which torch's code must have stepped some of the parameters; none by default, so that a
             silent fallback cannot pass for a kernel.
@@ -86,7 +107,10 @@ def run_both(
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)  # for the numbers that torch keeps for each parameter
     try:
-        opts = [cls(leaves(shapes, dtype), **copy.deepcopy({**row.full, **kw})) for cls in (row.ours, row.theirs)]
+        opts = [
+            cls(leaves(shapes or row.shapes, dtype), **copy.deepcopy({**row.full, **kw}))
+            for cls in (row.ours, row.theirs)
+        ]
         expected = script(opts[1])
         before = onepass.stats()
         actual = script(opts[0])

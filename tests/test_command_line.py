@@ -43,12 +43,12 @@ def test_bench_measures_every_optimizer_against_every_peer(tmp_path):
 
 
 def test_bench_times_nothing_that_is_wrong(monkeypatch, capsys):
-    class Wrong(onepass.SGD):
+    class SGD(onepass.SGD):
         def _step_all(self):
             super()._step_all()
             self.param_groups[0]["params"][-1].data[-1] += 1e-4
 
-    subject = bench.SUBJECTS[0]._replace(ours=Wrong)
+    subject = bench.SUBJECTS[0]._replace(ours=SGD)
     monkeypatch.setattr(bench, "SUBJECTS", [subject])
     args = bench.argparse.Namespace(quick=True, rounds=1, threads=None, optimizers=["SGD"], json=None, png=None)
     assert bench.main(args) == 1

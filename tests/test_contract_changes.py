@@ -12,7 +12,7 @@ from collections import defaultdict
 import onepass
 import pytest
 import torch
-from cases import ROW, ROWS, SCALARS, each_row
+from cases import ELEMENTWISE, ROW, SCALARS, each_class, each_row
 from contract import assert_close, assert_same, give_gradients, leaves, numbers, run_both, snapshot, torch_path, train
 from reference import checked_step, params_of
 from torch.nn import Parameter
@@ -425,12 +425,13 @@ def by_torch_save(opt):
     return torch.load(file, weights_only=False)
 
 
-@each_row
+@each_class
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, by_pickle, by_torch_save])
 @pytest.mark.parametrize("options", [{}, {"state_dtype": torch.bfloat16}], ids=["plain", "bfloat16 states"])
 def test_a_copy_goes_on_where_the_original_stands(row, duplicate, options):
-    opt = row.ours(leaves(), **row.full, **options)
-    opt.add_param_group({"params": leaves([(8,)], seed=4), "lr": 0.05})
+    options = {name: value for name, value in options.items() if name in row.own}
+    opt = row.ours(leaves(row.shapes), **row.full, **options)
+    opt.add_param_group({"params": leaves(row.shapes[1:2], seed=4), "lr": 0.05})
     for t in range(4):
         twin = duplicate(opt)
         assert type(twin) is type(opt)
@@ -442,9 +443,9 @@ def test_a_copy_goes_on_where_the_original_stands(row, duplicate, options):
     assert set(opt.__getstate__()) == {"defaults", "state", "param_groups"}
 
 
-@each_row
+@each_class
 def test_a_shallow_copy_steps_the_same_parameters(row):
-    opt, plain = (row.ours(leaves(), **row.full) for _ in range(2))
+    opt, plain = (row.ours(leaves(row.shapes), **row.full) for _ in range(2))
     train(opt, 1)
     shallow = copy.copy(opt)
     train(shallow, 1, first=1)
@@ -453,14 +454,14 @@ def test_a_shallow_copy_steps_the_same_parameters(row):
     assert_same(snapshot(opt), snapshot(plain))
 
 
-@each_row
+@each_class
 def test_a_subclass_with_attributes_of_its_own(row):
     class Named(row.ours):
         def __init__(self, params, name, **kw):
             self.name = name
             super().__init__(params, **kw)
 
-    opt, plain = Named(leaves(), "x", **row.full), row.ours(leaves(), **row.full)
+    opt, plain = Named(leaves(row.shapes), "x", **row.full), row.ours(leaves(row.shapes), **row.full)
     train(opt, 3)
     train(plain, 3)
     assert opt.name == "x"
@@ -497,7 +498,12 @@ NO_FLOAT = {"step": [torch.Tensor.int, lambda x: x.reshape(1).int()]}
 
 @pytest.mark.parametrize(
     ("row", "name", "other"),
-    [(row, name, other) for row in ROWS for name in row.scalars for other in NO_FLOAT.get(name, [torch.Tensor.half])],
+    [
+        (row, name, other)
+        for row in ELEMENTWISE
+        for name in row.scalars
+        for other in NO_FLOAT.get(name, [torch.Tensor.half])
+    ],
 )
 def test_a_scalar_that_is_no_float_is_left_to_torch(row, name, other):
     def script(opt):

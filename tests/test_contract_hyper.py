@@ -6,7 +6,7 @@ import numpy as np
 import onepass
 import pytest
 import torch
-from cases import ROW, ROWS, each_row, for_rows
+from cases import ELEMENTWISE, ROW, each_row, for_rows
 from contract import assert_same, leaves, numbers, run_both, snapshot, torch_path, train
 from reference import params_of
 
@@ -54,7 +54,9 @@ CHANGES = [
     ({}, {"etas": [0.7, 1.5]}),
     ({}, {"step_sizes": (1e-3, 1e-2)}),
 ]
-KNOWN = [(row, o, c) for row in ROWS for o, c in CHANGES if row.takes(o) and {*c} <= {*row.theirs(leaves()).defaults}]
+KNOWN = [
+    (row, o, c) for row in ELEMENTWISE for o, c in CHANGES if row.takes(o) and {*c} <= {*row.theirs(leaves()).defaults}
+]
 
 
 @pytest.mark.parametrize(("row", "options", "change"), KNOWN)
@@ -73,7 +75,7 @@ def test_a_change_counts_at_the_next_step(row, options, change):
 
 def test_every_key_of_a_group_is_changed_above():
     indifferent = {"params", "capturable", "differentiable", "fused", "foreach"}
-    for row in ROWS:
+    for row in ELEMENTWISE:
         keys = set(row.ours(leaves(), **row.full).param_groups[0]) - indifferent - row.own.keys()
         assert keys == {key for known, _, change in KNOWN if known is row for key in change} - indifferent
 
@@ -81,7 +83,7 @@ def test_every_key_of_a_group_is_changed_above():
 PAIRS = {"betas": ([0.8, 0.9], [0.3, 0.6]), "etas": ([0.5, 1.2], [0.8, 1.5]), "step_sizes": ([1e-6, 50], [1e-3, 0.1])}
 
 
-@pytest.mark.parametrize(("row", "name"), [(row, name) for row in ROWS for name in row.having(**PAIRS)])
+@pytest.mark.parametrize(("row", "name"), [(row, name) for row in ELEMENTWISE for name in row.having(**PAIRS)])
 def test_a_pair_in_a_list_that_is_changed_in_place(row, name):
     before, after = PAIRS[name]
 
@@ -121,7 +123,7 @@ def test_numbers_of_other_types(row, number):
     assert_same(snapshot(opt), snapshot(plain))
 
 
-@for_rows(row for row in ROWS if row.name != "Rprop")  # whose lr is read at the first step only
+@for_rows(row for row in ELEMENTWISE if row.name != "Rprop")  # whose lr is read at the first step only
 @pytest.mark.parametrize("bad", ["fast", None, (1, 2)])
 def test_what_is_not_a_number_is_an_error_that_names_it(row, bad):
     opt = row.ours(leaves(), **row.full)
@@ -141,7 +143,7 @@ def scalar(value, *shape, **kw):
     return torch.full(shape, value, dtype=torch.float64, **kw)
 
 
-TENSOR_LR = [(row, requires_grad) for row in ROWS for requires_grad in (False, True)]
+TENSOR_LR = [(row, requires_grad) for row in ELEMENTWISE for requires_grad in (False, True)]
 TENSOR_LR.remove((ROW["Rprop"], True))  # torch refuses it
 
 
@@ -163,7 +165,7 @@ def test_a_tensor_lr_counts_with_what_it_holds_at_the_step(row, requires_grad, s
     run_both(row, script, lr=scalar(0.5, *shape, requires_grad=requires_grad))
 
 
-@for_rows(row for row in ROWS if "tensor_betas" in row.variants)
+@for_rows(row for row in ELEMENTWISE if "tensor_betas" in row.variants)
 @pytest.mark.parametrize("shape", [(), (1,)], ids=["no dimension", "one element"])
 def test_tensor_betas(row, shape):
     def script(opt):
@@ -194,7 +196,7 @@ LEARNT = {
     "Adam": [{"lr"}, {"lr", "weight_decay"}, {"lr", "betas"}],
     "AdamW": [{"lr"}, {"lr", "weight_decay"}, {"lr", "betas"}],
 }
-DIFFERENTIABLE = [row for row in ROWS if "differentiable" in row.arguments]
+DIFFERENTIABLE = [row for row in ELEMENTWISE if "differentiable" in row.arguments]
 
 
 @pytest.mark.parametrize(

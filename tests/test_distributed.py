@@ -1,7 +1,7 @@
 """torch.distributed around our optimizers, in a group of one process: where tensors lie, and who writes states."""
 
 import pytest
-from cases import ROWS
+from cases import ELEMENTWISE
 from contract import python
 
 SETUP = """
@@ -38,7 +38,7 @@ def compare(run):
         torch.testing.assert_close([whole(x) for x in a], [whole(x) for x in b], rtol=1e-12, atol=1e-14)
 """
 
-CLASSES = {row.name: row.full for row in ROWS if issubclass(row.ours, row.theirs)}
+CLASSES = {row.name: row.full for row in ELEMENTWISE if issubclass(row.ours, row.theirs)}
 
 RUNS = {
     # Gradients are views of a bucket, at whatever offset.

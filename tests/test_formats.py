@@ -6,7 +6,7 @@ import numpy as np
 import onepass
 import pytest
 import torch
-from cases import ROWS, each_row, model
+from cases import ELEMENTWISE, each_row, model
 from reference import bits, checked_step, only_kernels, params_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -235,7 +235,7 @@ def test_complex(row, dtype):
             assert bits(ours.state[z][state]) == bits(expected.state[pair][state]), name
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if row.flavours[0]], ids=lambda row: row.name)
+@pytest.mark.parametrize("row", [row for row in ELEMENTWISE if row.flavours[0]], ids=lambda row: row.name)
 def test_complex_beside_real_as_in_torch(row):
     params = [torch.randn(5, dtype=torch.complex64), torch.randn(4, 3), torch.randn(2, 2, dtype=torch.complex128)]
     ours = row.ours([p.clone().requires_grad_() for p in params], **row.full)

@@ -5,7 +5,7 @@ import math
 import onepass
 import pytest
 import torch
-from cases import ROWS
+from cases import ELEMENTWISE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import checked_step
@@ -92,7 +92,7 @@ def groups(draw, row):
 
 @settings(derandomize=True, max_examples=100, deadline=None, database=None)
 @given(st.data())
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", ELEMENTWISE, ids=lambda row: row.name)
 def test_fuzz(row, data):
     drawn = data.draw(st.lists(groups(row), min_size=1, max_size=3))
     onepass._core.force_isa(data.draw(st.sampled_from([name for name, has in onepass._core.isas().items() if has])))

@@ -5,6 +5,7 @@
 
 #include "bindings/apply.h"
 #include "bindings/factored_plan.h"
+#include "bindings/lbfgs.h"
 #include "bindings/plan.h"
 #include "cpu/dispatch.h"
 #include "cpu/traffic.h"
@@ -123,4 +124,5 @@ PYBIND11_MODULE(_core, m) {
       .def("explain", &Plan::explain, py::arg("optimizer"), "(group, index, path, reason) of every parameter.");
 
   py::class_<FactoredPlan, Plan>(m, "FactoredPlan", "Adafactor's.").def(py::init<>());
+  define_lbfgs(m);
 }

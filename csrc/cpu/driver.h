@@ -142,6 +142,25 @@ void write_run(const Operand& target, std::int64_t offset, std::int64_t stride, 
   }
 }
 
+// The same for elements [begin, begin + n) of an operand that is packed or has a layout.
+template <class T>
+void decode(const Operand& source, const Layout* layout, std::size_t operand, std::int64_t begin, std::int64_t n,
+            T* tile) {
+  for_each_run(nullptr, layout, operand, begin, n, [&](std::int64_t offset, std::int64_t stride, std::int64_t count) {
+    read_run(source, offset, stride, tile, count);
+    tile += count;
+  });
+}
+
+template <class T>
+void encode(const Operand& target, const Layout* layout, std::size_t operand, std::int64_t begin, std::int64_t n,
+            const T* tile) {
+  for_each_run(nullptr, layout, operand, begin, n, [&](std::int64_t offset, std::int64_t stride, std::int64_t count) {
+    write_run(target, offset, stride, tile, count);
+    tile += count;
+  });
+}
+
 // Asks for row number r of those that are touched, which lies where no processor would look for it. Once a row has been
 // begun, its rest comes by itself.
 ONEPASS_INLINE void prefetch_row(const Job& job, std::int64_t r) {
@@ -229,6 +248,12 @@ constexpr Format native_format() {
   return sizeof(T) == 4 ? Format::float32 : Format::float64;
 }
 
+// Whether a packed operand is a plain array of T.
+template <class T>
+bool is_plain_array(const Operand& operand) {
+  return operand.format == native_format<T>() && reinterpret_cast<std::uintptr_t>(operand.data) % sizeof(T) == 0;
+}
+
 // The rule over n elements of plain arrays. States that are not in `Set` read as zero, and what the rule makes of them
 // is dropped; being constants, they cost nothing. Operands may be one and the same array (a gradient that is the
 // parameter); they never overlap otherwise, which is what `ivdep` promises the vectoriser.
@@ -255,8 +280,7 @@ template <class T>
 [[gnu::noinline]] void look_ahead(const Job& job, std::int64_t begin, std::int64_t n, T* param) {
   alignas(64) T tile[kTile<T>];
   const Operand& operand = job.operands[kSlow];
-  const bool in_place = job.layout == nullptr && operand.format == native_format<T>() &&
-                        reinterpret_cast<std::uintptr_t>(operand.data) % sizeof(T) == 0;
+  const bool in_place = job.layout == nullptr && is_plain_array<T>(operand);
   T* slow = in_place ? reinterpret_cast<T*>(operand.data) + begin : tile;
   if (!in_place) decode(job, kSlow, begin, n, slow);
   const Average<T> towards(1.0 - job.blend, job.blend);
@@ -276,8 +300,7 @@ void run_with(const Job& job, std::int64_t begin, std::int64_t end) {
   for (std::size_t k = 0; k < operands; ++k) {
     const Operand& operand = job.operands[k];
     const bool packed = job.rows != nullptr ? long_rows && k != kGrad : job.layout == nullptr;
-    in_place[k] = packed && operand.format == native_format<T>() &&
-                  reinterpret_cast<std::uintptr_t>(operand.data) % sizeof(T) == 0;
+    in_place[k] = packed && is_plain_array<T>(operand);
   }
   const auto constants = *static_cast<const typename Rule::template Constants<T>*>(job.constants);
   const T factor = static_cast<T>(job.grad_factor);

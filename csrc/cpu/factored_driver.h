@@ -13,7 +13,7 @@ namespace onepass::inline ONEPASS_TARGET {
 
 static_assert(kFactoredTile == kSumTile);
 
-// Constants of the element-wise part.
+// Constants of the element-wise patch.
 template <class T>
 struct FactoredConstants {
   explicit FactoredConstants(const FactoredWork& work)
@@ -65,8 +65,8 @@ struct Block {
 };
 
 template <class T>
-T* sums_of(const FactoredAxis& axis, std::int64_t slice, std::int64_t part) {
-  return static_cast<T*>(axis.sums) + (slice * axis.parts + part) * axis.length;
+T* sums_of(const FactoredAxis& axis, std::int64_t slice, std::int64_t patch) {
+  return static_cast<T*>(axis.sums) + (slice * axis.parts + patch) * axis.length;
 }
 
 template <class T>
@@ -74,22 +74,22 @@ T* roots_of(const FactoredAxis& axis, std::int64_t slice) {
   return sums_of<T>(axis, slice, 0);
 }
 
-// A part of a block that fits a tile: some whole lines, or a run of one.
-struct Part {
+// A patch of a block that fits a tile: some whole lines, or a run of one.
+struct Patch {
   std::int64_t line, place, height, width;  // from the block's first
   std::int64_t elements() const { return height * width; }
 };
 
 template <class Visit>
-ONEPASS_INLINE void for_parts(const Block& block, Visit&& visit) {
+ONEPASS_INLINE void for_patches(const Block& block, Visit&& visit) {
   const std::int64_t width = least(block.width, kFactoredTile);
   const std::int64_t height = kFactoredTile / width;
   for (std::int64_t line = 0; line < block.height; line += height)
     for (std::int64_t place = 0; place < block.width; place += width)
-      visit(Part{line, place, least(height, block.height - line), least(width, block.width - place)});
+      visit(Patch{line, place, least(height, block.height - line), least(width, block.width - place)});
 }
 
-// One operand of a block, part by part, as an array without gaps: in place, or decoded into a tile.
+// One operand of a block, patch by patch, as an array without gaps: in place, or decoded into a tile.
 template <class T>
 class Elements {
  public:
@@ -105,22 +105,22 @@ class Elements {
   }
 
   // What is done to the elements lasts if `write` is called.
-  T* read(const Part& part) {
-    if (in_place_) return reinterpret_cast<T*>(element(operand_, offset_of(part, 0)));
-    for (std::int64_t i = 0; i < part.height; ++i)
-      read_run(operand_, offset_of(part, i), place_stride_, tile_ + i * part.width, part.width);
+  T* read(const Patch& patch) {
+    if (in_place_) return reinterpret_cast<T*>(element(operand_, offset_of(patch, 0)));
+    for (std::int64_t i = 0; i < patch.height; ++i)
+      read_run(operand_, offset_of(patch, i), place_stride_, tile_ + i * patch.width, patch.width);
     return tile_;
   }
 
-  void write(const Part& part) {
+  void write(const Patch& patch) {
     if (in_place_) return;
-    for (std::int64_t i = 0; i < part.height; ++i)
-      write_run(operand_, offset_of(part, i), place_stride_, tile_ + i * part.width, part.width);
+    for (std::int64_t i = 0; i < patch.height; ++i)
+      write_run(operand_, offset_of(patch, i), place_stride_, tile_ + i * patch.width, patch.width);
   }
 
  private:
-  std::int64_t offset_of(const Part& part, std::int64_t line) const {
-    return first_ + (part.line + line) * line_stride_ + part.place * place_stride_;
+  std::int64_t offset_of(const Patch& patch, std::int64_t line) const {
+    return first_ + (patch.line + line) * line_stride_ + patch.place * place_stride_;
   }
 
   Operand operand_;
@@ -140,17 +140,17 @@ void measure_block(const FactoredWork& work, std::int64_t index) {
   double squares = 0.0;
   Elements<T> grad(work, kGrad, block);
   Elements<T> param(work, kParam, block);
-  for_parts(block, [&](const Part& part) {
-    const T* g = grad.read(part);
-    T* const sums = place_sums + part.place;
-    for (std::int64_t i = 0; i < part.height; ++i, g += part.width) {
+  for_patches(block, [&](const Patch& patch) {
+    const T* g = grad.read(patch);
+    T* const sums = place_sums + patch.place;
+    for (std::int64_t i = 0; i < patch.height; ++i, g += patch.width) {
       const auto square = [&](std::int64_t j) { return (c.factor * g[j]) * (c.factor * g[j]); };
-      line_sums[part.line + i] += T(sum_of<T>(part.width, square));
+      line_sums[patch.line + i] += T(sum_of<T>(patch.width, square));
 #pragma GCC ivdep
-      for (std::int64_t j = 0; j < part.width; ++j) sums[j] += square(j);
+      for (std::int64_t j = 0; j < patch.width; ++j) sums[j] += square(j);
     }
-    const T* p = param.read(part);
-    squares += sum_of<T>(part.elements(), [&](std::int64_t j) { return p[j] * p[j]; });
+    const T* p = param.read(patch);
+    squares += sum_of<T>(patch.elements(), [&](std::int64_t j) { return p[j] * p[j]; });
   });
   work.param_squares[index] = squares;
 }
@@ -161,8 +161,8 @@ double combine_places(const FactoredWork& work, const FactoredAxis& axis, std::i
                       std::int64_t n, std::int64_t averaged) {
   const FactoredConstants<T> c(work);
   double totals[kFactoredTile] = {};
-  for (std::int64_t part = 0; part < axis.parts; ++part) {
-    const T* sums = sums_of<T>(axis, slice, part) + first;
+  for (std::int64_t patch = 0; patch < axis.parts; ++patch) {
+    const T* sums = sums_of<T>(axis, slice, patch) + first;
     for (std::int64_t k = 0; k < n; ++k) totals[k] += static_cast<double>(sums[k]);
   }
   const double share = 1.0 / static_cast<double>(averaged);
@@ -208,16 +208,16 @@ T scale_of(const FactoredWork& work, std::int64_t slice) {
 // The update of some lines, of arrays without gaps.
 template <class T>
 void update_lines(const FactoredConstants<T>& c, const T* grad, const T* line_roots, T scale, const T* place_roots,
-                  const Part& part, T* update) {
-  for (std::int64_t i = 0; i < part.height; ++i, grad += part.width, update += part.width) {
+                  const Patch& patch, T* update) {
+  for (std::int64_t i = 0; i < patch.height; ++i, grad += patch.width, update += patch.width) {
     const T root = line_roots[i] * scale;
 #pragma GCC ivdep
-    for (std::int64_t j = 0; j < part.width; ++j)
+    for (std::int64_t j = 0; j < patch.width; ++j)
       update[j] = Adafactor::update(c.factor * grad[j], root * place_roots[j], c.limit);
   }
 }
 
-// Calls visit(part, update) with the update of all parts of a block.
+// Calls visit(patch, update) with the update of all parts of a block.
 template <class T, class Visit>
 ONEPASS_INLINE void for_updates(const FactoredWork& work, const Block& block, const FactoredConstants<T>& c,
                                 Visit&& visit) {
@@ -226,9 +226,9 @@ ONEPASS_INLINE void for_updates(const FactoredWork& work, const Block& block, co
   const T scale = scale_of<T>(work, block.slice);
   Elements<T> grad(work, kGrad, block);
   alignas(64) T update[kFactoredTile];
-  for_parts(block, [&](const Part& part) {
-    update_lines(c, grad.read(part), line_roots + part.line, scale, place_roots + part.place, part, update);
-    visit(part, update);
+  for_patches(block, [&](const Patch& patch) {
+    update_lines(c, grad.read(patch), line_roots + patch.line, scale, place_roots + patch.place, patch, update);
+    visit(patch, update);
   });
 }
 
@@ -236,8 +236,8 @@ template <class T>
 void norm_block(const FactoredWork& work, std::int64_t index) {
   const Block block(work, index);
   double squares = 0.0;
-  for_updates(work, block, FactoredConstants<T>(work), [&](const Part& part, const T* u) {
-    squares += sum_of<T>(part.elements(), [&](std::int64_t j) { return u[j] * u[j]; });
+  for_updates(work, block, FactoredConstants<T>(work), [&](const Patch& patch, const T* u) {
+    squares += sum_of<T>(patch.elements(), [&](std::int64_t j) { return u[j] * u[j]; });
   });
   work.update_squares[index] = squares;
 }
@@ -253,9 +253,9 @@ void apply_block(const FactoredWork& work, std::int64_t index) {
   const FactoredConstants<T> c(work);
   const Block block(work, index);
   Elements<T> param(work, kParam, block);
-  for_updates(work, block, c, [&](const Part& part, const T* u) {
-    apply_update(c, param.read(part), u, part.elements());
-    param.write(part);
+  for_updates(work, block, c, [&](const Patch& patch, const T* u) {
+    apply_update(c, param.read(patch), u, patch.elements());
+    param.write(patch);
   });
 }
 

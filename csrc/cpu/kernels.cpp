@@ -3,6 +3,7 @@
 
 #include "cpu/driver.h"
 #include "cpu/factored_driver.h"
+#include "cpu/flat_kernels.h"
 #include "rules/all.h"
 
 namespace onepass::inline ONEPASS_TARGET {
@@ -17,6 +18,8 @@ const Kernels kernels = {
 #undef ONEPASS_X
     factored_kernels<float>(),
     factored_kernels<double>(),
+    {&gather<float>, &move<float>, &products<float>, &combine<float>},
+    {&gather<double>, &move<double>, &products<double>, &combine<double>},
 };
 
 }  // namespace onepass::inline ONEPASS_TARGET

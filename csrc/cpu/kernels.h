@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/factored.h"
+#include "cpu/flat.h"
 #include "cpu/job.h"
 
 namespace onepass {
@@ -13,6 +14,8 @@ struct Kernels {
   Kernel wide[kRules];    // arithmetic in float64
   FactoredKernels factored_narrow;
   FactoredKernels factored_wide;
+  PassKernels narrow_passes;
+  PassKernels wide_passes;
 
   void run(RuleId rule, const Job& job, std::int64_t begin, std::int64_t end) const {
     (job.wide ? wide : narrow)[static_cast<int>(rule)](job, begin, end);

@@ -15,19 +15,40 @@ namespace onepass::inline ONEPASS_TARGET {
 inline constexpr std::int64_t kSumTile = 1024;
 inline constexpr std::int64_t kSumLanes = 32;
 
-// The sum over i < n of value(i), which must be a plain expression of element i of some arrays.
+// The sums of several values over i < n, added to `sums` in one pass: value(i) must be a plain expression of element i
+// of some arrays. `before(i)` is called once for every run of lanes.
+template <class T, class Before, class... Values>
+ONEPASS_INLINE void add_sums_of(std::int64_t n, double* sums, Before&& before, Values&&... values) {
+  T lanes[sizeof...(Values)][kSumLanes] = {};
+  std::int64_t i = 0;
+  for (; i + kSumLanes <= n; i += kSumLanes) {
+    before(i);
+    auto* own = lanes;
+    const auto add = [&](auto&& value) {
+      for (std::int64_t lane = 0; lane < kSumLanes; ++lane) (*own)[lane] += value(i + lane);
+      ++own;
+    };
+    (add(values), ...);
+  }
+  auto* own = lanes;
+  const auto finish = [&](auto&& value) {
+    for (std::int64_t lane = 0; i + lane < n; ++lane) (*own)[lane] += value(i + lane);
+    double totals[kSumLanes];
+    for (std::int64_t lane = 0; lane < kSumLanes; ++lane) totals[lane] = static_cast<double>((*own)[lane]);
+    for (std::int64_t half = kSumLanes / 2; half > 0; half /= 2)
+      for (std::int64_t lane = 0; lane < half; ++lane) totals[lane] += totals[lane + half];
+    *sums++ += totals[0];
+    ++own;
+  };
+  (finish(values), ...);
+}
+
+// The sum of one value.
 template <class T, class Value>
 ONEPASS_INLINE double sum_of(std::int64_t n, Value&& value) {
-  T lanes[kSumLanes] = {};
-  std::int64_t i = 0;
-  for (; i + kSumLanes <= n; i += kSumLanes)
-    for (std::int64_t lane = 0; lane < kSumLanes; ++lane) lanes[lane] += value(i + lane);
-  for (std::int64_t lane = 0; i + lane < n; ++lane) lanes[lane] += value(i + lane);
-  double sums[kSumLanes];
-  for (std::int64_t lane = 0; lane < kSumLanes; ++lane) sums[lane] = static_cast<double>(lanes[lane]);
-  for (std::int64_t half = kSumLanes / 2; half > 0; half /= 2)
-    for (std::int64_t lane = 0; lane < half; ++lane) sums[lane] += sums[lane + half];
-  return sums[0];
+  double sum = 0.0;
+  add_sums_of<T>(n, &sum, [](std::int64_t) {}, value);
+  return sum;
 }
 
 }  // namespace onepass::inline ONEPASS_TARGET

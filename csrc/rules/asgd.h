@@ -35,17 +35,16 @@ struct Asgd {
 
   template <class T>
   struct Constants {
-    T eta, weight_decay, mu;
-    Scaled<T> kept;
+    T eta, decay, weight_decay, mu;
     Flag<T> decays, follows;
   };
 
   template <class T>
   static Constants<T> prepare(const Hyper& h, double /*step*/, const Scalars& s) {
     return {.eta = T(s.eta),
+            .decay = T(h.lambd * s.eta),
             .weight_decay = T(h.weight_decay),
             .mu = T(s.mu),
-            .kept = Scaled<T>(1.0 - h.lambd * s.eta),
             .decays = Flag<T>(h.weight_decay != 0.0),
             .follows = Flag<T>(s.mu == 1.0)};
   }
@@ -57,7 +56,7 @@ struct Asgd {
   template <class T>
   ONEPASS_INLINE static void update(const Constants<T>& c, T& p, T g, T& ax) {
     g = g + c.weight_decay * only_if(c.decays, p);
-    p = c.kept(p, -c.eta * g);
+    p = p - (c.decay * finite(p) + c.eta * g);  // an infinite p stays infinite, as in torch
     ax = select(c.follows, p, ax + c.mu * (p - ax));
   }
 };

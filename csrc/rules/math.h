@@ -44,11 +44,12 @@ ONEPASS_INLINE T maximum(T a, T b) {
 ONEPASS_INLINE float magnitude(float x) { return __builtin_fabsf(x); }
 ONEPASS_INLINE double magnitude(double x) { return __builtin_fabs(x); }
 
-// x, but no more than the largest finite number.
+// x, but the largest finite number where it is infinite. NaN stays NaN.
 template <class T>
-ONEPASS_INLINE T not_infinite(T x) {
+ONEPASS_INLINE T finite(T x) {
   constexpr T largest = sizeof(T) == 4 ? T(0x1.fffffep127) : T(0x1.fffffffffffffp1023);
-  return x > largest ? largest : x;
+  const T above = x < -largest ? -largest : x;
+  return above > largest ? largest : above;
 }
 
 ONEPASS_INLINE float with_sign_of(float sign, float x) { return __builtin_copysignf(x, sign); }
@@ -80,36 +81,23 @@ class Average {
   T weight_;
 };
 
-// factor * x + rest, for a factor in [0, 1] that is held as a sum of two positive numbers, and so hardly rounded. An
-// infinite x stays infinite.
-template <class T>
-class Scaled {
- public:
-  explicit Scaled(double factor) : factor_(below(factor)), remainder_(T(factor - double{factor_})) {}
-
-  ONEPASS_INLINE T operator()(T x, T rest) const { return factor_ * x + (remainder_ * x + rest); }
-
- private:
-  static T below(double factor) {
-    const T rounded = T(factor);
-    return double{rounded} < factor || factor == 0.0 ? rounded : std::nextafter(rounded, T(0));
-  }
-
-  T factor_, remainder_;
-};
-
 // beta * old + (1 - beta) * x^2. Its terms have one sign, so it needs no interpolation, which would make NaN of an
 // average that a huge gradient has left infinite; here it stays infinite, as in torch, and the parameter stands still.
+// Beta is held as a sum of two positive numbers.
 template <class T>
 class AverageOfSquares {
  public:
-  explicit AverageOfSquares(double beta) : kept_(beta), gain_(T(1.0 - beta)) {}
+  explicit AverageOfSquares(double beta) : beta_(below(beta)), rest_(T(beta - double{beta_})), gain_(T(1.0 - beta)) {}
 
-  ONEPASS_INLINE T operator()(T old, T x) const { return kept_(old, gain_ * x * x); }
+  ONEPASS_INLINE T operator()(T old, T x) const { return beta_ * old + (rest_ * old + gain_ * x * x); }
 
  private:
-  Scaled<T> kept_;
-  T gain_;
+  static T below(double beta) {
+    const T rounded = T(beta);
+    return double{rounded} < beta || beta == 0.0 ? rounded : std::nextafter(rounded, T(0));
+  }
+
+  T beta_, rest_, gain_;
 };
 
 }  // namespace onepass::inline ONEPASS_TARGET

@@ -56,7 +56,7 @@ struct Rmsprop {
     square_avg = c.square_average(square_avg, g);
     grad_avg = c.average(grad_avg, g);
     // An infinite v keeps the variance infinite, though the square of a is infinite, too.
-    const T variance = maximum(square_avg - only_if(c.centered, not_infinite(grad_avg * grad_avg)), T(0));
+    const T variance = maximum(square_avg - only_if(c.centered, finite(grad_avg * grad_avg)), T(0));
     momentum_buffer = c.momentum * momentum_buffer + g / (square_root(variance) + c.eps);
     p = p - c.lr * momentum_buffer;
   }

@@ -5,7 +5,7 @@ optim`` in place of ``from torch import optim``; nothing else changes. What has 
 """
 
 import torch.optim
-from torch.optim import LBFGS, Optimizer
+from torch.optim import Optimizer
 
 from . import _core, lr_scheduler, swa_utils
 from ._core import __version__
@@ -17,6 +17,7 @@ from .adamax import Adamax
 from .adamw import AdamW
 from .asgd import ASGD
 from .introspect import explain, stats
+from .lbfgs import LBFGS
 from .lion import Lion
 from .lookahead import Lookahead
 from .muon import Muon

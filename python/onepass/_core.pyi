@@ -34,3 +34,26 @@ class Plan:
 
 class FactoredPlan(Plan):
     def __init__(self) -> None: ...
+
+class Lbfgs:
+    length: int
+    def refusals(self, groups: list[list[Tensor]]) -> list[tuple[int, int, str]]: ...
+    def begin(self, groups: list[list[Tensor]], weights: list[float], threads: int) -> None: ...
+    def buffer(self) -> Tensor: ...
+    def gather(
+        self, groups: list[list[Tensor]], gradients: bool, out: Tensor, direction: Tensor | None
+    ) -> tuple[list[float], float]: ...
+    def move(self, groups: list[list[Tensor]], x: Tensor, direction: Tensor, step: float, keep: bool) -> None: ...
+    def update(
+        self,
+        all_y: list[Tensor],
+        all_s: list[Tensor],
+        gradient: Tensor,
+        previous: Tensor,
+        direction: Tensor,
+        step: float,
+        size: int,
+    ) -> tuple[float, float] | None: ...
+    def direction(
+        self, all_y: list[Tensor], all_s: list[Tensor], gradient: Tensor, out: Tensor
+    ) -> tuple[float, float, float, list[float]]: ...

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from . import _core
 from ._native import Native
+from .lbfgs import LBFGS
 from .lookahead import Lookahead
 
 
@@ -54,7 +55,7 @@ def explain(optimizer: Optimizer) -> Explanation:
     """
     while isinstance(optimizer, Lookahead):
         optimizer = optimizer.optimizer
-    if isinstance(optimizer, Native):
+    if isinstance(optimizer, Native | LBFGS):
         isa = _core.isa()
         found = optimizer._explain()
         title = f"{type(optimizer).__name__}, kernels for {isa}"

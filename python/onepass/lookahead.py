@@ -181,7 +181,9 @@ class Lookahead(Optimizer):
     def _is_native(self) -> bool:
         """Whether one step of the wrapped optimizer is one call of the kernels, whatever a subclass may override."""
         kind = type(self.optimizer)
-        return issubclass(kind, Native) and kind.step is Native.step and kind._step_all is Native._step_all
+        return issubclass(kind, Native) and all(
+            getattr(kind, name) is getattr(Native, name) for name in ("step", "_step_all", "_new_plan")
+        )
 
     def _step_natively(self, closure: Callable[[], Any] | None, turn: Turn) -> Any:
         assert isinstance(self.optimizer, Native)

@@ -1,0 +1,358 @@
+#include "bindings/lbfgs.h"
+
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "bindings/apply.h"
+#include "cpu/layout.h"
+#include "rules/math.h"
+
+namespace py = pybind11;
+
+namespace onepass {
+namespace {
+
+// A pair of less curvature is not taken, as in torch.
+constexpr double kLeastCurvature = 1e-10;
+
+std::int64_t elements_of(const TensorView& view) {
+  std::int64_t elements = 1;
+  for (int d = 0; d < view.ndim; ++d) elements *= view.shape[d];
+  return elements;
+}
+
+// Calls visit(group, index, param) for all parameters in order.
+template <class Visit>
+void for_each_param(const py::list& groups, Visit&& visit) {
+  for (std::size_t g = 0; g < groups.size(); ++g) {
+    const auto params = groups[g].cast<py::list>();
+    for (std::size_t i = 0; i < params.size(); ++i) visit(g, i, params[i].ptr());
+  }
+}
+
+std::string named(std::size_t group, std::size_t index) {
+  return "LBFGS: parameter " + std::to_string(index) + " of group " + std::to_string(group);
+}
+
+// Why kernels cannot take a parameter; empty if they can.
+std::string why_torch(PyObject* param, TensorView& view, const std::string& name) {
+  if (!is_plain(param)) return "tensor subclass " + type_name(param);
+  if (!torch().dlpack.view(param, view)) {
+    if (py::handle(param).attr("is_meta").cast<bool>())
+      throw py::value_error(name + ": it is on the meta device and has no memory; call to_empty() first");
+    return "no strided memory";
+  }
+  if (!view.on_cpu) return "device " + py::str(py::handle(param).attr("device").attr("type")).cast<std::string>();
+  if (!view.format) return "dtype " + text_of(param, "dtype");
+  if (is_lazy(param, view)) return "negated or conjugated parameter";
+  if (self_overlap(shape_of(view), strides_of(view)) != Overlap::none) return "parameter that overlaps itself";
+  return {};
+}
+
+// The gradient as a tensor that kernels can read, and its view.
+py::object readable(PyObject* param, py::object grad, TensorView& view) {
+  const auto reads = [&] {
+    return is_plain(grad.ptr()) && torch().dlpack.view(grad.ptr(), view) && view.on_cpu && view.format &&
+           !is_lazy(grad.ptr(), view);
+  };
+  if (reads()) return grad;
+  grad = grad.attr("detach")();
+  if (!py::handle(grad.attr("layout")).is(py::module_::import("torch").attr("strided"))) grad = grad.attr("to_dense")();
+  if (reads()) return grad;
+  py::object copy = py::handle(param).attr("detach")().attr("clone")();
+  copy.attr("copy_")(grad);
+  grad = copy;
+  if (!reads()) throw std::logic_error("a copy of a parameter cannot be read");
+  return grad;
+}
+
+std::int64_t version_of(const py::handle& tensor) { return tensor.attr("_version").cast<std::int64_t>(); }
+
+}  // namespace
+
+// -- reading tensors -------------------------------------------------------------------------------------------------
+
+void Lbfgs::Tensors::add(const TensorView& view) {
+  Part part;
+  part.begin = ends.back();
+  part.length = elements_of(view);
+  part.tensor = {view.data, *view.format};
+  const std::span<const std::int64_t> shape = shape_of(view);
+  std::vector<std::int64_t> in_order(shape.size());
+  std::int64_t stride = 1;
+  bool flat = true;
+  for (std::size_t d = shape.size(); d-- > 0;) {
+    in_order[d] = stride;
+    flat = flat && (shape[d] == 1 || view.strides[d] == stride);
+    stride *= shape[d];
+  }
+  if (!flat && part.length > 0) {
+    std::array<std::span<const std::int64_t>, kMaxOperands> strides;
+    strides[Part::kFlat] = in_order;
+    strides[Part::kTensor] = strides_of(view);
+    part.layout = &layouts.emplace_back(make_layout(shape, strides));
+  }
+  ends.back() += part.length;
+  parts.push_back(part);
+}
+
+Lbfgs::Tensors Lbfgs::read(const py::list& groups, bool gradients) {
+  Tensors tensors;
+  for_each_param(groups, [&](std::size_t g, std::size_t i, PyObject* param) {
+    while (tensors.ends.size() <= g) tensors.ends.push_back(tensors.ends.empty() ? 0 : tensors.ends.back());
+    TensorView own;
+    if (const std::string why = why_torch(param, own, named(g, i)); !why.empty())
+      throw py::value_error(named(g, i) + " has become a " + why + " within the step");
+    if (!gradients) return tensors.add(own);
+    py::object grad = gradient_of(param);
+    if (grad.is_none()) {
+      own.data = nullptr;
+      return tensors.add(own);
+    }
+    TensorView view;
+    grad = readable(param, std::move(grad), view);
+    if (!same_shape(view, own))
+      throw py::value_error(named(g, i) + ": its gradient has shape " +
+                            std::string(py::str(py::list(grad.attr("shape")))));
+    tensors.add(view);
+    tensors.gradients.push_back(std::move(grad));
+  });
+  tensors.ends.resize(groups.size(), tensors.ends.empty() ? 0 : tensors.ends.back());
+  torch().dlpack.reset();
+  return tensors;
+}
+
+Lbfgs::Tensors Lbfgs::read_again(const py::list& groups, bool gradients) const {
+  Tensors tensors = read(groups, gradients);
+  if (tensors.ends != flat_.ends) throw py::value_error("LBFGS: the parameters' sizes have changed within the step");
+  return tensors;
+}
+
+py::list Lbfgs::refusals(const py::list& groups) const {
+  struct Range {
+    std::byte* first;
+    std::byte* past;
+    std::size_t group, index;
+  };
+  py::list refused;
+  const auto refuse = [&](std::size_t g, std::size_t i, const std::string& why) {
+    refused.append(py::make_tuple(g, i, why));
+  };
+  std::vector<Range> ranges;
+  for_each_param(groups, [&](std::size_t g, std::size_t i, PyObject* param) {
+    TensorView view;
+    const std::string why = why_torch(param, view, named(g, i));
+    if (!why.empty()) return refuse(g, i, why);
+    const std::int64_t bytes =
+        extent(shape_of(view), strides_of(view)) * static_cast<std::int64_t>(size_of(*view.format));
+    if (bytes > 0) ranges.push_back({view.data, view.data + bytes, g, i});
+  });
+  torch().dlpack.reset();
+  std::ranges::sort(ranges, {}, &Range::first);
+  std::byte* reached = nullptr;
+  for (const Range& range : ranges) {
+    if (range.first < reached) refuse(range.group, range.index, "memory shared with another parameter");
+    reached = std::max(reached, range.past);
+  }
+  return refused;
+}
+
+void Lbfgs::begin(const py::list& groups, std::vector<double> weights, int threads) {
+  const Tensors params = read(groups, false);
+  const Tensors gradients = read(groups, true);
+  if (params.ends != flat_.ends) {
+    history_ = {};
+    held_.clear();
+  }
+  // The dtype that all of them can be converted to without loss.
+  Format format = params.parts.empty() ? Format::float32 : params.parts.front().tensor.format;
+  for (const Tensors* tensors : {&params, &gradients})
+    for (const Part& part : tensors->parts)
+      if (part.tensor.format != format)
+        format = size_of(part.tensor.format) == 8 || size_of(format) == 8 ? Format::float64 : Format::float32;
+  if (params.ends != flat_.ends || format != format_) buffers_.clear();
+  flat_ = {params.ends, format == Format::float64, threads};
+  format_ = format;
+  weights_ = std::move(weights);
+  found_ = {};
+}
+
+py::object Lbfgs::buffer() {
+  for (const py::object& buffer : buffers_)
+    if (Py_REFCNT(buffer.ptr()) == 1) return buffer;
+  const py::module_ module = py::module_::import("torch");
+  return buffers_.emplace_back(
+      module.attr("empty")(length(), py::arg("dtype") = module.attr(name_of(format_)), py::arg("device") = "cpu"));
+}
+
+// A flat vector of the state: any dtype, but as long as all parameters together.
+Operand Lbfgs::vector(const py::handle& tensor, const std::string& what) const {
+  const TensorView view = require_view(tensor.ptr(), "LBFGS: its state " + what);
+  if (elements_of(view) != length() || view.ndim != 1 || (length() > 1 && view.strides[0] != 1))
+    throw py::value_error("LBFGS: its state " + what + " has shape " +
+                          std::string(py::str(py::list(tensor.attr("shape")))) + ", but there are " +
+                          std::to_string(length()) + " parameters");
+  return {view.data, *view.format};
+}
+
+// -- the passes ------------------------------------------------------------------------------------------------------
+
+std::pair<std::vector<double>, double> Lbfgs::gather(const py::list& groups, bool gradients, const py::object& out,
+                                                     const py::object& direction) {
+  const Tensors tensors = read_again(groups, gradients);
+  Gather pass{.parts = tensors.parts, .out = vector(out, "out"), .direction = {}};
+  if (!direction.is_none()) pass.direction = vector(direction, "d");
+  Found found;
+  {
+    const py::gil_scoped_release release;
+    found = run(flat_, pass);
+  }
+  double slope = 0.0;
+  for (const double sum : found.sums) slope += sum;
+  return {found.largest, slope};
+}
+
+void Lbfgs::move(const py::list& groups, const py::object& x, const py::object& direction, double step, bool keep) {
+  const Tensors tensors = read_again(groups, false);
+  const Move pass{
+      .parts = tensors.parts, .x = vector(x, "x"), .direction = vector(direction, "d"), .step = step, .keep = keep};
+  {
+    const py::gil_scoped_release release;
+    run(flat_, pass);
+  }
+  py::list moved;
+  for_each_param(groups, [&](std::size_t, std::size_t, PyObject* param) { moved.append(py::handle(param)); });
+  torch().increment_version(moved);
+}
+
+// -- the history -----------------------------------------------------------------------------------------------------
+
+std::vector<Pair> Lbfgs::pairs(const py::list& all_y, const py::list& all_s) const {
+  if (all_y.size() != all_s.size())
+    throw py::value_error("LBFGS: its states old_dirs and old_stps differ in length: " + std::to_string(all_y.size()) +
+                          " and " + std::to_string(all_s.size()));
+  std::vector<Pair> pairs;
+  for (std::size_t k = 0; k < all_y.size(); ++k)
+    pairs.push_back({.s = vector(all_s[k], "old_stps"), .y = vector(all_y[k], "old_dirs")});
+  return pairs;
+}
+
+// Whether the products in hand are those of the pairs in these lists.
+bool Lbfgs::knows(const py::list& all_y, const py::list& all_s) const {
+  if (held_.size() != all_y.size() || held_.size() != all_s.size()) return false;
+  for (std::size_t k = 0; k < held_.size(); ++k) {
+    const HeldPair& held = held_[k];
+    if (!held.y.is(all_y[k]) || !held.s.is(all_s[k]) || version_of(held.y) != held.y_version ||
+        version_of(held.s) != held.s_version)
+      return false;
+  }
+  return true;
+}
+
+void Lbfgs::hold(const py::handle& y, const py::handle& s) {
+  held_.push_back(
+      {py::reinterpret_borrow<py::object>(y), py::reinterpret_borrow<py::object>(s), version_of(y), version_of(s)});
+}
+
+// The products of a history that came from elsewhere: a checkpoint, another optimizer.
+void Lbfgs::learn(const py::list& all_y, const py::list& all_s) {
+  history_ = {};
+  held_.clear();
+  const std::vector<Pair> all = pairs(all_y, all_s);
+  for (std::size_t k = 0; k < all.size(); ++k) {
+    const Products pass{.pairs = {all.data(), k + 1}, .gradient = all[k].y, .previous = {}, .direction = {}};
+    {
+      const py::gil_scoped_release release;
+      history_.push(run(flat_, pass));
+    }
+    hold(all_y[k], all_s[k]);
+  }
+}
+
+py::object Lbfgs::update(py::list all_y, py::list all_s, const py::object& gradient, const py::object& previous,
+                         const py::object& direction, double step, std::size_t size) {
+  if (!knows(all_y, all_s)) learn(all_y, all_s);
+  const py::object y = buffer();
+  const py::object s = buffer();
+  std::vector<Pair> all = pairs(all_y, all_s);
+  all.push_back({.s = vector(s, "s"), .y = vector(y, "y")});
+  const Products pass{.pairs = all,
+                      .gradient = vector(gradient, "gradient"),
+                      .previous = vector(previous, "prev_flat_grad"),
+                      .direction = vector(direction, "d"),
+                      .step = step};
+  {
+    const py::gil_scoped_release release;
+    found_ = run(flat_, pass);
+  }
+  first_ = 0;
+  const std::size_t newest = all.size() - 1;
+  const double sy = weighted(found_, newest, Products::sy, weights_);
+  const double yy = weighted(found_, newest, Products::yy, weights_);
+  if (!(sy > kLeastCurvature) || size == 0) return py::none();
+  history_.push(found_);
+  all_y.append(y);
+  all_s.append(s);
+  hold(y, s);
+  for (; history_.size() > size; ++first_) {
+    history_.drop_oldest();
+    held_.erase(held_.begin());
+    all_y.attr("pop")(0);
+    all_s.attr("pop")(0);
+  }
+  return py::make_tuple(1.0 / sy, sy / yy);
+}
+
+Lbfgs::Direction Lbfgs::direction(const py::list& all_y, const py::list& all_s, const py::object& gradient,
+                                  const py::object& out) {
+  const std::vector<Pair> all = pairs(all_y, all_s);
+  if (all.empty()) history_ = {}, held_.clear();
+  if (all.size() != history_.size()) throw std::logic_error("a direction was asked for without an update");
+  const History::Direction wanted = history_.direction(found_, first_, weights_);
+  const Combine pass{
+      .pairs = all, .factors = wanted.factors, .gradient = vector(gradient, "gradient"), .out = vector(out, "d")};
+  Found found;
+  {
+    const py::gil_scoped_release release;
+    found = run(flat_, pass);
+  }
+  Direction direction{.slope = 0.0, .norm = 0.0, .largest = 0.0, .alpha = wanted.alpha};
+  for (std::size_t group = 0; group < weights_.size(); ++group) {
+    direction.slope += found.sum(group, 0);
+    direction.norm += found.sum(group, 1);
+    direction.largest = maximum(direction.largest, found.largest[group]);
+  }
+  return direction;
+}
+
+void define_lbfgs(py::module_& m) {
+  py::class_<Lbfgs>(m, "Lbfgs", "What L-BFGS computes on flat vectors: see bindings/lbfgs.h.")
+      .def(py::init<>())
+      .def_property_readonly("length", &Lbfgs::length)
+      .def("refusals", &Lbfgs::refusals, py::arg("groups"),
+           "(group, index, reason) of the parameters that the kernels cannot take.")
+      .def("begin", &Lbfgs::begin, py::arg("groups"), py::arg("weights"), py::arg("threads"),
+           "Begins a step on lists of parameters, each list with its weight.")
+      .def("buffer", &Lbfgs::buffer, "A flat vector that nobody else holds.")
+      .def("gather", &Lbfgs::gather, py::arg("groups"), py::arg("gradients"), py::arg("out"), py::arg("direction"),
+           "Copies gradients or parameters to a flat vector. Returns the largest magnitude of each group, and the "
+           "product with the direction.")
+      .def("move", &Lbfgs::move, py::arg("groups"), py::arg("x"), py::arg("direction"), py::arg("step"),
+           py::arg("keep"), "parameters = x + step * direction; with keep, x = parameters before.")
+      .def("update", &Lbfgs::update, py::arg("all_y"), py::arg("all_s"), py::arg("gradient"), py::arg("previous"),
+           py::arg("direction"), py::arg("step"), py::arg("size"),
+           "Adds the newest pair to the history. Returns 1 / s.y and s.y / y.Dy, or None if it was not taken.")
+      .def(
+          "direction",
+          [](Lbfgs& self, const py::list& all_y, const py::list& all_s, const py::object& gradient,
+             const py::object& out) {
+            const Lbfgs::Direction found = self.direction(all_y, all_s, gradient, out);
+            return py::make_tuple(found.slope, found.norm, found.largest, found.alpha);
+          },
+          py::arg("all_y"), py::arg("all_s"), py::arg("gradient"), py::arg("out"),
+          "out = -H gradient. Returns gradient . out, the sum and the maximum of |out|, and the recursion's alphas.");
+}
+
+}  // namespace onepass

@@ -394,6 +394,16 @@ TABLE = [
         wants_sparse=True,
         shapes=((5,), (4, 3), (2, 3, 4)),
         full={"lr": 0.01, "betas": (0.8, 0.9)},
+        variants={
+            "default": {},
+            "lr": {"lr": 0.1},
+            "betas": {"betas": (0.5, 0.75)},
+            "zero_betas": {"betas": (0.0, 0.0)},
+            "eps": {"eps": 0.1},
+            "maximize": {"maximize": True},
+            "tensor_lr": {"lr": torch.tensor(0.01)},
+            "tensor_lr_1d": {"lr": torch.tensor([0.01], dtype=torch.float64)},
+        },
     ),
     Row(
         ours=onepass.Adafactor,

@@ -62,6 +62,15 @@ def adagrad(p, g, s, t, *, lr, lr_decay, weight_decay, eps, decoupled_weight_dec
     return p - lr * g / (np.sqrt(v) + eps), {"sum": v}
 
 
+def sparse_adam(p, g, s, t, *, lr, betas, eps, **_):
+    """Adam where eps is added to the root before its bias is corrected. For the elements that have a gradient."""
+    beta1, beta2 = betas
+    m = beta1 * s.get("exp_avg", 0.0) + (1 - beta1) * g
+    v = beta2 * s.get("exp_avg_sq", 0.0) + (1 - beta2) * g**2
+    change = lr * np.sqrt(1 - beta2**t) / (1 - beta1**t) * m / (np.sqrt(v) + eps)
+    return p - change, {"exp_avg": m, "exp_avg_sq": v}
+
+
 def rmsprop(p, g, s, t, *, lr, alpha, eps, weight_decay, momentum, centered, **_):
     """Tieleman and Hinton 2012; Graves 2013 for the centered form, whose variance is never below zero."""
     g = g + weight_decay * p
@@ -208,6 +217,8 @@ def real(t: Tensor) -> Tensor:
 
 
 def numbers(t: Tensor) -> np.ndarray:
+    if t.is_sparse:
+        t = t.detach().double().to_dense()  # which adds up what is of one index
     return real(t).double().numpy().copy()
 
 
@@ -215,6 +226,14 @@ def stored(x: np.ndarray, dtype: torch.dtype) -> np.ndarray:
     """What is left of x in a tensor of this dtype. As in torch, float64 becomes a 16-bit format by way of float32."""
     t = torch.from_numpy(np.asarray(x))
     return (t if dtype == torch.float64 else t.float()).to(dtype).double().numpy()
+
+
+def touched(grad: Tensor) -> np.ndarray:
+    """Which elements a gradient is for: of a sparse one, those that it has entries for. The others stay."""
+    if not grad.is_sparse:
+        return np.array(True)
+    entries = torch.ones_like(grad._values(), dtype=torch.float64)
+    return numbers(torch.sparse_coo_tensor(grad._indices(), entries, grad.shape, check_invariants=True)) > 0
 
 
 def bits(t: Tensor) -> bytes:
@@ -283,10 +302,12 @@ def checked_step(row, optimizer, roundings: float = 4) -> None:
             moved = [formula(move(old_p), g, old_states), formula(old_p, move(g), old_states)]
             moved += [formula(old_p, g, old_states | {name: move(x)}) for name, x in old_states.items()]
             assert set(held) == set(exact) - {""}
-            for name, want in exact.items():
+            there = touched(p.grad)
+            for name, new in exact.items():
                 old = {"": old_p, **old_states}.get(name, 0.0)
+                want = np.where(there, new, old)
                 room = flushed + error * (abs(want) + abs(want - old)) + sum(abs(m[name] - want) for m in moved)
-                room = np.where(np.isfinite(want), room, 0.0)
+                room = np.where(np.isfinite(want) & there, room, 0.0)
                 got = numbers(held[name] if name else p)
                 low, high = stored(want - room, dtypes[name]), stored(want + room, dtypes[name])
                 good = ((low <= got) & (got <= high)) | (np.isnan(got) & np.isnan(want))
@@ -343,10 +364,12 @@ class Trajectory:
                 self.steps[p] += 1
                 g = numbers(p.grad).astype(self.type) * (-1 if h.get("maximize") else 1)
                 old = self.states[p] or self._kept(self.row.first(**h))
+                there = touched(p.grad)
                 if self.row.doubt:
-                    self.doubts[p] |= self.row.doubt(g, old, ROUNDING[real(p).dtype], **h)
-                self.values[p], new = self.row.formula(self.values[p], g, old, self.steps[p], **h)
-                self.states[p] = self._kept(new)
+                    self.doubts[p] |= there & self.row.doubt(g, old, ROUNDING[real(p).dtype], **h)
+                value, new = self.row.formula(self.values[p], g, old, self.steps[p], **h)
+                self.values[p] = np.where(there, value, self.values[p])
+                self.states[p] = self._kept({name: np.where(there, x, old.get(name, 0.0)) for name, x in new.items()})
 
     def _kept(self, states: dict) -> dict:
         """The scalars among them have the default dtype, whatever the parameter's."""

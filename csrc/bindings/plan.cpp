@@ -584,9 +584,6 @@ Plan::Path Plan::read_param(Param& param, Job& job) {
   } else {  // read for the checks alone
     job.operands[kSlow] = {};
   }
-  bool flat = r.packed;
-  for (std::size_t k = 0; k < kMaxOperands; ++k)
-    if (job.operands[k].data != nullptr || k < kFirstState) flat = flat && r.strides_as_own(k);
   const std::size_t counters = info_.counts_steps ? 1 : 0;
   const double step = info_.counts_steps ? r.numbers[0].value + 1.0 : (param.fresh ? 1.0 : 2.0);
   Scalars scalars{};
@@ -597,7 +594,12 @@ Plan::Path Plan::read_param(Param& param, Job& job) {
     r.numbers[n].value = n < counters ? step : memo.advanced[n - counters];
     numbers_.push_back(r.numbers[n]);
   }
-  if (job.rows == nullptr) place(job, r.views, flat);
+  if (job.rows == nullptr) {  // else the gradient's values have a shape of their own
+    bool flat = r.packed;
+    for (std::size_t k = 0; k < kMaxOperands; ++k)
+      if (job.operands[k].data != nullptr || k < kFirstState) flat = flat && r.strides_as_own(k);
+    place(job, r.views, flat);
+  }
   held_.push_back(std::move(r.grad));
   return Path::kernel;
 }

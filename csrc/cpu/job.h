@@ -35,7 +35,7 @@ struct Rows;
 struct Job {
   std::int64_t length = 0;          // elements
   const Layout* layout = nullptr;   // null: element i of every operand lies at data + i * size
-  const Rows* rows = nullptr;       // null: all of the tensor; else these rows of parameter and states, all row-major
+  const Rows* rows = nullptr;       // null: all of the tensor; else these rows of parameter and states, row-major
   const void* constants = nullptr;  // the rule's `Constants<float>`, or `Constants<double>` if wide
   double grad_factor = 1.0;         // what gradients are multiplied by: 1 / loss scale, negative to maximize
   double blend = 0.0;               // where there are slow weights: how far they go towards the parameter, 0 to 1

@@ -35,8 +35,7 @@ Rows read_rows(const Indices& indices, std::span<const std::int64_t> sizes, std:
   for (std::int64_t e = 0; e < indices.entries; ++e) {
     std::int64_t row = 0;
     for (std::size_t d = 0; d < sizes.size(); ++d) {
-      const std::int64_t index =
-          indices.data[static_cast<std::int64_t>(d) * indices.strides[0] + e * indices.strides[1]];
+      const std::int64_t index = indices.at(d, e);
       if (index < 0 || index >= sizes[d])
         throw std::out_of_range("index " + std::to_string(index) + " of entry " + std::to_string(e) +
                                 " is out of range for dimension " + std::to_string(d) + " of size " +

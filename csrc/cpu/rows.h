@@ -13,11 +13,15 @@
 
 namespace onepass {
 
-// The index of entry e in dimension d is data[d * strides[0] + e * strides[1]].
+// The indices of a sparse gradient: a matrix of a row for each dimension and a column for each entry.
 struct Indices {
   const std::int64_t* data = nullptr;
   std::int64_t entries = 0;
   std::array<std::int64_t, 2> strides{};
+
+  std::int64_t at(std::size_t dimension, std::int64_t entry) const {
+    return data[static_cast<std::int64_t>(dimension) * strides[0] + entry * strides[1]];
+  }
 };
 
 struct Rows {
@@ -26,11 +30,11 @@ struct Rows {
     std::int64_t position;  // among the gradient's entries
   };
 
-  std::int64_t length = 0;     // elements in a row
-  std::vector<Entry> entries;  // as they come; once coalesced by row, and those of one row by position
-  std::vector<std::int64_t>
-      first;  // once coalesced: the first entry of each row that is touched, and behind it the end
+  std::int64_t length = 0;          // elements in a row
+  std::vector<Entry> entries;       // as they come; once coalesced by row, and those of one row by position
+  std::vector<std::int64_t> first;  // once coalesced: the first entry of each touched row, and behind it the end
 
+  // Touched rows.
   std::int64_t count() const { return static_cast<std::int64_t>(first.size()) - 1; }
 };
 

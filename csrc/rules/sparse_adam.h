@@ -1,11 +1,12 @@
 // SparseAdam: Adam (Kingma and Ba 2015, arXiv:1412.6980) for the rows that a sparse gradient touches, in torch's form.
 // At the parameter's step t, for these rows alone:
 //
-//   m = beta1 * m + (1 - beta1) * g
-//   v = beta2 * v + (1 - beta2) * g^2
+//   m = m + (1 - beta1) * (g - m)
+//   v = v + (1 - beta2) * (g^2 - v)
 //   p = p - lr * sqrt(1 - beta2^t) / (1 - beta1^t) * m / (sqrt(v) + eps)
 //
-// Here eps is added to the root of v as it is, where Adam first corrects v's bias.
+// Here eps is added to the root of v as it is, where Adam first corrects v's bias. An average that a huge gradient has
+// left infinite becomes NaN, as in torch.
 #pragma once
 
 #include <array>
@@ -31,9 +32,7 @@ struct SparseAdam {
 
   template <class T>
   struct Constants {
-    T step_size, eps;
-    Average<T> average1;
-    AverageOfSquares<T> average2;
+    T step_size, eps, gain1, gain2;
   };
 
   template <class T>
@@ -42,14 +41,14 @@ struct SparseAdam {
     const double correction2 = std::sqrt(1.0 - std::pow(h.beta2, step));
     return {.step_size = T(h.lr / correction1 * correction2),
             .eps = T(h.eps),
-            .average1 = Average<T>(h.beta1),
-            .average2 = AverageOfSquares<T>(h.beta2)};
+            .gain1 = T(1.0 - h.beta1),
+            .gain2 = T(1.0 - h.beta2)};
   }
 
   template <class T>
   ONEPASS_INLINE static void update(const Constants<T>& c, T& p, T g, T& exp_avg, T& exp_avg_sq) {
-    exp_avg = c.average1(exp_avg, g);
-    exp_avg_sq = c.average2(exp_avg_sq, g);
+    exp_avg = exp_avg + c.gain1 * (g - exp_avg);
+    exp_avg_sq = exp_avg_sq + c.gain2 * (g * g - exp_avg_sq);
     p = p - c.step_size * exp_avg / (square_root(exp_avg_sq) + c.eps);
   }
 };

@@ -14,6 +14,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="info | demo | bench")
     info_parser = commands.add_parser("info", help="what is installed and what this machine has")
+    info.add_arguments(info_parser)
     info_parser.set_defaults(run=info.main)
     demo_parser = commands.add_parser("demo", help="train two real models with torch.optim and with onepass")
     demo.add_arguments(demo_parser)

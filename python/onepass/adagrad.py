@@ -15,6 +15,10 @@ from ._native import Native, number, unhooked
 def _torch_step(self: torch.optim.Optimizer) -> None:
     """Steps by torch, which knows no decoupled decay, after that decay."""
     groups = self.param_groups
+    for group in groups:  # torch would find out when it has counted the step
+        coupled = not group["decoupled_weight_decay"] and number(group["weight_decay"]) != 0
+        if coupled and any(p.grad is not None and p.grad.is_sparse for p in group["params"]):
+            raise RuntimeError("weight_decay option is not compatible with sparse gradients")
     self.param_groups = []
     for group in groups:
         weight_decay = number(group["weight_decay"])
@@ -47,6 +51,9 @@ class Adagrad(Native, torch.optim.Adagrad):
         \theta_t &= \theta_{t-1} - \gamma_t \lambda \theta_{t-1} \text{ (if decoupled)}
                     - \gamma_t \frac{g_t'}{\sqrt{s_t} + \epsilon}
 
+    A sparse gradient steps the rows that it has entries for; all others stay as they are. A decay has to be decoupled
+    then, which torch does not offer, and is for these rows alone.
+
     Source: Duchi, Hazan and Singer 2011, "Adaptive Subgradient Methods for Online Learning and Stochastic
     Optimization", JMLR 12.
 
@@ -68,6 +75,7 @@ class Adagrad(Native, torch.optim.Adagrad):
 
     Raises:
         ValueError: A hyperparameter is out of its range.
+        RuntimeError: At the step, if a gradient is sparse and the decay is not decoupled.
     """
 
     rule = "adagrad"

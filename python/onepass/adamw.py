@@ -21,6 +21,10 @@ class AdamW(Native, torch.optim.AdamW):
         \theta_t &= \theta_{t-1} - \gamma \lambda \theta_{t-1}
                     - \gamma \frac{m_t / (1 - \beta_1^t)}{\sqrt{w_t / (1 - \beta_2^t)} + \epsilon}
 
+    A sparse gradient, which torch's class refuses, steps the rows that it has entries for: their averages, their decay
+    and their parameters. All other rows stay as they are and do not decay, while :math:`t` counts on for the whole
+    parameter.
+
     Source: Loshchilov and Hutter 2019, arXiv:1711.05101.
 
     Args:
@@ -39,6 +43,7 @@ class AdamW(Native, torch.optim.AdamW):
 
     Raises:
         ValueError: A hyperparameter is out of its range.
+        RuntimeError: At the step, if a gradient is sparse and its parameter complex, not contiguous or not on the CPU.
     """
 
     rule = "adam"

@@ -18,26 +18,31 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from . import _core
-from ._native import Native
 from .adadelta import Adadelta
+from .adafactor import Adafactor
 from .adagrad import Adagrad
 from .adam import Adam
 from .adamax import Adamax
 from .adamw import AdamW
 from .asgd import ASGD
 from .info import facts
+from .lbfgs import LBFGS
 from .lion import Lion
+from .lookahead import Lookahead
+from .muon import Muon
 from .nadam import NAdam
 from .radam import RAdam
 from .rmsprop import RMSprop
 from .rprop import Rprop
 from .sgd import SGD
+from .sparse_adam import SparseAdam
 
 Run = Callable[[], Any]
 Shapes = list[tuple[int, ...]]
@@ -47,8 +52,9 @@ Maker = Callable[[list[Tensor]], Run]  # parameters -> what does one step
 class Subject(NamedTuple):
     """An optimizer and its peers."""
 
-    ours: type[Native]
+    ours: type[Optimizer]
     arguments: dict[str, Any]
+    tolerance: float = 1e-6  # of parameters after three steps: 0.1 % of an update
 
     @property
     def name(self) -> str:
@@ -60,7 +66,8 @@ class Subject(NamedTuple):
         found: dict[str, Maker] = {"onepass": lambda params: self.ours(params, **self.arguments).step}
         torchs = getattr(torch.optim, self.name, None)
         if torchs is None:  # then the peer is the formula in torch's operations
-            found["default"] = lambda ps: functools.partial(self.ours.torch_step, self.ours(ps, **self.arguments))
+            stepped_by_torch = cast(Any, self.ours).torch_step
+            found["default"] = lambda ps: functools.partial(stepped_by_torch, self.ours(ps, **self.arguments))
             return found
         known = inspect.signature(torchs).parameters
         for name, flags in PEERS.items():
@@ -68,6 +75,10 @@ class Subject(NamedTuple):
                 make = functools.partial(torchs, **self.arguments, **{k: v for k, v in flags.items() if k in known})
                 found[name] = lambda params, make=make: make(params).step  # type: ignore[misc]
         return found
+
+    def check(self, peer: str, ours: list[Tensor], theirs: list[Tensor]) -> None:
+        """Compares with a peer after the same steps."""
+        check(f"{self.name} against torch's {peer}", ours, theirs, self.ours is Lion, self.tolerance)
 
 
 # torch's own choice on a CPU is its default, a loop over the tensors. Four of its classes have a fused form.
@@ -125,13 +136,13 @@ def parameters(shapes: Shapes, grads: list[Tensor], seed: int = 0) -> list[Tenso
     return params
 
 
-def check(name: str, ours: list[Tensor], theirs: list[Tensor], flips: bool) -> None:
+def check(name: str, ours: list[Tensor], theirs: list[Tensor], flips: bool = False, tolerance: float = 1e-6) -> None:
     """Compares every element after the same steps; raises if one differs by more than 0.1 % of an update.
 
     With ``flips`` (Lion), one in a million may: where the sign's argument is zero but for rounding, the sign is open.
     """
     for a, b in zip(ours, theirs, strict=True):
-        wrong = int(((a - b).abs() > 1e-6 + 1e-6 * b.abs()).sum())
+        wrong = int(((a - b).abs() > tolerance + 1e-6 * b.abs()).sum())
         if wrong > (a.numel() // 1_000_000 + 1 if flips else 0):
             raise AssertionError(f"{name}: {wrong} of {a.numel()} elements differ")
 
@@ -177,9 +188,9 @@ def gradients(shapes: Shapes) -> list[Tensor]:
     return [torch.randn(shape, generator=generator) for shape in shapes]
 
 
-def compare(subject: Subject, shapes: Shapes, rounds: int) -> Result:
+def compare(subject: Subject, shapes: Shapes, rounds: int, grads: list[Tensor] | None = None) -> Result:
     """Ours and all peers on one workload, and the limit that its memory traffic sets, where that is the limit."""
-    grads = gradients(shapes)
+    grads = gradients(shapes) if grads is None else grads
     runs: dict[str, Run] = {}
     params: dict[str, list[Tensor]] = {}
     for name, make in subject.makers().items():
@@ -187,8 +198,8 @@ def compare(subject: Subject, shapes: Shapes, rounds: int) -> Result:
         runs[name] = make(params[name])
         for _ in range(3):
             runs[name]()
-        check(f"{subject.name} against torch's {name}", params["onepass"], params[name], subject.ours is Lion)
-    if sum(map(Tensor.numel, grads)) > 1 << 22:
+        subject.check(name, params["onepass"], params[name])
+    if subject in SUBJECTS and sum(map(Tensor.numel, grads)) > 1 << 22:
         runs["limit"] = traffic_of(runs["onepass"], params["onepass"])
     return time_in_turn(runs, rounds)
 
@@ -221,7 +232,7 @@ def fresh(subject: Subject, shapes: Shapes, rounds: int) -> Result:
             step()
             samples[name].append(time.perf_counter() - start)
     for name, (params, _) in contenders.items():
-        check(f"{subject.name} against torch's {name}", contenders["onepass"][0], params, subject.ours is Lion)
+        subject.check(name, contenders["onepass"][0], params)
     timed = {name: s[3:] for name, s in samples.items()}
     ratio = {n: statistics.median(b / a for a, b in zip(timed["onepass"], s, strict=True)) for n, s in timed.items()}
     return Result("", "", 0, 0, {name: statistics.median(s) for name, s in timed.items()}, ratio)
@@ -239,7 +250,7 @@ def groups(subject: Subject, shapes: Shapes, rounds: int) -> Result:
     for _ in range(3):
         for run in runs.values():
             run()
-    check("groups", together, apart, False)
+    check("groups", together, apart)
     return time_in_turn(runs, rounds)
 
 
@@ -260,12 +271,99 @@ def denormals(subject: Subject, shapes: Shapes, rounds: int) -> Result:
 def state_dtypes(subject: Subject, shapes: Shapes, rounds: int) -> Result:
     """States in bfloat16, and in float32."""
     grads = gradients(shapes)
-    make: Callable[..., Native] = subject.ours
+    make: Callable[..., Optimizer] = subject.ours
     runs: dict[str, Run] = {
         name: make(parameters(shapes, grads), **subject.arguments, state_dtype=dtype).step
         for name, dtype in (("bfloat16 states", torch.bfloat16), ("float32 states", torch.float32))
     }
     return time_in_turn(runs, rounds)
+
+
+def embedding(rounds: int, quick: bool) -> Result:
+    """SparseAdam on an embedding, of which a batch touches some rows."""
+    rows, touched = (1 << 12, 1 << 8) if quick else (1 << 20, 1 << 12)
+    generator = torch.Generator().manual_seed(2)
+    indices = torch.randint(rows, (1, touched), generator=generator)
+    values = torch.randn(touched, 64, generator=generator)
+    grad = torch.sparse_coo_tensor(indices, values, (rows, 64), check_invariants=True)
+    return compare(Subject(SparseAdam, {"lr": 1e-3}), [(rows, 64)], rounds, [grad])
+
+
+def quasi_newton(rounds: int, quick: bool) -> Result:
+    """LBFGS with a full history of 10: steps of 4 iterations, on a quadratic whose gradient is one pass."""
+    size = 1 << 16 if quick else 10_000_000
+    curvature = torch.linspace(1.0, 100.0, size)
+    arguments: dict[str, Any] = {"lr": 0.5, "history_size": 10, "tolerance_grad": 0.0, "tolerance_change": 0.0}
+
+    def step_of(optimizer: Callable[..., Optimizer], p: Tensor) -> Run:
+        calls = 0
+
+        def closure() -> float:
+            nonlocal calls
+            calls += 1
+            # A gradient that never settles, and a loss that always falls: no step ends early.
+            p.grad = torch.mul(curvature, p.detach()).add_(0.1 * (calls % 3 - 1))
+            return -float(calls)
+
+        made = optimizer([p], max_iter=4, **arguments)
+        return lambda: made.step(closure)
+
+    params = {name: parameters([(size,)], [torch.zeros(size)])[0] for name in ("onepass", "default")}
+    runs = {"onepass": step_of(LBFGS, params["onepass"]), "default": step_of(torch.optim.LBFGS, params["default"])}
+    for _ in range(3):  # the history is full after 11 iterations
+        for run in runs.values():
+            run()
+    error = (params["onepass"] - params["default"]).detach().abs().max()
+    if not error <= 1e-4 * params["default"].detach().abs().max():
+        raise AssertionError(f"LBFGS against torch's default: the largest difference is {float(error):.1e}")
+    return time_in_turn(runs, rounds, before=lambda: None)
+
+
+def lookahead(rounds: int, quick: bool) -> Result:
+    """A cycle of 5 steps of Lookahead over AdamW, and the same in torch's operations over torch's fused AdamW."""
+    shapes = SIZES["large: 16 x 4M"][quick]
+    grads = gradients(shapes)
+    ours = parameters(shapes, grads)
+    made = Lookahead(AdamW(ours, lr=1e-3))
+    theirs = parameters(shapes, grads)
+    slow = [p.detach().clone() for p in theirs]
+    fused = torch.optim.AdamW(theirs, lr=1e-3, fused=True)
+
+    @torch.no_grad()
+    def in_torch() -> None:
+        for _ in range(5):
+            fused.step()
+        torch._foreach_lerp_(slow, theirs, 0.5)
+        torch._foreach_copy_(theirs, slow)
+
+    def cycle() -> None:
+        for _ in range(5):
+            made.step()
+
+    runs: dict[str, Run] = {"onepass": cycle, "fused": in_torch}
+    for run in runs.values():
+        run()
+    check("Lookahead against torch's operations", ours, theirs)
+    return time_in_turn(runs, rounds, before=lambda: None)
+
+
+# Those that are not element-wise, each on a workload of its own.
+OTHERS: dict[str, tuple[str, Callable[[int, bool], Result]]] = {
+    "SparseAdam": ("1M x 64, 4096 rows", embedding),
+    "Adafactor": (
+        "4096 x 4096",
+        # torch sums squares in float32, so it is 1e-4 off; its update is 0.05.
+        lambda rounds, quick: compare(
+            Subject(Adafactor, {}, tolerance=2e-4), [(256, 256) if quick else (4096, 4096)], rounds
+        ),
+    ),
+    "Muon": (
+        "4 x 1024 x 1024",
+        lambda rounds, quick: compare(Subject(Muon, {"lr": 1e-4}), [(64, 64) if quick else (1024, 1024)] * 4, rounds),
+    ),
+    "LBFGS": ("10M, history 10", quasi_newton),
+    "Lookahead": ("AdamW, 16 x 4M, k = 5", lookahead),
+}
 
 
 def measure(quick: bool, rounds: int, chosen: list[str]) -> Iterator[Result]:
@@ -292,20 +390,28 @@ def measure(quick: bool, rounds: int, chosen: list[str]) -> Iterator[Result]:
         yield done(groups(subject, small[: len(small) // 2], rounds), "500 groups", subject, small[: len(small) // 2])
         yield done(denormals(subject, medium, rounds), "denormal states", subject, medium)
         yield done(state_dtypes(subject, large, rounds), "bfloat16 states", subject, large)
+    for name, (workload, run) in OTHERS.items():
+        if name in chosen:
+            result = run(rounds, quick)
+            result.workload, result.optimizer = workload, name
+            gc.collect()
+            yield result
 
 
 def line_of(result: Result) -> str:
     """A result as one line: our time in the unit of its size, and every contender's as a multiple of it."""
     names = list(result.seconds)
     ours = result.seconds[names[0]]
-    if result.elements >= 1 << 20:
+    if not result.elements:
+        time_text = f"{ours * 1e3:7.2f} ms/step     "
+    elif result.elements >= 1 << 20:
         time_text = f"{ours / result.elements * 1e9:7.3f} ns/parameter"
     elif result.tensors > 10:
         time_text = f"{ours / result.tensors * 1e6:7.3f} us/tensor   "
     else:
         time_text = f"{ours * 1e6:7.2f} us/step     "
     others = ", ".join(f"{name} {result.ratio[name]:.2f}x" for name in names[1:])
-    return f"{result.workload:<23} {result.optimizer:<8} {names[0]:<15} {time_text}  {others}"
+    return f"{result.workload:<23} {result.optimizer:<10} {names[0]:<15} {time_text}  {others}"
 
 
 def draw(results: list[Result], machine: str, path: Path) -> None:
@@ -345,7 +451,7 @@ def draw(results: list[Result], machine: str, path: Path) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the command."""
-    names = [s.name for s in SUBJECTS]
+    names = [*(s.name for s in SUBJECTS), *OTHERS]
     parser.add_argument("--quick", action="store_true", help="small sizes and few rounds: a look, not a measurement")
     parser.add_argument("--rounds", type=int, default=None, help="samples of each contender (default 9; 3 if quick)")
     parser.add_argument("--threads", type=int, default=None, help="torch.set_num_threads")

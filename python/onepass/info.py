@@ -8,7 +8,7 @@ import platform
 
 import torch
 
-from . import _core
+from . import _core, catalog
 
 
 def _openmp_runtimes() -> list[str]:
@@ -52,8 +52,16 @@ def facts() -> dict[str, str]:
     }
 
 
-def main(_: argparse.Namespace) -> int:
-    """Prints the facts."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of the command."""
+    parser.add_argument("--optimizers", action="store_true", help="the table of optimizers instead, in Markdown")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Prints the facts, or the table of optimizers."""
+    if args.optimizers:
+        print(catalog.markdown())
+        return 0
     found = facts()
     width = max(map(len, found))
     for name, text in found.items():

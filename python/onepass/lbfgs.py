@@ -534,6 +534,10 @@ class LBFGS(torch.optim.LBFGS):
         _core.count(0, counts)
         return loss
 
+    @classmethod
+    def _state_names(cls) -> list[str]:
+        return ["d", "prev_flat_grad", "old_dirs", "old_stps"]
+
     def _explain(self) -> list[tuple[int, int, str, str]]:
         """Group, index, path and reason of every parameter, as :func:`onepass.explain` tells them."""
         groups = [list(group["params"]) for group in self.param_groups]

@@ -51,6 +51,9 @@ class Lion(Native):
 
     with :math:`\operatorname{sign}(0) = 0`; of a complex parameter, real and imaginary part each have their sign.
 
+    A sparse gradient steps the rows that it has entries for: their average, their decay and their parameters. All other
+    rows stay as they are and do not decay.
+
     Source: Chen et al. 2023, "Symbolic Discovery of Optimization Algorithms", arXiv:2302.06675, algorithm 2.
 
     Args:
@@ -65,7 +68,7 @@ class Lion(Native):
 
     Raises:
         ValueError: A hyperparameter is out of its range.
-        RuntimeError: At the step, if a gradient is sparse.
+        RuntimeError: At the step, if a gradient is sparse and its parameter complex, not contiguous or not on the CPU.
     """
 
     rule = "lion"

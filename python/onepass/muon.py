@@ -37,6 +37,9 @@ class Muon(Native, torch.optim.Muon):
     own matrix products; what is element-wise runs in the kernels. The rate :math:`\gamma'` is
     :math:`\gamma \sqrt{\max(1, A / B)}` or, to match the RMS of AdamW's updates, :math:`0.2 \gamma \sqrt{\max(A, B)}`.
 
+    A bfloat16 momentum buffer stays what it is without Nesterov momentum, too, where torch's iterations normalize it in
+    place. An empty parameter is left as it is, where torch divides by zero.
+
     Sources: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks",
     https://kellerjordan.github.io/posts/muon/; Liu et al. 2025, "Muon is Scalable for LLM Training", arXiv:2502.16982.
 

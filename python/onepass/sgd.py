@@ -22,6 +22,9 @@ class SGD(Native, torch.optim.SGD):
         d_t &= g_t' + \mu b_t \text{ with nesterov, else } b_t \text{ (without momentum } g_t') \\
         \theta_t &= \theta_{t-1} - \gamma d_t
 
+    A sparse gradient steps the rows that it has entries for, by a kernel if there is neither momentum nor weight decay;
+    then the step is the same as with the zeros of the other rows written out.
+
     Source: Sutskever et al. 2013, "On the importance of initialization and momentum in deep learning", in the form that
     torch uses (the learning rate is not part of the momentum buffer).
 

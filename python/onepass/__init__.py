@@ -1,7 +1,7 @@
 """onepass: a faster drop-in replacement for torch.optim.
 
 Every optimizer updates all parameters of a model in one pass over memory, in compiled kernels. ``import onepass as
-optim`` in place of ``from torch import optim``; nothing else changes. What has no kernel yet is torch's own.
+optim`` in place of ``from torch import optim``; nothing else changes.
 """
 
 import torch.optim

@@ -267,16 +267,21 @@ class Lanes {
  public:
   Lanes(const FactoredWork& work, std::int64_t index)
       : c_(work), job_(*work.job), first_(index * work.lanes), count_(least(work.lanes, job_.slices - first_)) {
-    read_all(kGrad, grad_);
+    grad_ = read_all(kGrad, tile_);
   }
 
   std::int64_t elements() const { return job_.rows * job_.columns * count_; }
 
-  void read_all(std::size_t operand, T* tile) const {
+  // The elements of all slices: where they lie, or else decoded into the tile.
+  T* read_all(std::size_t operand, T* tile) const {
+    if (in_place(operand)) return reinterpret_cast<T*>(element(job_.operands[operand], first_));
+    T* const elements = tile;
     for (std::int64_t i = 0; i < job_.rows; ++i)
       for (std::int64_t j = 0; j < job_.columns; ++j, tile += count_) read(operand, i, j, tile);
+    return elements;
   }
   void write_all(std::size_t operand, const T* tile) const {
+    if (in_place(operand)) return;
     for (std::int64_t i = 0; i < job_.rows; ++i)
       for (std::int64_t j = 0; j < job_.columns; ++j, tile += count_) write(operand, i, j, tile);
   }
@@ -322,6 +327,12 @@ class Lanes {
  private:
   bool is_vector() const { return job_.operands[kColumnVar].data == nullptr; }
 
+  bool in_place(std::size_t operand) const {
+    const Operand& at = job_.operands[operand];
+    return job_.batch == nullptr && job_.rows * job_.columns == 1 && at.format == native_format<T>() &&
+           reinterpret_cast<std::uintptr_t>(at.data) % sizeof(T) == 0;
+  }
+
   std::int64_t within(std::size_t operand, std::int64_t row, std::int64_t column) const {
     return row * job_.row_strides[operand] + column * job_.column_strides[operand];
   }
@@ -363,28 +374,28 @@ class Lanes {
   const FactoredConstants<T> c_;
   const FactoredJob& job_;
   std::int64_t first_, count_;
-  alignas(64) T grad_[kFactoredTile];
+  const T* grad_;
+  alignas(64) T tile_[kFactoredTile];
 };
 
 template <class T>
 void measure_lanes(const FactoredWork& work, std::int64_t index) {
   const Lanes<T> lanes(work, index);
-  T values[kFactoredTile];
-  const auto square = [&](std::int64_t k) { return values[k] * values[k]; };
-  lanes.read_all(kParam, values);
-  work.param_squares[index] = sum_of<T>(lanes.elements(), square);
+  T tile[kFactoredTile];
+  const T* param = lanes.read_all(kParam, tile);
+  work.param_squares[index] = sum_of<T>(lanes.elements(), [&](std::int64_t k) { return param[k] * param[k]; });
   lanes.combine();
-  lanes.update(values);
-  work.update_squares[index] = sum_of<T>(lanes.elements(), square);
+  lanes.update(tile);
+  work.update_squares[index] = sum_of<T>(lanes.elements(), [&](std::int64_t k) { return tile[k] * tile[k]; });
 }
 
 template <class T>
 void apply_lanes(const FactoredWork& work, std::int64_t index) {
   const Lanes<T> lanes(work, index);
   T update[kFactoredTile];
-  T param[kFactoredTile];
+  T tile[kFactoredTile];
   lanes.update(update);
-  lanes.read_all(kParam, param);
+  T* const param = lanes.read_all(kParam, tile);
   apply_update(FactoredConstants<T>(work), param, update, lanes.elements());
   lanes.write_all(kParam, param);
 }

@@ -422,12 +422,13 @@ def draw(results: list[Result], machine: str, path: Path) -> None:
         raise SystemExit("the picture needs matplotlib: pip install 'onepass[demo]'") from error
     rows = [r for r in results if r.workload in SIZES]
     workloads = [w for w in SIZES if any(r.workload == w for r in rows)]
-    figure = Figure(figsize=(10, 1 + 1.5 * len(workloads)), layout="constrained")
+    tall = max(sum(r.workload == w for r in rows) for w in workloads)
+    figure = Figure(figsize=(13, (len(workloads) + 1) // 2 * (0.9 + 0.42 * tall)), layout="constrained")
     figure.suptitle(machine, fontsize=9)
     widest = max(max(r.ratio[name] for name in PEERS if name in r.ratio) for r in rows)
     colors = {"default": "#9aa5b1", "foreach": "#627d98", "fused": "#334e68"}
     for index, workload in enumerate(workloads):
-        axes = figure.add_subplot(len(workloads), 1, index + 1)
+        axes = figure.add_subplot((len(workloads) + 1) // 2, 2, index + 1)
         here = [r for r in rows if r.workload == workload]
         for at, result in enumerate(here):
             peers = [name for name in PEERS if name in result.ratio]
@@ -445,7 +446,7 @@ def draw(results: list[Result], machine: str, path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         if index == 0:
             axes.legend(title="torch.optim", frameon=False, fontsize=8, title_fontsize=8, loc="lower right")
-    axes.set_xlabel("time of torch's step over time of onepass's (1 = equally fast)")
+    figure.supxlabel("time of torch's step over time of onepass's (1 = equally fast)", fontsize=10)
     figure.savefig(path, dpi=150)
 
 

@@ -11,5 +11,12 @@
 #define ONEPASS_TARGET portable
 #endif
 
-// A function of the inner loop: it must be inlined for the loop around it to be vectorised.
+// A function of the inner loop: it must be inlined for the loop around it to be vectorised. And one that prepares a
+// step, which a GPU does, too, where it counts the steps itself.
+#ifdef __CUDACC__
+#define ONEPASS_INLINE __host__ __device__ __forceinline__
+#define ONEPASS_SETUP __host__ __device__
+#else
 #define ONEPASS_INLINE [[gnu::always_inline]] inline
+#define ONEPASS_SETUP
+#endif

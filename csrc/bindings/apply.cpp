@@ -5,8 +5,8 @@
 #include <stdexcept>
 
 #include "cpu/fpmode.h"
-#include "cpu/layout.h"
 #include "cpu/step.h"
+#include "layout.h"
 #include "rules/table.h"
 
 namespace py = pybind11;

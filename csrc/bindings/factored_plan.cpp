@@ -3,7 +3,7 @@
 #include <array>
 #include <limits>
 
-#include "cpu/layout.h"
+#include "layout.h"
 
 namespace onepass {
 namespace {

@@ -6,7 +6,7 @@
 #include <stdexcept>
 
 #include "bindings/apply.h"
-#include "cpu/layout.h"
+#include "layout.h"
 #include "rules/math.h"
 
 namespace py = pybind11;

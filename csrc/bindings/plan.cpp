@@ -7,8 +7,8 @@
 #include <unordered_set>
 
 #include "cpu/fpmode.h"
-#include "cpu/layout.h"
 #include "cpu/step.h"
+#include "layout.h"
 
 namespace py = pybind11;
 

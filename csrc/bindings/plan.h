@@ -19,8 +19,8 @@
 #include <vector>
 
 #include "bindings/torch.h"
-#include "cpu/job.h"
 #include "cpu/rows.h"
+#include "job.h"
 #include "rules/table.h"
 
 namespace onepass {

@@ -10,12 +10,12 @@
 #include <cstdint>
 #include <utility>
 
-#include "cpu/job.h"
 #include "cpu/rows.h"
 #include "formats/bfloat16.h"
 #include "formats/float16.h"
 #include "formats/float32.h"
 #include "formats/float64.h"
+#include "job.h"
 #include "rules/math.h"
 #include "target.h"
 

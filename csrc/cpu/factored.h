@@ -18,7 +18,7 @@
 #include <span>
 #include <vector>
 
-#include "cpu/job.h"
+#include "job.h"
 #include "rules/adafactor.h"
 
 namespace onepass {

@@ -9,7 +9,7 @@
 #include <span>
 #include <vector>
 
-#include "cpu/job.h"
+#include "job.h"
 
 namespace onepass {
 

@@ -3,7 +3,7 @@
 
 #include "cpu/factored.h"
 #include "cpu/flat.h"
-#include "cpu/job.h"
+#include "job.h"
 
 namespace onepass {
 

@@ -3,7 +3,7 @@
 
 #include <span>
 
-#include "cpu/job.h"
+#include "job.h"
 
 namespace onepass {
 

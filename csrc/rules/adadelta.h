@@ -36,7 +36,7 @@ struct Adadelta {
   };
 
   template <class T>
-  static Constants<T> prepare(const Hyper& h, double /*step*/) {
+  ONEPASS_SETUP static Constants<T> prepare(const Hyper& h, double /*step*/) {
     return {.lr = T(h.lr),
             .eps = T(h.eps),
             .weight_decay = T(h.weight_decay),

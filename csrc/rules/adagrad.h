@@ -33,7 +33,7 @@ struct Adagrad {
   };
 
   template <class T>
-  static Constants<T> prepare(const Hyper& h, double step) {
+  ONEPASS_SETUP static Constants<T> prepare(const Hyper& h, double step) {
     const double lr = h.lr / (1.0 + (step - 1.0) * h.lr_decay);
     const bool decays = h.weight_decay != 0.0;
     const bool decoupled = h.decoupled_weight_decay != 0.0;

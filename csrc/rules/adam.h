@@ -42,7 +42,7 @@ struct Adam {
   };
 
   template <class T>
-  static Constants<T> prepare(const Hyper& h, double step) {
+  ONEPASS_SETUP static Constants<T> prepare(const Hyper& h, double step) {
     const double correction1 = 1.0 - std::pow(h.beta1, step);
     const double correction2 = std::sqrt(1.0 - std::pow(h.beta2, step));
     const bool decays = h.weight_decay != 0.0;

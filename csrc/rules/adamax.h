@@ -33,7 +33,7 @@ struct Adamax {
   };
 
   template <class T>
-  static Constants<T> prepare(const Hyper& h, double step) {
+  ONEPASS_SETUP static Constants<T> prepare(const Hyper& h, double step) {
     return {.step_size = T(h.lr / (1.0 - std::pow(h.beta1, step))),
             .beta2 = T(h.beta2),
             .eps = T(h.eps),

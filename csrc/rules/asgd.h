@@ -40,7 +40,7 @@ struct Asgd {
   };
 
   template <class T>
-  static Constants<T> prepare(const Hyper& h, double /*step*/, const Scalars& s) {
+  ONEPASS_SETUP static Constants<T> prepare(const Hyper& h, double /*step*/, const Scalars& s) {
     return {.eta = T(s.eta),
             .decay = T(h.lambd * s.eta),
             .weight_decay = T(h.weight_decay),
@@ -49,7 +49,7 @@ struct Asgd {
             .follows = Flag<T>(s.mu == 1.0)};
   }
 
-  static Scalars advance(const Hyper& h, double step, const Scalars& /*before*/) {
+  ONEPASS_SETUP static Scalars advance(const Hyper& h, double step, const Scalars& /*before*/) {
     return {.eta = h.lr / std::pow(1.0 + h.lambd * h.lr * step, h.alpha), .mu = 1.0 / std::fmax(1.0, step - h.t0)};
   }
 

@@ -32,7 +32,7 @@ struct Lion {
   };
 
   template <class T>
-  static Constants<T> prepare(const Hyper& h, double /*step*/) {
+  ONEPASS_SETUP static Constants<T> prepare(const Hyper& h, double /*step*/) {
     return {.lr = T(h.lr),
             .beta1 = T(h.beta1),
             .gain1 = T(1.0 - h.beta1),

@@ -19,7 +19,7 @@ ONEPASS_INLINE double square_root(double x) { return __builtin_sqrt(x); }
 template <class T>
 class Flag {
  public:
-  explicit Flag(bool yes) : mask_(yes ? ~Bits{0} : Bits{0}) {}
+  ONEPASS_SETUP explicit Flag(bool yes) : mask_(yes ? ~Bits{0} : Bits{0}) {}
 
   // yes or no.
   ONEPASS_INLINE friend T select(Flag flag, T yes, T no) {
@@ -69,10 +69,10 @@ ONEPASS_INLINE T sign(T x) {
 template <class T>
 class Average {
  public:
-  explicit Average(double beta) : Average(beta, 1.0 - beta) {}
+  ONEPASS_SETUP explicit Average(double beta) : Average(beta, 1.0 - beta) {}
 
   // For a gain that is known better than its difference from 1.
-  Average(double beta, double gain) : from_new_(beta <= 0.5), weight_(beta <= 0.5 ? T(-beta) : T(gain)) {}
+  ONEPASS_SETUP Average(double beta, double gain) : from_new_(beta <= 0.5), weight_(beta <= 0.5 ? T(-beta) : T(gain)) {}
 
   ONEPASS_INLINE T operator()(T old, T x) const { return select(from_new_, x, old) + weight_ * (x - old); }
 
@@ -87,12 +87,13 @@ class Average {
 template <class T>
 class AverageOfSquares {
  public:
-  explicit AverageOfSquares(double beta) : beta_(below(beta)), rest_(T(beta - double{beta_})), gain_(T(1.0 - beta)) {}
+  ONEPASS_SETUP explicit AverageOfSquares(double beta)
+      : beta_(below(beta)), rest_(T(beta - double{beta_})), gain_(T(1.0 - beta)) {}
 
   ONEPASS_INLINE T operator()(T old, T x) const { return beta_ * old + (rest_ * old + gain_ * x * x); }
 
  private:
-  static T below(double beta) {
+  ONEPASS_SETUP static T below(double beta) {
     const T rounded = T(beta);
     return double{rounded} < beta || beta == 0.0 ? rounded : std::nextafter(rounded, T(0));
   }

@@ -33,7 +33,7 @@ struct MuonMomentum {
   };
 
   template <class T>
-  static Constants<T> prepare(const Hyper& h, double /*step*/) {
+  ONEPASS_SETUP static Constants<T> prepare(const Hyper& h, double /*step*/) {
     return {.average = Average<T>(h.momentum),
             .lookahead = Average<T>(1.0 - h.momentum),
             .nesterov = Flag<T>(h.nesterov != 0.0)};
@@ -65,7 +65,7 @@ struct Muon {
   };
 
   template <class T>
-  static Constants<T> prepare(const Hyper& h, double /*step*/) {
+  ONEPASS_SETUP static Constants<T> prepare(const Hyper& h, double /*step*/) {
     return {.decay = T(h.decay), .adjusted_lr = T(h.adjusted_lr), .decays = Flag<T>(h.decay != 0.0)};
   }
 

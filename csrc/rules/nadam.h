@@ -46,7 +46,7 @@ struct Nadam {
   };
 
   template <class T>
-  static Constants<T> prepare(const Hyper& h, double step, const Scalars& s) {
+  ONEPASS_SETUP static Constants<T> prepare(const Hyper& h, double step, const Scalars& s) {
     const double product = advance(h, step, s).mu_product;
     const double mu_next = mu(h, step + 1.0);
     const double correction2 = std::sqrt(1.0 - std::pow(h.beta2, step));
@@ -63,7 +63,7 @@ struct Nadam {
             .decoupled = Flag<T>(decays && decoupled)};
   }
 
-  static Scalars advance(const Hyper& h, double step, const Scalars& before) {
+  ONEPASS_SETUP static Scalars advance(const Hyper& h, double step, const Scalars& before) {
     return {.mu_product = before.mu_product * mu(h, step)};
   }
 
@@ -77,7 +77,7 @@ struct Nadam {
   }
 
  private:
-  static double mu(const Hyper& h, double step) {
+  ONEPASS_SETUP static double mu(const Hyper& h, double step) {
     return h.beta1 * (1.0 - 0.5 * std::pow(0.96, step * h.momentum_decay));
   }
 };

@@ -39,7 +39,7 @@ struct Radam {
   };
 
   template <class T>
-  static Constants<T> prepare(const Hyper& h, double step) {
+  ONEPASS_SETUP static Constants<T> prepare(const Hyper& h, double step) {
     const double power2 = std::pow(h.beta2, step);
     const double rho = 2.0 / (1.0 - h.beta2) - 1.0;
     const double rho_t = rho - 2.0 * step * power2 / (1.0 - power2);

@@ -39,7 +39,7 @@ struct Rmsprop {
   };
 
   template <class T>
-  static Constants<T> prepare(const Hyper& h, double /*step*/) {
+  ONEPASS_SETUP static Constants<T> prepare(const Hyper& h, double /*step*/) {
     return {.lr = T(h.lr),
             .eps = T(h.eps),
             .weight_decay = T(h.weight_decay),

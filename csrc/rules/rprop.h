@@ -33,7 +33,7 @@ struct Rprop {
   };
 
   template <class T>
-  static Constants<T> prepare(const Hyper& h, double /*step*/) {
+  ONEPASS_SETUP static Constants<T> prepare(const Hyper& h, double /*step*/) {
     return {.eta_minus = T(h.eta_minus), .eta_plus = T(h.eta_plus), .smallest = T(h.smallest), .largest = T(h.largest)};
   }
 

@@ -33,7 +33,7 @@ struct Sgd {
   };
 
   template <class T>
-  static Constants<T> prepare(const Hyper& h, double step) {
+  ONEPASS_SETUP static Constants<T> prepare(const Hyper& h, double step) {
     const bool first = step == 1.0;
     const bool plain = h.momentum == 0.0;
     const bool nesterov = h.nesterov != 0.0;

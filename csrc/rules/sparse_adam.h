@@ -36,7 +36,7 @@ struct SparseAdam {
   };
 
   template <class T>
-  static Constants<T> prepare(const Hyper& h, double step) {
+  ONEPASS_SETUP static Constants<T> prepare(const Hyper& h, double step) {
     const double correction1 = 1.0 - std::pow(h.beta1, step);
     const double correction2 = std::sqrt(1.0 - std::pow(h.beta2, step));
     return {.step_size = T(h.lr / correction1 * correction2),

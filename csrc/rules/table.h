@@ -1,6 +1,8 @@
 // What the bindings and the tests know of a rule: names, and how its constants are made. No kernels.
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <span>
 #include <string_view>
 
@@ -14,6 +16,7 @@ struct RuleInfo {
   std::span<const char* const> state_names;   // in the order of the operands
   std::span<const char* const> scalar_names;  // numbers kept for each parameter, beside its step
   bool counts_steps;                          // whether each parameter has a counter `step`
+  std::array<std::size_t, 2> constants_size;  // bytes of the constants of a step, in float32 and in float64
 
   // Which states a step with these hyperparameters (in the order of hyper_names) reads and writes: a bit for each.
   unsigned (*states_used)(const double* hyper);

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "cpu/dispatch.h"
-#include "cpu/job.h"
+#include "job.h"
 #include "rules/all.h"
 #include "rules/table.h"
 

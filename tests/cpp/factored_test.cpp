@@ -16,7 +16,7 @@
 #include <vector>
 
 #include "cases.h"
-#include "cpu/layout.h"
+#include "layout.h"
 #include "reference.h"
 
 namespace onepass::testing {

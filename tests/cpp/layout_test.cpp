@@ -1,5 +1,5 @@
 // Layouts: what make_layout merges and how it orders, and what a tensor's strides say of its memory.
-#include "cpu/layout.h"
+#include "layout.h"
 
 #include <doctest/doctest.h>
 

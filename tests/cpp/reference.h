@@ -16,12 +16,12 @@
 
 #include "cases.h"
 #include "cpu/fpmode.h"
-#include "cpu/job.h"
-#include "cpu/layout.h"
 #include "formats/bfloat16.h"
 #include "formats/float16.h"
 #include "formats/float32.h"
 #include "formats/float64.h"
+#include "job.h"
+#include "layout.h"
 
 namespace onepass::testing {
 

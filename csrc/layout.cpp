@@ -1,4 +1,4 @@
-#include "cpu/layout.h"
+#include "layout.h"
 
 #include <algorithm>
 #include <numeric>

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <span>
 
-#include "cpu/job.h"
+#include "job.h"
 
 namespace onepass {
 

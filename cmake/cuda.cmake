@@ -1,0 +1,37 @@
+# The module onepass._cuda.
+
+# Machine code of one device runs on all later ones of the same major version; its virtual code is compiled by the
+# driver for whatever comes after. The front end has to run only once, since no newer instruction is used.
+execute_process(COMMAND ${CMAKE_CUDA_COMPILER} --list-gpu-code OUTPUT_VARIABLE known COMMAND_ERROR_IS_FATAL ANY)
+string(REGEX MATCHALL "[0-9]+" known "${known}")
+set(devices 70 75 80 90 100 120)
+foreach(device IN LISTS devices)
+  if(NOT device IN_LIST known)
+    list(REMOVE_ITEM devices ${device})
+  endif()
+endforeach()
+list(GET devices 0 oldest)
+list(TRANSFORM devices PREPEND sm_)
+list(JOIN devices "," codes)
+list(JOIN devices " " names)
+message(STATUS "onepass: CUDA kernels with nvcc ${CMAKE_CUDA_COMPILER_VERSION} for ${names}")
+
+# The same bits as on the CPU: no contraction, IEEE division and square root, denormals flushed.
+set(flags -O3 --expt-relaxed-constexpr -fmad=false -ftz=true -prec-div=true -prec-sqrt=true -Werror=all-warnings
+  "-gencode=arch=compute_${oldest},code=[${codes},compute_${oldest}]" -Xcompiler=-Wall,-Wextra,-Wshadow,-Wconversion,-Wno-unknown-pragmas)
+
+foreach(real float double)
+  add_library(onepass_cuda_${real} OBJECT csrc/cuda/kernels.cu)
+  target_include_directories(onepass_cuda_${real} PRIVATE csrc)
+  target_compile_definitions(onepass_cuda_${real} PRIVATE ONEPASS_TARGET=gpu ONEPASS_REAL=${real})
+  target_compile_options(onepass_cuda_${real} PRIVATE ${flags})
+  set_target_properties(onepass_cuda_${real} PROPERTIES CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON)
+endforeach()
+
+pybind11_add_module(_cuda csrc/cuda/module.cpp $<TARGET_OBJECTS:onepass_cuda_float> $<TARGET_OBJECTS:onepass_cuda_double>)
+target_include_directories(_cuda PRIVATE csrc)
+target_compile_options(_cuda PRIVATE ${ONEPASS_WARNINGS})
+target_compile_definitions(_cuda PRIVATE ONEPASS_CUDA_VERSION="${CUDAToolkit_VERSION}" ONEPASS_CUDA_DEVICES="${names}")
+# The runtime is linked in, and looks for the driver when it is first used: the module can be imported anywhere.
+target_link_libraries(_cuda PRIVATE CUDA::cudart_static)
+install(TARGETS _cuda DESTINATION onepass)

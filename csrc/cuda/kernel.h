@@ -1,0 +1,503 @@
+// The kernels: what one thread of one block does. Plain C++, so that the tests run the same lines on the CPU.
+//
+// A block takes one chunk of one row. Three ways lead through it: vectors of 16 bytes where all operands are plain
+// arrays, which is nearly always; vectors of each operand's own format; and element by element, for the ends of a
+// tensor and for strides. All of a thread's loads are issued before the first of them is used.
+#pragma once
+
+#include <bit>
+#include <cstring>
+#include <utility>
+
+#include "cuda/table.h"
+#include "formats/bfloat16.h"
+#include "formats/float16.h"
+#include "formats/float32.h"
+#include "formats/float64.h"
+#include "rules/math.h"
+#include "target.h"
+
+namespace onepass::inline ONEPASS_TARGET {
+
+using cuda::Access;
+using cuda::Counter;
+using cuda::Header;
+using cuda::Row;
+
+// Elements that a thread steps at a time: 16 bytes of the arithmetic type.
+template <class T>
+inline constexpr int kWidth = 16 / sizeof(T);
+
+// A vector as it lies in memory; of narrow formats only the first bytes are in use.
+struct Vector {
+  std::uint32_t words[4] = {};
+};
+
+template <class Value>
+ONEPASS_INLINE Value* at_address(std::uint64_t address) {
+  return reinterpret_cast<Value*>(address);
+}
+
+// 16, 8 or 4 bytes from or to the GPU's memory, at addresses that are multiples of as many. In assembler, because the
+// compiler does not know that these addresses are global ones, nor that `volatile` is meant for the order alone.
+template <int Words>
+ONEPASS_INLINE Vector load_words(std::uint64_t address) {
+  Vector vector;
+#ifdef __CUDA_ARCH__
+  auto& [a, b, c, d] = vector.words;
+  if constexpr (Words == 4) {
+    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(a), "=r"(b), "=r"(c), "=r"(d) : "l"(address));
+  } else if constexpr (Words == 2) {
+    asm volatile("ld.global.v2.u32 {%0, %1}, [%2];" : "=r"(a), "=r"(b) : "l"(address));
+  } else {
+    asm volatile("ld.global.u32 %0, [%1];" : "=r"(a) : "l"(address));
+  }
+#else
+  std::memcpy(vector.words, at_address<const void>(address), Words * sizeof(std::uint32_t));
+#endif
+  return vector;
+}
+
+template <int Words>
+ONEPASS_INLINE void store_words(const Vector& vector, std::uint64_t address) {
+#ifdef __CUDA_ARCH__
+  const auto& [a, b, c, d] = vector.words;
+  if constexpr (Words == 4) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
+  } else if constexpr (Words == 2) {
+    asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(address), "r"(a), "r"(b) : "memory");
+  } else {
+    asm volatile("st.global.u32 [%0], %1;" ::"l"(address), "r"(a) : "memory");
+  }
+#else
+  std::memcpy(at_address<void>(address), vector.words, Words * sizeof(std::uint32_t));
+#endif
+}
+
+// A number as a step takes it. The compiler is asked to flush denormal floats; of doubles a GPU has denormals whatever
+// one asks for, so they are flushed where they are read and written.
+ONEPASS_INLINE float flushed(float x) { return x; }
+ONEPASS_INLINE double flushed(double x) {
+#ifdef __CUDA_ARCH__
+  return fabs(x) < 0x1p-1022 ? copysign(0.0, x) : x;
+#else
+  return x;
+#endif
+}
+
+ONEPASS_INLINE Format format_of(const Row& row, int operand) {
+  return static_cast<Format>(row.formats >> (4 * operand) & 0xfU);
+}
+
+// -- vectors of a format ---------------------------------------------------------------------------------------------
+
+// The elements that a thread steps at a time, as they lie in memory: each of `bytes` 2 to 8, at most 16 in all.
+template <class T>
+ONEPASS_INLINE Vector load(std::uint64_t address, std::size_t bytes, bool aligned) {
+  if (aligned) {
+    if (bytes == sizeof(T)) return load_words<4>(address);
+    if (bytes * 2 == sizeof(T)) return load_words<2>(address);
+    return load_words<1>(address);
+  }
+  Vector vector;
+  if (bytes == 2) {
+    const auto* source = at_address<const std::uint16_t>(address);
+#pragma unroll
+    for (int i = 0; i < kWidth<T>; ++i) vector.words[i / 2] |= std::uint32_t{source[i]} << (16 * (i % 2));
+  } else {
+    const auto* source = at_address<const std::uint32_t>(address);
+    const int words = bytes == sizeof(T) ? 4 : 2;
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      if (i < words) vector.words[i] = source[i];
+  }
+  return vector;
+}
+
+template <class T>
+ONEPASS_INLINE void store(const Vector& vector, std::uint64_t address, std::size_t bytes, bool aligned) {
+  if (aligned) {
+    if (bytes == sizeof(T)) return store_words<4>(vector, address);
+    if (bytes * 2 == sizeof(T)) return store_words<2>(vector, address);
+    return store_words<1>(vector, address);
+  }
+  if (bytes == 2) {
+    auto* target = at_address<std::uint16_t>(address);
+#pragma unroll
+    for (int i = 0; i < kWidth<T>; ++i) target[i] = static_cast<std::uint16_t>(vector.words[i / 2] >> (16 * (i % 2)));
+  } else {
+    auto* target = at_address<std::uint32_t>(address);
+    const int words = bytes == sizeof(T) ? 4 : 2;
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      if (i < words) target[i] = vector.words[i];
+  }
+}
+
+template <class Codec, class T>
+ONEPASS_INLINE void decode_as(const Vector& vector, T* values) {
+  typename Codec::Storage stored[kWidth<T>];
+  if constexpr (sizeof stored <= sizeof vector) {
+    std::memcpy(stored, vector.words, sizeof stored);
+#pragma unroll
+    for (int i = 0; i < kWidth<T>; ++i) values[i] = Codec::template decode<T>(stored[i]);
+  }
+}
+
+template <class Codec, class T>
+ONEPASS_INLINE void encode_as(const T* values, Vector& vector) {
+  typename Codec::Storage stored[kWidth<T>];
+  if constexpr (sizeof stored <= sizeof vector) {
+#pragma unroll
+    for (int i = 0; i < kWidth<T>; ++i) stored[i] = Codec::template encode<T>(values[i]);
+    std::memcpy(vector.words, stored, sizeof stored);
+  }
+}
+
+template <class T>
+ONEPASS_INLINE void decode(Format format, const Vector& vector, T* values) {
+  switch (format) {
+#define ONEPASS_X(name, Type) \
+  case Format::name:          \
+    return decode_as<Type>(vector, values);
+    ONEPASS_FORMATS(ONEPASS_X)
+#undef ONEPASS_X
+  }
+}
+
+template <class T>
+ONEPASS_INLINE Vector encode(Format format, const T* values) {
+  Vector vector;
+  switch (format) {
+#define ONEPASS_X(name, Type)        \
+  case Format::name:                 \
+    encode_as<Type>(values, vector); \
+    break;
+    ONEPASS_FORMATS(ONEPASS_X)
+#undef ONEPASS_X
+  }
+  return vector;
+}
+
+// -- single elements -------------------------------------------------------------------------------------------------
+
+template <class T>
+ONEPASS_INLINE T load_element(Format format, std::uint64_t data, std::int64_t at) {
+  switch (format) {
+#define ONEPASS_X(name, Type) \
+  case Format::name:          \
+    return Type::template decode<T>(at_address<const typename Type::Storage>(data)[at]);
+    ONEPASS_FORMATS(ONEPASS_X)
+#undef ONEPASS_X
+  }
+  return T(0);
+}
+
+template <class T>
+ONEPASS_INLINE void store_element(Format format, std::uint64_t data, std::int64_t at, T value) {
+  switch (format) {
+#define ONEPASS_X(name, Type)                                                       \
+  case Format::name:                                                                \
+    at_address<typename Type::Storage>(data)[at] = Type::template encode<T>(value); \
+    return;
+    ONEPASS_FORMATS(ONEPASS_X)
+#undef ONEPASS_X
+  }
+}
+
+// -- the rule --------------------------------------------------------------------------------------------------------
+
+// Parameter, gradient, the rule's states, slow weights.
+template <class Rule>
+inline constexpr int kOperands = static_cast<int>(kFirstState + Rule::state_names.size()) + 1;
+
+// Where in a row's operands the k-th of the kernel's stands.
+template <class Rule>
+ONEPASS_INLINE constexpr int operand_of(int k) {
+  return k + 1 < kOperands<Rule> ? k : static_cast<int>(kSlow);
+}
+
+// What the threads of a block share: its row, and what it is made of.
+template <class Rule, class T>
+struct Chunk {
+  Row row;
+  typename Rule::template Constants<T> constants;
+  T factor;
+  double blend;
+  std::uint64_t data[kOperands<Rule>];  // addresses; 0: the row does not have it
+
+  ONEPASS_INLINE bool has(int k) const { return data[k] != 0; }
+  ONEPASS_INLINE bool writes(int k) const { return has(k) && k != static_cast<int>(kGrad); }
+
+  // The rule, for the i-th elements of all operands.
+  template <int Count>
+  ONEPASS_INLINE void step_value(T (&values)[kOperands<Rule>][Count], int i) const {
+    [&]<std::size_t... State>(std::index_sequence<State...> /*states*/) {
+      T p = flushed(values[kParam][i]);
+      T s[] = {flushed(values[kFirstState + State][i])..., T(0)};
+      Rule::update(constants, p, factor * flushed(values[kGrad][i]), s[State]...);
+      values[kParam][i] = flushed(p);
+      ((values[kFirstState + State][i] = flushed(s[State])), ...);
+    }(std::make_index_sequence<Rule::state_names.size()>{});
+  }
+
+  // Lookahead's (see cpu/driver.h), after it.
+  ONEPASS_INLINE void look_ahead(T& slow, T& param) const {
+    if (!has(kOperands<Rule> - 1)) return;
+    const Average<T> towards(1.0 - blend, blend);
+    param = slow = flushed(towards(flushed(slow), param));
+  }
+  template <int Count>
+  ONEPASS_INLINE void apply(T (&values)[kOperands<Rule>][Count]) const {
+#pragma unroll
+    for (int i = 0; i < Count; ++i) {
+      step_value(values, i);
+      look_ahead(values[kOperands<Rule> - 1][i], values[kParam][i]);
+    }
+  }
+
+  // Steps so many vectors from element `begin` on, a share of them in this thread. All operands are aligned plain
+  // arrays, and there are no slow weights.
+  ONEPASS_INLINE void step_plain(std::int64_t begin, std::uint32_t vectors, std::uint32_t thread) const {
+    constexpr int operands = kOperands<Rule> - 1;
+    std::uint64_t address[operands];
+#pragma unroll
+    for (int k = 0; k < operands; ++k)
+      address[k] = has(k) ? data[k] + static_cast<std::uint64_t>(begin) * sizeof(T) : 0;
+#pragma unroll 1
+    for (std::uint32_t v = thread; v < vectors; v += cuda::kThreads) {
+      T values[kOperands<Rule>][kWidth<T>];
+#pragma unroll
+      for (int k = 0; k < operands; ++k) {
+        Vector vector;
+        if (address[k] != 0) vector = load_words<4>(address[k] + std::uint64_t{v} * sizeof vector);
+        std::memcpy(values[k], vector.words, sizeof vector);
+      }
+#pragma unroll
+      for (int i = 0; i < kWidth<T>; ++i) step_value(values, i);
+#pragma unroll
+      for (int k = 0; k < operands; ++k) {
+        Vector vector;
+        std::memcpy(vector.words, values[k], sizeof vector);
+        if (address[k] != 0 && k != static_cast<int>(kGrad))
+          store_words<4>(vector, address[k] + std::uint64_t{v} * sizeof vector);
+      }
+    }
+  }
+
+  // The same, each operand in its own format, aligned or not.
+  ONEPASS_INLINE void step_mixed(std::int64_t at) const {
+    Vector vectors[kOperands<Rule>];
+    const auto visit = [&](int k, auto&& work) {
+      const Format format = format_of(row, operand_of<Rule>(k));
+      const std::size_t bytes = size_of(format);
+      const bool aligned = (row.aligned >> operand_of<Rule>(k) & 1) != 0;
+      work(format, data[k] + static_cast<std::uint64_t>(at) * bytes, bytes, aligned);
+    };
+#pragma unroll
+    for (int k = 0; k < kOperands<Rule>; ++k)
+      if (has(k))
+        visit(k, [&](Format, std::uint64_t address, std::size_t bytes, bool aligned) {
+          vectors[k] = load<T>(address, bytes, aligned);
+        });
+    T values[kOperands<Rule>][kWidth<T>] = {};
+#pragma unroll
+    for (int k = 0; k < kOperands<Rule>; ++k)
+      if (has(k)) decode(format_of(row, operand_of<Rule>(k)), vectors[k], values[k]);
+    apply(values);
+#pragma unroll
+    for (int k = 0; k < kOperands<Rule>; ++k)
+      if (writes(k))
+        visit(k, [&](Format format, std::uint64_t address, std::size_t bytes, bool aligned) {
+          store<T>(encode(format, values[k]), address, bytes, aligned);
+        });
+  }
+
+  // A single element, of a packed row or of one with a layout.
+  ONEPASS_INLINE void step_element(std::int64_t at, const std::uint64_t* layout) const {
+    std::int64_t offsets[kOperands<Rule>];
+#pragma unroll
+    for (int k = 0; k < kOperands<Rule>; ++k) offsets[k] = layout == nullptr ? at : 0;
+    if (layout != nullptr) {
+      const auto dimensions = static_cast<int>(layout[0]);
+      const std::uint64_t* shape = layout + 1;
+      auto rest = static_cast<std::uint64_t>(at);
+      for (int d = dimensions; d-- > 0;) {
+        std::uint64_t index;
+        if (rest >> 32 == 0 && shape[d] >> 32 == 0) {  // several times quicker
+          const auto size = static_cast<std::uint32_t>(shape[d]);
+          index = static_cast<std::uint32_t>(rest) % size;
+          rest = static_cast<std::uint32_t>(rest) / size;
+        } else {
+          index = rest % shape[d];
+          rest /= shape[d];
+        }
+        const std::uint64_t* stride = shape + dimensions + d;
+#pragma unroll
+        for (int k = 0; k < kOperands<Rule>; ++k)
+          if (has(k)) {
+            offsets[k] += static_cast<std::int64_t>(index * *stride);
+            stride += dimensions;
+          }
+      }
+    }
+    T values[kOperands<Rule>][1] = {};
+#pragma unroll
+    for (int k = 0; k < kOperands<Rule>; ++k)
+      if (has(k)) values[k][0] = load_element<T>(format_of(row, operand_of<Rule>(k)), data[k], offsets[k]);
+    apply(values);
+#pragma unroll
+    for (int k = 0; k < kOperands<Rule>; ++k)
+      if (writes(k)) store_element(format_of(row, operand_of<Rule>(k)), data[k], offsets[k], values[k][0]);
+  }
+};
+
+// -- a block ---------------------------------------------------------------------------------------------------------
+
+// The row that a block belongs to.
+template <class TableType>
+ONEPASS_INLINE std::uint32_t find_row(const TableType& table, std::uint32_t block) {
+  const auto* rows = reinterpret_cast<const Row*>(table.words);
+  std::uint32_t row = 0;
+  for (std::uint32_t end = table.header.rows; end - row > 1;) {
+    const std::uint32_t middle = row + (end - row) / 2;
+    if (rows[middle].first_block <= block) {
+      row = middle;
+    } else {
+      end = middle;
+    }
+  }
+  return row;
+}
+
+template <class Constants, class TableType>
+ONEPASS_INLINE Constants constants_of(const TableType& table, std::uint32_t at) {
+  constexpr std::size_t count = sizeof(Constants) / sizeof(std::uint32_t);
+  struct Words {
+    std::uint32_t words[count];
+  } words;
+  static_assert(sizeof(Words) == sizeof(Constants));
+  if (table.header.workspace != 0) {
+    const auto* source = at_address<const std::uint32_t>(table.header.workspace + std::uint64_t{at} * 8);
+#pragma unroll
+    for (std::size_t i = 0; i < count; ++i) words.words[i] = source[i];
+  } else {
+    const auto* source = reinterpret_cast<const std::uint32_t*>(table.words + at);
+#pragma unroll
+    for (std::size_t i = 0; i < count; ++i) words.words[i] = source[i];
+  }
+  return __builtin_bit_cast(Constants, words);  // std::bit_cast is no device function for them
+}
+
+// Whether GradScaler has found that this step must not be made.
+ONEPASS_INLINE bool is_skipped(const Header& header) {
+  return header.found_inf != 0 && *at_address<const float>(header.found_inf) != 0.0F;
+}
+
+// All that thread number `thread` of block number `block` does.
+template <class Rule, class T, class TableType>
+ONEPASS_INLINE void step_chunk(const TableType& table, std::uint32_t block, std::uint32_t thread) {
+  const Header& header = table.header;
+  if (is_skipped(header)) return;
+  const Row row = reinterpret_cast<const Row*>(table.words)[find_row(table, block)];
+  double factor = row.maximize != 0 ? -header.grad_factor : header.grad_factor;
+  if (header.grad_scale != 0) factor *= 1.0 / static_cast<double>(*at_address<const float>(header.grad_scale));
+  Chunk<Rule, T> chunk{.row = row,
+                       .constants = constants_of<typename Rule::template Constants<T>>(table, row.constants),
+                       .factor = static_cast<T>(factor),
+                       .blend = header.blend,
+                       .data = {}};
+  const std::uint64_t* pointer = table.words + row.pointers;
+#pragma unroll
+  for (int k = 0; k < kOperands<Rule>; ++k)
+    if ((row.held >> operand_of<Rule>(k) & 1) != 0) chunk.data[k] = *pointer++;
+
+  // The first chunk has the elements before the first vector, too, and the last one those behind the last.
+  const std::int64_t number = block - row.first_block;
+  const std::int64_t begin = number == 0 ? 0 : row.phase + number * header.chunk;
+  const std::int64_t full = row.phase + (number + 1) * header.chunk;
+  const std::int64_t end = full < row.length ? full : row.length;
+  if (row.access == Access::elements) {
+    const std::uint64_t* layout = row.has_layout != 0 ? table.words + row.layout : nullptr;
+    for (std::int64_t at = begin + thread; at < end; at += cuda::kThreads) chunk.step_element(at, layout);
+    return;
+  }
+  constexpr int width = kWidth<T>;
+  std::int64_t head = number == 0 ? row.phase : 0;
+  if (head > end - begin) head = end - begin;
+  const auto vectors = static_cast<std::uint32_t>((end - begin - head) / width);
+  const std::int64_t behind = begin + head + static_cast<std::int64_t>(vectors) * width;
+  const std::int64_t rest = head + (end - behind);
+  if (thread < rest) chunk.step_element(thread < head ? begin + thread : behind + (thread - head), nullptr);
+  if (row.access == Access::plain) {
+    chunk.step_plain(begin + head, vectors, thread);
+  } else {
+#pragma unroll 1
+    for (std::uint32_t v = thread; v < vectors; v += cuda::kThreads)
+      chunk.step_mixed(begin + head + static_cast<std::int64_t>(v) * width);
+  }
+}
+
+// -- numbers in the GPU's memory -------------------------------------------------------------------------------------
+
+// One of several numbers, whose formats stand in `formats`, four bits each: a value or, more often, an address.
+ONEPASS_INLINE double read_number(const std::uint64_t* numbers, std::uint64_t formats, int n) {
+  const auto format = static_cast<unsigned>(formats >> (4 * n) & 0xfU);
+  if (format == cuda::kValue) return std::bit_cast<double>(numbers[n]);
+  if (static_cast<Format>(format) == Format::float64) return *at_address<const double>(numbers[n]);
+  return static_cast<double>(*at_address<const float>(numbers[n]));
+}
+
+ONEPASS_INLINE void write_number(const std::uint64_t* numbers, std::uint64_t formats, int n, double value) {
+  const auto format = static_cast<unsigned>(formats >> (4 * n) & 0xfU);
+  if (format == cuda::kValue) return;
+  if (static_cast<Format>(format) == Format::float64) {
+    *at_address<double>(numbers[n]) = value;
+  } else {
+    *at_address<float>(numbers[n]) = static_cast<float>(value);
+  }
+}
+
+template <class Numbers>
+ONEPASS_INLINE Numbers read_numbers(const std::uint64_t* numbers, std::uint64_t formats) {
+  constexpr int count = sizeof(Numbers) / sizeof(double);
+  struct Values {
+    double values[count];
+  } read;
+#pragma unroll
+  for (int n = 0; n < count; ++n) read.values[n] = read_number(numbers, formats, n);
+  return __builtin_bit_cast(Numbers, read);
+}
+
+// Makes the constants of one row, and counts the step.
+template <class Rule, class T, class TableType>
+ONEPASS_INLINE void prepare_row(const TableType& table, std::uint32_t number) {
+  if (number >= table.header.rows || is_skipped(table.header)) return;
+  const Counter counter = reinterpret_cast<const Counter*>(table.words)[number];
+  const std::uint64_t* hyper = table.words + counter.hyper;
+  const auto h = read_numbers<typename Rule::Hyper>(hyper, hyper[Rule::hyper_names.size()]);
+  const double step = read_number(counter.numbers, counter.formats, 0) + 1.0;
+  write_number(counter.numbers, counter.formats, 0, step);
+
+  using Constants = typename Rule::template Constants<T>;
+  auto* target =
+      at_address<Constants>(table.header.workspace + std::uint64_t{counter.constants} * sizeof(std::uint64_t));
+  if constexpr (requires { typename Rule::Scalars; }) {
+    using Scalars = typename Rule::Scalars;
+    const std::uint64_t* numbers = counter.numbers + 1;
+    const std::uint64_t formats = counter.formats >> 4;
+    const auto scalars = read_numbers<Scalars>(numbers, formats);
+    *target = Rule::template prepare<T>(h, step, scalars);
+    struct Values {
+      double values[sizeof(Scalars) / sizeof(double)];
+    };
+    const auto after = __builtin_bit_cast(Values, Rule::advance(h, step, scalars));
+#pragma unroll
+    for (int s = 0; s < static_cast<int>(sizeof(Scalars) / sizeof(double)); ++s)
+      write_number(numbers, formats, s, after.values[s]);
+  } else {
+    *target = Rule::template prepare<T>(h, step);
+  }
+}
+
+}  // namespace onepass::inline ONEPASS_TARGET

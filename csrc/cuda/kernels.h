@@ -1,0 +1,27 @@
+// The kernels as the CUDA runtime takes them.
+#pragma once
+
+#include "cuda/table.h"
+#include "rules/registry.h"
+
+namespace onepass::cuda {
+
+struct Pair {
+  const void* prepare = nullptr;
+  const void* step = nullptr;
+};
+
+// For each rule: with a small table as their argument, and with a large one.
+struct Kernels {
+  Pair small[kRules];
+  Pair large[kRules];
+};
+
+template <class T>
+const Kernels& kernels_of();
+template <>
+const Kernels& kernels_of<float>();
+template <>
+const Kernels& kernels_of<double>();
+
+}  // namespace onepass::cuda

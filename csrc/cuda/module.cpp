@@ -1,0 +1,84 @@
+// onepass._cuda: the kernels behind the table of functions that the core takes. Loaded when a tensor on a GPU is first
+// stepped; importing it needs neither a GPU nor a driver.
+#include <cuda_runtime_api.h>
+#include <pybind11/pybind11.h>
+
+#include "cuda/backend.h"
+#include "cuda/kernels.h"
+
+namespace py = pybind11;
+
+namespace onepass::cuda {
+namespace {
+
+// Makes a device the current one for as long as it lives, as torch's own guard does.
+class OnDevice {
+ public:
+  explicit OnDevice(int device) {
+    error_ = cudaGetDevice(&before_);
+    if (error_ == cudaSuccess && before_ != device) {
+      error_ = cudaSetDevice(device);
+      moved_ = error_ == cudaSuccess;
+    }
+  }
+  ~OnDevice() {
+    if (moved_) cudaSetDevice(before_);
+  }
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+  cudaError_t error() const { return error_; }
+
+ private:
+  int before_ = 0;
+  bool moved_ = false;
+  cudaError_t error_;
+};
+
+const char* text_of(cudaError_t error) {
+  if (error == cudaSuccess) return nullptr;
+  cudaGetLastError();  // or torch would find it, and take it for its own
+  return cudaGetErrorString(error);
+}
+
+const Kernels& kernels(bool wide) { return wide ? kernels_of<double>() : kernels_of<float>(); }
+
+const char* unusable(int device) {
+  const OnDevice on(device);
+  if (on.error() != cudaSuccess) return text_of(on.error());
+  cudaFuncAttributes attributes;  // an error where there is no code for this device
+  return text_of(cudaFuncGetAttributes(&attributes, kernels(false).large[static_cast<int>(RuleId::adam)].step));
+}
+
+int multiprocessors(int device) {
+  int count = 0;
+  if (cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) cudaGetLastError();
+  return count > 0 ? count : 1;
+}
+
+const char* launch(Work work, RuleId rule, bool wide, const LargeTable& table, int device, void* stream) {
+  const OnDevice on(device);
+  if (on.error() != cudaSuccess) return text_of(on.error());
+  const bool small = size_of(table) <= sizeof(SmallTable);
+  const Pair& pair = (small ? kernels(wide).small : kernels(wide).large)[static_cast<int>(rule)];
+  const bool steps = work == Work::step;
+  const unsigned blocks = steps ? table.header.blocks : (table.header.rows + kThreads - 1) / kThreads;
+  void* arguments[] = {const_cast<LargeTable*>(&table)};  // a small table is the beginning of a large one
+  return text_of(cudaLaunchKernel(steps ? pair.step : pair.prepare, dim3(blocks), dim3(kThreads), arguments, 0,
+                                  static_cast<cudaStream_t>(stream)));
+}
+
+constexpr Backend kBackend{
+    .built = "CUDA " ONEPASS_CUDA_VERSION " for " ONEPASS_CUDA_DEVICES,
+    .unusable = &unusable,
+    .multiprocessors = &multiprocessors,
+    .launch = &launch,
+};
+
+}  // namespace
+}  // namespace onepass::cuda
+
+PYBIND11_MODULE(_cuda, m) {
+  m.doc() = "The CUDA kernels of onepass.";
+  m.attr("backend") = py::capsule(&onepass::cuda::kBackend, "onepass.cuda.backend");
+}

@@ -1,0 +1,329 @@
+#include "cuda/step.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <utility>
+
+#include "rules/table.h"
+
+namespace onepass::cuda {
+namespace {
+
+constexpr std::uint64_t kMaxBlocks = 0x7fffffff;  // of one launch
+
+std::uint64_t address(const void* pointer) { return reinterpret_cast<std::uintptr_t>(pointer); }
+
+std::size_t constants_words(RuleId rule, bool wide) {
+  return (info_of(rule).constants_size[wide ? 1 : 0] + sizeof(std::uint64_t) - 1) / sizeof(std::uint64_t);
+}
+
+// Collects rows (or counters), and the words that they point to, until a table is full.
+template <class RowType>
+class Builder {
+ public:
+  bool empty() const { return rows_.empty(); }
+
+  // Whether there is room for another row that adds so many words and blocks.
+  bool fits(std::size_t words, std::uint64_t blocks = 0) const {
+    return (rows_.size() + 1) * kRowWords + words_.size() + words <= LargeTable::kWords &&
+           blocks_ + blocks <= kMaxBlocks;
+  }
+
+  // Adds words, and tells where they begin among those added.
+  std::uint16_t add(std::span<const std::uint64_t> words) {
+    const auto at = static_cast<std::uint16_t>(words_.size());
+    words_.insert(words_.end(), words.begin(), words.end());
+    return at;
+  }
+
+  // The same, for what several rows share: `make` is called for the first of them.
+  template <class Make>
+  std::uint16_t add_shared(const void* what, Make&& make) {
+    const auto known = std::ranges::find(shared_, what, &std::pair<const void*, std::uint16_t>::first);
+    if (known != shared_.end()) return known->second;
+    return shared_.emplace_back(what, add(make())).second;
+  }
+
+  void push(const RowType& row, std::uint64_t blocks = 0) {
+    rows_.push_back(row);
+    blocks_ += blocks;
+  }
+
+  std::uint64_t blocks() const { return blocks_; }
+
+  // The table of all this, and a new beginning.
+  const LargeTable& close(const Header& header) {
+    const auto rows = static_cast<std::uint16_t>(rows_.size() * kRowWords);
+    for (RowType& row : rows_) shift(row, rows, header.workspace == 0);
+    table_.header = header;
+    table_.header.rows = static_cast<std::uint32_t>(rows_.size());
+    table_.header.blocks = static_cast<std::uint32_t>(blocks_);
+    table_.header.words = static_cast<std::uint32_t>(rows + words_.size());
+    std::memcpy(table_.words, rows_.data(), rows_.size() * sizeof(RowType));
+    std::ranges::copy(words_, table_.words + rows);
+    rows_.clear();
+    words_.clear();
+    shared_.clear();
+    blocks_ = 0;
+    return table_;
+  }
+
+ private:
+  static constexpr std::size_t kRowWords = sizeof(RowType) / sizeof(std::uint64_t);
+
+  // What a row points to lies behind all rows.
+  static void shift(Row& row, std::uint16_t rows, bool has_constants) {
+    row.pointers = static_cast<std::uint16_t>(row.pointers + rows);
+    if (has_constants) row.constants = static_cast<std::uint16_t>(row.constants + rows);
+    row.layout = static_cast<std::uint16_t>(row.layout + rows);
+  }
+  static void shift(Counter& counter, std::uint16_t rows, bool /*has_constants*/) {
+    counter.hyper = static_cast<std::uint16_t>(counter.hyper + rows);
+  }
+
+  std::vector<RowType> rows_;
+  std::vector<std::uint64_t> words_;
+  std::vector<std::pair<const void*, std::uint16_t>> shared_;
+  std::uint64_t blocks_ = 0;
+  LargeTable table_;
+};
+
+// -- counters --------------------------------------------------------------------------------------------------------
+
+std::uint64_t number_word(const Number& number) {
+  return number.data != nullptr ? address(number.data) : std::bit_cast<std::uint64_t>(number.value);
+}
+
+std::uint64_t number_format(const Number& number) {
+  return number.data != nullptr ? static_cast<std::uint64_t>(number.format) : kValue;
+}
+
+std::vector<std::uint64_t> hyper_words(RuleId rule, const std::array<Number, kMaxHyper>& hyper) {
+  std::vector<std::uint64_t> words;
+  std::uint64_t formats = 0;
+  for (std::size_t h = 0; h < info_of(rule).hyper_names.size(); ++h) {
+    words.push_back(number_word(hyper[h]));
+    formats |= number_format(hyper[h]) << (4 * h);
+  }
+  words.push_back(formats);
+  return words;
+}
+
+Counter counter_of(const DeviceJob& job) {
+  Counter counter{};
+  for (std::size_t n = 0; n < job.numbers.size(); ++n) {
+    counter.numbers[n] = number_word(job.numbers[n]);
+    counter.formats = static_cast<std::uint16_t>(counter.formats | number_format(job.numbers[n]) << (4 * n));
+  }
+  return counter;
+}
+
+// -- rows ------------------------------------------------------------------------------------------------------------
+
+// Operands may be misaligned each in its own way. The vectors of a row begin where that suits the most bytes.
+void align(const Job& job, unsigned width, Row& row) {
+  std::size_t most = 0;
+  for (unsigned phase = 0; phase < width; ++phase) {
+    unsigned aligned = 0;
+    std::size_t bytes = 0;
+    for (std::size_t k = 0; k < kMaxOperands; ++k) {
+      const Operand& operand = job.operands[k];
+      const std::size_t size = size_of(operand.format);
+      if (operand.data == nullptr || (address(operand.data) / size + phase) % width != 0) continue;
+      aligned |= 1U << k;
+      bytes += size;
+    }
+    if (bytes <= most) continue;
+    most = bytes;
+    row.phase = static_cast<std::uint8_t>(phase);
+    row.aligned = static_cast<std::uint8_t>(aligned);
+  }
+}
+
+Row row_of(const Job& job) {
+  const std::size_t native = job.wide ? sizeof(double) : sizeof(float);
+  const Format format = job.wide ? Format::float64 : Format::float32;
+  Row row{};
+  row.length = job.length;
+  row.maximize = std::signbit(job.grad_factor) ? 1 : 0;
+  bool narrow = true;
+  bool plain = job.operands[kSlow].data == nullptr;
+  for (std::size_t k = 0; k < kMaxOperands; ++k) {
+    const Operand& operand = job.operands[k];
+    if (operand.data == nullptr) continue;
+    row.held = static_cast<std::uint8_t>(row.held | 1U << k);
+    row.formats |= static_cast<std::uint32_t>(operand.format) << (4 * k);
+    narrow = narrow && onepass::size_of(operand.format) <= native;
+    plain = plain && operand.format == format;
+  }
+  if (job.layout != nullptr || !narrow) {
+    row.access = Access::elements;
+  } else {
+    align(job, static_cast<unsigned>(16 / native), row);
+    row.access = plain && row.aligned == row.held ? Access::plain : Access::mixed;
+  }
+  return row;
+}
+
+// Addresses of the operands that a job has.
+class Pointers {
+ public:
+  explicit Pointers(const Job& job) {
+    for (const Operand& operand : job.operands)
+      if (operand.data != nullptr) words_[count_++] = address(operand.data);
+  }
+  std::size_t size() const { return count_; }
+  operator std::span<const std::uint64_t>() const { return {words_.data(), count_}; }
+
+ private:
+  std::array<std::uint64_t, kMaxOperands> words_{};
+  std::size_t count_ = 0;
+};
+
+// The number of dimensions, the shape, and the strides of each operand that the job has.
+std::vector<std::uint64_t> layout_words(const Job& job) {
+  std::vector<std::uint64_t> words;
+  if (job.layout == nullptr) return words;
+  const auto add = [&](std::span<const std::int64_t> numbers) {
+    for (const std::int64_t number : numbers) words.push_back(static_cast<std::uint64_t>(number));
+  };
+  words.push_back(job.layout->shape.size());
+  add(job.layout->shape);
+  for (std::size_t k = 0; k < kMaxOperands; ++k)
+    if (job.operands[k].data != nullptr) add(job.layout->strides[k]);
+  return words;
+}
+
+std::vector<std::uint64_t> constants_of(RuleId rule, const Job& job) {
+  std::vector<std::uint64_t> words(constants_words(rule, job.wide));
+  std::memcpy(words.data(), job.constants, info_of(rule).constants_size[job.wide ? 1 : 0]);
+  return words;
+}
+
+// -- launches --------------------------------------------------------------------------------------------------------
+
+struct Step {
+  const Backend& backend;
+  RuleId rule;
+  std::span<const DeviceJob> jobs;
+  Header common;  // of all tables
+  int device;
+  void* stream;
+
+  void launch(Work work, bool wide, const LargeTable& table) const {
+    if (const char* error = backend.launch(work, rule, wide, table, device, stream); error != nullptr)
+      throw std::runtime_error("a kernel could not be launched on cuda:" + std::to_string(device) + ": " + error);
+  }
+
+  // Where the constants of a job go that are made on the GPU, in words from the beginning of a table's workspace.
+  static std::uint16_t offset(std::uint64_t constants, const Header& header) {
+    return static_cast<std::uint16_t>((constants - header.workspace) / sizeof(std::uint64_t));
+  }
+
+  // Counts the steps of all jobs of this arithmetic that count on the GPU.
+  void count(bool wide, std::uint64_t workspace) const {
+    const std::size_t slot = constants_words(rule, wide) * sizeof(std::uint64_t);
+    Builder<Counter> counters;
+    Header header;
+    const auto flush = [&] {
+      if (!counters.empty()) launch(Work::prepare, wide, counters.close(header));
+    };
+    for (const DeviceJob& device_job : jobs) {
+      if (device_job.hyper == nullptr || device_job.job.wide != wide) continue;
+      if (!counters.fits(kMaxHyper + 1)) flush();
+      if (counters.empty()) {
+        header = common;
+        header.workspace = workspace;
+      }
+      Counter counter = counter_of(device_job);
+      counter.hyper = counters.add_shared(device_job.hyper, [&] { return hyper_words(rule, *device_job.hyper); });
+      counter.constants = offset(workspace, header);
+      counters.push(counter);
+      workspace += slot;
+    }
+    flush();
+  }
+
+  // Steps all jobs of this arithmetic.
+  void step(bool wide, std::uint64_t workspace) const {
+    const std::size_t slot = constants_words(rule, wide) * sizeof(std::uint64_t);
+    Builder<Row> rows;
+    Header header;
+    const auto flush = [&] {
+      if (!rows.empty()) launch(Work::step, wide, rows.close(header));
+    };
+    for (const auto& [job, hyper, numbers] : jobs) {
+      if (job.wide != wide) continue;
+      const std::uint64_t constants = hyper != nullptr ? std::exchange(workspace, workspace + slot) : 0;
+      if (job.length == 0) continue;
+      Row row = row_of(job);
+      const Pointers pointers(job);
+      const std::vector<std::uint64_t> layout = layout_words(job);
+      const std::int64_t behind_head = std::max<std::int64_t>(job.length - row.phase, 1);
+      const auto blocks = static_cast<std::uint64_t>((behind_head + common.chunk - 1) / common.chunk);
+      // What a table says once has to hold for all of its rows.
+      const bool alike = std::abs(job.grad_factor) == header.grad_factor &&
+                         (job.operands[kSlow].data == nullptr || job.blend == header.blend) &&
+                         (hyper != nullptr) == (header.workspace != 0);
+      if (!alike || !rows.fits(pointers.size() + layout.size() + slot / sizeof(std::uint64_t), blocks)) flush();
+      if (rows.empty()) {
+        header = common;
+        header.grad_factor = std::abs(job.grad_factor);
+        header.blend = job.blend;
+        header.workspace = constants;
+      }
+      row.first_block = static_cast<std::uint32_t>(rows.blocks());
+      row.pointers = rows.add(pointers);
+      row.has_layout = job.layout != nullptr ? 1 : 0;
+      row.layout = rows.add(layout);
+      row.constants = hyper != nullptr
+                          ? offset(constants, header)
+                          : rows.add_shared(job.constants, [&, &job = job] { return constants_of(rule, job); });
+      rows.push(row, blocks);
+    }
+    flush();
+  }
+};
+
+std::size_t workspace_size_of(RuleId rule, std::span<const DeviceJob> jobs, bool wide) {
+  const auto counted =
+      std::ranges::count_if(jobs, [&](const DeviceJob& job) { return job.hyper != nullptr && job.job.wide == wide; });
+  return static_cast<std::size_t>(counted) * constants_words(rule, wide) * sizeof(std::uint64_t);
+}
+
+}  // namespace
+
+std::size_t workspace_size(RuleId rule, std::span<const DeviceJob> jobs) {
+  return workspace_size_of(rule, jobs, false) + workspace_size_of(rule, jobs, true);
+}
+
+std::uint32_t chunk_length(std::int64_t elements, int multiprocessors) {
+  constexpr std::int64_t kBlocksForEach = 32;
+  std::uint32_t chunk = 16384;
+  while (chunk > 4096 && elements / chunk < kBlocksForEach * multiprocessors) chunk /= 2;
+  return chunk;
+}
+
+void run_step(const Backend& backend, RuleId rule, std::span<const DeviceJob> jobs, const Scaler& scaler,
+              std::byte* workspace, int device, void* stream) {
+  Step step{.backend = backend, .rule = rule, .jobs = jobs, .common = {}, .device = device, .stream = stream};
+  std::int64_t elements = 0;
+  for (const DeviceJob& job : jobs) elements += job.job.length;
+  step.common.chunk = chunk_length(elements, backend.multiprocessors(device));
+  step.common.grad_scale = address(scaler.grad_scale);
+  step.common.found_inf = address(scaler.found_inf);
+
+  const std::uint64_t narrow = address(workspace);
+  const std::uint64_t wide = narrow + workspace_size_of(rule, jobs, false);
+  step.count(false, narrow);
+  step.count(true, wide);
+  step.step(false, narrow);
+  step.step(true, wide);
+}
+
+}  // namespace onepass::cuda

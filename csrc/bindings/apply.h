@@ -10,9 +10,10 @@
 
 namespace onepass {
 
-// A view of a tensor that kernels can work on: plain, on the CPU, of a known dtype, of that many elements in memory as
-// its shape says, neither lazily negated nor conjugated. Throws py::value_error that begins with `what` otherwise.
-TensorView require_view(PyObject* tensor, const std::string& what);
+// A view of a tensor that kernels can work on: plain, on the CPU (or on a GPU, if it may be), of a known dtype, of that
+// many elements in memory as its shape says, neither lazily negated nor conjugated. Throws py::value_error that begins
+// with `what` otherwise.
+TensorView require_view(PyObject* tensor, const std::string& what, bool may_be_on_cuda = false);
 
 // Applies the rule to each row, a tuple of the parameter, the gradient and the states in use (in the rule's order).
 // `hyper` is in the order of the rule's names; rules that keep scalars cannot be applied so.

@@ -10,6 +10,7 @@ namespace {
 
 // DLPack's enumerators.
 constexpr int kCpu = 1;
+constexpr int kCuda = 2;
 constexpr int kPinned = 3;  // page-locked for CUDA, but the CPU's memory
 constexpr std::uint8_t kInt = 0;
 constexpr std::uint8_t kFloat = 2;
@@ -40,6 +41,7 @@ DlpackReader::DlpackReader(const py::handle& tensor_type) {
   minor_ = api->minor;
   own_ = api->from_python;
   borrow_ = api->borrow_from_python;
+  current_work_stream_ = api->current_work_stream;
 }
 
 const std::int64_t* DlpackReader::keep(std::vector<std::int64_t> numbers) {
@@ -68,6 +70,11 @@ bool DlpackReader::view(PyObject* tensor, TensorView& out) {
   }
   out.data = static_cast<std::byte*>(exported.data) + exported.byte_offset;
   out.on_cpu = exported.device.type == kCpu || exported.device.type == kPinned;
+  out.cuda = exported.device.type == kCuda ? exported.device.id : -1;
+  if (pretence_ != Pretence::none && out.on_cpu) {
+    out.on_cpu = false;
+    out.cuda = 0;
+  }
   out.format = format_of(exported.dtype.code, exported.dtype.bits);
   out.complex = exported.dtype.code == kComplex;
   out.int64 = exported.dtype.code == kInt && exported.dtype.bits == 64;
@@ -85,6 +92,21 @@ bool DlpackReader::view(PyObject* tensor, TensorView& out) {
     out.strides = keep(std::move(strides));
   }
   return true;
+}
+
+bool DlpackReader::view_number(PyObject* tensor, TensorView& out) {
+  if (!view(tensor, out)) return false;
+  if (pretence_ == Pretence::tensors) {
+    out.on_cpu = true;
+    out.cuda = -1;
+  }
+  return true;
+}
+
+void* DlpackReader::current_stream(int cuda) const {
+  void* stream = nullptr;
+  if (pretence_ == Pretence::none && current_work_stream_(kCuda, cuda, &stream) != 0) throw py::error_already_set();
+  return stream;
 }
 
 }  // namespace onepass

@@ -18,6 +18,7 @@ struct TensorView {
   std::byte* data = nullptr;
   std::optional<Format> format;  // none: a dtype that no codec reads
   bool on_cpu = false;
+  int cuda = -1;  // the number of the GPU that it is on; -1: none of CUDA's
   bool complex = false;
   bool int64 = false;
   int ndim = 0;
@@ -39,6 +40,8 @@ inline bool same_numbers(const std::int64_t* a, const std::int64_t* b, int n) {
   return true;
 }
 
+inline bool same_device(const TensorView& a, const TensorView& b) { return a.on_cpu == b.on_cpu && a.cuda == b.cuda; }
+
 inline bool same_shape(const TensorView& a, const TensorView& b) {
   return a.ndim == b.ndim && a.complex == b.complex && same_numbers(a.shape, b.shape, a.ndim);
 }
@@ -51,6 +54,12 @@ class DlpackReader {
   // Views a tensor. False, with no Python error set, if torch does not export it (sparse, meta).
   bool view(PyObject* tensor, TensorView& out);
 
+  // The same of a number that an optimizer keeps for a parameter.
+  bool view_number(PyObject* tensor, TensorView& out);
+
+  // torch's current stream on a GPU.
+  void* current_stream(int cuda) const;
+
   // Forgets the shapes that views of this step had to be given room for.
   void reset() { room_.clear(); }
 
@@ -58,6 +67,11 @@ class DlpackReader {
 
   // Tests only: reads through the owning export, as a torch without the borrowing one would have it.
   void use_managed_export() { borrow_ = nullptr; }
+
+  // Tests only: tensors on the CPU are taken for tensors on the first GPU; all of them, or all but numbers.
+  enum class Pretence { none, tensors, numbers_too };
+  void pretend(Pretence pretence) { pretence_ = pretence; }
+  Pretence pretence() const { return pretence_; }
 
  private:
   struct Device {
@@ -92,7 +106,7 @@ class DlpackReader {
     int (*from_python)(void* object, ManagedTensor** out);
     void* to_python;
     int (*borrow_from_python)(void* object, Tensor* out);  // may be null
-    void* current_work_stream;
+    int (*current_work_stream)(int device_type, std::int32_t device, void** out);
   };
 
   const std::int64_t* keep(std::vector<std::int64_t> numbers);
@@ -101,6 +115,8 @@ class DlpackReader {
   std::uint32_t minor_ = 0;
   decltype(ExchangeApi::from_python) own_ = nullptr;
   decltype(ExchangeApi::borrow_from_python) borrow_ = nullptr;
+  decltype(ExchangeApi::current_work_stream) current_work_stream_ = nullptr;
+  Pretence pretence_ = Pretence::none;
   std::vector<std::vector<std::int64_t>> room_;
 };
 

@@ -36,6 +36,8 @@ std::string FactoredPlan::declines(const TensorView& param) const {
   return param.complex ? "complex parameter" : std::string();
 }
 
+bool FactoredPlan::runs_on_cuda() const { return false; }
+
 unsigned FactoredPlan::states_of(unsigned, const TensorView& param) const {
   return param.ndim > 1 ? kOfMatrix : kOfVector;
 }

@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings/apply.h"
+#include "bindings/cuda.h"
 #include "bindings/factored_plan.h"
 #include "bindings/lbfgs.h"
 #include "bindings/plan.h"
@@ -46,6 +47,7 @@ PYBIND11_MODULE(_core, m) {
   m.attr("__version__") = ONEPASS_VERSION;
 
   m.def("set_torch", &set_torch, py::arg("tensor_type"), py::arg("parameter_type"), py::arg("increment_version"),
+        py::arg("workspace"),
         "Hands over what the core uses of torch. Raises ImportError if torch has no DLPack exchange API.");
   m.def("dlpack_version", [] { return torch().dlpack.version(); }, "Version of torch's DLPack exchange API.");
   m.def("use_managed_export", [] { torch().dlpack.use_managed_export(); }, "Tests only: read tensors the slower way.");
@@ -83,21 +85,32 @@ PYBIND11_MODULE(_core, m) {
       },
       "The registry: name -> (hyperparameters, states, scalars kept for each parameter, whether it counts steps).");
 
+  m.def("cuda_built", &cuda_built, "What the CUDA kernels were compiled with and for; empty if there are none.");
+  m.def("cuda_refusal", &cuda_refusal, py::arg("device"), "Why they cannot run on a GPU; empty if they can.");
+  m.def(
+      "cuda_device",
+      [](const py::handle& tensor) {
+        TensorView view;
+        return torch().dlpack.view(tensor.ptr(), view) ? view.cuda : -1;
+      },
+      py::arg("tensor"), "The number of the GPU that a tensor is on; -1 if it is on none.");
+  m.def("pretend_cuda", &pretend_cuda, py::arg("backend"), py::arg("numbers_too"),
+        "Tests only: takes the table of functions at this address for the CUDA module's, and tensors on the CPU for "
+        "tensors on a GPU, but for numbers kept for each parameter unless these, too. 0: as before.");
+
   m.def(
       "stats",
       [] {
-        py::dict kernel;
-        kernel["cpu"] = stats().kernel;
         py::dict all;
-        all["kernel"] = kernel;
+        all["kernel"] = stats().kernel;
         all["torch"] = stats().torch;
         return all;
       },
       "Tensors stepped since import.");
   m.def(
       "count",
-      [](std::uint64_t kernel, const std::map<std::string, std::uint64_t>& torch) {
-        stats().kernel += kernel;
+      [](const std::map<std::string, std::uint64_t>& kernel, const std::map<std::string, std::uint64_t>& torch) {
+        for (const auto& [backend, tensors] : kernel) stats().kernel[backend] += tensors;
         for (const auto& [reason, tensors] : torch) stats().torch[reason] += tensors;
       },
       py::arg("kernel"), py::arg("torch"), "Adds to `stats`: tensors stepped by kernels, and by torch for a reason.");
@@ -113,9 +126,11 @@ PYBIND11_MODULE(_core, m) {
   py::class_<Plan>(m, "Plan", "One optimizer's step, from its Python objects to the kernels.")
       .def(py::init<const std::string&>(), py::arg("rule"))
       .def("step", &Plan::step, py::arg("optimizer"), py::arg("grad_factor"), py::arg("threads"),
-           py::arg("slow") = false, py::arg("blend") = py::none(),
+           py::arg("slow") = false, py::arg("blend") = py::none(), py::arg("grad_scale") = py::none(),
+           py::arg("found_inf") = py::none(),
            "Steps all parameters, or returns a list of (group, index, reason) that need torch's own code first. For "
-           "Lookahead: whether there are slow weights, and how far they go towards the parameters in this step.")
+           "Lookahead: whether there are slow weights, and how far they go towards the parameters in this step. "
+           "GradScaler's numbers may be given as tensors on a GPU; NotImplemented is returned if they cannot be taken.")
       .def("finish", &Plan::finish, py::arg("optimizer"), py::arg("grad_factor"), py::arg("threads"),
            py::arg("slow") = false, py::arg("blend") = py::none(),
            "Steps what `step` left, after torch's own code has stepped its part.")

@@ -6,6 +6,7 @@
 #include <unordered_map>
 #include <unordered_set>
 
+#include "bindings/cuda.h"
 #include "cpu/fpmode.h"
 #include "cpu/step.h"
 #include "layout.h"
@@ -52,6 +53,9 @@ struct Plan::Group {
   std::vector<std::pair<py::object, py::object>> items;  // what the dict held when it was read, but for `params`
   bool reread = true;  // a value is mutable (a tensor lr): its identity proves nothing
   std::array<double, kMaxHyper> hyper{};
+  // The same with those that are tensors on a GPU, whose values are unknown here: 1 stands for them in `hyper`.
+  std::array<cuda::Number, kMaxHyper> device_hyper{};
+  int device = -1;  // the GPU that they are on; -1: there are none
   double sign = 1.0;
   bool differentiable = false;
   unsigned states_used = 0;  // a bit for each that parameters may have
@@ -192,6 +196,24 @@ void Plan::read_groups(const py::object& optimizer) {
   }
 }
 
+namespace {
+
+// Whether a hyperparameter is one float on a GPU, the same one as others of its group.
+bool read_device_number(PyObject* value, cuda::Number& number, int& device) {
+  TensorView view;
+  if (!is_plain(value) || !torch().dlpack.view_number(value, view) || view.cuda < 0 || view.complex ||
+      (view.format != Format::float32 && view.format != Format::float64) ||
+      !std::ranges::all_of(
+          shape_of(view), [](std::int64_t size) { return size == 1; }) ||
+      is_lazy(value, view) || (device >= 0 && device != view.cuda))
+    return false;
+  number = {.data = view.data, .format = *view.format};
+  device = view.cuda;
+  return true;
+}
+
+}  // namespace
+
 // Numbers in a group are read only when the group holds other objects than at the last step: a schedule that sets
 // group["lr"] puts a new float there, and comparing a dozen pointers is several times cheaper than reading them.
 void Plan::read_group(Group& group, PyObject* dict, std::size_t index) {
@@ -216,11 +238,12 @@ void Plan::read_group(Group& group, PyObject* dict, std::size_t index) {
   group.dict = dict;
   group.index = index;
   group.reread = false;
-  const auto number = [&](const py::handle& key, PyObject* value, bool optional) {
+  const auto number = [&](const py::handle& key, PyObject* value, bool optional, cuda::Number& on_device) {
     if (optional && value == Py_None) return -1.0;
     py::object item;
     if (!PyFloat_CheckExact(value) && !PyLong_Check(value)) {  // a bool is a PyLong; anything else may change in place
       group.reread = true;
+      if (read_device_number(value, on_device, group.device)) return 1.0;
       if (py::hasattr(value, "item")) {
         item = py::handle(value).attr("item")();
         value = item.ptr();
@@ -236,17 +259,19 @@ void Plan::read_group(Group& group, PyObject* dict, std::size_t index) {
   };
   for (std::size_t h = 0; h < hyper_names_.size(); ++h) {
     const auto& [key, element, optional] = hyper_names_[h];
+    cuda::Number& on_device = group.device_hyper[h];
     PyObject* value = lookup(dict, key);
     if (value == nullptr)
       throw py::key_error(label_ + ": group " + std::to_string(index) + " has no " + std::string(py::str(key)));
     if (element < 0) {
-      group.hyper[h] = number(key, value, optional);
+      group.hyper[h] = number(key, value, optional, on_device);
     } else {
       if (!PyTuple_CheckExact(value)) group.reread = true;
       const auto part = py::reinterpret_steal<py::object>(PySequence_GetItem(value, element));
       if (!part) throw py::error_already_set();
-      group.hyper[h] = number(key, part.ptr(), optional);
+      group.hyper[h] = number(key, part.ptr(), optional, on_device);
     }
+    on_device.value = group.hyper[h];
   }
   const auto flag = [&](const py::str& key) {
     PyObject* value = lookup(dict, key);
@@ -266,6 +291,20 @@ void Plan::read_group(Group& group, PyObject* dict, std::size_t index) {
   while (PyDict_Next(dict, &position, &key, &value) != 0)
     if (value != group.params)
       group.items.emplace_back(py::reinterpret_borrow<py::object>(key), py::reinterpret_borrow<py::object>(value));
+}
+
+// Reads the hyperparameters that are on a GPU, which waits for it: they are needed here.
+void Plan::fetch_hyper(Group& group) const {
+  for (std::size_t h = 0; h < hyper_names_.size(); ++h) {
+    cuda::Number& on_device = group.device_hyper[h];
+    if (on_device.data == nullptr) continue;
+    const auto& [key, element, optional] = hyper_names_[h];
+    py::object value = py::reinterpret_borrow<py::object>(lookup(group.dict, key));
+    if (element >= 0) value = value[py::int_(element)];
+    group.hyper[h] = value.attr("item")().cast<double>();
+    on_device = {.value = group.hyper[h]};
+  }
+  group.device = -1;
 }
 
 // -- states: which dict belongs to which parameter -------------------------------------------------------------------
@@ -314,8 +353,10 @@ std::string Plan::why_torch(const Param& param, TensorView& view) const {
       fail(param, "it is on the meta device and has no memory; call to_empty() first");
     return "no strided memory";
   }
-  if (!view.on_cpu)
+  if (!view.on_cpu && (view.cuda < 0 || !runs_on_cuda()))
     return "device " + py::str(py::handle(param.object).attr("device").attr("type")).cast<std::string>();
+  if (view.cuda >= 0)
+    if (const std::string why = cuda_refusal(view.cuda); !why.empty()) return "device cuda: " + why;
   if (!view.format) return "dtype " + text_of(param.object, "dtype");
   return declines(view);
 }
@@ -378,7 +419,7 @@ bool Plan::read_gradient(Reading& r) {
       return r.param.sparse ? read_sparse_gradient(r) : r.leave("gradient without strided memory");
     }
     if (!info_.takes_dense) return r.leave("dense gradient");
-    if (view.on_cpu && !view.format) return r.leave("gradient of dtype " + text_of(grad, "dtype"));
+    if (same_device(view, r.own()) && !view.format) return r.leave("gradient of dtype " + text_of(grad, "dtype"));
     check_operand(r, kGrad, grad, kGradLabel);
     return true;
   };
@@ -396,6 +437,7 @@ bool Plan::read_gradient(Reading& r) {
 bool Plan::read_sparse_gradient(Reading& r) {
   const TensorView& own = r.own();
   if (!r.param.group->takes_sparse) return r.leave("sparse gradient");
+  if (!own.on_cpu) return r.leave("sparse gradient on a GPU");
   if (own.complex) return r.leave("sparse gradient of a complex parameter");
   if (!is_row_major(shape_of(own), strides_of(own)))
     return r.leave("sparse gradient of a parameter that is not contiguous");
@@ -461,9 +503,9 @@ bool Plan::read_state(Reading& r, std::size_t operand, const py::object& name, c
     return r.leave("tensor subclass " + type_name(tensor));
   }
   if (!torch().dlpack.view(tensor, view))
-    fail(r.param, what + " has no strided memory on the CPU (layout " + text_of(tensor, "layout") + ", device " +
+    fail(r.param, what + " has no strided memory (layout " + text_of(tensor, "layout") + ", device " +
                       text_of(tensor, "device") + ")");
-  if (view.on_cpu && !view.format) fail(r.param, what + " has dtype " + text_of(tensor, "dtype"));
+  if (same_device(view, r.own()) && !view.format) fail(r.param, what + " has dtype " + text_of(tensor, "dtype"));
   check_operand(r, operand, tensor, what);
   if (r.param.is_lazy_now(operand, tensor, view)) return r.leave("negated or conjugated state");
   if (r.job.rows != nullptr && !is_row_major(shape_of(view), strides_of(view)))
@@ -494,11 +536,13 @@ bool Plan::read_number(Reading& r, const py::object& name, Number& number) {
     return true;
   }
   TensorView view;
-  if (!is_plain(held) || !torch().dlpack.view(held, view) || !view.on_cpu || view.complex ||
+  if (!is_plain(held) || !torch().dlpack.view_number(held, view) || view.complex ||
+      !(view.on_cpu || same_device(view, r.own())) ||
       (view.format != Format::float32 && view.format != Format::float64) ||
       !std::ranges::all_of(shape_of(view), [](std::int64_t size) { return size == 1; }))
-    return r.leave("state " + std::string(py::str(name)) + " that is not one float on the CPU");
-  number = {.data = view.data, .format = *view.format};
+    return r.leave("state " + std::string(py::str(name)) + " that is not one float on the CPU or beside the parameter");
+  number = {.data = view.data, .format = *view.format, .on_gpu = !view.on_cpu};
+  if (number.on_gpu) return true;
   if (number.format == Format::float32) {
     float value = 0;
     std::memcpy(&value, view.data, sizeof value);
@@ -512,7 +556,8 @@ bool Plan::read_number(Reading& r, const py::object& name, Number& number) {
 // Takes an operand into the job, if it fits the parameter.
 void Plan::check_operand(Reading& r, std::size_t operand, PyObject* tensor, const std::string& what) {
   const TensorView& view = r.views[operand];
-  if (!view.on_cpu) fail(r.param, what + " is on device " + text_of(tensor, "device") + ", not on the parameter's");
+  if (!same_device(view, r.own()))
+    fail(r.param, what + " is on device " + text_of(tensor, "device") + ", not on the parameter's");
   if (!fits(operand, view, r.own()))
     fail(r.param, what + " has shape " + std::string(py::str(py::list(py::handle(tensor).attr("shape")))) +
                       " and dtype " + text_of(tensor, "dtype"));
@@ -559,7 +604,37 @@ bool Plan::gradient_overlaps(Reading& r) {
   return grad.data < past && first < grad_past && !same;
 }
 
-Plan::Path Plan::read_param(Param& param, Job& job) {
+// Where the constants of the parameter's step are made: here or, if some of the numbers that they follow from are on
+// its GPU, there; then the job is told of all these numbers.
+bool Plan::divide_numbers(Reading& r, cuda::DeviceJob& device_job) {
+  Group& group = *r.param.group;
+  const bool counts_there = !number_names_.empty() && r.numbers[0].on_gpu;
+  for (std::size_t n = 0; n < number_names_.size(); ++n)
+    if (r.numbers[n].on_gpu != counts_there) return r.leave("numbers of which some are on the CPU and some on a GPU");
+  // Scalars that are brought forward here follow from hyperparameters.
+  const bool needed_here = r.own().cuda != group.device || (!counts_there && !info_.scalar_names.empty());
+  if (group.device >= 0 && needed_here) fetch_hyper(group);
+  if (!counts_there && group.device < 0) return true;
+
+  device_job.hyper = &group.device_hyper;
+  device_job.numbers[0] = {.value = info_.counts_steps ? r.numbers[0].value : (r.param.fresh ? 0.0 : 1.0)};
+  if (counts_there)
+    for (std::size_t n = 0; n < number_names_.size(); ++n)
+      device_job.numbers[n] = {.data = r.numbers[n].data, .format = r.numbers[n].format};
+  return true;
+}
+
+// Whether every element lies where a GPU can read it. (torch itself makes no tensors that do not.)
+bool Plan::is_aligned(Reading& r) {
+  for (const Operand& operand : r.job.operands)
+    if (reinterpret_cast<std::uintptr_t>(operand.data) % size_of(operand.format) != 0)
+      return r.leave("memory that is not aligned to its elements");
+  return true;
+}
+
+Plan::Path Plan::read_param(Param& param, cuda::DeviceJob& device_job, int& device) {
+  device_job = {};
+  Job& job = device_job.job;
   Reading r{.param = param, .job = job, .grad = gradient_of(param.object)};
   if (r.grad.is_none()) {
     param.written = {};
@@ -577,6 +652,11 @@ Plan::Path Plan::read_param(Param& param, Job& job) {
     return Path::torch;
   }
   if (r.missing) return Path::missing;
+  device = r.own().cuda;
+  if (!divide_numbers(r, device_job) || (device >= 0 && !is_aligned(r))) {
+    param.written = {};
+    return Path::torch;
+  }
 
   param.blended = blend_ && job.rows == nullptr && blends();
   if (param.blended) {
@@ -584,16 +664,20 @@ Plan::Path Plan::read_param(Param& param, Job& job) {
   } else {  // read for the checks alone
     job.operands[kSlow] = {};
   }
-  const std::size_t counters = info_.counts_steps ? 1 : 0;
-  const double step = info_.counts_steps ? r.numbers[0].value + 1.0 : (param.fresh ? 1.0 : 2.0);
-  Scalars scalars{};
-  for (std::size_t n = counters; n < number_names_.size(); ++n) scalars[n - counters] = r.numbers[n].value;
-  const Memo& memo = prepare_step(*param.group, step, scalars, job.wide);
-  job.constants = memo.constants;
-  for (std::size_t n = 0; n < number_names_.size(); ++n) {
-    r.numbers[n].value = n < counters ? step : memo.advanced[n - counters];
-    numbers_.push_back(r.numbers[n]);
+  if (device_job.hyper == nullptr) {
+    const std::size_t counters = info_.counts_steps ? 1 : 0;
+    const double step = info_.counts_steps ? r.numbers[0].value + 1.0 : (param.fresh ? 1.0 : 2.0);
+    Scalars scalars{};
+    for (std::size_t n = counters; n < number_names_.size(); ++n) scalars[n - counters] = r.numbers[n].value;
+    const Memo& memo = prepare_step(*param.group, step, scalars, job.wide);
+    job.constants = memo.constants;
+    for (std::size_t n = 0; n < number_names_.size(); ++n)
+      r.numbers[n].value = n < counters ? step : memo.advanced[n - counters];
+  } else {
+    r.numbers[0].value += 1.0;
   }
+  for (std::size_t n = 0; n < number_names_.size(); ++n)
+    if (!r.numbers[n].on_gpu) numbers_.push_back(r.numbers[n]);
   if (job.rows == nullptr) {  // else the gradient's values have a shape of their own
     bool flat = r.packed;
     for (std::size_t k = 0; k < kMaxOperands; ++k)
@@ -605,6 +689,8 @@ Plan::Path Plan::read_param(Param& param, Job& job) {
 }
 
 std::string Plan::declines(const TensorView&) const { return {}; }
+
+bool Plan::runs_on_cuda() const { return true; }
 
 unsigned Plan::states_of(unsigned used, const TensorView&) const { return used; }
 
@@ -640,6 +726,8 @@ const Plan::Memo& Plan::prepare_step(const Group& group, double step, const Scal
 
 void Plan::clear() {
   jobs_.clear();
+  device_jobs_.clear();
+  scaler_ = {};
   job_params_.clear();
   numbers_.clear();
   missing_.clear();
@@ -654,14 +742,19 @@ void Plan::clear() {
 
 void Plan::gather() {
   clear();
-  Job job;
+  cuda::DeviceJob job;
+  int device = -1;
   for (std::size_t k = 0; k < params_.size(); ++k) {
     params_[k].blended = false;
-    switch (read_param(params_[k], job)) {
+    switch (read_param(params_[k], job, device)) {
       case Path::none:
         break;
       case Path::kernel:
-        jobs_.push_back(job);
+        if (device < 0) {
+          jobs_.push_back(job.job);
+        } else {
+          device_jobs_[device].push_back(job);
+        }
         job_params_.push_back(k);
         break;
       case Path::missing:
@@ -754,15 +847,35 @@ bool Plan::prepare(const py::object& optimizer, bool torch_has_stepped) {
   throw std::runtime_error(label_ + ": the optimizer changes while it is being read");
 }
 
+// Whether all of this step is made and counted where GradScaler's numbers are, so that nobody here has to know them.
+bool Plan::takes_scaler(const TensorView& found_inf) const {
+  if (!jobs_.empty() || !torch_params_.empty() || !numbers_.empty() || device_jobs_.size() > 1) return false;
+  // A first step that is skipped has to stay the first.
+  const bool first =
+      !info_.counts_steps && std::ranges::any_of(params_, [](const Param& param) { return param.fresh; });
+  return !first && (device_jobs_.empty() || device_jobs_.begin()->first == found_inf.cuda);
+}
+
 py::object Plan::step(const py::object& optimizer, double grad_factor, int threads, bool slow,
-                      std::optional<double> blend) {
+                      std::optional<double> blend, const py::object& grad_scale, const py::object& found_inf) {
   const Ticket ticket(*this);
   const Cleaner cleaner{*this};
   label_ = type_name(optimizer.ptr());
   grad_factor_ = grad_factor;
   slow_ = slow;
   blend_ = blend;
-  if (prepare(optimizer, false)) {
+  const bool all = prepare(optimizer, false);
+  if (!grad_scale.is_none() || !found_inf.is_none()) {
+    TensorView scale;
+    TensorView found;
+    const auto read = [](const py::object& tensor, TensorView& view) {
+      return tensor.is_none() || (torch().dlpack.view(tensor.ptr(), view) && view.format == Format::float32);
+    };
+    if (!read(grad_scale, scale) || !read(found_inf, found) || !takes_scaler(found_inf.is_none() ? scale : found))
+      return py::reinterpret_borrow<py::object>(Py_NotImplemented);
+    scaler_ = {.grad_scale = scale.data, .found_inf = found.data};
+  }
+  if (all) {
     run(threads);
     return py::none();
   }
@@ -787,8 +900,11 @@ void Plan::finish(const py::object& optimizer, double grad_factor, int threads, 
 }
 
 void Plan::run(int threads) {
+  std::vector<CudaStep> steps;
+  for (const auto& [device, jobs] : device_jobs_) steps.emplace_back(rule_, device, jobs);
   {
     const py::gil_scoped_release release;
+    for (const CudaStep& step : steps) step.launch(scaler_);
     for (Rows& rows : rows_) coalesce(rows);
     for (Job& job : jobs_)
       if (job.rows != nullptr) job.length = job.rows->count() * job.rows->length;
@@ -805,16 +921,16 @@ void Plan::run(int threads) {
   }
   for (const Number& number : numbers_)
     if (number.dict != nullptr) py::handle(number.dict)[names().step] = py::int_(static_cast<long long>(number.value));
-  if (!jobs_.empty()) {
-    py::list stepped(jobs_.size());
-    for (std::size_t j = 0; j < jobs_.size(); ++j) {
-      Param& param = params_[job_params_[j]];
-      param.fresh = false;
-      stepped[j] = py::reinterpret_borrow<py::object>(param.object);
-    }
-    torch().increment_version(stepped);
-    the_stats.kernel += jobs_.size();
+  if (job_params_.empty()) return;
+  py::list stepped(job_params_.size());
+  for (std::size_t j = 0; j < job_params_.size(); ++j) {
+    Param& param = params_[job_params_[j]];
+    param.fresh = false;
+    stepped[j] = py::reinterpret_borrow<py::object>(param.object);
   }
+  torch().increment_version(stepped);
+  the_stats.kernel["cpu"] += jobs_.size();
+  the_stats.kernel["cuda"] += job_params_.size() - jobs_.size();
 }
 
 py::list Plan::unblended(const py::object& optimizer) {
@@ -839,8 +955,9 @@ py::list Plan::explain(const py::object& optimizer) {
       std::string path = "kernel";
       std::string reason;
       try {
-        Job job;
-        const Path found = read_param(param, job);
+        cuda::DeviceJob job;
+        int device = -1;
+        const Path found = read_param(param, job, device);
         if (found == Path::none) {
           TensorView view;
           reason = why_torch(param, view);

@@ -20,6 +20,7 @@
 
 #include "bindings/torch.h"
 #include "cpu/rows.h"
+#include "cuda/step.h"
 #include "job.h"
 #include "rules/table.h"
 
@@ -27,7 +28,7 @@ namespace onepass {
 
 // How many tensors have been stepped since import: by the kernels, and by torch's own code for each reason.
 struct Stats {
-  std::uint64_t kernel = 0;
+  std::map<std::string, std::uint64_t> kernel{{"cpu", 0}, {"cuda", 0}};
   std::map<std::string, std::uint64_t> torch;
 };
 Stats& stats();
@@ -44,8 +45,13 @@ class Plan {
   //
   // Under Lookahead each parameter has slow weights as one more state. `blend` is given in the last step of a cycle:
   // how far they then go towards the parameter.
+  //
+  // Where GradScaler's two numbers lie in a GPU's memory, they may be given as they are (each a tensor or None) to
+  // steps that are made and counted on that GPU alone; for any other step the answer is NotImplemented, with nothing
+  // done.
   pybind11::object step(const pybind11::object& optimizer, double grad_factor, int threads, bool slow,
-                        std::optional<double> blend);
+                        std::optional<double> blend, const pybind11::object& grad_scale,
+                        const pybind11::object& found_inf);
   void finish(const pybind11::object& optimizer, double grad_factor, int threads, bool slow,
               std::optional<double> blend);
 
@@ -60,6 +66,7 @@ class Plan {
   // dimensions.
   explicit Plan(const RuleInfo& info);
   virtual std::string declines(const TensorView& param) const;  // why torch has to step it; empty if it need not
+  virtual bool runs_on_cuda() const;
   virtual unsigned states_of(unsigned used, const TensorView& param) const;
   virtual bool fits(std::size_t operand, const TensorView& view, const TensorView& param) const;
   virtual bool blends() const;  // whether the driver moves slow weights
@@ -82,15 +89,19 @@ class Plan {
     Format format = Format::float32;
     double value = 0.0;
     PyObject* dict = nullptr;  // not a tensor but an int of Python's, under `step` in this dict (SparseAdam's)
+    bool on_gpu = false;       // where only a kernel reads it
   };
   using Scalars = std::array<double, kMaxScalars>;
 
   void read_groups(const pybind11::object& optimizer);
   void read_group(Group& group, PyObject* dict, std::size_t index);
+  void fetch_hyper(Group& group) const;
   void read_states(const pybind11::object& optimizer);
   void gather();
   std::string why_torch(const Param& param, TensorView& view) const;
-  Path read_param(Param& param, Job& job);
+  Path read_param(Param& param, cuda::DeviceJob& device_job, int& device);
+  bool divide_numbers(Reading& r, cuda::DeviceJob& device_job);
+  static bool is_aligned(Reading& r);
   bool read_own(Reading& r);
   bool read_gradient(Reading& r);
   bool read_sparse_gradient(Reading& r);
@@ -107,6 +118,7 @@ class Plan {
   void create_states(const pybind11::object& optimizer);
   void run(int threads);
   bool prepare(const pybind11::object& optimizer, bool torch_has_stepped);
+  bool takes_scaler(const TensorView& found_inf) const;
   [[noreturn]] void fail(const Param& param, const std::string& what) const;
 
   struct Ticket;  // holds the plan for one call of one thread
@@ -132,8 +144,10 @@ class Plan {
   bool states_moved_ = true;
   bool memory_moved_ = true;
 
-  // This step's work.
+  // This step's work, on the CPU and on each GPU.
   std::vector<Job> jobs_;
+  std::map<int, std::vector<cuda::DeviceJob>> device_jobs_;
+  cuda::Scaler scaler_;
   std::vector<std::size_t> job_params_;
   std::vector<Number> numbers_;
   std::vector<std::size_t> missing_;

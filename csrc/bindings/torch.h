@@ -13,11 +13,13 @@ struct Torch {
   pybind11::object tensor_type;
   pybind11::object parameter_type;
   pybind11::object increment_version;
+  pybind11::object workspace;  // (bytes, GPU or -1) -> a tensor of so many bytes
   DlpackReader dlpack;
 };
 
 // Handed over once by the Python layer.
-void set_torch(pybind11::object tensor_type, pybind11::object parameter_type, pybind11::object increment_version);
+void set_torch(pybind11::object tensor_type, pybind11::object parameter_type, pybind11::object increment_version,
+               pybind11::object workspace);
 Torch& torch();
 
 // Whether it is a torch.Tensor or Parameter itself, not of a subclass.

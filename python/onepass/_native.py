@@ -23,7 +23,12 @@ from . import _core
 if TYPE_CHECKING:
     from .lookahead import Turn
 
-_core.set_torch(torch.Tensor, torch.nn.Parameter, torch.autograd.graph.increment_version)
+def _workspace(size: int, cuda: int) -> Tensor:
+    """Memory of torch's for the kernels: on a GPU or, if that is -1, on the CPU."""
+    return torch.empty(size, dtype=torch.uint8, device="cpu" if cuda < 0 else torch.device("cuda", cuda))
+
+
+_core.set_torch(torch.Tensor, torch.nn.Parameter, torch.autograd.graph.increment_version, _workspace)
 
 Step = Callable[..., Any]
 
@@ -116,6 +121,26 @@ def _scaled_gradients(params: list[Tensor], factor: float) -> Iterator[None]:
             p.grad = grad
 
 
+# Raises where a step is captured that would not be the same again; torch has renamed it.
+_check_capturable = getattr(Optimizer, "_accelerator_graph_capture_health_check", None) or getattr(
+    Optimizer, "_cuda_graph_capture_health_check"
+)
+
+
+def _check_capture(optimizer: Optimizer) -> None:
+    if (
+        torch.cuda.is_initialized()
+        and torch.cuda.is_current_stream_capturing()
+        and "capturable" in optimizer.param_groups[0]
+    ):
+        _check_capturable(optimizer)
+
+
+def _has_kernels(device: torch.device) -> bool:
+    """Whether there are kernels for tensors on this device."""
+    return device.type == "cpu" or (device.type == "cuda" and not _core.cuda_refusal(device.index))
+
+
 def new_slow_param(p: Tensor) -> Tensor:
     """Slow weights, which begin where the parameter is."""
     return p.detach().clone(memory_format=torch.preserve_format)
@@ -184,7 +209,20 @@ class Native(Optimizer):
         grad_scale = getattr(self, "grad_scale", None)
         return 1.0 if grad_scale is None else 1.0 / float(grad_scale.item())
 
+    def _step_with_scaler(self) -> bool:
+        """Steps with GradScaler's numbers left on their GPU; False, with nothing done, where that cannot be."""
+        grad_scale, found_inf = (getattr(self, name, None) for name in ("grad_scale", "found_inf"))
+        if found_inf is None or _core.cuda_device(found_inf) < 0 or self._turn:
+            return False
+        if self._counts_steps() and not all(map(self._counts_on_device, self.param_groups)):
+            return False
+        threads = torch.get_num_threads()
+        return self._plan.step(self, 1.0, threads, False, None, grad_scale, found_inf) is None
+
     def _step_all(self) -> None:
+        _check_capture(self)
+        if self._step_with_scaler():
+            return
         grad_factor = self._grad_factor()
         if grad_factor is None:
             return
@@ -215,6 +253,10 @@ class Native(Optimizer):
             type(self).torch_step(part)
 
     @classmethod
+    def _counts_steps(cls) -> bool:
+        return _core.rules()[cls.rule][3]
+
+    @classmethod
     def _state_names(cls) -> list[str]:
         """All states that a parameter can have, of its shape or derived from it."""
         return _core.rules()[cls.rule][1]
@@ -238,7 +280,7 @@ class Native(Optimizer):
                 state = self.state[p]
                 for name in number_names:
                     if name not in state:
-                        state[name] = self._new_number(group, name)
+                        state[name] = self._new_number(group, p, name)
                         created.append((p, name))
                 for name in state_names:
                     if state.get(name) is None:
@@ -257,10 +299,15 @@ class Native(Optimizer):
         """Where a number begins."""
         return 0.0
 
-    def _new_number(self, group: dict[str, Any], name: str) -> Any:
+    def _counts_on_device(self, group: dict[str, Any]) -> bool:
+        """Whether torch keeps the numbers of a parameter beside it."""
+        return bool(group.get("capturable") or group.get("fused"))
+
+    def _new_number(self, group: dict[str, Any], p: Tensor, name: str) -> Any:
         """A number that is kept for each parameter, as torch makes it."""
         dtype = torch_optimizer._get_scalar_dtype(group.get("fused"))  # type: ignore[no-untyped-call]
-        return torch.full((), self._first_number(group, name), dtype=dtype, device="cpu")
+        device = p.device if self._counts_on_device(group) else "cpu"
+        return torch.full((), self._first_number(group, name), dtype=dtype, device=device)
 
     def _new_state(self, group: dict[str, Any], p: Tensor, grad: Tensor, name: str) -> Tensor:
         """A new state tensor, as torch makes it but for ``state_dtype``."""
@@ -288,7 +335,7 @@ class Native(Optimizer):
                     group["state_dtype"] = state_dtype
                 forced = group["state_dtype"] if "state_dtype" not in saved_group else None
                 for key, p in zip(saved_group["params"], group["params"], strict=True):
-                    if p.device.type == "cpu" and key in saved["state"]:
+                    if _has_kernels(p.device) and key in saved["state"]:
                         _restore_dtypes(self.state[p], saved["state"][key], self._state_names(), forced)
 
         # Between the user's own hooks: after those that may change the state_dict, before those that see the result.

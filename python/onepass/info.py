@@ -32,6 +32,17 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
+def _cuda_devices() -> str:
+    """The GPUs that torch sees, each with why the kernels cannot run there, if they cannot."""
+    if not torch.cuda.is_available():
+        return "none seen by torch"
+    told = []
+    for device in range(torch.cuda.device_count()):
+        why = _core.cuda_refusal(device)
+        told.append(torch.cuda.get_device_name(device) + (f" (not for our kernels: {why})" if why else ""))
+    return ", ".join(told)
+
+
 def facts() -> dict[str, str]:
     """All that ``info`` prints, a text for each name."""
     isas = ", ".join(name + ("" if supported else " (not supported here)") for name, supported in _core.isas().items())
@@ -46,8 +57,9 @@ def facts() -> dict[str, str]:
         "threads": f"{torch.get_num_threads()} (torch.set_num_threads)",
         "OpenMP runtime": ", ".join(_openmp_runtimes()) or "unknown",
         "DLPack exchange API": ".".join(map(str, _core.dlpack_version())),
-        "CUDA kernels": "not built: parameters on a GPU are stepped by torch's own code",
-        "CUDA device": torch.cuda.get_device_name() if torch.cuda.is_available() else "none seen by torch",
+        "CUDA kernels": _core.cuda_built()
+        or "not built (there was no CUDA compiler): parameters on a GPU are stepped by torch's own code",
+        "CUDA devices": _cuda_devices(),
         "kernels for": ", ".join(_core.rules()),
     }
 

@@ -245,7 +245,7 @@ def _step(self: LBFGS, closure: Closure) -> Any:
     loss = float(first_loss)
     self._native.begin(groups, weights, torch.get_num_threads())
     point = run.point(0.0, loss, None)
-    _core.count(sum(map(len, groups)), {})
+    _core.count({"cpu": sum(map(len, groups))}, {})
 
     unproven, self._unproven = self._unproven, None
     if not point.finite:
@@ -531,7 +531,7 @@ class LBFGS(torch.optim.LBFGS):
         counts: dict[str, int] = {}
         for _, _, _, why in self._explain():
             counts[why] = counts.get(why, 0) + 1
-        _core.count(0, counts)
+        _core.count({}, counts)
         return loss
 
     @classmethod

@@ -124,7 +124,7 @@ class Muon(Native, torch.optim.Muon):
         threads = torch.get_num_threads()
         for part in _parts([item for item in items if item[1].numel() > 0]):
             self._step_part(part, grad_factor, threads)
-        _core.count(len(items), Counter(reason for _, _, reason in rest))
+        _core.count(Counter(p.device.type for _, p, _ in items), Counter(reason for _, _, reason in rest))
 
     def _step_part(self, items: list[Item], grad_factor: float, threads: int) -> None:
         updates = [torch.empty_like(p, dtype=_update_dtype(p)) for _, p, _ in items]

@@ -1,7 +1,55 @@
+import ctypes
+import subprocess
+from pathlib import Path
+
 import onepass
 import pytest
 import reference
 import torch
+
+ROOT = Path(__file__).parents[1]
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--imitate-gpu",
+        choices=("tensors", "numbers-too"),
+        help="takes tensors for tensors on a GPU, and an imitation of the CUDA kernels on the CPU for the kernels; "
+        "but for the numbers that are kept for each parameter, or these, too",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves out, on an imitated GPU, what there are no CUDA kernels for."""
+    if config.getoption("--imitate-gpu") is None:
+        return
+    left_out = ("LBFGS", "Adafactor", "SparseAdam", "sparse", "misaligned")
+    config.hook.pytest_deselected([item for item in items if any(word in item.name for word in left_out)])
+    items[:] = [item for item in items if not any(word in item.name for word in left_out)]
+
+
+@pytest.fixture(scope="session")
+def imitation(tmp_path_factory):
+    """The address of the functions of an imitated GPU: the CUDA kernels' source, compiled for the CPU."""
+    library = tmp_path_factory.mktemp("imitation") / "libemulated.so"
+    flags = ["-std=c++20", "-O1", "-ffp-contract=off", "-fno-math-errno", "-shared", "-fPIC", "-DONEPASS_TARGET=emulated"]
+    source = ROOT / "tests" / "cpp" / "emulated.cpp"
+    subprocess.run(["c++", *flags, "-I", ROOT / "csrc", source, "-o", library], check=True)
+    functions = ctypes.CDLL(str(library)).onepass_emulated_backend
+    functions.restype = ctypes.c_void_p
+    return functions()
+
+
+@pytest.fixture(autouse=True)
+def imitated_gpu(request):
+    """With --imitate-gpu, all that a test does is done on an imitated GPU."""
+    extent = request.config.getoption("--imitate-gpu")
+    if extent is None:
+        yield
+        return
+    onepass._core.pretend_cuda(request.getfixturevalue("imitation"), extent == "numbers-too")
+    yield
+    onepass._core.pretend_cuda(0, False)
 
 
 @pytest.fixture(autouse=True)

@@ -390,7 +390,7 @@ def test_explain_and_stats():
     before = onepass.stats()
     ours.step()
     after = onepass.stats()
-    assert after["kernel"]["cpu"] == before["kernel"]["cpu"] + 2
+    assert sum(after["kernel"].values()) == sum(before["kernel"].values()) + 2
     why = "tensor subclass Marked"
     assert after["torch"][why] == before["torch"].get(why, 0) + 1
     assert list(ours.state[params[2]]) == ["step", "row_var", "col_var"]

@@ -247,7 +247,7 @@ def state_of_integers(opt, p, row):
     opt.state[p][row.states[-1]] = torch.ones(4, 3, dtype=torch.int64)
 
 
-@damage("its state STATE has no strided memory on the CPU (layout torch.strided, device meta)", STATE_DAMAGE)
+@damage("its state STATE has no strided memory (layout torch.strided, device meta)", STATE_DAMAGE)
 def state_on_another_device(opt, p, row):
     opt.state[p][row.states[-1]] = torch.ones(4, 3, dtype=torch.float64, device="meta")
 

@@ -414,7 +414,7 @@ def test_parameters_that_torchs_code_steps(by_torch):
     after = onepass.stats()
     shared = "memory shared with another parameter"
     assert after["torch"][shared] - before["torch"].get(shared, 0) == 4
-    assert after["kernel"]["cpu"] - before["kernel"]["cpu"] == 2
+    assert sum(after["kernel"].values()) - sum(before["kernel"].values()) == 2
     assert {id(s) for s in by_torch} == {id(slow_of(optimizer, p)) for p in params[:2]}
 
 
@@ -968,7 +968,7 @@ def test_a_checkpoint_that_is_wrong_is_not_loaded():
         (torch.zeros(4), r"its slow weights \(slow_param\) has shape \[4\] and dtype torch.float32"),
         (torch.zeros(3, dtype=torch.int32), r"its slow weights \(slow_param\) has dtype torch.int32"),
         (torch.zeros(1).expand(3), r"its slow weights \(slow_param\) has several elements that share the same memory"),
-        (torch.zeros(3, device="meta"), r"its slow weights \(slow_param\) has no strided memory on the CPU"),
+        (torch.zeros(3, device="meta"), r"its slow weights \(slow_param\) has no strided memory"),
         (7.0, r"its slow weights \(slow_param\) is not a tensor"),
     ],
     ids=["shape", "dtype", "expanded", "device", "number"],

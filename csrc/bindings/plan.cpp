@@ -540,7 +540,7 @@ bool Plan::read_number(Reading& r, const py::object& name, Number& number) {
       !(view.on_cpu || same_device(view, r.own())) ||
       (view.format != Format::float32 && view.format != Format::float64) ||
       !std::ranges::all_of(shape_of(view), [](std::int64_t size) { return size == 1; }))
-    return r.leave("state " + std::string(py::str(name)) + " that is not one float on the CPU or beside the parameter");
+    return r.leave("state " + std::string(py::str(name)) + " that is not one float on the CPU");
   number = {.data = view.data, .format = *view.format, .on_gpu = !view.on_cpu};
   if (number.on_gpu) return true;
   if (number.format == Format::float32) {
@@ -830,8 +830,8 @@ void Plan::create_states(const py::object& optimizer) {
 }
 
 // Reads until all is known: which memory is shared, and all states exist. States come last, when nothing else can fail.
-// False, with no states created, if torch has to step some parameters and has not done so.
-bool Plan::prepare(const py::object& optimizer, bool torch_has_stepped) {
+// False, with no states created, if torch has to step some parameters and has not done so, or if none may be created.
+bool Plan::prepare(const py::object& optimizer, bool torch_has_stepped, bool creates) {
   for (int round = 0; round < 8; ++round) {
     read_groups(optimizer);
     read_states(optimizer);
@@ -842,6 +842,7 @@ bool Plan::prepare(const py::object& optimizer, bool torch_has_stepped) {
     }
     if (!torch_params_.empty() && !torch_has_stepped) return false;
     if (missing_.empty()) return true;
+    if (!creates) return false;
     create_states(optimizer);
   }
   throw std::runtime_error(label_ + ": the optimizer changes while it is being read");
@@ -850,7 +851,8 @@ bool Plan::prepare(const py::object& optimizer, bool torch_has_stepped) {
 // Whether all of this step is made and counted where GradScaler's numbers are, so that nobody here has to know them.
 bool Plan::takes_scaler(const TensorView& found_inf) const {
   if (!jobs_.empty() || !torch_params_.empty() || !numbers_.empty() || device_jobs_.size() > 1) return false;
-  // A first step that is skipped has to stay the first.
+  // The first step is never among them: skipped, it has to stay the first, and states must not be there.
+  if (!missing_.empty()) return false;
   const bool first =
       !info_.counts_steps && std::ranges::any_of(params_, [](const Param& param) { return param.fresh; });
   return !first && (device_jobs_.empty() || device_jobs_.begin()->first == found_inf.cuda);
@@ -864,8 +866,9 @@ py::object Plan::step(const py::object& optimizer, double grad_factor, int threa
   grad_factor_ = grad_factor;
   slow_ = slow;
   blend_ = blend;
-  const bool all = prepare(optimizer, false);
-  if (!grad_scale.is_none() || !found_inf.is_none()) {
+  const bool with_scaler = !grad_scale.is_none() || !found_inf.is_none();
+  const bool all = prepare(optimizer, false, !with_scaler);
+  if (with_scaler) {
     TensorView scale;
     TensorView found;
     const auto read = [](const py::object& tensor, TensorView& view) {
@@ -894,7 +897,7 @@ void Plan::finish(const py::object& optimizer, double grad_factor, int threads, 
   grad_factor_ = grad_factor;
   slow_ = slow;
   blend_ = blend;
-  prepare(optimizer, true);
+  prepare(optimizer, true, true);
   for (const std::size_t k : torch_params_) the_stats.torch[params_[k].reason] += 1;
   run(threads);
 }

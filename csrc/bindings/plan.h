@@ -117,7 +117,7 @@ class Plan {
   const Memo& prepare_step(const Group& group, double step, const Scalars& scalars, bool wide);
   void create_states(const pybind11::object& optimizer);
   void run(int threads);
-  bool prepare(const pybind11::object& optimizer, bool torch_has_stepped);
+  bool prepare(const pybind11::object& optimizer, bool torch_has_stepped, bool creates);
   bool takes_scaler(const TensorView& found_inf) const;
   [[noreturn]] void fail(const Param& param, const std::string& what) const;
 

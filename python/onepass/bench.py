@@ -15,7 +15,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -61,20 +61,28 @@ class Subject(NamedTuple):
         """The class's name."""
         return self.ours.__name__
 
-    def makers(self) -> dict[str, Maker]:
-        """Each contender's name and how to make it, ours first."""
-        found: dict[str, Maker] = {"onepass": lambda params: self.ours(params, **self.arguments).step}
+    def optimizers(self) -> dict[str, Callable[..., Optimizer]]:
+        """Each contender's name and its constructor, ours first."""
+        found: dict[str, Callable[..., Optimizer]] = {"onepass": functools.partial(self.ours, **self.arguments)}
         torchs = getattr(torch.optim, self.name, None)
         if torchs is None:  # then the peer is the formula in torch's operations
-            stepped_by_torch = cast(Any, self.ours).torch_step
-            found["default"] = lambda ps: functools.partial(stepped_by_torch, self.ours(ps, **self.arguments))
+            in_torch = type(self.name, (self.ours,), {"step": cast(Any, self.ours).torch_step})
+            found["default"] = functools.partial(in_torch, **self.arguments)
             return found
         known = inspect.signature(torchs).parameters
         for name, flags in PEERS.items():
             if name == "default" or name in known:
-                make = functools.partial(torchs, **self.arguments, **{k: v for k, v in flags.items() if k in known})
-                found[name] = lambda params, make=make: make(params).step  # type: ignore[misc]
+                known_flags = {flag: value for flag, value in flags.items() if flag in known}
+                found[name] = functools.partial(torchs, **self.arguments, **known_flags)
         return found
+
+    def makers(self) -> dict[str, Maker]:
+        """Each contender's name and how to make its step, ours first."""
+
+        def maker(make: Callable[..., Optimizer]) -> Maker:
+            return lambda params: make(params).step
+
+        return {name: maker(make) for name, make in self.optimizers().items()}
 
     def check(self, peer: str, ours: list[Tensor], theirs: list[Tensor]) -> None:
         """Compares with a peer after the same steps."""
@@ -142,9 +150,31 @@ def check(name: str, ours: list[Tensor], theirs: list[Tensor], flips: bool = Fal
     With ``flips`` (Lion), one in a million may: where the sign's argument is zero but for rounding, the sign is open.
     """
     for a, b in zip(ours, theirs, strict=True):
-        wrong = int(((a - b).abs() > tolerance + 1e-6 * b.abs()).sum())
+        allowed = tolerance + 8 * torch.finfo(b.dtype).eps * b.abs()
+        wrong = a.numel() - int(((a - b).abs() <= allowed).sum())  # a NaN is wrong, too
         if wrong > (a.numel() // 1_000_000 + 1 if flips else 0):
             raise AssertionError(f"{name}: {wrong} of {a.numel()} elements differ")
+
+
+def sample_in_turn(names: Iterable[str], rounds: int, sample: Callable[[str], float]) -> dict[str, list[float]]:
+    """A sample of every contender in turn, round after round, in changing order; without the garbage collector."""
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    order = list(samples)
+    gc.disable()
+    try:
+        for _ in range(rounds):
+            for name in order:
+                samples[name].append(sample(name))
+            order.append(order.pop(0))
+    finally:
+        gc.enable()
+    return samples
+
+
+def ratios(samples: dict[str, list[float]]) -> dict[str, float]:
+    """How many times as long as the first each takes: the medians of the rounds' ratios."""
+    first = next(iter(samples.values()))
+    return {n: statistics.median(b / a for a, b in zip(first, s, strict=True)) for n, s in samples.items()}
 
 
 def time_in_turn(runs: dict[str, Run], rounds: int, before: Run | None = None) -> Result:
@@ -155,30 +185,24 @@ def time_in_turn(runs: dict[str, Run], rounds: int, before: Run | None = None) -
         run()
         once = time.perf_counter() - start
         repeats[name] = 1 if before else max(1, min(1000, round(0.01 / max(once, 1e-9))))
-    samples: dict[str, list[float]] = {name: [] for name in runs}
-    order = list(runs)
-    gc.disable()
-    try:
-        for _ in range(rounds):
-            for name in order:
-                run = runs[name]
-                if before:
-                    before()
-                start = time.perf_counter()
-                for _ in range(repeats[name]):
-                    run()
-                samples[name].append((time.perf_counter() - start) / repeats[name])
-            order.append(order.pop(0))
-    finally:
-        gc.enable()
-    first = samples[next(iter(runs))]
+
+    def sample(name: str) -> float:
+        run = runs[name]
+        if before:
+            before()
+        start = time.perf_counter()
+        for _ in range(repeats[name]):
+            run()
+        return (time.perf_counter() - start) / repeats[name]
+
+    samples = sample_in_turn(runs, rounds, sample)
     return Result(
         workload="",
         optimizer="",
         elements=0,
         tensors=0,
         seconds={name: statistics.median(s) for name, s in samples.items()},
-        ratio={n: statistics.median(b / a for a, b in zip(first, s, strict=True)) for n, s in samples.items()},
+        ratio=ratios(samples),
     )
 
 
@@ -234,8 +258,7 @@ def fresh(subject: Subject, shapes: Shapes, rounds: int) -> Result:
     for name, (params, _) in contenders.items():
         subject.check(name, contenders["onepass"][0], params)
     timed = {name: s[3:] for name, s in samples.items()}
-    ratio = {n: statistics.median(b / a for a, b in zip(timed["onepass"], s, strict=True)) for n, s in timed.items()}
-    return Result("", "", 0, 0, {name: statistics.median(s) for name, s in timed.items()}, ratio)
+    return Result("", "", 0, 0, {name: statistics.median(s) for name, s in timed.items()}, ratios(timed))
 
 
 def groups(subject: Subject, shapes: Shapes, rounds: int) -> Result:

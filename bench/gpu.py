@@ -1,0 +1,517 @@
+"""Step throughput on a GPU against torch.optim: ``python bench/gpu.py [--json FILE]``.
+
+It takes some minutes and up to 30 GB of the GPU's memory. A target that is missed is told, and no error.
+
+In every workload all contenders first make the same steps from the same start with the same gradients, and every
+element is compared; ours must have been stepped by kernels. Only then are they timed: in turn, round after round, in
+changing order. Figures are medians, each with half the distance between the quartiles; ratios are medians of the
+rounds' ratios. Two times are told of a step:
+
+- on the device: between two events around many steps. Large copies ahead of the first keep the device busy while the
+  host hands over the steps, so that the host counts only where it needs so many launches (torch's loop over the
+  tensors) that the device's queue is full before.
+- wall: many steps and a synchronisation. The host's part is in it, which is what binds small models.
+
+A device-to-device copy of 1 GiB is timed in the same rounds. Of a step that memory binds, the table tells the fraction
+of that copy's rate, counting each array once for every time that it must be read or written. Where everything that a
+step touches would fit the L2 cache, several replicas, with parameters, gradients and states of their own, are stepped
+in turn.
+
+``--device cpu --quick`` is a dry run of this script without a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import gc
+import inspect
+import itertools
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import onepass
+import torch
+from onepass import bench
+from onepass.info import facts
+from torch import Tensor
+from torch.optim import Optimizer
+
+Run = Callable[[], Any]
+Make = Callable[..., Optimizer]  # of parameters or groups
+
+CHECKED_STEPS = 7  # before results are compared: from the sixth on, RAdam trusts its variance
+SAMPLE = 0.02  # seconds that a sample takes, about
+AHEAD = 0.004  # seconds in which the host hands over a sample's steps: the queue of a device holds 1,024 launches
+
+SUBJECTS = {subject.name: subject for subject in bench.SUBJECTS}
+CAPTURABLE = [name for name in SUBJECTS if "capturable" in inspect.signature(SUBJECTS[name].ours).parameters]
+WITHOUT_FUSED = ["RMSprop", "NAdam", "RAdam", "Adadelta", "Adamax", "Lion"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What is stepped: so many tensors of one length."""
+
+    name: str
+    tensors: int
+    length: int
+    optimizers: list[str] = field(default_factory=lambda: list(SUBJECTS))
+    dtype: torch.dtype = torch.float32
+    own: dict[str, Any] = field(default_factory=dict)  # arguments that torch's classes do not have
+    tolerance: float = 1e-6  # of parameters, beside 8 roundings: 0.02 % of CHECKED_STEPS updates
+    grouped: bool = False  # each tensor in a group of its own
+    capturable: bool = False
+    graph: bool = False  # captured once, and replayed
+
+    def reduced(self) -> Workload:
+        """The same, small enough for a dry run."""
+        changed = {"tensors": max(2, self.tensors // 100), "length": min(self.length, 1 << 16)}
+        return Workload(**{**self.__dict__, **changed})
+
+    def params(self, make_grads: Callable[[int], list[Tensor]], replica: int) -> list[Tensor]:
+        """Fresh parameters, the same at every call, of the size of a model's weights; the gradients are shared."""
+        grads = make_grads(replica)
+        params: list[Tensor] = []
+        for start, grad in zip(normal(self, grads[0].device, seed=replica), grads, strict=True):
+            p = torch.nn.Parameter(0.02 * start)
+            p.grad = grad
+            params.append(p)
+        return params
+
+    def gradients(self, device: torch.device, replica: int) -> list[Tensor]:
+        """Random gradients, away from zero: there torch's arithmetic in half precision would underflow."""
+        return [torch.copysign(x.abs() + 0.5, x) for x in normal(self, device, seed=1000 + replica)]
+
+
+LARGE_MODEL, SMALL_MODEL = "large: 200 x 1M", "small: 1000 x 1,000"
+LARGE: dict[str, Any] = {"tensors": 200, "length": 1 << 20}
+SMALL: dict[str, Any] = {"tensors": 1000, "length": 1000}
+FORMATS: dict[str, Any] = {**LARGE, "optimizers": ["AdamW", "SGD"], "tolerance": 2e-3}
+
+WORKLOADS = [
+    Workload(name=LARGE_MODEL, **LARGE),
+    Workload(name=SMALL_MODEL, **SMALL),
+    Workload(name="small: 10,000 x 100", tensors=10_000, length=100, optimizers=["AdamW"]),
+    Workload(name="groups: 500 x 1,000", tensors=500, length=1000, optimizers=["AdamW"], grouped=True),
+    Workload(name="bfloat16: 200 x 1M", **FORMATS, dtype=torch.bfloat16),
+    Workload(name="float16: 200 x 1M", **FORMATS, dtype=torch.float16),
+    Workload(name="bfloat16 states: 200 x 1M", **FORMATS, own={"state_dtype": torch.bfloat16}),
+    Workload(name="float64: 200 x 1M", **{**FORMATS, "tolerance": 1e-12}, dtype=torch.float64),
+    Workload(name="capturable: 1000 x 1,000", **SMALL, optimizers=CAPTURABLE, capturable=True),
+    Workload(name="graph: 1000 x 1,000", **SMALL, optimizers=CAPTURABLE, capturable=True, graph=True),
+    Workload(name="graph: 200 x 1M", **LARGE, optimizers=["AdamW"], capturable=True, graph=True),
+]
+
+
+@dataclass
+class Timing:
+    """A contender's seconds a step."""
+
+    seconds: float
+    spread: float  # half the distance between the quartiles, as a fraction of the median
+    ratio: float  # how many times as long as ours
+
+
+@dataclass
+class Result:
+    """One comparison, ours first."""
+
+    workload: str
+    optimizer: str
+    tensors: int
+    elements: int
+    replicas: int  # of ours
+    traffic: dict[str, int] = field(default_factory=dict)  # bytes that a step must at least read and write
+    device: dict[str, Timing] = field(default_factory=dict)
+    wall: dict[str, Timing] = field(default_factory=dict)
+    of_copy: dict[str, float] = field(default_factory=dict)  # fractions of the copy's rate, where memory binds
+    copy_rate: float | None = None  # bytes read and written in a second
+
+
+class Target(NamedTuple):
+    """A speed to reach."""
+
+    workload: str
+    optimizers: Iterable[str]
+    figure: str
+    of: Callable[[Result], float | None]  # None: there is no such figure
+    at_least: float
+
+
+def ratio_to(peer: str, timings: dict[str, Timing]) -> float | None:
+    """How many times as long as ours a peer takes, if it takes part."""
+    return timings[peer].ratio if peer in timings else None
+
+
+TARGETS = [
+    Target(LARGE_MODEL, SUBJECTS, "of the copy rate", lambda r: r.of_copy.get("onepass"), 0.92),
+    Target(LARGE_MODEL, SUBJECTS, "x torch's fused", lambda r: ratio_to("fused", r.device), 1.10),
+    Target(SMALL_MODEL, SUBJECTS, "x torch's fused (wall)", lambda r: ratio_to("fused", r.wall), 5.0),
+    Target(LARGE_MODEL, WITHOUT_FUSED, "x torch's foreach", lambda r: ratio_to("foreach", r.device), 2.0),
+    Target(SMALL_MODEL, WITHOUT_FUSED, "x torch's foreach (wall)", lambda r: ratio_to("foreach", r.wall), 2.0),
+]
+
+
+class ForeachLion(Optimizer):
+    """Lion (Chen et al. 2023) in torch's foreach operations, for want of one in torch."""
+
+    def __init__(self, params, lr, weight_decay, betas=(0.9, 0.99)):
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "betas": betas})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            params = group["params"]
+            grads = [p.grad for p in params]
+            for p in params:
+                if p not in self.state:
+                    self.state[p]["exp_avg"] = torch.zeros_like(p)
+            averages = [self.state[p]["exp_avg"] for p in params]
+            beta1, beta2 = group["betas"]
+            updates = torch._foreach_lerp(averages, grads, 1 - beta1)
+            torch._foreach_sign_(updates)
+            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(params, updates, alpha=-group["lr"])
+            torch._foreach_lerp_(averages, grads, 1 - beta2)
+
+
+# -- the device ------------------------------------------------------------------------------------------------------
+
+
+class Device:
+    """What is measured, and its clocks. On the CPU, for a dry run, both are the wall's."""
+
+    def __init__(self, name: str, sample: float) -> None:
+        self.torch = torch.device(name)
+        self.sample = sample  # seconds
+        self.is_gpu = self.torch.type == "cuda"
+        if self.is_gpu:
+            torch.cuda.set_device(self.torch)
+        self.cache = torch.cuda.get_device_properties(self.torch).L2_cache_size if self.is_gpu else 1 << 20
+        self._source = torch.randn((1 << 30 if self.is_gpu else 1 << 20) // 4, device=self.torch)
+        self._target = torch.empty_like(self._source)
+        self.copied = 2 * self._source.nbytes
+        self.copy()
+        self.copy_seconds = self.wall(self.copy, 10)
+
+    def copy(self) -> None:
+        """The copy that all is measured by, of `copied` bytes read and written."""
+        self._target.copy_(self._source)
+
+    def wall(self, run: Run, repeats: int) -> float:
+        """Seconds that one of many calls takes, with the host's part."""
+        self._synchronize()
+        start = time.perf_counter()
+        for _ in range(repeats):
+            run()
+        self._synchronize()
+        return (time.perf_counter() - start) / repeats
+
+    def busy(self, run: Run, repeats: int, ahead: float) -> float:
+        """Seconds that one of many calls takes on the device, which gets other work to do for `ahead` seconds first."""
+        if not self.is_gpu:
+            return self.wall(run, repeats)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        for _ in range(math.ceil(ahead / self.copy_seconds)):
+            self.copy()
+        start.record()
+        for _ in range(repeats):
+            run()
+        end.record()
+        end.synchronize()
+        milliseconds: float = start.elapsed_time(end)
+        return milliseconds / 1e3 / repeats
+
+    def handing_over(self, run: Run) -> float:
+        """Seconds until a call returns to the host."""
+        self._synchronize()
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
+
+    def kernel_steps(self) -> int:
+        """How many tensors our kernels have stepped."""
+        count: int = onepass.stats()["kernel"].get(self.torch.type, 0)
+        return count
+
+    def facts(self) -> dict[str, Any]:
+        """The machine, as far as it matters."""
+        told: dict[str, Any] = {name: text for name, text in facts().items() if name != "OpenMP runtime"}
+        if self.is_gpu:
+            properties = torch.cuda.get_device_properties(self.torch)
+            told["GPU"] = f"{properties.name}, {properties.multi_processor_count} multiprocessors"
+            told["L2 cache"] = self.cache
+            told["CUDA of torch"] = torch.version.cuda
+            told["driver"] = driver()
+        told["copy rate, GB/s"] = round(self.copied / self.copy_seconds / 1e9, 1)
+        return told
+
+    def _synchronize(self) -> None:
+        if self.is_gpu:
+            torch.cuda.synchronize(self.torch)
+
+
+def driver() -> str:
+    """The version of NVIDIA's driver."""
+    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, check=True, timeout=30).stdout.split()[0]
+    except (OSError, subprocess.SubprocessError, IndexError):
+        return "unknown"
+
+
+# -- a comparison ----------------------------------------------------------------------------------------------------
+
+
+def normal(workload: Workload, device: torch.device, seed: int) -> Iterator[Tensor]:
+    """Normally distributed numbers."""
+    generator = torch.Generator(device).manual_seed(seed)
+    for _ in range(workload.tensors):
+        yield torch.randn(workload.length, generator=generator, device=device, dtype=workload.dtype)
+
+
+def makers(workload: Workload, subject: bench.Subject, device: Device) -> dict[str, Make]:
+    """Each contender's name and how it is made for given parameters, ours first."""
+    if workload.capturable:
+        subject = subject._replace(arguments={**subject.arguments, "capturable": True})
+    found: dict[str, Make] = {}
+    for name, make in subject.optimizers().items():
+        if name == "onepass":
+            found[name] = functools.partial(make, **workload.own)
+        elif name == "foreach" or (name == "fused" and takes_fused(make, workload.dtype, device)):
+            found[name] = make
+        elif name == "default" and not workload.capturable:
+            found["for-loop"] = make  # torch's own choice on a GPU is foreach
+    if subject.ours is onepass.Lion:
+        found["foreach"] = functools.partial(ForeachLion, **subject.arguments)
+    if not workload.grouped:
+        return found
+    apart = {name: in_groups(make) for name, make in found.items()}
+    together = {f"{name}, one group": make for name, make in found.items() if name != "for-loop"}
+    return {**apart, **together}
+
+
+def takes_fused(make: Make, dtype: torch.dtype, device: Device) -> bool:
+    """Whether torch's class has a fused form for such parameters on this device."""
+    if not device.is_gpu and dtype in (torch.bfloat16, torch.float16):
+        return False  # SGD's skips elements on a CPU: pytorch issue 191763
+    p = torch.nn.Parameter(torch.ones(1, device=device.torch, dtype=dtype))
+    p.grad = torch.ones_like(p)
+    try:
+        make([p]).step()
+    except RuntimeError:
+        return False
+    return True
+
+
+def in_groups(make: Make) -> Make:
+    """The same with a group for every parameter."""
+    return lambda params: make([{"params": [p]} for p in params])
+
+
+def captured(step: Run) -> Run:
+    """Replays of a step."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def runnable(optimizer: Optimizer, steps: int, graph: bool) -> Run:
+    """What makes a step, after so many have been made (and one more captured, if it is to be replayed)."""
+    for _ in range(steps):
+        optimizer.step()
+    return captured(optimizer.step) if graph else optimizer.step
+
+
+def arrays_of(optimizer: Optimizer) -> Iterator[tuple[Tensor, Tensor, list[Tensor]]]:
+    """Gradient, parameter and states of one number for each element."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            assert p.grad is not None
+            yield p.grad, p, [value for value in optimizer.state[p].values() if value.dim() > 0]
+
+
+def in_rotation(runs: list[Run]) -> Run:
+    """The next of them at each call."""
+    if len(runs) == 1:
+        return runs[0]
+    endless = itertools.cycle(runs)
+    return lambda: next(endless)()
+
+
+def compare(workload: Workload, subject: bench.Subject, device: Device, rounds: int) -> Result:
+    """Checks all contenders, then times them."""
+    result = Result(workload.name, subject.name, workload.tensors, workload.tensors * workload.length, replicas=1)
+    title = f"{workload.name}: {subject.name}"
+    gradients = functools.cache(functools.partial(workload.gradients, device.torch))
+    runs: dict[str, Run] = {}
+    ours: list[Tensor] = []
+    for name, make in makers(workload, subject, device).items():
+        params = workload.params(gradients, replica=0)
+        stepped = -device.kernel_steps()
+        optimizer = make(params)
+        steps = [runnable(optimizer, CHECKED_STEPS, workload.graph)]
+        stepped += device.kernel_steps()
+        called = (CHECKED_STEPS + workload.graph) * len(params)
+        if name.startswith("onepass") and stepped != called:
+            others = onepass.stats()["torch"]
+            raise AssertionError(f"{title}: kernels stepped {stepped} of {called} tensors; torch's code: {others}")
+        if workload.graph:
+            for _ in range(CHECKED_STEPS):
+                steps[0]()
+        if ours:
+            bench.check(f"{title} against {name}", ours, params, subject.ours is onepass.Lion, workload.tolerance)
+        else:
+            ours = params
+
+        arrays = list(arrays_of(optimizer))
+        result.traffic[name] = sum(g.nbytes + 2 * (p.nbytes + sum(s.nbytes for s in states)) for g, p, states in arrays)
+        held = sum(g.nbytes + p.nbytes + sum(s.nbytes for s in states) for g, p, states in arrays)
+        for replica in range(1, 1 + device.cache // held):
+            steps.append(runnable(make(workload.params(gradients, replica)), 1, workload.graph))
+            steps[-1]()
+        if name == "onepass":
+            result.replicas = len(steps)
+        runs[name] = in_rotation(steps)
+    measure(result, runs, device, rounds)
+    return result
+
+
+def measure(result: Result, runs: dict[str, Run], device: Device, rounds: int) -> None:
+    """Times all contenders, on the device and by the wall clock, and fills in the result."""
+    if result.replicas == 1:
+        runs = {**runs, "copy": device.copy}
+    repeats: dict[str, int] = {}
+    repeats_ahead: dict[str, int] = {}  # as many as can be handed over ahead of the device
+    ahead: dict[str, float] = {}
+    for name, run in runs.items():
+        whole = device.wall(run, 2)
+        by_host = device.handing_over(run)
+        repeats[name] = max(1, min(1000, round(device.sample / whole)))
+        repeats_ahead[name] = max(1, min(repeats[name], round(AHEAD / by_host)))
+        ahead[name] = min(1.5 * repeats_ahead[name] * by_host, 2 * AHEAD)
+    on_device = bench.sample_in_turn(
+        runs, rounds, lambda name: device.busy(runs[name], repeats_ahead[name], ahead[name])
+    )
+    by_wall = bench.sample_in_turn(runs, rounds, lambda name: device.wall(runs[name], repeats[name]))
+    if "copy" in runs:
+        by_wall.pop("copy")
+        copies = on_device.pop("copy")
+        result.copy_rate = device.copied / statistics.median(copies)
+        for name, samples in on_device.items():
+            part = result.traffic[name] / device.copied
+            result.of_copy[name] = statistics.median(part * c / s for c, s in zip(copies, samples, strict=True))
+    result.device = timings(on_device)
+    result.wall = timings(by_wall)
+
+
+def timings(samples: dict[str, list[float]]) -> dict[str, Timing]:
+    """What is told of each contender's samples."""
+    ratios = bench.ratios(samples)
+    found = {}
+    for name, seconds in samples.items():
+        low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
+        found[name] = Timing(middle, (high - low) / 2 / middle, ratios[name])
+    return found
+
+
+# -- what is told ----------------------------------------------------------------------------------------------------
+
+HEADER = (
+    f"{'workload':<26}{'optimizer':<10}{'contender':<19}{'device, us':>12}{'':>7}{'wall, us':>12}{'':>7}"
+    f"{'ratio':>8}{'(wall)':>8}{'GB/s':>7}{'of copy':>8}"
+)
+
+
+def lines_of(result: Result) -> Iterator[str]:
+    """A line for each contender; ratios are its time over ours."""
+    for name, device in result.device.items():
+        wall = result.wall[name]
+        line = (
+            f"{result.workload:<26}{result.optimizer:<10}{name:<19}{device.seconds * 1e6:>12.1f}{device.spread:>7.1%}"
+            f"{wall.seconds * 1e6:>12.1f}{wall.spread:>7.1%}{device.ratio:>8.2f}{wall.ratio:>8.2f}"
+        )
+        if name in result.of_copy:
+            line += f"{result.traffic[name] / device.seconds / 1e9:>7.0f}{result.of_copy[name]:>8.3f}"
+        yield line
+
+
+def judged(results: list[Result]) -> Iterator[str]:
+    """A line for each target of which there is a figure."""
+    for target in TARGETS:
+        for result in results:
+            if result.workload != target.workload or result.optimizer not in target.optimizers:
+                continue
+            if (figure := target.of(result)) is not None:
+                verdict = "met" if figure >= target.at_least else "MISSED"
+                what = f"{result.workload:<26}{result.optimizer:<10}"
+                yield f"{verdict:<8}{what}{figure:>7.3f} {target.figure} (at least {target.at_least:.2f})"
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command's arguments."""
+    parser = argparse.ArgumentParser(description="Step throughput on a GPU against torch.optim, checked, then timed.")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file")
+    parser.add_argument("--quick", action="store_true", help="small sizes and few rounds: a look, not a measurement")
+    parser.add_argument("--rounds", type=int, default=None, help="samples of each contender (default 7; 3 if quick)")
+    parser.add_argument("--device", default="cuda:0", help="cuda:0 (the default), cuda:1, ...; cpu for a dry run")
+    parser.add_argument("--optimizers", nargs="+", choices=SUBJECTS, default=list(SUBJECTS), help="which to measure")
+    parser.add_argument("--workloads", nargs="+", metavar="WORD", default=[""], help="those that begin with a word")
+    args = parser.parse_args(argv)
+    args.rounds = args.rounds or (3 if args.quick else 7)
+    if args.rounds < 2:
+        parser.error("a spread needs at least 2 rounds")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measures, prints a table and the targets, and writes the file that was asked for."""
+    args = parse(argv)
+    if args.device != "cpu" and not torch.cuda.is_available():
+        print("no GPU that torch can use: nothing measured (--device cpu --quick is a dry run)", file=sys.stderr)
+        return 1
+    # That capturable=True is slow unless captured is what is measured.
+    warnings.filterwarnings("ignore", message=".*capturable=True")
+    device = Device(args.device, SAMPLE / 20 if args.quick else SAMPLE)
+    machine = device.facts()
+    for name, text in machine.items():
+        print(f"{name:<21}{text}")
+    print(f"\n{HEADER}")
+
+    results: list[Result] = []
+    for workload in (w.reduced() if args.quick else w for w in WORKLOADS):
+        if not workload.name.startswith(tuple(args.workloads)):
+            continue
+        if workload.capturable and not device.is_gpu:
+            print(f"{workload.name:<26}left out: this needs a GPU")
+            continue
+        for subject in (SUBJECTS[name] for name in workload.optimizers if name in args.optimizers):
+            try:
+                results.append(compare(workload, subject, device, args.rounds))
+            except AssertionError as error:
+                print(f"wrong, and so not timed: {error}", file=sys.stderr)
+                return 1
+            gc.collect()
+            print(*lines_of(results[-1]), sep="\n", flush=True)
+            if args.json:  # at once, so that what has been measured is not lost if the rest takes too long
+                told = {"machine": machine, "rounds": args.rounds, "results": [asdict(r) for r in results]}
+                args.json.write_text(json.dumps({**told, "targets": list(judged(results))}, indent=1) + "\n")
+
+    print("\ntargets" + ("" if device.is_gpu and not args.quick else " (of a dry run, which mean nothing)"))
+    print(*judged(results), sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -219,7 +219,7 @@ ONEPASS_INLINE constexpr int operand_of(int k) {
 
 // What the threads of a block share: its row, and what it is made of.
 template <class Rule, class T>
-struct Chunk {
+struct Stepper {
   Row row;
   typename Rule::template Constants<T> constants;
   T factor;
@@ -402,15 +402,15 @@ ONEPASS_INLINE void step_chunk(const TableType& table, std::uint32_t block, std:
   const Row row = reinterpret_cast<const Row*>(table.words)[find_row(table, block)];
   double factor = row.maximize != 0 ? -header.grad_factor : header.grad_factor;
   if (header.grad_scale != 0) factor *= 1.0 / static_cast<double>(*at_address<const float>(header.grad_scale));
-  Chunk<Rule, T> chunk{.row = row,
-                       .constants = constants_of<typename Rule::template Constants<T>>(table, row.constants),
-                       .factor = static_cast<T>(factor),
-                       .blend = header.blend,
-                       .data = {}};
+  Stepper<Rule, T> stepper{.row = row,
+                           .constants = constants_of<typename Rule::template Constants<T>>(table, row.constants),
+                           .factor = static_cast<T>(factor),
+                           .blend = header.blend,
+                           .data = {}};
   const std::uint64_t* pointer = table.words + row.pointers;
 #pragma unroll
   for (int k = 0; k < kOperands<Rule>; ++k)
-    if ((row.held >> operand_of<Rule>(k) & 1) != 0) chunk.data[k] = *pointer++;
+    if ((row.held >> operand_of<Rule>(k) & 1) != 0) stepper.data[k] = *pointer++;
 
   // The first chunk has the elements before the first vector, too, and the last one those behind the last.
   const std::int64_t number = block - row.first_block;
@@ -419,7 +419,7 @@ ONEPASS_INLINE void step_chunk(const TableType& table, std::uint32_t block, std:
   const std::int64_t end = full < row.length ? full : row.length;
   if (row.access == Access::elements) {
     const std::uint64_t* layout = row.has_layout != 0 ? table.words + row.layout : nullptr;
-    for (std::int64_t at = begin + thread; at < end; at += cuda::kThreads) chunk.step_element(at, layout);
+    for (std::int64_t at = begin + thread; at < end; at += cuda::kThreads) stepper.step_element(at, layout);
     return;
   }
   constexpr int width = kWidth<T>;
@@ -428,13 +428,13 @@ ONEPASS_INLINE void step_chunk(const TableType& table, std::uint32_t block, std:
   const auto vectors = static_cast<std::uint32_t>((end - begin - head) / width);
   const std::int64_t behind = begin + head + static_cast<std::int64_t>(vectors) * width;
   const std::int64_t rest = head + (end - behind);
-  if (thread < rest) chunk.step_element(thread < head ? begin + thread : behind + (thread - head), nullptr);
+  if (thread < rest) stepper.step_element(thread < head ? begin + thread : behind + (thread - head), nullptr);
   if (row.access == Access::plain) {
-    chunk.step_plain(begin + head, vectors, thread);
+    stepper.step_plain(begin + head, vectors, thread);
   } else {
 #pragma unroll 1
     for (std::uint32_t v = thread; v < vectors; v += cuda::kThreads)
-      chunk.step_mixed(begin + head + static_cast<std::int64_t>(v) * width);
+      stepper.step_mixed(begin + head + static_cast<std::int64_t>(v) * width);
   }
 }
 

@@ -4,6 +4,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -225,6 +226,11 @@ struct Step {
     return static_cast<std::uint16_t>((constants - header.workspace) / sizeof(std::uint64_t));
   }
 
+  // Whether a row can tell: empty tensors have constants, too, any number of them between those of two rows.
+  static bool reaches(std::uint64_t constants, const Header& header) {
+    return (constants - header.workspace) / sizeof(std::uint64_t) <= std::numeric_limits<std::uint16_t>::max();
+  }
+
   // Counts the steps of all jobs of this arithmetic that count on the GPU.
   void count(bool wide, std::uint64_t workspace) const {
     const std::size_t slot = constants_words(rule, wide) * sizeof(std::uint64_t);
@@ -270,7 +276,9 @@ struct Step {
       const bool alike = std::abs(job.grad_factor) == header.grad_factor &&
                          (job.operands[kSlow].data == nullptr || job.blend == header.blend) &&
                          (hyper != nullptr) == (header.workspace != 0);
-      if (!alike || !rows.fits(pointers.size() + layout.size() + slot / sizeof(std::uint64_t), blocks)) flush();
+      if (!alike || !reaches(constants, header) ||
+          !rows.fits(pointers.size() + layout.size() + slot / sizeof(std::uint64_t), blocks))
+        flush();
       if (rows.empty()) {
         header = common;
         header.grad_factor = std::abs(job.grad_factor);

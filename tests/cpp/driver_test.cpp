@@ -34,14 +34,6 @@ void check(const Problem& problem, std::int64_t piece = INT64_MAX / 2) {
   }
 }
 
-std::array<Format, kMaxOperands> all_of(Format format) {
-  std::array<Format, kMaxOperands> formats;
-  formats.fill(format);
-  return formats;
-}
-
-Format native(bool wide) { return wide ? Format::float64 : Format::float32; }
-
 // A little more than two tiles of float32, and four of float64.
 constexpr std::int64_t kLongest = 2 * 1024 + 70;
 
@@ -109,31 +101,6 @@ TEST_CASE("every 16-bit pattern through the vectorised codecs") {
 }
 
 // -- strides ---------------------------------------------------------------------------------------------------------
-
-struct View {
-  std::string_view what;
-  std::vector<std::int64_t> shape;
-  std::array<std::vector<std::int64_t>, 3> strides;  // of parameter, gradient and states; empty: packed
-};
-
-const View kViews[] = {
-    {"scalar", {}, {}},
-    {"transposed parameter", {40, 30}, {{{1, 40}, {}, {}}}},
-    {"transposed, all of them", {40, 30}, {{{1, 40}, {1, 40}, {1, 40}}}},
-    {"transposed gradient", {33, 70}, {{{}, {1, 33}, {}}}},
-    {"channels last", {2, 3, 16, 17}, {{{816, 1, 51, 3}, {816, 1, 51, 3}, {816, 1, 51, 3}}}},
-    {"channels last, but packed states", {2, 3, 16, 17}, {{{816, 1, 51, 3}, {816, 1, 51, 3}, {}}}},
-    {"columns of a wider matrix", {50, 23}, {{{64, 1}, {}, {}}}},
-    {"every third element", {1100}, {{{3}, {2}, {}}}},
-    {"every second column, in long rows", {3, 1500}, {{{3100, 2}, {}, {1, 3}}}},
-    {"gradient of one number", {1200}, {{{}, {0}, {}}}},
-    {"gradient of one row", {40, 50}, {{{}, {0, 1}, {}}}},
-    {"gradient of one column", {40, 50}, {{{}, {1, 0}, {}}}},
-    {"sizes of 1", {1, 30, 1, 50, 1}, {{{7, 1, 7, 30, 0}, {9, 50, 9, 1, 9}, {}}}},
-    {"all sizes 1", {1, 1, 1}, {{{5, 6, 7}, {0, 0, 0}, {}}}},
-    {"empty", {5, 0, 3}, {{{1, 5, 5}, {}, {}}}},
-    {"five dimensions", {3, 4, 5, 2, 6}, {{{1, 3, 12, 60, 120}, {}, {2, 6, 24, 120, 240}}}},
-};
 
 TEST_CASE("views, whole and in pieces") {
   for (const View& view : kViews) {

@@ -134,9 +134,43 @@ struct Spec {
   bool wide = false;
   double grad_factor = 1.0;
   std::size_t misalignment = 0;                        // bytes from the beginning of a cache line to the parameter,
-  std::size_t stagger = 0;                             // and by how much more for each further operand
+  std::size_t stagger = 0;                             // and by how much more for each further operand,
+  std::array<std::size_t, kMaxOperands> ahead{};       // and elements before each of them
   std::array<std::vector<std::int64_t>, 3> strides{};  // of parameter, gradient, and every state; empty: packed
   std::optional<double> blend{};                       // with slow weights, and how far they go
+};
+
+inline std::array<Format, kMaxOperands> all_of(Format format) {
+  std::array<Format, kMaxOperands> formats;
+  formats.fill(format);
+  return formats;
+}
+
+inline Format native(bool wide) { return wide ? Format::float64 : Format::float32; }
+
+struct View {
+  std::string_view what;
+  std::vector<std::int64_t> shape;
+  std::array<std::vector<std::int64_t>, 3> strides;  // of parameter, gradient and states; empty: packed
+};
+
+inline const View kViews[] = {
+    {"scalar", {}, {}},
+    {"transposed parameter", {40, 30}, {{{1, 40}, {}, {}}}},
+    {"transposed, all of them", {40, 30}, {{{1, 40}, {1, 40}, {1, 40}}}},
+    {"transposed gradient", {33, 70}, {{{}, {1, 33}, {}}}},
+    {"channels last", {2, 3, 16, 17}, {{{816, 1, 51, 3}, {816, 1, 51, 3}, {816, 1, 51, 3}}}},
+    {"channels last, but packed states", {2, 3, 16, 17}, {{{816, 1, 51, 3}, {816, 1, 51, 3}, {}}}},
+    {"columns of a wider matrix", {50, 23}, {{{64, 1}, {}, {}}}},
+    {"every third element", {1100}, {{{3}, {2}, {}}}},
+    {"every second column, in long rows", {3, 1500}, {{{3100, 2}, {}, {1, 3}}}},
+    {"gradient of one number", {1200}, {{{}, {0}, {}}}},
+    {"gradient of one row", {40, 50}, {{{}, {0, 1}, {}}}},
+    {"gradient of one column", {40, 50}, {{{}, {1, 0}, {}}}},
+    {"sizes of 1", {1, 30, 1, 50, 1}, {{{7, 1, 7, 30, 0}, {9, 50, 9, 1, 9}, {}}}},
+    {"all sizes 1", {1, 1, 1}, {{{5, 6, 7}, {0, 0, 0}, {}}}},
+    {"empty", {5, 0, 3}, {{{1, 5, 5}, {}, {}}}},
+    {"five dimensions", {3, 4, 5, 2, 6}, {{{1, 3, 12, 60, 120}, {}, {2, 6, 24, 120, 240}}}},
 };
 
 // One job, with memory of its own: a copy is another problem with the same values.
@@ -201,7 +235,7 @@ inline Problem make_problem(const Setting& setting, std::vector<std::int64_t> sh
     std::int64_t elements = 0;
     for_each_index(problem.shape,
                    [&](const auto& index) { elements = std::max(elements, offset_of(index, tensor.strides) + 1); });
-    tensor.first = kGuardBefore + (spec.misalignment + k * spec.stagger) % 64;
+    tensor.first = kGuardBefore + (spec.misalignment + k * spec.stagger) % 64 + spec.ahead[k] * size_of(tensor.format);
     const std::size_t size = tensor.first + static_cast<std::size_t>(elements) * size_of(tensor.format) + kGuardAfter;
     tensor.memory = Memory(size);
     for (std::int64_t i = 0; i < elements; ++i) {

@@ -204,12 +204,6 @@ Problem expected_rows(const SparseProblem& problem) {
   return problem.whole.wide ? expected_of<double>(problem) : expected_of<float>(problem);
 }
 
-std::array<Format, kMaxOperands> all_of(Format format) {
-  std::array<Format, kMaxOperands> formats;
-  formats.fill(format);
-  return formats;
-}
-
 // In pieces of at most this many elements, as threads would.
 void check(const SparseProblem& problem, std::initializer_list<std::int64_t> pieces = {INT64_MAX / 2}) {
   const Problem want = expected_rows(problem);

@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(config, items):
 def imitation(tmp_path_factory):
     """The address of the functions of an imitated GPU: the CUDA kernels' source, compiled for the CPU."""
     library = tmp_path_factory.mktemp("imitation") / "libemulated.so"
-    flags = ["-std=c++20", "-O1", "-ffp-contract=off", "-fno-math-errno", "-shared", "-fPIC", "-DONEPASS_TARGET=emulated"]
+    flags = ["-std=c++20", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-DONEPASS_TARGET=emulated"]
     source = ROOT / "tests" / "cpp" / "emulated.cpp"
     subprocess.run(["c++", *flags, "-I", ROOT / "csrc", source, "-o", library], check=True)
     functions = ctypes.CDLL(str(library)).onepass_emulated_backend

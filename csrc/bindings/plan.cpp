@@ -969,6 +969,8 @@ py::list Plan::explain(const py::object& optimizer) {
         } else if (found == Path::torch) {
           path = "torch";
           reason = param.reason;
+        } else if (device >= 0) {
+          reason = "cuda:" + std::to_string(device);
         }
       } catch (const py::value_error& error) {
         path = "error";

@@ -285,13 +285,13 @@ def test_muon(gpu):
 # -- hyperparameters and GradScaler's numbers on the GPU -------------------------------------------------------------
 
 
-@pytest.mark.parametrize("capturable", [False, True])
 @pytest.mark.parametrize("lr_dtype", [torch.float32, torch.float64], ids=str)
-@each_row
+@pytest.mark.parametrize(
+    ("row", "capturable"),
+    [(row, False) for row in ELEMENTWISE] + [(row, True) for row in ELEMENTWISE if "capturable" in row.arguments],
+)
 def test_lr_on_the_gpu(gpu, row, lr_dtype, capturable):
     """Read there, at every step anew, wherever steps are counted."""
-    if capturable and "capturable" not in row.arguments:
-        pytest.skip("it has no such argument")
     params = model()
     kwargs = {**row.full, **({"capturable": True} if capturable else {})}
     kwargs.pop("lr", None)
@@ -380,15 +380,6 @@ def test_explained_and_counted(gpu):
         optimizer.step()
     after = onepass.stats()["kernel"]
     assert after == {"cpu": before["cpu"], "cuda": before["cuda"] + len(params)}
-
-
-@pytest.mark.parametrize("optimizer", [onepass.Adafactor, onepass.LBFGS])
-def test_what_has_no_kernels_there_is_torchs(gpu, optimizer):
-    if not gpu.is_real:
-        pytest.skip("torch knows no imitation")
-    params = gpu.put([torch.randn(4, 3).requires_grad_()])
-    params[0].grad = torch.ones_like(params[0])
-    assert {row.path for row in onepass.explain(optimizer(params))} == {"torch"}
 
 
 def test_a_sparse_gradient_is_torchs(gpu):
@@ -488,14 +479,11 @@ class TestRealGpu:
                 known = ~mine.isnan()
                 assert bits(mine[known]) == bits(theirs[known])
 
-    @pytest.mark.parametrize("fused", [False, True])
+    @pytest.mark.parametrize("flags", [{}, {"fused": True}, {"capturable": True}], ids=str)
     @each_row
-    def test_no_synchronisation(self, cuda, row, fused):
+    def test_no_synchronisation(self, cuda, row, flags):
         """Neither by torch nor by a copy that waits."""
-        if fused and "fused" not in row.arguments:
-            pytest.skip("it has no such argument")
-        kwargs = {"fused": True} if fused else {}
-        optimizer = row.ours(cuda.put(model()), **row.full, **kwargs)
+        optimizer = row.ours(cuda.put(model()), **row.full, **row.having(**flags))
         train(optimizer, model(), [1])
         torch.cuda.synchronize()
         for p in params_of(optimizer):
@@ -678,6 +666,12 @@ class TestRealGpu:
         else:
             for p, q in zip(params_of(here), params_of(there), strict=True):
                 torch.testing.assert_close(q.detach().cpu(), p.detach(), rtol=2e-6, atol=1e-7)
+
+    @pytest.mark.parametrize("optimizer", [onepass.Adafactor, onepass.LBFGS])
+    def test_what_has_no_kernels_there_is_torchs(self, cuda, optimizer):
+        p = cuda.put([torch.randn(4, 3).requires_grad_()])[0]
+        p.grad = torch.ones_like(p)
+        assert [(row.path, row.reason) for row in onepass.explain(optimizer([p]))] == [("torch", "device cuda")]
 
     def test_cpu_and_gpu_parameters_together(self, cuda):
         params = model()

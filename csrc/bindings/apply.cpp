@@ -82,12 +82,10 @@ void apply(const std::string& rule_name, const std::vector<double>& hyper, doubl
       jobs.push_back(job);
     }
   }
-  std::vector<CudaStep> on_gpus;
-  for (const auto& [device, its_jobs] : device_jobs) on_gpus.emplace_back(rule, device, its_jobs);
   torch().dlpack.reset();
+  for (const auto& [device, its_jobs] : device_jobs) step_on_cuda(rule, device, its_jobs, {});
   {
     const py::gil_scoped_release release;
-    for (const CudaStep& on_gpu : on_gpus) on_gpu.launch({});
     run_step(rule, jobs, threads);
   }
   py::list written(rows.size());

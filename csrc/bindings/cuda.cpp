@@ -25,6 +25,8 @@ Loaded load() {
   }
 }
 
+bool pretends() { return torch().dlpack.pretence() != DlpackReader::Pretence::none; }
+
 Loaded& loaded() {
   static Loaded* const kLoaded = new Loaded(load());
   return *kLoaded;
@@ -37,26 +39,36 @@ std::string cuda_built() { return loaded().backend != nullptr ? loaded().backend
 std::string cuda_refusal(int device) {
   if (loaded().backend == nullptr) return "onepass was built without CUDA kernels";
   const auto [at, is_new] = loaded().refusals.try_emplace(device);
-  if (is_new)
-    if (const char* why = loaded().backend->unusable(device); why != nullptr) at->second = why;
+  if (is_new) {
+    const OnDevice on(device);
+    if (const char* why = loaded().backend->unusable(); why != nullptr) at->second = why;
+  }
   return at->second;
 }
 
-CudaStep::CudaStep(RuleId rule, int device, std::span<const cuda::DeviceJob> jobs)
-    : rule_(rule), device_(device), jobs_(jobs), stream_(torch().dlpack.current_stream(device)) {
-  if (const std::string why = cuda_refusal(device); !why.empty())
-    throw std::runtime_error("no kernels for cuda:" + std::to_string(device) + ": " + why);
-  const std::size_t size = cuda::workspace_size(rule, jobs);
-  if (size == 0) return;
-  const bool pretends = torch().dlpack.pretence() != DlpackReader::Pretence::none;
-  held_ = torch().workspace(size, pretends ? -1 : device);
-  TensorView view;
-  if (!torch().dlpack.view(held_.ptr(), view)) throw std::runtime_error("torch does not export its own memory");
-  workspace_ = view.data;
+OnDevice::OnDevice(int device) : before_(pretends() ? -1 : torch().exchange_device(device).cast<int>()) {}
+
+OnDevice::~OnDevice() {
+  if (before_ >= 0) torch().exchange_device(before_);
 }
 
-void CudaStep::launch(const cuda::Scaler& scaler) const {
-  cuda::run_step(*loaded().backend, rule_, jobs_, scaler, workspace_, device_, stream_);
+void step_on_cuda(RuleId rule, int device, std::span<const cuda::DeviceJob> jobs, const cuda::Scaler& scaler) {
+  if (const std::string why = cuda_refusal(device); !why.empty())
+    throw std::runtime_error("no kernels for cuda:" + std::to_string(device) + ": " + why);
+  // Memory for the constants that are made on the GPU. It is torch's: what comes later on the same stream may use it
+  // anew, whenever that may be, and nothing else.
+  py::object held;
+  std::byte* workspace = nullptr;
+  if (const std::size_t size = cuda::workspace_size(rule, jobs); size != 0) {
+    held = torch().workspace(size, pretends() ? -1 : device);
+    TensorView view;
+    if (!torch().dlpack.view(held.ptr(), view)) throw std::runtime_error("torch does not export its own memory");
+    workspace = view.data;
+  }
+  void* const stream = torch().dlpack.current_stream(device);
+  const OnDevice on(device);
+  const py::gil_scoped_release release;
+  cuda::run_step(*loaded().backend, rule, jobs, scaler, workspace, device, stream);
 }
 
 void pretend_cuda(std::uintptr_t backend, bool numbers_too) {

@@ -18,23 +18,20 @@ std::string cuda_built();
 // Why the kernels cannot step tensors on this GPU; empty if they can.
 std::string cuda_refusal(int device);
 
-// Memory for the constants that are made on the GPU, and the stream: what a step needs the GIL for. The memory is
-// torch's, so it is used anew only by work that comes later on the same stream.
-class CudaStep {
+// Makes a device the current one, as torch and the CUDA runtime know it, as long as it lives. Needs the GIL.
+class OnDevice {
  public:
-  CudaStep(RuleId rule, int device, std::span<const cuda::DeviceJob> jobs);
-
-  // Puts the step on torch's current stream, without the GIL. Throws std::runtime_error.
-  void launch(const cuda::Scaler& scaler) const;
+  explicit OnDevice(int device);
+  ~OnDevice();
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
 
  private:
-  RuleId rule_;
-  int device_;
-  std::span<const cuda::DeviceJob> jobs_;
-  pybind11::object held_;
-  std::byte* workspace_ = nullptr;
-  void* stream_;
+  int before_;
 };
+
+// Steps all jobs, on torch's current stream of the device. Throws std::runtime_error.
+void step_on_cuda(RuleId rule, int device, std::span<const cuda::DeviceJob> jobs, const cuda::Scaler& scaler);
 
 // Tests only: takes this table of functions for the CUDA module's, and tensors on the CPU for tensors on a GPU: all of
 // them, or all but the numbers that an optimizer keeps for each parameter. Null: as before.

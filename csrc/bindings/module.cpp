@@ -47,7 +47,7 @@ PYBIND11_MODULE(_core, m) {
   m.attr("__version__") = ONEPASS_VERSION;
 
   m.def("set_torch", &set_torch, py::arg("tensor_type"), py::arg("parameter_type"), py::arg("increment_version"),
-        py::arg("workspace"),
+        py::arg("workspace"), py::arg("exchange_device"),
         "Hands over what the core uses of torch. Raises ImportError if torch has no DLPack exchange API.");
   m.def("dlpack_version", [] { return torch().dlpack.version(); }, "Version of torch's DLPack exchange API.");
   m.def("use_managed_export", [] { torch().dlpack.use_managed_export(); }, "Tests only: read tensors the slower way.");

@@ -641,6 +641,7 @@ Plan::Path Plan::read_param(Param& param, cuda::DeviceJob& device_job, int& devi
     return Path::none;
   }
   param.reason = why_torch(param, r.own());
+  device = r.own().cuda;
   if (!param.reason.empty() || !read_own(r) || !read_gradient(r) || !read_states(r) || !read_numbers(r)) {
     param.written = {};
     return Path::torch;
@@ -652,7 +653,6 @@ Plan::Path Plan::read_param(Param& param, cuda::DeviceJob& device_job, int& devi
     return Path::torch;
   }
   if (r.missing) return Path::missing;
-  device = r.own().cuda;
   if (!divide_numbers(r, device_job) || (device >= 0 && !is_aligned(r))) {
     param.written = {};
     return Path::torch;
@@ -903,11 +903,9 @@ void Plan::finish(const py::object& optimizer, double grad_factor, int threads, 
 }
 
 void Plan::run(int threads) {
-  std::vector<CudaStep> steps;
-  for (const auto& [device, jobs] : device_jobs_) steps.emplace_back(rule_, device, jobs);
+  for (const auto& [device, jobs] : device_jobs_) step_on_cuda(rule_, device, jobs, scaler_);
   {
     const py::gil_scoped_release release;
-    for (const CudaStep& step : steps) step.launch(scaler_);
     for (Rows& rows : rows_) coalesce(rows);
     for (Job& job : jobs_)
       if (job.rows != nullptr) job.length = job.rows->count() * job.rows->length;

@@ -22,10 +22,11 @@ bool is_true(PyObject* method, PyObject* tensor) { return call(method, tensor).p
 
 }  // namespace
 
-void set_torch(py::object tensor_type, py::object parameter_type, py::object increment_version, py::object workspace) {
+void set_torch(py::object tensor_type, py::object parameter_type, py::object increment_version, py::object workspace,
+               py::object exchange_device) {
   DlpackReader dlpack(tensor_type);
-  the_torch = new Torch{std::move(tensor_type), std::move(parameter_type), std::move(increment_version),
-                        std::move(workspace), std::move(dlpack)};
+  the_torch = new Torch{std::move(tensor_type), std::move(parameter_type),  std::move(increment_version),
+                        std::move(workspace),   std::move(exchange_device), std::move(dlpack)};
 }
 
 Torch& torch() { return *the_torch; }

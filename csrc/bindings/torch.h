@@ -13,13 +13,14 @@ struct Torch {
   pybind11::object tensor_type;
   pybind11::object parameter_type;
   pybind11::object increment_version;
-  pybind11::object workspace;  // (bytes, GPU or -1) -> a tensor of so many bytes
+  pybind11::object workspace;        // (bytes, GPU or -1) -> a tensor of so many bytes
+  pybind11::object exchange_device;  // GPU -> what was the current one, and now is not, or -1 if nothing changes
   DlpackReader dlpack;
 };
 
 // Handed over once by the Python layer.
 void set_torch(pybind11::object tensor_type, pybind11::object parameter_type, pybind11::object increment_version,
-               pybind11::object workspace);
+               pybind11::object workspace, pybind11::object exchange_device);
 Torch& torch();
 
 // Whether it is a torch.Tensor or Parameter itself, not of a subclass.

@@ -14,13 +14,14 @@ enum class Work : int {
   step,     // a chunk of the table by each block
 };
 
+// What depends on a device is about the calling thread's current one, which torch has set.
 struct Backend {
   const char* built;  // with what compiler, and for which devices
-  // Why its kernels cannot run on a device; null if they can.
-  const char* (*unusable)(int device);
+  // Why its kernels cannot run; null if they can.
+  const char* (*unusable)();
   int (*multiprocessors)(int device);
-  // Puts the work of a table on a stream of the device. Null, or what went wrong.
-  const char* (*launch)(Work work, RuleId rule, bool wide, const LargeTable& table, int device, void* stream);
+  // Puts the work of a table on a stream. Null, or what went wrong.
+  const char* (*launch)(Work work, RuleId rule, bool wide, const LargeTable& table, void* stream);
 };
 
 // The bytes of a table that are in use, and so have to travel.

@@ -11,30 +11,6 @@ namespace py = pybind11;
 namespace onepass::cuda {
 namespace {
 
-// Makes a device the current one for as long as it lives, as torch's own guard does.
-class OnDevice {
- public:
-  explicit OnDevice(int device) {
-    error_ = cudaGetDevice(&before_);
-    if (error_ == cudaSuccess && before_ != device) {
-      error_ = cudaSetDevice(device);
-      moved_ = error_ == cudaSuccess;
-    }
-  }
-  ~OnDevice() {
-    if (moved_) cudaSetDevice(before_);
-  }
-  OnDevice(const OnDevice&) = delete;
-  OnDevice& operator=(const OnDevice&) = delete;
-
-  cudaError_t error() const { return error_; }
-
- private:
-  int before_ = 0;
-  bool moved_ = false;
-  cudaError_t error_;
-};
-
 const char* text_of(cudaError_t error) {
   if (error == cudaSuccess) return nullptr;
   cudaGetLastError();  // or torch would find it, and take it for its own
@@ -43,9 +19,7 @@ const char* text_of(cudaError_t error) {
 
 const Kernels& kernels(bool wide) { return wide ? kernels_of<double>() : kernels_of<float>(); }
 
-const char* unusable(int device) {
-  const OnDevice on(device);
-  if (on.error() != cudaSuccess) return text_of(on.error());
+const char* unusable() {
   cudaFuncAttributes attributes;  // an error where there is no code for this device
   return text_of(cudaFuncGetAttributes(&attributes, kernels(false).large[static_cast<int>(RuleId::adam)].step));
 }
@@ -56,9 +30,7 @@ int multiprocessors(int device) {
   return count > 0 ? count : 1;
 }
 
-const char* launch(Work work, RuleId rule, bool wide, const LargeTable& table, int device, void* stream) {
-  const OnDevice on(device);
-  if (on.error() != cudaSuccess) return text_of(on.error());
+const char* launch(Work work, RuleId rule, bool wide, const LargeTable& table, void* stream) {
   const bool small = size_of(table) <= sizeof(SmallTable);
   const Pair& pair = (small ? kernels(wide).small : kernels(wide).large)[static_cast<int>(rule)];
   const bool steps = work == Work::step;

@@ -213,12 +213,11 @@ struct Step {
   RuleId rule;
   std::span<const DeviceJob> jobs;
   Header common;  // of all tables
-  int device;
   void* stream;
 
   void launch(Work work, bool wide, const LargeTable& table) const {
-    if (const char* error = backend.launch(work, rule, wide, table, device, stream); error != nullptr)
-      throw std::runtime_error("a kernel could not be launched on cuda:" + std::to_string(device) + ": " + error);
+    if (const char* error = backend.launch(work, rule, wide, table, stream); error != nullptr)
+      throw std::runtime_error(std::string("a kernel could not be launched: ") + error);
   }
 
   // Where the constants of a job go that are made on the GPU, in words from the beginning of a table's workspace.
@@ -319,7 +318,7 @@ std::uint32_t chunk_length(std::int64_t elements, int multiprocessors) {
 
 void run_step(const Backend& backend, RuleId rule, std::span<const DeviceJob> jobs, const Scaler& scaler,
               std::byte* workspace, int device, void* stream) {
-  Step step{.backend = backend, .rule = rule, .jobs = jobs, .common = {}, .device = device, .stream = stream};
+  Step step{.backend = backend, .rule = rule, .jobs = jobs, .common = {}, .stream = stream};
   std::int64_t elements = 0;
   for (const DeviceJob& job : jobs) elements += job.job.length;
   step.common.chunk = chunk_length(elements, backend.multiprocessors(device));

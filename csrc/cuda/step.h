@@ -38,8 +38,9 @@ std::size_t workspace_size(RuleId rule, std::span<const DeviceJob> jobs);
 // How many elements a block takes: as many as leave every multiprocessor enough blocks.
 std::uint32_t chunk_length(std::int64_t elements, int multiprocessors);
 
-// Steps all jobs. `workspace` is memory of workspace_size bytes, aligned to 8, which nobody else uses before the work
-// on the stream has been done. Throws std::runtime_error if a launch fails.
+// Steps all jobs, on the calling thread's current device, whose number is `device`. `workspace` is memory of
+// workspace_size bytes, aligned to 8, which nobody else uses before the work on the stream has been done. Throws
+// std::runtime_error if a launch fails.
 void run_step(const Backend& backend, RuleId rule, std::span<const DeviceJob> jobs, const Scaler& scaler,
               std::byte* workspace, int device, void* stream);
 

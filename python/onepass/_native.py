@@ -23,12 +23,22 @@ from . import _core
 if TYPE_CHECKING:
     from .lookahead import Turn
 
+
 def _workspace(size: int, cuda: int) -> Tensor:
     """Memory of torch's for the kernels: on a GPU or, if that is -1, on the CPU."""
     return torch.empty(size, dtype=torch.uint8, device="cpu" if cuda < 0 else torch.device("cuda", cuda))
 
 
-_core.set_torch(torch.Tensor, torch.nn.Parameter, torch.autograd.graph.increment_version, _workspace)
+def _exchange_device(cuda: int) -> int:
+    """Makes a GPU torch's current one; tells which was, or -1 if it was this one."""
+    before = torch.cuda.current_device()
+    if before == cuda:
+        return -1
+    torch.cuda.set_device(cuda)
+    return before
+
+
+_core.set_torch(torch.Tensor, torch.nn.Parameter, torch.autograd.graph.increment_version, _workspace, _exchange_device)
 
 Step = Callable[..., Any]
 
@@ -121,15 +131,14 @@ def _scaled_gradients(params: list[Tensor], factor: float) -> Iterator[None]:
             p.grad = grad
 
 
-# Raises where a step is captured that would not be the same again; torch has renamed it.
-_check_capturable = getattr(Optimizer, "_accelerator_graph_capture_health_check", None) or getattr(
-    Optimizer, "_cuda_graph_capture_health_check"
-)
+# Raises where a step is captured that would not be the same again. torch 2.10 has it by another name.
+_HEALTH_CHECKS = ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check")
+_check_capturable: Step = next(getattr(Optimizer, name) for name in _HEALTH_CHECKS if hasattr(Optimizer, name))
 
 
 def _check_capture(optimizer: Optimizer) -> None:
     if (
-        torch.cuda.is_initialized()
+        torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         and torch.cuda.is_current_stream_capturing()
         and "capturable" in optimizer.param_groups[0]
     ):

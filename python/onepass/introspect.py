@@ -51,7 +51,8 @@ def explain(optimizer: Optimizer) -> Explanation:
 
     Returns:
         A row for each parameter. ``path`` is ``"kernel"``, with the GPU that it runs on, if any, for the reason;
-        ``"torch"``, with the reason why the kernels cannot take it; or ``"error"``, with the message that a step would raise. Nothing is changed. Printed, it is a readable table.
+        ``"torch"``, with the reason why the kernels cannot take it; or ``"error"``, with the message that a step would
+        raise. Nothing is changed. Printed, it is a readable table.
     """
     while isinstance(optimizer, Lookahead):
         optimizer = optimizer.optimizer

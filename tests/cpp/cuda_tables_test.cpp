@@ -35,7 +35,6 @@ struct Launch {
   Work work;
   RuleId rule;
   bool wide;
-  int device;
   void* stream;
   Header header;
   Words words;  // those in use
@@ -43,12 +42,11 @@ struct Launch {
 
 std::vector<Launch> recorded;
 
-const char* record(Work work, RuleId rule, bool wide, const LargeTable& table, int device, void* stream) {
+const char* record(Work work, RuleId rule, bool wide, const LargeTable& table, void* stream) {
   REQUIRE(table.header.words <= LargeTable::kWords);
   recorded.push_back({.work = work,
                       .rule = rule,
                       .wide = wide,
-                      .device = device,
                       .stream = stream,
                       .header = table.header,
                       .words = Words(table.words, table.words + table.header.words)});
@@ -285,7 +283,6 @@ std::vector<Launch> step(const Model& model, const Scaler& scaler = {}) {
   std::map<std::pair<Work, bool>, std::size_t> done;
   for (const Launch& launch : launches) {
     CHECK(launch.rule == model.rule());
-    CHECK(launch.device == kDevice);
     CHECK(launch.stream == kStream);
     CHECK(launch.header.chunk == kChunk);
     CHECK(launch.header.grad_scale == address(scaler.grad_scale));

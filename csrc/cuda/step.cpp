@@ -129,7 +129,7 @@ Counter counter_of(const DeviceJob& job) {
 // Operands may be misaligned each in its own way. The vectors of a row begin where that suits the most bytes.
 void align(const Job& job, unsigned width, Row& row) {
   std::size_t most = 0;
-  for (unsigned phase = 0; phase < width; ++phase) {
+  for (unsigned phase = 0; phase < width && row.aligned != row.held; ++phase) {
     unsigned aligned = 0;
     std::size_t bytes = 0;
     for (std::size_t k = 0; k < kMaxOperands; ++k) {

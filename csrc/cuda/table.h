@@ -2,7 +2,7 @@
 //
 // So nothing about a step lies in the GPU's memory, except the tensors themselves: no table is ever stale, copied,
 // waited for or freed too early, and a captured graph holds what it needs. An argument has room for 32,764 bytes, which
-// is some 600 tensors of Adam; what does not fit goes with another launch.
+// is some 500 tensors of Adam; what does not fit goes with another launch.
 #pragma once
 
 #include <cstddef>
@@ -53,6 +53,7 @@ struct Counter {
   std::uint16_t unused;
 };
 static_assert(sizeof(Counter) == 32);
+static_assert(kMaxOperands <= 8 && 1 + kMaxScalars <= 4 && kMaxHyper <= 16);  // the bits that each has a share of
 
 // In the place of a format: the number is not an address but the value of a double.
 inline constexpr unsigned kValue = 0xf;

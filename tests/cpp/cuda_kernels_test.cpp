@@ -200,9 +200,11 @@ TEST_CASE("views") {
     }
 }
 
-// A tensor of which only the end exists, and a step of the chunks that lie there.
+// Tensors of which only the first or the last elements exist: a step of the chunks that lie there.
+enum class End { first, last };
+
 template <class Rule, class T>
-void step_last_chunks(const Job& job, std::int64_t elements) {
+void step_chunks(const Job& job, End end, std::int64_t elements) {
   static LargeTable table;
   Backend recorder = backend(kShort);
   recorder.launch = [](Work, RuleId, bool, const LargeTable& launched, int, void*) -> const char* {
@@ -213,12 +215,13 @@ void step_last_chunks(const Job& job, std::int64_t elements) {
   run_step(recorder, RuleId::lion, jobs, {}, nullptr, 0, nullptr);
   const StepMode mode;
   const auto chunks = static_cast<std::uint32_t>((elements + kShort - 1) / kShort);
-  for (std::uint32_t block = table.header.blocks - chunks; block < table.header.blocks; ++block)
+  const std::uint32_t first = end == End::first ? 0 : table.header.blocks - chunks;
+  for (std::uint32_t block = first; block < first + chunks; ++block)
     for (std::uint32_t thread = 0; thread < cuda::kThreads; ++thread) step_chunk<Rule, T>(table, block, thread);
 }
 
-void step_last_chunks(const Job& job, std::int64_t elements) {
-  (job.wide ? step_last_chunks<Lion, double> : step_last_chunks<Lion, float>)(job, elements);
+void step_chunks(const Job& job, End end, std::int64_t elements) {
+  (job.wide ? step_chunks<Lion, double> : step_chunks<Lion, float>)(job, end, elements);
 }
 
 // The address of an element that lies so many before this one.
@@ -242,7 +245,7 @@ TEST_CASE("elements beyond the range of 32 bits") {
         job.length += missing + head;
         for (Operand& operand : job.operands)
           if (operand.data != nullptr) operand.data = before(operand, missing + head);
-        step_last_chunks(job, 9001);
+        step_chunks(job, End::last, 9001);
         CHECK(difference(problem, want) == "");
       }
 }
@@ -267,7 +270,7 @@ TEST_CASE("strided elements beyond the range of 32 bits") {
     for (std::size_t k = 0; k < kMaxOperands; ++k)
       if (job.operands[k].data != nullptr)
         job.operands[k].data = before(job.operands[k], missing * layout.strides[k][0]);
-    step_last_chunks(job, 6 * columns);
+    step_chunks(job, End::last, 6 * columns);
     CHECK(difference(problem, want) == "");
   }
 }
@@ -276,22 +279,24 @@ TEST_CASE("a dimension beyond the range of 32 bits") {
   const Setting& setting = setting_of("lion, decay");
   constexpr std::int64_t existing = 3 * kShort;
   constexpr std::int64_t columns = (std::int64_t{1} << 33) + kShort;
-  for (const bool wide : {false, true}) {
-    Problem problem = make_problem(setting, {existing}, {.formats = all_of(native(wide)), .wide = wide});
-    const Problem want = expected(problem);
-    const BoundJob bound(problem);
-    Job job = bound.job();
-    Layout layout{.shape = {3, columns}, .strides = {}};
-    for (std::size_t k = 0; k < kMaxOperands; ++k) {
-      if (job.operands[k].data == nullptr) continue;
-      layout.strides[k] = {columns + static_cast<std::int64_t>(k), 1};
-      job.operands[k].data = before(job.operands[k], 2 * layout.strides[k][0] + columns - existing);
+  for (const End end : {End::first, End::last})
+    for (const bool wide : {false, true}) {
+      Problem problem = make_problem(setting, {existing}, {.formats = all_of(native(wide)), .wide = wide});
+      const Problem want = expected(problem);
+      const BoundJob bound(problem);
+      Job job = bound.job();
+      Layout layout{.shape = {3, columns}, .strides = {}};
+      for (std::size_t k = 0; k < kMaxOperands; ++k) {
+        if (job.operands[k].data == nullptr) continue;
+        layout.strides[k] = {columns + static_cast<std::int64_t>(k), 1};
+        if (end == End::last)
+          job.operands[k].data = before(job.operands[k], 2 * layout.strides[k][0] + columns - existing);
+      }
+      job.layout = &layout;
+      job.length = 3 * columns;
+      step_chunks(job, end, existing);
+      CHECK(difference(problem, want) == "");
     }
-    job.layout = &layout;
-    job.length = 3 * columns;
-    step_last_chunks(job, existing);
-    CHECK(difference(problem, want) == "");
-  }
 }
 
 // -- slow weights ----------------------------------------------------------------------------------------------------
@@ -387,21 +392,19 @@ double stored(double value, Where where) {
 // A problem whose constants are made by the kernel that counts.
 class Counted {
  public:
-  Counted(const Problem& problem, Where own, std::array<Where, 2> hypers) : problem_(problem) {
+  Counted(const Problem& problem, Where step, Where scalars, std::array<Where, 2> hypers) : problem_(problem) {
     Setting& setting = problem_.setting;
     const RuleInfo& info = info_of(setting.rule);
     // What is stored in float32 is rounded before the step begins.
     for (std::size_t h = 0; h < info.hyper_names.size(); ++h) hyper_[h] = place(setting.hyper[h], hypers[h % 2]);
-    for (std::size_t s = 0; s < info.scalar_names.size(); ++s) numbers_[1 + s] = place(setting.scalars[s], own);
+    for (std::size_t s = 0; s < info.scalar_names.size(); ++s) numbers_[1 + s] = place(setting.scalars[s], scalars);
     double made = setting.step - 1.0;
-    numbers_[0] = place(made, info.counts_steps ? own : std::nullopt);
+    numbers_[0] = place(made, info.counts_steps ? step : std::nullopt);
     want_ = memory_;
-    // After the step.
-    if (own && info.counts_steps) overwrite(numbers_[0], setting.step);
-    std::array<double, kMaxScalars> scalars = setting.scalars;
-    info.advance(setting.hyper.data(), setting.step, scalars.data());
-    if (own)
-      for (std::size_t s = 0; s < info.scalar_names.size(); ++s) overwrite(numbers_[1 + s], scalars[s]);
+    overwrite(numbers_[0], setting.step);
+    std::array<double, kMaxScalars> after = setting.scalars;
+    info.advance(setting.hyper.data(), setting.step, after.data());
+    for (std::size_t s = 0; s < info.scalar_names.size(); ++s) overwrite(numbers_[1 + s], after[s]);
   }
   Counted(const Counted&) = delete;
   Counted& operator=(const Counted&) = delete;
@@ -412,35 +415,34 @@ class Counted {
     return job;
   }
   Problem& problem() { return problem_; }
-  const std::deque<std::array<std::byte, 8>>& memory() const { return memory_; }
-  const std::deque<std::array<std::byte, 8>>& want() const { return want_; }
+  const std::deque<std::uint64_t>& memory() const { return memory_; }
+  const std::deque<std::uint64_t>& want() const { return want_; }
 
  private:
   Number place(double& value, Where where) {
     if (!where) return {.value = value};
     value = stored(value, where);
-    Number number{.data = memory_.emplace_back().data(), .format = *where};
-    write(memory_.back(), *where, value);
-    return number;
+    std::uint64_t& slot = memory_.emplace_back(0xa5a5a5a5a5a5a5a5);
+    write(slot, *where, value);
+    return {.data = reinterpret_cast<std::byte*>(&slot), .format = *where};
   }
 
-  static void write(std::array<std::byte, 8>& slot, Format format, double value) {
-    slot.fill(std::byte{0xa5});
+  static void write(std::uint64_t& slot, Format format, double value) {
     const auto rounded = static_cast<float>(value);
     if (format == Format::float32) {
-      std::memcpy(slot.data(), &rounded, sizeof rounded);
+      std::memcpy(&slot, &rounded, sizeof rounded);
     } else {
-      std::memcpy(slot.data(), &value, sizeof value);
+      std::memcpy(&slot, &value, sizeof value);
     }
   }
 
   void overwrite(const Number& number, double value) {
     for (std::size_t i = 0; i < memory_.size(); ++i)
-      if (memory_[i].data() == number.data) write(want_[i], number.format, value);
+      if (reinterpret_cast<std::byte*>(&memory_[i]) == number.data) write(want_[i], number.format, value);
   }
 
   Problem problem_;
-  std::deque<std::array<std::byte, 8>> memory_, want_;  // of the numbers: before, and as they have to be after
+  std::deque<std::uint64_t> memory_, want_;  // of the numbers: before, and as they have to be after
   std::array<Number, kMaxHyper> hyper_{};
   std::array<Number, 1 + kMaxScalars> numbers_{};
   std::optional<BoundJob> bound_;
@@ -449,23 +451,21 @@ class Counted {
 TEST_CASE("constants are made and numbers advanced as on the host") {
   for (const Setting& setting : kSettings)
     for (const bool wide : {false, true})
-      for (const Where own : kEverywhere)
-        for (const Where even : kEverywhere)
-          for (const Where odd : kEverywhere) {
-            Counted counted(
-                make_problem(setting, {37}, {.formats = all_of(native(wide)), .wide = wide, .grad_factor = -1.0}), own,
-                {even, odd});
-            const Problem want = expected(counted.problem());
-            const std::vector<DeviceJob> jobs{counted.job()};
-            Workspace workspace(cuda::workspace_size(setting.rule, jobs));
-            run_step(backend(kShort), setting.rule, jobs, {}, workspace.data(), 0, nullptr);
-            CAPTURE(setting.what);
-            CHECK(difference(counted.problem(), want) == "");
-            CHECK(counted.memory() == counted.want());
-            const Constants constants(counted.problem().setting, wide);
-            const std::size_t size = info_of(setting.rule).constants_size[wide ? 1 : 0];
-            CHECK(std::memcmp(workspace.data(), constants.data(), size) == 0);
-          }
+      for (unsigned where = 0; where < 3 * 3 * 3 * 3; ++where) {
+        Counted counted(
+            make_problem(setting, {37}, {.formats = all_of(native(wide)), .wide = wide, .grad_factor = -1.0}),
+            kEverywhere[where % 3], kEverywhere[where / 3 % 3], {kEverywhere[where / 9 % 3], kEverywhere[where / 27]});
+        const Problem want = expected(counted.problem());
+        const std::vector<DeviceJob> jobs{counted.job()};
+        Workspace workspace(cuda::workspace_size(setting.rule, jobs));
+        run_step(backend(kShort), setting.rule, jobs, {}, workspace.data(), 0, nullptr);
+        CAPTURE(setting.what);
+        CHECK(difference(counted.problem(), want) == "");
+        CHECK(counted.memory() == counted.want());
+        const Constants constants(counted.problem().setting, wide);
+        const std::size_t size = info_of(setting.rule).constants_size[wide ? 1 : 0];
+        CHECK(std::memcmp(workspace.data(), constants.data(), size) == 0);
+      }
 }
 
 // Tensors of all kinds, each at a step of its own.
@@ -478,7 +478,7 @@ std::deque<Counted> counted_model(const Setting& setting, std::int64_t tensors, 
     const auto at = static_cast<std::size_t>(i);
     model.emplace_back(
         make_problem(own, {i % 50}, {.formats = all_of(native(wide)), .wide = wide, .grad_factor = grad_factor}),
-        kEverywhere[at % 3], std::array{kEverywhere[at / 3 % 3], kEverywhere[at / 9 % 3]});
+        kEverywhere[at % 3], kEverywhere[at / 3 % 3], std::array{kEverywhere[at / 9 % 3], kEverywhere[at / 27 % 3]});
   }
   return model;
 }
@@ -550,7 +550,7 @@ TEST_CASE("a step with infinite gradients is not made, and not counted") {
       std::deque<Counted> model = counted_model(setting, 20);
       std::vector<DeviceJob> jobs = jobs_of(model);
       std::vector<Problem> want;
-      std::vector<std::deque<std::array<std::byte, 8>>> numbers;
+      std::vector<std::deque<std::uint64_t>> numbers;
       for (Counted& counted : model) {
         want.push_back(counted.problem());
         numbers.push_back(counted.memory());

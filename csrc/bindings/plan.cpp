@@ -626,6 +626,7 @@ bool Plan::divide_numbers(Reading& r, cuda::DeviceJob& device_job) {
 
 // Whether every element lies where a GPU can read it. (torch itself makes no tensors that do not.)
 bool Plan::is_aligned(Reading& r) {
+  if (r.own().on_cpu) return true;
   for (const Operand& operand : r.job.operands)
     if (reinterpret_cast<std::uintptr_t>(operand.data) % size_of(operand.format) != 0)
       return r.leave("memory that is not aligned to its elements");
@@ -633,8 +634,8 @@ bool Plan::is_aligned(Reading& r) {
 }
 
 Plan::Path Plan::read_param(Param& param, cuda::DeviceJob& device_job, int& device) {
-  device_job = {};
   Job& job = device_job.job;
+  device_job.hyper = nullptr;
   Reading r{.param = param, .job = job, .grad = gradient_of(param.object)};
   if (r.grad.is_none()) {
     param.written = {};
@@ -653,7 +654,8 @@ Plan::Path Plan::read_param(Param& param, cuda::DeviceJob& device_job, int& devi
     return Path::torch;
   }
   if (r.missing) return Path::missing;
-  if (!divide_numbers(r, device_job) || (device >= 0 && !is_aligned(r))) {
+  const bool here = device < 0 && param.group->device < 0;
+  if (!here && (!divide_numbers(r, device_job) || !is_aligned(r))) {
     param.written = {};
     return Path::torch;
   }

@@ -18,9 +18,10 @@ message(STATUS "onepass: CUDA kernels with nvcc ${CMAKE_CUDA_COMPILER_VERSION} f
 
 # The same bits as on the CPU: no contraction, IEEE division and square root, denormals flushed.
 set(flags -O3 --expt-relaxed-constexpr -fmad=false -ftz=true -prec-div=true -prec-sqrt=true
-  "-gencode=arch=compute_${oldest},code=[${codes},compute_${oldest}]" -Xcompiler=-Wall,-Wextra,-Wshadow,-Wconversion,-Wno-unknown-pragmas)
-if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.8)
-  list(APPEND flags --compress-mode=size)  # 2 MB instead of 30
+  "-gencode=arch=compute_${oldest},code=[${codes},compute_${oldest}]"
+  -Xcompiler=-Wall,-Wextra,-Wshadow,-Wconversion,-Wno-unknown-pragmas)
+if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 13)
+  list(APPEND flags --compress-mode=size)  # a few MB instead of 30; the drivers of 12.4 and later can read it
 endif()
 if(ONEPASS_WERROR)
   list(APPEND flags -Werror=all-warnings)

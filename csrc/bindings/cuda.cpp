@@ -2,6 +2,7 @@
 
 #include <map>
 #include <stdexcept>
+#include <utility>
 
 #include "bindings/torch.h"
 
@@ -10,9 +11,10 @@ namespace py = pybind11;
 namespace onepass {
 namespace {
 
+// What a device cannot do does not change, but asking takes a moment.
 struct Loaded {
   const cuda::Backend* backend = nullptr;
-  std::map<int, std::string> refusals;  // by device; asking takes a moment
+  std::map<int, std::string> refusals;
 };
 
 Loaded load() {
@@ -25,31 +27,40 @@ Loaded load() {
   }
 }
 
-bool pretends() { return torch().dlpack.pretence() != DlpackReader::Pretence::none; }
-
+// Under the GIL, which an import may let go of: so it comes before anything is kept.
 Loaded& loaded() {
-  static Loaded* const kLoaded = new Loaded(load());
-  return *kLoaded;
+  static Loaded* the_loaded = nullptr;
+  if (the_loaded == nullptr) {
+    Loaded found = load();
+    if (the_loaded == nullptr) the_loaded = new Loaded(std::move(found));
+  }
+  return *the_loaded;
 }
+
+bool pretends() { return torch().dlpack.pretence() != DlpackReader::Pretence::none; }
 
 }  // namespace
 
 std::string cuda_built() { return loaded().backend != nullptr ? loaded().backend->built : ""; }
 
 std::string cuda_refusal(int device) {
-  if (loaded().backend == nullptr) return "onepass was built without CUDA kernels";
-  const auto [at, is_new] = loaded().refusals.try_emplace(device);
-  if (is_new) {
-    const OnDevice on(device);
-    if (const char* why = loaded().backend->unusable(); why != nullptr) at->second = why;
-  }
-  return at->second;
+  const cuda::Backend* const backend = loaded().backend;
+  if (backend == nullptr) return "onepass was built without CUDA kernels";
+  if (const auto known = loaded().refusals.find(device); known != loaded().refusals.end()) return known->second;
+  const OnDevice on(device);
+  const char* const why = backend->unusable();
+  return loaded().refusals[device] = why != nullptr ? why : "";
 }
 
 OnDevice::OnDevice(int device) : before_(pretends() ? -1 : torch().exchange_device(device).cast<int>()) {}
 
 OnDevice::~OnDevice() {
-  if (before_ >= 0) torch().exchange_device(before_);
+  if (before_ < 0) return;
+  try {
+    torch().exchange_device(before_);
+  } catch (py::error_already_set& error) {
+    error.discard_as_unraisable("the current device could not be restored");
+  }
 }
 
 void step_on_cuda(RuleId rule, int device, std::span<const cuda::DeviceJob> jobs, const cuda::Scaler& scaler) {

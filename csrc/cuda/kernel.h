@@ -7,6 +7,7 @@
 
 #include <bit>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #include "cuda/table.h"
@@ -247,6 +248,7 @@ struct Stepper {
     const Average<T> towards(1.0 - blend, blend);
     param = slow = flushed(towards(flushed(slow), param));
   }
+
   template <int Count>
   ONEPASS_INLINE void apply(T (&values)[kOperands<Rule>][Count]) const {
 #pragma unroll
@@ -256,36 +258,50 @@ struct Stepper {
     }
   }
 
-  // Steps so many vectors from element `begin` on, a share of them in this thread. All operands are aligned plain
-  // arrays, and there are no slow weights.
-  ONEPASS_INLINE void step_plain(std::int64_t begin, std::uint32_t vectors, std::uint32_t thread) const {
+  // Steps so many vectors from element `begin` on, a share of them in this thread: parameter and gradient of one
+  // format, all states of one, everything aligned, no slow weights.
+  template <class Own, class States>
+  ONEPASS_INLINE void step_vectors(std::int64_t begin, std::uint32_t vectors, std::uint32_t thread) const {
     constexpr int operands = kOperands<Rule> - 1;
+    constexpr int own_bytes = sizeof(typename Own::Storage) * kWidth<T>;
+    constexpr int state_bytes = sizeof(typename States::Storage) * kWidth<T>;
+    const auto is_own = [](int k) { return k < static_cast<int>(kFirstState); };
     std::uint64_t address[operands];
 #pragma unroll
-    for (int k = 0; k < operands; ++k)
-      address[k] = has(k) ? data[k] + static_cast<std::uint64_t>(begin) * sizeof(T) : 0;
+    for (int k = 0; k < operands; ++k) {
+      const int bytes = (is_own(k) ? own_bytes : state_bytes) / kWidth<T>;
+      address[k] = has(k) ? data[k] + static_cast<std::uint64_t>(begin * bytes) : 0;
+    }
 #pragma unroll 1
     for (std::uint32_t v = thread; v < vectors; v += cuda::kThreads) {
-      T values[kOperands<Rule>][kWidth<T>];
+      Vector stored[operands];
 #pragma unroll
       for (int k = 0; k < operands; ++k) {
-        Vector vector;
-        if (address[k] != 0) vector = load_words<4>(address[k] + std::uint64_t{v} * sizeof vector);
-        std::memcpy(values[k], vector.words, sizeof vector);
+        if (address[k] == 0) continue;
+        stored[k] = is_own(k) ? load_words<own_bytes / 4>(address[k] + std::uint64_t{v} * own_bytes)
+                              : load_words<state_bytes / 4>(address[k] + std::uint64_t{v} * state_bytes);
       }
+      T values[kOperands<Rule>][kWidth<T>];
+#pragma unroll
+      for (int k = 0; k < operands; ++k)
+        is_own(k) ? decode_as<Own>(stored[k], values[k]) : decode_as<States>(stored[k], values[k]);
 #pragma unroll
       for (int i = 0; i < kWidth<T>; ++i) step_value(values, i);
 #pragma unroll
       for (int k = 0; k < operands; ++k) {
-        Vector vector;
-        std::memcpy(vector.words, values[k], sizeof vector);
-        if (address[k] != 0 && k != static_cast<int>(kGrad))
-          store_words<4>(vector, address[k] + std::uint64_t{v} * sizeof vector);
+        if (address[k] == 0 || k == static_cast<int>(kGrad)) continue;
+        if (is_own(k)) {
+          encode_as<Own>(values[k], stored[k]);
+          store_words<own_bytes / 4>(stored[k], address[k] + std::uint64_t{v} * own_bytes);
+        } else {
+          encode_as<States>(values[k], stored[k]);
+          store_words<state_bytes / 4>(stored[k], address[k] + std::uint64_t{v} * state_bytes);
+        }
       }
     }
   }
 
-  // The same, each operand in its own format, aligned or not.
+  // One vector, each operand in its own format, aligned or not.
   ONEPASS_INLINE void step_mixed(std::int64_t at) const {
     Vector vectors[kOperands<Rule>];
     const auto visit = [&](int k, auto&& work) {
@@ -429,13 +445,25 @@ ONEPASS_INLINE void step_chunk(const TableType& table, std::uint32_t block, std:
   const std::int64_t behind = begin + head + static_cast<std::int64_t>(vectors) * width;
   const std::int64_t rest = head + (end - behind);
   if (thread < rest) stepper.step_element(thread < head ? begin + thread : behind + (thread - head), nullptr);
-  if (row.access == Access::plain) {
-    stepper.step_plain(begin + head, vectors, thread);
-  } else {
-#pragma unroll 1
-    for (std::uint32_t v = thread; v < vectors; v += cuda::kThreads)
-      stepper.step_mixed(begin + head + static_cast<std::int64_t>(v) * width);
+  using Native = std::conditional_t<sizeof(T) == sizeof(float), Float32, Float64>;
+  if (row.access == Access::plain) return stepper.template step_vectors<Native, Native>(begin + head, vectors, thread);
+  if constexpr (sizeof(T) == sizeof(float)) {
+    switch (row.access) {
+      case Access::bfloat16:
+        return stepper.template step_vectors<BFloat16, BFloat16>(begin + head, vectors, thread);
+      case Access::float16:
+        return stepper.template step_vectors<Float16, Float16>(begin + head, vectors, thread);
+      case Access::bfloat16_states:
+        return stepper.template step_vectors<Float32, BFloat16>(begin + head, vectors, thread);
+      case Access::float32_states:
+        return stepper.template step_vectors<BFloat16, Float32>(begin + head, vectors, thread);
+      default:
+        break;
+    }
   }
+#pragma unroll 1
+  for (std::uint32_t v = thread; v < vectors; v += cuda::kThreads)
+    stepper.step_mixed(begin + head + static_cast<std::int64_t>(v) * width);
 }
 
 // -- numbers in the GPU's memory -------------------------------------------------------------------------------------

@@ -6,9 +6,9 @@
 namespace onepass::inline ONEPASS_TARGET {
 
 // Blocks for each multiprocessor: what leaves the loops enough registers. 1024 threads with 16 bytes of each operand on
-// their way are enough to keep the memory busy.
+// their way are enough to keep the memory busy; of doubles, which need twice the registers, half as many.
 template <class T>
-inline constexpr int kBlocks = sizeof(T) == sizeof(float) ? 4 : 3;
+inline constexpr int kBlocks = sizeof(T) == sizeof(float) ? 4 : 2;
 
 template <class Rule, class T, class TableType>
 __global__ void __launch_bounds__(cuda::kThreads, kBlocks<T>) step_kernel(const __grid_constant__ TableType table) {
@@ -20,13 +20,13 @@ __global__ void __launch_bounds__(cuda::kThreads) prepare_kernel(const __grid_co
   prepare_row<Rule, T>(table, blockIdx.x * cuda::kThreads + threadIdx.x);
 }
 
-template <class Rule, class TableType>
+template <class Rule, class T, class TableType>
 cuda::Pair pair_of() {
   if constexpr (requires { requires !Rule::takes_dense; }) {
     return {};  // for the rows of sparse gradients alone, which have no kernel here
   } else {
-    return {reinterpret_cast<const void*>(&prepare_kernel<Rule, ONEPASS_REAL, TableType>),
-            reinterpret_cast<const void*>(&step_kernel<Rule, ONEPASS_REAL, TableType>)};
+    return {reinterpret_cast<const void*>(&prepare_kernel<Rule, T, TableType>),
+            reinterpret_cast<const void*>(&step_kernel<Rule, T, TableType>)};
   }
 }
 
@@ -37,10 +37,10 @@ namespace onepass::cuda {
 template <>
 const Kernels& kernels_of<ONEPASS_REAL>() {
   static const Kernels kKernels = {
-#define ONEPASS_X(name, Type) pair_of<Type, SmallTable>(),
+#define ONEPASS_X(name, Type) pair_of<Type, ONEPASS_REAL, SmallTable>(),
       .small = {ONEPASS_RULES(ONEPASS_X)},
 #undef ONEPASS_X
-#define ONEPASS_X(name, Type) pair_of<Type, LargeTable>(),
+#define ONEPASS_X(name, Type) pair_of<Type, ONEPASS_REAL, LargeTable>(),
       .large = {ONEPASS_RULES(ONEPASS_X)},
 #undef ONEPASS_X
   };

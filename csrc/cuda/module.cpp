@@ -3,6 +3,9 @@
 #include <cuda_runtime_api.h>
 #include <pybind11/pybind11.h>
 
+#include <stdexcept>
+#include <string>
+
 #include "cuda/backend.h"
 #include "cuda/kernels.h"
 
@@ -19,9 +22,22 @@ const char* text_of(cudaError_t error) {
 
 const Kernels& kernels(bool wide) { return wide ? kernels_of<double>() : kernels_of<float>(); }
 
+// Why the kernels will never run on the current device. What may pass, like memory that is short, is thrown.
 const char* unusable() {
-  cudaFuncAttributes attributes;  // an error where there is no code for this device
-  return text_of(cudaFuncGetAttributes(&attributes, kernels(false).large[static_cast<int>(RuleId::adam)].step));
+  cudaFuncAttributes attributes;
+  const cudaError_t error =
+      cudaFuncGetAttributes(&attributes, kernels(false).large[static_cast<int>(RuleId::adam)].step);
+  const char* const text = text_of(error);
+  switch (error) {
+    case cudaSuccess:
+    case cudaErrorNoKernelImageForDevice:
+    case cudaErrorInvalidDeviceFunction:
+    case cudaErrorUnsupportedPtxVersion:
+    case cudaErrorInsufficientDriver:
+      return text;
+    default:
+      throw std::runtime_error(std::string("the CUDA kernels cannot be loaded: ") + text);
+  }
 }
 
 int multiprocessors(int device) {

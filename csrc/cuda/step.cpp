@@ -45,6 +45,7 @@ class Builder {
   // The same, for what several rows share: `make` is called for the first of them.
   template <class Make>
   std::uint16_t add_shared(const void* what, Make&& make) {
+    if (!shared_.empty() && shared_.back().first == what) return shared_.back().second;  // neighbours are often alike
     const auto known = std::ranges::find(shared_, what, &std::pair<const void*, std::uint16_t>::first);
     if (known != shared_.end()) return known->second;
     return shared_.emplace_back(what, add(make())).second;
@@ -146,27 +147,45 @@ void align(const Job& job, unsigned width, Row& row) {
   }
 }
 
+// How to read a job whose operands are all aligned: are there one format of parameter and gradient, and one of states,
+// that the kernels know together?
+Access access_of(const Job& job) {
+  const auto all = [&](std::size_t first, std::size_t past, Format format) {
+    for (std::size_t k = first; k < past; ++k)
+      if (job.operands[k].data != nullptr && job.operands[k].format != format) return false;
+    return true;
+  };
+  const auto are = [&](Format own, Format states) {
+    return all(0, kFirstState, own) && all(kFirstState, kSlow, states);
+  };
+  if (job.operands[kSlow].data != nullptr) return Access::mixed;
+  if (job.wide) return are(Format::float64, Format::float64) ? Access::plain : Access::mixed;
+  if (are(Format::float32, Format::float32)) return Access::plain;
+  if (are(Format::bfloat16, Format::bfloat16)) return Access::bfloat16;
+  if (are(Format::float16, Format::float16)) return Access::float16;
+  if (are(Format::float32, Format::bfloat16)) return Access::bfloat16_states;
+  if (are(Format::bfloat16, Format::float32)) return Access::float32_states;
+  return Access::mixed;
+}
+
 Row row_of(const Job& job) {
   const std::size_t native = job.wide ? sizeof(double) : sizeof(float);
-  const Format format = job.wide ? Format::float64 : Format::float32;
   Row row{};
   row.length = job.length;
   row.maximize = std::signbit(job.grad_factor) ? 1 : 0;
   bool narrow = true;
-  bool plain = job.operands[kSlow].data == nullptr;
   for (std::size_t k = 0; k < kMaxOperands; ++k) {
     const Operand& operand = job.operands[k];
     if (operand.data == nullptr) continue;
     row.held = static_cast<std::uint8_t>(row.held | 1U << k);
     row.formats |= static_cast<std::uint32_t>(operand.format) << (4 * k);
     narrow = narrow && onepass::size_of(operand.format) <= native;
-    plain = plain && operand.format == format;
   }
   if (job.layout != nullptr || !narrow) {
     row.access = Access::elements;
   } else {
     align(job, static_cast<unsigned>(16 / native), row);
-    row.access = plain && row.aligned == row.held ? Access::plain : Access::mixed;
+    row.access = row.aligned == row.held ? access_of(job) : Access::mixed;
   }
   return row;
 }
@@ -213,11 +232,12 @@ struct Step {
   RuleId rule;
   std::span<const DeviceJob> jobs;
   Header common;  // of all tables
+  int device;
   void* stream;
 
   void launch(Work work, bool wide, const LargeTable& table) const {
     if (const char* error = backend.launch(work, rule, wide, table, stream); error != nullptr)
-      throw std::runtime_error(std::string("a kernel could not be launched: ") + error);
+      throw std::runtime_error("a kernel could not be launched on cuda:" + std::to_string(device) + ": " + error);
   }
 
   // Where the constants of a job go that are made on the GPU, in words from the beginning of a table's workspace.
@@ -318,7 +338,7 @@ std::uint32_t chunk_length(std::int64_t elements, int multiprocessors) {
 
 void run_step(const Backend& backend, RuleId rule, std::span<const DeviceJob> jobs, const Scaler& scaler,
               std::byte* workspace, int device, void* stream) {
-  Step step{.backend = backend, .rule = rule, .jobs = jobs, .common = {}, .stream = stream};
+  Step step{.backend = backend, .rule = rule, .jobs = jobs, .common = {}, .device = device, .stream = stream};
   std::int64_t elements = 0;
   for (const DeviceJob& job : jobs) elements += job.job.length;
   step.common.chunk = chunk_length(elements, backend.multiprocessors(device));

@@ -19,7 +19,13 @@ inline constexpr int kThreads = 256;  // of a block
 
 // Which way a row's elements are read and written.
 enum class Access : std::uint8_t {
-  plain,     // all operands are stored in the arithmetic type and aligned to 16 bytes
+  // Vectors of formats that are known when the kernel is compiled, all of them aligned, without slow weights:
+  plain,            // all in the arithmetic type
+  bfloat16,         // all in bfloat16; this and the following in float32 arithmetic alone
+  float16,          // all in float16
+  bfloat16_states,  // the states in bfloat16, parameter and gradient in float32
+  float32_states,   // the states in float32, parameter and gradient in bfloat16
+  // And of any:
   mixed,     // several elements at a time, each operand in its own format, aligned or not
   elements,  // one element at a time, wherever it lies
 };

@@ -39,7 +39,9 @@ struct Rprop {
 
   template <class T>
   ONEPASS_INLINE static void update(const Constants<T>& c, T& p, T g, T& prev, T& step_size) {
-    const T before = prev > T(0) ? T(1) : (prev < T(0) ? T(-1) : T(0));
+    // A denormal that was loaded is no zero to the comparisons of all processors; one that was added to is.
+    const T last = prev + T(0);
+    const T before = last > T(0) ? T(1) : (last < T(0) ? T(-1) : T(0));
     const T now = g > T(0) ? T(1) : (g < T(0) ? T(-1) : T(0));
     const T agreement = before * now;                       // of signs: the product of the gradients might underflow
     const T growth = agreement > T(0) ? c.eta_plus : T(1);  // nested in the next line, it stops gcc 12's vectoriser

@@ -207,7 +207,7 @@ template <class Rule, class T>
 void step_chunks(const Job& job, End end, std::int64_t elements) {
   static LargeTable table;
   Backend recorder = backend(kShort);
-  recorder.launch = [](Work, RuleId, bool, const LargeTable& launched, int, void*) -> const char* {
+  recorder.launch = [](Work, RuleId, bool, const LargeTable& launched, void*) -> const char* {
     table = launched;
     return nullptr;
   };

@@ -56,7 +56,7 @@ const char* record(Work work, RuleId rule, bool wide, const LargeTable& table, v
 // So many multiprocessors that a chunk is never longer than it must be.
 constexpr Backend kRecorder{
     .built = "a recorder",
-    .unusable = [](int) -> const char* { return nullptr; },
+    .unusable = []() -> const char* { return nullptr; },
     .multiprocessors = [](int) { return 1 << 30; },
     .launch = &record,
 };
@@ -170,17 +170,35 @@ std::uint64_t check_counter(const Launch& launch, std::size_t number, const Devi
   return launch.header.workspace + counter.constants * sizeof(std::uint64_t);
 }
 
-// Vectors where all are plain, in formats where these are narrow enough, begun where most bytes are aligned.
+// The formats that the kernels know together: of parameter and gradient, and of all states.
+struct Known {
+  Format own, states;
+  bool wide;
+  Access access;
+};
+constexpr Known kKnown[] = {
+    {Format::float64, Format::float64, true, Access::plain},
+    {Format::float32, Format::float32, false, Access::plain},
+    {Format::bfloat16, Format::bfloat16, false, Access::bfloat16},
+    {Format::float16, Format::float16, false, Access::float16},
+    {Format::float32, Format::bfloat16, false, Access::bfloat16_states},
+    {Format::bfloat16, Format::float32, false, Access::float32_states},
+};
+
+bool is_of(const Known& known, const Job& job) {
+  for (std::size_t k = 0; k < kMaxOperands; ++k)
+    if (job.operands[k].data != nullptr && job.operands[k].format != (k < kFirstState ? known.own : known.states))
+      return false;
+  return known.wide == job.wide && job.operands[kSlow].data == nullptr;
+}
+
+// Vectors where these are narrow enough, begun where most bytes are aligned.
 void check_access(const Row& row, const Job& job) {
   const std::size_t size = job.wide ? 8 : 4;
   const std::size_t width = 16 / size;
   bool vectors = job.layout == nullptr;
-  bool plain = job.operands[kSlow].data == nullptr;
-  for (const Operand& operand : job.operands) {
-    if (operand.data == nullptr) continue;
-    vectors = vectors && onepass::size_of(operand.format) <= size;
-    plain = plain && operand.format == native(job.wide);
-  }
+  for (const Operand& operand : job.operands)
+    if (operand.data != nullptr) vectors = vectors && onepass::size_of(operand.format) <= size;
   if (!vectors) {
     CHECK(row.access == Access::elements);
     CHECK(row.phase == 0);
@@ -198,7 +216,8 @@ void check_access(const Row& row, const Job& job) {
     }
   CHECK(row.phase == std::ranges::max_element(bytes) - bytes.begin());
   CHECK(row.aligned == aligned[row.phase]);
-  CHECK(row.access == (plain && row.aligned == row.held ? Access::plain : Access::mixed));
+  const auto* const known = std::ranges::find_if(kKnown, [&](const Known& formats) { return is_of(formats, job); });
+  CHECK(row.access == (known != std::end(kKnown) && row.aligned == row.held ? known->access : Access::mixed));
 }
 
 void check_row(const Launch& launch, std::size_t number, const DeviceJob& device_job, std::uint64_t slot) {
@@ -587,7 +606,7 @@ TEST_CASE("models of everything") {
 TEST_CASE("what goes wrong at a launch is told, and nothing is launched after it") {
   static int launches;
   Backend failing = kRecorder;
-  failing.launch = [](Work, RuleId, bool, const LargeTable&, int, void*) {
+  failing.launch = [](Work, RuleId, bool, const LargeTable&, void*) {
     return ++launches == 2 ? "out of order" : nullptr;
   };
   Model model = adam();

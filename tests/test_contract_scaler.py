@@ -75,20 +75,22 @@ def test_it_is_what_torch_does(row, scale):
 @each_row
 @pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
 @pytest.mark.parametrize("steps", [0, 2])
-def test_an_infinite_gradient_skips_the_step_and_leaves_everything(row, bad, steps):
+def test_an_infinite_gradient_skips_the_step_and_leaves_everything(request, row, bad, steps):
     opt, plain = (row.ours(leaves(), **row.full) for _ in range(2))
     events = []
     opt.register_step_post_hook(lambda *_: events.append("post"))
     train(opt, steps)
     train(plain, steps)
-    before = [snapshot(opt), [p._version for p in params_of(opt)]]
+    before, versions = snapshot(opt), [p._version for p in params_of(opt)]
     scaler = scaler_at(1024.0)
     give_gradients(params_of(opt), steps)
     params_of(opt)[2].grad[1, 1] = bad
     scaler.step(opt)
     scaler.update()
     assert scaler.get_scale() == 512.0
-    assert_same([snapshot(opt), [p._version for p in params_of(opt)]], before)
+    assert_same(snapshot(opt), before)
+    if request.config.getoption("--imitate-gpu") is None:  # a GPU tells nobody that it has skipped a step
+        assert [p._version for p in params_of(opt)] == versions
     assert events == ["post"] * (steps + 1)  # step was called, as torch's fused classes have it
     train(opt, 2, first=steps)
     train(plain, 2, first=steps)

@@ -27,10 +27,6 @@ class LRScheduler(Previewed, lr_scheduler.LRScheduler):
     """The base of all schedulers, and of your own: ``get_lr()`` returns each group's rate at ``self.last_epoch``."""
 
 
-class _LRScheduler(LRScheduler):
-    """:class:`LRScheduler` under its old name."""
-
-
 def _set_lr(group: dict[str, Any], lr: Any) -> None:
     """Sets the rate of a group; one that is a tensor stays that tensor, which compiled code may hold."""
     if isinstance(group["lr"], Tensor):
@@ -45,8 +41,8 @@ def _lrs(optimizer: Optimizer) -> list[Any]:
     return [lr.clone() if isinstance(lr, Tensor) else lr for lr in lrs]
 
 
-# Some schedulers multiply the rate before, and no factor leads out of a rate that has come down to zero. torch's begin at
-# the rate that the optimizer has, so that a second one on the same optimizer stays at zero for good.
+# Some schedulers multiply the rate before, and no factor leads out of a rate that has come down to zero. torch's begin
+# at the rate that the optimizer has, so that a second one on the same optimizer stays at zero for good.
 
 
 def _in_use(optimizer: Optimizer) -> bool:
@@ -57,8 +53,9 @@ def _in_use(optimizer: Optimizer) -> bool:
 
 def _leave(floor: float, scheduler: Any) -> None:
     """Sets rates from which recursion cannot lead away to what the scheduler's closed form says."""
-    for group, lr in zip(scheduler.optimizer.param_groups, scheduler._get_closed_form_lr(), strict=True):
-        if group["lr"] == floor:
+    closed_form = scheduler._get_closed_form_lr()
+    for group, base, lr in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, closed_form, strict=True):
+        if abs(group["lr"] - floor) <= 1e-12 * abs(base):  # the recursion's rounding may leave a little
             _set_lr(group, lr)
     scheduler._last_lr = _lrs(scheduler.optimizer)
 
@@ -194,6 +191,21 @@ class _Composition(LRScheduler):
 
     _schedulers: Any
 
+    def step(self, metrics: SupportsFloat | None = None) -> None:  # type: ignore[override]
+        """Goes on by one step.
+
+        Args:
+            metrics: For plateaus within; without, they leave the rate as it is.
+        """
+        if metrics is None:
+            super().step()
+            return
+        self._offer(metrics)
+        try:
+            self.step()
+        finally:
+            self._offer(None)
+
     def _offer(self, metrics: SupportsFloat | None) -> None:
         """Hands the metric of this step, or None after it, to all plateaus within."""
         for part in self._schedulers:
@@ -252,15 +264,6 @@ class SequentialLR(_Composition, lr_scheduler.SequentialLR):
             self.step()
         optimizer._opt_called = stepped  # type: ignore[attr-defined]
 
-    def step(self, metrics: SupportsFloat | None = None) -> None:
-        """Goes on by one step; ``metrics`` is for a plateau."""
-        if metrics is None:
-            super().step()
-            return
-        self._offer(metrics)
-        super().step()
-        self._offer(None)
-
     def _begin(self) -> None:
         self.last_epoch = 0
         part = self._schedulers[bisect_right(self._milestones, 0)]
@@ -296,16 +299,15 @@ class ChainedScheduler(_Composition, lr_scheduler.ChainedScheduler):
             self._reductions = [1.0] * len(self.optimizer.param_groups)
 
     def step(self, metrics: SupportsFloat | None = None) -> None:
-        """Goes on by one step; ``metrics`` is for plateaus."""
-        if metrics is None and self._reductions is None:
-            super().step()
-            return
-        self._offer(metrics)
-        if self._reductions is None:
-            super().step()
-        else:
+        """Goes on by one step.
+
+        Args:
+            metrics: For plateaus within; without, they leave the rate as it is.
+        """
+        if metrics is None and self._reductions is not None:
             self._step_reduced(self._reductions)
-        self._offer(None)
+        else:
+            super().step(metrics)
 
     def _step_reduced(self, reductions: list[float]) -> None:
         groups = self.optimizer.param_groups
@@ -364,12 +366,14 @@ if TYPE_CHECKING:
 
     class OneCycleLR(LRScheduler, lr_scheduler.OneCycleLR): ...
 
+    class _LRScheduler(LRScheduler, lr_scheduler._LRScheduler): ...
+
 
 EPOCH_DEPRECATION_WARNING = getattr(lr_scheduler, "EPOCH_DEPRECATION_WARNING", "")
 
 # These and what else the installed torch has, which differs from version to version; with torch's documentation.
-for _name in lr_scheduler.__all__:
-    if _name not in globals():
+for _name in [*lr_scheduler.__all__, "_LRScheduler"]:
+    if _name not in globals() and hasattr(lr_scheduler, _name):
         _base = getattr(lr_scheduler, _name)
         globals()[_name] = type(_name, (LRScheduler, _base), {"__module__": __name__, "__doc__": _base.__doc__})
 

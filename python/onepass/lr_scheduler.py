@@ -191,15 +191,7 @@ class _Composition(LRScheduler):
 
     _schedulers: Any
 
-    def step(self, metrics: SupportsFloat | None = None) -> None:  # type: ignore[override]
-        """Goes on by one step.
-
-        Args:
-            metrics: For plateaus within; without, they leave the rate as it is.
-        """
-        if metrics is None:
-            super().step()
-            return
+    def _step_with(self, metrics: SupportsFloat) -> None:
         self._offer(metrics)
         try:
             self.step()
@@ -264,6 +256,17 @@ class SequentialLR(_Composition, lr_scheduler.SequentialLR):
             self.step()
         optimizer._opt_called = stepped  # type: ignore[attr-defined]
 
+    def step(self, metrics: SupportsFloat | None = None) -> None:
+        """Goes on by one step.
+
+        Args:
+            metrics: For plateaus within; without, they leave the rate as it is.
+        """
+        if metrics is not None:
+            self._step_with(metrics)
+        else:
+            lr_scheduler.SequentialLR.step(self)  # which super() would be slower to find
+
     def _begin(self) -> None:
         self.last_epoch = 0
         part = self._schedulers[bisect_right(self._milestones, 0)]
@@ -304,10 +307,12 @@ class ChainedScheduler(_Composition, lr_scheduler.ChainedScheduler):
         Args:
             metrics: For plateaus within; without, they leave the rate as it is.
         """
-        if metrics is None and self._reductions is not None:
+        if metrics is not None:
+            self._step_with(metrics)
+        elif self._reductions is not None:
             self._step_reduced(self._reductions)
         else:
-            super().step(metrics)
+            lr_scheduler.ChainedScheduler.step(self)  # which super() would be slower to find
 
     def _step_reduced(self, reductions: list[float]) -> None:
         groups = self.optimizer.param_groups

@@ -379,7 +379,9 @@ EPOCH_DEPRECATION_WARNING = getattr(lr_scheduler, "EPOCH_DEPRECATION_WARNING", "
 # These and what else the installed torch has, which differs from version to version; with torch's documentation.
 for _name in [*lr_scheduler.__all__, "_LRScheduler"]:
     if _name not in globals() and hasattr(lr_scheduler, _name):
-        _base = getattr(lr_scheduler, _name)
-        globals()[_name] = type(_name, (LRScheduler, _base), {"__module__": __name__, "__doc__": _base.__doc__})
+        _theirs = getattr(lr_scheduler, _name)
+        if isinstance(_theirs, type) and issubclass(_theirs, lr_scheduler.LRScheduler):
+            _theirs = type(_name, (LRScheduler, _theirs), {"__module__": __name__, "__doc__": _theirs.__doc__})
+        globals()[_name] = _theirs
 
 __all__ = [*lr_scheduler.__all__, "SWALR"]

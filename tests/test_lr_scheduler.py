@@ -398,6 +398,42 @@ def test_chain_of_plateaus():
     assert scheduler.get_last_lr() == pytest.approx([0.03, 0.01], rel=1e-12, abs=0)
 
 
+@pytest.mark.parametrize("tensor_lr", [False, True], ids=["float", "tensor"])
+def test_sequence_of_plateaus(tensor_lr):
+    opt = optimizer(tensor_lr=tensor_lr)
+    scheduler = OURS.SequentialLR(opt, [plateau(OURS, opt), plateau(TORCH, opt)], [4])
+    lrs = []
+    for _ in range(8):
+        lrs.append(float(opt.param_groups[0]["lr"]))
+        opt.step()
+        scheduler.step(1.0)
+    assert lrs == [0.1, 0.1, 0.1, 0.05, 0.1, 0.1, 0.1, 0.05]
+
+
+def test_a_metric_is_forgotten_when_a_step_fails():
+    opt = optimizer()
+    cycle, held = OURS.OneCycleLR(opt, 0.1, 2), plateau(OURS, opt)
+    scheduler = OURS.ChainedScheduler([cycle, held])
+    with pytest.raises(ValueError, match="total steps is 2"):  # noqa: PT012
+        for _ in range(3):
+            opt.step()
+            scheduler.step(1.0)
+    cycle.total_steps = 100
+    scheduler.step()
+    assert held.last_epoch == 2
+
+
+def test_a_saved_state_stays_as_it_is():
+    opt = optimizer()
+    scheduler = OURS.ChainedScheduler([OURS.ExponentialLR(opt, 0.9), plateau(OURS, opt)])
+    state = scheduler.state_dict()
+    for _ in range(5):
+        opt.step()
+        scheduler.step(1.0)
+    assert state["_reductions"] == [1.0, 1.0]
+    assert scheduler.state_dict()["_reductions"] == pytest.approx([0.25, 0.25], rel=1e-12, abs=0)
+
+
 def composed(m, opt):
     """A plateau within a chain within a sequence within a chain."""
     inner = m.ChainedScheduler([m.LambdaLR(opt, lambda t: 1 / (1 + t)), plateau(m, opt)])

@@ -1,14 +1,24 @@
-"""What a scheduler will do, told and drawn before training."""
+"""What a scheduler will do, told and drawn beforehand."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import copy
+import gc
+import inspect
+from collections.abc import Iterable, Iterator, Sequence
+from io import IOBase
+from itertools import islice
 from os import PathLike
+from types import CellType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch.nn import Module, Parameter
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader, Dataset
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,8 +26,144 @@ if TYPE_CHECKING:
 
 
 def preview(scheduler: LRScheduler, n: int, metrics: Iterable[float] | None = None) -> NDArray[np.float64]:
-    """Tells the learning rates of the next ``n`` steps and leaves scheduler and optimizer as they are."""
-    raise NotImplementedError
+    """Tells the learning rates of the next ``n`` steps, without touching the scheduler or its optimizer.
+
+    A copy of the scheduler is stepped, over a stand-in for the optimizer with the same numbers. Functions and objects
+    that the scheduler calls are copied with their state, closures included; models, parameters, data sets and data
+    loaders to which they refer are not. State in global variables cannot be told apart.
+
+    Args:
+        scheduler: Any scheduler, torch's and your own subclasses included.
+        n: Number of steps, as the scheduler is stepped: of the optimizer, or epochs.
+        metrics: For :class:`~torch.optim.lr_scheduler.ReduceLROnPlateau`, alone or within others, the metrics that it
+            is to assume: n - 1 or more, as there is a step between any two rows. Required if the scheduler cannot be
+            stepped without; schedulers that take no metrics ignore it.
+
+    Returns:
+        An array of shape (n, groups). Row 0 is what the very next optimizer step will use, row i what it will use
+        after ``scheduler.step()`` was called i times.
+
+    Raises:
+        ValueError: If ``n`` is negative, metrics are missing or too few; and whatever stepping the scheduler would
+            raise, as :class:`~torch.optim.lr_scheduler.OneCycleLR` does after its last step.
+        TypeError: If the scheduler has no optimizer, or reads from a generator or the like, which a preview would use
+            up.
+    """
+    if not hasattr(scheduler, "optimizer"):
+        raise TypeError(f"{type(scheduler).__name__} is not a scheduler: it has no optimizer")
+    if n < 0:
+        raise ValueError(f"n must be at least 0, not {n}")
+    assumed = _steps(scheduler, n - 1, metrics)
+    trial = _copy(scheduler)
+    lrs = np.empty((n, len(trial.optimizer.param_groups)))
+    for i in range(n):
+        if i > 0:
+            trial.step(*next(assumed))
+        lrs[i] = [float(group["lr"]) for group in trial.optimizer.param_groups]
+    return lrs
+
+
+def _steps(scheduler: LRScheduler, n: int, metrics: Iterable[float] | None) -> Iterator[tuple[float, ...]]:
+    """The arguments of the next n steps."""
+    name = type(scheduler).__name__
+    takes = inspect.signature(scheduler.step).parameters.get("metrics")
+    if takes is None or (metrics is None and takes.default is not takes.empty):
+        return iter([()] * n)
+    if metrics is None:
+        raise ValueError(f"{name} needs metrics to be previewed: one for each of its steps")
+    given = [(value,) for value in islice(metrics, max(n, 0))]
+    if len(given) < n:
+        raise ValueError(f"{name} needs {n} metrics for a preview of {n + 1} steps, but got {len(given)}")
+    return iter(given)
+
+
+class _StandIn(Optimizer):
+    """An optimizer as schedulers see it: param_groups of its own, all else read from the original."""
+
+    def __init__(self, original: Optimizer, param_groups: list[dict[str, Any]]) -> None:
+        self.original = original
+        self.param_groups = param_groups
+        self._opt_called = True  # a scheduler warns if the optimizer was not stepped before
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["original"], name)
+
+    def step(self, closure: Any = None) -> Any:
+        raise RuntimeError("a preview does not step the optimizer")
+
+    step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]  # a scheduler warns if step was replaced
+
+
+def _copy(scheduler: LRScheduler) -> Any:
+    """A copy of a scheduler with all that it changes, and nothing that is heavy."""
+    # What deepcopy is not to copy its own way is found first, and put into its memo.
+    memo: dict[int, Any] = {}
+    optimizers: list[Optimizer] = []
+    functions: list[tuple[FunctionType, FunctionType]] = []
+    seen: dict[int, Any] = {}  # holds the objects, or an id could come again
+    found: list[Any] = [scheduler]
+    while found:
+        x = found.pop()
+        if id(x) in seen or isinstance(x, type | ModuleType | str | bytes | float | int | None):
+            continue
+        seen[id(x)] = x
+        if isinstance(x, Optimizer):
+            optimizers.append(x)
+            found += [value for group in x.param_groups for key, value in group.items() if key != "params"]
+        elif isinstance(x, Module | Parameter | DataLoader | Dataset):
+            memo[id(x)] = x
+        elif isinstance(x, torch.Tensor):
+            memo[id(x)] = x.detach().clone()
+        elif isinstance(x, FunctionType):
+            if x.__closure__ or x.__defaults__ or x.__kwdefaults__:
+                cells = tuple(CellType() for _ in x.__closure__ or ())
+                function = FunctionType(x.__code__, x.__globals__, x.__name__, None, cells)
+                memo[id(x)] = function
+                functions.append((x, function))
+                found += [*_contents(x), x.__defaults__, x.__kwdefaults__]
+        elif not _can_be_copied(x):
+            if isinstance(x, Iterator) and not isinstance(x, IOBase):
+                raise TypeError(f"a preview of {type(scheduler).__name__} would use up the {type(x).__name__} it reads")
+            memo[id(x)] = x
+        else:
+            found += gc.get_referents(x)
+    for optimizer in optimizers:
+        groups: list[dict[str, Any]] = []
+        for group in optimizer.param_groups:
+            memo[id(group["params"])] = group["params"]
+            groups.append(copy.deepcopy(group, memo))
+        memo[id(optimizer)] = _StandIn(optimizer, groups)
+    for original, function in functions:
+        function.__defaults__ = copy.deepcopy(original.__defaults__, memo)
+        function.__kwdefaults__ = copy.deepcopy(original.__kwdefaults__, memo)
+        function.__dict__.update(original.__dict__)
+        for cell, old in zip(function.__closure__ or (), original.__closure__ or (), strict=True):
+            for content in _content(old):
+                cell.cell_contents = copy.deepcopy(content, memo)
+    return copy.deepcopy(scheduler, memo)
+
+
+def _content(cell: CellType) -> list[Any]:
+    """What a variable of a closure holds, if it has been assigned to."""
+    try:
+        return [cell.cell_contents]
+    except ValueError:
+        return []
+
+
+def _contents(function: FunctionType) -> list[Any]:
+    return [content for cell in function.__closure__ or () for content in _content(cell)]
+
+
+def _can_be_copied(x: Any) -> bool:
+    """Whether deepcopy can copy an object. Locks, files and the like it cannot; these are shared."""
+    if hasattr(x, "__deepcopy__"):
+        return True
+    try:
+        x.__reduce_ex__(4)
+    except Exception:  # it may raise what it likes
+        return False
+    return True
 
 
 def plot(
@@ -28,17 +174,83 @@ def plot(
     ax: Axes | None = None,
     path: str | PathLike[str] | None = None,
 ) -> Figure:
-    """Draws the learning rates of the next ``n`` steps of one scheduler or several."""
-    raise NotImplementedError
+    """Draws the learning rates of the next ``n`` steps of one scheduler or several.
+
+    Args:
+        schedulers: What to draw: a line for each, or, if its groups have different rates, for each group. None of them
+            is touched (:func:`preview`).
+        n: Number of steps, as the schedulers are stepped.
+        labels: A name for each scheduler; by default, the name of its class.
+        metrics: What plateaus are to assume, as for :func:`preview`.
+        ax: Axes to draw into. By default a figure is made.
+        path: File to save the figure to; its suffix tells the format (.png, .svg, .pdf ...). With neither a path nor
+            axes the figure is shown, by :func:`matplotlib.pyplot.show`.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ImportError: If matplotlib is not installed: ``pip install onepass[plots]``.
+        ValueError: If there is no scheduler, or not one label for each; and what :func:`preview` raises.
+    """
+    if not schedulers:
+        raise ValueError("no scheduler to draw")
+    if labels is None:
+        labels = [type(scheduler).__name__ for scheduler in schedulers]
+    if len(labels) != len(schedulers):
+        raise ValueError(f"expected a label for each of {len(schedulers)} schedulers, but got {len(labels)}")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("plots need matplotlib: pip install onepass[plots]") from error
+    assumed = None if metrics is None else list(islice(metrics, max(n - 1, 0)))  # each scheduler reads it anew
+    tables = [preview(scheduler, n, assumed) for scheduler in schedulers]
+
+    figure: Any
+    shown = ax is None and path is None
+    if ax is None:
+        if shown:
+            from matplotlib import pyplot
+
+            figure = pyplot.figure(figsize=(6.4, 3.6), layout="constrained")
+        else:
+            figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+        ax = figure.add_subplot()
+        ax.grid(alpha=0.3)
+    else:
+        figure = ax.figure
+    ax.set_xlabel("optimizer step")
+    ax.set_ylabel("learning rate")
+    for label, table in zip(labels, tables, strict=True):
+        if (table == table[:, :1]).all():
+            ax.plot(table[:, 0], label=label)
+        else:
+            for group, lrs in enumerate(table.T):
+                ax.plot(lrs, label=f"{label}, group {group}")
+    ax.legend()
+    if path is not None:
+        figure.savefig(path, dpi=120)
+    if shown:
+        pyplot.show()
+    return figure  # type: ignore[no-any-return]
 
 
 class Previewed:
     """A scheduler that tells beforehand what it will do."""
 
     def preview(self, n: int, metrics: Iterable[float] | None = None) -> NDArray[np.float64]:
-        """:func:`preview` of this scheduler."""
+        """Tells the learning rates of the next ``n`` steps, shape (n, groups): :func:`preview` of this scheduler."""
         return preview(self, n, metrics)  # type: ignore[arg-type]
 
-    def plot(self, n: int, **options: Any) -> Figure:
-        """:func:`plot` of this scheduler."""
-        return plot(self, n=n, **options)  # type: ignore[arg-type]
+    def plot(
+        self,
+        n: int,
+        *,
+        label: str | None = None,
+        metrics: Iterable[float] | None = None,
+        ax: Axes | None = None,
+        path: str | PathLike[str] | None = None,
+    ) -> Figure:
+        """Draws the learning rates of the next ``n`` steps: :func:`plot` of this scheduler."""
+        labels = None if label is None else [label]
+        return plot(self, n=n, labels=labels, metrics=metrics, ax=ax, path=path)  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,7 @@ _BLOCKS = " ▁▂▃▄▅▆▇█"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the command."""
     parser.add_argument("expression", nargs="+", help='such as "warmup(500) >> cosine(10_000)"; several in one PNG')
-    parser.add_argument(
-        "--steps", type=int, metavar="N", help="how many optimizer steps; by default the whole schedule"
-    )
+    parser.add_argument("--steps", type=int, metavar="N", help="optimizer steps; by default the whole schedule")
     parser.add_argument("--lr", type=float, default=1.0, help="the rate that the schedule multiplies (default: 1)")
     parser.add_argument("--png", type=Path, metavar="FILE", help="draw it there instead (needs matplotlib)")
 
@@ -40,7 +39,7 @@ def text_picture(rates: NDArray[np.float64], width: int = _WIDTH, height: int = 
     span = (high - low) or 1.0
     width = min(width, len(rates))
     edges = np.linspace(0, len(rates), width + 1).astype(int)
-    means = np.array([rates[a:b].mean() for a, b in zip(edges[:-1], edges[1:], strict=True)])
+    means = np.array([rates[a:b].mean() for a, b in pairwise(edges)])
     eighths = np.rint((means - low) / span * height * 8).astype(int)
     labels = {0: f"{high:.4g}", height // 2: f"{low + span * (height - height // 2) / height:.4g}"}
     bottom = f"{low:.4g}"

@@ -1,4 +1,4 @@
-"""What drives an optimizer by schedules: :class:`ScheduleLR`, and the well-known schedules of transformers made of it."""
+"""What drives an optimizer by schedules: :class:`ScheduleLR`, and the well-known schedules of transformers."""
 
 from __future__ import annotations
 
@@ -188,8 +188,8 @@ class ScheduleLR(Previewed, LRScheduler):
         if weight_decay is not None:
             self._drive(groups, last_epoch, "weight_decay", "weight_decay", None, weight_decay)
         if momentum is not None:
-            has_betas = "betas" in groups[0]
-            self._drive(groups, last_epoch, "momentum", *(("betas", 0) if has_betas else ("momentum", None)), momentum)
+            key, index = ("betas", 0) if "betas" in groups[0] else ("momentum", None)
+            self._drive(groups, last_epoch, "momentum", key, index, momentum)
         if betas is not None:
             if not isinstance(betas, tuple):
                 raise TypeError(f"betas: a tuple of schedules is wanted, one for each beta, not {betas!r}")
@@ -249,7 +249,7 @@ class ScheduleLR(Previewed, LRScheduler):
         for driven in self._driven:
             driven.write(self.optimizer.param_groups, self.last_epoch)
 
-    def step(self, metrics: SupportsFloat | None = None) -> None:  # type: ignore[override]
+    def step(self, metrics: SupportsFloat | None = None) -> None:
         """Goes on to the next step of the schedule; to be called after the optimizer's step.
 
         Args:
@@ -394,7 +394,7 @@ def get_polynomial_decay_schedule_with_warmup(
 def get_inverse_sqrt_schedule(
     optimizer: Optimizer, num_warmup_steps: int, timescale: int | None = None, last_epoch: int = -1
 ) -> ScheduleLR:
-    """``warmup(..) >> inverse_sqrt(timescale)``; the timescale is that of the warm-up, or 10,000 where there is none."""
+    """``warmup(..) >> inverse_sqrt(timescale)``; the timescale is that of the warm-up, or 10,000 without one."""
     decay = inverse_sqrt(num_warmup_steps or 10_000 if timescale is None else timescale)
     return ScheduleLR(optimizer, warmup(num_warmup_steps) >> decay, last_epoch=last_epoch)
 

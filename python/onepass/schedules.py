@@ -322,6 +322,10 @@ class _Shift(_Changed):
 class _Take(_Changed):
     steps: int
 
+    @property
+    def length(self) -> int:
+        return self.steps
+
     def _at(self, t: int) -> float:
         return self.schedule(t)
 

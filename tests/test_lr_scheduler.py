@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import itertools
 import math
 import subprocess
 import sys
@@ -45,11 +46,12 @@ def test_names_of_other_versions_of_torch():
 import torch
 from torch.optim import lr_scheduler as theirs
 theirs.NewLR = type("NewLR", (theirs.StepLR,), {"__doc__": "Newer."})
-theirs.__all__ = [name for name in theirs.__all__ if name != "CyclicLR"] + ["NewLR"]
+theirs.new = lambda: 3
+theirs.__all__ = [name for name in theirs.__all__ if name != "CyclicLR"] + ["NewLR", "new"]
 del theirs.CyclicLR, theirs.EPOCH_DEPRECATION_WARNING
 import onepass
 ours = onepass.lr_scheduler
-assert not hasattr(ours, "CyclicLR") and "CyclicLR" not in ours.__all__
+assert ours.new is theirs.new and not hasattr(ours, "CyclicLR") and "CyclicLR" not in ours.__all__
 opt = onepass.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
 assert ours.NewLR(opt, 2, 0.5).preview(5).tolist() == [[1.0], [1.0], [0.5], [0.5], [0.25]]
 """
@@ -202,11 +204,12 @@ def test_sequence_resumed_by_last_epoch():
     assert constant_and_exponential(OURS, 4).get_last_lr() == [0.9]
 
 
-@pytest.mark.parametrize("case", [name for name in CHAININGS if "chain" not in name])
-@pytest.mark.parametrize("loaded", [False, True], ids=["new optimizer", "loaded optimizer"])
+# Not on a loaded optimizer with OneCycleLR: that writes initial_lr, from which the parts before it would begin.
+@pytest.mark.parametrize(
+    ("case", "loaded"),
+    [*itertools.product(["sequence", "warm-up and cosine"], [False, True]), ("sequence of four", False)],
+)
 def test_sequence_resumed_by_last_epoch_at_every_step(case, loaded, monkeypatch):
-    if loaded and case == "sequence of four":
-        pytest.skip("OneCycleLR writes initial_lr, from which the parts begin that are made before it")
     running = CHAININGS[case](OURS, optimizer())
     expected = run(CHAININGS[case](OURS, optimizer()), 110)
     original = OURS.SequentialLR
@@ -393,6 +396,42 @@ def test_chain_of_plateaus():
         opt.step()
         scheduler.step(1.0)
     assert scheduler.get_last_lr() == pytest.approx([0.03, 0.01], rel=1e-12, abs=0)
+
+
+@pytest.mark.parametrize("tensor_lr", [False, True], ids=["float", "tensor"])
+def test_sequence_of_plateaus(tensor_lr):
+    opt = optimizer(tensor_lr=tensor_lr)
+    scheduler = OURS.SequentialLR(opt, [plateau(OURS, opt), plateau(TORCH, opt)], [4])
+    lrs = []
+    for _ in range(8):
+        lrs.append(float(opt.param_groups[0]["lr"]))
+        opt.step()
+        scheduler.step(1.0)
+    assert lrs == [0.1, 0.1, 0.1, 0.05, 0.1, 0.1, 0.1, 0.05]
+
+
+def test_a_metric_is_forgotten_when_a_step_fails():
+    opt = optimizer()
+    cycle, held = OURS.OneCycleLR(opt, 0.1, 2), plateau(OURS, opt)
+    scheduler = OURS.ChainedScheduler([cycle, held])
+    with pytest.raises(ValueError, match="total steps is 2"):  # noqa: PT012
+        for _ in range(3):
+            opt.step()
+            scheduler.step(1.0)
+    cycle.total_steps = 100
+    scheduler.step()
+    assert held.last_epoch == 2
+
+
+def test_a_saved_state_stays_as_it_is():
+    opt = optimizer()
+    scheduler = OURS.ChainedScheduler([OURS.ExponentialLR(opt, 0.9), plateau(OURS, opt)])
+    state = scheduler.state_dict()
+    for _ in range(5):
+        opt.step()
+        scheduler.step(1.0)
+    assert state["_reductions"] == [1.0, 1.0]
+    assert scheduler.state_dict()["_reductions"] == pytest.approx([0.25, 0.25], rel=1e-12, abs=0)
 
 
 def composed(m, opt):

@@ -112,6 +112,17 @@ def remembering():
     return factor
 
 
+def counting_on_itself():
+    """A function with its state among its attributes."""
+
+    def factor(t):
+        factor.calls += 1
+        return 1 / factor.calls
+
+    factor.calls = 0
+    return factor
+
+
 def recursive():
     """A closure that holds itself and a variable that is not there yet."""
 
@@ -142,6 +153,7 @@ def iterating():
 STATEFUL = {
     "closure": counting,
     "list": remembering,
+    "attribute": counting_on_itself,
     "recursion": recursive,
     "object": lambda: Halving(2),
     "method": lambda: Method().factor,
@@ -182,13 +194,16 @@ def test_nothing_heavy_is_copied(monkeypatch, tmp_path):
     opt = onepass.Adam(model.parameters(), lr=1.0)
     data = torch.utils.data.TensorDataset(torch.zeros(3))
     loader = torch.utils.data.DataLoader(data)
+    table, array = torch.ones(1 << 15), np.ones(1 << 14)
+    copied = []
+    monkeypatch.setattr(torch.Tensor, "clone", lambda x: copied.append(x.numel()) or x.new_tensor(x.tolist()))
     lock = threading.Lock()
     with open(tmp_path / "log", "w") as log:
 
         def factor(t):
             with lock:
                 log.write(f"{t}\n")
-            return 0.5**t * len(model.weight) * len(data) * len(loader) / 27
+            return 0.5**t * len(model.weight) * len(data) * len(loader) / 27 * float(table[t]) * array[t]
 
         for p in model.parameters():
             p.grad = torch.ones_like(p)
@@ -197,6 +212,7 @@ def test_nothing_heavy_is_copied(monkeypatch, tmp_path):
         monkeypatch.setattr(torch.nn.Parameter, "__deepcopy__", Uncopied.__deepcopy__)
         assert scheduler.preview(3).ravel().tolist() == [1.0, 0.5, 0.25]
         assert preview(OURS.StepLR(opt, 1, 0.5), 3).ravel().tolist() == [1.0, 0.5, 0.25]
+        assert copied == []
 
 
 class ByState(torch.optim.lr_scheduler.LRScheduler):

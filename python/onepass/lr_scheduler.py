@@ -147,6 +147,8 @@ class _Plateau:
         self.optimizer = plateau.optimizer
         self.plateau = plateau
         self.metrics: SupportsFloat | None = None
+        for group, lr in zip(self.optimizer.param_groups, _lrs(self.optimizer), strict=True):
+            group.setdefault("initial_lr", lr)  # as all schedulers but torch's plateau do
 
     def step(self) -> None:
         if self.metrics is not None:
@@ -328,10 +330,10 @@ class ChainedScheduler(_Composition, lr_scheduler.ChainedScheduler):
         for link in self._schedulers:
             if isinstance(link, _Plateau):
                 link.step()
-        for i, (group, lr) in enumerate(zip(groups, before, strict=True)):
-            if group["lr"] != lr:
-                reductions[i] *= float(group["lr"] / lr)
         self._last_lr = _lrs(self.optimizer)
+        changes = zip(reductions, self._last_lr, before, strict=True)
+        # A new list: state_dict may have given the old one away.
+        self._reductions = [r if lr == old else r * float(lr / old) for r, lr, old in changes]
 
     def _begin(self) -> None:
         if self._reductions is not None:
@@ -379,7 +381,9 @@ EPOCH_DEPRECATION_WARNING = getattr(lr_scheduler, "EPOCH_DEPRECATION_WARNING", "
 # These and what else the installed torch has, which differs from version to version; with torch's documentation.
 for _name in [*lr_scheduler.__all__, "_LRScheduler"]:
     if _name not in globals() and hasattr(lr_scheduler, _name):
-        _base = getattr(lr_scheduler, _name)
-        globals()[_name] = type(_name, (LRScheduler, _base), {"__module__": __name__, "__doc__": _base.__doc__})
+        _theirs = getattr(lr_scheduler, _name)
+        if isinstance(_theirs, type) and issubclass(_theirs, lr_scheduler.LRScheduler):
+            _theirs = type(_name, (LRScheduler, _theirs), {"__module__": __name__, "__doc__": _theirs.__doc__})
+        globals()[_name] = _theirs
 
 __all__ = [*lr_scheduler.__all__, "SWALR"]

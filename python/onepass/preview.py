@@ -29,8 +29,8 @@ def preview(scheduler: LRScheduler, n: int, metrics: Iterable[float] | None = No
     """Tells the learning rates of the next ``n`` steps, without touching the scheduler or its optimizer.
 
     A copy of the scheduler is stepped, over a stand-in for the optimizer with the same numbers. Functions and objects
-    that the scheduler calls are copied with their state, closures included; models, parameters, data sets and data
-    loaders to which they refer are not. State in global variables cannot be told apart.
+    that the scheduler calls are copied with their state, closures included; models, parameters, data sets, data
+    loaders and arrays of more than 64 KiB to which they refer are not. State in global variables cannot be told apart.
 
     Args:
         scheduler: Any scheduler, torch's and your own subclasses included.
@@ -95,64 +95,74 @@ class _StandIn(Optimizer):
 
 
 def _copy(scheduler: LRScheduler) -> Any:
-    """A copy of a scheduler with all that it changes, and nothing that is heavy."""
-    # What deepcopy is not to copy its own way is found first, and put into its memo.
-    memo: dict[int, Any] = {}
-    optimizers: list[Optimizer] = []
-    functions: list[tuple[FunctionType, FunctionType]] = []
-    seen: dict[int, Any] = {}  # holds the objects, or an id could come again
+    """A copy of a scheduler and of all that it changes, over stand-ins for optimizers, and of nothing that is heavy."""
+    reached = _reach(scheduler)
+    copies: dict[int, Any] = {}  # deepcopy's memo: what stands for the object of an id
+    optimizers = [x for x in reached if isinstance(x, Optimizer)]
+    functions = [x for x in reached if isinstance(x, FunctionType) and _keeps_values(x)]
+    for x in reached:
+        if isinstance(x, torch.Tensor) and not _is_heavy(x):
+            copies[id(x)] = x.detach().clone()  # deepcopy takes leaves alone
+        elif _is_heavy(x) or not (isinstance(x, Optimizer) or _can_be_copied(x)):
+            if isinstance(x, Iterator) and not isinstance(x, IOBase):
+                raise TypeError(f"a preview of {type(scheduler).__name__} would use up the {type(x).__name__} it reads")
+            copies[id(x)] = x
+    # Functions may hold each other, and themselves: all are made before any is filled. deepcopy would share them.
+    for x in functions:
+        cells = tuple(CellType() for _ in x.__closure__ or ())
+        copies[id(x)] = FunctionType(x.__code__, x.__globals__, x.__name__, None, cells)
+    for x in optimizers:
+        for group in x.param_groups:
+            copies[id(group["params"])] = group["params"]
+        copies[id(x)] = _StandIn(x, [copy.deepcopy(group, copies) for group in x.param_groups])
+    for x in functions:
+        function = copies[id(x)]
+        function.__defaults__ = copy.deepcopy(x.__defaults__, copies)
+        function.__kwdefaults__ = copy.deepcopy(x.__kwdefaults__, copies)
+        function.__dict__.update(copy.deepcopy(x.__dict__, copies))
+        for cell, original in zip(function.__closure__ or (), x.__closure__ or (), strict=True):
+            for value in _contents(original):
+                cell.cell_contents = copy.deepcopy(value, copies)
+    return copy.deepcopy(scheduler, copies)
+
+
+def _reach(scheduler: LRScheduler) -> list[Any]:
+    """All objects that a scheduler can reach, but those that cannot change, and what heavy ones hold."""
+    atoms = (type, ModuleType, str, bytes, int, float, type(None))
+    reached: dict[int, Any] = {}
     found: list[Any] = [scheduler]
     while found:
         x = found.pop()
-        if id(x) in seen or isinstance(x, type | ModuleType | str | bytes | float | int | None):
+        if id(x) in reached or isinstance(x, atoms):
             continue
-        seen[id(x)] = x
+        reached[id(x)] = x
         if isinstance(x, Optimizer):
-            optimizers.append(x)
             found += [value for group in x.param_groups for key, value in group.items() if key != "params"]
-        elif isinstance(x, Module | Parameter | DataLoader | Dataset):
-            memo[id(x)] = x
-        elif isinstance(x, torch.Tensor):
-            memo[id(x)] = x.detach().clone()
-        elif isinstance(x, FunctionType):
-            if x.__closure__ or x.__defaults__ or x.__kwdefaults__:
-                cells = tuple(CellType() for _ in x.__closure__ or ())
-                function = FunctionType(x.__code__, x.__globals__, x.__name__, None, cells)
-                memo[id(x)] = function
-                functions.append((x, function))
-                found += [*_contents(x), x.__defaults__, x.__kwdefaults__]
-        elif not _can_be_copied(x):
-            if isinstance(x, Iterator) and not isinstance(x, IOBase):
-                raise TypeError(f"a preview of {type(scheduler).__name__} would use up the {type(x).__name__} it reads")
-            memo[id(x)] = x
-        else:
+        elif isinstance(x, FunctionType):  # its globals are the whole world
+            found += [value for cell in x.__closure__ or () for value in _contents(cell)]
+            found += [x.__defaults__, x.__kwdefaults__, x.__dict__]
+        elif not _is_heavy(x) and _can_be_copied(x):
             found += gc.get_referents(x)
-    for optimizer in optimizers:
-        groups: list[dict[str, Any]] = []
-        for group in optimizer.param_groups:
-            memo[id(group["params"])] = group["params"]
-            groups.append(copy.deepcopy(group, memo))
-        memo[id(optimizer)] = _StandIn(optimizer, groups)
-    for original, function in functions:
-        function.__defaults__ = copy.deepcopy(original.__defaults__, memo)
-        function.__kwdefaults__ = copy.deepcopy(original.__kwdefaults__, memo)
-        function.__dict__.update(original.__dict__)
-        for cell, old in zip(function.__closure__ or (), original.__closure__ or (), strict=True):
-            for content in _content(old):
-                cell.cell_contents = copy.deepcopy(content, memo)
-    return copy.deepcopy(scheduler, memo)
+    return list(reached.values())
 
 
-def _content(cell: CellType) -> list[Any]:
-    """What a variable of a closure holds, if it has been assigned to."""
+def _is_heavy(x: Any) -> bool:
+    """Whether an object is no schedule's own. The numbers that a schedule keeps are few."""
+    if isinstance(x, torch.Tensor | np.ndarray):
+        return isinstance(x, Parameter) or x.nbytes > 1 << 16
+    return isinstance(x, Module | DataLoader | Dataset)
+
+
+def _keeps_values(function: FunctionType) -> bool:
+    return bool(function.__closure__ or function.__defaults__ or function.__kwdefaults__)
+
+
+def _contents(cell: CellType) -> list[Any]:
+    """What a variable of a closure holds, which is nothing before it is assigned to."""
     try:
         return [cell.cell_contents]
     except ValueError:
         return []
-
-
-def _contents(function: FunctionType) -> list[Any]:
-    return [content for cell in function.__closure__ or () for content in _content(cell)]
 
 
 def _can_be_copied(x: Any) -> bool:

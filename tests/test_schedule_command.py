@@ -16,9 +16,8 @@ def height_of(line):
 
 def read(picture, width):
     """The heights of the columns of a picture, in eighths of a row."""
-    rows = [
-        line.partition("│")[2] or line.partition("┤")[2] for line in picture.splitlines() if "│" in line or "┤" in line
-    ]
+    lines = [line.replace("┤", "│") for line in picture.splitlines()]
+    rows = [line.partition("│")[2] for line in lines if "│" in line]
     return np.sum([height_of(row.ljust(width)) for row in rows], axis=0), len(rows)
 
 

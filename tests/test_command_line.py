@@ -1,4 +1,4 @@
-"""``python -m onepass info | demo | bench``, as a user runs them."""
+"""``python -m onepass info | demo | bench | schedule``, as a user runs them."""
 
 import json
 import subprocess

@@ -7,7 +7,7 @@ optim`` in place of ``from torch import optim``; nothing else changes.
 import torch.optim
 from torch.optim import Optimizer
 
-from . import _core, lr_scheduler, swa_utils
+from . import _core, lr_scheduler, schedules, swa_utils
 from ._core import __version__
 from .adadelta import Adadelta
 from .adafactor import Adafactor
@@ -25,6 +25,7 @@ from .nadam import NAdam
 from .radam import RAdam
 from .rmsprop import RMSprop
 from .rprop import Rprop
+from .schedule_lr import ScheduleLR
 from .sgd import SGD
 from .sparse_adam import SparseAdam
 
@@ -46,10 +47,12 @@ __all__ = [
     "RAdam",
     "RMSprop",
     "Rprop",
+    "ScheduleLR",
     "SparseAdam",
     "__version__",
     "explain",
     "lr_scheduler",
+    "schedules",
     "stats",
     "swa_utils",
 ]

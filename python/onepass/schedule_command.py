@@ -1,0 +1,103 @@
+"""``python -m onepass schedule``: the picture of a schedule, in the terminal or as a PNG."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .schedules import Schedule, parse
+
+_WIDTH, _HEIGHT = 72, 14  # of the picture in the terminal, without its axes
+_BLOCKS = " ▁▂▃▄▅▆▇█"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of the command."""
+    parser.add_argument("expression", nargs="+", help='such as "warmup(500) >> cosine(10_000)"; several in one PNG')
+    parser.add_argument("--steps", type=int, metavar="N", help="optimizer steps; by default the whole schedule")
+    parser.add_argument("--lr", type=float, default=1.0, help="the rate that the schedule multiplies (default: 1)")
+    parser.add_argument("--png", type=Path, metavar="FILE", help="draw it there instead (needs matplotlib)")
+
+
+def text_picture(rates: NDArray[np.float64], width: int = _WIDTH, height: int = _HEIGHT) -> str:
+    """Draws the rate of each step in block characters, with both axes labelled.
+
+    Args:
+        rates: One for each step, at least one.
+        width: Columns, without the axis; a column shows the mean of its steps.
+        height: Rows, without the axis.
+
+    Returns:
+        Lines of text. The lowest row begins at 0, or at the lowest rate if that is negative.
+    """
+    low, high = min(0.0, rates.min()), max(0.0, rates.max())
+    span = (high - low) or 1.0
+    width = min(width, len(rates))
+    edges = np.linspace(0, len(rates), width + 1).astype(int)
+    means = np.array([rates[a:b].mean() for a, b in pairwise(edges)])
+    eighths = np.rint((means - low) / span * height * 8).astype(int)
+    labels = {0: f"{high:.4g}", height // 2: f"{low + span * (height - height // 2) / height:.4g}"}
+    bottom = f"{low:.4g}"
+    margin = max(map(len, [*labels.values(), bottom]))
+    lines = []
+    for row in range(height):
+        filled = np.clip(eighths - 8 * (height - 1 - row), 0, 8)
+        tick = "┤" if row in labels else "│"
+        lines.append(f"{labels.get(row, ''):>{margin}} {tick}{''.join(_BLOCKS[n] for n in filled)}".rstrip())
+    lines.append(f"{bottom:>{margin}} └{'─' * width}")
+    last = f"{len(rates) - 1:,}"
+    lines.append(f"{'':>{margin}}  0{last:>{max(width - 1, len(last) + 1)}}")
+    lines.append(f"{'':>{margin}}  {'optimizer step':^{width}}".rstrip())
+    return "\n".join(lines)
+
+
+def _draw(path: Path, rates: list[NDArray[np.float64]], labels: list[str], label: str) -> None:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise SystemExit("the picture needs matplotlib: pip install 'onepass[plots]'") from error
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    for each, text in zip(rates, labels, strict=True):
+        axes.plot(np.arange(len(each)), each, label=text)
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel(label)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), prop={"family": "monospace", "size": 9})
+    figure.savefig(path, dpi=120)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Prints or draws the schedules; returns 1 if there is something that cannot be read or drawn."""
+    schedules: list[Schedule] = []
+    for text in args.expression:
+        try:
+            schedules.append(parse(text))
+        except ValueError as error:
+            print(error, file=sys.stderr)
+            return 1
+    steps = args.steps
+    if steps is None:
+        lengths = [schedule.length for schedule in schedules]
+        known = [length for length in lengths if length is not None]
+        if not known:
+            print("the schedule has no end: say how many --steps are to be drawn", file=sys.stderr)
+            return 1
+        steps = max(known) + 1
+    if steps < 1:
+        print(f"--steps: {steps} are too few", file=sys.stderr)
+        return 1
+    rates = [args.lr * schedule(np.arange(steps)) for schedule in schedules]
+    label = "learning rate" if args.lr != 1.0 else "factor of the learning rate"
+    if args.png is not None:
+        _draw(args.png, rates, [repr(schedule) for schedule in schedules], label)
+        return 0
+    for each, schedule in zip(rates, schedules, strict=True):
+        print(f"{label}: {schedule!r}\n{text_picture(each)}")
+    return 0

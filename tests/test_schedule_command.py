@@ -1,0 +1,66 @@
+"""``python -m onepass schedule``, as a user runs it."""
+
+import struct
+
+import numpy as np
+import pytest
+from onepass.__main__ import main
+from onepass.schedule_command import text_picture
+
+EXPRESSION = "warmup(500) >> cosine(10000)"
+
+
+def height_of(line):
+    return ["▁▂▃▄▅▆▇█".find(c) + 1 for c in line]
+
+
+def read(picture, width):
+    """The heights of the columns of a picture, in eighths of a row."""
+    lines = [line.replace("┤", "│") for line in picture.splitlines()]
+    rows = [line.partition("│")[2] for line in lines if "│" in line]
+    return np.sum([height_of(row.ljust(width)) for row in rows], axis=0), len(rows)
+
+
+def test_the_picture_has_the_rates_and_its_axes_are_labelled(capsys):
+    assert main(["schedule", EXPRESSION, "--steps", "10500", "--lr", "3e-4"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("learning rate: warmup(500) >> cosine(10000)\n")
+    assert "optimizer step" in text
+    assert "10,499" in text
+    assert " 0.0003 ┤" in text
+    assert "0.00015 ┤" in text
+
+
+@pytest.mark.parametrize("rates", [np.linspace(0, 3, 50), np.linspace(2, -1, 31), np.full(7, 0.2), np.zeros(3)])
+def test_each_column_is_as_high_as_its_rate(rates):
+    heights, rows = read(text_picture(rates), len(rates))
+    low, high = min(0, rates.min()), max(0, rates.max())
+    expected = (rates - low) / ((high - low) or 1) * rows * 8
+    assert np.abs(heights - expected).max() <= 0.5
+
+
+def test_a_png(tmp_path):
+    file = tmp_path / "schedule.png"
+    assert main(["schedule", EXPRESSION, "step(300)", "--steps", "10500", "--png", str(file)]) == 0
+    header = file.read_bytes()[:24]
+    assert header.startswith(b"\x89PNG\r\n\x1a\n")
+    assert struct.unpack(">II", header[16:]) == (840, 432)
+
+
+def test_the_whole_schedule_by_default(capsys):
+    assert main(["schedule", "warmup(5) >> cosine(20)"]) == 0
+    assert "25\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["cosin(3)"], "there is no part 'cosin'"),
+        (["step(3)"], "has no end: say how many --steps"),
+        (["step(3)", "--steps", "0"], "--steps: 0"),
+        (["__import__('os').getcwd()"], "at position"),
+    ],
+)
+def test_errors(arguments, why, capsys):
+    assert main(["schedule", *arguments]) == 1
+    assert why in capsys.readouterr().err

@@ -20,6 +20,7 @@ from .introspect import explain, stats
 from .lbfgs import LBFGS
 from .lion import Lion
 from .lookahead import Lookahead
+from .lr_finder import LRRangeTest, lr_find
 from .muon import Muon
 from .nadam import NAdam
 from .radam import RAdam
@@ -38,6 +39,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "LRRangeTest",
     "Lion",
     "Lookahead",
     "Muon",
@@ -49,6 +51,7 @@ __all__ = [
     "SparseAdam",
     "__version__",
     "explain",
+    "lr_find",
     "lr_scheduler",
     "stats",
     "swa_utils",

@@ -63,7 +63,7 @@ class LRRangeTest:
                 :math:`ds / d \log \eta` (central differences) is lowest. ``"minimum"``: a tenth of the :math:`\eta` at
                 which :math:`s` is lowest. ``"valley"``: of the longest subsequence of :math:`s`, not necessarily of
                 neighbours, in which every value is below the one before, let :math:`n` be the length and :math:`e` the
-                end; the middle of the :math:`n` steps that end at :math:`e`, as fastai suggests it to within a step
+                end; the middle of the :math:`n` steps that end at :math:`e`, as fastai suggests it to within two steps
                 (``fastai.callback.schedule.valley``). It heeds single leaps the least.
 
         Raises:
@@ -109,8 +109,9 @@ class LRRangeTest:
         """Draws the losses over the learning rate, with the suggestions.
 
         Args:
-            ax: Where to draw; by default, in a figure of its own.
-            path: A file to save the figure in; its suffix says the format.
+            ax: Axes to draw into. By default a figure is made.
+            path: File to save the figure to; its suffix tells the format (.png, .svg, .pdf ...). With neither a path
+                nor axes the figure is shown, by :func:`matplotlib.pyplot.show`.
 
         Returns:
             The figure.
@@ -121,9 +122,15 @@ class LRRangeTest:
         try:
             from matplotlib.figure import Figure
         except ImportError as error:
-            raise ImportError("a plot needs matplotlib: pip install onepass[plots]") from error
-        if ax is None:
-            ax = Figure(figsize=(7, 4), layout="constrained").subplots()
+            raise ImportError("plots need matplotlib: pip install onepass[plots]") from error
+        size: dict[str, Any] = {"figsize": (7, 4), "layout": "constrained"}
+        shown = ax is None and path is None
+        if shown:
+            from matplotlib import pyplot
+
+            ax = pyplot.figure(**size).add_subplot()
+        elif ax is None:
+            ax = Figure(**size).add_subplot()
         ax.plot(self.lrs, self.losses, color="#a9cbea", linewidth=1, label="loss of the batch")
         ax.plot(self.lrs, self.smoothed, color="#2f6aa8", linewidth=2, label="smoothed")
         for (method, lr), marker in zip(self.suggestions().items(), "osD", strict=False):
@@ -141,6 +148,8 @@ class LRRangeTest:
         assert figure is not None
         if path is not None:
             figure.savefig(path, dpi=110)
+        if shown:
+            pyplot.show()
         return figure
 
 

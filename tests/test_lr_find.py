@@ -15,6 +15,7 @@ import torch
 from matplotlib import pyplot
 from onepass import LRRangeTest, lr_find, lr_find_command
 from onepass.demo import ARGUMENTS, CLASSES, digits
+from onepass.restoring import restored
 from reference import bits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -413,6 +414,45 @@ def test_memory_that_is_replaced_comes_back():
     assert everything(model, optimizer) == before
 
 
+def test_gradients_of_others_are_not_added_to():
+    """Parameters of the model that this optimizer does not step gather gradients all the while."""
+    model, _ = trained()
+    optimizer = onepass.AdamW(model.last.parameters())
+    before = everything(model, optimizer)
+    lr_find(model, optimizer, cross_entropy, batches(), steps=4, progress=False)
+    assert everything(model, optimizer) == before
+
+
+@pytest.mark.parametrize("package", [onepass, torch.optim])
+def test_sparse_gradients(package):
+    model = nn.Embedding(10, 4, sparse=True)
+    optimizer = package.SparseAdam(model.parameters(), lr=0.1)
+    options = {"forward": lambda m, rows: m(rows).square().mean(), "steps": 12, "start": 1e-3, "progress": False}
+    rows = torch.tensor([1, 3, 3])
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(rows).sum().backward()
+        optimizer.step()
+    grad, values = model.weight.grad, bits(model.weight.grad.to_dense())
+    before = [bits(x) for x in (model.weight, *optimizer.state[model.weight].values()) if isinstance(x, torch.Tensor)]
+    found = lr_find(model, optimizer, None, [torch.tensor([0, 3]), torch.tensor([5, 1])], **options)
+    assert found.losses[-1] != found.losses[1]
+    after = [bits(x) for x in (model.weight, *optimizer.state[model.weight].values()) if isinstance(x, torch.Tensor)]
+    assert after == before
+    assert model.weight.grad is grad
+    assert bits(grad.to_dense()) == values
+
+
+def test_random_numbers_of_gpus_if_they_are_in_use(monkeypatch):
+    put_back = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: ["first", "second"])
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", put_back.append)
+    with restored():
+        assert put_back == []
+    assert put_back == [["first", "second"]]
+
+
 def test_modes():
     """A model in eval mode is trained in train mode; submodules of one in train mode keep theirs."""
     for mode, inner in ((True, False), (False, True)):
@@ -449,6 +489,8 @@ def test_suggestions_on_curves_whose_answers_are_known():
     assert found.suggestion("steepest") == pytest.approx(1e-6, rel=1e-12)
     assert found.suggestion("minimum") == pytest.approx(1e-6, rel=1e-12)
     assert found.suggestion("valley") == pytest.approx(1e-3, rel=1e-12)
+    # A steeper fall after the lowest loss is no way to train.
+    assert curve([10.0, 9.0, 5.0, 100.0, 60.0, 6.0, 5.5]).suggestion("steepest") == pytest.approx(1e-5, rel=1e-12)
     # The longest fall need not be of neighbours.
     assert curve([5, 9, 4, 8, 3, 7, 2, 9]).suggestion("valley") == pytest.approx(1e-2, rel=1e-12)
 

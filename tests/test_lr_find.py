@@ -443,6 +443,23 @@ def test_sparse_gradients(package):
     assert bits(grad.to_dense()) == values
 
 
+def test_a_scripted_model():
+    plain = nn.Sequential(nn.Linear(6, 8), nn.Sequential(nn.BatchNorm1d(8), nn.Dropout(0.2)), nn.Linear(8, 3)).eval()
+    plain[1][1].train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scripting is deprecated
+        model = torch.jit.script(plain)
+    optimizer = onepass.AdamW(model.parameters())
+    modes = [module.training for module in model.modules()]
+    assert True in modes
+    assert False in modes
+    before = [(x.data_ptr(), bits(x)) for x in model.state_dict().values()]
+    found = lr_find(model, optimizer, cross_entropy, batches(), steps=9, start=1e-3, progress=False)
+    assert found.losses[-1] != found.losses[5]
+    assert [(x.data_ptr(), bits(x)) for x in model.state_dict().values()] == before
+    assert [module.training for module in model.modules()] == modes
+
+
 def test_random_numbers_of_gpus_if_they_are_in_use(monkeypatch):
     put_back = []
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)

@@ -62,6 +62,9 @@ def _contents(roots: Iterable[object]) -> Iterator[Undo]:
     pending = list(roots)
     while pending:
         thing = pending.pop()
+        if isinstance(thing, torch.jit.ScriptModule):  # Python does not hold what it consists of
+            pending.extend([*thing.parameters(), *thing.buffers()])
+            yield from (_later(module.train, module.training) for module in thing.modules())  # children after parents
         if isinstance(thing, nn.Module | Optimizer):
             thing = vars(thing)
         if id(thing) in seen:

@@ -20,6 +20,7 @@ from .introspect import explain, stats
 from .lbfgs import LBFGS
 from .lion import Lion
 from .lookahead import Lookahead
+from .lr_finder import LRRangeTest, lr_find
 from .muon import Muon
 from .nadam import NAdam
 from .radam import RAdam
@@ -39,6 +40,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "LRRangeTest",
     "Lion",
     "Lookahead",
     "Muon",
@@ -51,6 +53,7 @@ __all__ = [
     "SparseAdam",
     "__version__",
     "explain",
+    "lr_find",
     "lr_scheduler",
     "schedules",
     "stats",

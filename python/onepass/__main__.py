@@ -1,30 +1,31 @@
-"""The command line: ``python -m onepass info | demo | bench | schedule``."""
+"""The command line: ``python -m onepass info | demo | bench | schedule | lr-find``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from . import __version__, bench, demo, info, schedule_command
+from . import __version__, bench, demo, info, lr_find_command, schedule_command
+
+# Each module declares its options in `add_arguments` and does its work in `main`.
+COMMANDS = {
+    "info": (info, "what is installed and what this machine has"),
+    "demo": (demo, "train two real models with torch.optim and with onepass"),
+    "bench": (bench, "step throughput against torch.optim, checked and then timed"),
+    "schedule": (schedule_command, "the picture of a learning-rate schedule"),
+    "lr-find": (lr_find_command, "the learning rate range test on handwritten digits"),
+}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     parser = argparse.ArgumentParser(prog="onepass", description="A faster drop-in replacement for torch.optim.")
     parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="info | demo | bench | schedule")
-    info_parser = commands.add_parser("info", help="what is installed and what this machine has")
-    info.add_arguments(info_parser)
-    info_parser.set_defaults(run=info.main)
-    demo_parser = commands.add_parser("demo", help="train two real models with torch.optim and with onepass")
-    demo.add_arguments(demo_parser)
-    demo_parser.set_defaults(run=demo.main)
-    bench_parser = commands.add_parser("bench", help="step throughput against torch.optim, checked and then timed")
-    bench.add_arguments(bench_parser)
-    bench_parser.set_defaults(run=bench.main)
-    schedule_parser = commands.add_parser("schedule", help="the picture of a learning-rate schedule")
-    schedule_command.add_arguments(schedule_parser)
-    schedule_parser.set_defaults(run=schedule_command.main)
+    commands = parser.add_subparsers(dest="command", required=True, metavar=" | ".join(COMMANDS))
+    for name, (module, what) in COMMANDS.items():
+        command = commands.add_parser(name, help=what)
+        module.add_arguments(command)
+        command.set_defaults(run=module.main)
     args = parser.parse_args(argv)
     code: int = args.run(args)
     return code

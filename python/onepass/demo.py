@@ -16,7 +16,6 @@ import copy
 import importlib
 import json
 import os
-import shutil
 import sys
 import sysconfig
 import time
@@ -33,6 +32,7 @@ from . import __version__
 from .adam import Adam
 from .adamw import AdamW
 from .info import facts
+from .progress import Bar
 from .sgd import SGD
 
 # torch's class and ours, and what both are called with besides the learning rate.
@@ -300,24 +300,6 @@ def compare(task: Task, optimizer: str, seed: int) -> list[Curves]:
     for run in runs:
         run.evaluate(*task.held_out)
     return [run.seen for run in runs]
-
-
-class Bar:
-    """A progress bar on standard error, or four lines where that is not a terminal."""
-
-    def __init__(self, name: str, total: int) -> None:
-        self.name, self.total, self.start, self.live = name, total, time.perf_counter(), sys.stderr.isatty()
-
-    def show(self, done: int, note: str) -> None:
-        """Shows that `done` steps of all are done."""
-        left = (time.perf_counter() - self.start) * (self.total / done - 1)
-        if self.live:
-            filled = 24 * done // self.total
-            line = f"{self.name:6} [{'#' * filled}{'.' * (24 - filled)}] {done}/{self.total}  {note}  {left:.0f} s left"
-            width = shutil.get_terminal_size().columns - 1
-            print("\r" + line[:width].ljust(width), end="\n" if done == self.total else "", file=sys.stderr, flush=True)
-        elif done * 4 // self.total > (done - 1) * 4 // self.total:
-            print(f"{self.name}: {done} of {self.total} steps, {note}", file=sys.stderr, flush=True)
 
 
 # ---- Results ----

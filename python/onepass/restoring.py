@@ -1,0 +1,154 @@
+"""Training that leaves no trace: all that it changes is put back."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+Undo = Callable[[], None]
+
+
+@contextlib.contextmanager
+def restored(*roots: object, generators: Iterable[torch.Generator] = ()) -> Iterator[None]:
+    """What is changed within this context is at its end what it was at its beginning, also by an exception or Ctrl-C.
+
+    That is: the attributes of modules and optimizers, and all dicts, lists and sets in them; the values of the tensors
+    found there, in place; their gradients and ``requires_grad``; and the random numbers of torch (the CPU's, CUDA's if
+    it is in use), Python and NumPy. Other objects stay the same ones, and what they hold is not looked at. Meanwhile
+    the tensors take their memory twice.
+
+    Args:
+        roots: Modules, optimizers, containers and tensors, from which the others are found.
+        generators: Random number generators beside torch's own.
+    """
+    undos = [*_random_states(generators), *_contents(roots)]
+    try:
+        yield
+    finally:
+        with _uninterrupted():
+            for undo in undos:
+                undo()
+
+
+def _random_states(generators: Iterable[torch.Generator]) -> Iterator[Undo]:
+    yield _later(torch.set_rng_state, torch.get_rng_state())
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        yield _later(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())
+    for generator in generators:
+        yield _later(generator.set_state, generator.get_state())
+    yield _later(random.setstate, random.getstate())
+    yield _later(np.random.set_state, np.random.get_state())
+
+
+def _later(function: Callable[..., object], *args: object) -> Undo:
+    def undo() -> None:
+        function(*args)
+
+    return undo
+
+
+def _contents(roots: Iterable[object]) -> Iterator[Undo]:
+    """What puts back everything that can be reached from here."""
+    seen: dict[int, object] = {}  # by identity; held, so that no other object takes the place of one that is gone
+    pending = list(roots)
+    while pending:
+        thing = pending.pop()
+        if isinstance(thing, torch.jit.ScriptModule):  # Python does not hold what it consists of
+            pending.extend([*thing.parameters(), *thing.buffers()])
+            yield from (_later(module.train, module.training) for module in thing.modules())  # children after parents
+        if isinstance(thing, nn.Module | Optimizer):
+            thing = vars(thing)
+        if id(thing) in seen:
+            continue
+        if isinstance(thing, Tensor):
+            if thing.is_inference():  # which training cannot write
+                continue
+            yield _tensor(thing)
+            if thing.is_leaf:
+                pending.append(thing.grad)
+        elif isinstance(thing, dict):
+            yield _container(thing, dict(thing))
+            pending.extend(thing.values())
+        elif isinstance(thing, list):
+            yield _container(thing, list(thing))
+            pending.extend(thing)
+        elif isinstance(thing, set):
+            yield _container(thing, set(thing))
+        elif isinstance(thing, tuple):
+            pending.extend(thing)
+        else:
+            continue
+        seen[id(thing)] = thing
+
+
+def _container(container: Any, content: Any) -> Undo:
+    # Emptied first, as the order of a dict counts, too.
+    def undo() -> None:
+        container.clear()
+        if isinstance(container, list):
+            container.extend(content)
+        else:
+            container.update(content)
+
+    return undo
+
+
+def _tensor(tensor: Tensor) -> Undo:
+    # The memory that it lies in now: an assignment to .data may put it elsewhere.
+    memory = tensor.detach()
+    value = _once(memory).clone()
+    is_leaf, requires_grad = tensor.is_leaf, tensor.requires_grad
+    grad = tensor.grad if is_leaf else None
+
+    @torch.no_grad()
+    def undo() -> None:
+        _once(memory).copy_(value)
+        if not is_leaf:
+            return
+        if memory.layout == torch.strided and (tensor.data_ptr(), tensor.shape) != (memory.data_ptr(), memory.shape):
+            tensor.data = memory
+        tensor.requires_grad_(requires_grad)
+        tensor.grad = grad
+
+    return undo
+
+
+def _once(tensor: Tensor) -> Tensor:
+    """The tensor without the repetitions of ``expand``, which cannot be written."""
+    if tensor.layout == torch.strided:
+        for dim, stride in enumerate(tensor.stride()):
+            if stride == 0 and tensor.shape[dim] > 1:
+                tensor = tensor.narrow(dim, 0, 1)
+    return tensor
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C within this context takes effect at its end."""
+    before = signal.getsignal(signal.SIGINT)
+    # Python's handlers run in the main thread; one that is not Python's could not be put back.
+    if threading.current_thread() is not threading.main_thread() or before is None:
+        yield
+        return
+    pressed = False
+
+    def note(*_: object) -> None:
+        nonlocal pressed
+        pressed = True
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if pressed:
+            signal.raise_signal(signal.SIGINT)

@@ -237,6 +237,7 @@ ENDING = {
     "CosineAnnealingLR": {"T_max": 10},
     "CosineAnnealingLR with eta_min": {"T_max": 10, "eta_min": 0.01},
     "LinearLR": {"start_factor": 1.0, "end_factor": 0.0, "total_iters": 10},
+    "LinearLR to zero but for rounding": {"end_factor": 0.0, "total_iters": 10},
     "PolynomialLR": {"total_iters": 10},
 }
 
@@ -263,7 +264,7 @@ def test_second_scheduler_on_an_optimizer_whose_rate_is_at_its_end(case, loaded)
         assert [lr for lr, _ in row] == pytest.approx([end, end], rel=0, abs=1e-15)
     expected, rows = second(OURS)
     assert rows == expected
-    assert rows[0][0][0] == 0.1
+    assert rows[0][0][0] == 0.1 * ENDING[case].get("start_factor", 1 / 3 if "Linear" in case else 1.0)
 
 
 def test_cosine_with_last_epoch_at_its_end():
@@ -474,6 +475,15 @@ def test_sequence_in_a_sequence():
     assert [row[0][0] for row in run(make(OURS, optimizer()), 8)] == pytest.approx(expected, rel=1e-12, abs=0)
     with pytest.raises(NotImplementedError):
         run(make(TORCH, optimizer()), 8)
+
+
+def test_chain_as_second_part_of_a_sequence_in_a_sequence():
+    opt = optimizer()
+    chain = OURS.ChainedScheduler([OURS.ConstantLR(opt, 0.5, 30), OURS.ExponentialLR(opt, 0.9)])
+    inner = OURS.SequentialLR(opt, [OURS.StepLR(opt, 9), chain], [2])
+    scheduler = OURS.SequentialLR(opt, [inner, OURS.ExponentialLR(opt, 0.5)], [5])
+    expected = [0.1, 0.1, 0.05, 0.045, 0.0405, 0.1, 0.05]
+    assert [row[0][0] for row in run(scheduler, 7)] == pytest.approx(expected, rel=1e-12, abs=0)
 
 
 @pytest.mark.parametrize("make", [composed, nested_first], ids=["composed", "nested"])

@@ -47,7 +47,7 @@ Schedules: TypeAlias = "Schedule | str | Sequence[Schedule | str]"
 def _per_group(name: str, schedules: Schedules, groups: int) -> list[Schedule]:
     """A schedule for each parameter group."""
     if isinstance(schedules, Schedule | str) or not isinstance(schedules, Sequence):
-        schedules = [schedules] * groups
+        return [_schedule(name, schedules)] * groups
     if len(schedules) != groups:
         raise ValueError(f"{name}: there are {len(schedules)} schedules for {groups} parameter groups")
     return [_schedule(name, schedule) for schedule in schedules]
@@ -62,6 +62,16 @@ def _schedule(name: str, schedule: Schedule | str) -> Schedule:
     if not isinstance(schedule, Schedule):
         raise TypeError(f"{name}: a schedule is wanted, or the text of one, not {schedule!r}")
     return schedule
+
+
+def _factors(schedules: list[Schedule], t: int) -> list[float]:
+    """What each says at a step; one that is the same as the group before has is not asked again."""
+    asked, factor, factors = None, 1.0, []
+    for schedule in schedules:
+        if schedule is not asked:
+            asked, factor = schedule, schedule(t)
+        factors.append(factor)
+    return factors
 
 
 @dataclass
@@ -85,7 +95,7 @@ class _Driven:
         return self.key if self.index is None else f"{self.key}[{self.index}]"
 
     def write(self, groups: list[dict[str, Any]], t: int) -> None:
-        values = [base * schedule(t) for base, schedule in zip(self.bases, self.schedules, strict=True)]
+        values = [base * factor for base, factor in zip(self.bases, _factors(self.schedules, t), strict=True)]
         if self.index is not None:
             for number, value in enumerate(values):
                 if not 0.0 <= value < 1.0:
@@ -242,7 +252,7 @@ class ScheduleLR(Previewed, LRScheduler):
     def get_lr(self) -> list[float | Tensor]:
         """The rate of each group at the step ``last_epoch``."""
         bases = self.base_lrs if self._plateau is None else self._plateau.get_last_lr()
-        return [base * schedule(self.last_epoch) for base, schedule in zip(bases, self.schedules, strict=True)]
+        return [base * factor for base, factor in zip(bases, _factors(self.schedules, self.last_epoch), strict=True)]
 
     def _update_lr(self, epoch: int | None = None) -> None:
         super()._update_lr(epoch)

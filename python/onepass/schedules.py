@@ -135,7 +135,7 @@ class Schedule:
         """What the class is called in text."""
         return cls.__name__.lstrip("_").lower()
 
-    @property
+    @cached_property
     def length(self) -> int | None:
         """The step from which on the last value is held; None for a schedule without an end."""
         steps: int | None = getattr(self, "steps", None)  # the argument of parts that have an end
@@ -166,9 +166,12 @@ class Schedule:
             if t.dtype.kind not in "iu":
                 raise TypeError(f"t: whole steps are wanted, not an array of {t.dtype}")
             return np.fromiter(map(self, t.ravel().tolist()), np.float64, t.size).reshape(t.shape)
-        t = _steps("t", t)
+        return self._held(_steps("t", t))
+
+    def _held(self, t: int) -> float:
+        """The value at any step that is not negative."""
         length = self.length
-        return self._at(t if length is None else min(t, length))
+        return self._at(t if length is None or t < length else length)
 
     def __rshift__(self, after: Schedule) -> Schedule:
         """``a >> b``: ``a``, and from the step ``a.length`` on ``b``, which begins there.
@@ -243,7 +246,7 @@ class _Chain(Schedule):
         """Of all parts but the last."""
         return tuple(part.length or 0 for part in self.parts[:-1])
 
-    @property
+    @cached_property
     def length(self) -> int | None:
         last = self.parts[-1].length
         return None if last is None else sum(self._lengths) + last
@@ -251,9 +254,9 @@ class _Chain(Schedule):
     def _at(self, t: int) -> float:
         for part, length in zip(self.parts, self._lengths, strict=False):
             if t < length:
-                return part(t)
+                return part._at(t)
             t -= length
-        return self.parts[-1](t)
+        return self.parts[-1]._held(t)
 
     def __repr__(self) -> str:
         return " >> ".join(map(repr, self.parts))
@@ -265,7 +268,7 @@ class _Changed(Schedule):
 
     schedule: Schedule
 
-    @property
+    @cached_property
     def length(self) -> int | None:
         return self.schedule.length
 
@@ -285,7 +288,7 @@ class _Repeat(_Changed):
             raise ValueError(f"{self.schedule!r} has {'no end' if self.schedule.length is None else 'no steps'}, "
                              "so it cannot be repeated")  # fmt: skip
 
-    @property
+    @cached_property
     def length(self) -> int | None:
         return None if self.times is None else self.times * self._period
 
@@ -294,7 +297,7 @@ class _Repeat(_Changed):
         return self.schedule.length or 0
 
     def _at(self, t: int) -> float:
-        return self.schedule(self._period if t == self.length else t % self._period)
+        return self.schedule._at(self._period if t == self.length else t % self._period)
 
 
 @dataclass(frozen=True, repr=False)
@@ -302,32 +305,32 @@ class _Scale(_Changed):
     factor: float
 
     def _at(self, t: int) -> float:
-        return self.factor * self.schedule(t)
+        return self.factor * self.schedule._held(t)
 
 
 @dataclass(frozen=True, repr=False)
 class _Shift(_Changed):
     steps: int
 
-    @property
+    @cached_property
     def length(self) -> int | None:
         length = self.schedule.length
         return None if length is None else max(length - self.steps, 0)
 
     def _at(self, t: int) -> float:
-        return self.schedule(t + self.steps)
+        return self.schedule._held(t + self.steps)
 
 
 @dataclass(frozen=True, repr=False)
 class _Take(_Changed):
     steps: int
 
-    @property
+    @cached_property
     def length(self) -> int:
         return self.steps
 
     def _at(self, t: int) -> float:
-        return self.schedule(t)
+        return self.schedule._held(t)
 
 
 @dataclass(frozen=True, repr=False)
@@ -344,7 +347,7 @@ class _Clamp(_Changed):
         return ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in of if getattr(self, f.name) is not None)
 
     def _at(self, t: int) -> float:
-        value = self.schedule(t)
+        value = self.schedule._held(t)
         if self.low is not None:
             value = max(value, self.low)
         return value if self.high is None else min(value, self.high)

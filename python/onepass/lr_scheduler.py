@@ -21,6 +21,20 @@ from torch import Tensor
 from torch.optim import Optimizer, lr_scheduler, swa_utils
 
 from .preview import Previewed
+from .preview import plot as plot
+from .preview import preview as preview
+from .schedule_lr import ScheduleLR as ScheduleLR
+from .schedule_lr import get_constant_schedule as get_constant_schedule
+from .schedule_lr import get_constant_schedule_with_warmup as get_constant_schedule_with_warmup
+from .schedule_lr import get_cosine_schedule_with_warmup as get_cosine_schedule_with_warmup
+from .schedule_lr import (
+    get_cosine_with_hard_restarts_schedule_with_warmup as get_cosine_with_hard_restarts_schedule_with_warmup,
+)
+from .schedule_lr import get_cosine_with_min_lr_schedule_with_warmup as get_cosine_with_min_lr_schedule_with_warmup
+from .schedule_lr import get_inverse_sqrt_schedule as get_inverse_sqrt_schedule
+from .schedule_lr import get_linear_schedule_with_warmup as get_linear_schedule_with_warmup
+from .schedule_lr import get_polynomial_decay_schedule_with_warmup as get_polynomial_decay_schedule_with_warmup
+from .schedule_lr import get_wsd_schedule as get_wsd_schedule
 
 
 class LRScheduler(Previewed, lr_scheduler.LRScheduler):

@@ -27,6 +27,7 @@ from .rmsprop import RMSprop
 from .rprop import Rprop
 from .sgd import SGD
 from .sparse_adam import SparseAdam
+from .step_log import log_to
 
 __all__ = [
     "ASGD",
@@ -49,6 +50,7 @@ __all__ = [
     "SparseAdam",
     "__version__",
     "explain",
+    "log_to",
     "lr_scheduler",
     "stats",
     "swa_utils",

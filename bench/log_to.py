@@ -1,7 +1,8 @@
 """What ``onepass.log_to`` costs: a step, and a whole training step, with a log over one without.
 
 Both are run in turn from the same start, and every parameter is compared afterwards, to the bit. The writer is
-TensorBoard's own, or none, which leaves the cost of the log itself. Each sample is a whole interval of ten steps, one of which is written.
+TensorBoard's own, or none, which leaves the cost of the log itself. Each sample is a whole interval of ten steps, one
+of which is written.
 """
 
 from __future__ import annotations

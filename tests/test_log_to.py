@@ -11,7 +11,7 @@ from contract import assert_same, give_gradients, leaves, snapshot, train
 from reference import params_of
 from torch.nn import Parameter
 
-EXACT = 1e-6  # relative: norms of float32 numbers, in sums of at most 65,536 squares
+EXACT = 1e-6  # relative: norms of float32 numbers, in sums of some 16,384 squares
 
 
 class Recorder:

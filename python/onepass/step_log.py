@@ -15,8 +15,8 @@ from torch.optim import Optimizer
 
 from ._native import number
 
-# Norms are taken of pieces and put together in double: a float32 sum over 16M elements is 6e-4 off. A piece fits a cache,
-# and is so small that torch does not wake its threads for it, which takes long on a busy machine.
+# Norms are taken of pieces and put together in double: a float32 sum over 16M elements is 6e-4 off. A piece fits a
+# cache, and is so small that torch does not wake its threads for it, which takes long on a busy machine.
 PIECE = 1 << 14
 
 HYPERPARAMETERS = ("lr", "weight_decay")

@@ -175,7 +175,7 @@ class StepLog:
             for index, group in enumerate(groups)
             for batch in _batches(p for p in group["params"] if _moves(p))
         ]
-        # Into the memory of the last copies where it fits: fresh memory takes ten times as long to write.
+        # Into the memory of the last copies where it fits: fresh memory takes five times as long to write.
         kept = itertools.chain(self._kept, itertools.repeat(None))
         copies = [_Copy(index, batch, _copied(batch, to)) for (index, batch), to in zip(batches, kept, strict=False)]
         self._kept = [copy.before for copy in copies]

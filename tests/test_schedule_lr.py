@@ -456,6 +456,7 @@ FAMILY = [
 def test_transformers(name, options):
     """To 1e-12 of the first rate, as both round near the end of a cosine, up to the last training step."""
     from transformers import optimization  # not at the top: it takes seconds
+
     ours, theirs = new(groups=2, lr=0.1), new(groups=2, lr=0.1)
     for opt in (ours, theirs):
         opt.defaults["lr"] = 0.1
@@ -472,6 +473,7 @@ def test_transformers_signatures():
     import inspect
 
     from transformers import optimization  # not at the top: it takes seconds
+
     for name in set(schedule_lr.__all__) - {"ScheduleLR"}:
         ours, theirs = (inspect.signature(getattr(m, name)).parameters for m in (schedule_lr, optimization))
         assert {n: p.default for n, p in ours.items()} == {n: p.default for n, p in theirs.items()}, name

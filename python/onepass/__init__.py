@@ -29,6 +29,7 @@ from .rprop import Rprop
 from .schedule_lr import ScheduleLR
 from .sgd import SGD
 from .sparse_adam import SparseAdam
+from .step_log import log_to
 
 __all__ = [
     "ASGD",
@@ -53,6 +54,7 @@ __all__ = [
     "SparseAdam",
     "__version__",
     "explain",
+    "log_to",
     "lr_find",
     "lr_scheduler",
     "schedules",

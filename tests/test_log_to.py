@@ -1,0 +1,340 @@
+"""log_to: every scalar against the same number computed independently, in float64."""
+
+import copy
+import pickle
+
+import onepass
+import pytest
+import torch
+from cases import each_class
+from contract import assert_same, give_gradients, leaves, snapshot, train
+from reference import params_of
+from torch.nn import Parameter
+
+EXACT = 1e-6  # relative: norms of float32 numbers, in sums of some 16,384 squares
+
+
+class Recorder:
+    def __init__(self):
+        self.written = []
+
+    def add_scalar(self, tag, value, step):
+        assert type(value) is float
+        assert type(step) is int
+        self.written.append((tag, value, step))
+
+    def at(self, step):
+        found = {tag: value for tag, value, when in self.written if when == step}
+        assert len(found) == sum(when == step for _, _, when in self.written), "a tag twice"
+        return found
+
+    @property
+    def steps(self):
+        return sorted({step for _, _, step in self.written})
+
+
+def exact(t):
+    """The numbers of a tensor, as real ones in float64."""
+    t = t.detach().to_dense()
+    return (torch.view_as_real(t) if t.is_complex() else t).double().clone()
+
+
+def norm(tensors):
+    return sum(float(exact(t).square().sum()) for t in tensors) ** 0.5
+
+
+def expect(opt, make_step, scale=1.0):
+    """Makes a step; returns all that a log of it must hold but the times."""
+    wanted = {}
+    for index, group in enumerate(opt.param_groups):
+        for name in ("lr", "weight_decay"):
+            if name in group:
+                wanted[f"optimizer/{name}/{index}"] = float(group[name])
+    groups = [[p for p in g["params"] if p.requires_grad or p.grad is not None] for g in opt.param_groups]
+    before = [[exact(p) for p in group] for group in groups]
+    make_step()
+    wanted["optimizer/grad_norm"] = norm(p.grad for p in params_of(opt) if p.grad is not None) / scale
+    for index, (group, was) in enumerate(zip(groups, before, strict=True)):
+        if norm(was):
+            moved = norm(exact(p) - w for p, w in zip(group, was, strict=True))
+            wanted[f"optimizer/update_to_weight/{index}"] = moved / norm(was)
+    return wanted
+
+
+def assert_logged(found, wanted, first=True):
+    found = dict(found)
+    assert found.pop("optimizer/step_seconds") > 0
+    assert first != (found.pop("optimizer/iteration_seconds", None) is not None)
+    assert found.keys() == wanted.keys()
+    assert found == {tag: pytest.approx(value, rel=EXACT, abs=1e-300) for tag, value in wanted.items()}
+
+
+def logged_step(opt, writer, t):
+    """Step t: what was written of it, and what must have been."""
+    wanted = expect(opt, opt.step)
+    return writer.at(t), wanted
+
+
+def two_groups(dtype=torch.float32):
+    params = leaves(dtype=dtype)
+    return [{"params": params[:2]}, {"params": params[2:], "lr": 0.25, "weight_decay": 0.5}]
+
+
+@each_class
+@pytest.mark.parametrize("whose", ["ours", "theirs"])
+def test_every_value_of_every_optimizer(row, whose):
+    cls = getattr(row, whose)
+    opt = cls(leaves(row.shapes, torch.float32), **row.full)
+    writer = Recorder()
+    with onepass.log_to(writer, opt, interval=3):
+        for t in range(8):
+            wanted = expect(opt, lambda t=t: train(opt, first=t))
+            if t % 3 == 0:
+                assert_logged(writer.at(t), wanted, first=t == 0)
+    assert writer.steps == [0, 3, 6]
+
+
+@each_class
+def test_logging_does_not_change_a_bit(row):
+    logged, plain = (row.ours(leaves(row.shapes, torch.float32), **row.full) for _ in range(2))
+    onepass.log_to(Recorder(), logged, interval=2)
+    for opt in (logged, plain):
+        train(opt, 5)
+    assert_same(snapshot(logged), snapshot(plain))
+    assert_same(logged.state_dict(), plain.state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16, torch.complex64])
+@pytest.mark.parametrize("make", [onepass.AdamW, torch.optim.AdamW])
+def test_dtypes_and_groups(dtype, make):
+    opt = make(two_groups(dtype), lr=0.125)
+    params = params_of(opt)
+    writer = Recorder()
+    onepass.log_to(writer, opt, interval=1)
+    for t in range(2):
+        give_gradients(params, t)
+        found, wanted = logged_step(opt, writer, t)
+        assert_logged(found, wanted, first=t == 0)
+
+
+def test_mixed_dtypes_large_small_transposed_and_empty_tensors():
+    torch.manual_seed(0)
+    shapes = [(70_000,), (3,), (0,), (300, 500), (131_072,), (5, 5)]
+    params = [Parameter(torch.randn(shape)) for shape in shapes]
+    params.append(Parameter(torch.randn(40, 30).t()))
+    params.append(Parameter(torch.randn(9, dtype=torch.float64)))
+    params.append(Parameter(torch.randn(9, dtype=torch.complex128)))
+    params.append(Parameter(torch.randn(70_001).bfloat16()))
+    opt = onepass.AdamW(params, lr=0.01)
+    writer = Recorder()
+    onepass.log_to(writer, opt, interval=1)
+    for t in range(2):
+        for p in params:
+            p.grad = torch.randn_like(p)
+        wanted = expect(opt, opt.step)
+        assert_logged(writer.at(t), wanted, first=t == 0)
+
+
+def test_missing_gradients_frozen_parameters_and_parameters_added_later():
+    params = leaves(dtype=torch.float32)
+    params[1].requires_grad_(False)
+    opt = onepass.SGD(params, lr=0.5)
+    writer = Recorder()
+    onepass.log_to(writer, opt, interval=1)
+    give_gradients(params[2:], 0)
+    assert_logged(*logged_step(opt, writer, 0))
+    added = leaves([(3, 3)], torch.float32, seed=7)
+    opt.add_param_group({"params": added, "lr": 0.25})
+    give_gradients(added, 1)
+    found, wanted = logged_step(opt, writer, 1)
+    assert found["optimizer/lr/1"] == 0.25
+    assert_logged(found, wanted, first=False)
+
+
+def test_no_gradients_no_parameters_and_parameters_of_zero():
+    opt = onepass.SGD([Parameter(torch.zeros(3))], lr=0.5)
+    writer = Recorder()
+    onepass.log_to(writer, opt, interval=1)
+    opt.step()
+    assert writer.at(0)["optimizer/grad_norm"] == 0.0
+    assert "optimizer/update_to_weight/0" not in writer.at(0)
+
+
+@pytest.mark.parametrize("cls", [onepass.SGD, torch.optim.SGD])
+def test_uncoalesced_sparse_gradients(cls):
+    p = Parameter(torch.ones(5, 3))
+    opt = cls([p], lr=0.5)
+    writer = Recorder()
+    onepass.log_to(writer, opt, interval=1)
+    p.grad = torch.sparse_coo_tensor(torch.tensor([[1, 1, 4]]), torch.randn(3, 3), (5, 3), check_invariants=True)
+    assert_logged(*logged_step(opt, writer, 0))
+
+
+def test_lookahead_and_a_rate_that_is_a_tensor():
+    lr = torch.tensor(0.5)
+    opt = onepass.Lookahead(onepass.SGD(leaves(dtype=torch.float32), lr=lr), k=2)
+    writer = Recorder()
+    onepass.log_to(writer, opt, interval=1)
+    for t in range(4):
+        give_gradients(params_of(opt), t)
+        found, wanted = logged_step(opt, writer, t)
+        assert found["optimizer/lr/0"] == 0.5 / 2**t
+        assert_logged(found, wanted, first=t == 0)
+        lr.mul_(0.5)
+
+
+@pytest.mark.parametrize("cls", [onepass.AdamW, torch.optim.AdamW])
+@pytest.mark.parametrize("unscaled_before", [False, True])
+def test_grad_scaler(cls, unscaled_before):
+    """The norm is that of the unscaled gradients; a step that is skipped is not written."""
+    opt = cls(leaves(dtype=torch.float32), lr=0.1)
+    writer = Recorder()
+    log = onepass.log_to(writer, opt, interval=1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale(torch.zeros(()))
+    give_gradients(params_of(opt), 0)
+    expected = norm(p.grad for p in params_of(opt))
+    for p in params_of(opt):
+        p.grad *= 1024.0
+    if unscaled_before:
+        scaler.unscale_(opt)
+    scaler.step(opt)
+    scaler.update()
+    assert writer.at(0)["optimizer/grad_norm"] == pytest.approx(expected, rel=EXACT)
+    count = len(writer.written)
+    params_of(opt)[1].grad[0] = float("inf")
+    scaler.step(opt)
+    scaler.update()
+    assert len(writer.written) == count
+    assert log.step == (2 if cls is onepass.AdamW else 1)  # torch's step was not called
+
+
+def test_a_closure_that_makes_the_gradients():
+    p = Parameter(torch.tensor([1.0, 2.0]))
+    opt = onepass.SGD([p], lr=0.25)
+    writer = Recorder()
+    onepass.log_to(writer, opt, interval=1)
+
+    def closure():
+        p.grad = torch.tensor([3.0, 4.0])
+        return 7.0
+
+    assert opt.step(closure) == 7.0
+    assert opt.step(closure=closure) == 7.0
+    assert writer.at(0)["optimizer/grad_norm"] == writer.at(1)["optimizer/grad_norm"] == 5.0
+    assert writer.at(0)["optimizer/update_to_weight/0"] == pytest.approx(1.25 / 5**0.5, rel=EXACT)
+
+
+def test_the_step_that_raises_is_not_counted():
+    p = Parameter(torch.tensor([1.0, 2.0]))
+    opt = onepass.SGD([p], lr=0.25)
+    writer = Recorder()
+    log = onepass.log_to(writer, opt, interval=2)
+
+    def fail():
+        raise ArithmeticError("no")
+
+    for _ in range(2):
+        with pytest.raises(ArithmeticError):
+            opt.step(fail)
+    assert (log.step, writer.written) == (0, [])
+    p.grad = torch.ones(2)
+    opt.step()
+    assert (log.step, writer.steps) == (1, [0])
+
+
+def test_several_logs_numbers_and_prefixes():
+    opt = onepass.SGD(leaves(), lr=0.25)
+    one, two = Recorder(), Recorder()
+    onepass.log_to(one, opt, interval=4, first_step=6)
+    onepass.log_to(two, opt, interval=3, prefix="mine/too")
+    train(opt, 7)
+    assert one.steps == [8, 12]
+    assert two.steps == [0, 3, 6]
+    assert {tag.rsplit("/", 2)[0] for tag, *_ in two.written if "lr" in tag} == {"mine/too"}
+
+
+def test_times(monkeypatch):
+    """With a clock that ticks once whenever it is read."""
+    ticks = iter(range(1000))
+    monkeypatch.setattr("onepass.step_log.time.perf_counter", lambda: float(next(ticks)))
+    opt = onepass.SGD(leaves(), lr=0.25)
+    writer = Recorder()
+    onepass.log_to(writer, opt, interval=2)
+    train(opt, 3)
+    # The first logged step reads 0, 1 (before), 2 (after), 3 (done); the second 4, 5, 6.
+    assert [writer.at(t)["optimizer/step_seconds"] for t in (0, 2)] == [1.0, 1.0]
+    assert writer.at(2)["optimizer/iteration_seconds"] == ((4 - 3) + (6 - 5)) / 2
+
+
+@pytest.mark.parametrize("wrap", [False, True])
+def test_nothing_is_left_behind_and_nothing_is_copied(wrap):
+    opt = onepass.AdamW(leaves(), lr=0.25)
+    opt = onepass.Lookahead(opt) if wrap else opt
+    opt.register_step_post_hook(print_nothing)
+    before = [list(getattr(opt, f"_optimizer_step_{when}_hooks")) for when in ("pre", "post")]
+    attributes = set(opt.__dict__)
+    writer = Recorder()
+    with onepass.log_to(writer, opt, interval=1) as log:
+        give_gradients(params_of(opt), 0)
+        opt.step()
+        for twin in (copy.deepcopy(opt), pickle.loads(pickle.dumps(opt))):
+            assert not twin._optimizer_step_pre_hooks
+            assert_same(snapshot(twin), snapshot(opt))
+            for p in params_of(twin):
+                p.grad = torch.ones_like(p)
+            twin.step()
+        assert writer.steps == [0]
+    opt.step()
+    log.remove()  # once more
+    assert writer.steps == [0]
+    assert set(opt.__dict__) - attributes <= {"_cached_plan"}
+    assert [list(getattr(opt, f"_optimizer_step_{when}_hooks")) for when in ("pre", "post")] == before
+
+
+def print_nothing(*_):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"interval": 0}, ValueError, "Invalid interval: 0"),
+        ({"interval": 2.5}, ValueError, "Invalid interval: 2.5"),
+        ({"interval": True}, ValueError, "Invalid interval: True"),
+        ({"first_step": -1}, ValueError, "Invalid first_step: -1"),
+        ({"writer": object()}, TypeError, "add_scalar.*but is a object"),
+        ({"optimizer": 3}, TypeError, "must be a torch.optim.Optimizer, but is a int"),
+    ],
+)
+def test_bad_arguments(arguments, error, message):
+    opt = onepass.SGD(leaves(), lr=0.25)
+    with pytest.raises(error, match=message):
+        onepass.log_to(**{"writer": Recorder(), "optimizer": opt, **arguments})
+    assert not opt._optimizer_step_pre_hooks
+    assert not opt._optimizer_step_post_hooks
+
+
+def test_the_event_file(tmp_path):
+    """TensorBoard itself reads what was written; it keeps float32."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from torch.utils.tensorboard import SummaryWriter
+
+    opt = onepass.AdamW(two_groups(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(opt, 0.5)
+    recorder = Recorder()
+    wanted = {}
+    with SummaryWriter(tmp_path) as writer, onepass.log_to(writer, opt, interval=2), onepass.log_to(recorder, opt):
+        for t in range(5):
+            give_gradients(params_of(opt), t)
+            wanted[t] = expect(opt, opt.step)
+            schedule.step()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    found = {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
+    assert found.keys() == {*wanted[0], "optimizer/step_seconds", "optimizer/iteration_seconds"}
+    for tag in wanted[0]:
+        assert found[tag] == {t: pytest.approx(wanted[t][tag], rel=EXACT) for t in (0, 2, 4)}
+    assert found["optimizer/lr/1"] == {0: 0.25, 2: 0.0625, 4: 0.015625}
+    assert list(found["optimizer/step_seconds"]) == [0, 2, 4]
+    assert list(found["optimizer/iteration_seconds"]) == [2, 4]

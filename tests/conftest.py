@@ -1,13 +1,20 @@
 import ctypes
+import os
 import subprocess
 from pathlib import Path
 
+import hypothesis
 import onepass
 import pytest
 import reference
 import torch
 
 ROOT = Path(__file__).parents[1]
+
+# CI has the same examples every time; whoever runs the tests by hand looks for new ones.
+hypothesis.settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("ci")
 
 
 def pytest_addoption(parser):

@@ -10,7 +10,7 @@ import numpy as np
 import onepass.schedules
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from onepass.schedules import (
     Schedule,
@@ -94,6 +94,7 @@ def test_arrays_have_the_bits_of_scalars(schedule, shape, dtype):
 
 
 @given(ANY)
+@example(polynomial(0, power=0.7, start=-1.5, end=-0.0).take(0))
 def test_text_is_read_back(schedule):
     again = parse(repr(schedule))
     assert again == schedule

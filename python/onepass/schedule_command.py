@@ -6,11 +6,14 @@ import argparse
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .schedules import Schedule, parse
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _WIDTH, _HEIGHT = 72, 14  # of the picture in the terminal, without its axes
 _BLOCKS = " ▁▂▃▄▅▆▇█"

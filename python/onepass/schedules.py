@@ -29,10 +29,12 @@ from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, fields
 from functools import cached_property
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
-from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = [
     "Schedule",
@@ -76,7 +78,7 @@ def _real(name: str, value: Any) -> float:
         number = math.nan
     if not math.isfinite(number):
         raise TypeError(f"{name}: a finite number is wanted, not {value!r}")
-    return number
+    return number + 0.0  # -0.0 becomes 0.0: they are equal, so the schedules must be, too
 
 
 def _milestones(name: str, value: Any) -> tuple[int, ...]:

@@ -145,6 +145,11 @@ def _check_capture(optimizer: Optimizer) -> None:
         _check_capturable(optimizer)
 
 
+@functools.cache
+def _counts_steps(rule: str) -> bool:
+    return _core.rules()[rule][3]
+
+
 def _has_kernels(device: torch.device) -> bool:
     """Whether there are kernels for tensors on this device."""
     return device.type == "cpu" or (device.type == "cuda" and not _core.cuda_refusal(device.index))
@@ -218,19 +223,19 @@ class Native(Optimizer):
         grad_scale = getattr(self, "grad_scale", None)
         return 1.0 if grad_scale is None else 1.0 / float(grad_scale.item())
 
-    def _step_with_scaler(self) -> bool:
+    def _step_with_scaler(self, found_inf: Tensor) -> bool:
         """Steps with GradScaler's numbers left on their GPU; False, with nothing done, where that cannot be."""
-        grad_scale, found_inf = (getattr(self, name, None) for name in ("grad_scale", "found_inf"))
-        if found_inf is None or _core.cuda_device(found_inf) < 0 or self._turn:
+        if _core.cuda_device(found_inf) < 0 or self._turn:
             return False
-        if self._counts_steps() and not all(map(self._counts_on_device, self.param_groups)):
+        if not all(map(self._counts_on_device, self.param_groups)) and _counts_steps(self.rule):
             return False
-        threads = torch.get_num_threads()
-        return self._plan.step(self, 1.0, threads, False, None, grad_scale, found_inf) is None
+        grad_scale = getattr(self, "grad_scale", None)
+        return self._plan.step(self, 1.0, torch.get_num_threads(), False, None, grad_scale, found_inf) is None
 
     def _step_all(self) -> None:
         _check_capture(self)
-        if self._step_with_scaler():
+        found_inf = getattr(self, "found_inf", None)
+        if found_inf is not None and self._step_with_scaler(found_inf):
             return
         grad_factor = self._grad_factor()
         if grad_factor is None:
@@ -260,10 +265,6 @@ class Native(Optimizer):
             if grad_factor != 1.0:
                 stack.enter_context(_scaled_gradients([p for ps in params_of.values() for p in ps], grad_factor))
             type(self).torch_step(part)
-
-    @classmethod
-    def _counts_steps(cls) -> bool:
-        return _core.rules()[cls.rule][3]
 
     @classmethod
     def _state_names(cls) -> list[str]:

@@ -473,6 +473,18 @@ def same(row, a, b) -> None:
     assert everything(row, a) == everything(row, b)
 
 
+def captured_after_a_step(captured, plain):
+    """The graph of the second step of one optimizer, after the first of both."""
+    for optimizer in (captured, plain):
+        for p in params_of(optimizer):
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured.step()
+    return graph
+
+
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode", "ignore:The CUDA Graph is empty")
 class TestRealGpu:
     pytestmark = real
@@ -546,13 +558,7 @@ class TestRealGpu:
     def test_graph_of_what_counts_nothing(self, cuda, name):
         row = ROW[name]
         captured, plain = (row.ours(cuda.put(model()), **row.full) for _ in range(2))
-        for optimizer in (captured, plain):
-            for p in params_of(optimizer):
-                p.grad = torch.ones_like(p)
-            optimizer.step()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            captured.step()
+        graph = captured_after_a_step(captured, plain)
         for _ in range(3):
             graph.replay()
             plain.step()
@@ -568,13 +574,7 @@ class TestRealGpu:
     def test_graph_outlives_the_optimizer(self, cuda):
         row = ROW["AdamW"]
         captured, plain = (row.ours(cuda.put(model()), lr=0.01, capturable=True) for _ in range(2))
-        for optimizer in (captured, plain):
-            for p in params_of(optimizer):
-                p.grad = torch.ones_like(p)
-            optimizer.step()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            captured.step()
+        graph = captured_after_a_step(captured, plain)
         params, state = params_of(captured), captured.state
         del captured
         junk = [torch.full((1 << 20,), 7.0, device="cuda") for _ in range(32)]  # takes whatever has been let go

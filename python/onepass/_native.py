@@ -60,15 +60,22 @@ def number(value: float | Tensor) -> float:
     return value.item() if isinstance(value, Tensor) else float(value)
 
 
-def _listened_to(optimizer: Optimizer) -> bool:
-    """Whether a hook or a profiler wants to know of this step."""
-    return bool(
-        optimizer._optimizer_step_pre_hooks
-        or optimizer._optimizer_step_post_hooks
-        or torch_optimizer._global_optimizer_pre_hooks
-        or torch_optimizer._global_optimizer_post_hooks
-        or torch._C._autograd._profiler_enabled()
-    )
+def _with_hooks(update: Step, self: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The step between the hooks, as torch's wrapper calls them."""
+    everyones = torch_optimizer._global_optimizer_pre_hooks.values()
+    for pre_hook in (*everyones, *self._optimizer_step_pre_hooks.values()):
+        changed = pre_hook(self, args, kwargs)
+        if changed is not None:
+            if not (isinstance(changed, tuple) and len(changed) == 2):
+                raise RuntimeError(
+                    f"{update} must return None or a tuple of (new_args, new_kwargs), but got {changed}."
+                )
+            args, kwargs = changed
+    result = update(*args, **kwargs)
+    everyones = torch_optimizer._global_optimizer_post_hooks.values()
+    for post_hook in (*self._optimizer_step_post_hooks.values(), *everyones):
+        post_hook(self, args, kwargs)
+    return result
 
 
 def _update(self: Native, closure: Callable[[], Any] | None = None) -> Any:
@@ -103,14 +110,23 @@ def hooked(update: Step) -> Step:
     @functools.wraps(update)
     def step(*args: Any, **kwargs: Any) -> Any:
         # torch's wrapper costs as much as the step of a small model, nearly all of it for a profiler that is off. So it
-        # is put around the step only when someone listens, unless a subclass overrides step: torch has wrapped that
-        # already.
-        self = args[0]
+        # is put around the step only for a profiler. A subclass that overrides step has been wrapped by torch already.
+        self: Optimizer = args[0]
         if torch.compiler.is_compiling():
             return untraced(*args, **kwargs)
-        if _listened_to(self) and getattr(type(self).step, "__code__", None) is not _HOOKED_CODE:
-            return hooked_update(*args, **kwargs)
-        return update(*args, **kwargs)
+        profiled = torch._C._autograd._profiler_enabled()
+        if (
+            not (
+                profiled
+                or self._optimizer_step_pre_hooks
+                or self._optimizer_step_post_hooks
+                or torch_optimizer._global_optimizer_pre_hooks
+                or torch_optimizer._global_optimizer_post_hooks
+            )
+            or getattr(type(self).step, "__code__", None) is _HOOKED_CODE
+        ):
+            return update(*args, **kwargs)
+        return hooked_update(*args, **kwargs) if profiled else _with_hooks(update, self, args, kwargs)
 
     # torch.compile would trace into the step until it meets the core, and warn that it cannot trace that.
     untraced = _disable_dynamo(step)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import mul
 from typing import Any, SupportsFloat, TypeAlias
 from weakref import ref
 
@@ -69,7 +70,7 @@ def _factors(schedules: list[Schedule], t: int) -> list[float]:
     asked, factor, factors = None, 1.0, []
     for schedule in schedules:
         if schedule is not asked:
-            asked, factor = schedule, schedule(t)
+            asked, factor = schedule, schedule._held(t)
         factors.append(factor)
     return factors
 
@@ -111,9 +112,11 @@ class _Driven:
                 group[self.key] = tuple(held)
 
 
-def _put(held: float | Tensor, value: float) -> float | Tensor:
+def _put(held: float | Tensor, value: float | Tensor) -> float | Tensor:
     """A tensor stays the same tensor, which others (a captured graph) may hold, too."""
-    return held.fill_(value) if isinstance(held, Tensor) else value
+    if isinstance(held, Tensor):
+        return held.fill_(value.squeeze() if isinstance(value, Tensor) else value)
+    return value
 
 
 class _RealSteps:
@@ -252,12 +255,17 @@ class ScheduleLR(Previewed, LRScheduler):
     def get_lr(self) -> list[float | Tensor]:
         """The rate of each group at the step ``last_epoch``."""
         bases = self.base_lrs if self._plateau is None else self._plateau.get_last_lr()
-        return [base * factor for base, factor in zip(bases, _factors(self.schedules, self.last_epoch), strict=True)]
+        return list(map(mul, bases, _factors(self.schedules, self.last_epoch)))
 
     def _update_lr(self, epoch: int | None = None) -> None:
-        super()._update_lr(epoch)
+        # Not torch's own, whose guard for get_lr takes as long as all of this.
+        self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
+        groups = self.optimizer.param_groups
+        for group, lr in zip(groups, self.get_lr(), strict=True):
+            group["lr"] = _put(group["lr"], lr)
+        self._last_lr = [lr.clone() if isinstance(lr := group["lr"], Tensor) else lr for group in groups]
         for driven in self._driven:
-            driven.write(self.optimizer.param_groups, self.last_epoch)
+            driven.write(groups, self.last_epoch)
 
     def step(self, metrics: SupportsFloat | None = None) -> None:
         """Goes on to the next step of the schedule; to be called after the optimizer's step.

@@ -29,6 +29,7 @@ from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, fields
 from functools import cached_property
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -244,21 +245,18 @@ class _Chain(Schedule):
                 raise ValueError(f"{part!r} has no end, so nothing can follow it: take(n) gives it one")
 
     @cached_property
-    def _lengths(self) -> tuple[int, ...]:
-        """Of all parts but the last."""
-        return tuple(part.length or 0 for part in self.parts[:-1])
+    def _begins(self) -> tuple[int, ...]:
+        """The step at which each part begins."""
+        return tuple(accumulate((part.length or 0 for part in self.parts[:-1]), initial=0))
 
     @cached_property
     def length(self) -> int | None:
         last = self.parts[-1].length
-        return None if last is None else sum(self._lengths) + last
+        return None if last is None else self._begins[-1] + last
 
     def _at(self, t: int) -> float:
-        for part, length in zip(self.parts, self._lengths, strict=False):
-            if t < length:
-                return part._at(t)
-            t -= length
-        return self.parts[-1]._held(t)
+        number = bisect_right(self._begins, t) - 1  # of parts that begin at once, the last: the others have no steps
+        return self.parts[number]._held(t - self._begins[number])
 
     def __repr__(self) -> str:
         return " >> ".join(map(repr, self.parts))

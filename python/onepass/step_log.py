@@ -15,9 +15,9 @@ from torch.optim import Optimizer
 
 from ._native import number
 
-# Norms are taken of pieces and put together in double: a float32 sum over 16M elements is 6e-4 off. A piece fits a
-# cache, and is so small that torch does not wake its threads for it, which takes long on a busy machine.
+# Norms are taken of pieces and put together in double: a float32 sum over 16M elements is 6e-4 off.
 PIECE = 1 << 14
+PIECES = 1 << 5  # that torch is given at once: few calls, and what it makes of them stays in the cache
 
 HYPERPARAMETERS = ("lr", "weight_decay")
 
@@ -71,8 +71,14 @@ def _copied(batch: list[Tensor], to: Tensor | None) -> Tensor:
 
 
 def _pieces(flat: Tensor) -> Iterator[Tensor]:
+    """The elements in precision that norms can be taken in: matrices, each of whose rows is a piece."""
     exact = torch.promote_types(flat.dtype, torch.float32)
-    return (piece.to(exact) for piece in flat.split(PIECE))  # type: ignore[no-untyped-call]
+    for some in flat.split(PIECE * PIECES):  # type: ignore[no-untyped-call]
+        rows = max(1, some.numel() // PIECE)
+        last = some.numel() if rows == 1 else rows * PIECE
+        yield some[:last].view(rows, last // rows).to(exact)
+        if last < some.numel():
+            yield some[last:].view(1, -1).to(exact)
 
 
 class _Norm:
@@ -82,8 +88,8 @@ class _Norm:
         self.parts: list[Tensor] = []
         self.value = math.nan
 
-    def add(self, vector: Tensor) -> None:
-        self.parts.append(torch.linalg.vector_norm(vector))
+    def add(self, pieces: Tensor) -> None:
+        self.parts.append(torch.linalg.vector_norm(pieces, dim=1))
 
 
 def _read(norms: Iterable[_Norm]) -> None:
@@ -91,10 +97,10 @@ def _read(norms: Iterable[_Norm]) -> None:
     parts_on: dict[torch.device, list[Tensor]] = {}
     for norm in norms:
         for part in norm.parts:
-            parts_on.setdefault(part.device, []).append(part.double())
-    values_on = {device: iter(torch.stack(parts).tolist()) for device, parts in parts_on.items()}
+            parts_on.setdefault(part.device, []).append(part)
+    values_on = {device: iter(torch.cat(parts).tolist()) for device, parts in parts_on.items()}
     for norm in norms:
-        norm.value = math.hypot(*(next(values_on[part.device]) for part in norm.parts))
+        norm.value = math.hypot(*(next(values_on[part.device]) for part in norm.parts for _ in range(part.numel())))
 
 
 # -- the log ---------------------------------------------------------------------------------------------------------
@@ -198,7 +204,7 @@ class StepLog:
             weight, update = weights.setdefault(group, _Norm()), updates.setdefault(group, _Norm())
             for was, now in zip(_pieces(before), _pieces(_flat(params)), strict=True):
                 weight.add(was)
-                update.add(now - was)
+                update.add(was.sub_(now))  # the sign does not matter, and nobody reads the copy again
         _read([grad_norm, *weights.values(), *updates.values()])
         scale = getattr(optimizer, "grad_scale", None)
         scalars["grad_norm"] = grad_norm.value / (1.0 if scale is None else float(scale.item()))
@@ -244,10 +250,10 @@ def log_to(
                                 step that was logged; the log's own work is not in it
     =========================== ======================================================================================
 
-    Norms are Euclidean: in the parameter's own precision, float32 at least, over pieces of 16,384 elements, and in
-    double over the pieces. The other steps are only counted, so the cost is that of the logged ones: a copy of the
-    parameters, whose memory is kept from one to the next, and a pass over parameters and gradients. On a GPU a logged
-    step waits for it once, at the end, and ``step_seconds`` is the time to launch.
+    Norms are Euclidean: in the parameter's own precision, float32 at least, over pieces of 16,384 elements or a few
+    more, and in double over the pieces. The other steps are only counted, so the cost is that of the logged ones: a
+    copy of the parameters, whose memory is kept from one to the next, and a pass over parameters and gradients. On a
+    GPU a logged step waits for it once, at the end, and ``step_seconds`` is the time to launch.
 
     Logging does not change what the step computes, nor the optimizer's ``state_dict``. It hangs on torch's step hooks,
     which a copy or a pickle of the optimizer does not take along. Of several logs on one optimizer each times the

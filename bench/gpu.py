@@ -41,7 +41,7 @@ from typing import Any, NamedTuple
 
 import onepass
 import torch
-from onepass import bench
+from onepass import bench, timing
 from onepass.info import facts
 from torch import Tensor
 from torch.optim import Optimizer
@@ -371,7 +371,7 @@ def compare(workload: Workload, subject: bench.Subject, device: Device, rounds: 
             for _ in range(CHECKED_STEPS):
                 steps[0]()
         if ours:
-            bench.check(f"{title} against {name}", ours, params, subject.ours is onepass.Lion, workload.tolerance)
+            timing.check(f"{title} against {name}", ours, params, subject.ours is onepass.Lion, workload.tolerance)
         else:
             ours = params
 
@@ -401,10 +401,10 @@ def measure(result: Result, runs: dict[str, Run], device: Device, rounds: int) -
         repeats[name] = max(1, min(1000, round(device.sample / whole)))
         repeats_ahead[name] = max(1, min(repeats[name], round(AHEAD / by_host)))
         ahead[name] = min(1.5 * repeats_ahead[name] * by_host, 2 * AHEAD)
-    on_device = bench.sample_in_turn(
+    on_device = timing.sample_in_turn(
         runs, rounds, lambda name: device.busy(runs[name], repeats_ahead[name], ahead[name])
     )
-    by_wall = bench.sample_in_turn(runs, rounds, lambda name: device.wall(runs[name], repeats[name]))
+    by_wall = timing.sample_in_turn(runs, rounds, lambda name: device.wall(runs[name], repeats[name]))
     if "copy" in runs:
         by_wall.pop("copy")
         copies = on_device.pop("copy")
@@ -418,7 +418,7 @@ def measure(result: Result, runs: dict[str, Run], device: Device, rounds: int) -
 
 def timings(samples: dict[str, list[float]]) -> dict[str, Timing]:
     """What is told of each contender's samples."""
-    ratios = bench.ratios(samples)
+    ratios = timing.ratios(samples)
     found = {}
     for name, seconds in samples.items():
         low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import onepass
+import torch
 from onepass import _core, bench
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -29,17 +30,15 @@ def test_info_tells_what_is_in_use():
 
 
 def test_bench_measures_every_optimizer_against_every_peer(tmp_path):
-    text = run(
-        "bench", "--quick", "--rounds", 1, "--threads", 1, "--json", tmp_path / "b.json", "--png", tmp_path / "b.png"
-    )
-    rows = json.loads((tmp_path / "b.json").read_text())["results"]
+    text = run("bench", "--quick", "--rounds", 2, "--threads", 1, "--json", tmp_path / "b.json")
+    told, results = bench.from_json((tmp_path / "b.json").read_text())
+    assert told["machine"]["torch"] == torch.__version__
     for subject in bench.SUBJECTS:
-        for workload in bench.SIZES:
-            (row,) = [r for r in rows if r["optimizer"] == subject.name and r["workload"] == workload]
-            assert set(subject.makers()) <= set(row["seconds"])
-            assert all(seconds > 0 for seconds in row["seconds"].values())
-    assert len(text.splitlines()) == len(rows) + 4  # machine, two lines of explanation, an empty one
-    assert (tmp_path / "b.png").read_bytes().startswith(PNG)
+        for workload in (*bench.SIZES, bench.FRESH):
+            (found,) = [r for r in results if r.optimizer == subject.name and r.workload == workload]
+            assert set(subject.makers()) <= set(found.samples)
+            assert all(len(samples) == 2 and min(samples) > 0 for samples in found.samples.values())
+    assert len(text.splitlines()) == len(results) + 4  # machine, two lines of explanation, an empty one
 
 
 def test_bench_times_nothing_that_is_wrong(monkeypatch, capsys):
@@ -50,7 +49,7 @@ def test_bench_times_nothing_that_is_wrong(monkeypatch, capsys):
 
     subject = bench.SUBJECTS[0]._replace(ours=SGD)
     monkeypatch.setattr(bench, "SUBJECTS", [subject])
-    args = bench.argparse.Namespace(quick=True, rounds=1, threads=None, optimizers=["SGD"], json=None, png=None)
+    args = bench.argparse.Namespace(quick=True, rounds=1, threads=None, optimizers=["SGD"], json=None)
     assert bench.main(args) == 1
     assert "elements differ" in capsys.readouterr().err
 

@@ -38,7 +38,7 @@ def test_bench_measures_every_optimizer_against_every_peer(tmp_path):
             (found,) = [r for r in results if r.optimizer == subject.name and r.workload == workload]
             assert set(subject.makers()) <= set(found.samples)
             assert all(len(samples) == 2 and min(samples) > 0 for samples in found.samples.values())
-    assert len(text.splitlines()) == len(results) + 4  # machine, two lines of explanation, an empty one
+    assert len(text.splitlines()) == len(results) + 5  # machine, three lines of explanation, an empty one
 
 
 def test_bench_times_nothing_that_is_wrong(monkeypatch, capsys):

@@ -28,8 +28,8 @@ void traffic(const py::list& tensors, int threads) {
   std::vector<Traffic> all;
   for (const py::handle& row : tensors) {
     const auto arrays = row.cast<py::list>();
-    if (arrays.size() < 2 || arrays.size() > 5)
-      throw py::value_error("a row is one tensor to read, and 1 to 4 to update");
+    if (arrays.size() < 2 || arrays.size() > 7)
+      throw py::value_error("a row is one tensor to read, and 1 to 6 to update");
     Traffic one;
     one.length = py::len(arrays[0]);
     one.read = floats_of(arrays[0], one.length);

@@ -26,8 +26,12 @@ void add_range(const Traffic& tensor, std::int64_t begin, std::int64_t end) {
       return add<2>(tensor, begin, end);
     case 3:
       return add<3>(tensor, begin, end);
-    default:
+    case 4:
       return add<4>(tensor, begin, end);
+    case 5:
+      return add<5>(tensor, begin, end);
+    default:
+      return add<6>(tensor, begin, end);
   }
 }
 

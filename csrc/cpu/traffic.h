@@ -14,7 +14,7 @@ struct Traffic {
   std::vector<float*> updated;
 };
 
-// updated[k][i] += read[i] for all k and i, divided over the threads as a step is. At most four updated arrays.
+// updated[k][i] += read[i] for all k and i, divided over the threads as a step is. At most six updated arrays.
 void move_traffic(std::span<const Traffic> tensors, int threads);
 
 }  // namespace onepass

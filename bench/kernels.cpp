@@ -1,8 +1,7 @@
 // The kernels without Python, one tensor a step: built with -DONEPASS_BENCH=ON, and run by bench/kernels.py.
 //
-//   RULE/FORMATS/ISA/ELEMENTS[/threads:N]                     every rule of the registry, in one setting that is
-//   typical traffic/float32/ISA/ELEMENTS/updated:N[/threads:N]        additions only, over a gradient and N arrays
-//   updated by it
+//   RULE/FORMATS/ISA/ELEMENTS[/threads:N]                every rule of the registry, in one typical setting
+//   traffic/float32/ISA/ELEMENTS/updated:N[/threads:N]   additions only: N arrays, each updated by the same one more
 //
 // Beside Google Benchmark's own flags there is --memory_elements=N, the number of elements that stands for "in memory".
 //

@@ -1,0 +1,166 @@
+"""The kernels without Python: ``python bench/kernels.py [--quick] [--rounds N] [--filter REGEX] [--json FILE]``.
+
+Builds the C++ program of bench/kernels.cpp (which says what it measures, what counts as a byte, and how results are
+checked before they are timed) in build/bench, runs it, all its benchmarks in random order round after round, and tells
+medians. Beside the large arrays there is a fraction, too: of the rate at which the same number of float32 arrays
+is read and updated with additions only, by as many threads. ``--quick`` tries all of it on arrays that the last cache
+may hold, for so short a time that its figures mean little.
+
+Needs Google Benchmark (Debian: libbenchmark-dev) and CMake, but neither torch nor an installed onepass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILD = ROOT / "build" / "bench"
+TARGET = "kernels_bench"
+
+Row = dict[str, Any]
+
+QUICK = ("--memory_elements=1048576", "--benchmark_min_time=0.002")
+FULL = ("--benchmark_min_time=0.1",)
+
+NAME = re.compile(
+    r"(?P<rule>\w+)/(?P<format>\w+)/(?P<isa>\w+)/(?P<elements>\d+)(/updated:\d+)?(/threads:(?P<threads>\d+))?/real_time"
+)
+
+
+class BenchError(Exception):
+    """What went wrong, for the user."""
+
+
+def call(command: Sequence[str | Path]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def build() -> Path:
+    """The program, built if it is not there or older than its sources."""
+    cmake = shutil.which("cmake")
+    if cmake is None:
+        raise BenchError(
+            "CMake 3.26 or newer is needed: pip install cmake, or where it is new enough Debian's package cmake"
+        )
+    options = ["-DONEPASS_PYTHON=OFF", "-DONEPASS_BENCH=ON", "-DCMAKE_BUILD_TYPE=Release"]
+    if shutil.which("ninja") and not (BUILD / "CMakeCache.txt").exists():
+        options += ["-G", "Ninja"]
+    configured = call([cmake, "-S", ROOT, "-B", BUILD, *options])
+    if "ONEPASS_BENCH needs" in configured.stderr:
+        raise BenchError(
+            "Google Benchmark is needed: Debian's package libbenchmark-dev (apt-get install libbenchmark-dev)"
+        )
+    if configured.returncode:
+        raise BenchError(f"CMake could not configure {BUILD}:\n{configured.stderr.strip()}")
+    built = call([cmake, "--build", BUILD, "--parallel", "--target", TARGET])
+    if built.returncode:
+        raise BenchError(f"{TARGET} could not be built:\n{built.stdout.strip()}\n{built.stderr.strip()}")
+    return BUILD / "bench" / TARGET
+
+
+def rows_of(report: dict[str, Any]) -> list[Row]:
+    """Google Benchmark's JSON as a row for each benchmark, in the program's order, with a figure of each repetition.
+
+    Beside what the names say, a row tells how many arrays are ``updated``: rows of the rule ``traffic`` are the limit
+    of those that update as many.
+    """
+    rows: dict[str, Row] = {}
+    runs = [run for run in report["benchmarks"] if run["run_type"] == "iteration"]
+    for run in sorted(runs, key=lambda run: (run["family_index"], run["repetition_index"])):
+        if run.get("error_occurred"):
+            raise BenchError(f"{run['run_name']}: {run['error_message']}")
+        named = NAME.fullmatch(run["run_name"])
+        if named is None:
+            raise BenchError(f"{TARGET} told of {run['run_name']}, which is no name of its benchmarks")
+        row = rows.setdefault(
+            run["run_name"],
+            {
+                "rule": named["rule"],
+                "format": named["format"],
+                "isa": named["isa"],
+                "elements": int(named["elements"]),
+                "threads": int(named["threads"] or 1),
+                "updated": int(run["updated"]),
+                "ns_per_element": [],
+                "bytes_per_second": [],
+            },
+        )
+        row["ns_per_element"].append(1e9 * run["time_per_element"])
+        row["bytes_per_second"].append(run["bytes_per_second"])
+    return list(rows.values())
+
+
+def measure(quick: bool, rounds: int, only: str = ".") -> list[Row]:
+    """Builds the program, runs the benchmarks whose names this regular expression finds, and gives their rows.
+
+    Raises:
+        BenchError: If something is missing, or a result is wrong.
+    """
+    flags = [
+        *(QUICK if quick else FULL),
+        f"--benchmark_filter={only}",
+        f"--benchmark_repetitions={rounds}",
+        "--benchmark_enable_random_interleaving=true",
+        "--benchmark_format=json",
+    ]
+    ran = call([build(), *flags])
+    if not ran.stdout:
+        raise BenchError(f"{TARGET} ended with {ran.returncode}: {ran.stderr.strip()}")
+    rows = rows_of(json.loads(ran.stdout))
+    if ran.returncode:
+        raise BenchError(f"{TARGET} ended with {ran.returncode}: {ran.stderr.strip()}")
+    return rows
+
+
+def limits(rows: list[Row]) -> dict[tuple[int, int, int], float]:
+    """The rates of additions only, for numbers of elements, threads and updated arrays."""
+    return {
+        (row["elements"], row["threads"], row["updated"]): median(row["bytes_per_second"])
+        for row in rows
+        if row["rule"] == "traffic"
+    }
+
+
+def table(rows: list[Row]) -> str:
+    """Medians, for people."""
+    widths = "{:<14}{:<25}{:<13}{:>10}{:>9}{:>9}{:>12}{:>8}{:>10}"
+    lines = [widths.format("rule", "format", "ISA", "elements", "threads", "updated", "ns/element", "GB/s", "of limit")]
+    of = limits(rows)
+    for row in rows:
+        rate = median(row["bytes_per_second"])
+        limit = of.get((row["elements"], row["threads"], row["updated"]))
+        names = (row[name] for name in ("rule", "format", "isa", "elements", "threads", "updated"))
+        time = f"{median(row['ns_per_element']):.3f}"
+        lines.append(widths.format(*names, time, f"{rate / 1e9:.1f}", f"{rate / limit:.0%}" if limit else "").rstrip())
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Measures the kernels without Python.")
+    parser.add_argument("--quick", action="store_true", help="smaller arrays, and hardly any time for each")
+    parser.add_argument("--rounds", type=int, metavar="N", help="repetitions of all (default: 5; 2 with --quick)")
+    parser.add_argument("--filter", default=".", metavar="REGEX", help="only these, as '^(adam|traffic)/float32/'")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to a file, too")
+    args = parser.parse_args(argv)
+    try:
+        rows = measure(args.quick, args.rounds or (2 if args.quick else 5), args.filter)
+    except BenchError as failure:
+        print(f"bench/kernels.py: {failure}", file=sys.stderr)
+        return 1
+    print(table(rows))
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

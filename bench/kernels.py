@@ -17,10 +17,13 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onepass.timing import Result
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "bench"
@@ -99,7 +102,7 @@ def rows_of(report: dict[str, Any]) -> list[Row]:
     return list(rows.values())
 
 
-def measure(quick: bool, rounds: int, only: str = ".") -> list[Row]:
+def rows_measured(quick: bool, rounds: int, only: str = ".") -> list[Row]:
     """Builds the program, runs the benchmarks whose names this regular expression finds, and gives their rows.
 
     Raises:
@@ -119,6 +122,34 @@ def measure(quick: bool, rounds: int, only: str = ".") -> list[Row]:
     if ran.returncode:
         raise BenchError(f"{TARGET} ended with {ran.returncode}: {ran.stderr.strip()}")
     return rows
+
+
+def measure(quick: bool, rounds: int) -> Iterator[Result | str]:
+    """For bench/run.py: all that fits a cache, and in float32 on the best instruction set what does not."""
+    from onepass import _core
+    from onepass.timing import Result
+
+    try:
+        rows = rows_measured(quick, rounds, f"/4096/|^traffic/|/float32/{_core.isa()}/")
+    except BenchError as failure:
+        yield str(failure)
+        return
+    seconds = {id(row): [1e-9 * ns * row["elements"] for ns in row["ns_per_element"]] for row in rows}
+    limit_of = {
+        (row["elements"], row["threads"], row["updated"]): seconds[id(row)] for row in rows if row["rule"] == "traffic"
+    }
+    found: dict[tuple[str, str], Result] = {}
+    for row in rows:
+        if row["rule"] == "traffic":
+            continue
+        elements, threads = row["elements"], row["threads"]
+        workload = f"kernel: {row['format']}, {elements} elements, {threads} thread{'s' if threads > 1 else ''}"
+        moved = round(row["bytes_per_second"][0] * seconds[id(row)][0])
+        result = found.setdefault((workload, row["rule"]), Result(workload, row["rule"], elements, 1, {}, moved))
+        result.samples[row["isa"]] = seconds[id(row)]
+        if (limit := limit_of.get((elements, threads, row["updated"]))) is not None:
+            result.samples["limit"] = limit
+    yield from found.values()
 
 
 def limits(rows: list[Row]) -> dict[tuple[int, int, int], float]:
@@ -152,7 +183,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to a file, too")
     args = parser.parse_args(argv)
     try:
-        rows = measure(args.quick, args.rounds or (2 if args.quick else 5), args.filter)
+        rows = rows_measured(args.quick, args.rounds or (2 if args.quick else 5), args.filter)
     except BenchError as failure:
         print(f"bench/kernels.py: {failure}", file=sys.stderr)
         return 1

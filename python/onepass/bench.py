@@ -111,8 +111,17 @@ SIZES: dict[str, tuple[Shapes, Shapes]] = {  # workload -> shapes, in full and f
 FRESH = "small, fresh gradients"
 
 
-def stepped(subject: Subject, makers: dict[str, Maker], grads: list[Tensor]) -> dict[str, tuple[list[Tensor], Run]]:
+def stepped(
+    subject: Subject, makers: dict[str, Maker], grads: list[Tensor], left_out: list[str] | None = None
+) -> dict[str, tuple[list[Tensor], Run]]:
     """Every contender's parameters and its step, once it has made the first steps and agreed with ours.
+
+    Args:
+        subject: What is compared.
+        makers: Each contender, ours first.
+        grads: Their gradients.
+        left_out: If given, a contender that does not agree is left out, and it is said here, unless it is torch's
+            default, which all are judged by.
 
     Raises:
         AssertionError: One does not agree.
@@ -121,14 +130,25 @@ def stepped(subject: Subject, makers: dict[str, Maker], grads: list[Tensor]) -> 
     for name, make in makers.items():
         params = parameters(grads)
         made[name] = params, make(params)
-        for _ in range(CHECKED_STEPS):
-            made[name][1]()
-        subject.check(name, made["onepass"][0], params)
+        try:
+            for _ in range(CHECKED_STEPS):
+                made[name][1]()
+            subject.check(name, made["onepass"][0], params)
+        except AssertionError as error:
+            if left_out is None or name in ("onepass", "default"):
+                raise
+            left_out.append(f"{error}, so it is not timed")
+            del made[name]
     return made
 
 
 def compare(
-    subject: Subject, workload: str, grads: list[Tensor], rounds: int, more: dict[str, Maker] | None = None
+    subject: Subject,
+    workload: str,
+    grads: list[Tensor],
+    rounds: int,
+    more: dict[str, Maker] | None = None,
+    left_out: list[str] | None = None,
 ) -> Result:
     """Ours and all peers on the same gradients, and the limit that memory sets, where it does.
 
@@ -138,8 +158,9 @@ def compare(
         grads: The gradients; parameters are made to fit them.
         rounds: Samples of each contender.
         more: Peers beyond torch.
+        left_out: As of :func:`stepped`.
     """
-    made = stepped(subject, {**subject.makers(), **(more or {})}, grads)
+    made = stepped(subject, {**subject.makers(), **(more or {})}, grads, left_out)
     runs = {name: run for name, (_, run) in made.items()}
     elements, moved = sum(map(Tensor.numel, grads)), 0
     if elements > 1 << 22 and subject in SUBJECTS:
@@ -160,10 +181,17 @@ def traffic_rows(step: Run, params: list[Tensor]) -> list[list[Tensor]]:
     return rows
 
 
-def fresh(subject: Subject, workload: str, shapes: Shapes, rounds: int, more: dict[str, Maker] | None = None) -> Result:
+def fresh(
+    subject: Subject,
+    workload: str,
+    shapes: Shapes,
+    rounds: int,
+    more: dict[str, Maker] | None = None,
+    left_out: list[str] | None = None,
+) -> Result:
     """Steps on gradients that a backward pass has just made: new tensors, new Python objects."""
     inputs = gradients(shapes)
-    made = stepped(subject, {**subject.makers(), **(more or {})}, inputs)
+    made = stepped(subject, {**subject.makers(), **(more or {})}, inputs, left_out)
 
     def sample(name: str) -> float:
         params, step = made[name]

@@ -1,0 +1,114 @@
+"""Small models: what does a step cost for each tensor, hot and with gradients fresh from a backward?
+
+Where tensors are small, a step is the reading of Python objects. Hot, the same gradients are stepped again and again;
+fresh, a backward pass has just made them, in other memory and as other objects, and has used the caches.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+
+import onepass
+import peers
+import torch
+from onepass.bench import FRESH, MLP, SUBJECTS, Subject, compare, fresh
+from onepass.timing import Result, Run, check, gradients, parameters, time_in_turn
+from torch.optim import Optimizer
+
+COUNTS = LENGTHS = (10, 100, 1000, 10_000)
+ADAMW = next(subject for subject in SUBJECTS if subject.ours is onepass.AdamW)
+PROBED = ("SGD", "Adam", "AdamW", "Lion")  # those for which groups and denormals are measured
+
+# torch.compile unrolls the loop over the tensors: a step of 1000 takes it minutes to compile.
+COMPILED_TENSORS = 100
+
+
+def more(subject: Subject, tensors: int) -> dict[str, peers.Maker]:
+    of = peers.every if tensors <= COMPILED_TENSORS else peers.makers
+    return of(subject.name, subject.arguments)
+
+
+def measure(quick: bool, rounds: int) -> Iterator[Result | str]:
+    yield f"torch.compile is not measured on more than {COMPILED_TENSORS} tensors: it takes minutes to compile"
+    left_out: list[str] = []
+    many = 100 if quick else 1000
+    for subject in SUBJECTS:
+        yield compare(subject, "small: 1000 x 100", gradients([(100,)] * many), rounds, more(subject, many), left_out)
+    for subject in SUBJECTS:
+        yield fresh(subject, FRESH, [(100,)] * many, rounds, more(subject, many), left_out)
+    for subject in SUBJECTS:
+        yield compare(subject, "MLP: 6 tensors", gradients(MLP), rounds, more(subject, len(MLP)), left_out)
+    for count in COUNTS[: 2 if quick else None]:
+        for length in LENGTHS[: 2 if quick else None]:
+            grads = gradients([(length,)] * count)
+            yield compare(ADAMW, f"small: {count} x {length}", grads, rounds, more(ADAMW, count), left_out)
+            del grads
+        yield fresh(ADAMW, f"fresh: {count} x 100", [(100,)] * count, rounds, more(ADAMW, count), left_out)
+    for subject in SUBJECTS:
+        if subject.name in PROBED:
+            yield groups(subject, 50 if quick else 500, rounds)
+            yield against_torch(subject, 50 if quick else 500, rounds)
+            yield denormals(subject, 1 << 14 if quick else 1 << 16, rounds)
+    yield from dict.fromkeys(left_out)
+
+
+def groups(subject: Subject, count: int, rounds: int) -> Result:
+    """One group of all tensors, and a group for each tensor."""
+    grads = gradients([(100,)] * count)
+    together, apart = parameters(grads), parameters(grads)
+    runs: dict[str, Run] = {
+        "one group": subject.ours(together, **subject.arguments).step,
+        "a group each": subject.ours([{"params": [p]} for p in apart], **subject.arguments).step,
+    }
+    for _ in range(3):
+        for run in runs.values():
+            run()
+    check("groups", together, apart)
+    return Result("500 groups", subject.name, 100 * count, count, time_in_turn(runs, rounds))
+
+
+def against_torch(subject: Subject, count: int, rounds: int) -> Result:
+    """Ours and torch's, with a group for each tensor."""
+    grads = gradients([(100,)] * count)
+    runs: dict[str, Run] = {}
+    ours = parameters(grads)
+    for name, make in subject.optimizers().items():
+        params = parameters(grads) if runs else ours
+        runs[name] = in_groups(make, params).step
+        for _ in range(3):
+            runs[name]()
+        subject.check(name, ours, params)
+    return Result("500 groups, with torch's", subject.name, 100 * count, count, time_in_turn(runs, rounds))
+
+
+def in_groups(make: Callable[..., Optimizer], params: list[torch.Tensor]) -> Optimizer:
+    return make([{"params": [p]} for p in params])
+
+
+def denormals(subject: Subject, length: int, rounds: int) -> Result:
+    """States that are normal numbers, and states that are denormals; ours and torch's fused."""
+    grads = [torch.zeros(length) for _ in range(64)]
+    runs: dict[str, Run] = {}
+    refills: dict[str, list[Run]] = {}
+    ours = parameters(grads)
+    for contender, make in subject.optimizers().items():
+        if contender not in ("onepass", "fused"):
+            continue
+        for kind, value in (("normal", 1e-3), ("denormal", 1e-40)):
+            name = kind if contender == "onepass" else f"{contender}, {kind}"
+            params = parameters(grads) if runs else ours
+            optimizer = make(params)
+            optimizer.step()
+            states = [v for state in optimizer.state.values() for v in state.values() if v.dim() > 0]
+            refills[name] = [functools.partial(state.fill_, value) for state in states]
+            runs[name] = optimizer.step
+            subject.check(name, ours, params)
+    samples = time_in_turn(runs, rounds, before=lambda name: [refill() for refill in refills[name]])
+    return Result("denormal states", subject.name, 64 * length, 64, samples)
+
+
+if __name__ == "__main__":
+    from run import alone
+
+    alone(measure, __doc__)

@@ -8,9 +8,9 @@ AdamW, an exponential average by AveragedModel, zero_grad; in a second workload 
 for the next forward pass. Gradients are new tensors each time, as a backward pass makes them; that is not timed.
 
 There are two ways to undo the scale. "unscale_" is the documented one: GradScaler.unscale_, clip_grad_norm_,
-GradScaler.step. The other leaves it to the step, as GradScaler does where nothing is clipped: the limit of the norm
+GradScaler.step. Otherwise it is left to the step, as GradScaler does where nothing is clipped: the limit of the norm
 carries the scale too, whether an inf was found is read off the norm, and the optimizer has grad_scale and found_inf.
-onepass and torch's fused form can do both, torch's default only the documented one.
+onepass and torch's fused form can do so; its default cannot, and is compared as it is documented.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 SCALE = 2.0**16  # GradScaler's first, and a power of two: scaling rounds nothing
 MAX_NORM = 1.0
 DECAY = 0.999
-CHECKED_TAILS = 3
+CHECKED_TAILS = 2  # of each kind
 
 SIZES: dict[str, tuple[Shapes, Shapes]] = {  # shapes, in full and for a quick look
     "16 x 4M": ([(4 << 20,)] * 16, [(64 << 10,)] * 16),
@@ -42,21 +42,14 @@ OPTIMIZERS: dict[str, Make] = {
     "fused": functools.partial(torch.optim.AdamW, lr=1e-3, fused=True),
     "default": functools.partial(torch.optim.AdamW, lr=1e-3, foreach=False, fused=False),
 }
-# A name for each contender, its optimizer, and whether the scale is left to the step.
-CONTENDERS = {
-    "onepass": ("onepass", True),
-    "onepass, unscale_": ("onepass", False),
-    "fused": ("fused", True),
-    "fused, unscale_": ("fused", False),
-    "default": ("default", False),
-}
+SCALED_STEP = ("onepass", "fused")  # these can undo the scale themselves
 
 
 class Tail:
     """One contender: its parameters, and all that is done to them once the gradients are there."""
 
-    def __init__(self, optimizer: str, scale_in_step: bool, grads: list[Tensor]) -> None:
-        self.grads, self.scale_in_step = grads, scale_in_step
+    def __init__(self, optimizer: str, grads: list[Tensor]) -> None:
+        self.grads = grads
         self.params = parameters(grads)
         for p in self.params:
             p.grad = None  # not to be copied with the model
@@ -72,8 +65,8 @@ class Tail:
         for p, grad in zip(self.params, self.grads, strict=True):
             p.grad = grad * SCALE
 
-    def whole(self, copy: bool) -> None:
-        if self.scale_in_step:
+    def whole(self, scaled_step: bool, copy: bool) -> None:
+        if scaled_step:
             norm = nn.utils.clip_grad_norm_(self.params, MAX_NORM * SCALE)
             self.step_on_scaled(~norm.isfinite())
         else:
@@ -169,13 +162,18 @@ def measure(quick: bool, rounds: int) -> Iterator[Result]:
 
 def whole_tails(size: str, grads: list[Tensor], rounds: int) -> Iterator[Result]:
     """All contenders, with and without the copy; and their steps alone."""
-    tails = {name: Tail(*how, grads) for name, how in CONTENDERS.items()}
-    for tail in tails.values():
-        for _ in range(CHECKED_TAILS):
-            tail.lend()
-            tail.whole(copy=True)
+    tails = {name: Tail(name, grads) for name in OPTIMIZERS}
+    documented, scaled_step, with_copy = [
+        {n: functools.partial(t.whole, scaled and n in SCALED_STEP, copy) for n, t in tails.items()}
+        for scaled, copy in ((False, False), (True, False), (True, True))
+    ]
+    for name, tail in tails.items():
+        for run in (documented, scaled_step, with_copy):
+            for _ in range(CHECKED_TAILS):
+                tail.lend()
+                run[name]()
         tail.lend()
-        tail.optimizer.step()  # which is timed by itself, too
+        tail.optimizer.step()
     for name, tail in tails.items():
         tail.agree(name, tails["onepass"])
 
@@ -184,19 +182,18 @@ def whole_tails(size: str, grads: list[Tensor], rounds: int) -> Iterator[Result]
         return result_of(part, size, grads, samples, moved)
 
     # Gradients have to be read twice: the norm must be known before the first element is stepped.
-    whole = {name: functools.partial(tail.whole, copy=False) for name, tail in tails.items()}
-    yield result("whole", whole, moved=4 + 28 + 8)
-    with_copy = {name: functools.partial(tail.whole, copy=True) for name, tail in tails.items()}
+    yield result("whole", scaled_step, moved=4 + 28 + 8)
     yield result("whole, bfloat16 copy", with_copy, moved=4 + 28 + 8 + 2)
-    yield result("step", {name: tails[name].optimizer.step for name in OPTIMIZERS}, moved=28)
+    yield result("whole, unscale_", documented, moved=4 + 28 + 8)
+    yield result("step", {name: tail.optimizer.step for name, tail in tails.items()}, moved=28)
 
 
 def parts(size: str, grads: list[Tensor], rounds: int) -> Iterator[Result]:
     """All that torch does beside the step, one by one."""
-    tail = Tail("default", False, grads)
+    tail = Tail("default", grads)
     for _ in range(2):  # the first average is a copy
         tail.lend()
-        tail.whole(copy=True)
+        tail.whole(scaled_step=False, copy=True)
     for name, part in parts_of(tail).items():
         tail.lend()
         wanted = part.wanted()

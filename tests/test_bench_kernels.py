@@ -162,3 +162,26 @@ def test_without_google_benchmark_it_says_what_to_install(kernels, monkeypatch, 
     told = capsys.readouterr().err
     assert len(told.splitlines()) == 1
     assert "libbenchmark-dev" in told
+
+
+def test_the_results_of_the_whole_benchmark(kernels, monkeypatch):
+    """A result for each rule and format, a contender for each instruction set, and the limit where there is one."""
+    monkeypatch.setattr(kernels, "rows_measured", lambda quick, rounds, only: kernels.rows_of(REPORT))
+    sparse, adam = kernels.measure(True, 2)
+    assert (sparse.workload, sparse.optimizer) == (
+        "kernel: bfloat16_float32_states, 4096 elements, 1 thread",
+        "sparse_adam",
+    )
+    assert sparse.samples == {"avx2": [pytest.approx(4.096e-6)]}
+    assert sparse.moved == round(2.2e10 * 4.096e-6)
+    assert (adam.workload, adam.elements) == ("kernel: float32, 33554432 elements, 2 threads", 33554432)
+    assert adam.samples == {
+        "avx512_bf16": [pytest.approx(33554432 * 5.0e-10), pytest.approx(33554432 * 7.5e-10)],
+        "limit": [pytest.approx(33554432 * 5.0e-10)],
+    }
+
+    def missing(*_):
+        raise kernels.BenchError("Google Benchmark is needed")
+
+    monkeypatch.setattr(kernels, "rows_measured", missing)
+    assert list(kernels.measure(True, 2)) == ["Google Benchmark is needed"]

@@ -81,18 +81,29 @@ def main() -> int:
     if args.json and not args.json.parent.is_dir():
         parser.error(f"--json: there is no folder {args.json.parent}")
     begin(args)
-    results, notes, right, seconds = [], [], True, {}
+    results, notes, right, seconds, installed = [], [], True, {}, {}
     for question in QUESTIONS if args.all else args.questions:
         print(f"\n== {question}", flush=True)
         start = time.perf_counter()
-        found, told, fine = ask(question, importlib.import_module(question).measure, args.quick, rounds_of(args))
+        module = importlib.import_module(question)
+        found, told, fine = ask(question, module.measure, args.quick, rounds_of(args))
+        if question == "surroundings":
+            installed = module.facts(install=not args.quick)
+            print(*(f"{name}: {text}" for name, text in installed.items()), sep="\n")
         seconds[question] = round(time.perf_counter() - start)
         results += found
         notes += told
         right &= fine
         if args.json:  # after each question, so that a run which is cut off has something to show
-            more = {"quick": args.quick, "missing": peers.missing(), "peers": peers.versions(), "notes": notes}
-            args.json.write_text(as_json(results, rounds_of(args), **more, seconds=seconds))
+            more = {
+                "quick": args.quick,
+                "missing": peers.missing(),
+                "peers": peers.versions(),
+                "notes": notes,
+                "installed": installed,
+                "seconds": seconds,
+            }
+            args.json.write_text(as_json(results, rounds_of(args), **more))
     print("\nseconds: " + ", ".join(f"{question} {taken}" for question, taken in seconds.items()))
     return not right
 

@@ -135,7 +135,7 @@ def parts_of(tail: Tail) -> dict[str, Part]:
             lambda: [grad * clipped for grad in grads],
             lent,
             moved=12,
-            tolerance=1e-4 * clipped,  # for so good is a norm of many elements in float32
+            tolerance=1e-3 * clipped,  # on one thread, torch's float32 norm of 4M elements is 1e-4 off
         ),
         "average": Part(tail.update_average, next_averages, averages, moved=12, tolerance=1e-6, uses_up=False),
         "bfloat16 copy": Part(

@@ -23,7 +23,7 @@ from figures import LIMIT, OURS, QUESTIONS, ROOT, TORCH, number, strongest, time
 from onepass.timing import Result
 
 README = ROOT / "README.md"
-BLOCK = r"<!-- bench/report.py: (\S+) -->\n(.*?)\n<!-- end -->"
+BLOCK = r"<!-- bench/report.py: (\S+) -->\n(.*?)\n?<!-- end -->"
 BEYOND = "strongest beyond torch"
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import statistics
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
@@ -174,7 +175,28 @@ def report(path: Path | str) -> str:
     for q in asked:
         parts.append(f"## {QUESTIONS.get(q, q.capitalize())}")
         parts += section([r for r in results if figures.question(r) == q])
-    return "\n\n".join(filter(None, [*parts, missing(told)]))
+    return "\n\n".join(filter(None, [*parts, *more(told), missing(told)]))
+
+
+def more(told: dict[str, Any]) -> Iterator[str]:
+    """Whatever else a file tells, be it rows of figures or facts."""
+    for name, what in told.items():
+        if name in ("machine", "rounds", "versions", "missing") or not what:
+            continue
+        yield f"## {QUESTIONS.get(name, name.capitalize())}"
+        if isinstance(what, list) and isinstance(what[0], dict):
+            yield table(list(what[0]), ([text_of(row.get(key)) for key in what[0]] for row in what))
+        elif isinstance(what, dict):
+            yield table(["", "told"], ([key, text_of(value)] for key, value in what.items()))
+        else:
+            yield text_of(what)
+
+
+def text_of(value: Any) -> str:
+    """A fact as text: samples as their median."""
+    if isinstance(value, list) and value and all(isinstance(x, float) for x in value):
+        value = statistics.median(value)
+    return "" if value is None else number(value) if isinstance(value, float) else str(value)
 
 
 def about(told: dict[str, Any]) -> str:

@@ -186,13 +186,23 @@ def test_the_report_has_every_result_and_every_contender(file, results):
     titles = re.findall(r"^## (.*)", text, re.M)
     assert titles == [*(report.QUESTIONS[q] for q in ("large", "small", "scaling", "tail", "training")), "Novelty"]
     for r in results:
-        (section,) = [
-            s for s in text.split("## ") if r.workload in s and f"| {r.optimizer} |" in s and "### " not in s
-        ][:1] or [""]
-        assert r.workload in text
-        assert all(name in (section or text) for name in r.samples)
+        own = f"### {r.workload}\n" in text  # a table of its own, or a row among others
+        start = f"### {r.workload}\n" if own else f"| {r.workload} | {r.optimizer} |"
+        found = text[text.index(start) :].split("\n\n| workload" if own else "\n")[0]
+        assert r.optimizer in found
+        assert all(name in found for name in r.samples)
     assert "### large: 16 x 4M" in text
     assert row(text, "10") == ["10", "1.00, 4.0x fused"]  # the grid of AdamW
+
+
+def test_what_else_a_file_tells_is_shown(tmp_path):
+    rows = [{"rule": "adam", "threads": 2, "ns": [0.3, 0.1, 0.21]}, {"rule": "sgd", "threads": 1}]
+    file = written(tmp_path / "more.json", [], kernels=rows, installation={"wheel": "1.6 MB"}, note="calm")
+    text = report.report(file)
+    assert row(text, "adam") == ["adam", "2", "0.210"]
+    assert row(text, "sgd") == ["sgd", "1", ""]
+    assert row(text, "wheel") == ["wheel", "1.6 MB"]
+    assert re.findall(r"^## (.*)", text, re.M) == ["Kernels alone", "Installation", "Note"]
 
 
 @pytest.mark.parametrize("kept", [[0], [2], [6], [7], [8], [9], [10], [11], [12, 13], []])

@@ -204,17 +204,15 @@ def roofline(results: list[Result]) -> Figure | None:
 def tensors(results: list[Result]) -> Figure | None:
     """AdamW's time for each tensor of 100 elements, from few tensors to many."""
 
-    def of(fresh: bool) -> list[Result]:
-        kind = [r for r in results if r.optimizer == "AdamW" and r.first == OURS and r.workload.startswith("small")]
-        kind = [r for r in kind if r.tensors and r.elements == 100 * r.tensors and ("fresh" in r.workload) is fresh]
-        return [r for r in kind if fresh or r.workload.startswith("small:")]
+    def of(fresh: bool) -> dict[str, Points]:
+        kind = [r for r in figures.grid(results, fresh) if r.elements == 100 * r.tensors]
+        return curves(kind, lambda r: (r.tensors, 1e6 / r.tensors))
 
-    hot = curves(of(False), lambda r: (r.tensors, 1e6 / r.tensors))
+    hot, fresh = of(fresh=False), of(fresh=True)
     if len(hot.get(OURS, [])) < 2:
         return None
     picture, (axes,) = blank(8, 4.6)
     lines(axes, hot)
-    fresh = curves(of(True), lambda r: (r.tensors, 1e6 / r.tensors))
     for name, points in fresh.items():
         axes.plot(*zip(*points, strict=True), color=colour(name), ls=":", marker="o", mfc="white", ms=4.5, zorder=3)
     if fresh:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,16 @@ def all_classes(results: list[Result], workload: str, fresh: bool = False) -> di
             found.setdefault(r.workload, {}).setdefault(r.optimizer, r)
     best = max(found.values(), key=len, default={})
     return {name: best[name] for name in ELEMENTWISE if name in best}
+
+
+def grid(results: Iterable[Result], fresh: bool = False) -> list[Result]:
+    """AdamW's results on few and many tensors of one size."""
+    of_its_kind = re.compile(r"small.*fresh.*" if fresh else r"small: \d+ x \d+")
+    return [
+        r
+        for r in results
+        if r.optimizer == "AdamW" and r.first == OURS and r.tensors and of_its_kind.fullmatch(r.workload)
+    ]
 
 
 def size(found: dict[str, Result]) -> str:

@@ -96,7 +96,7 @@ def mixed_table(results: Iterable[Result]) -> str:
 
 def grid_table(results: Iterable[Result]) -> str:
     """AdamW over numbers and sizes of tensors: our time for a tensor, and the strongest peer."""
-    found = {(r.tensors, r.elements // r.tensors): r for r in grid(results)}
+    found = {(r.tensors, r.elements // r.tensors): r for r in figures.grid(results)}
     if len(found) < 4:
         return ""
     columns = sorted({elements for _, elements in found})
@@ -108,16 +108,6 @@ def grid_table(results: Iterable[Result]) -> str:
     rows = [[f"{n:,}", *(at((n, m)) for m in columns)] for n in sorted({tensors for tensors, _ in found})]
     head = ["tensors", *(f"of {m:,}" for m in columns)]
     return "AdamW, us/tensor and the strongest peer:\n\n" + table(head, rows)
-
-
-def grid(results: Iterable[Result], fresh: bool = False) -> list[Result]:
-    """AdamW's results on tensors of one size, many and few."""
-    of_its_kind = re.compile(r"small.*fresh.*" if fresh else r"small: \d+ x \d+")
-    return [
-        r
-        for r in results
-        if r.optimizer == "AdamW" and r.first == OURS and r.tensors and of_its_kind.fullmatch(r.workload)
-    ]
 
 
 def training_table(results: Iterable[Result]) -> str:
@@ -251,7 +241,7 @@ def rest_table(results: Iterable[Result], shown: Sequence[Result]) -> str:
     several = {
         r.workload for r in left for other in left if other.workload == r.workload and other.optimizer != r.optimizer
     }
-    gridded = grid(left)
+    gridded = figures.grid(left) + figures.grid(left, fresh=True)
     rows = [
         [f"{r.optimizer}, {r.workload}", r.first if r.first != OURS else "", figures.duration(r.seconds()), others(r)]
         for r in left
@@ -302,9 +292,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--readme", action="store_true", help="write the short tables into README.md")
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="draw PNG and SVG there")
     args = parser.parse_args(arguments)
-    print(report(args.file.resolve()))
-    if args.readme:
-        write_readme(args.file, README)
+    try:
+        print(report(args.file.resolve()))
+        if args.readme:
+            write_readme(args.file, README)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     if args.pictures:
         import charts  # only here, as the tables need no matplotlib
 

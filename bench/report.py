@@ -1,0 +1,311 @@
+"""Tables and pictures of the figures in a file that the benchmarks have written.
+
+    python bench/report.py FILE.json                   # tables in Markdown, a section for each question
+    python bench/report.py FILE.json --readme          # and the short ones into README.md, between their marks
+    python bench/report.py FILE.json --pictures DIR    # and pictures (charts.py)
+
+A ratio is the other's time over that of the first contender in the same run: over 1, the first is ahead. Where onepass
+is first and not ahead, the ratio is printed in bold. The limit is a bound and no peer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import statistics
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import figures
+from figures import LIMIT, OURS, QUESTIONS, ROOT, TORCH, number, strongest, times
+from onepass.timing import Result
+
+README = ROOT / "README.md"
+BLOCK = r"<!-- bench/report.py: (\S+) -->\n(.*?)\n?<!-- end -->"
+BEYOND = "strongest beyond torch"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown, without the columns in which no row has anything."""
+    rows = list(rows)
+    kept = [i for i in range(len(head)) if i == 0 or any(row[i] for row in rows)]
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line[i] for i in kept) + " |" for line in lines)
+
+
+def cell(ratio: float | None, result: Result, name: str = "") -> str:
+    """A ratio, in bold where onepass is not ahead of a peer."""
+    if ratio is None:
+        return ""
+    behind = ratio < 1 and result.first == OURS and name != LIMIT
+    return f"**{times(ratio)}**" if behind else times(ratio)
+
+
+def named(found: tuple[str, float] | None, result: Result) -> str:
+    """A peer with its ratio."""
+    return f"{cell(found[1], result)} {found[0]}" if found else ""
+
+
+def others(result: Result) -> str:
+    """Everybody but the first, each with its ratio."""
+    return ", ".join(f"{name} {cell(ratio, result, name)}" for name, ratio in result.ratios().items())
+
+
+def each(result: Result) -> str:
+    """The time of the first contender for each of what there are many of."""
+    of_many = figures.question(result) in ("large", "small", "scaling", "formats")
+    if not of_many or result.optimizer not in figures.ELEMENTWISE:
+        return ""
+    if result.elements >= 1 << 20:
+        return f"{number(result.seconds() / result.elements * 1e9)} ns/parameter"
+    if result.tensors > 10:
+        return f"{number(result.seconds() / result.tensors * 1e6)} us/tensor"
+    return ""
+
+
+def speed(result: Result) -> str:
+    return number(figures.bandwidth(result)) if result.moved else ""
+
+
+# The tables of the full report.
+
+
+def workload_table(results: Sequence[Result]) -> str:
+    """One workload with several optimizers: a column for each contender."""
+    first, names = results[0].first, list(dict.fromkeys(name for r in results for name in r.ratios()))
+    rows = []
+    for r in results:
+        ratios = r.ratios()
+        times_of = [figures.duration(r.seconds()), f"{r.spread():.0%}", each(r), speed(r)]
+        rows.append([r.optimizer, *times_of, *(cell(ratios.get(name), r, name) for name in names)])
+    return table(["", first, "+-", "each", "GB/s", *names], rows)
+
+
+def mixed_table(results: Iterable[Result]) -> str:
+    """Whatever there is, a row for each result."""
+    head = ["workload", "optimizer", "first", "its time", "+-", "each", "GB/s", "others"]
+    rows = []
+    for r in results:
+        times_of = [figures.duration(r.seconds()), f"{r.spread():.0%}", each(r), speed(r)]
+        rows.append([r.workload, r.optimizer, r.first, *times_of, others(r)])
+    return table(head, rows)
+
+
+def grid_table(results: Iterable[Result]) -> str:
+    """AdamW over numbers and sizes of tensors: our time for a tensor, and the strongest peer."""
+    found = {(r.tensors, r.elements // r.tensors): r for r in figures.grid(results)}
+    if len(found) < 4:
+        return ""
+    columns = sorted({elements for _, elements in found})
+
+    def at(place: tuple[int, int]) -> str:
+        r = found.get(place)
+        return f"{number(r.seconds() / r.tensors * 1e6)}, {named(strongest(r), r)}" if r else ""
+
+    rows = [[f"{n:,}", *(at((n, m)) for m in columns)] for n in sorted({tensors for tensors, _ in found})]
+    head = ["tensors", *(f"of {m:,}" for m in columns)]
+    return "AdamW, us/tensor and the strongest peer:\n\n" + table(head, rows)
+
+
+def training_table(results: Iterable[Result]) -> str:
+    """Steps of whole models, and how much of them the optimizer takes."""
+    parts: dict[tuple[str, str], dict[str, Result]] = {}
+    for r in results:
+        if match := re.fullmatch(r"training: (.+), (whole step|optimizer's part)", r.workload):
+            parts.setdefault((match[1], r.optimizer), {})[match[2]] = r
+    rows = []
+    for (model, optimizer), found in parts.items():
+        if whole := found.get("whole step"):
+            best = strongest(whole)
+            shares = [share(found, name) for name in ("default", best[0] if best else "", OURS)]
+            ratios = [cell(whole.ratios().get("default"), whole), named(best, whole)]
+            rows.append([model, optimizer, figures.duration(whole.seconds()), *ratios, *shares])
+    head = ["", "optimizer", "whole step", "default", "strongest"]
+    return table([*head, "optimizer's share: default", "strongest", "onepass"], rows) if rows else ""
+
+
+def share(found: dict[str, Result], name: str) -> str:
+    """Which part of a training step a contender's optimizer takes."""
+    whole, part = found["whole step"], found.get("optimizer's part")
+    if part is None or name not in whole.samples or name not in part.samples:
+        return ""
+    return f"{part.seconds(name) / whole.seconds(name):.1%}"
+
+
+def section(results: list[Result]) -> Iterator[str]:
+    """The tables of one question."""
+    alone = []
+    results = sorted(results, key=lambda r: first_of(results, r))  # what belongs together, in the order of its first
+    for _, group in groupby(results, key=lambda r: (r.workload, r.first)):
+        rows = list(group)
+        if len({r.optimizer for r in rows}) > 1:
+            yield f"### {rows[0].workload}"
+            yield workload_table(rows)
+        else:
+            alone += rows
+    yield from filter(None, [grid_table(results), training_table(results)])
+    if alone:
+        yield mixed_table(alone)
+
+
+def first_of(results: list[Result], result: Result) -> int:
+    """Where the first result of the same workload and first contender stands."""
+    return next(i for i, r in enumerate(results) if (r.workload, r.first) == (result.workload, result.first))
+
+
+def report(path: Path | str) -> str:
+    """All figures of a file, in Markdown."""
+    told, results = figures.load(path)
+    found = list(dict.fromkeys(map(figures.question, results)))
+    asked = [q for q in QUESTIONS if q in found] + [q for q in found if q not in QUESTIONS]
+    parts = [about(told)]
+    for q in asked:
+        parts.append(f"## {QUESTIONS.get(q, q.capitalize())}")
+        parts += section([r for r in results if figures.question(r) == q])
+    return "\n\n".join(filter(None, [*parts, *more(told), missing(told)]))
+
+
+def more(told: dict[str, Any]) -> Iterator[str]:
+    """Whatever else a file tells, be it rows of figures or facts."""
+    for name, what in told.items():
+        if name in ("machine", "rounds", "versions", "missing") or not what:
+            continue
+        yield f"## {QUESTIONS.get(name, name.capitalize())}"
+        if isinstance(what, list) and isinstance(what[0], dict):
+            yield table(list(what[0]), ([text_of(row.get(key)) for key in what[0]] for row in what))
+        elif isinstance(what, dict):
+            yield table(["", "told"], ([key, text_of(value)] for key, value in what.items()))
+        else:
+            yield text_of(what)
+
+
+def text_of(value: Any) -> str:
+    """A fact as text: samples as their median."""
+    if isinstance(value, list) and value and all(isinstance(x, float) for x in value):
+        value = statistics.median(value)
+    return "" if value is None else number(value) if isinstance(value, float) else str(value)
+
+
+def about(told: dict[str, Any]) -> str:
+    """What the figures hold for."""
+    return "; ".join(filter(None, [figures.machine(told), figures.versions(told), figures.when(told)])) + "."
+
+
+def missing(told: dict[str, Any]) -> str:
+    """The peers that were not measured, each with why."""
+    absent = told.get("missing") or {}
+    texts = [f"{name} ({why})" for name, why in absent.items()] if isinstance(absent, dict) else list(absent)
+    return f"Not measured: {', '.join(texts)}." if texts else ""
+
+
+# The short tables of README.md.
+
+
+def large_table(results: dict[str, Result]) -> str:
+    rows = []
+    for name, r in results.items():
+        ratios = r.ratios()
+        limit = f"{ratios[LIMIT]:.0%}" if LIMIT in ratios else ""
+        beyond = named(strongest(r, beyond=TORCH), r)
+        of_torch = [cell(ratios.get(peer), r) for peer in TORCH]
+        rows.append([name, number(r.seconds() / r.elements * 1e9), limit, speed(r), *of_torch, beyond])
+    return table(["", "ns/parameter", "of the limit", "GB/s", *TORCH, BEYOND], rows)
+
+
+def small_table(hot: dict[str, Result], fresh: dict[str, Result]) -> str:
+    """Each cell is of the same gradients at every step, and of new ones."""
+
+    def cells(found: Result | None) -> list[str]:
+        if found is None:
+            return [""] * (len(TORCH) + 2)
+        of_torch = [cell(found.ratios().get(peer), found) for peer in TORCH]
+        return [number(found.seconds() / found.tensors * 1e6), *of_torch, named(strongest(found, beyond=TORCH), found)]
+
+    def both(texts: tuple[str, ...]) -> str:
+        return " / ".join(text or "-" for text in texts) if any(texts) else ""
+
+    rows = []
+    for name in figures.ELEMENTWISE:
+        kinds = [cells(kind.get(name)) for kind in (hot, fresh) if kind]
+        if name in hot or name in fresh:
+            rows.append([name, *map(both, zip(*kinds, strict=True))])
+    return table(["", "us/tensor", *TORCH, BEYOND], rows)
+
+
+def rest_table(results: Iterable[Result], shown: Sequence[Result]) -> str:
+    """What has a workload of its own; of workloads with several optimizers, AdamW."""
+    left = [r for r in results if r not in shown and figures.question(r) in ("large", "small")]
+    several = {
+        r.workload for r in left for other in left if other.workload == r.workload and other.optimizer != r.optimizer
+    }
+    gridded = figures.grid(left) + figures.grid(left, fresh=True)
+    rows = [
+        [f"{r.optimizer}, {r.workload}", r.first if r.first != OURS else "", figures.duration(r.seconds()), others(r)]
+        for r in left
+        if r.optimizer == "AdamW" or r.workload not in several
+        if r not in gridded
+    ]
+    return table(["", "first", "a step", "others"], rows) if rows else ""
+
+
+def readme_block(path: Path | str) -> str:
+    """What README.md shows of a file of figures."""
+    told, results = figures.load(path)
+    large, hot = figures.all_classes(results, "large"), figures.all_classes(results, "small: 1000 x 100")
+    fresh = figures.all_classes(results, "small", fresh=True)
+    parts = [about(told)]
+    if large:
+        parts += [f"**Large tensors**, {figures.size(large)}:", large_table(large)]
+    if hot or fresh:
+        kinds = [kind for kind, found in (("the same gradients", hot), ("new gradients", fresh)) if found]
+        text = f"**Small tensors**, {figures.size(hot or fresh)}, {' / '.join(kinds)} at every step:"
+        parts += [text, small_table(hot, fresh)]
+    for title, text in (
+        ("**The others**:", rest_table(results, [*large.values(), *hot.values(), *fresh.values()])),
+        ("**Whole training steps**, and how much of them is the optimizer's:", training_table(results)),
+    ):
+        parts += [title, text] if text else []
+    return "\n\n".join(filter(None, [*parts, missing(told)]))
+
+
+def write_readme(path: Path, readme: Path) -> None:
+    """Puts a file's block in place of the one that is there.
+
+    Raises:
+        ValueError: There is not one block.
+    """
+    name = path.resolve().relative_to(ROOT).as_posix()
+    block = f"<!-- bench/report.py: {name} -->\n{readme_block(path.resolve())}\n<!-- end -->"
+    text, found = re.subn(BLOCK, lambda _: block, readme.read_text(), flags=re.S)
+    if found != 1:
+        raise ValueError(f"{readme} has {found} blocks <!-- bench/report.py: ... -->, not one")
+    readme.write_text(text)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    assert __doc__
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("file", type=Path, help="what a benchmark wrote with --json")
+    parser.add_argument("--readme", action="store_true", help="write the short tables into README.md")
+    parser.add_argument("--pictures", type=Path, metavar="DIR", help="draw PNG and SVG there")
+    args = parser.parse_args(arguments)
+    try:
+        print(report(args.file.resolve()))
+        if args.readme:
+            write_readme(args.file, README)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    if args.pictures:
+        import charts  # only here, as the tables need no matplotlib
+
+        told, results = figures.load(args.file.resolve())
+        for path in charts.draw(told, results, args.pictures):
+            print(f"wrote {path}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -4,8 +4,8 @@
 computes with these arguments; ``compiled`` has torch's class under torch.compile. ``missing()`` says of the others why
 they are not there, as far as it was found out: a peer is tried on a small tensor before it is offered.
 
-``pip install 'onepass[bench]'`` installs all. DeepSpeed compiles an extension for each of its optimizers when it is first
-asked for, which takes a minute or two and a C++ compiler; they stay in torch's folder of extensions.
+``pip install 'onepass[bench]'`` installs all. DeepSpeed compiles an extension for each of its optimizers when it is
+first asked for, which takes a minute or two and a C++ compiler; they stay in torch's folder of extensions.
 
 All contenders of a benchmark step on the same gradients, again and again. So a peer that writes to them is left out.
 ``FORMULAS`` is what was found to agree, element by element, ``LEFT_OUT`` what was not, and why.
@@ -26,11 +26,10 @@ from typing import Any, NamedTuple
 
 import onepass
 import torch
+from onepass.timing import Maker, Run
 from torch import Tensor
 from torch.optim import Optimizer
 
-Run = Callable[[], Any]
-Maker = Callable[[list[Tensor]], Run]  # parameters -> what does one step
 Options = dict[str, Any]
 
 # peer -> the package that pip installs, the module that is imported
@@ -49,7 +48,7 @@ class Formula(NamedTuple):
 
     constructor: str  # module:class
     passes: str  # arguments of the same name and meaning, all given to the peer; others must have onepass's defaults
-    fixed: Options = {}
+    fixed: Options | None = None
     not_zero: str = ""  # arguments without which the peer has another class, or none
     foreach: str | Options | None = None  # for small tensors instead: another class, or options beside the fixed ones
 
@@ -184,7 +183,7 @@ def _options(formula: Formula, optimizer: str, arguments: Options) -> Options | 
         return None
     if any(not given[name] for name in formula.not_zero.split()):
         return None
-    return {name: given[name] for name in passed} | formula.fixed
+    return {name: given[name] for name in passed} | (formula.fixed or {})
 
 
 def _maker(formula: Formula, options: Options) -> Maker:
@@ -205,7 +204,7 @@ def _maker(formula: Formula, options: Options) -> Maker:
 def _trial(peer: str, optimizer: str) -> bool:
     """Whether a peer's class can make a step on this machine. (This is where DeepSpeed compiles.)"""
     formula = FORMULAS[peer][optimizer]
-    arguments = {name: 0.5 for name in formula.not_zero.split()}
+    arguments = dict.fromkeys(formula.not_zero.split(), 0.5)
     options = _options(formula, optimizer, arguments)
     assert options is not None
     p = torch.nn.Parameter(torch.ones(16))
@@ -249,11 +248,17 @@ def compiled(optimizer: str, arguments: Options) -> dict[str, Maker]:
         torch._dynamo.reset()
         # It logs at every start that it leaves the profiler's scope out.
         logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
-        made = torchs(params, **arguments | {"foreach": False, "lr": torch.tensor(lr)})
-        run: Run = torch.compile(made.step)
+        made = torchs(params, **arguments | {"foreach": False, "lr": torch.as_tensor(lr)})
+        with _quiet():  # the compiler is imported here
+            run: Run = torch.compile(made.step)
         return run
 
     return {"compiled": make}
+
+
+def every(optimizer: str, arguments: Options) -> dict[str, Maker]:
+    """All of them."""
+    return makers(optimizer, arguments) | compiled(optimizer, arguments)
 
 
 def missing() -> dict[str, str]:

@@ -126,8 +126,17 @@ def test_arguments_that_make_it_another_formula_make_it_no_peer(peer, optimizer,
 @pytest.mark.parametrize("peer", peers.PACKAGES)
 def test_a_peer_that_is_not_there_is_named(peer, monkeypatch, untried):
     package, module = peers.PACKAGES[peer]
-    monkeypatch.delitem(sys.modules, module, raising=False)
-    monkeypatch.setitem(sys.modules, module.partition(".")[0], None)
+    root = module.partition(".")[0]
+
+    class Nowhere:
+        @staticmethod
+        def find_spec(name, path=None, target=None):
+            if name == root:
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr(sys, "meta_path", [Nowhere, *sys.meta_path])
+    for name in (root, module):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     optimizer = next(iter(peers.FORMULAS[peer]))
     assert peer not in peers.makers(optimizer, SUBJECTS[optimizer].arguments)
     assert peers.missing()[peer] == f"not installed: pip install {package}"
@@ -189,18 +198,18 @@ def test_torchs_step_compiled_agrees_and_compiles_no_more(optimizer, capfd):
     if optimizer not in peers.COMPILABLE:
         assert found == {}
         return
-    counters.clear()
     shapes = [(64, 48), (5,)]
     assert_same(subject, "compiled", found["compiled"], shapes)
-    params = bench.parameters(shapes, bench.gradients(shapes))
-    run = found["compiled"](params)
+    rate = torch.tensor(1e-3)
+    found = peers.compiled(optimizer, subject.arguments | {"lr": rate})
+    run = found["compiled"](bench.parameters(shapes, bench.gradients(shapes)))
     counters.clear()
     for _ in range(3):
         run()
     graphs = counters["stats"]["unique_graphs"]
     assert graphs > 0, "nothing was compiled"
-    for rate in (5e-4, 4e-4, 3e-4):
-        run.__self__.param_groups[0]["lr"].fill_(rate)  # a schedule
+    for scheduled in (5e-4, 4e-4, 3e-4):
+        rate.fill_(scheduled)
         run()
     assert counters["stats"]["unique_graphs"] == graphs
     assert capfd.readouterr() == ("", "")

@@ -13,7 +13,7 @@ import onepass
 import peers
 import torch
 from onepass.bench import FRESH, MLP, SUBJECTS, Subject, compare, fresh
-from onepass.timing import Result, Run, check, gradients, parameters, time_in_turn
+from onepass.timing import Maker, Result, Run, check, gradients, parameters, time_in_turn
 from torch.optim import Optimizer
 
 COUNTS = LENGTHS = (10, 100, 1000, 10_000)
@@ -24,12 +24,11 @@ PROBED = ("SGD", "Adam", "AdamW", "Lion")  # those for which groups and denormal
 COMPILED_TENSORS = 16
 
 
-def more(subject: Subject, tensors: int) -> dict[str, peers.Maker]:
-    of = peers.every if tensors <= COMPILED_TENSORS else peers.makers
-    return of(subject.name, subject.arguments)
-
-
 def measure(quick: bool, rounds: int) -> Iterator[Result | str]:
+    def more(subject: Subject, tensors: int) -> dict[str, Maker]:
+        beyond = peers.makers if quick or tensors > COMPILED_TENSORS else peers.every
+        return beyond(subject.name, subject.arguments)
+
     yield f"torch.compile is not measured on more than {COMPILED_TENSORS} tensors: it takes too long to compile"
     left_out: list[str] = []
     many = 100 if quick else 1000

@@ -20,6 +20,7 @@ import importlib.metadata
 import inspect
 import io
 import logging
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -147,10 +148,10 @@ def _quiet() -> Iterator[None]:
 
 
 def _told(error: BaseException) -> str:
-    """An error and its causes in one line."""
-    lines = f"{type(error).__name__}: {error}".splitlines()
+    """An error and its causes in one line: the beginning of each, as a failed build has the compiler's command in it."""
+    line = f"{type(error).__name__}: {error}".splitlines()[0]
     cause = f" ({_told(error.__cause__)})" if error.__cause__ else ""
-    return lines[0] + cause
+    return textwrap.shorten(line, 120) + cause
 
 
 def _import_error(peer: str) -> str | None:

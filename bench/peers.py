@@ -148,7 +148,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _told(error: BaseException) -> str:
-    """An error and its causes in one line: the beginning of each, as a failed build has the compiler's command in it."""
+    """An error and its causes in one line: the beginning of each, as a failed build tells the whole command."""
     line = f"{type(error).__name__}: {error}".splitlines()[0]
     cause = f" ({_told(error.__cause__)})" if error.__cause__ else ""
     return textwrap.shorten(line, 120) + cause

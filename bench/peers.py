@@ -239,8 +239,9 @@ def compiled(optimizer: str, arguments: Options) -> dict[str, Maker]:
     """torch's class, its step under torch.compile; empty where that gains nothing or is something else.
 
     The learning rate is a tensor, as torch recommends: then a schedule does not compile the step anew. Compiling falls
-    in the first call: a minute for 200 parameters on two cores, and more than five for 1,000. Dynamo keeps what it compiled by the
-    code of ``step``, for a few sets of parameters, and then gives up in silence; so each maker makes it forget all.
+    in the first call: a minute for 200 parameters on two cores, more than four for 1,000. Dynamo keeps what it compiled
+    by the code of ``step``, for a few sets of parameters, and then gives up in silence; so each maker makes it forget
+    all.
     """
     if optimizer not in COMPILABLE:
         return {}

@@ -172,6 +172,7 @@ def test_a_peer_that_cannot_step_is_named(step, told, tmp_path, monkeypatch, unt
     (tmp_path / "broken_peer.py").write_text(
         "import torch\n\n\nclass Adam(torch.optim.Adam):\n    def step(self, closure=None):\n        " + step + "\n"
     )
+    monkeypatch.delitem(sys.modules, "broken_peer", raising=False)  # the one of the other case
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(peers.PACKAGES, "broken", ("broken-peer", "broken_peer"))
     monkeypatch.setitem(peers.FORMULAS, "broken", {"Adam": peers.Formula("broken_peer:Adam", "lr")})

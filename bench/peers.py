@@ -260,8 +260,8 @@ def compiled(optimizer: str, arguments: Options) -> dict[str, Maker]:
 
 
 def every(optimizer: str, arguments: Options) -> dict[str, Maker]:
-    """All of them."""
-    return makers(optimizer, arguments) | compiled(optimizer, arguments)
+    """All of them; first what makes Dynamo forget what it has compiled, before others use it."""
+    return compiled(optimizer, arguments) | makers(optimizer, arguments)
 
 
 def missing() -> dict[str, str]:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import peers
 import torch
-from onepass.bench import as_json, line_of, machine
+from onepass.bench import as_json, from_json, line_of, machine
 from onepass.timing import Result
 
 QUESTIONS = ("large", "small", "scaling", "formats", "tail", "training", "surroundings", "kernels")
@@ -69,6 +72,52 @@ def rounds_of(args: argparse.Namespace) -> int:
     return args.rounds or (2 if args.quick else 7)
 
 
+def run_question(question: str, args: argparse.Namespace, path: Path) -> bool:
+    """Asks one question, and writes what was found to a file; returns whether all was right."""
+    start = time.perf_counter()
+    module = importlib.import_module(question)
+    results, notes, right = ask(question, module.measure, args.quick, rounds_of(args))
+    installed = {}
+    if question == "surroundings":
+        installed = module.facts(install=not args.quick)
+        print(*(f"{name}: {text}" for name, text in installed.items()), sep="\n")
+    more = {
+        "quick": args.quick,
+        "missing": peers.missing(),
+        "peers": peers.versions(),
+        "notes": notes,
+        "installed": installed,
+        "seconds": {question: round(time.perf_counter() - start)},
+    }
+    path.write_text(as_json(results, rounds_of(args), **more))
+    return right
+
+
+def run_apart(question: str, args: argparse.Namespace, path: Path) -> bool:
+    """The same in a process of its own, lest one question's memory and compiled code weigh on the next."""
+    flags = ["--json", path, "--rounds", rounds_of(args), *(["--threads", args.threads] if args.threads else [])]
+    command = [sys.executable, __file__, question, *map(str, flags), *(["--quick"] if args.quick else [])]
+    return subprocess.run(command).returncode == 0
+
+
+def merged(paths: list[Path]) -> str:
+    """The text of one file with all that is in these."""
+    told: dict[str, Any] = {}
+    results: list[Result] = []
+    for path in paths:
+        more, found = from_json(path.read_text())
+        results += found
+        for name, what in more.items():
+            if isinstance(what, dict):
+                told[name] = told.get(name, {}) | what
+            elif isinstance(what, list):
+                told[name] = told.get(name, []) + what
+            else:
+                told[name] = what
+    del told["machine"]  # as_json tells it
+    return as_json(results, **told)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("questions", nargs="*", choices=[*QUESTIONS, []], metavar="QUESTION", help=", ".join(QUESTIONS))
@@ -80,31 +129,17 @@ def main() -> int:
         parser.error("name questions, or --all")
     if args.json and not args.json.parent.is_dir():
         parser.error(f"--json: there is no folder {args.json.parent}")
-    begin(args)
-    results, notes, right, seconds, installed = [], [], True, {}, {}
-    for question in QUESTIONS if args.all else args.questions:
-        print(f"\n== {question}", flush=True)
-        start = time.perf_counter()
-        module = importlib.import_module(question)
-        found, told, fine = ask(question, module.measure, args.quick, rounds_of(args))
-        if question == "surroundings":
-            installed = module.facts(install=not args.quick)
-            print(*(f"{name}: {text}" for name, text in installed.items()), sep="\n")
-        seconds[question] = round(time.perf_counter() - start)
-        results += found
-        notes += told
-        right &= fine
-        if args.json:  # after each question, so that a run which is cut off has something to show
-            more = {
-                "quick": args.quick,
-                "missing": peers.missing(),
-                "peers": peers.versions(),
-                "notes": notes,
-                "installed": installed,
-                "seconds": seconds,
-            }
-            args.json.write_text(as_json(results, rounds_of(args), **more))
-    print("\nseconds: " + ", ".join(f"{question} {taken}" for question, taken in seconds.items()))
+    questions = QUESTIONS if args.all else args.questions
+    right = True
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"{question}.json" for question in questions]
+        if len(questions) == 1:
+            begin(args)
+        for question, path in zip(questions, paths, strict=True):
+            print(f"\n== {question}", flush=True)
+            right &= (run_question if len(questions) == 1 else run_apart)(question, args, path)
+            if args.json:  # after each question, so that a run which is cut off has something to show
+                args.json.write_text(merged([written for written in paths if written.exists()]))
     return not right
 
 

@@ -25,8 +25,13 @@
 
 namespace onepass::inline ONEPASS_TARGET {
 
+// Tiles are small, for those of all operands share the L1 cache with what is fetched ahead. Memory is asked for two of
+// them ahead. The processor itself would follow arrays that are read in order, but loses them at the end of each page,
+// and stops while it decodes and computes; so asked, 16-bit formats took 0.6 to 0.8 of the time, float32 0.8 to 0.95.
 template <class T>
-inline constexpr std::int64_t kTile = 4096 / sizeof(T);
+inline constexpr std::int64_t kTile = 1024 / sizeof(T);
+inline constexpr std::int64_t kTilesAhead = 2;
+inline constexpr std::int64_t kLine = 64;
 
 // Rows of this length are worth a tile of their own: from here on it is faster than to copy them.
 inline constexpr std::int64_t kLongRow = 64;
@@ -189,7 +194,6 @@ void encode(const Operand& target, const Layout* layout, std::size_t operand, st
 // Asks for row number r of those that are touched, which lies where no processor would look for it. Once a row has been
 // begun, its rest comes by itself.
 ONEPASS_INLINE void prefetch_row(const Job& job, std::int64_t r) {
-  constexpr std::int64_t kLine = 64;
   constexpr std::int64_t kBeginning = 4 * kLine;
   const Rows::Entry& entry = job.rows->entries.data()[job.rows->first.data()[r]];
   for (std::size_t k = 0; k < kMaxOperands; ++k) {
@@ -314,6 +318,13 @@ template <class T>
   if (!in_place) encode(job, kSlow, begin, n, slow);
 }
 
+// Asks for elements [begin, begin + n) of a packed operand.
+ONEPASS_INLINE void prefetch(const Operand& operand, std::int64_t begin, std::int64_t n) {
+  const auto size = static_cast<std::int64_t>(size_of(operand.format));
+  const std::byte* from = operand.data + begin * size;
+  for (std::int64_t b = 0; b < n * size; b += kLine) __builtin_prefetch(from + b);
+}
+
 // Steps elements [begin, end) of a job that has this set of the rule's states.
 template <class Rule, class T, unsigned Set>
 void run_with(const Job& job, std::int64_t begin, std::int64_t end) {
@@ -321,12 +332,10 @@ void run_with(const Job& job, std::int64_t begin, std::int64_t end) {
   constexpr auto used = [](std::size_t k) { return k < kFirstState || (Set >> (k - kFirstState) & 1) != 0; };
   alignas(64) T tiles[operands][kTile<T>];
   bool in_place[operands];
+  const bool packed = job.rows == nullptr && job.layout == nullptr;
   const bool long_rows = job.rows != nullptr && job.rows->length >= kLongRow;
-  for (std::size_t k = 0; k < operands; ++k) {
-    const Operand& operand = job.operands[k];
-    const bool packed = job.rows != nullptr ? long_rows && k != kGrad : job.layout == nullptr;
-    in_place[k] = packed && is_plain_array<T>(operand);
-  }
+  for (std::size_t k = 0; k < operands; ++k)
+    in_place[k] = (packed || (long_rows && k != kGrad)) && is_plain_array<T>(job.operands[k]);
   const auto constants = *static_cast<const typename Rule::template Constants<T>*>(job.constants);
   const T factor = static_cast<T>(job.grad_factor);
 
@@ -339,6 +348,9 @@ void run_with(const Job& job, std::int64_t begin, std::int64_t end) {
       offset = row_number(*job.rows, at / job.rows->length) * job.rows->length + column;
       if (job.rows->length - column < n) n = job.rows->length - column;
     }
+    if (packed && at + (kTilesAhead + 1) * kTile<T> <= end)
+      for (std::size_t k = 0; k < operands; ++k)
+        if (used(k)) prefetch(job.operands[k], at + kTilesAhead * kTile<T>, kTile<T>);
     T* arrays[operands];
     for (std::size_t k = 0; k < operands; ++k) {
       arrays[k] = in_place[k] ? reinterpret_cast<T*>(job.operands[k].data) + offset : tiles[k];

@@ -7,15 +7,29 @@
 namespace onepass {
 namespace {
 
-// A plain loop over N arrays at once. The widest vectors are not needed: memory is the limit.
+constexpr std::int64_t kTile = 256;  // as of the kernels, which fetch as far ahead
+constexpr std::int64_t kAhead = 2 * kTile;
+constexpr std::int64_t kFloatsInLine = 16;
+
+// A loop over N arrays at once. The widest vectors are not needed: memory is the limit.
 template <int N>
 void add(const Traffic& tensor, std::int64_t begin, std::int64_t end) {
   const float* read = tensor.read;
   float* updated[N];
   for (int k = 0; k < N; ++k) updated[k] = tensor.updated[static_cast<std::size_t>(k)];
+  for (std::int64_t at = begin; at < end; at += kTile) {
+    const std::int64_t stop = std::min(at + kTile, end);
+    if (at + kAhead + kTile <= end) {
+      const auto fetch = [&](const float* array) {
+        for (std::int64_t i = 0; i < kTile; i += kFloatsInLine) __builtin_prefetch(array + at + kAhead + i);
+      };
+      fetch(read);
+      for (int k = 0; k < N; ++k) fetch(updated[k]);
+    }
 #pragma GCC ivdep
-  for (std::int64_t i = begin; i < end; ++i)
-    for (int k = 0; k < N; ++k) updated[k][i] += read[i];
+    for (std::int64_t i = at; i < stop; ++i)
+      for (int k = 0; k < N; ++k) updated[k][i] += read[i];
+  }
 }
 
 void add_range(const Traffic& tensor, std::int64_t begin, std::int64_t end) {

@@ -135,9 +135,7 @@ def stepped(
                 made[name][1]()
             subject.check(name, made["onepass"][0], params)
         except AssertionError as error:
-            if left_out is None or name in ("onepass", "default"):
-                raise
-            left_out.append(f"{error}, so it is not timed")
+            leave_out(name, error, left_out)
             del made[name]
     return made
 
@@ -205,8 +203,19 @@ def fresh(
     sample_in_turn(made, 3, sample)  # to warm up
     samples = sample_in_turn(made, rounds, sample)
     for name, (params, _) in made.items():
-        subject.check(name, made["onepass"][0], params)
+        try:
+            subject.check(name, made["onepass"][0], params)
+        except AssertionError as error:
+            leave_out(name, error, left_out)
+            del samples[name]
     return Result(workload, subject.name, sum(map(Tensor.numel, inputs)), len(inputs), samples)
+
+
+def leave_out(name: str, error: AssertionError, left_out: list[str] | None) -> None:
+    """Notes a contender that does not agree; raises the error if there is no list, or if all are judged by this one."""
+    if left_out is None or name in ("onepass", "default"):
+        raise error
+    left_out.append(f"{error}, so it is not timed")
 
 
 def measure(quick: bool, rounds: int, chosen: list[str]) -> Iterator[Result]:

@@ -133,11 +133,13 @@ def main() -> int:
     right = True
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{question}.json" for question in questions]
-        if len(questions) == 1:
-            begin(args)
         for question, path in zip(questions, paths, strict=True):
-            print(f"\n== {question}", flush=True)
-            right &= (run_question if len(questions) == 1 else run_apart)(question, args, path)
+            if len(questions) == 1:
+                begin(args)
+                right &= run_question(question, args, path)
+            else:
+                print(f"\n== {question}", flush=True)
+                right &= run_apart(question, args, path)
             if args.json:  # after each question, so that a run which is cut off has something to show
                 args.json.write_text(merged([written for written in paths if written.exists()]))
     return not right

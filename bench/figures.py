@@ -20,7 +20,7 @@ QUESTIONS = {  # in the order in which they are told
     "small": "Small tensors",
     "scaling": "Sizes, threads, instruction sets",
     "formats": "Storage formats",
-    "tail": "Slow steps",
+    "tail": "What ends a training step",
     "training": "Whole training steps",
     "surroundings": "What surrounds a step",
     "kernels": "Kernels alone",
@@ -35,7 +35,7 @@ def load(path: Path | str) -> tuple[dict[str, Any], list[Result]]:
 def question(result: Result) -> str:
     """What a result answers. `python -m onepass bench` does not say: there the workload's first word tells."""
     words = re.findall(r"\w+", result.workload.lower()) or ["others"]
-    return result.question or {"mlp": "small"}.get(words[0], words[0])
+    return result.question or {"mlp": "small", "fresh": "small"}.get(words[0], words[0])
 
 
 def peers(result: Result) -> dict[str, float]:
@@ -72,7 +72,7 @@ def all_classes(results: list[Result], workload: str, fresh: bool = False) -> di
 
 def grid(results: Iterable[Result], fresh: bool = False) -> list[Result]:
     """AdamW's results on few and many tensors of one size."""
-    of_its_kind = re.compile(r"small.*fresh.*" if fresh else r"small: \d+ x \d+")
+    of_its_kind = re.compile(r"fresh: \d+ x \d+" if fresh else r"small: \d+ x \d+")
     return [
         r
         for r in results
@@ -98,7 +98,7 @@ def versions(told: dict[str, Any]) -> str:
     known = told.get("machine", {})
     names = {"onepass": "onepass", "torch": "torch", "python": "Python"}
     found = [f"{name} {known[key]}" for key, name in names.items() if key in known]
-    return ", ".join(found + [f"{name} {version}" for name, version in told.get("versions", {}).items()])
+    return ", ".join(found + [f"{name} {version}" for name, version in told.get("peers", {}).items()])
 
 
 def when(told: dict[str, Any]) -> str:

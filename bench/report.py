@@ -171,13 +171,15 @@ def report(path: Path | str) -> str:
 def more(told: dict[str, Any]) -> Iterator[str]:
     """Whatever else a file tells, be it rows of figures or facts."""
     for name, what in told.items():
-        if name in ("machine", "rounds", "versions", "missing") or not what:
+        if name in ("machine", "rounds", "quick", "peers", "missing") or not what:
             continue
         yield f"## {QUESTIONS.get(name, name.capitalize())}"
         if isinstance(what, list) and isinstance(what[0], dict):
             yield table(list(what[0]), ([text_of(row.get(key)) for key in what[0]] for row in what))
         elif isinstance(what, dict):
             yield table(["", "told"], ([key, text_of(value)] for key, value in what.items()))
+        elif isinstance(what, list):
+            yield "\n".join(f"- {text}" for text in what)
         else:
             yield text_of(what)
 

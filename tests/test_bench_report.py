@@ -64,7 +64,7 @@ def results():
 
 
 def written(path, results, **more):
-    told = {"missing": {"apex": "needs CUDA"}, "versions": {"optimi": "0.3"}, **more}
+    told = {"missing": {"apex": "needs CUDA"}, "peers": {"optimi": "0.3"}, **more}
     path.write_text(bench.as_json(results, len(ROUNDS), **told))
     return path
 
@@ -207,7 +207,7 @@ def test_what_else_a_file_tells_is_shown(tmp_path):
 
 @pytest.mark.parametrize("kept", [[0], [2], [6], [7], [8], [9], [10], [11], [12, 13], []])
 def test_whatever_is_absent_breaks_nothing(tmp_path, results, kept):
-    file = written(tmp_path / "few.json", [results[i] for i in kept], missing={}, versions={})
+    file = written(tmp_path / "few.json", [results[i] for i in kept], missing={}, peers={})
     text = report.report(file)
     assert all(results[i].workload in text for i in kept)
     assert report.readme_block(file)

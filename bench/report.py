@@ -25,7 +25,7 @@ from onepass.timing import Result
 
 README = ROOT / "README.md"
 BLOCK = r"<!-- bench/report.py: (\S+) -->\n(.*?)\n?<!-- end -->"
-BEYOND = "strongest beyond torch"
+BEYOND = "strongest other"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -192,17 +192,19 @@ def test_a_peer_is_tried_in_silence(tmp_path, monkeypatch, untried, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("optimizer", SUBJECTS)
-def test_torchs_step_compiled_agrees_and_compiles_no_more(optimizer, capfd):
-    subject = SUBJECTS[optimizer]
-    found = peers.compiled(optimizer, subject.arguments)
-    if optimizer not in peers.COMPILABLE:
-        assert found == {}
-        return
+def test_what_torch_does_not_compile_is_not_offered():
+    for optimizer, subject in SUBJECTS.items():
+        assert bool(peers.compiled(optimizer, subject.arguments)) is (optimizer in peers.COMPILABLE)
+
+
+def test_torchs_step_compiled_agrees_and_compiles_no_more(capfd):
+    """Of one class, as each takes half a minute; the benchmark itself compares them all before it times them."""
+    subject = SUBJECTS["AdamW"]
+    found = peers.compiled("AdamW", subject.arguments)
     shapes = [(64, 48), (5,)]
     assert_same(subject, "compiled", found["compiled"], shapes)
     rate = torch.tensor(1e-3)
-    found = peers.compiled(optimizer, subject.arguments | {"lr": rate})
+    found = peers.compiled("AdamW", subject.arguments | {"lr": rate})
     run = found["compiled"](bench.parameters(shapes, bench.gradients(shapes)))
     counters.clear()
     for _ in range(3):

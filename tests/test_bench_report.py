@@ -135,7 +135,7 @@ def test_counts_are_short(n, text):
 def test_the_table_of_large_tensors(file):
     block = report.readme_block(file)
     assert "**Large tensors**, 67.1M elements in 16 tensors:" in block
-    head = ["", "ns/parameter", "of the limit", "GB/s", "default", "foreach", "fused", "strongest beyond torch"]
+    head = ["", "ns/parameter", "of the limit", "GB/s", "default", "foreach", "fused", "strongest other"]
     assert row(block, "") == head
     assert row(block, "AdamW") == ["AdamW", "0.931", "90%", "30.1", "14.3x", "5.0x", "**0.93x**", "1.20x DeepSpeed"]
     assert row(block, "Lion") == ["Lion", "0.466", "102%", "60.1", "7.0x", "", "", ""]

@@ -105,7 +105,7 @@ SUBJECTS = [
 
 MLP: Shapes = [(64, 64), (64,)] * 3
 SIZES: dict[str, tuple[Shapes, Shapes]] = {  # workload -> shapes, in full and for a quick look
-    "large: 16 x 4M": ([(4 << 20,)] * 16, [(64 << 10,)] * 16),
+    "large: 16 x 1M": ([(1 << 20,)] * 16, [(64 << 10,)] * 16),
     "small: 1000 x 100": ([(100,)] * 1000, [(100,)] * 100),
     "MLP: 6 tensors": (MLP, MLP),
 }

@@ -12,7 +12,7 @@ from pathlib import Path
 import onepass
 import pytest
 import torch
-from onepass import bench
+from onepass import bench, timing
 from torch._dynamo.utils import counters
 
 SCRIPT = Path(__file__).parent.parent / "bench" / "peers.py"
@@ -31,7 +31,7 @@ def load():
 peers = load()
 
 SUBJECTS = {subject.name: subject for subject in bench.SUBJECTS}
-SUBJECTS["Adafactor"] = bench.Subject(onepass.Adafactor, {}, tolerance=2e-4)  # as in bench.OTHERS
+SUBJECTS["Adafactor"] = bench.Subject(onepass.Adafactor, {}, tolerance=2e-4)  # as in bench/large.py
 
 SHAPES = {"small": [(64, 48), (5,), (3, 4, 5), (1,)], "large": [(300, 200), (40_003,)]}  # on both sides of SMALL
 
@@ -66,9 +66,9 @@ def installed(package):
 
 
 def assert_same(subject, name, maker, shapes):
-    grads = bench.gradients(shapes)
+    grads = timing.gradients(shapes)
     kept = [g.clone() for g in grads]
-    ours, theirs = bench.parameters(shapes, kept), bench.parameters(shapes, grads)
+    ours, theirs = timing.parameters(kept), timing.parameters(grads)
     step, run = subject.ours(ours, **subject.arguments).step, maker(theirs)
     for k in range(1, 11):
         step()
@@ -205,7 +205,7 @@ def test_torchs_step_compiled_agrees_and_compiles_no_more(capfd):
     assert_same(subject, "compiled", found["compiled"], shapes)
     rate = torch.tensor(1e-3)
     found = peers.compiled("AdamW", subject.arguments | {"lr": rate})
-    run = found["compiled"](bench.parameters(shapes, bench.gradients(shapes)))
+    run = found["compiled"](timing.parameters(timing.gradients(shapes)))
     counters.clear()
     for _ in range(3):
         run()

@@ -286,7 +286,8 @@ def checked_step(row, optimizer, roundings: float = 4) -> None:
         dtypes = {"": real(p).dtype} | {name: real(held[name]).dtype for name in held}
         old_states = {name: stored(x, dtypes[name]) for name, x in row.first(**h).items()} | old_states
         wide = dtypes[""] == torch.float64
-        error = roundings * ROUNDING[torch.float64 if wide else torch.float32]
+        # In float64 the formula here is rounded as often as what it is compared with.
+        error = roundings * (2 * ROUNDING[torch.float64] if wide else ROUNDING[torch.float32])
         # Below this, arithmetic or conversions may flush to zero.
         flushed = torch.finfo(torch.float64 if wide and set(dtypes.values()) == {torch.float64} else torch.float32).tiny
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 from onepass import _core
-from onepass.bench import CHECKED_STEPS, SUBJECTS, Subject, stepped, traffic_rows
+from onepass.bench import CHECKED_STEPS, SUBJECTS, Subject, moved_by, stepped, traffic_rows
 from onepass.timing import Result, Run, gradients, parameters, time_in_turn
 from torch import Tensor
 from torch.optim import Optimizer
@@ -63,7 +63,7 @@ def compare(
         made = with_states(subject, formats.state_dtype, grads)
     runs = {name: run for name, (_, run) in made.items()}
     rows = traffic_rows(runs["onepass"], made["onepass"][0])
-    moved = sum(2 * sum(map(size, row)) - size(row[0]) for row in rows)
+    moved = moved_by(rows)
     floats = as_floats(rows)
     runs["limit"] = lambda: _core.traffic(floats, torch.get_num_threads())
     samples = time_in_turn(runs, rounds)
@@ -89,17 +89,13 @@ def with_states(subject: Subject, state_dtype: torch.dtype, grads: list[Tensor])
     return {**made, "all in float32": (exact, step)}
 
 
-def size(array: Tensor) -> int:
-    return array.numel() * array.element_size()
-
-
 def as_floats(rows: list[list[Tensor]]) -> list[list[Tensor]]:
     """Arrays of zeros of the same bytes: each of as many floats as the row's smallest takes, larger ones in parts."""
     floats = []
     for read, *updated in rows:
-        part = min(map(size, (read, *updated)))
-        reads = size(read) // part
-        updates = sum(map(size, updated)) // part
+        part = min(array.nbytes for array in (read, *updated))
+        reads = read.nbytes // part
+        updates = sum(array.nbytes for array in updated) // part
         for k in range(reads):
             floats.append([torch.zeros(part // 4) for _ in range(1 + len(range(k, updates, reads)))])
     return floats

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import onepass
 import peers
 import torch
-from onepass.bench import FRESH, MLP, SUBJECTS, Subject, compare, fresh
+from onepass.bench import FRESH, MLP, SUBJECTS, Subject, compare, fresh, stepped
 from onepass.timing import Maker, Result, Run, check, gradients, parameters, time_in_turn
 from torch.optim import Optimizer
 
@@ -69,20 +69,14 @@ def groups(subject: Subject, count: int, rounds: int) -> Result:
 
 def against_torch(subject: Subject, count: int, rounds: int) -> Result:
     """Ours and torch's, with a group for each tensor."""
-    grads = gradients([(100,)] * count)
-    runs: dict[str, Run] = {}
-    ours = parameters(grads)
-    for name, make in subject.optimizers().items():
-        params = parameters(grads) if runs else ours
-        runs[name] = in_groups(make, params).step
-        for _ in range(3):
-            runs[name]()
-        subject.check(name, ours, params)
+
+    def maker(make: Callable[..., Optimizer]) -> Maker:
+        return lambda params: make([{"params": [p]} for p in params]).step
+
+    makers = {name: maker(make) for name, make in subject.optimizers().items()}
+    made = stepped(subject, makers, gradients([(100,)] * count))
+    runs = {name: run for name, (_, run) in made.items()}
     return Result("500 groups, with torch's", subject.name, 100 * count, count, time_in_turn(runs, rounds))
-
-
-def in_groups(make: Callable[..., Optimizer], params: list[torch.Tensor]) -> Optimizer:
-    return make([{"params": [p]} for p in params])
 
 
 def denormals(subject: Subject, length: int, rounds: int) -> Result:

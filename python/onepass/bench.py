@@ -164,7 +164,7 @@ def compare(
     elements, moved = sum(map(Tensor.numel, grads)), 0
     if elements > 1 << 22 and subject in SUBJECTS:
         rows = traffic_rows(runs["onepass"], made["onepass"][0])
-        moved = sum(4 * row[0].numel() * (2 * len(row) - 1) for row in rows)
+        moved = moved_by(rows)
         runs["limit"] = lambda: _core.traffic(rows, torch.get_num_threads())
     return Result(workload, subject.name, elements, len(grads), time_in_turn(runs, rounds), moved)
 
@@ -178,6 +178,11 @@ def traffic_rows(step: Run, params: list[Tensor]) -> list[list[Tensor]]:
         arrays = [value for value in state[p].values() if value.dim() > 0]  # not the step counter and other numbers
         rows.append([array.view(-1) for array in (p.grad, p.detach(), *arrays)])
     return rows
+
+
+def moved_by(rows: list[list[Tensor]]) -> int:
+    """Bytes that such a step has to move: each array is read, and all but the first of each row are written."""
+    return sum(2 * sum(array.nbytes for array in row) - row[0].nbytes for row in rows)
 
 
 def fresh(

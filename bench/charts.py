@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import figures
 import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 from figures import LIMIT, OURS, strongest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -66,11 +61,9 @@ def draw(told: dict[str, Any], results: list[Result], folder: Path) -> list[Path
     """Draws every picture that there are figures for, as PNG and SVG; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    with ExitStack() as stack:
-        stack.enter_context(matplotlib.rc_context(STYLE))
+    with matplotlib.rc_context(STYLE):
         for name, make in PICTURES.items():
             if picture := make(results):
-                stack.callback(plt.close, picture)
                 sign(picture, told)
                 written += save(picture, folder / name)
     return written
@@ -93,7 +86,8 @@ def sign(picture: Figure, told: dict[str, Any]) -> None:
 
 def blank(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
     """An empty picture with room for the machine's line."""
-    picture, axes = plt.subplots(1, columns, figsize=(width, height), sharey=True, layout="constrained", squeeze=False)
+    picture = Figure(figsize=(width, height), layout="constrained")
+    axes = picture.subplots(1, columns, sharey=True, squeeze=False)
     picture.get_layout_engine().set(rect=(0.005, 0.04, 0.985, 0.955), wspace=0.04)
     return picture, list(axes[0])
 

@@ -315,7 +315,6 @@ def test_texts_stay_within_the_picture_and_apart(results, file):
                 if a is not b
             ]
             assert all(apart), name
-            charts.plt.close(picture)
 
 
 def test_an_svg_comes_out_the_same_every_time(file, tmp_path):

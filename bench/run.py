@@ -120,13 +120,15 @@ def merged(paths: list[Path]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("questions", nargs="*", choices=[*QUESTIONS, []], metavar="QUESTION", help=", ".join(QUESTIONS))
+    parser.add_argument("questions", nargs="*", metavar="QUESTION", help=", ".join(QUESTIONS))
     parser.add_argument("--all", action="store_true", help="all of them")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file")
     add_options(parser)
     args = parser.parse_args()
     if args.all == bool(args.questions):
         parser.error("name questions, or --all")
+    if unknown := sorted({*args.questions} - {*QUESTIONS}):
+        parser.error(f"no such question: {', '.join(unknown)}; there are {', '.join(QUESTIONS)}")
     if args.json and not args.json.parent.is_dir():
         parser.error(f"--json: there is no folder {args.json.parent}")
     questions = QUESTIONS if args.all else args.questions

@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterator
 import onepass
 import torch
 from onepass import _core
-from onepass.bench import CHECKED_STEPS, SUBJECTS, Subject, compare, stepped, traffic_rows
+from onepass.bench import ADAMW, CHECKED_STEPS, SUBJECTS, Subject, compare, stepped, traffic_rows
 from onepass.timing import Result, Run, gradients, time_in_turn
 from torch import Tensor
 
-ADAMW = next(subject for subject in SUBJECTS if subject.ours is onepass.AdamW)
 SHARED = 10**8  # elements up to which torch is measured as well
 ENDS = 1 << 20  # elements at either end that are checked of larger tensors
 

@@ -9,15 +9,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 
-import onepass
 import peers
 import torch
-from onepass.bench import FRESH, MLP, SUBJECTS, Subject, compare, fresh, stepped
+from onepass.bench import ADAMW, FRESH, MLP, SUBJECTS, Subject, compare, fresh, stepped
 from onepass.timing import Maker, Result, Run, check, gradients, parameters, time_in_turn
 from torch.optim import Optimizer
 
 COUNTS = LENGTHS = (10, 100, 1000, 10_000)
-ADAMW = next(subject for subject in SUBJECTS if subject.ours is onepass.AdamW)
 PROBED = ("SGD", "Adam", "AdamW", "Lion")  # those for which groups and denormals are measured
 
 # torch.compile unrolls the loop over the tensors, and takes a quarter of a second for each.

@@ -17,12 +17,6 @@ namespace {
 // A pair of less curvature is not taken, as in torch.
 constexpr double kLeastCurvature = 1e-10;
 
-std::int64_t elements_of(const TensorView& view) {
-  std::int64_t elements = 1;
-  for (int d = 0; d < view.ndim; ++d) elements *= view.shape[d];
-  return elements;
-}
-
 // Calls visit(group, index, param) for all parameters in order.
 template <class Visit>
 void for_each_param(const py::list& groups, Visit&& visit) {
@@ -73,30 +67,6 @@ std::int64_t version_of(const py::handle& tensor) { return tensor.attr("_version
 }  // namespace
 
 // -- reading tensors -------------------------------------------------------------------------------------------------
-
-void Lbfgs::Tensors::add(const TensorView& view) {
-  Part part;
-  part.begin = ends.back();
-  part.length = elements_of(view);
-  part.tensor = {view.data, *view.format};
-  const std::span<const std::int64_t> shape = shape_of(view);
-  std::vector<std::int64_t> in_order(shape.size());
-  std::int64_t stride = 1;
-  bool flat = true;
-  for (std::size_t d = shape.size(); d-- > 0;) {
-    in_order[d] = stride;
-    flat = flat && (shape[d] == 1 || view.strides[d] == stride);
-    stride *= shape[d];
-  }
-  if (!flat && part.length > 0) {
-    std::array<std::span<const std::int64_t>, kMaxOperands> strides;
-    strides[Part::kFlat] = in_order;
-    strides[Part::kTensor] = strides_of(view);
-    part.layout = &layouts.emplace_back(make_layout(shape, strides));
-  }
-  ends.back() += part.length;
-  parts.push_back(part);
-}
 
 Lbfgs::Tensors Lbfgs::read(const py::list& groups, bool gradients) {
   Tensors tensors;

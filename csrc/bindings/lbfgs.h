@@ -6,11 +6,11 @@
 
 #include <pybind11/pybind11.h>
 
-#include <deque>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "bindings/flat_tensors.h"
 #include "bindings/torch.h"
 #include "cpu/flat.h"
 #include "cpu/two_loop.h"
@@ -57,13 +57,8 @@ class Lbfgs {
                       const pybind11::object& out);
 
  private:
-  // The tensors of all groups as parts of the vector, valid until Python code can run again.
-  struct Tensors {
-    std::vector<Part> parts;
-    std::vector<std::int64_t> ends;           // of the groups
-    std::deque<Layout> layouts;               // of the parts
+  struct Tensors : FlatTensors {
     std::vector<pybind11::object> gradients;  // held for as long as they are read
-    void add(const TensorView& view);
   };
 
   struct HeldPair {

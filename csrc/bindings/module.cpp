@@ -7,6 +7,7 @@
 #include "bindings/cuda.h"
 #include "bindings/factored_plan.h"
 #include "bindings/lbfgs.h"
+#include "bindings/norms.h"
 #include "bindings/plan.h"
 #include "cpu/dispatch.h"
 #include "cpu/traffic.h"
@@ -140,4 +141,5 @@ PYBIND11_MODULE(_core, m) {
 
   py::class_<FactoredPlan, Plan>(m, "FactoredPlan", "Adafactor's.").def(py::init<>());
   define_lbfgs(m);
+  define_norms(m);
 }

@@ -57,6 +57,7 @@ const PassKernels& kernels(const Flat& flat) {
 }  // namespace
 
 Found run(const Flat& flat, const Gather& pass) { return reduce(flat, pass, Gather::sums, kernels(flat).gather); }
+Found run(const Flat& flat, const Distance& pass) { return reduce(flat, pass, Distance::sums, kernels(flat).distance); }
 Found run(const Flat& flat, const Move& pass) { return reduce(flat, pass, Move::sums, kernels(flat).move); }
 Found run(const Flat& flat, const Products& pass) {
   return reduce(flat, pass, Products::sums * pass.pairs.size(), kernels(flat).products);

@@ -1,8 +1,10 @@
-// All parameters of an optimizer as one vector, and what L-BFGS computes on such vectors: its driver of reductions.
+// All parameters of an optimizer as one vector, and what L-BFGS and the log of a run's steps compute on such vectors:
+// the driver of their reductions.
 //
-// An iteration passes twice over the history of pairs (s, y), once for all inner products that the two-loop recursion
-// needs (cpu/two_loop.h), once for the direction, which is a linear combination of the history and the gradient. Every
-// pass takes its sums on the way, each in double and in one order, so no bit depends on threads or instruction sets.
+// An iteration of L-BFGS passes twice over the history of pairs (s, y), once for all inner products that the two-loop
+// recursion needs (cpu/two_loop.h), once for the direction, which is a linear combination of the history and the
+// gradient. Every pass takes its sums on the way, each in double and in one order, so no bit depends on threads or
+// instruction sets.
 #pragma once
 
 #include <cstdint>
@@ -58,6 +60,15 @@ struct Gather {
   std::int64_t vectors() const { return 3; }
 };
 
+// Sums: |tensors - from|^2, or |tensors|^2 if there is no `from`. All in double: 32-bit numbers cannot overflow.
+struct Distance {
+  static constexpr std::size_t sums = 1;
+  std::span<const Part> parts;
+  Operand from;  // may have no data
+
+  std::int64_t vectors() const { return 2; }
+};
+
 // The tensors = x + step * direction, or x itself, to the bit, if the step is 0. `keep` first saves the tensors as x.
 // In x each tensor has its own format, from the place on where it would begin in x's; which must not be a smaller one.
 struct Move {
@@ -107,6 +118,7 @@ struct Found {
 
 // Each runs one pass, in at most one parallel region.
 Found run(const Flat& flat, const Gather& pass);
+Found run(const Flat& flat, const Distance& pass);
 Found run(const Flat& flat, const Move& pass);
 Found run(const Flat& flat, const Products& pass);
 Found run(const Flat& flat, const Combine& pass);
@@ -117,6 +129,7 @@ using PassKernel = void (*)(const Pass& pass, const Chunk& chunk, double* sums, 
 
 struct PassKernels {
   PassKernel<Gather> gather;
+  PassKernel<Distance> distance;
   PassKernel<Move> move;
   PassKernel<Products> products;
   PassKernel<Combine> combine;

@@ -151,6 +151,26 @@ void gather(const Gather& pass, const Chunk& chunk, double* sums, double& larges
 }
 
 template <class T>
+void distance(const Distance& pass, const Chunk& chunk, double* sums, double& /*largest*/) {
+  alignas(64) T rooms[2][kSumTile];
+  for_each_tile(chunk, [&](std::int64_t at, std::int64_t n) {
+    for_each_part(pass.parts, at, n, [&](const Part& part, std::int64_t from, std::int64_t count, std::int64_t to) {
+      decode(part.tensor, part.layout, Part::kTensor, from, count, rooms[0] + to);
+    });
+    const auto add = [&](auto&& difference) {
+      sums[0] += sum_of<double>(n, [&](std::int64_t i) {
+        const double d = difference(i);
+        return d * d;
+      });
+    };
+    const T* x = rooms[0];
+    if (pass.from.data == nullptr) return add([&](std::int64_t i) { return static_cast<double>(x[i]); });
+    const T* from = load(pass.from, at, n, rooms[1]);
+    add([&](std::int64_t i) { return static_cast<double>(x[i]) - static_cast<double>(from[i]); });
+  });
+}
+
+template <class T>
 void move(const Move& pass, const Chunk& chunk, double* /*sums*/, double& /*largest*/) {
   alignas(64) T rooms[3][kSumTile];
   const T step = static_cast<T>(pass.step);

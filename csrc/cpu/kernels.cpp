@@ -18,8 +18,8 @@ const Kernels kernels = {
 #undef ONEPASS_X
     factored_kernels<float>(),
     factored_kernels<double>(),
-    {&gather<float>, &move<float>, &products<float>, &combine<float>},
-    {&gather<double>, &move<double>, &products<double>, &combine<double>},
+    {&gather<float>, &distance<float>, &move<float>, &products<float>, &combine<float>},
+    {&gather<double>, &distance<double>, &move<double>, &products<double>, &combine<double>},
 };
 
 }  // namespace onepass::inline ONEPASS_TARGET

@@ -102,6 +102,7 @@ SUBJECTS = [
     Subject(ASGD, {"lr": 1e-2}),
     Subject(Rprop, {"lr": 1e-3}),
 ]
+ADAMW = SUBJECTS[2]
 
 MLP: Shapes = [(64, 64), (64,)] * 3
 SIZES: dict[str, tuple[Shapes, Shapes]] = {  # workload -> shapes, in full and for a quick look

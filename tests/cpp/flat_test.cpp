@@ -214,6 +214,34 @@ TEST_CASE("gather: a vector of a wider format than the tensors', and without a d
   });
 }
 
+TEST_CASE("distance: from a vector, and from zero") {
+  for (const Setup& setup : kSetups) {
+    const Flat flat = flat_of(setup.wide);
+    CAPTURE(std::string_view(name_of(setup.format)));
+    CAPTURE(setup.wide);
+    Tensors tensors(flat, setup.format, setup.format);
+    Tensor from = vector(setup.wide ? float64 : float32, flat.length(), 5, setup.misalignment);
+    std::vector<Sum> sums(flat.ends.size());
+    std::vector<Sum> squares(flat.ends.size());
+    for_each_element(flat, [&](std::size_t group, std::int64_t i) {
+      const double difference = tensors.value(i) - load<double>(from, i);
+      sums[group].add(difference * difference);
+      squares[group].add(tensors.value(i) * tensors.value(i));
+    });
+    std::vector<std::pair<double, double>> totals;
+    for (std::size_t group = 0; group < sums.size(); ++group)
+      totals.emplace_back(sums[group].total(), squares[group].total());
+    everywhere(flat, [&](const Flat& each) {
+      const Found found = run(each, Distance{.parts = tensors.parts, .from = operand(from)});
+      const Found from_zero = run(each, Distance{.parts = tensors.parts, .from = {}});
+      for (std::size_t group = 0; group < flat.ends.size(); ++group) {
+        CHECK(same(found.sum(group, 0), totals[group].first));
+        CHECK(same(from_zero.sum(group, 0), totals[group].second));
+      }
+    });
+  }
+}
+
 TEST_CASE("gather: what is not finite is the largest, wherever it stands") {
   constexpr double inf = std::numeric_limits<double>::infinity();
   constexpr double nan = std::numeric_limits<double>::quiet_NaN();

@@ -1,0 +1,25 @@
+// Tensors as the parts of one flat vector (cpu/flat.h): from Python's objects to what its passes read.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <vector>
+
+#include "bindings/dlpack.h"
+#include "cpu/flat.h"
+#include "layout.h"
+
+namespace onepass {
+
+// Those of all groups, valid until Python code can run again.
+struct FlatTensors {
+  std::vector<Part> parts;
+  std::vector<std::int64_t> ends;  // of the groups
+  std::deque<Layout> layouts;      // of the parts
+
+  void add(const TensorView& view);  // to the last group
+};
+
+std::int64_t elements_of(const TensorView& view);
+
+}  // namespace onepass

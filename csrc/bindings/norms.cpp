@@ -1,0 +1,98 @@
+#include "bindings/norms.h"
+
+#include <cmath>
+#include <optional>
+#include <string>
+
+#include "bindings/flat_tensors.h"
+#include "bindings/torch.h"
+#include "cpu/flat.h"
+
+namespace py = pybind11;
+
+namespace onepass {
+namespace {
+
+// The tensors of all lists; nothing if kernels cannot read one of them.
+std::optional<FlatTensors> read(const py::list& lists) {
+  FlatTensors tensors;
+  for (const py::handle& list : lists) {
+    tensors.ends.push_back(tensors.ends.empty() ? 0 : tensors.ends.back());
+    for (const py::handle& tensor : list.cast<py::list>()) {
+      TensorView view;
+      if (!is_plain(tensor.ptr()) || !torch().dlpack.view(tensor.ptr(), view) || !view.on_cpu || !view.format ||
+          is_lazy(tensor.ptr(), view))
+        return std::nullopt;
+      tensors.add(view);
+    }
+  }
+  torch().dlpack.reset();
+  return tensors;
+}
+
+std::int64_t length_of(const FlatTensors& tensors) { return tensors.ends.empty() ? 0 : tensors.ends.back(); }
+
+// A flat vector that holds all tensors without loss.
+Format format_of(const FlatTensors& tensors) {
+  for (const Part& part : tensors.parts)
+    if (part.tensor.format == Format::float64) return Format::float64;
+  return Format::float32;
+}
+
+// A flat vector as an operand; nothing if these tensors cannot have been copied to it.
+std::optional<Operand> operand_of(const py::object& vector, const FlatTensors& tensors) {
+  TensorView view;
+  const bool fits = torch().dlpack.view(vector.ptr(), view) && view.ndim == 1 && view.format == format_of(tensors) &&
+                    view.shape[0] == length_of(tensors) && (view.shape[0] < 2 || view.strides[0] == 1);
+  return fits ? std::optional(Operand{view.data, *view.format}) : std::nullopt;
+}
+
+template <class Pass>
+py::list norms_by(const FlatTensors& tensors, const Pass& pass, int threads) {
+  const Flat flat{tensors.ends, format_of(tensors) == Format::float64, threads};
+  Found found;
+  {
+    const py::gil_scoped_release release;
+    found = run(flat, pass);
+  }
+  py::list norms;
+  for (const double sum : found.sums) norms.append(std::sqrt(sum));
+  return norms;
+}
+
+py::object norms(const py::list& lists, const py::object& origin, int threads) {
+  const std::optional<FlatTensors> tensors = read(lists);
+  if (!tensors) return py::none();
+  std::optional<Operand> from = Operand{};
+  if (!origin.is_none()) from = operand_of(origin, *tensors);
+  if (!from) throw py::value_error("origin is not a vector that these tensors were copied to");
+  return norms_by(*tensors, Distance{.parts = tensors->parts, .from = *from}, threads);
+}
+
+py::object copy(const py::list& lists, py::object room, int threads) {
+  const std::optional<FlatTensors> tensors = read(lists);
+  if (!tensors) return py::none();
+  std::optional<Operand> out;
+  if (!room.is_none()) out = operand_of(room, *tensors);
+  if (!out) {
+    const py::module_ module = py::module_::import("torch");
+    room = module.attr("empty")(length_of(*tensors), py::arg("dtype") = module.attr(name_of(format_of(*tensors))),
+                                py::arg("device") = "cpu");
+    out = operand_of(room, *tensors).value();
+  }
+  return py::make_tuple(room,
+                        norms_by(*tensors, Gather{.parts = tensors->parts, .out = *out, .direction = *out}, threads));
+}
+
+}  // namespace
+
+void define_norms(py::module_& m) {
+  m.def("norms", &norms, py::arg("lists"), py::arg("origin"), py::arg("threads"),
+        "The Euclidean norm of each list of tensors, or of their difference from `origin`, if it is not None: a flat "
+        "vector that `copy` has filled. None if kernels cannot read one of them.");
+  m.def("copy", &copy, py::arg("lists"), py::arg("room"), py::arg("threads"),
+        "Copies lists of tensors to a flat vector, `room` if it fits, and returns it with the Euclidean norm of each "
+        "list. None if kernels cannot read one of them.");
+}
+
+}  // namespace onepass

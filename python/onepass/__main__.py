@@ -1,17 +1,18 @@
-"""The command line: ``python -m onepass info | demo | bench | schedule | lr-find``."""
+"""The command line: ``python -m onepass info | demo | bench | gallery | schedule | lr-find``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from . import __version__, bench, demo, info, lr_find_command, schedule_command
+from . import __version__, bench, demo, gallery_command, info, lr_find_command, schedule_command
 
 # Each module declares its options in `add_arguments` and does its work in `main`.
 COMMANDS = {
     "info": (info, "what is installed and what this machine has"),
     "demo": (demo, "train two real models with torch.optim and with onepass"),
     "bench": (bench, "step throughput against torch.optim, checked and then timed"),
+    "gallery": (gallery_command, "classic experiments of optimization, as pictures"),
     "schedule": (schedule_command, "the picture of a learning-rate schedule"),
     "lr-find": (lr_find_command, "the learning rate range test on handwritten digits"),
 }

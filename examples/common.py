@@ -1,0 +1,142 @@
+"""What the experiments of the gallery share: one style of pictures, a place for them, a progress bar, tables."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from numpy.typing import NDArray
+from onepass.progress import Bar
+from torch import Tensor
+
+INK, GREY, LIGHT = "#24292f", "#6b7580", "#e3e7eb"
+BLUE, ORANGE, GREEN, RED, VIOLET, YELLOW, TEAL, ROSE = CYCLE = (
+    "#2f6aa8", "#d9822b", "#2f9e6e", "#cf3f54", "#8e5bb5", "#9a8a1c", "#2aa1a8", "#c76b9a",
+)  # fmt: skip
+HALO = [withStroke(linewidth=2.5, foreground="white")]  # around a text that lies on a drawing
+STYLE = {
+    "figure.dpi": 110,
+    "savefig.dpi": 110,
+    "figure.constrained_layout.use": True,
+    "font.size": 9.5,
+    "axes.titlesize": 10.5,
+    "axes.titlelocation": "left",
+    "axes.labelcolor": INK,
+    "axes.edgecolor": GREY,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.prop_cycle": matplotlib.cycler(color=CYCLE),
+    "text.color": INK,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": LIGHT,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "lines.linewidth": 1.6,
+    "image.cmap": "Blues",
+}
+
+T = TypeVar("T")
+Numbers = NDArray[np.float64]
+
+
+@dataclass
+class Gallery:
+    """Where an experiment shows what it has found: numbers on standard output, pictures in a folder."""
+
+    out: Path
+    quick: bool = False  # a few steps only: to see that all of it runs
+    written: list[Path] = field(default_factory=list)
+
+    def print(self, text: str = "") -> None:
+        print(text, flush=True)
+
+    def table(self, heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+        """Prints rows under their heads, the first column to the left, numbers to the right."""
+        lines = [list(heads), *([cell(value) for value in row] for row in rows)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        for line in lines:
+            first, *others = (
+                text.ljust(width) if not i else text.rjust(width)
+                for i, (text, width) in enumerate(zip(line, widths, strict=True))
+            )
+            self.print("  ".join([first, *others]).rstrip())
+
+    @contextmanager
+    def picture(self, name: str, width: float = 9.0, height: float = 4.0) -> Iterator[Figure]:
+        """A new figure of so many inches, which is saved as NAME.png at the end."""
+        with matplotlib.rc_context(STYLE):
+            figure = Figure(figsize=(width, height))
+            yield figure
+            figure.savefig(self.path(f"{name}.png"))
+
+    def path(self, file: str) -> Path:
+        """The place of a file that is about to be written, which is told."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        path = self.out / file
+        self.written.append(path)
+        self.print(f"-> {path}")
+        return path
+
+    def track(self, items: Iterable[T], name: str, note: Callable[[T], str] = lambda _: "") -> Iterator[T]:
+        """The items one by one, beside a progress bar."""
+        items = items if isinstance(items, Sized) else list(items)
+        bar = Bar(name, len(items))
+        try:
+            for done, item in enumerate(items, 1):
+                yield item
+                bar.show(done, note(item))
+        finally:
+            bar.close()
+
+
+def cell(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def leaf(*numbers: float) -> Tensor:
+    """A parameter of float64, for experiments in which one counts."""
+    return torch.tensor(numbers, dtype=torch.float64, requires_grad=True)
+
+
+def label(axes: Axes, title: str, x: str, y: str) -> None:
+    axes.set(title=title, xlabel=x, ylabel=y)
+
+
+def arrows(axes: Axes, x: Numbers, y: Numbers, colour: str, **line: object) -> None:
+    """A path as a line, with an arrow in the middle of the steps that are long enough to see it."""
+    axes.plot(x, y, ".-", color=colour, markersize=4, **line)  # type: ignore[arg-type]
+    seen = axes.transData.transform(np.column_stack([x, y]))
+    for i in range(len(x) - 1):
+        if np.hypot(*(seen[i + 1] - seen[i])) > 18:
+            middle = (x[i] + x[i + 1]) / 2, (y[i] + y[i + 1]) / 2
+            axes.annotate("", middle, (x[i], y[i]), arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 0})
+
+
+def alone(run: Callable[[Gallery], None]) -> None:
+    """What an experiment's file does when it is run by itself."""
+    module = sys.modules[run.__module__]
+    parser = argparse.ArgumentParser(description=(module.__doc__ or "").splitlines()[0])
+    add_options(parser)
+    args = parser.parse_args()
+    run(Gallery(args.out, args.quick))
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("gallery"), metavar="DIR", help="where pictures go")
+    parser.add_argument("--quick", action="store_true", help="a few steps only: to see that it runs")

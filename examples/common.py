@@ -93,14 +93,14 @@ class Gallery:
         self.print(f"-> {path}")
         return path
 
-    def track(self, items: Iterable[T], name: str, note: Callable[[T], str] = lambda _: "") -> Iterator[T]:
+    def track(self, items: Iterable[T], name: str) -> Iterator[T]:
         """The items one by one, beside a progress bar."""
         items = items if isinstance(items, Sized) else list(items)
         bar = Bar(name, len(items))
         try:
             for done, item in enumerate(items, 1):
                 yield item
-                bar.show(done, note(item))
+                bar.show(done, "")
         finally:
             bar.close()
 
@@ -125,7 +125,8 @@ def arrows(axes: Axes, x: Numbers, y: Numbers, colour: str, **line: object) -> N
     for i in range(len(x) - 1):
         if np.hypot(*(seen[i + 1] - seen[i])) > 18:
             middle = (x[i] + x[i + 1]) / 2, (y[i] + y[i + 1]) / 2
-            axes.annotate("", middle, (x[i], y[i]), arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 0})
+            head = {"arrowstyle": "-|>", "mutation_scale": 10, "color": colour, "shrinkA": 0, "shrinkB": 0}
+            axes.annotate("", middle, (x[i], y[i]), arrowprops=head)
 
 
 def alone(run: Callable[[Gallery], None]) -> None:

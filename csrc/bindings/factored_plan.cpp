@@ -38,6 +38,8 @@ std::string FactoredPlan::declines(const TensorView& param) const {
 
 bool FactoredPlan::runs_on_cuda() const { return false; }
 
+bool FactoredPlan::takes_shards() const { return false; }
+
 unsigned FactoredPlan::states_of(unsigned, const TensorView& param) const {
   return param.ndim > 1 ? kOfMatrix : kOfVector;
 }

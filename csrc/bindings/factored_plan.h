@@ -13,6 +13,7 @@ class FactoredPlan final : public Plan {
  private:
   std::string declines(const TensorView& param) const override;
   bool runs_on_cuda() const override;
+  bool takes_shards() const override;
   unsigned states_of(unsigned used, const TensorView& param) const override;
   bool fits(std::size_t operand, const TensorView& view, const TensorView& param) const override;
   bool blends() const override;

@@ -64,6 +64,7 @@ struct Plan::Group {
 
 struct Plan::Param {
   PyObject* object = nullptr;
+  PyObject* local = nullptr;  // what lies in memory: the object or, of a DTensor, what this process holds of it
   Group* group = nullptr;
   std::size_t index = 0;             // in its group
   PyObject* state = nullptr;         // its dict in optimizer.state; null if it has none
@@ -79,6 +80,8 @@ struct Plan::Param {
   std::array<std::pair<std::byte*, std::byte*>, kMaxOperands + 1 + kMaxScalars> written{};
   // Tensors that were found to mean what lies in their memory, and where that was.
   std::array<std::pair<PyObject*, std::byte*>, kMaxOperands> literal{};
+
+  bool is_shard() const { return local != object; }
 
   // Whether torch negates or conjugates the tensor lazily. Asked again when the object or its memory is another.
   bool is_lazy_now(std::size_t operand, PyObject* tensor, const TensorView& view) {
@@ -345,10 +348,14 @@ void Plan::read_states(const py::object& optimizer) {
 // -- tensors ---------------------------------------------------------------------------------------------------------
 
 // Why the kernels cannot take a parameter, whatever its gradient and states; empty if they can.
-std::string Plan::why_torch(const Param& param, TensorView& view) const {
+std::string Plan::why_torch(Param& param, TensorView& view) {
+  const bool plain = is_plain(param.object);
+  const bool sharded = !plain && is_dtensor(param.object) && takes_shards();
+  param.local = sharded ? held_.emplace_back(local_of(param.object)).ptr() : param.object;
   if (param.group->differentiable) return "differentiable=True";
-  if (!is_plain(param.object)) return "tensor subclass " + type_name(param.object);
-  if (!torch().dlpack.view(param.object, view)) {
+  if (!plain && !sharded) return "tensor subclass " + type_name(param.object);
+  if (!is_plain(param.local)) return "DTensor of a " + type_name(param.local);
+  if (!torch().dlpack.view(param.local, view)) {
     if (py::handle(param.object).attr("is_meta").cast<bool>())
       fail(param, "it is on the meta device and has no memory; call to_empty() first");
     return "no strided memory";
@@ -389,7 +396,7 @@ bool Plan::read_own(Reading& r) {
   r.job.grad_factor = grad_factor_ * param.group->sign;
   r.job.length = 1;
   for (int d = 0; d < own.ndim; ++d) r.job.length *= own.shape[d];
-  if (param.is_lazy_now(kParam, param.object, own)) return r.leave("negated or conjugated parameter");
+  if (param.is_lazy_now(kParam, param.local, own)) return r.leave("negated or conjugated parameter");
 
   // Whether the parameter is packed is remembered with the very shape and strides that it was found for.
   const auto ndim = static_cast<std::size_t>(own.ndim);
@@ -410,6 +417,11 @@ bool Plan::read_own(Reading& r) {
 
 bool Plan::read_gradient(Reading& r) {
   TensorView& view = r.views[kGrad];
+  if (r.param.is_shard()) {
+    if (!is_dtensor(r.grad.ptr())) return r.leave("gradient of a DTensor that is none itself");
+    if (!same_placement(r.grad.ptr(), r.param.object)) return r.leave("DTensor whose gradient is placed otherwise");
+    r.grad = local_of(r.grad.ptr());
+  }
   const auto read = [&] {
     PyObject* grad = r.grad.ptr();
     if (!is_plain(grad)) return r.leave("tensor subclass " + type_name(grad));
@@ -498,6 +510,13 @@ bool Plan::read_state(Reading& r, std::size_t operand, const py::object& name, c
     return true;
   }
   TensorView& view = r.views[operand];
+  py::object local;
+  if (r.param.is_shard()) {
+    if (!is_dtensor(tensor)) return r.leave("state of a DTensor that is none itself");
+    if (!same_placement(tensor, r.param.object)) return r.leave("DTensor one of whose states is placed otherwise");
+    local = local_of(tensor);
+    tensor = local.ptr();
+  }
   if (!is_plain(tensor)) {
     if (PyObject_IsInstance(tensor, torch().tensor_type.ptr()) != 1) fail(r.param, what + " is not a tensor");
     return r.leave("tensor subclass " + type_name(tensor));
@@ -693,6 +712,8 @@ Plan::Path Plan::read_param(Param& param, cuda::DeviceJob& device_job, int& devi
 std::string Plan::declines(const TensorView&) const { return {}; }
 
 bool Plan::runs_on_cuda() const { return true; }
+
+bool Plan::takes_shards() const { return true; }
 
 unsigned Plan::states_of(unsigned used, const TensorView&) const { return used; }
 
@@ -930,6 +951,7 @@ void Plan::run(int threads) {
     Param& param = params_[job_params_[j]];
     param.fresh = false;
     stepped[j] = py::reinterpret_borrow<py::object>(param.object);
+    if (param.is_shard()) stepped.append(py::handle(param.local));
   }
   torch().increment_version(stepped);
   the_stats.kernel["cpu"] += jobs_.size();

@@ -67,6 +67,7 @@ class Plan {
   explicit Plan(const RuleInfo& info);
   virtual std::string declines(const TensorView& param) const;  // why torch has to step it; empty if it need not
   virtual bool runs_on_cuda() const;
+  virtual bool takes_shards() const;  // whether what a process holds of a DTensor can be stepped without the rest
   virtual unsigned states_of(unsigned used, const TensorView& param) const;
   virtual bool fits(std::size_t operand, const TensorView& view, const TensorView& param) const;
   virtual bool blends() const;  // whether the driver moves slow weights
@@ -98,7 +99,7 @@ class Plan {
   void fetch_hyper(Group& group) const;
   void read_states(const pybind11::object& optimizer);
   void gather();
-  std::string why_torch(const Param& param, TensorView& view) const;
+  std::string why_torch(Param& param, TensorView& view);
   Path read_param(Param& param, cuda::DeviceJob& device_job, int& device);
   bool divide_numbers(Reading& r, cuda::DeviceJob& device_job);
   static bool is_aligned(Reading& r);

@@ -36,6 +36,31 @@ bool is_plain(PyObject* tensor) {
   return type == torch().tensor_type.ptr() || type == torch().parameter_type.ptr();
 }
 
+bool is_dtensor(PyObject* tensor) {
+  // Its module is imported by those who have one.
+  static PyObject* type = nullptr;
+  if (type == nullptr) {
+    const py::dict modules = py::module_::import("sys").attr("modules");
+    const py::str name("torch.distributed.tensor");
+    if (!modules.contains(name) || !py::hasattr(modules[name], "DTensor")) return false;
+    type = modules[name].attr("DTensor").cast<py::object>().release().ptr();
+  }
+  return reinterpret_cast<PyObject*>(Py_TYPE(tensor)) == type;
+}
+
+py::object local_of(PyObject* dtensor) {
+  static const auto* const kLocal = new py::str("_local_tensor");
+  return attribute(dtensor, *kLocal);
+}
+
+bool same_placement(PyObject* dtensor, PyObject* other) {
+  static const auto* const kSpec = new py::str("_spec");
+  const py::object spec = attribute(dtensor, *kSpec);
+  const py::object other_spec = attribute(other, *kSpec);
+  return spec.is(other_spec) || (spec.attr("placements").equal(other_spec.attr("placements")) &&
+                                 spec.attr("mesh").equal(other_spec.attr("mesh")));
+}
+
 py::object gradient_of(PyObject* param) {
   if (!is_plain(param)) return py::getattr(param, "grad");
   static PyObject* const kGrad = tensor_member("grad");

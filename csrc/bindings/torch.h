@@ -26,6 +26,15 @@ Torch& torch();
 // Whether it is a torch.Tensor or Parameter itself, not of a subclass.
 bool is_plain(PyObject* tensor);
 
+// Whether it is a torch.distributed.tensor.DTensor, which stands for a tensor that is spread over processes.
+bool is_dtensor(PyObject* tensor);
+
+// What a DTensor holds in this process.
+pybind11::object local_of(PyObject* dtensor);
+
+// Whether two DTensors are spread over the same processes in the same way.
+bool same_placement(PyObject* dtensor, PyObject* other);
+
 // param.grad, which may be None.
 pybind11::object gradient_of(PyObject* param);
 

@@ -16,6 +16,8 @@ from .adam import Adam
 from .adamax import Adamax
 from .adamw import AdamW
 from .asgd import ASGD
+from .catalog import create, list_optimizers
+from .grouping import param_groups
 from .introspect import explain, stats
 from .lbfgs import LBFGS
 from .lion import Lion
@@ -53,10 +55,13 @@ __all__ = [
     "ScheduleLR",
     "SparseAdam",
     "__version__",
+    "create",
     "explain",
+    "list_optimizers",
     "log_to",
     "lr_find",
     "lr_scheduler",
+    "param_groups",
     "schedules",
     "stats",
     "swa_utils",

@@ -1,12 +1,18 @@
-"""The optimizers of this package as a table, made from the classes, the registry of rules and what `explain` says."""
+"""The optimizers of this package by name, and as a table: from the classes, the registry of rules, and `explain`."""
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Iterator
+from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
+
+from .grouping import param_groups
 
 
 def optimizers() -> Iterator[type[Optimizer]]:
@@ -17,6 +23,39 @@ def optimizers() -> Iterator[type[Optimizer]]:
         found = getattr(onepass, name)
         if inspect.isclass(found) and issubclass(found, Optimizer) and hasattr(found, "_state_names"):
             yield found
+
+
+def list_optimizers() -> list[str]:
+    """The names that :func:`create` knows: those of the optimizers, in small letters."""
+    return [found.__name__.lower() for found in optimizers()]
+
+
+def create(name: str, params: nn.Module | ParamsT, **arguments: Any) -> Optimizer:
+    """Makes an optimizer by its name.
+
+    Args:
+        name: Such as ``"adamw"``; see :func:`list_optimizers`. Capital letters, ``_`` and ``-`` do not matter.
+        params: A module, whose named parameters are taken; or what the optimizer's class takes.
+        **arguments: What its class takes besides. For a module, ``no_decay``, ``layer_decay`` and ``lr_scale``
+            are those of :func:`onepass.param_groups`, which is called if one of them is given.
+
+    Raises:
+        ValueError: There is no such optimizer, or an argument is out of its range.
+    """
+    wanted = name.lower().replace("_", "").replace("-", "")
+    known = {found.__name__.lower(): found for found in optimizers()}
+    if wanted not in known:
+        close = difflib.get_close_matches(wanted, known, 1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
+        raise ValueError(f"there is no optimizer {name!r}: {hint}")
+    if isinstance(params, nn.Module):
+        grouping = {key: arguments.pop(key) for key in ("no_decay", "layer_decay", "lr_scale") if key in arguments}
+        if grouping:
+            both = {key: arguments[key] for key in ("lr", "weight_decay") if key in arguments}
+            params = param_groups(params, **both, **grouping)
+        else:
+            params = params.named_parameters()
+    return known[wanted](params, **arguments)
 
 
 def takes_sparse(optimizer: type[Optimizer]) -> bool:

@@ -227,9 +227,11 @@ def test_the_table_reads_well():
     opt.param_groups[1]["params"][0].grad = torch.eye(4, 2, dtype=torch.float64).to_sparse()
     assert str(onepass.explain(opt)).splitlines() == [
         f"Adam, kernels for {onepass._core.isa()}",
-        "  group 0, parameter 0 weight: float32 [2, 3] -> kernel",
-        "  group 0, parameter 1 bias: float32 [2] -> kernel (no gradient now)",
-        "  group 1, parameter 0 table: float64 [4, 2] -> torch (sparse gradient)",
+        "  group 0: lr 0.001, weight_decay 0",
+        "    parameter 0 weight: float32 [2, 3] -> kernel",
+        "    parameter 1 bias: float32 [2] -> kernel (no gradient now)",
+        "  group 1: lr 0.001, weight_decay 0",
+        "    parameter 0 table: float64 [4, 2] -> torch (sparse gradient)",
     ]
 
 

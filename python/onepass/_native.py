@@ -60,6 +60,12 @@ def number(value: float | Tensor) -> float:
     return value.item() if isinstance(value, Tensor) else float(value)
 
 
+def hyperparameters(group: dict[str, Any]) -> dict[str, float]:
+    """Learning rate and weight decay of a group, where it has them."""
+    names = [name for name in ("lr", "weight_decay") if isinstance(group.get(name), int | float | Tensor)]
+    return {name: number(group[name]) for name in names}
+
+
 def _with_hooks(update: Step, self: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The step between the hooks, as torch's wrapper calls them."""
     everyones = torch_optimizer._global_optimizer_pre_hooks.values()

@@ -8,7 +8,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from . import _core
-from ._native import Native
+from ._native import Native, hyperparameters
 from .lbfgs import LBFGS
 from .lookahead import Lookahead
 
@@ -29,16 +29,20 @@ class Row:
 class Explanation(list[Row]):
     """A list of :class:`Row`, one for each parameter in order; printed, a table."""
 
-    def __init__(self, title: str, rows: list[Row]) -> None:
+    def __init__(self, title: str, rows: list[Row], groups: list[dict[str, Any]]) -> None:
         super().__init__(rows)
         self.title = title
+        self.groups = [hyperparameters(group) for group in groups]  #: of each, learning rate and weight decay
 
     def __str__(self) -> str:
         lines = [self.title]
-        for row in self:
-            name = f" {row.name}" if row.name else ""
-            what = f"  group {row.group}, parameter {row.index}{name}: {row.dtype} {list(row.shape)}"
-            lines.append(f"{what} -> {row.path}" + (f" ({row.reason})" if row.reason else ""))
+        for index, group in enumerate(self.groups):
+            told = ", ".join(f"{name} {value:g}" for name, value in group.items())
+            lines.append(f"  group {index}: {told}" if told else f"  group {index}")
+            for row in (row for row in self if row.group == index):
+                name = f" {row.name}" if row.name else ""
+                what = f"    parameter {row.index}{name}: {row.dtype} {list(row.shape)}"
+                lines.append(f"{what} -> {row.path}" + (f" ({row.reason})" if row.reason else ""))
         return "\n".join(lines)
 
 
@@ -71,7 +75,7 @@ def explain(optimizer: Optimizer) -> Explanation:
         p = held["params"][index]
         name = next(iter(held.get("param_names", [])[index : index + 1]), None)
         rows.append(Row(group, index, name, tuple(p.shape), str(p.dtype).removeprefix("torch."), path, reason))
-    return Explanation(title, rows)
+    return Explanation(title, rows, optimizer.param_groups)
 
 
 def stats() -> dict[str, dict[str, Any]]:

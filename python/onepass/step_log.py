@@ -13,9 +13,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from . import _core
-from ._native import number
-
-HYPERPARAMETERS = ("lr", "weight_decay")
+from ._native import hyperparameters
 
 
 class Writer(Protocol):
@@ -151,10 +149,9 @@ class StepLog:
             return None
         groups = optimizer.param_groups
         scalars = {
-            f"{name}/{index}": number(group[name])
-            for name in HYPERPARAMETERS
+            f"{name}/{index}": value
             for index, group in enumerate(groups)
-            if isinstance(group.get(name), int | float | Tensor)
+            for name, value in hyperparameters(group).items()
         }
         # GradScaler's scale is still in the gradients that it leaves to the step to unscale; afterwards it may be gone.
         grad_norm = None if has_closure else _grad_norm(optimizer)

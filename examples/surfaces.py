@@ -2,7 +2,7 @@
 
 What they keep of the gradients tells them apart: in Rosenbrock's valley the next gradient points across, at the saddle
 of x^2 - y^2 it nearly vanishes along the way out, and on Beale's function the same start leads to different ends. The
-curvature answers the first: LBFGS gathers it, and a Newton step asks the Hessian; on a quadratic a single one is enough.
+curvature answers the first: LBFGS gathers it, a Newton step takes the Hessian's, and on a quadratic one such step is enough.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path as PathOfFile
 from typing import Any
 
 import matplotlib
 import numpy as np
 import onepass
 import torch
-from matplotlib.animation import PillowWriter
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from onepass.examples.common import (
     BLUE,
     CYCLE,
     GREEN,
-    GREY,
     INK,
     ORANGE,
     STYLE,
@@ -34,6 +34,7 @@ from onepass.examples.common import (
     label,
     leaf,
 )
+from PIL import Image
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -79,23 +80,23 @@ def quadratic(x: Any, y: Any) -> Any:
     return (along**2 + CONDITION * across**2) / 2
 
 
-STEEP = np.geomspace(0.1, 3000, 14)
+STEEP = np.geomspace(0.1, 3000, 12)
 HILLS = np.linspace(0.1, 1.1, 6) ** 2
 SURFACES = (
     Surface("Rosenbrock", rosenbrock, (-1.2, 1.0), 600, 1e-2, ((-1.8, 1.8), (-0.8, 2.2)), STEEP, (1.0, 1.0)),
     Surface(
-        "x² - y²", saddle, (1.0, 1e-3), 150, -0.5, ((-1.2, 1.2), (-1.2, 1.2)), np.concatenate([-HILLS[::-1], HILLS])
+        "x² - y²", saddle, (1.0, 1e-3), 150, -0.5, ((-0.6, 1.2), (-0.6, 1.2)), np.concatenate([-HILLS[::-1], HILLS])
     ),
-    Surface("Beale", beale, (0.3, 1.3), 400, 1e-2, ((-4.0, 4.0), (-1.2, 2.4)), STEEP, (3.0, 0.5)),
+    Surface("Beale", beale, (0.3, 1.3), 400, 1e-2, ((-2.8, 3.8), (-0.9, 2.0)), STEEP, (3.0, 0.5)),
 )
 BENT = (
     Surface(
         f"Quadratic of condition {CONDITION}",
         quadratic,
-        (-1.0, 2.0),
-        300,
+        (2.2, 2.0),
+        400,
         1e-10,
-        ((-2.2, 2.2), (-1.4, 2.4)),
+        ((-0.6, 3.0), (-0.4, 2.2)),
         np.geomspace(0.03, 200, 12),
         (0.0, 0.0),
     ),
@@ -139,7 +140,7 @@ class Method:
 
 
 # An iteration each step. The limit of evaluations would be one, too, and the search along the line could not search.
-LBFGS_OPTIONS = {"max_iter": 1, "max_eval": 25, "line_search_fn": "strong_wolfe"}
+LBFGS_OPTIONS = {"max_iter": 1, "max_eval": 25, "tolerance_change": 1e-16, "line_search_fn": "strong_wolfe"}
 
 # Rates are chosen by hand from 1, 2 and 5 times the powers of ten; all that is not said is the default.
 # - Where a step is as long as the gradient, Rosenbrock's walls allow no more than 0.002. RAdam begins with five such
@@ -154,11 +155,11 @@ FAMILIES: dict[str, dict[str, Method]] = {
         "SGD, momentum 0.9": Method(onepass.SGD, (1e-3, 0.02, 2e-3), {"momentum": 0.9}),
         "SGD, Nesterov 0.9": Method(onepass.SGD, (1e-3, 0.02, 2e-3), {"momentum": 0.9, "nesterov": True}),
         "ASGD": Method(onepass.ASGD, (1e-3, 0.05, 5e-3)),
-        "Lookahead over SGD": Method(lookahead, (2e-3, 0.02, 5e-3), {"momentum": 0.9}),
+        "Lookahead over SGD": Method(lookahead, (1e-3, 0.02, 5e-3), {"momentum": 0.9}),
     },
     "Its sign, its direction,\nthe curvature": {
         "Rprop": Method(onepass.Rprop, (0.05, 0.01, 0.1)),
-        "Lion": Method(onepass.Lion, (0.01, 0.02, 0.05)),
+        "Lion": Method(onepass.Lion, (0.01, 0.02, 0.02)),
         "Muon": Method(onepass.Muon, (0.01, 0.05, 0.05), {"weight_decay": 0.0}, shape=(1, 2)),  # takes matrices only
         "LBFGS": Method(onepass.LBFGS, (1.0, 1.0, 1.0), LBFGS_OPTIONS),
     },
@@ -198,11 +199,9 @@ class Path:
         below = np.flatnonzero(self.loss < bound)
         return int(below[0]) if len(below) else "-"
 
-    def until(self, step: int) -> Numbers:
-        return self.at[: step + 1]
-
 
 def travel(surface: Surface, method: Method, lr: float, steps: int) -> Path:
+    """The path of so many steps; a shorter one if it stands still, or leaves a surface that has no minimum."""
     p = leaf(*surface.start).detach().view(method.shape).requires_grad_()
     optimizer = method.make([p], lr=lr, **method.options)
     evaluations = 0
@@ -217,9 +216,11 @@ def travel(surface: Surface, method: Method, lr: float, steps: int) -> Path:
         return loss
 
     seen = [p.detach().flatten().tolist()]
-    while len(seen) <= steps and not (surface.minimum is None and surface.leaves(*seen[-1])):
+    for _ in range(steps):
         optimizer.step(closure)
         seen.append(p.detach().flatten().tolist())
+        if seen[-1] == seen[-2] or (surface.minimum is None and surface.leaves(*seen[-1])):
+            break
     at = np.array(seen)
     return Path(at, surface.f(*at.T), evaluations)
 
@@ -229,7 +230,7 @@ def travel(surface: Surface, method: Method, lr: float, steps: int) -> Path:
 
 def draw_surface(axes: Axes, surface: Surface) -> None:
     x, y = (np.linspace(*span, 160) for span in surface.frame)
-    axes.contour(x, y, surface.f(x, y[:, None]), surface.levels, colors=GREY, alpha=0.45, linewidths=0.6)
+    axes.contour(x, y, surface.f(x, y[:, None]), surface.levels, colors="#b9c0c7", linestyles="-", linewidths=0.6)
     axes.set(xlim=surface.frame[0], ylim=surface.frame[1])
     axes.plot(*surface.start, "o", color=INK, markersize=5, zorder=4)
     if surface.minimum:
@@ -237,17 +238,17 @@ def draw_surface(axes: Axes, surface: Surface) -> None:
     axes.grid(False)
 
 
-def marks(end: str, star: str = "minimum") -> list[Line2D]:
-    """What stands in every legend: a start, an end, a minimum."""
-    line: dict[str, Any] = {"linestyle": "", "color": INK}
+def marks() -> list[Line2D]:
+    """The entries of a legend for start, end and minimum."""
+    shapes = {"start": ("o", 5), "end": ("X", 7), "minimum": ("*", 10)}
     return [
-        Line2D([], [], marker="o", markersize=5, label="start", **line),
-        Line2D([], [], marker=end, markersize=6, label="end", **line),
-        Line2D([], [], marker="*", markersize=10, label=star, **line),
+        Line2D([], [], linestyle="", color=INK, marker=marker, markersize=size, label=name)
+        for name, (marker, size) in shapes.items()
     ]
 
 
-LINES = ("-", "-", "-", (0, (4, 3)), "-", (0, (2, 2)))  # dashes for those that lie upon another
+UPON = {"ASGD": (0, (4, 3)), "Lion": (0, (4, 3)), "SparseAdam": (0, (1, 2))}  # dashes for what lies upon another
+COLOURS = (*CYCLE[:5], INK)
 
 
 def draw_all(figure: Figure, paths: dict[tuple[str, str], Path]) -> None:
@@ -255,10 +256,11 @@ def draw_all(figure: Figure, paths: dict[tuple[str, str], Path]) -> None:
     for row, (family, methods) in zip(grid, FAMILIES.items(), strict=True):
         for axes, surface in zip(row, SURFACES, strict=True):
             draw_surface(axes, surface)
-            for name, colour, line in zip(methods, CYCLE, LINES, strict=False):
+            for name, colour in zip(methods, COLOURS, strict=False):
                 at = paths[name, surface.name].at
-                axes.plot(*at.T, color=colour, linestyle=line, linewidth=1.3, label=name, zorder=3)
-                axes.plot(*at[-1], "X", color=colour, markersize=7, markeredgecolor="white", zorder=5)
+                axes.plot(*at.T, color=colour, linestyle=UPON.get(name, "-"), linewidth=1.3, label=name, zorder=3)
+                if not surface.leaves(*at[-1]):
+                    axes.plot(*at[-1], "X", color=colour, markersize=7, markeredgecolor="white", zorder=5)
         lines = [line for line in row[-1].lines if not line.get_label().startswith("_")]
         row[-1].legend(handles=lines, title=family, loc="center left", bbox_to_anchor=(1, 0.5), alignment="left")
         row[0].set_ylabel("y")
@@ -266,44 +268,59 @@ def draw_all(figure: Figure, paths: dict[tuple[str, str], Path]) -> None:
         axes.set_title(f"{surface.name}, {surface.steps} steps" + ("" if surface.minimum else " or until it leaves"))
     for axes in grid[-1]:
         axes.set_xlabel("x")
-    figure.legend(handles=marks("X"), loc="outside lower right", ncols=3)
+    figure.legend(handles=marks(), loc="outside lower right", ncols=3)
 
 
 MARKERS = ("o", "s", "^", "D")  # one for each family
-FPS, TRAIL = 12, 12  # frames
+FRAME_MS, TRAIL = 80, 12  # how long a frame is seen, and for how many frames the past is
 
 
 def animate(gallery: Gallery, paths: dict[tuple[str, str], Path], frames: int) -> None:
     """All of them at once; what happens early is shown slowly, as the step grows with the square of the time."""
-    with matplotlib.rc_context({**STYLE, "font.size": 8.5, "legend.fontsize": 8, "axes.titlesize": 9.5}):
-        figure = Figure(figsize=(11, 3.6))
+    small = {"font.size": 8.5, "legend.fontsize": 8, "axes.titlesize": 9.5}
+    with matplotlib.rc_context({**STYLE, **small}):
+        figure = Figure(figsize=(11, 3.9), dpi=100)
+        canvas = FigureCanvasAgg(figure)
         panels = figure.subplots(1, len(SURFACES))
-        dots: dict[tuple[str, str], tuple[Line2D, Line2D]] = {}
         for axes, surface in zip(panels, SURFACES, strict=True):
             draw_surface(axes, surface)
-            axes.set_title(surface.name)
-            for methods, marker in zip(FAMILIES.values(), MARKERS, strict=True):
-                for name, colour in zip(methods, CYCLE, strict=False):
-                    (trail,) = axes.plot([], [], color=colour, linewidth=1.1)
-                    (dot,) = axes.plot([], [], marker, color=colour, markersize=6, markeredgecolor="white", label=name)
-                    dots[name, surface.name] = trail, dot
-        handles = [dots[name, SURFACES[-1].name][1] for name in METHODS]
+            label(axes, surface.name, "x", "y")
+        movers = [movers_in(axes) for axes in panels]
+        handles = [dot for _, dot in movers[0].values()]
         figure.legend(handles=handles, loc="outside right center")
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # where things are does not change from frame to frame
 
-        writer = PillowWriter(fps=FPS)
-        with writer.saving(figure, str(gallery.path("surfaces.gif")), dpi=80):
-            for frame in gallery.track(range(frames), "frames"):
-                for axes, surface in zip(panels, SURFACES, strict=True):
-                    now, then = (shown_at(f, frames, surface.steps) for f in (frame, frame - TRAIL))
-                    axes.set_title(f"{surface.name}, step {now}")
-                    for name in METHODS:
-                        trail, dot = dots[name, surface.name]
-                        at = paths[name, surface.name].until(now)
-                        trail.set_data(*at[min(then, len(at) - 1) :].T)
-                        dot.set_data(*at[-1:].T)
-                writer.grab_frame()
+        images = []
+        for frame in gallery.track(range(frames), "frames"):
+            for axes, surface, inside in zip(panels, SURFACES, movers, strict=True):
+                then, now = (shown_at(f, frames, surface.steps) for f in (frame - TRAIL, frame))
+                axes.set_title(f"{surface.name}, step {now}")
+                for name, (trail, dot) in inside.items():
+                    at = paths[name, surface.name].at[: now + 1]
+                    trail.set_data(*at[min(then, len(at) - 1) :].T)
+                    dot.set_data(*at[-1:].T)
+            canvas.draw()
+            images.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))
+    write_gif(images, gallery.path("surfaces.gif"))
+
+
+def movers_in(axes: Axes) -> dict[str, tuple[Line2D, Line2D]]:
+    """A trail and a dot for each optimizer."""
+    movers = {}
+    for methods, marker in zip(FAMILIES.values(), MARKERS, strict=True):
+        for name, colour in zip(methods, COLOURS, strict=False):
+            (trail,) = axes.plot([], [], color=colour, linewidth=1.1)
+            (dot,) = axes.plot([], [], marker, color=colour, markersize=6, markeredgecolor="white", label=name)
+            movers[name] = trail, dot
+    return movers
+
+
+def write_gif(images: list[Image.Image], path: PathOfFile) -> None:
+    """All frames in the same colours: so what has not moved is stored once, and a file is a third as large."""
+    palette = images[-1].quantize(64)
+    first, *others = (image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images)
+    first.save(path, save_all=True, append_images=others, duration=FRAME_MS, loop=0)
 
 
 def shown_at(frame: int, frames: int, steps: int) -> int:
@@ -314,19 +331,18 @@ def shown_at(frame: int, frames: int, steps: int) -> int:
 def draw_curvature(figure: Figure, paths: dict[tuple[str, str], Path]) -> None:
     for (left, right), surface in zip(figure.subplots(2, 2), BENT, strict=True):
         draw_surface(left, surface)
+        lowest = surface.bound / 1e10
         for name, colour in zip(CURVATURE, (ORANGE, BLUE, GREEN), strict=True):
             path = paths[name, surface.name]
-            left.plot(*path.at.T, ".-", color=colour, markersize=4, linewidth=1.1, label=name)
-            # A loss of zero has no place on a logarithmic axis: the line ends at the bottom of it.
-            shown = np.maximum(path.loss, 1e-30)
-            right.plot(shown, ".-", color=colour, markersize=4, label=f"{name}, {path.evaluations:,} gradients")
+            left.plot(*path.at.T, ".-", color=colour, markersize=3.5, linewidth=1, label=name)
+            # A loss of zero has no place on a logarithmic axis: the line leaves the picture.
+            right.plot(np.maximum(path.loss, 1e-99), ".-", color=colour, markersize=3.5, linewidth=1.2, label=name)
         label(left, surface.name, "x", "y")
         right.set_xscale("symlog", linthresh=10)
         right.set_yscale("log")
-        right.set_xlim(0)
-        label(right, "Loss", "iteration", "loss")
-        right.legend(loc="lower right")
-        left.legend(loc="lower right")
+        right.set(xlim=0, ylim=lowest)
+        label(right, "Its loss", "iteration", "loss")
+        right.legend(loc="lower left")
 
 
 def run(gallery: Gallery) -> None:
@@ -347,7 +363,7 @@ def run(gallery: Gallery) -> None:
         )
         gallery.print()
 
-    with gallery.picture("surfaces", 11, 11) as figure:
+    with gallery.picture("surfaces", 11, 10, colours=128) as figure:
         draw_all(figure, paths)
     animate(gallery, paths, 3 if gallery.quick else 80)
 
@@ -356,7 +372,18 @@ def run(gallery: Gallery) -> None:
         for name, method in CURVATURE.items():
             longest = surface.steps if name == "gradient descent" else 60
             bent[name, surface.name] = travel(surface, method, method.rates[i], 20 if gallery.quick else longest)
-    with gallery.picture("surfaces_curvature", 9, 7) as figure:
+    for surface in BENT:
+        gallery.print(f"{surface.name} from {surface.start}")
+        gallery.table(
+            ["", "steps", "gradients", "loss at the end", f"steps to a loss below {surface.bound:g}"],
+            (
+                [name, len(path.at) - 1, path.evaluations, path.loss[-1], path.steps_to(surface.bound)]
+                for name in CURVATURE
+                for path in [bent[name, surface.name]]
+            ),
+        )
+        gallery.print()
+    with gallery.picture("surfaces_curvature", 9, 7, colours=128) as figure:
         draw_curvature(figure, bent)
 
 

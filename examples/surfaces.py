@@ -2,7 +2,7 @@
 
 What they keep of the gradients tells them apart: in Rosenbrock's valley the next gradient points across, at the saddle
 of x^2 - y^2 it nearly vanishes along the way out, and on Beale's function the same start leads to different ends. The
-curvature answers the first: LBFGS gathers it, a Newton step takes the Hessian's, and on a quadratic one such step is enough.
+curvature answers the first: LBFGS gathers it, a Newton step has it from the Hessian; a quadratic takes one such step.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ import onepass
 import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from onepass.examples.common import (
     BLUE,
     CYCLE,
     GREEN,
+    GREY,
     INK,
     ORANGE,
     STYLE,
@@ -167,13 +169,13 @@ FAMILIES: dict[str, dict[str, Method]] = {
         "Adagrad": Method(onepass.Adagrad, (0.5, 0.1, 1.0)),
         "Adadelta": Method(onepass.Adadelta, (1.0, 1.0, 2.0)),
         "RMSprop": Method(onepass.RMSprop, (0.01, 0.02, 0.1), {"alpha": 0.9}),
-        "Adafactor": Method(onepass.Adafactor, (0.5, 0.1, 0.2)),
+        "Adafactor": Method(onepass.Adafactor, (0.05, 0.1, 0.02)),
     },
     "Both: Adam\nand its kin": {
         "Adam": Method(onepass.Adam, (0.1, 0.05, 0.2)),
         "AdamW": Method(onepass.AdamW, (0.1, 0.05, 0.2)),
         "Adamax": Method(onepass.Adamax, (0.2, 0.05, 0.5)),
-        "NAdam": Method(onepass.NAdam, (0.05, 0.05, 0.2)),
+        "NAdam": Method(onepass.NAdam, (0.05, 0.05, 0.05)),
         "RAdam": Method(onepass.RAdam, (5e-3, 0.1, 0.01)),
         "SparseAdam": Method(onepass.SparseAdam, (0.1, 0.05, 0.2), gradient=sparse),
     },
@@ -201,7 +203,10 @@ class Path:
 
 
 def travel(surface: Surface, method: Method, lr: float, steps: int) -> Path:
-    """The path of so many steps; a shorter one if it stands still, or leaves a surface that has no minimum."""
+    """The path of so many steps; a shorter one if it stands still, or leaves a surface that has no minimum.
+
+    Rprop rests for a step where all signs have turned: it takes two to be sure.
+    """
     p = leaf(*surface.start).detach().view(method.shape).requires_grad_()
     optimizer = method.make([p], lr=lr, **method.options)
     evaluations = 0
@@ -219,7 +224,7 @@ def travel(surface: Surface, method: Method, lr: float, steps: int) -> Path:
     for _ in range(steps):
         optimizer.step(closure)
         seen.append(p.detach().flatten().tolist())
-        if seen[-1] == seen[-2] or (surface.minimum is None and surface.leaves(*seen[-1])):
+        if seen[-3:] == 3 * seen[-1:] or (surface.minimum is None and surface.leaves(*seen[-1])):
             break
     at = np.array(seen)
     return Path(at, surface.f(*at.T), evaluations)
@@ -258,7 +263,7 @@ def draw_all(figure: Figure, paths: dict[tuple[str, str], Path]) -> None:
             draw_surface(axes, surface)
             for name, colour in zip(methods, COLOURS, strict=False):
                 at = paths[name, surface.name].at
-                axes.plot(*at.T, color=colour, linestyle=UPON.get(name, "-"), linewidth=1.3, label=name, zorder=3)
+                axes.plot(*at.T, color=colour, linestyle=UPON.get(name, "-"), linewidth=1.2, label=name, zorder=3)
                 if not surface.leaves(*at[-1]):
                     axes.plot(*at[-1], "X", color=colour, markersize=7, markeredgecolor="white", zorder=5)
         lines = [line for line in row[-1].lines if not line.get_label().startswith("_")]
@@ -298,7 +303,7 @@ def animate(gallery: Gallery, paths: dict[tuple[str, str], Path], frames: int) -
                 axes.set_title(f"{surface.name}, step {now}")
                 for name, (trail, dot) in inside.items():
                     at = paths[name, surface.name].at[: now + 1]
-                    trail.set_data(*at[min(then, len(at) - 1) :].T)
+                    trail.set_data(*at[max(0, len(at) - 1 - (now - then)) :].T)
                     dot.set_data(*at[-1:].T)
             canvas.draw()
             images.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))
@@ -317,8 +322,10 @@ def movers_in(axes: Axes) -> dict[str, tuple[Line2D, Line2D]]:
 
 
 def write_gif(images: list[Image.Image], path: PathOfFile) -> None:
-    """All frames in the same colours: so what has not moved is stored once, and a file is a third as large."""
-    palette = images[-1].quantize(64)
+    """All frames in the same few colours: so what has not moved is stored once, and a file is a tenth as large."""
+    tints = [1 - part * (1 - np.array(to_rgb(c))) for c in (*COLOURS, GREY) for part in (1, 0.8, 0.6, 0.4, 0.2, 0)]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(np.rint(255 * np.concatenate(tints)).astype(int).tolist())
     first, *others = (image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images)
     first.save(path, save_all=True, append_images=others, duration=FRAME_MS, loop=0)
 
@@ -342,7 +349,7 @@ def draw_curvature(figure: Figure, paths: dict[tuple[str, str], Path]) -> None:
         right.set_yscale("log")
         right.set(xlim=0, ylim=lowest)
         label(right, "Its loss", "iteration", "loss")
-        right.legend(loc="lower left")
+        right.legend(loc="upper right")
 
 
 def run(gallery: Gallery) -> None:

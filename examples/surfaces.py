@@ -161,7 +161,7 @@ FAMILIES: dict[str, dict[str, Method]] = {
     },
     "Its sign, its direction,\nthe curvature": {
         "Rprop": Method(onepass.Rprop, (0.05, 0.01, 0.1)),
-        "Lion": Method(onepass.Lion, (0.01, 0.02, 0.02)),
+        "Lion": Method(onepass.Lion, (0.01, 0.02, 0.01)),
         "Muon": Method(onepass.Muon, (0.01, 0.05, 0.05), {"weight_decay": 0.0}, shape=(1, 2)),  # takes matrices only
         "LBFGS": Method(onepass.LBFGS, (1.0, 1.0, 1.0), LBFGS_OPTIONS),
     },
@@ -303,7 +303,9 @@ def animate(gallery: Gallery, paths: dict[tuple[str, str], Path], frames: int) -
                 axes.set_title(f"{surface.name}, step {now}")
                 for name, (trail, dot) in inside.items():
                     at = paths[name, surface.name].at[: now + 1]
-                    trail.set_data(*at[max(0, len(at) - 1 - (now - then)) :].T)
+                    # What has left the frame would be seen no more: there the whole path stays.
+                    begin = min(then, len(at) - 1) if surface.minimum else 0
+                    trail.set_data(*at[begin:].T)
                     dot.set_data(*at[-1:].T)
             canvas.draw()
             images.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))

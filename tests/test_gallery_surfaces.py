@@ -1,4 +1,4 @@
-"""The gallery's surfaces: paths are those of torch.optim, or of the formula, and each surface teaches what it should."""
+"""The gallery's surfaces: paths are those of torch.optim, or of the formula, and surfaces teach what they should."""
 
 from dataclasses import replace
 
@@ -12,6 +12,8 @@ from PIL import Image
 ROSENBROCK, SADDLE, BEALE = surfaces.SURFACES
 QUADRATIC, STEEP = surfaces.BENT
 STEPS = 60
+# Where steps jump from wall to wall, each multiplies what was a difference in the last place.
+TIGHT_FOR = {("RMSprop", "Beale"): 20, ("Adafactor", "Rosenbrock"): 20}
 GRADIENTS = {
     "Rosenbrock": lambda x, y: (2 * (x - 1) - 400 * x * (y - x * x), 200 * (y - x * x)),
     "x² - y²": lambda x, y: (2 * x, -2 * y),
@@ -59,9 +61,14 @@ def optimizers_of_torch():
 def test_a_path_is_that_of_torch(name, surface):
     at = path_of(surface, name).at
     assert len(at) == STEPS + 1 or (surface is SADDLE and surface.leaves(*at[-1])) or name == "LBFGS"
-    # LBFGS divides differences of gradients that become nothing.
-    rtol, atol = (1e-6, 1e-6) if name == "LBFGS" else (1e-10, 1e-12)
-    np.testing.assert_allclose(at, path_by_torch(surface, name, len(at) - 1), rtol=rtol, atol=atol)
+    wanted = path_by_torch(surface, name, len(at) - 1)
+    if (name, surface) == ("LBFGS", SADDLE):  # its search goes on for ever: how far it gets is up to rounding
+        at, wanted = at[:-1], wanted[:-1]
+    tight = TIGHT_FOR.get((name, surface.name), STEPS + 1)
+    # torch keeps NAdam's product of momenta in float32.
+    rtol, atol = (1e-8, 1e-8) if name == "NAdam" else (1e-10, 1e-10)
+    np.testing.assert_allclose(at[:tight], wanted[:tight], rtol=rtol, atol=atol)
+    np.testing.assert_allclose(at, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_only_two_have_no_class_in_torch():
@@ -165,8 +172,9 @@ def test_beale_has_several_ends():
     np.testing.assert_allclose(GRADIENTS["Beale"](0.0, 1.0), (0, 0))
 
 
-def test_sparse_adam_is_adam():
-    np.testing.assert_array_equal(path_of(BEALE, "SparseAdam").at, path_of(BEALE, "Adam").at)
+def test_sparse_adam_is_adam_but_for_where_eps_stands():
+    np.testing.assert_allclose(path_of(BEALE, "SparseAdam").at, path_of(BEALE, "Adam").at, rtol=1e-5)
+    assert (path_of(BEALE, "SparseAdam").at[1] != path_of(BEALE, "Adam").at[1]).all()
 
 
 def test_surfaces_pictures(tmp_path, capsys):

@@ -16,6 +16,7 @@ from .adam import Adam
 from .adamax import Adamax
 from .adamw import AdamW
 from .asgd import ASGD
+from .backward import step_in_backward
 from .catalog import create, list_optimizers
 from .grouping import param_groups
 from .introspect import explain, stats
@@ -64,6 +65,7 @@ __all__ = [
     "param_groups",
     "schedules",
     "stats",
+    "step_in_backward",
     "swa_utils",
 ]
 

@@ -1,0 +1,210 @@
+"""step_in_backward: the same bits as a step after the backward, one gradient at a time."""
+
+import copy
+
+import onepass
+import pytest
+import torch
+from cases import ROWS, for_rows
+from contract import assert_same, snapshot
+from torch import nn
+
+
+def net(dtype=torch.float32):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 5, bias=False), nn.Tanh(), nn.Linear(5, 2)).to(dtype)
+
+
+def loss_of(model, t):
+    generator = torch.Generator().manual_seed(t)
+    x = torch.randn(4, 3, generator=generator).to(next(model.parameters()).dtype)
+    return model(x).square().sum()
+
+
+def plain(model, opt, t):
+    opt.zero_grad()
+    loss_of(model, t).backward()
+    opt.step()
+
+
+def in_backward(model, opt, t):
+    loss_of(model, t).backward()
+
+
+def pair(cls=onepass.AdamW, params=lambda model: model.parameters(), dtype=torch.float32, **arguments):
+    """Two equal models with optimizers; the second is stepped in backward."""
+    models = net(dtype), net(dtype)
+    opts = [cls(params(model), **arguments) for model in models]
+    return models, opts, onepass.step_in_backward(opts[1])
+
+
+def assert_equal(opts):
+    assert_same(*map(snapshot, opts))
+    assert_same(*(opt.state_dict() for opt in opts))
+
+
+WHOLE = ("LBFGS", "SparseAdam")  # the one needs closures, the other sparse gradients
+rows = for_rows([row for row in ROWS if row.name not in WHOLE])
+
+
+@rows
+@pytest.mark.parametrize("whose", ["ours", "theirs"])
+def test_every_optimizer_ends_at_the_same_bits(row, whose):
+    matrices = row.name == "Muon"
+    models, opts, _ = pair(
+        getattr(row, whose),
+        lambda model: [p for p in model.parameters() if p.ndim == 2 or not matrices],
+        **row.full,
+    )
+    for t in range(4):
+        for model, opt, train in zip(models, opts, (plain, in_backward), strict=True):
+            train(model, opt, t)
+            if matrices:
+                model.zero_grad()
+    assert_equal(opts)
+    assert all(p.grad is None for group in opts[1].param_groups for p in group["params"])
+
+
+def test_kernels_do_it(kernels_only):
+    models, opts, _ = pair(lr=0.1)
+    in_backward(models[1], opts[1], 0)
+
+
+def test_one_gradient_at_a_time():
+    models, opts, _ = pair(lr=0.1)
+    held = []
+    for p in models[1].parameters():
+        p.register_post_accumulate_grad_hook(
+            lambda _: held.append(sum(q.grad is not None for q in models[1].parameters()))
+        )
+    in_backward(models[1], opts[1], 0)
+    assert held == [0] * 5  # the update came first
+
+
+def test_the_loop_may_stay_as_it_is_with_schedulers_and_hooks():
+    models, opts, _ = pair(lr=0.1, weight_decay=0.1)
+    schedulers = [torch.optim.lr_scheduler.ExponentialLR(opt, 0.5) for opt in opts]
+    calls = []
+    opts[1].register_step_post_hook(lambda *_: calls.append(1))
+    for t in range(4):
+        for model, opt, scheduler in zip(models, opts, schedulers, strict=True):
+            plain(model, opt, t)
+            scheduler.step()
+    assert_equal(opts)
+    assert calls == [1] * 4
+
+
+def test_accumulation():
+    models, opts, handle = pair(lr=0.1)
+    for t in range(0, 6, 3):
+        opts[0].zero_grad()
+        for micro in range(t, t + 3):
+            loss_of(models[0], micro).backward()
+        opts[0].step()
+        with handle.accumulate():
+            loss_of(models[1], t).backward()
+            with handle.accumulate():
+                loss_of(models[1], t + 1).backward()
+        loss_of(models[1], t + 2).backward()
+    assert_equal(opts)
+
+
+def test_tied_parameters_are_stepped_once():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(3, 3)
+            self.second = nn.Linear(3, 3)
+            self.second.weight = self.first.weight
+
+        def forward(self, x):
+            return self.second(self.first(x))
+
+    torch.manual_seed(0)
+    models = Tied(), Tied()
+    models[1].load_state_dict(models[0].state_dict())
+    opts = [onepass.AdamW(model.parameters(), lr=0.1) for model in models]
+    onepass.step_in_backward(opts[1])
+    for t in range(3):
+        plain(models[0], opts[0], t)
+        in_backward(models[1], opts[1], t)
+    assert_equal(opts)
+    assert [float(s["step"]) for s in opts[1].state.values()] == [3.0] * 3
+
+
+def test_groups_that_come_and_parameters_that_thaw():
+    def some(model):
+        model[0].bias.requires_grad_(False)
+        return [*model[0].parameters(), *model[2].parameters()]
+
+    models, opts, _ = pair(params=some, lr=0.1)
+    for t in range(6):
+        for model, opt in zip(models, opts, strict=True):
+            if t == 2:
+                model[0].bias.requires_grad_(True)
+                opt.add_param_group({"params": list(model[4].parameters()), "lr": 0.3})
+                model.zero_grad()  # what the frozen ones have had
+            plain(model, opt, t)
+    assert_equal(opts)
+    loss_of(models[1], 9).backward()
+    assert all(p.grad is None for p in models[1].parameters())
+
+
+def test_a_parameter_that_the_optimizer_no_longer_has_is_left_alone():
+    models, opts, _ = pair(lr=0.1)
+    del opts[1].param_groups[0]["params"][1:]
+    before = models[1][4].weight.detach().clone()
+    in_backward(models[1], opts[1], 0)
+    assert torch.equal(models[1][4].weight, before)
+    assert [p.grad is None for p in models[1].parameters()] == [True, False, False, False, False]
+
+
+def test_a_checkpoint_is_loaded_in_between():
+    models, opts, _ = pair(params=lambda model: model.named_parameters(), lr=0.1)
+    for t in range(2):
+        plain(models[0], opts[0], t)
+    models[1].load_state_dict(models[0].state_dict())
+    opts[1].load_state_dict(copy.deepcopy(opts[0].state_dict()))
+    for t in range(2, 4):
+        plain(models[0], opts[0], t)
+        in_backward(models[1], opts[1], t)
+    assert_equal(opts)
+
+
+def test_removed():
+    models, opts, handle = pair(lr=0.1)
+    in_backward(models[1], opts[1], 0)
+    handle.remove()
+    before = [p.detach().clone() for p in models[1].parameters()]
+    in_backward(models[1], opts[1], 1)
+    assert_same([p.detach() for p in models[1].parameters()], before)
+    assert all(p.grad is not None for p in models[1].parameters())
+    opts[1].step(lambda: 1.0)
+
+
+def test_what_it_cannot_work_with():
+    model = net()
+    for opt in (onepass.LBFGS(model.parameters()), torch.optim.LBFGS(model.parameters())):
+        with pytest.raises(TypeError, match="LBFGS looks at all parameters together"):
+            onepass.step_in_backward(opt)
+    with pytest.raises(TypeError, match="Lookahead looks at all"):
+        onepass.step_in_backward(onepass.Lookahead(onepass.SGD(model.parameters(), lr=0.1)))
+    with pytest.raises(TypeError, match=r"must be a torch\.optim\.Optimizer, but is a Sequential"):
+        onepass.step_in_backward(model)
+    opt = onepass.SGD(model.parameters(), lr=0.1)
+    onepass.step_in_backward(opt)
+    before = snapshot(opt)
+    for call in (lambda: opt.step(lambda: loss_of(model, 0)), lambda: opt.step(closure=lambda: loss_of(model, 0))):
+        with pytest.raises(RuntimeError, match="takes no closure while the optimizer steps in backward"):
+            call()
+    assert_same(snapshot(opt), before)
+
+
+def test_an_error_names_the_parameter():
+    models, opts, _ = pair(lr=0.1)
+    in_backward(models[1], opts[1], 0)
+    opts[1].state[models[1][2].weight]["exp_avg"] = torch.zeros(7)
+    before = models[1][2].weight.detach().clone()
+    with pytest.raises(ValueError, match=r"at parameter 2 of group 0: .*exp_avg has shape"):
+        in_backward(models[1], opts[1], 1)
+    assert torch.equal(models[1][2].weight, before)

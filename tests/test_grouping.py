@@ -1,0 +1,176 @@
+"""param_groups, create, list_optimizers: who gets which rate and weight decay, and optimizers by name."""
+
+import onepass
+import pytest
+import torch
+from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(4)
+        self.mix = nn.Linear(4, 4)
+        self.in_proj_bias = nn.Parameter(torch.zeros(4))
+
+
+class RMSNormOfMine(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(4))
+
+
+class MyNorm(RMSNormOfMine):
+    pass
+
+
+class Transformer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.tokens = nn.Embedding(7, 4)
+        self.blocks = nn.ModuleList(Block() for _ in range(3))
+        self.last = MyNorm()
+        self.head = nn.Linear(4, 7, bias=False)
+        self.head.weight = self.tokens.weight
+
+
+def told(groups):
+    """name -> (lr, weight_decay)"""
+    return {name: (g.get("lr"), g.get("weight_decay")) for g in groups for name, _ in g["params"]}
+
+
+def names(model):
+    return [name for name, _ in model.named_parameters()]
+
+
+def test_no_decay_of_biases_norms_and_embeddings():
+    model = Transformer()
+    found = told(onepass.param_groups(model, weight_decay=0.1))
+    assert list(found) == [n for decayed in (False, True) for n in names(model) if (found[n][1] != 0.0) == decayed]
+    assert {name for name, (_, decay) in found.items() if decay == 0.1} == {f"blocks.{i}.mix.weight" for i in range(3)}
+    assert {decay for _, decay in found.values()} == {0.0, 0.1}
+
+
+@pytest.mark.parametrize(
+    ("no_decay", "exempt"),
+    [
+        ((), set()),
+        (("bias",), {f"blocks.{i}.{n}" for i in range(3) for n in ("norm.bias", "mix.bias", "in_proj_bias")}),
+        (("norm",), {f"blocks.{i}.norm.{n}" for i in range(3) for n in ("weight", "bias")} | {"last.scale"}),
+        (("embedding",), {"tokens.weight"}),
+        (("blocks.1.*", "last.*"), {n for n in names(Transformer()) if n.startswith(("blocks.1.", "last."))}),
+    ],
+)
+def test_no_decay_by_kind_and_by_name(no_decay, exempt):
+    found = told(onepass.param_groups(Transformer(), weight_decay=0.1, no_decay=no_decay))
+    assert {name for name, (_, decay) in found.items() if decay == 0.0} == exempt
+
+
+def test_layers_and_scales():
+    model = Transformer()
+    groups = onepass.param_groups(
+        model, lr=1.0, weight_decay=0.1, layer_decay=0.5, lr_scale={"blocks.2.mix.*": 10.0, "*.bias": 0.5}
+    )
+    layer = {"tokens": 0, "blocks.0": 1, "blocks.1": 2, "blocks.2": 3, "last": 4}
+    for name, (lr, _) in told(groups).items():
+        number = next(i for prefix, i in layer.items() if name.startswith(prefix + "."))
+        scale = 10.0 if name.startswith("blocks.2.mix") else 1.0
+        assert lr == 0.5 ** (4 - number) * scale * (0.5 if name.endswith(".bias") else 1.0), name
+    pairs = [(g["lr"], g["weight_decay"]) for g in groups]
+    assert len(set(pairs)) == len(pairs)
+
+
+def test_the_longest_list_has_the_layers():
+    model = nn.Sequential(
+        nn.Linear(2, 2), nn.ReLU(), nn.Sequential(*(nn.Linear(2, 2) for _ in range(4))), nn.Linear(2, 1)
+    )
+    found = told(onepass.param_groups(model, lr=1.0, layer_decay=0.5))
+    assert [lr for name, (lr, _) in found.items() if name.endswith("weight")] == [2.0**-i for i in (5, 4, 3, 2, 1, 0)]
+    flat = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+    assert [lr for lr, _ in told(onepass.param_groups(flat, lr=1.0, layer_decay=0.5)).values()] == [0.5, 0.5, 1.0, 1.0]
+
+
+def test_nothing_asked_is_one_group():
+    model = Transformer()
+    (group,) = onepass.param_groups(model)
+    assert [name for name, _ in group["params"]] == names(model)
+    assert group.keys() == {"params"}
+
+
+def test_any_optimizer_takes_them_and_explain_tells():
+    model = Transformer()
+    for cls in (onepass.AdamW, torch.optim.AdamW):
+        opt = cls(onepass.param_groups(model, lr=1e-3, weight_decay=0.1, lr_scale={"last.*": 0.1}))
+        assert sum(len(g["params"]) for g in opt.param_groups) == len(names(model))
+        printed = str(onepass.explain(opt)).splitlines()
+        assert [line for line in printed if line.startswith("  group")] == [
+            "  group 0: lr 0.001, weight_decay 0",
+            "  group 1: lr 0.001, weight_decay 0.1",
+            "  group 2: lr 0.0001, weight_decay 0",
+        ]
+        assert any(line.startswith("    parameter 0 last.scale: float32 [4]") for line in printed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"weight_decay": -0.1}, "Invalid weight_decay: -0.1"),
+        ({"lr": float("nan")}, "Invalid lr: nan"),
+        ({"lr": 1.0, "layer_decay": 0.0}, "Invalid layer_decay: 0.0"),
+        ({"layer_decay": 0.5}, "say which, by lr"),
+        ({"lr_scale": {"*": 2.0}}, "say which, by lr"),
+        (
+            {"lr": 1.0, "lr_scale": {"head.*": 2.0}},
+            "no parameter has a name like 'head.*'; the first is 'tokens.weight'",
+        ),
+        ({"lr": 1.0, "lr_scale": {"*": -2.0}}, "Invalid lr_scale: -2.0"),
+        ({"weight_decay": 0.1, "no_decay": ("biases",)}, "no_decay: no parameter has a name like 'biases'"),
+        ({"weight_decay": 0.1, "no_decay": "bias"}, "is the text 'bias'"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message.replace("*", r"\*")):
+        onepass.param_groups(Transformer(), **arguments)
+
+
+def test_what_is_no_model_or_has_no_layers():
+    with pytest.raises(TypeError, match=r"must be a torch\.nn\.Module, but is a list"):
+        onepass.param_groups([])
+    with pytest.raises(ValueError, match="no ModuleList or Sequential"):
+        onepass.param_groups(nn.Linear(2, 2), lr=1.0, layer_decay=0.5)
+
+
+# -- by name ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_optimizer_has_a_name():
+    known = onepass.list_optimizers()
+    assert known == sorted(known)
+    classes = {n.lower() for n in torch.optim.__all__ if isinstance(getattr(torch.optim, n), type)} - {"optimizer"}
+    assert set(known) == classes | {"lion"}
+    for name in known:
+        weights = [nn.Parameter(torch.zeros(2, 2))]
+        arguments = {} if name in ("lbfgs",) else {"lr": 0.5}
+        opt = onepass.create(name, weights, **arguments)
+        assert type(opt).__name__.lower() == name
+        assert type(opt).__module__.startswith("onepass.")
+        assert opt.param_groups[0]["lr"] == arguments.get("lr", 1.0)
+
+
+def test_create_from_a_model():
+    model = Transformer()
+    opt = onepass.create("Adam_W", model, lr=1e-3, weight_decay=0.1)
+    assert opt.param_groups[0]["param_names"] == names(model)
+    opt = onepass.create("adamw", model, lr=1e-3, weight_decay=0.1, layer_decay=0.5, betas=(0.8, 0.9))
+    wanted = onepass.param_groups(model, lr=1e-3, weight_decay=0.1, layer_decay=0.5)
+    assert [(g["lr"], g["weight_decay"], g["param_names"]) for g in opt.param_groups] == [
+        (g["lr"], g["weight_decay"], [name for name, _ in g["params"]]) for g in wanted
+    ]
+    assert opt.defaults["betas"] == (0.8, 0.9)
+
+
+def test_create_knows_no_such_name():
+    with pytest.raises(ValueError, match="there is no optimizer 'adamww': did you mean 'adamw'"):
+        onepass.create("adamww", [torch.zeros(1)])
+    with pytest.raises(ValueError, match="there is no optimizer 'zzz': there are adadelta, "):
+        onepass.create("zzz", [torch.zeros(1)])

@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from onepass.demo import Task, digits
-from onepass.examples.common import BLUE, GREEN, LIGHT, ORANGE, RED, Gallery, Numbers, alone, label
+from onepass.examples.common import BLUE, GREEN, ORANGE, RED, TEAL, Gallery, Numbers, alone, label
 from torch import Tensor
 from torch.nn import Module
 from torch.nn.functional import cross_entropy
@@ -52,14 +52,23 @@ class Plan:
 
     period: int | None
     optimizer: str = MOMENTUM
+    dtype: torch.dtype = torch.float32
 
     @property
     def name(self) -> str:
         return f"H = {self.period}" if self.period else "DDP"
 
+    @property
+    def inside(self) -> str:
+        return self.optimizer + (", float64" if self.dtype == torch.float64 else "")
+
 
 PLANS = tuple(Plan(period) for period in (None, 1, 4, 16))
-CLOSE_UPS = (*PLANS, *(Plan(period, name) for name in MAKERS if name != MOMENTUM for period in (None, 1)))
+CLOSE_UPS = (
+    *PLANS,
+    *(Plan(period, MOMENTUM, torch.float64) for period in (None, 1)),
+    *(Plan(period, name) for name in ("SGD", "Adam") for period in (None, 1)),
+)
 
 
 @dataclass
@@ -80,7 +89,7 @@ class Record:
     steps: Numbers
     sent: Numbers  # bytes, by each process: an all-reduce of n processes in a ring sends 2 (n - 1) / n of its bytes
     seconds: Numbers
-    loss: Numbers  # over the same training images for all
+    loss: Numbers  # over the same training images for all; none in a close-up
     accuracy: float  # on held-out images, at the end
     spread: Numbers  # distance of a process's model from the average, the root of its mean square over processes
     apart: Numbers  # distance of the average from DDP's model, in terms of how far DDP has moved it
@@ -132,7 +141,7 @@ def share(module: Module, plan: Plan) -> tuple[Module, Optimizer]:
 def train(task: Task, plan: Plan, steps: int, every: int) -> Run:
     """Trains on batches of this process's own, which are the same for all plans."""
     torch.manual_seed(0)
-    model, optimizer = share(task.build(), plan)
+    model, optimizer = share(task.build().to(plan.dtype), plan)
     generator = torch.Generator().manual_seed(1 + dist.get_rank())
     run = Run()
     dist.barrier()
@@ -147,7 +156,7 @@ def train(task: Task, plan: Plan, steps: int, every: int) -> Run:
             if step < steps:
                 images, labels = batch(task, generator)
                 optimizer.zero_grad()
-                cross_entropy(model(images), labels).backward()
+                cross_entropy(model(images.to(plan.dtype)), labels).backward()
                 optimizer.step()
     return run
 
@@ -199,21 +208,23 @@ class Series:
     plans: tuple[Plan, ...]
     steps: int
     every: int
+    judged: bool = True
 
 
 def compare(*all_series: Series) -> Iterator[Record]:
     task = digits("sgd", quick=False)
+    train(task, PLANS[0], 2, 2)  # the first steps of a process are slow
     for series in all_series:
         yield from records(task, series)
 
 
 def records(task: Task, series: Series) -> Iterator[Record]:
     judge = Judge(task)
-    by_ddp: dict[str, list[Tensor]] = {}
+    by_ddp: dict[Plan, list[Tensor]] = {}
     for plan in series.plans:
         run = train(task, plan, series.steps, series.every)
         averages = [mean(model) for model in run.models]
-        ddp = by_ddp.setdefault(plan.optimizer, averages)
+        ddp = by_ddp.setdefault(replace(plan, period=None), averages)
         moved = [(x - ddp[0]).norm() or 1 for x in ddp]
         n = dist.get_world_size()
         yield Record(
@@ -221,7 +232,7 @@ def records(task: Task, series: Series) -> Iterator[Record]:
             np.array(run.steps),
             np.array(run.reduced) * 2 * (n - 1) / n,
             np.array(run.seconds),
-            np.array([judge.loss(x) for x in averages]),
+            np.array([judge.loss(x) for x in averages if series.judged]),
             judge.accuracy(averages[-1]),
             np.array([mean((x - a).square().sum()).sqrt() for x, a in zip(run.models, averages, strict=True)]),
             np.array([float((x - y).norm() / way) for x, y, way in zip(averages, ddp, moved, strict=True)]),
@@ -276,7 +287,7 @@ def launch(ranks: int, job: Callable[..., Iterator[Any]], *args: Any) -> Iterato
 
 def run(gallery: Gallery) -> None:
     sizes = (2,) if gallery.quick else (2, 4)
-    whole, start = Series(PLANS, STEPS, EVERY), Series(CLOSE_UPS, CLOSE_UP, 1)
+    whole, start = Series(PLANS, STEPS, EVERY), Series(CLOSE_UPS, CLOSE_UP, 1, judged=False)
     if gallery.quick:
         whole, start = replace(whole, steps=16, every=4), replace(start, steps=9)
     jobs = {n: [whole] if n != sizes[-1] else [whole, start] for n in sizes}
@@ -301,13 +312,14 @@ def run(gallery: Gallery) -> None:
     gallery.print("\nH = 1: how far it is from DDP, in terms of how far DDP has moved the parameters")
     gallery.table(
         ["optimizer in each process", *(f"{step} steps" for step in (1, last // 4, last))],
-        ([r.plan.optimizer, *r.apart[[1, last // 4, last]]] for r in ones),
+        ([r.plan.inside, *r.apart[[1, last // 4, last]]] for r in ones),
     )
     draw_losses(gallery, {n: [r for m, r in long if m == n] for n in sizes})
     draw_processes(gallery, sizes[-1], [r for _, r in close if r.plan in PLANS[1:]], ones)
 
 
-COLOURS = dict(zip((plan.name for plan in PLANS), (LIGHT, BLUE, ORANGE, GREEN), strict=True))
+PALE = "#c3cad1"  # of the broad line under the one of H = 1
+COLOURS = dict(zip((plan.name for plan in PLANS), (PALE, BLUE, ORANGE, GREEN), strict=True))
 
 
 def draw_losses(gallery: Gallery, records: dict[int, list[Record]]) -> None:
@@ -333,8 +345,8 @@ def draw_processes(gallery: Gallery, n: int, runs: list[Record], ones: list[Reco
             left.plot(r.steps, r.spread, color=COLOURS[r.plan.name], label=r.plan.name)
         label(left, f"How far {n} processes are from their average", "step", "distance")
         left.legend()
-        for r, colour in zip(ones, (BLUE, GREEN, RED), strict=True):
-            right.semilogy(r.steps[1:], r.apart[1:], color=colour, label=r.plan.optimizer)
+        for r, colour in zip(ones, (BLUE, TEAL, ORANGE, RED), strict=True):
+            right.semilogy(r.steps[1:], r.apart[1:], color=colour, label=r.plan.inside)
         label(right, "How far H = 1 is from DDP", "step", "distance / way travelled")
         right.legend()
 

@@ -88,7 +88,7 @@ class Record:
     plan: Plan
     steps: Numbers
     sent: Numbers  # bytes, by each process: an all-reduce of n processes in a ring sends 2 (n - 1) / n of its bytes
-    seconds: Numbers
+    seconds: Numbers  # by which the slowest process was there
     loss: Numbers  # over the same training images for all; none in a close-up
     accuracy: float  # on held-out images, at the end
     spread: Numbers  # distance of a process's model from the average, the root of its mean square over processes
@@ -178,6 +178,12 @@ def mean(values: Tensor) -> Tensor:
     return total / dist.get_world_size()
 
 
+def slowest(seconds: list[float]) -> Numbers:
+    latest = torch.tensor(seconds, dtype=torch.float64)
+    dist.all_reduce(latest, dist.ReduceOp.MAX)
+    return latest.numpy()
+
+
 class Judge:
     """Judges average models, each process by its share of the images."""
 
@@ -231,7 +237,7 @@ def records(task: Task, series: Series) -> Iterator[Record]:
             plan,
             np.array(run.steps),
             np.array(run.reduced) * 2 * (n - 1) / n,
-            np.array(run.seconds),
+            slowest(run.seconds),
             np.array([judge.loss(x) for x in averages if series.judged]),
             judge.accuracy(averages[-1]),
             np.array([mean((x - a).square().sum()).sqrt() for x, a in zip(run.models, averages, strict=True)]),
@@ -307,11 +313,12 @@ def run(gallery: Gallery) -> None:
             for n, r in long
         ),
     )
+    gallery.print("Losses this close say little: DDP and H = 1 differ by rounding alone, which training magnifies.")
     ones = [r for _, r in close if r.plan.period == 1]
     last = len(ones[0].steps) - 1
     gallery.print("\nH = 1: how far it is from DDP, in terms of how far DDP has moved the parameters")
     gallery.table(
-        ["optimizer in each process", *(f"{step} steps" for step in (1, last // 4, last))],
+        ["optimizer in each process", *(f"step {step}" for step in (1, last // 4, last))],
         ([r.plan.inside, *r.apart[[1, last // 4, last]]] for r in ones),
     )
     draw_losses(gallery, {n: [r for m, r in long if m == n] for n in sizes})

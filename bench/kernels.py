@@ -32,7 +32,7 @@ TARGET = "kernels_bench"
 Row = dict[str, Any]
 
 QUICK = ("--memory_elements=1048576", "--benchmark_min_time=0.002")
-FULL = ("--benchmark_min_time=0.1",)
+FULL = ("--benchmark_min_time=0.03",)
 
 NAME = re.compile(
     r"(?P<rule>\w+)/(?P<format>\w+)/(?P<isa>\w+)/(?P<elements>\d+)(/updated:\d+)?(/threads:(?P<threads>\d+))?/real_time"

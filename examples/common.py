@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 from onepass.progress import Bar
+from PIL import Image
 from torch import Tensor
 
 INK, GREY, LIGHT = "#24292f", "#6b7580", "#e3e7eb"
@@ -78,12 +79,22 @@ class Gallery:
             self.print("  ".join([first, *others]).rstrip())
 
     @contextmanager
-    def picture(self, name: str, width: float = 9.0, height: float = 4.0) -> Iterator[Figure]:
-        """A new figure of so many inches, which is saved as NAME.png at the end."""
+    def picture(
+        self, name: str, width: float = 9.0, height: float = 4.0, colours: int | None = None
+    ) -> Iterator[Figure]:
+        """A new figure of so many inches, which is saved as NAME.png at the end.
+
+        With a number of colours it is reduced to them: a third of the bytes, for a picture of many lines.
+        """
         with matplotlib.rc_context(STYLE):
             figure = Figure(figsize=(width, height))
             yield figure
-            figure.savefig(self.path(f"{name}.png"))
+            path = self.path(f"{name}.png")
+            figure.savefig(path)
+            if colours:
+                with Image.open(path) as image:
+                    reduced = image.convert("RGB").quantize(colours, dither=Image.Dither.NONE)
+                reduced.save(path, optimize=True)
 
     def path(self, file: str) -> Path:
         """The place of a file that is about to be written, which is told."""
@@ -93,14 +104,14 @@ class Gallery:
         self.print(f"-> {path}")
         return path
 
-    def track(self, items: Iterable[T], name: str, note: Callable[[T], str] = lambda _: "") -> Iterator[T]:
+    def track(self, items: Iterable[T], name: str) -> Iterator[T]:
         """The items one by one, beside a progress bar."""
         items = items if isinstance(items, Sized) else list(items)
         bar = Bar(name, len(items))
         try:
             for done, item in enumerate(items, 1):
                 yield item
-                bar.show(done, note(item))
+                bar.show(done, "")
         finally:
             bar.close()
 
@@ -125,7 +136,8 @@ def arrows(axes: Axes, x: Numbers, y: Numbers, colour: str, **line: object) -> N
     for i in range(len(x) - 1):
         if np.hypot(*(seen[i + 1] - seen[i])) > 18:
             middle = (x[i] + x[i + 1]) / 2, (y[i] + y[i + 1]) / 2
-            axes.annotate("", middle, (x[i], y[i]), arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 0})
+            head = {"arrowstyle": "-|>", "mutation_scale": 10, "color": colour, "shrinkA": 0, "shrinkB": 0}
+            axes.annotate("", middle, (x[i], y[i]), arrowprops=head)
 
 
 def alone(run: Callable[[Gallery], None]) -> None:

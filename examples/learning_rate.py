@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import matplotlib
 import numpy as np
 import onepass
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from onepass.examples.common import BLUE, GREY, HALO, INK, RED, Gallery, Numbers, alone, arrows, label, leaf
 
 START = 2.0
@@ -79,6 +81,7 @@ def run(gallery: Gallery) -> None:
             drawn = np.where(descent.loss > 0, descent.loss, 1e-16)
             axes.semilogy(drawn, ".-", label=f"{descent.lr:g}" + (", diverges" if descent.diverges else ""))
         axes.set_ylim(1e-16, 1e10)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.annotate(
             "0.125: x = 0 after one step", (1, 1e-16), (2, 1e-14), arrowprops={"arrowstyle": "->"}, path_effects=HALO
         )
@@ -87,21 +90,11 @@ def run(gallery: Gallery) -> None:
 
     with gallery.picture("learning_rate_fan", 9, 3.8) as figure:
         axes = figure.subplots()
+        falling, rising = (iter(matplotlib.colormaps[m](np.linspace(0.4, 1, 5))) for m in ("Blues", "Reds"))
         for lr in FAN:
             descent = descend(lr, 10)
-            style = {"color": RED, "linestyle": "--"} if descent.diverges else {"alpha": 0.9}
-            axes.plot(descent.x, ".-", label=f"{lr:.3f}" + (" diverges" if descent.diverges else ""), **style)
-            if descent.diverges:
-                axes.text(
-                    3.1,
-                    np.clip(descent.x[3], -29, 29),
-                    f"{lr:.3f}",
-                    color=RED,
-                    fontsize=8,
-                    path_effects=HALO,
-                    va="center",
-                )
-        axes.set_ylim(-30, 30)
+            colour, style, told = (next(rising), "--", " diverges") if descent.diverges else (next(falling), "-", "")
+            axes.plot(descent.x, style, marker=".", color=colour, label=f"{lr:.3f}{told}")
         axes.set_yscale("symlog", linthresh=1)
         label(axes, "Ten rates from 0.01 to 0.5: those above 0.25 diverge (red)", "iteration", "x")
         axes.legend(title="learning rate", loc="center left", bbox_to_anchor=(1, 0.5))

@@ -78,18 +78,18 @@ def run(gallery: Gallery) -> None:
     )
     gallery.print(f"lr 0.01 with momentum 0.63 overtakes lr 0.03 without at step {ahead[0]}")
     with gallery.picture("momentum_rates", 9, 3.8) as figure:
-        for axes, momenta in zip(figure.subplots(1, 2, sharey=True), ((0.0, 0.9), (0.0, 0.63)), strict=True):
+        for axes, momenta in zip(figure.subplots(1, 2), ((0.0, 0.9), (0.0, 0.63)), strict=True):
             for lr, colour in zip(RATES, CYCLE, strict=False):
                 for m in momenta:
                     style = "-" if m else ":"
                     axes.plot(paths[lr, m] ** 2 * 4, style, color=colour, label=f"lr {lr:g}, momentum {m:g}")
             axes.set_xlim(0, 40)
-            axes.set_ylim(0, 16)
             label(axes, f"y = 4 x² with and without momentum {momenta[1]:g}", "iteration", "loss y")
-            axes.legend()
-        axes.annotate(
-            "overtakes", (ahead[0], 4 * slow[ahead[0]] ** 2), (16, 4), arrowprops={"arrowstyle": "->", "color": GREY}
-        )
+            axes.legend(loc="upper right")
+        axes.set_yscale("log")
+        axes.set_ylim(1e-6, 30)
+        place = ahead[0], 4 * slow[ahead[0]] ** 2
+        axes.annotate("overtakes", place, (4, 1e-3), arrowprops={"arrowstyle": "->", "color": GREY})
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ MAKERS: dict[str, Make] = {
     "CosineAnnealingWarmRestarts": lambda o: schedulers.CosineAnnealingWarmRestarts(o, 20, T_mult=2),
     "CyclicLR, triangular2": lambda o: schedulers.CyclicLR(o, 0.01, 0.1, 25, mode="triangular2", cycle_momentum=False),
     "OneCycleLR": lambda o: schedulers.OneCycleLR(o, 0.1, total_steps=EPOCHS, cycle_momentum=False),
-    "SequentialLR, warm-up and cosine": warmup_and_cosine,
+    "SequentialLR: linear, cosine": warmup_and_cosine,
     "ChainedScheduler": two_at_once,
     "SWALR, to 0.05 within 50": lambda o: schedulers.SWALR(o, 0.05, anneal_epochs=50),
     "warmup(20) >> cosine(180)": lambda o: onepass.ScheduleLR(o, warmup(20) >> cosine(180)),
@@ -72,7 +72,7 @@ def rates(make: Make, epochs: int = EPOCHS) -> Numbers:
             p.data.zero_()
             p.grad = p.new_ones(1)
         optimizer.step()
-        seen.append([-p.item() for p in groups])
+        seen.append([abs(p.item()) for p in groups])
         if isinstance(scheduler, schedulers.ReduceLROnPlateau):
             scheduler.step(loss(epoch))
         else:

@@ -69,7 +69,7 @@ BY_RATES = {
     f"{SLOW:g} for x, {FAST:g} for y": rates(SLOW, FAST),
 }
 BY_MOMENTUM = {"momentum 0.9": momentum(0.9), "momentum 0.8": momentum(0.8), "Nesterov, 0.9": momentum(0.9, True)}
-BY_RMSPROP = {"lr 0.3": rmsprop(0.3), "lr 2: the first step is 20": rmsprop(2.0)}
+BY_RMSPROP = {"RMSprop, 0.3": rmsprop(0.3), "RMSprop, 2: the first step is 20": rmsprop(2.0)}
 VELOCITY = (80.0, -80.0)  # along the circle, so that the paths are spirals
 
 
@@ -110,7 +110,7 @@ def run(gallery: Gallery) -> None:
 
     with gallery.picture("trajectories_rmsprop", 9, 4.2) as figure:
         for axes, (name, path) in zip(figure.subplots(1, 2, sharey=True), by_rmsprop.items(), strict=True):
-            draw(axes, path, f"RMSprop, {name}", (17, 17), BLUE)
+            draw(axes, path, name, (17, 17), BLUE)
             axes.set_aspect("equal")
         axes.legend(loc="lower left")
 
@@ -119,8 +119,8 @@ def run(gallery: Gallery) -> None:
         for axes, path, name, what, of in (
             (top_left, by_momentum["momentum 0.9"], "momentum 0.9", "velocity", "velocity"),
             (top_right, by_momentum["Nesterov, 0.9"], "Nesterov, 0.9", "velocity", "velocity"),
-            (left, by_rmsprop["lr 0.3"], "RMSprop, lr 0.3", "square_avg", "squared gradient"),
-            (right, by_rmsprop["lr 2: the first step is 20"], "RMSprop, lr 2", "square_avg", "squared gradient"),
+            (left, by_rmsprop["RMSprop, 0.3"], "RMSprop, 0.3", "square_avg", "squared gradient"),
+            (right, by_rmsprop["RMSprop, 2: the first step is 20"], "RMSprop, 2", "square_avg", "squared gradient"),
         ):
             for values, axis, colour in zip(getattr(path, what).T, "xy", (GREEN, ORANGE), strict=True):
                 axes.plot(values, color=colour, label=axis)

@@ -17,14 +17,15 @@ class Bar:
     def show(self, done: int, note: str) -> None:
         """Shows that `done` steps of all are done."""
         left = (time.perf_counter() - self.start) * (self.total / done - 1)
+        note = f", {note}" if note else ""
         if self.live:
             filled = 24 * done // self.total
-            line = f"{self.name:6} [{'#' * filled}{'.' * (24 - filled)}] {done}/{self.total}  {note}  {left:.0f} s left"
+            line = f"{self.name:6} [{'#' * filled}{'.' * (24 - filled)}] {done}/{self.total}{note}, {left:.0f} s left"
             width = shutil.get_terminal_size().columns - 1
             self._open = done < self.total
             print("\r" + line[:width].ljust(width), end="" if self._open else "\n", file=sys.stderr, flush=True)
         elif done * 4 // self.total > (done - 1) * 4 // self.total:
-            print(f"{self.name}: {done} of {self.total} steps, {note}", file=sys.stderr, flush=True)
+            print(f"{self.name}: {done} of {self.total} steps{note}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Ends the bar's line, if it has stopped before its end."""

@@ -96,6 +96,7 @@ class Plan:
     """How much is done."""
 
     samples: int
+    batch_samples: int  # for the comparison of batch sizes
     seeds: int
     find_steps: int
     batches: tuple[int, ...]
@@ -103,7 +104,11 @@ class Plan:
 
     @classmethod
     def of(cls, quick: bool) -> Plan:
-        return cls(8 * BATCH, 2, 30, (32, 256), 4) if quick else cls(120 * BATCH, 3, 60, BATCHES, 10)
+        return (
+            cls(8 * BATCH, 8 * BATCH, 2, 20, (32, 128), 4)
+            if quick
+            else cls(120 * BATCH, 192 * BATCH, 3, 64, BATCHES, 10)
+        )
 
 
 @dataclass
@@ -153,7 +158,7 @@ def find(task: Task, entry: Entry, steps: int) -> float:
     optimizer = entry.make(model, 1e-3)
     loader = batches(task, 100, max(20 * BATCH, 4 * entry.batch), entry.batch)
     test = onepass.lr_find(
-        model, optimizer, nn.functional.cross_entropy, loader, start=1e-5, end=10, steps=steps, progress=False
+        model, optimizer, nn.functional.cross_entropy, loader, start=1e-4, end=10, steps=steps, progress=False
     )
     return test.suggestion(SUGGESTION)
 
@@ -194,7 +199,7 @@ def repeat(gallery: Gallery, task: Task, rated: Iterable[tuple[Entry, float]], p
     """Trains every entry at its rate, from each seed."""
     runs = [Runs(entry, lr, []) for entry, lr in rated]
     jobs = [(each, seed) for each in runs for seed in range(plan.seeds)]
-    for each, seed in gallery.track(jobs, title, lambda job: job[0].entry.name):
+    for each, seed in gallery.track(jobs, title):
         each.seeds.append(train(task, each.entry, each.lr, seed, plan.samples, plan.check))
     return runs
 
@@ -209,7 +214,7 @@ def run(gallery: Gallery) -> None:
     gallery.print("Muon has the hidden matrix, AdamW the rest, at one rate. ASGD shows its weights, not their average.")
     gallery.print("\n".join(f"{name} is left out: {why}." for name, why in LEFT_OUT.items()) + "\n")
 
-    rates = [(e, find(task, e, plan.find_steps)) for e in gallery.track(ENTRIES, "lr_find", lambda e: e.name)]
+    rates = [(e, find(task, e, plan.find_steps)) for e in gallery.track(ENTRIES, "lr_find")]
     runs = repeat(gallery, task, rates, plan, "digits")
     gallery.table(HEADS, (row(each) for each in runs))
     draw_all(gallery, runs)
@@ -224,10 +229,10 @@ def run(gallery: Gallery) -> None:
     draw_lookahead(gallery, [by_name[name] for name in WRAPPED], ahead)
 
     sizes = [replace(entry, batch=batch) for entry in (ADAMW, LION) for batch in plan.batches]
-    rates = [(e, find(task, e, plan.find_steps)) for e in gallery.track(sizes, "lr_find", lambda e: f"{e.batch}")]
-    by_batch = repeat(gallery, task, rates, plan, "batches")
+    rates = [(e, find(task, e, plan.find_steps)) for e in gallery.track(sizes, "lr_find")]
+    by_batch = repeat(gallery, task, rates, replace(plan, samples=plan.batch_samples), "batches")
     gallery.print(
-        f"\nLion beside AdamW: {plan.samples:,} images in all, at rates that lr_find suggests for each batch:"
+        f"\nLion beside AdamW: {plan.batch_samples:,} images in all, at rates that lr_find suggests for each batch:"
     )
     gallery.table(
         ["", "batch", "steps", *HEADS[1:]],
@@ -260,7 +265,7 @@ def curve(axes: Axes, runs: Runs, what: str, colour: str, factor: float = 1, **l
 def draw_all(gallery: Gallery, runs: list[Runs]) -> None:
     """A loss and an accuracy for each optimizer, before those of all the others."""
     columns = 4
-    with gallery.picture("digits_optimizers", 10.5, 12.5) as figure:
+    with gallery.picture("digits_optimizers", 10.5, 12.5, colours=64) as figure:
         figure.suptitle(
             "Handwritten digits: training loss (above) and held-out accuracy (below); mean of the seeds, band from the "
             "least to the largest; grey: all others", fontsize=10,

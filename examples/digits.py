@@ -1,6 +1,6 @@
 """Optimizers on real data: a convolutional net learns handwritten digits by every optimizer, at a rate from lr_find.
 
-All see the same images in the same order, from the same starts: a curve is the mean of three seeds, its band reaches from
+All see the same images in the same order, from the same starts: a curve is the mean of three seeds, with a band from
 the least to the largest. A rate from one cheap test serves most of them. In so few steps Lookahead holds SGD back, but
 hardly Adam and RAdam; Lion does not overtake AdamW, and large batches leave both too few steps.
 """
@@ -266,10 +266,10 @@ def curve(axes: Axes, runs: Runs, what: str, colour: str, factor: float = 1, **l
 def draw_all(gallery: Gallery, runs: list[Runs]) -> None:
     """A loss and an accuracy for each optimizer, before those of all the others."""
     columns = 4
-    with gallery.picture("digits_optimizers", 9.8, 11.6, colours=64) as figure:
+    with gallery.picture("digits_optimizers", 9.8, 11.6, colours=96) as figure:
         figure.suptitle(
-            "Handwritten digits: training loss (above) and held-out accuracy (below); mean of the seeds, band from the "
-            "least to the largest; grey: all others", fontsize=9.5,
+            "Training loss (above) and held-out accuracy (below): mean of the seeds, band from least to largest;"
+            " grey: all others", fontsize=9,
         )  # fmt: skip
         grid = figure.subplots(2 * -(-len(runs) // columns), columns, sharex=True)
         for number, each in enumerate(runs):
@@ -280,7 +280,7 @@ def draw_all(gallery: Gallery, runs: list[Runs]) -> None:
                     steps = other.seeds[0].steps
                     loss.plot(steps, other.band("loss")[0], color=OTHERS, linewidth=0.7)
                     accuracy.plot(steps, 100 * other.band("accuracy")[0], color=OTHERS, linewidth=0.7)
-            colour = CYCLE[i % 2 * 4 + j]
+            colour = CYCLE[j]
             curve(loss, each, "loss", colour)
             curve(accuracy, each, "accuracy", colour, 100)
             loss.set_title(f"{each.entry.name}; lr {row(each)[1]}")

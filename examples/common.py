@@ -104,14 +104,14 @@ class Gallery:
         self.print(f"-> {path}")
         return path
 
-    def track(self, items: Iterable[T], name: str) -> Iterator[T]:
+    def track(self, items: Iterable[T], name: str, note: Callable[[T], str] = lambda _: "") -> Iterator[T]:
         """The items one by one, beside a progress bar."""
         items = items if isinstance(items, Sized) else list(items)
         bar = Bar(name, len(items))
         try:
             for done, item in enumerate(items, 1):
                 yield item
-                bar.show(done, "")
+                bar.show(done, note(item))
         finally:
             bar.close()
 

@@ -77,9 +77,10 @@ def test_a_saved_state_of_one_is_gone_on_with_by_the_other(tmp_path, first, then
     whole = begin(first, CLASSES["AdamW"])
     train(*whole, epochs=1)
     whole[0].save_state(str(tmp_path))
+    end = train(*whole)
     resumed = begin(then, CLASSES["AdamW"])
     resumed[0].load_state(str(tmp_path))
-    assert_same_run(train(*resumed), train(*whole))
+    assert_same_run(train(*resumed), end)
 
 
 def scaled(cls, fails, **options):
@@ -115,6 +116,5 @@ def test_it_is_seen_that_a_step_was_skipped():
 
 
 def test_accelerate_has_no_float16_on_the_cpu():
-    """If it ever has, the tests above are to be run with it."""
-    with pytest.raises(ValueError, match="fp16 mixed precision requires"):
-        Accelerator(cpu=True, mixed_precision="fp16")
+    """If it ever has, the test above is to be run with it."""
+    assert Accelerator(cpu=True, mixed_precision="fp16").scaler is None

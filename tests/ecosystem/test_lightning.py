@@ -170,10 +170,12 @@ def test_float16_with_a_scaler(tmp_path, options):
     kw = {**KW, "fused": False} if options else KW
 
     def run(of):
-        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20, growth_interval=4)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12, growth_interval=1)
         plugin = MixedPrecision("16-mixed", "cpu", scaler)
         module = Automatic(of.AdamW, kw)
-        return fit(module, tmp_path, plugins=[plugin], **options), scaler.get_scale()
+        end = fit(module, tmp_path, plugins=[plugin], **options)
+        assert scaler.get_scale() < 2.0 ** (12 + len(end[0]))  # a step was skipped
+        return end, scaler.get_scale()
 
     with only_kernels():
         ours = run(onepass)

@@ -145,7 +145,7 @@ def test_lbfgs_calls_the_closure_as_often_as_torchs(tmp_path):
         module.net[3].p = 0.0
         return module
 
-    ours, theirs = compare(tmp_path, make, "LBFGS", {"lr": 0.1, "max_iter": 3}, epochs=1)
+    ours, _ = compare(tmp_path, make, "LBFGS", {"lr": 0.1, "max_iter": 3}, epochs=1)
     assert len(ours.seen) > 6
 
 

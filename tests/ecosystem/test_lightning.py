@@ -164,6 +164,17 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tmp_path, make, sched
     assert_same_bits(again[1], end[1])
 
 
+@pytest.mark.parametrize(("first", "then"), [(onepass.AdamW, torch.optim.AdamW), (torch.optim.AdamW, onepass.AdamW)])
+def test_a_checkpoint_of_one_is_resumed_by_the_other(tmp_path, first, then):
+    keeping = ModelCheckpoint(dirpath=tmp_path, filename="{epoch}", save_top_k=-1)
+    whole, resumed = Automatic(first), Automatic(then)
+    for module in (whole, resumed):
+        module.net[3].p = 0.0
+    end = fit(whole, tmp_path, epochs=2, callbacks=[keeping])
+    again = fit(resumed, tmp_path, epochs=2, checkpoint=str(tmp_path / "epoch=0.ckpt"))
+    assert_same_run(again, (end[0][6:], end[1]))
+
+
 @pytest.mark.parametrize("options", [{}, {"gradient_clip_val": 0.2}], ids=["plain", "clipped"])
 def test_float16_with_a_scaler(tmp_path, options):
     """Lightning unscales before it clips, and refuses to clip for optimizers that unscale in their step."""

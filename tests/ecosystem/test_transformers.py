@@ -90,13 +90,14 @@ CLASSES = {"AdamW": KW, "SGD": {"lr": 0.1, "momentum": 0.9}, "Adafactor": {"lr":
 @pytest.mark.parametrize("name", CLASSES)
 def test_a_class_and_its_arguments(tmp_path, name):
     """Trainer makes the groups (no decay for biases and norms), the schedule and the optimizer."""
-    ours, theirs = (
-        trainer(tmp_path, gpt2(), sentences(), optimizer_cls_and_kwargs=(getattr(of, name), CLASSES[name]))
-        for of in (onepass, torch.optim)
-    )
+
+    def run(of):
+        arguments = getattr(of, name), CLASSES[name]
+        return finish(trainer(tmp_path, gpt2(), sentences(), optimizer_cls_and_kwargs=arguments))
+
     with only_kernels():
-        run = finish(ours)
-    assert_same_run(run, finish(theirs))
+        ours = run(onepass)
+    assert_same_run(ours, run(torch.optim))
 
 
 def test_accumulation_and_clipping(tmp_path):

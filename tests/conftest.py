@@ -12,6 +12,8 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 
+collect_ignore = ["ecosystem"]  # needs an extra, and is run by name: pytest tests/ecosystem
+
 # CI has the same examples every time; whoever runs the tests by hand looks for new ones.
 hypothesis.settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):

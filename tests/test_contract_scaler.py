@@ -3,7 +3,7 @@
 import onepass
 import pytest
 import torch
-from cases import ROW, each_row
+from cases import ROW, ROWS, each_row, for_rows
 from contract import assert_close, assert_same, give_gradients, leaves, run_both, snapshot, torch_path, train
 from reference import params_of
 from torch.nn import Parameter
@@ -137,6 +137,78 @@ def test_the_attributes_alone_are_enough(row):
         assert_same(snapshot(scaled), snapshot(plain))
         scaled.grad_scale = scaled.found_inf = None
     assert set(scaled.state_dict()) == {"state", "param_groups"}
+
+
+def count_steps(opt):
+    """Replaces an optimizer's step as accelerate does, to see which steps were not skipped."""
+    seen, inner = [], opt.step
+
+    def step(*args, **kwargs):
+        seen.append(params_of(opt)[0].grad.abs().max().item())
+        return inner(*args, **kwargs)
+
+    opt.step = step
+    return seen
+
+
+def scaled_steps(opt):
+    scaler = scaler_at(256.0)
+    for t in range(4):
+        give_gradients(params_of(opt), t)
+        scale_gradients(params_of(opt), 256.0)
+        if t in (1, 2):
+            params_of(opt)[1].grad[3] = float("inf")
+        scaler.step(opt)
+        scaler.update(256.0)
+
+
+@each_row
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_who_replaces_the_step_sees_those_that_are_not_skipped(row, scheduled):
+    """And the gradients unscaled, as with torch's classes."""
+
+    def script(opt):
+        if scheduled:
+            torch.optim.lr_scheduler.StepLR(opt, 2)
+        seen = count_steps(opt)
+        scaled_steps(opt)
+        assert len(seen) == 2
+        return seen
+
+    run_both(row, script)
+
+
+@each_row
+def test_lookahead_whose_step_is_replaced(row):
+    opt = onepass.Lookahead(row.ours(leaves(), **row.full))
+    seen = count_steps(opt)
+    scaled_steps(opt)
+    assert len(seen) == 2
+    assert max(seen) < 10
+
+
+@each_row
+def test_a_step_that_is_put_back_unscales_again(row):
+    opt = row.ours(leaves(), **row.full)
+    own = opt.step
+    count_steps(opt)
+    assert not opt._step_supports_amp_scaling
+    opt.step = own
+    assert opt._step_supports_amp_scaling
+
+
+@for_rows(row for row in ROWS if "fused" in row.arguments)
+def test_fused_false_leaves_unscaling_to_the_scaler(row):
+    """As with torch's classes: Lightning does not clip for others. The kernels step all the same."""
+
+    def script(opt):
+        seen = []
+        opt.register_step_pre_hook(lambda *_: seen.append(params_of(opt)[0].grad.abs().max().item()))
+        scaled_steps(opt)
+        assert len(seen) == 2
+        return seen
+
+    run_both(row, script, fused=False)
 
 
 @pytest.mark.parametrize("found", [False, True])

@@ -1,0 +1,120 @@
+"""accelerate with onepass: prepare, mixed precision, accumulation, clipping, checkpoints, skipped steps."""
+
+import accelerate
+import onepass
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from onepass.schedules import linear, warmup
+from reference import only_kernels
+from tiny import assert_kernels, assert_same_bits, assert_same_run, loader, loss_of, net, weights
+
+CLASSES = {
+    "AdamW": {"lr": 0.02, "weight_decay": 0.1},
+    "SGD": {"lr": 0.1, "momentum": 0.9, "nesterov": True},
+    "RMSprop": {"lr": 0.005, "momentum": 0.5},
+}
+
+
+def begin(cls, options, schedule=None, **arguments):
+    accelerator = Accelerator(cpu=True, **arguments)
+    model = net()
+    optimizer = cls(model.parameters(), **options)
+    scheduler = schedule(optimizer) if schedule else torch.optim.lr_scheduler.StepLR(optimizer, 3, 0.5)
+    return accelerator, *accelerator.prepare(model, optimizer, loader(), scheduler)
+
+
+def train(accelerator, model, optimizer, data, scheduler, epochs=2, max_norm=None):
+    losses = []
+    for _ in range(epochs):
+        for x, y in data:
+            with accelerator.accumulate(model):
+                loss = loss_of(model, x, y)
+                accelerator.backward(loss)
+                if max_norm and accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(model.parameters(), max_norm)
+                optimizer.step()
+                scheduler.step()
+                optimizer.zero_grad()
+            losses.append(loss.item())
+            assert not accelerator.optimizer_step_was_skipped
+    return losses, weights(model)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_prepare_accumulate_and_clip(name, precision, accumulate):
+    arguments = {"mixed_precision": precision, "gradient_accumulation_steps": accumulate}
+    ours = begin(getattr(onepass, name), CLASSES[name], **arguments)
+    with only_kernels():
+        run = train(*ours, epochs=3, max_norm=0.3)
+    assert_kernels(ours[2].optimizer)
+    theirs = begin(getattr(torch.optim, name), CLASSES[name], **arguments)
+    assert_same_run(run, train(*theirs, epochs=3, max_norm=0.3))
+
+
+def ramp(optimizer):
+    return onepass.ScheduleLR(optimizer, warmup(4) >> linear(20))
+
+
+def test_a_saved_state_is_gone_on_with_to_the_bit(tmp_path):
+    whole = begin(onepass.AdamW, CLASSES["AdamW"], ramp)
+    train(*whole, epochs=1)
+    whole[0].save_state(str(tmp_path))
+    ends = [train(*whole, epochs=2)]
+    resumed = begin(onepass.AdamW, CLASSES["AdamW"], ramp)
+    resumed[0].load_state(str(tmp_path))
+    ends.append(train(*resumed, epochs=2))
+    assert ends[0][0] == ends[1][0]
+    assert_same_bits(ends[0][1], ends[1][1])
+    assert resumed[2].param_groups[0]["lr"] == whole[2].param_groups[0]["lr"]
+
+
+@pytest.mark.parametrize(("first", "then"), [(onepass.AdamW, torch.optim.AdamW), (torch.optim.AdamW, onepass.AdamW)])
+def test_a_saved_state_of_one_is_gone_on_with_by_the_other(tmp_path, first, then):
+    whole = begin(first, CLASSES["AdamW"])
+    train(*whole, epochs=1)
+    whole[0].save_state(str(tmp_path))
+    end = train(*whole)
+    resumed = begin(then, CLASSES["AdamW"])
+    resumed[0].load_state(str(tmp_path))
+    assert_same_run(train(*resumed), end)
+
+
+def scaled(cls, fails, **options):
+    """What accelerate does with float16, which it has for GPUs only: its own classes around a scaler for the CPU."""
+    Accelerator(cpu=True)
+    model = net()
+    inner = cls(model.parameters(), **CLASSES["AdamW"], **options)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+    optimizer = AcceleratedOptimizer(inner, scaler=scaler)
+    scheduler = accelerate.scheduler.AcceleratedScheduler(torch.optim.lr_scheduler.StepLR(inner, 1, 0.7), optimizer)
+    losses, skipped, rates = [], [], []
+    for t, (x, y) in enumerate(loader()):
+        loss = loss_of(model, x, y)
+        optimizer.scaler.scale(loss).backward()
+        if t in fails:
+            model[0].weight.grad[1, 1] = float("inf")
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        skipped.append(optimizer.step_was_skipped)
+        rates.append(inner.param_groups[0]["lr"])
+    return (losses, weights(model)), skipped, rates, scaler.get_scale()
+
+
+def test_it_is_seen_that_a_step_was_skipped():
+    """accelerate asks whether the optimizer's step was called, and its scheduler waits if not."""
+    ours, theirs = scaled(onepass.AdamW, {2, 3}), scaled(torch.optim.AdamW, {2, 3})
+    assert ours[1] == theirs[1] == [False, False, True, True, False, False]
+    assert ours[2] == theirs[2]
+    assert ours[3] == theirs[3] == 2.0**10
+    assert_same_run(ours[0], theirs[0])
+
+
+def test_accelerate_has_no_float16_on_the_cpu():
+    """If it ever has, the test above is to be run with it."""
+    assert Accelerator(cpu=True, mixed_precision="fp16").scaler is None

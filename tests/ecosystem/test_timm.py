@@ -1,0 +1,140 @@
+"""timm's models, parameter groups and schedulers with onepass; and our parameter groups beside timm's."""
+
+import onepass
+import pytest
+import timm
+import torch
+from onepass import param_groups
+from reference import only_kernels
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from timm.scheduler import CosineLRScheduler
+from tiny import assert_same_run, weights
+
+VIT = {"img_size": 16, "patch_size": 8, "embed_dim": 12, "depth": 3, "num_heads": 2, "num_classes": 3}
+
+
+def vit():
+    torch.manual_seed(0)
+    return timm.create_model("vit_tiny_patch16_224", pretrained=False, **VIT)
+
+
+def resnet():
+    torch.manual_seed(0)
+    return timm.create_model("resnet10t", pretrained=False, num_classes=3, channels=(4, 8, 8, 8), stem_width=4)
+
+
+MODELS = {"vit": vit, "resnet": resnet}
+each_model = pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+each_grouping = pytest.mark.parametrize(
+    "grouping",
+    [
+        lambda model: model.parameters(),
+        lambda model: param_groups_weight_decay(model, 0.05),
+        lambda model: param_groups_weight_decay(
+            model, 0.05, no_weight_decay_list=["pos_embed", "cls_token", "*.fc1.*"]
+        ),
+        lambda model: param_groups_layer_decay(model, 0.05, layer_decay=0.6),
+        lambda model: param_groups_layer_decay(model, 0.05, layer_decay=0.6, no_opt_scale=0.5),
+    ],
+    ids=["none", "weight decay", "weight decay, list", "layer decay", "layer decay, frozen"],
+)
+
+
+def described(optimizer, model):
+    names = {p: name for name, p in model.named_parameters()}
+    keys = ("lr", "weight_decay", "lr_scale", "initial_lr")
+    groups = optimizer.param_groups
+    return [([names[p] for p in group["params"]], {key: group.get(key) for key in keys}) for group in groups]
+
+
+def train(cls, make, grouping, steps=9):
+    model = make()
+    optimizer = cls(grouping(model), lr=3e-3)
+    scheduler = CosineLRScheduler(
+        optimizer, t_initial=8, lr_min=1e-5, warmup_t=3, warmup_lr_init=1e-4, t_in_epochs=False
+    )
+    generator = torch.Generator().manual_seed(1)
+    x = (
+        torch.randn(12, 3, 16, 16, generator=generator)
+        if make is vit
+        else torch.randn(12, 3, 32, 32, generator=generator)
+    )
+    y = torch.arange(12) % 3
+    losses, groups = [], []
+    for t in range(steps):
+        loss = torch.nn.functional.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step_update(t + 1)
+        losses.append(loss.item())
+        groups.append(described(optimizer, model))
+    return (losses, weights(model)), groups
+
+
+@each_model
+@each_grouping
+def test_groups_schedule_and_losses_are_torchs(make, grouping):
+    with only_kernels():
+        ours, groups = train(onepass.AdamW, make, grouping)
+    theirs, expected = train(torch.optim.AdamW, make, grouping)
+    assert groups == expected
+    assert len({str(row) for row in groups}) > 5
+    assert_same_run(ours, theirs)
+
+
+# -- onepass.param_groups beside timm's --------------------------------------------------------------------------------
+
+
+def per_parameter(model, groups, lr=1.0):
+    """Learning rate and weight decay of every parameter; timm's schedulers multiply the rate by lr_scale."""
+    optimizer = onepass.AdamW(groups, lr=lr, weight_decay=0.05)
+    names = {p: name for name, p in model.named_parameters()}
+    return {
+        names[p]: (group["lr"] * group.get("lr_scale", 1.0), group["weight_decay"])
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+
+
+def differing(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    return {name for name in ours if ours[name] != pytest.approx(theirs[name])}
+
+
+@each_model
+def test_weight_decay_is_of_the_same_parameters(make):
+    model = make()
+    ours = per_parameter(model, param_groups(model, weight_decay=0.05))
+    assert differing(ours, per_parameter(model, param_groups_weight_decay(model, 0.05))) == set()
+
+
+def test_what_a_model_names_itself_is_named_to_ours():
+    """timm asks model.no_weight_decay() only in create_optimizer_v2; ours takes the names as patterns."""
+    model = vit()
+    names = sorted(model.no_weight_decay() & {name for name, _ in model.named_parameters()})
+    assert names == ["cls_token", "pos_embed"]
+    ours = per_parameter(model, param_groups(model, weight_decay=0.05, no_decay=("bias", "norm", *names)))
+    assert (
+        differing(ours, per_parameter(model, param_groups_weight_decay(model, 0.05, no_weight_decay_list=names)))
+        == set()
+    )
+
+
+def test_vectors_of_other_modules_are_decayed_by_ours():
+    """timm exempts whatever has one dimension; ours biases, norms and embeddings."""
+    model = timm.create_model("vit_tiny_patch16_224", **VIT, init_values=0.1)  # has a LayerScale
+    ours = per_parameter(model, param_groups(model, weight_decay=0.05))
+    gammas = {f"blocks.{block}.ls{n}.gamma" for block in range(3) for n in (1, 2)}
+    theirs = per_parameter(model, param_groups_weight_decay(model, 0.05))
+    assert differing(ours, theirs) == gammas
+    ours = per_parameter(model, param_groups(model, weight_decay=0.05, no_decay=("bias", "norm", "*.gamma")))
+    assert differing(ours, theirs) == set()
+
+
+def test_rates_of_a_vits_layers():
+    """The norm after the last block has the head's rate, and the last block's with timm."""
+    model = vit()
+    ours = per_parameter(model, param_groups(model, lr=1.0, weight_decay=0.05, layer_decay=0.6))
+    theirs = per_parameter(model, param_groups_layer_decay(model, 0.05, layer_decay=0.6))
+    assert differing(ours, theirs) == {"norm.weight", "norm.bias"}

@@ -138,6 +138,9 @@ def test_what_is_no_model_or_has_no_layers():
         onepass.param_groups([])
     with pytest.raises(ValueError, match="no ModuleList or Sequential"):
         onepass.param_groups(nn.Linear(2, 2), lr=1.0, layer_decay=0.5)
+    stages = nn.ModuleDict({name: nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)) for name in "abc"})
+    with pytest.raises(ValueError, match=r"longest list of the model, 'a', has only 4 of its 12 parameters"):
+        onepass.param_groups(stages, lr=1.0, layer_decay=0.5)
 
 
 # -- by name ---------------------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ def param_groups(
 
     Layers are counted along the longest ``ModuleList`` or ``Sequential`` of the model (the blocks of a transformer):
     what comes before it in ``named_parameters()`` is layer 0, its modules are 1, 2, ..., what comes after is the last.
+    It must have at least half of the model's parameter tensors: a ResNet, whose blocks are in several lists, has not.
 
     Sources of layer-wise decay: Clark et al. 2020, "ELECTRA", arXiv:2003.10555; Bao et al. 2022, "BEiT",
     arXiv:2106.08254.
@@ -57,7 +58,7 @@ def param_groups(
     Raises:
         TypeError: ``model`` is no ``nn.Module``.
         ValueError: An argument is out of its range, ``lr`` is missing, a pattern matches no parameter, or the model has
-            no list of layers to count.
+            no such list of layers.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, but is a {type(model).__name__}")
@@ -135,6 +136,12 @@ def _layers(model: nn.Module, params: Mapping[str, Tensor]) -> dict[str, int]:
     if longest is None or not lists[longest]:
         raise ValueError("layer_decay: the model has no ModuleList or Sequential, along which layers could be counted")
     begins = [f"{longest}.{name}." if longest else f"{name}." for name in lists[longest]]
+    inside = sum(name.startswith(tuple(begins)) for name in params)
+    if 2 * inside < len(params):
+        raise ValueError(
+            f"layer_decay: the longest list of the model, {longest!r}, has only {inside} of its {len(params)} "
+            "parameters, so its depth is not to be read off it; scale rates by name, with lr_scale"
+        )
     layers: dict[str, int] = {}
     after = 0
     for name in params:

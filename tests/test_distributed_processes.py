@@ -313,8 +313,8 @@ class Block(torch.nn.Module):
         torch.manual_seed(0)
         super().__init__()
         self.norm = torch.nn.LayerNorm(4)
-        self.up = Linear(4, 6)
-        self.down = Linear(6, 4)
+        self.up = Linear(4, 8)
+        self.down = Linear(8, 4)
 
     def forward(self, x):
         return self.down(torch.tanh(self.up(self.norm(x))))
@@ -385,9 +385,10 @@ def placed(parameter, gradient, name):
                 p.grad = DTensor.from_local(g / 2 + dist.get_rank() + step, mesh, [Partial()])
             else:
                 p.grad = distribute_tensor(g, mesh, [PLACES[gradient]])
-            kept = p.grad._local_tensor.clone(), p.grad.placements
+            kept = p.grad._local_tensor.clone()
             opt.step()
-            assert_equal((p.grad._local_tensor, p.grad.placements), kept, rtol=0, atol=0)
+            assert_equal(p.grad._local_tensor, kept, rtol=0, atol=0)
+            assert p.grad.placements == (PLACES[gradient],)
         assert p.placements == (PLACES[parameter],)
         if opt.__class__.__module__.startswith("onepass"):
             [row] = onepass.explain(opt)
@@ -442,8 +443,7 @@ def zero(cls, options):
     for step in range(3, 5):
         backward(model, step)
         opt.step()
-    states = [dict(sorted(state.items())) for state in saved[0]["state"].values()]
-    return [p.detach().clone() for p in model.parameters()], states
+    return [p.detach().clone() for p in model.parameters()], saved[0]["state"]
 
 
 def local_sgd(cls, options):
@@ -469,16 +469,7 @@ def in_backward(cls, options):
     return [p.detach().clone() for p in model.parameters()]
 
 
-def in_backward_with_data_parallel(cls, options):
-    model = net()
-    _apply_optimizer_in_backward(cls, model.parameters(), dict(options))
-    model = torch.nn.parallel.DistributedDataParallel(model)
-    for step in range(3):
-        backward(model, step)
-    return [p.detach().clone() for p in model.parameters()]
-
-
-RUNS = [data_parallel, zero, local_sgd, in_backward, in_backward_with_data_parallel]
+RUNS = [data_parallel, zero, local_sgd, in_backward]
 
 
 @pytest.mark.parametrize("name", ["AdamW", "SGD", "Adagrad"])

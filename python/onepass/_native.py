@@ -191,6 +191,9 @@ class Native(Optimizer):
     rule: ClassVar[str]
     torch_step: ClassVar[Step]
 
+    # What groups hold that torch's do not, with what is meant where it is missing.
+    own_options: ClassVar[dict[str, Any]] = {"state_dtype": None}
+
     # While Lookahead makes this optimizer step: what becomes of the slow weights.
     _turn: Turn | None = None
 
@@ -347,6 +350,20 @@ class Native(Optimizer):
         return torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    @_disable_dynamo
+    def state_dict(self) -> dict[str, Any]:
+        """The state as torch's, without this package's own options where they say what torch does.
+
+        torch.distributed.checkpoint asks a checkpoint for every key that the optimizer's own state_dict has, and
+        raises if one is missing: so it reads those of torch's classes, too.
+        """
+        state_dict = super().state_dict()
+        for group in state_dict["param_groups"]:
+            for name, value in self.own_options.items():
+                if name in group and group[name] == value:
+                    del group[name]
+        return state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a state_dict of this class or of torch's.

@@ -79,6 +79,7 @@ class Adagrad(Native, torch.optim.Adagrad):
     """
 
     rule = "adagrad"
+    own_options = {**Native.own_options, "decoupled_weight_decay": False}  # noqa: RUF012
     torch_step = _torch_step
 
     def __init__(

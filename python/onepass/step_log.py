@@ -34,8 +34,9 @@ def _real(t: Tensor) -> Tensor:
 
 
 def _place(t: Tensor) -> object:
-    """How a DTensor is spread over processes; None of other tensors. (To import its class takes long.)"""
-    return (t.device_mesh, t.placements) if hasattr(t, "full_tensor") else None
+    """How a DTensor is spread over processes; None of other tensors."""
+    # Its class is not imported, which takes most of a second.
+    return (getattr(t, "device_mesh", None), getattr(t, "placements", None)) if hasattr(t, "full_tensor") else None
 
 
 def _each_norm(tensors: Iterable[Tensor]) -> list[Tensor]:
@@ -224,8 +225,9 @@ def log_to(
     =========================== ======================================================================================
 
     Norms are Euclidean, on a CPU summed in double. Those of DTensors are of whole tensors: then every process of their
-    mesh has to log the same steps, and all write the same numbers. The other steps are only counted, so the cost is that of the logged
-    ones: a copy of the parameters, whose memory is kept from one to the next, and a pass over parameters and gradients.
+    mesh has to log the same steps, and all write the same numbers. The other steps are only counted, so the cost is
+    that of the logged ones: a copy of the parameters, whose memory is kept from one to the next, and a pass over
+    parameters and gradients.
     That is some 0.1 ms for a small model, to which ``SummaryWriter`` adds some 0.5 ms: where a training step takes less
     than a millisecond, a larger interval keeps it below 5 %. On a GPU a logged step waits for it at the end, and
     ``step_seconds`` is the time to launch.

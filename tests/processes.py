@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 MOST = 4
-LIMIT = 60  # seconds that a call may take, the start of the processes included
+LIMIT = 40  # seconds that a call may take, the start of the processes included
 
 
 def serve(rank, calls):

@@ -636,8 +636,7 @@ def bad(what):
     if what == "gradient of one process":
         if rank == 1:
             p.grad = DTensor.from_local(torch.ones(2), mesh, [Shard(0)], run_check=False, shape=(3,), stride=(1,))
-    elif what == "size of a gradient":
-        p.grad_dtype = None
+    elif what == "size of a state":
         with torch.no_grad():
             q = Parameter(distribute_tensor(torch.ones(4), mesh, [Shard(0)]))
         opt.state[p]["exp_avg"] = q.detach()
@@ -660,7 +659,7 @@ def bad(what):
 PLACE = "AdamW: parameter 3 of group 0 (shape [3], torch.float64): "
 BAD = {
     "gradient of one process": ["stepped", PLACE + "its gradient has shape [2] and dtype torch.float64"],
-    "size of a gradient": [PLACE + "its state exp_avg has shape [4]"] * 2,
+    "size of a state": [PLACE + "its state exp_avg has shape [4]"] * 2,
     "dtype of a state": [PLACE + "its state exp_avg has dtype torch.int64"] * 2,
 }
 

@@ -18,6 +18,7 @@ ELEMENTWISE = [subject.name for subject in bench.SUBJECTS]
 QUESTIONS = {  # in the order in which they are told
     "large": "Large tensors",
     "small": "Small tensors",
+    "sharded": "DTensors",
     "scaling": "Sizes, threads, instruction sets",
     "formats": "Storage formats",
     "tail": "What ends a training step",

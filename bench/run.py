@@ -21,7 +21,7 @@ import torch
 from onepass.bench import as_json, from_json, line_of, machine
 from onepass.timing import Result
 
-QUESTIONS = ("large", "small", "scaling", "formats", "tail", "training", "surroundings", "kernels")
+QUESTIONS = ("large", "small", "sharded", "scaling", "formats", "tail", "training", "surroundings", "kernels")
 
 Measure = Callable[[bool, int], Iterable[Result | str]]
 

@@ -1,4 +1,4 @@
-"""bench/tail.py, training.py and surroundings.py: what they measure, and that nothing wrong is timed."""
+"""bench/tail.py, training.py, sharded.py and surroundings.py: what they measure, and that nothing wrong is timed."""
 
 import importlib.util
 import sys
@@ -83,6 +83,12 @@ def test_training(script):
     assert measured(training) == wanted
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_sharded(script):
+    forms = ["onepass", "onepass, DTensor", "default, DTensor", "foreach, DTensor", "fused, DTensor"]
+    assert measured(script("sharded")) == {"sharded: 100 x 100": forms}
+
+
 def test_an_optimizers_part_is_a_part(script):
     training = script("training")
     for (name, workload), optimizer in zip(training.workloads(quick=True), MODELS.values(), strict=True):
@@ -160,6 +166,14 @@ def test_a_wrong_optimizer_is_refused_in_the_tail(script, monkeypatch, nothing_t
     monkeypatch.setitem(tail.OPTIMIZERS, "onepass", lambda params: Wrong(params, lr=1e-3))
     with pytest.raises(AssertionError, match="tail, fused: parameters: 1 of 65536 elements differ"):
         next(tail.measure(quick=True, rounds=1))
+
+
+def test_a_wrong_optimizer_is_refused_among_dtensors(script, monkeypatch, nothing_timed):
+    sharded = script("sharded")
+    nothing_timed(sharded)
+    monkeypatch.setattr(sharded, "ADAMW", sharded.ADAMW._replace(ours=type("AdamW", (Wrong,), {})))
+    with pytest.raises(AssertionError, match="AdamW against default, DTensor: 1 of 100 elements differ"):
+        next(sharded.measure(quick=True, rounds=1))
 
 
 def test_a_wrong_optimizer_is_refused_in_training(script, monkeypatch, nothing_timed):

@@ -80,6 +80,8 @@ struct Plan::Param {
   std::array<std::pair<std::byte*, std::byte*>, kMaxOperands + 1 + kMaxScalars> written{};
   // Tensors that were found to mean what lies in their memory, and where that was.
   std::array<std::pair<PyObject*, std::byte*>, kMaxOperands> literal{};
+  // Of a DTensor, how it is spread, and specs of its gradient and states that were found to say the same.
+  std::array<py::object, kMaxOperands> specs{};
 
   bool is_shard() const { return local != object; }
 
@@ -394,6 +396,11 @@ bool Plan::read_own(Reading& r) {
   r.job.operands[kParam] = {own.data, *own.format};
   r.job.wide = *own.format == Format::float64;
   r.job.grad_factor = grad_factor_ * param.group->sign;
+  if (param.is_shard())
+    if (py::object spec = spec_of(param.object); !spec.is(param.specs[kParam])) {
+      param.specs = {};
+      param.specs[kParam] = std::move(spec);
+    }
   r.job.length = 1;
   for (int d = 0; d < own.ndim; ++d) r.job.length *= own.shape[d];
   if (param.is_lazy_now(kParam, param.local, own)) return r.leave("negated or conjugated parameter");
@@ -415,11 +422,26 @@ bool Plan::read_own(Reading& r) {
   return true;
 }
 
+// Whether this process holds the same part of a gradient or state as of its parameter. One of another size is refused
+// in every process alike, also where the parts happen to fit. Specs are compared once, and then recognised.
+bool Plan::is_spread_as_own(Reading& r, std::size_t operand, PyObject* tensor, const std::string& what) {
+  py::object spec = spec_of(tensor);
+  py::object& known = r.param.specs[operand];
+  if (spec.is(known) || spec.is(r.param.specs[kParam])) return true;
+  const py::object shape = py::handle(tensor).attr("shape");
+  if (!shape.equal(py::handle(r.param.object).attr("shape")))
+    fail(r.param, what + " has shape " + std::string(py::str(py::list(shape))));
+  if (!same_placement(spec, r.param.specs[kParam])) return false;
+  known = std::move(spec);
+  return true;
+}
+
 bool Plan::read_gradient(Reading& r) {
   TensorView& view = r.views[kGrad];
   if (r.param.is_shard()) {
     if (!is_dtensor(r.grad.ptr())) return r.leave("gradient of a DTensor that is none itself");
-    if (!same_placement(r.grad.ptr(), r.param.object)) return r.leave("DTensor whose gradient is placed otherwise");
+    if (!is_spread_as_own(r, kGrad, r.grad.ptr(), kGradLabel))
+      return r.leave("DTensor whose gradient is placed otherwise");
     r.grad = local_of(r.grad.ptr());
   }
   const auto read = [&] {
@@ -513,7 +535,7 @@ bool Plan::read_state(Reading& r, std::size_t operand, const py::object& name, c
   py::object local;
   if (r.param.is_shard()) {
     if (!is_dtensor(tensor)) return r.leave("state of a DTensor that is none itself");
-    if (!same_placement(tensor, r.param.object)) return r.leave("DTensor one of whose states is placed otherwise");
+    if (!is_spread_as_own(r, operand, tensor, what)) return r.leave("DTensor one of whose states is placed otherwise");
     local = local_of(tensor);
     tensor = local.ptr();
   }

@@ -104,6 +104,7 @@ class Plan {
   bool divide_numbers(Reading& r, cuda::DeviceJob& device_job);
   static bool is_aligned(Reading& r);
   bool read_own(Reading& r);
+  bool is_spread_as_own(Reading& r, std::size_t operand, PyObject* tensor, const std::string& what);
   bool read_gradient(Reading& r);
   bool read_sparse_gradient(Reading& r);
   bool read_states(Reading& r);

@@ -18,6 +18,33 @@ py::object call(PyObject* method, PyObject* tensor) {
   return py::reinterpret_steal<py::object>(answer);
 }
 
+// What a property, or a slot, of a class says of an object; it saves the search for it by its name.
+py::object get(PyObject* member, PyObject* object) {
+  PyObject* value = Py_TYPE(member)->tp_descr_get(member, object, reinterpret_cast<PyObject*>(Py_TYPE(object)));
+  if (value == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(value);
+}
+
+struct DTensor {
+  PyObject* type;
+  PyObject* local;  // the slots
+  PyObject* spec;
+};
+
+// torch's class, whose module is imported by those who have one; null until then.
+const DTensor* find_dtensor() {
+  static const DTensor* found = nullptr;
+  if (found == nullptr) {
+    const py::dict modules = py::module_::import("sys").attr("modules");
+    const py::str name("torch.distributed.tensor");
+    if (!modules.contains(name) || !py::hasattr(modules[name], "DTensor")) return nullptr;
+    const py::object type = modules[name].attr("DTensor");
+    const auto member = [&](const char* slot) { return type.attr(slot).cast<py::object>().release().ptr(); };
+    found = new DTensor{type.inc_ref().ptr(), member("_local_tensor"), member("_spec")};
+  }
+  return found;
+}
+
 bool is_true(PyObject* method, PyObject* tensor) { return call(method, tensor).ptr() == Py_True; }
 
 }  // namespace
@@ -37,44 +64,35 @@ bool is_plain(PyObject* tensor) {
 }
 
 bool is_dtensor(PyObject* tensor) {
-  // Its module is imported by those who have one.
-  static PyObject* type = nullptr;
-  if (type == nullptr) {
-    const py::dict modules = py::module_::import("sys").attr("modules");
-    const py::str name("torch.distributed.tensor");
-    if (!modules.contains(name) || !py::hasattr(modules[name], "DTensor")) return false;
-    type = modules[name].attr("DTensor").cast<py::object>().release().ptr();
-  }
-  return reinterpret_cast<PyObject*>(Py_TYPE(tensor)) == type;
+  const DTensor* known = find_dtensor();
+  return known != nullptr && reinterpret_cast<PyObject*>(Py_TYPE(tensor)) == known->type;
 }
 
-py::object local_of(PyObject* dtensor) {
-  static const auto* const kLocal = new py::str("_local_tensor");
-  return attribute(dtensor, *kLocal);
-}
+py::object local_of(PyObject* dtensor) { return get(find_dtensor()->local, dtensor); }
 
-bool same_placement(PyObject* dtensor, PyObject* other) {
-  static const auto* const kSpec = new py::str("_spec");
-  const py::object spec = attribute(dtensor, *kSpec);
-  const py::object other_spec = attribute(other, *kSpec);
-  return spec.is(other_spec) || (spec.attr("placements").equal(other_spec.attr("placements")) &&
-                                 spec.attr("mesh").equal(other_spec.attr("mesh")));
+py::object spec_of(PyObject* dtensor) { return get(find_dtensor()->spec, dtensor); }
+
+bool same_placement(const py::object& spec, const py::object& other) {
+  const auto same = [&](const char* name) {
+    const py::object mine = spec.attr(name);
+    const py::object others = other.attr(name);
+    const int answer =
+        PyObject_RichCompareBool(mine.ptr(), others.ptr(), Py_EQ);  // true at once if they are one object
+    if (answer < 0) throw py::error_already_set();
+    return answer == 1;
+  };
+  return same("mesh") && same("placements");
 }
 
 py::object gradient_of(PyObject* param) {
-  if (!is_plain(param)) return py::getattr(param, "grad");
+  if (!is_plain(param) && !is_dtensor(param)) return py::getattr(param, "grad");
   static PyObject* const kGrad = tensor_member("grad");
-  PyObject* grad = Py_TYPE(kGrad)->tp_descr_get(kGrad, param, reinterpret_cast<PyObject*>(Py_TYPE(param)));
-  if (grad == nullptr) throw py::error_already_set();
-  return py::reinterpret_steal<py::object>(grad);
+  return get(kGrad, param);
 }
 
 bool is_sparse(PyObject* tensor) {
   static PyObject* const kIsSparse = tensor_member("is_sparse");
-  PyObject* answer = Py_TYPE(kIsSparse)->tp_descr_get(kIsSparse, tensor, reinterpret_cast<PyObject*>(Py_TYPE(tensor)));
-  if (answer == nullptr) throw py::error_already_set();
-  Py_DECREF(answer);
-  return answer == Py_True;
+  return get(kIsSparse, tensor).ptr() == Py_True;
 }
 
 py::object indices_of(PyObject* sparse) {

@@ -32,8 +32,11 @@ bool is_dtensor(PyObject* tensor);
 // What a DTensor holds in this process.
 pybind11::object local_of(PyObject* dtensor);
 
-// Whether two DTensors are spread over the same processes in the same way.
-bool same_placement(PyObject* dtensor, PyObject* other);
+// How a DTensor is spread: its DTensorSpec, which torch never changes once tensors share it.
+pybind11::object spec_of(PyObject* dtensor);
+
+// Whether two such specs spread over the same processes in the same way.
+bool same_placement(const pybind11::object& spec, const pybind11::object& other);
 
 // param.grad, which may be None.
 pybind11::object gradient_of(PyObject* param);

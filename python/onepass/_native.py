@@ -222,8 +222,14 @@ class Native(Optimizer):
         step = hooked(_update)
 
     def _set_state_dtype(self, state_dtype: torch.dtype | None) -> None:
-        """Adds the argument ``state_dtype`` to what torch's constructor has set up."""
+        """Adds the argument ``state_dtype`` to what torch's constructor has set up.
+
+        None leaves no trace: torch.distributed.checkpoint asks a checkpoint for every key that groups hold, and so
+        reads those of torch's classes, too.
+        """
         _check_state_dtype(state_dtype)
+        if state_dtype is None:
+            return
         self.defaults["state_dtype"] = state_dtype
         for group in self.param_groups:
             group.setdefault("state_dtype", state_dtype)
@@ -240,8 +246,9 @@ class Native(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        for group in self.param_groups:
-            group.setdefault("state_dtype", self.defaults.get("state_dtype"))
+        if (state_dtype := self.defaults.get("state_dtype")) is not None:
+            for group in self.param_groups:
+                group.setdefault("state_dtype", state_dtype)
 
     # -- the step ----------------------------------------------------------------------------------------------------
 
@@ -361,7 +368,7 @@ class Native(Optimizer):
 
     def _new_state(self, group: dict[str, Any], p: Tensor, grad: Tensor, name: str) -> Tensor:
         """A new state tensor, as torch makes it but for ``state_dtype``."""
-        dtype = None if p.is_complex() else group["state_dtype"]
+        dtype = None if p.is_complex() else group.get("state_dtype")
         return torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
@@ -381,9 +388,9 @@ class Native(Optimizer):
 
         def restore(_: Optimizer) -> None:
             for saved_group, group, state_dtype in zip(saved["param_groups"], self.param_groups, own, strict=True):
-                if "state_dtype" not in saved_group:
+                if "state_dtype" not in saved_group and state_dtype is not None:
                     group["state_dtype"] = state_dtype
-                forced = group["state_dtype"] if "state_dtype" not in saved_group else None
+                forced = group.get("state_dtype") if "state_dtype" not in saved_group else None
                 for key, p in zip(saved_group["params"], group["params"], strict=True):
                     if _has_kernels(p.device) and key in saved["state"]:
                         _restore_dtypes(self.state[p], saved["state"][key], self._state_names(), forced)

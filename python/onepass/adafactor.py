@@ -82,7 +82,7 @@ class Adafactor(Native, torch.optim.Adafactor):
         return _core.FactoredPlan()
 
     def _new_state(self, group: dict[str, Any], p: Tensor, grad: Tensor, name: str) -> Tensor:
-        dtype = group["state_dtype"]
+        dtype = group.get("state_dtype")
         if name == "variance":
             return torch.zeros_like(grad, dtype=dtype, memory_format=torch.preserve_format)
         shape = list(grad.shape)

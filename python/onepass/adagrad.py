@@ -115,7 +115,7 @@ class Adagrad(Native, torch.optim.Adagrad):
         self._set_state_dtype(state_dtype)
         for group in self.param_groups:  # torch's constructor has made the states already
             for p in group["params"]:
-                if group["state_dtype"] is not None and not p.is_complex():
+                if group.get("state_dtype") is not None and not p.is_complex():
                     self.state[p]["sum"] = self.state[p]["sum"].to(group["state_dtype"])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -127,4 +127,4 @@ class Adagrad(Native, torch.optim.Adagrad):
         start = self.defaults["initial_accumulator_value"]
         if p.is_complex():
             return torch.full_like(p, complex(start, start))
-        return torch.full_like(p, start, dtype=group["state_dtype"])
+        return torch.full_like(p, start, dtype=group.get("state_dtype"))

@@ -87,7 +87,7 @@ class Muon(Native, torch.optim.Muon):
         self._set_state_dtype(state_dtype)
 
     def _new_state(self, group: dict[str, Any], p: Tensor, grad: Tensor, name: str) -> Tensor:
-        return torch.zeros_like(grad, dtype=group["state_dtype"], memory_format=torch.preserve_format)
+        return torch.zeros_like(grad, dtype=group.get("state_dtype"), memory_format=torch.preserve_format)
 
     # The step is more than one rule over all elements: the plan only tells which parameters the kernels cover.
 

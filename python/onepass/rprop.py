@@ -79,4 +79,4 @@ class Rprop(Native, torch.optim.Rprop):
         lr = number(group["lr"])
         if p.is_complex():
             return torch.full_like(grad, complex(lr, lr))
-        return torch.full_like(grad, lr, dtype=group["state_dtype"])
+        return torch.full_like(grad, lr, dtype=group.get("state_dtype"))

@@ -85,4 +85,4 @@ class SGD(Native, torch.optim.SGD):
             grad = -grad
         if number(group["weight_decay"]) != 0:
             grad = grad.add(p, alpha=number(group["weight_decay"]))
-        return torch.empty_like(grad, dtype=None if p.is_complex() else group["state_dtype"])
+        return torch.empty_like(grad, dtype=None if p.is_complex() else group.get("state_dtype"))

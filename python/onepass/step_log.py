@@ -33,16 +33,26 @@ def _real(t: Tensor) -> Tensor:
     return torch.view_as_real(t.resolve_conj()) if t.is_complex() else t
 
 
+def _place(t: Tensor) -> object:
+    """How a DTensor is spread over processes; None of other tensors."""
+    # Its class is not imported, which takes most of a second.
+    return (getattr(t, "device_mesh", None), getattr(t, "placements", None)) if hasattr(t, "full_tensor") else None
+
+
 def _each_norm(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """The Euclidean norms of all, in any order; in double on a CPU, where long sums in float32 are far off."""
-    kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    """The Euclidean norms of all, in any order; in double on a CPU, where long sums in float32 are far off.
+
+    Those of DTensors are of the whole tensors, which all processes find together.
+    """
+    kinds: dict[tuple[torch.device, torch.dtype, object], list[Tensor]] = {}
     for tensor in map(_real, tensors):
         if tensor.numel():
-            kinds.setdefault((tensor.device, tensor.dtype), []).append(tensor)
-    return [
+            kinds.setdefault((tensor.device, tensor.dtype, _place(tensor)), []).append(tensor)
+    found = [
         torch.stack(torch._foreach_norm(some, 2, torch.float64 if device.type == "cpu" else _wide(dtype)))
-        for (device, dtype), some in kinds.items()
+        for (device, dtype, _), some in kinds.items()
     ]
+    return [norms.full_tensor() if hasattr(norms, "full_tensor") else norms for norms in found]
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -86,7 +96,10 @@ class _Before:
                 raise RuntimeError("a parameter has become one that kernels cannot read within the step")
             return found
         for copies, group in zip(self._copies, self._groups, strict=True):
-            if copies:
+            if any(_place(p) is not None for p in group):  # torch does not take them beside others
+                for copy, p in zip(copies, group, strict=True):
+                    copy.sub_(p)
+            elif copies:
                 torch._foreach_sub_(copies, group)
         return [_each_norm(copies) for copies in self._copies]
 
@@ -211,8 +224,10 @@ def log_to(
                                 step that was logged; the log's own work is not in it
     =========================== ======================================================================================
 
-    Norms are Euclidean, on a CPU summed in double. The other steps are only counted, so the cost is that of the logged
-    ones: a copy of the parameters, whose memory is kept from one to the next, and a pass over parameters and gradients.
+    Norms are Euclidean, on a CPU summed in double. Those of DTensors are of whole tensors: then every process of their
+    mesh has to log the same steps, and all write the same numbers. The other steps are only counted, so the cost is
+    that of the logged ones: a copy of the parameters, whose memory is kept from one to the next, and a pass over
+    parameters and gradients.
     That is some 0.1 ms for a small model, to which ``SummaryWriter`` adds some 0.5 ms: where a training step takes less
     than a millisecond, a larger interval keeps it below 5 %. On a GPU a logged step waits for it at the end, and
     ``step_seconds`` is the time to launch.

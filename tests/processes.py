@@ -1,0 +1,97 @@
+"""Real processes that stay up from test to test, and make a process group over gloo for each call.
+
+``Processes()(2, function, *args)`` runs a function in two of them, as ranks 0 and 1, and returns what both returned. A
+call in which one fails, or that takes too long, ends them all: the next call starts others.
+"""
+
+import multiprocessing
+import multiprocessing.connection
+import time
+import traceback
+import warnings
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+MOST = 4
+LIMIT = 40  # seconds that a call may take, the start of the processes included
+
+
+def serve(rank, calls):
+    """What a process does."""
+    torch.set_num_threads(1)
+    # Ours stay errors, torch's own parts warn of each other.
+    warnings.filterwarnings("ignore", module=r"torch\b")
+    while True:
+        world, store, function, args = calls.recv()
+        torch.manual_seed(0)
+        torch.set_default_dtype(torch.float64)
+        try:
+            patience = timedelta(seconds=LIMIT)
+            dist.init_process_group(
+                "gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=patience
+            )
+            try:
+                answer = function(*args)
+                dist.barrier()
+            finally:
+                dist.destroy_process_group()
+            calls.send((answer, None))
+        except BaseException:
+            calls.send((None, traceback.format_exc()))
+
+
+class Processes:
+    """The processes, which are started when they are first needed."""
+
+    def __init__(self, folder):
+        self._folder = folder  # for the files over which groups find together
+        self._groups = 0
+        self._started = []
+
+    def __call__(self, world, function, *args):
+        """Runs a function in this many processes; returns what each returned, or raises with the first's traceback."""
+        if not self._started:
+            self._start()
+        self._groups += 1
+        for _, calls in self._started[:world]:
+            calls.send((world, self._folder / f"group{self._groups}", function, args))
+        return self._answers(world)
+
+    def _answers(self, world):
+        waiting = {calls: rank for rank, (_, calls) in enumerate(self._started[:world])}
+        answers = {}
+        until = time.monotonic() + LIMIT
+        failed = f"no answer within {LIMIT} s of ranks "
+        while waiting:
+            ready = multiprocessing.connection.wait(list(waiting), timeout=max(0, until - time.monotonic()))
+            if not ready:
+                self.end()
+                raise AssertionError(failed + ", ".join(map(str, waiting.values())))
+            for calls in ready:
+                rank = waiting.pop(calls)
+                try:
+                    answers[rank], error = calls.recv()
+                except EOFError:
+                    error = "the process has died"
+                if error is not None:
+                    self.end()  # the others wait for it
+                    raise AssertionError(f"rank {rank} of {world}: {error}")
+        return [answers[rank] for rank in range(world)]
+
+    def _start(self):
+        context = multiprocessing.get_context("spawn")  # a fork would take torch's threads along
+        for rank in range(MOST):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=serve, args=(rank, theirs), daemon=True)
+            process.start()
+            theirs.close()
+            self._started.append((process, ours))
+
+    def end(self):
+        for process, calls in self._started:
+            process.kill()
+            process.join()
+            calls.close()
+        self._started = []

@@ -1,0 +1,669 @@
+"""Real processes around our optimizers: what torch.distributed makes of parameters, gradients and states, and back.
+
+A test calls a function above it in 2 or 4 processes, over gloo; each holds its own part of the tensors. The judge is
+torch.optim: over whole tensors, in each process alike (`Alone`), and over the same parts where it can do those.
+"""
+
+import contextlib
+import copy
+import warnings
+
+import onepass
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from cases import ELEMENTWISE, ROW
+from contract import CLOSE
+from processes import Processes
+from reference import only_kernels, params_of
+from torch.distributed.checkpoint import state_dict as dcp_state
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.nn import Linear, Parameter, Sequential, Tanh
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of torch's own parts
+    from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.optim import (
+        PostLocalSGDOptimizer,
+        ZeroRedundancyOptimizer,
+        _apply_optimizer_in_backward,
+    )
+
+NAMES = [row.name for row in ELEMENTWISE]
+TORCHS = [row.name for row in ELEMENTWISE if issubclass(row.ours, row.theirs)]
+SHARDED = [name for name in TORCHS if name != "Rprop"]  # what torch can do over DTensors
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory):
+    started = Processes(tmp_path_factory.mktemp("groups"))
+    yield started
+    started.end()
+
+
+# -- what the functions that run in the processes share --------------------------------------------------------------
+
+
+def net():
+    """Of vectors and matrices that do not divide: the bias of 3 is in 2 + 1 parts or 1 + 1 + 1 + 0."""
+    torch.manual_seed(0)
+    return Sequential(Linear(3, 5), Tanh(), Linear(5, 3), Tanh(), Linear(3, 2, bias=False))
+
+
+TENSORS = 5  # of that net
+
+
+def shard(model, **kw):
+    for part in (model[0], model[2], model):
+        fully_shard(part, **kw)
+    return model
+
+
+def backward(model, step, apart=1.0, width=3):
+    """Gradients of the step of that number, on data that are each process's own unless `apart` is zero."""
+    x = torch.linspace(-1, 1, 4 * width).view(4, width) + 0.07 * step + 0.1 * apart * dist.get_rank()
+    model.zero_grad()
+    (model(x) ** 2).sum().backward()
+
+
+def whole(x):
+    """What all processes hold of a tensor together."""
+    return (x.full_tensor() if isinstance(x, DTensor) else x).detach().clone()
+
+
+def contents(opt):
+    """Parameters and states, whole."""
+    params = params_of(opt)
+    states = [{name: whole(x) for name, x in opt.state[p].items() if isinstance(x, torch.Tensor)} for p in params]
+    return [whole(p) for p in params], states
+
+
+def assert_equal(actual, expected, **tolerance):
+    torch.testing.assert_close(actual, expected, **(tolerance or CLOSE))
+
+
+def assert_kernels(opt):
+    assert {row.path for row in onepass.explain(opt)} == {"kernel"}, str(onepass.explain(opt))
+
+
+def assert_placed(opt, numbers=("step", "mu_product", "eta", "mu")):
+    """States are spread as torch's are."""
+    for p in params_of(opt):
+        for name, state in opt.state[p].items():
+            if name in numbers or not isinstance(p, DTensor):
+                assert type(state) is torch.Tensor, name
+                assert state.device.type == "cpu"
+            else:
+                assert type(state) is DTensor, name
+                assert state.placements == p.placements
+                assert state.device_mesh == p.device_mesh
+                assert state._local_tensor.shape == p._local_tensor.shape
+
+
+class Alone:
+    """An optimizer over whole tensors, which is given what the gradients of a spread one are together."""
+
+    def __init__(self, make, opt):
+        self._opt = opt
+        self.params = [Parameter(whole(p)) for p in params_of(opt)]
+        self.opt = make(self.params)
+
+    def step(self):
+        for p, q in zip(self.params, params_of(self._opt), strict=True):
+            p.grad = None if q.grad is None else whole(q.grad)
+        self.opt.step()
+
+    def compare(self, **tolerance):
+        assert_equal(contents(self._opt), contents(self.opt), **tolerance)
+
+
+def both(make_ours, make_theirs, model, steps=3, width=3, tensors=TENSORS, **tolerance):
+    """Steps ours over a model, by kernels alone, beside another over whole tensors; returns ours."""
+    ours = make_ours(model.parameters())
+    alone = Alone(make_theirs, ours)
+    for step in range(steps):
+        backward(model, step, width=width)
+        with only_kernels(tensors):
+            ours.step()
+        alone.step()
+        alone.compare(**tolerance)
+    assert_kernels(ours)
+    assert_placed(ours)
+    return ours
+
+
+def classes(name, **more):
+    row = ROW[name]
+    options = {**row.full, **more}
+    return (lambda params: row.ours(params, **options)), (lambda params: row.theirs(params, **options))
+
+
+# -- FSDP2 -----------------------------------------------------------------------------------------------------------
+
+
+def fsdp2(name):
+    both(*classes(name), shard(net()), steps=4)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("name", NAMES)
+def test_fsdp2(processes, name, world):
+    processes(world, fsdp2, name)
+
+
+def fsdp2_beside_torchs(name):
+    ends = []
+    for make in classes(name):
+        model = shard(net())
+        opt = make(model.parameters())
+        for step in range(3):
+            backward(model, step)
+            opt.step()
+        kinds = [
+            {k: (type(s), getattr(s, "placements", None), s.dtype) for k, s in opt.state[p].items()}
+            for p in params_of(opt)
+        ]
+        ends.append((contents(opt), kinds))
+    (ours, our_kinds), (theirs, their_kinds) = ends
+    assert_equal(ours, theirs)
+    assert our_kinds == their_kinds
+    return [p._local_tensor.numel() for p in params_of(opt)]
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_fsdp2_beside_torchs(processes, name):
+    held = processes(4, fsdp2_beside_torchs, name)
+    assert held[0] == [6, 2, 5, 1, 3]
+    assert held[3] == [0, 0, 0, 0, 0]
+
+
+def late_gradients():
+    model = shard(net())
+    ours, theirs = classes("AdamW")
+    opt = ours(model.parameters())
+    alone = Alone(theirs, opt)
+    for step, stepped in enumerate((3, 5, 4)):
+        backward(model, step)
+        for p in params_of(opt)[stepped:]:
+            p.grad = None
+        with only_kernels(stepped):
+            opt.step()
+        alone.step()
+        alone.compare()
+
+
+def test_gradients_that_come_late(processes):
+    processes(2, late_gradients)
+
+
+# -- checkpoints -----------------------------------------------------------------------------------------------------
+
+LIBRARIES = {"onepass": onepass, "torch": torch.optim}
+WRITERS_AND_READERS = [("onepass", "onepass"), ("onepass", "torch"), ("torch", "onepass")]
+
+
+def make(library, name, model):
+    return getattr(LIBRARIES[library], name)(model.parameters(), **ROW[name].full)
+
+
+def train(model, opt, steps):
+    for step in steps:
+        backward(model, step, apart=0)  # or the number of processes would change the gradients
+        opt.step()
+
+
+def uninterrupted(name):
+    model = net()
+    opt = make("torch", name, model)
+    train(model, opt, range(6))
+    return contents(opt)
+
+
+def save(library, name, folder, form):
+    model = shard(net())
+    opt = make(library, name, model)
+    train(model, opt, range(3))
+    if form == "full":
+        options = dcp_state.StateDictOptions(full_state_dict=True, cpu_offload=True)
+        saved = dcp_state.get_state_dict(model, opt, options=options)
+        if dist.get_rank() == 0:
+            torch.save(saved, folder / "full.pt")
+    else:
+        options = dcp_state.StateDictOptions(flatten_optimizer_state_dict=form == "flat")
+        states = dcp_state.get_state_dict(model, opt, options=options)
+        dcp.save(dict(zip(("model", "optimizer"), states, strict=True)), checkpoint_id=folder)
+
+
+def load(library, name, folder, form):
+    model = shard(net())
+    with torch.no_grad():
+        for p in model.parameters():
+            p._local_tensor.add_(1)  # to be overwritten
+    opt = make(library, name, model)
+    if form == "full":
+        options = dcp_state.StateDictOptions(full_state_dict=True)
+        states = torch.load(folder / "full.pt", weights_only=True)
+    else:
+        options = dcp_state.StateDictOptions(flatten_optimizer_state_dict=form == "flat")
+        states = dcp_state.get_state_dict(model, opt, options=options)
+        held = dict(zip(("model", "optimizer"), states, strict=True))
+        dcp.load(held, checkpoint_id=folder)
+        states = held["model"], held["optimizer"]
+    dcp_state.set_state_dict(model, opt, model_state_dict=states[0], optim_state_dict=states[1], options=options)
+    if library == "onepass":
+        assert_placed(opt)
+        with only_kernels(3 * TENSORS):
+            train(model, opt, range(3, 6))
+    else:
+        train(model, opt, range(3, 6))
+    return contents(opt)
+
+
+@pytest.mark.parametrize("form", ["nested", "flat", "full"])
+@pytest.mark.parametrize("world", [4, 1])
+@pytest.mark.parametrize(("writer", "reader"), WRITERS_AND_READERS)
+def test_checkpoint_of_2_processes(processes, tmp_path, writer, reader, world, form):
+    processes(2, save, writer, "AdamW", tmp_path, form)
+    [expected] = processes(1, uninterrupted, "AdamW")
+    for actual in processes(world, load, reader, "AdamW", tmp_path, form):
+        assert_equal(actual, expected)
+
+
+@pytest.mark.parametrize("name", ["SGD", "RMSprop", "NAdam"])
+@pytest.mark.parametrize(("writer", "reader"), WRITERS_AND_READERS)
+def test_checkpoint_of_other_classes(processes, tmp_path, name, writer, reader):
+    processes(4, save, writer, name, tmp_path, "nested")
+    [expected] = processes(1, uninterrupted, name)
+    for actual in processes(2, load, reader, name, tmp_path, "nested"):
+        assert_equal(actual, expected)
+
+
+def state_dict_before_the_first_step(name):
+    ends = []
+    for library in LIBRARIES:
+        model = shard(net())
+        opt = make(library, name, model)
+        before = [whole(p) for p in model.parameters()]
+        dcp_state.get_optimizer_state_dict(model, opt)
+        params, states = contents(opt)
+        assert_equal(params, before, rtol=0, atol=0)
+        assert all(group["lr"] == ROW[name].full["lr"] for group in opt.param_groups)
+        assert all(p.grad is None for p in model.parameters())
+        ends.append((params, states))
+    assert all(states for states in ends[0][1])
+    assert_equal(*ends)
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_state_dict_before_the_first_step(processes, name):
+    processes(2, state_dict_before_the_first_step, name)
+
+
+# -- tensor parallel, and meshes of two dimensions -------------------------------------------------------------------
+
+
+class Block(torch.nn.Module):
+    """What tensor parallelism spreads, and a norm that it leaves as it is."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        super().__init__()
+        self.norm = torch.nn.LayerNorm(4)
+        self.up = Linear(4, 8)
+        self.down = Linear(8, 4)
+
+    def forward(self, x):
+        return self.down(torch.tanh(self.up(self.norm(x))))
+
+
+PLAN = {"up": ColwiseParallel(), "down": RowwiseParallel()}
+
+
+def tensor_parallel(name):
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    model = parallelize_module(Block(), mesh, PLAN)
+    ours, theirs = classes(name)
+    opt = ours(model.parameters())
+    alone = Alone(theirs, opt)
+    kinds = {type(p.data) for p in model.parameters()}
+    assert kinds == {torch.Tensor, DTensor}
+    for step in range(3):
+        backward(model, step, apart=0, width=4)
+        with only_kernels(6):
+            opt.step()
+        alone.step()
+        alone.compare()
+    assert_kernels(opt)
+    assert_placed(opt)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("name", ["AdamW", "SGD", "Lion"])
+def test_tensor_parallel_with_plain_parameters_in_the_same_group(processes, name, world):
+    processes(world, tensor_parallel, name)
+
+
+def hybrid_shard():
+    both(*classes("AdamW"), shard(net(), mesh=init_device_mesh("cpu", (2, 2), mesh_dim_names=("copies", "shards"))))
+
+
+def test_hybrid_shard(processes):
+    processes(4, hybrid_shard)
+
+
+def fsdp_and_tensor_parallel():
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    model = fully_shard(parallelize_module(Block(), mesh["tensor"], PLAN), mesh=mesh["data"])
+    opt = both(*classes("AdamW"), model, width=4, tensors=6)
+    assert len({p.placements for p in params_of(opt)}) == 4
+
+
+def test_fsdp_and_tensor_parallel(processes):
+    processes(4, fsdp_and_tensor_parallel)
+
+
+# -- gradients that are placed otherwise -----------------------------------------------------------------------------
+
+PLACES = {"Shard(0)": Shard(0), "Shard(1)": Shard(1), "Replicate": Replicate(), "Partial": Partial()}
+
+
+def placed(parameter, gradient, name):
+    ends = []
+    for make in classes(name):
+        torch.manual_seed(0)
+        mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+        p = Parameter(distribute_tensor(torch.randn(3, 5), mesh, [PLACES[parameter]]))
+        opt = make([p])
+        before = onepass.stats()
+        for step in range(3):
+            g = torch.randn(3, 5)
+            if gradient == "Partial":
+                p.grad = DTensor.from_local(g / 2 + dist.get_rank() + step, mesh, [Partial()])
+            else:
+                p.grad = distribute_tensor(g, mesh, [PLACES[gradient]])
+            kept = p.grad._local_tensor.clone()
+            opt.step()
+            assert_equal(p.grad._local_tensor, kept, rtol=0, atol=0)
+            assert p.grad.placements == (PLACES[gradient],)
+        assert p.placements == (PLACES[parameter],)
+        if opt.__class__.__module__.startswith("onepass"):
+            [row] = onepass.explain(opt)
+            told = {why: n - before["torch"].get(why, 0) for why, n in onepass.stats()["torch"].items()}
+            path = row.path, row.reason, {why: n for why, n in told.items() if n}
+        ends.append(contents(opt))
+    assert_equal(*ends)
+    return path
+
+
+@pytest.mark.parametrize("name", ["AdamW", "SGD"])
+@pytest.mark.parametrize("gradient", PLACES)
+@pytest.mark.parametrize("parameter", ["Shard(0)", "Shard(1)", "Replicate"])
+def test_gradient_placed_otherwise(processes, parameter, gradient, name):
+    why = "DTensor whose gradient is placed otherwise"
+    expected = ("kernel", "", {}) if parameter == gradient else ("torch", why, {why: 3})
+    assert processes(2, placed, parameter, gradient, name) == [expected] * 2
+
+
+# -- wrappers of torch.distributed -----------------------------------------------------------------------------------
+
+
+def wrapped(run, name):
+    """Runs with our class and with torch's; ours by kernels alone."""
+    ours, theirs = ROW[name].ours, ROW[name].theirs
+    with only_kernels():
+        actual = run(ours, ROW[name].full)
+    assert_equal(actual, run(theirs, ROW[name].full))
+
+
+def data_parallel(cls, options):
+    model = torch.nn.parallel.DistributedDataParallel(net(), gradient_as_bucket_view=True)
+    opt = cls(model.parameters(), **options)
+    for step in range(3):
+        backward(model, step)
+        opt.step()
+    return contents(opt)
+
+
+def zero(cls, options):
+    model = torch.nn.parallel.DistributedDataParallel(net())
+    opt = ZeroRedundancyOptimizer(model.parameters(), cls, parameters_as_bucket_view=True, **options)
+    for step in range(2):
+        backward(model, step)
+        opt.step()
+    opt.consolidate_state_dict()  # all states, in rank 0 alone
+    saved = [copy.deepcopy(opt.state_dict()) if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(saved, src=0)
+    backward(model, 2)
+    opt.step()
+    opt.load_state_dict(saved[0])
+    for step in range(3, 5):
+        backward(model, step)
+        opt.step()
+    return [p.detach().clone() for p in model.parameters()], saved[0]["state"]
+
+
+def local_sgd(cls, options):
+    model = net()
+    averager = PeriodicModelAverager(period=2, warmup_steps=1)
+    opt = PostLocalSGDOptimizer(cls(model.parameters(), **options), averager)
+    for step in range(5):
+        backward(model, step)
+        opt.step()
+    saved = copy.deepcopy(opt.state_dict())
+    opt.load_state_dict(saved)
+    backward(model, 5)
+    opt.step()
+    return contents(opt)
+
+
+def in_backward(cls, options):
+    model = net()
+    _apply_optimizer_in_backward(cls, model.parameters(), dict(options))
+    for step in range(3):
+        backward(model, step)
+        assert all(p.grad is None for p in model.parameters())
+    return [p.detach().clone() for p in model.parameters()]
+
+
+RUNS = [data_parallel, zero, local_sgd, in_backward]
+
+
+@pytest.mark.parametrize("name", ["AdamW", "SGD", "Adagrad"])
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: run.__name__)
+def test_wrapper(processes, run, name):
+    processes(2, wrapped, run, name)
+
+
+# -- our own features ------------------------------------------------------------------------------------------------
+
+
+def lookahead():
+    ours, theirs = classes("AdamW")
+    opt = both(
+        lambda params: onepass.Lookahead(ours(params), k=2),
+        lambda params: onepass.Lookahead(theirs(params), k=2),
+        shard(net()),
+        steps=5,
+    )
+    with opt.slow_weights():
+        slow = [whole(p) for p in params_of(opt)]
+    assert_equal(slow, [whole(opt.state[p]["slow_param"]) for p in params_of(opt)], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_lookahead(processes, world):
+    processes(world, lookahead)
+
+
+class Notes(dict):
+    def add_scalar(self, tag, value, step):
+        if "seconds" not in tag:
+            self[tag, step] = value
+
+
+def log_to(library, k):
+    model = shard(net())
+    ours = make(library, "AdamW", model)
+    alone = Alone(classes("AdamW")[1], ours)
+    notes, expected = Notes(), Notes()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(onepass.log_to(notes, ours, interval=k))
+        stack.enter_context(onepass.log_to(expected, alone.opt, interval=k))
+        for step in range(4):
+            backward(model, step)
+            ours.step()
+            alone.step()
+    assert len(expected) == 4 * (4 // k)
+    assert_equal(dict(notes), dict(expected))
+    alone.compare()
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_log_to_tells_norms_of_whole_tensors(processes, library, world):
+    processes(world, log_to, library, 2)
+
+
+def log_to_tensor_parallel():
+    model = parallelize_module(Block(), init_device_mesh("cpu", (2,)), PLAN)
+    ours, theirs = classes("AdamW")
+    opt = ours(model.parameters())
+    alone = Alone(theirs, opt)
+    notes, expected = Notes(), Notes()
+    with onepass.log_to(notes, opt, interval=1), onepass.log_to(expected, alone.opt, interval=1):
+        for step in range(2):
+            backward(model, step, apart=0, width=4)
+            opt.step()
+            alone.step()
+    assert_equal(dict(notes), dict(expected))
+
+
+def test_log_to_of_plain_parameters_and_dtensors(processes):
+    processes(2, log_to_tensor_parallel)
+
+
+def scaled(overflows):
+    model = shard(net())
+    ours, theirs = classes("AdamW")
+    opt = ours(model.parameters())
+    alone = Alone(theirs, opt)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    for step in range(3):
+        backward(model, step)
+        skips = overflows and step == 1
+        if not skips:
+            alone.step()
+        with torch.no_grad():
+            for p in model.parameters():
+                p.grad._local_tensor.mul_(8.0)
+            if skips and dist.get_rank() == 1:
+                next(model.parameters()).grad._local_tensor.view(-1)[0] = torch.inf
+        scaler.scale(torch.ones(()))  # makes its tensors
+        with only_kernels(TENSORS) if not skips else contextlib.nullcontext():
+            scaler.step(opt)
+        scaler.update(8.0)
+        alone.compare()
+
+
+@pytest.mark.parametrize("overflows", [False, True])
+def test_grad_scaler(processes, overflows):
+    processes(2, scaled, overflows)
+
+
+def small_states():
+    """Their bits are those over whole tensors, by our class."""
+    torch.set_default_dtype(torch.float32)
+    ours, _ = classes("AdamW", state_dtype=torch.bfloat16)
+    opt = both(ours, ours, shard(net()), rtol=0, atol=0)
+    kinds = {state["exp_avg"].dtype for state in opt.state.values()}
+    assert kinds == {torch.bfloat16}
+
+
+def test_states_in_bfloat16(processes):
+    processes(4, small_states)
+
+
+def single_precision():
+    """Float32: the same bits as over whole tensors by our class, and torch's but for rounding."""
+    torch.set_default_dtype(torch.float32)
+    ours, theirs = classes("AdamW")
+    both(ours, ours, shard(net()), rtol=0, atol=0)
+    both(ours, theirs, shard(net()), rtol=1e-4, atol=1e-6)
+
+
+def test_float32(processes):
+    processes(2, single_precision)
+
+
+def clipped():
+    model = shard(net())
+    ours, theirs = classes("SGD")
+    opt = ours(model.parameters())
+    alone = Alone(theirs, opt)
+    for step in range(3):
+        backward(model, step)
+        before = [whole(p.grad) for p in model.parameters()]
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        expected = torch.cat([g.flatten() for g in before]).norm()
+        assert_equal(whole(norm), expected)
+        assert expected > 0.5
+        with only_kernels(TENSORS):
+            opt.step()
+        alone.step()
+        alone.compare()
+
+
+def test_clip_grad_norm(processes):
+    processes(4, clipped)
+
+
+# -- bad input -------------------------------------------------------------------------------------------------------
+
+
+def bad(what):
+    """All that is good comes first, and is not to be written either; what each process is told."""
+    model = shard(net())
+    opt = classes("AdamW")[0](model.parameters())
+    backward(model, 0)
+    opt.step()
+    backward(model, 1)
+    p = model[2].bias  # 3 elements
+    mesh, rank = p.device_mesh, dist.get_rank()
+    if what == "gradient of one process":
+        if rank == 1:
+            p.grad = DTensor.from_local(torch.ones(2), mesh, [Shard(0)], run_check=False, shape=(3,), stride=(1,))
+    elif what == "size of a state":
+        with torch.no_grad():
+            q = Parameter(distribute_tensor(torch.ones(4), mesh, [Shard(0)]))
+        opt.state[p]["exp_avg"] = q.detach()
+    elif what == "dtype of a state":
+        state = opt.state[p]
+        state["exp_avg"] = distribute_tensor(torch.ones(3, dtype=torch.int64), mesh, [Shard(0)])
+    saved = copy.deepcopy([t._local_tensor for q in params_of(opt) for t in (q.detach(), opt.state[q]["exp_avg_sq"])])
+    steps = [opt.state[q]["step"].item() for q in params_of(opt)]
+    try:
+        opt.step()
+        told = "stepped"
+    except ValueError as error:
+        told = str(error)
+        now = [t._local_tensor for q in params_of(opt) for t in (q.detach(), opt.state[q]["exp_avg_sq"])]
+        assert_equal(now, saved, rtol=0, atol=0)
+        assert [opt.state[q]["step"].item() for q in params_of(opt)] == steps
+    return told
+
+
+PLACE = "AdamW: parameter 3 of group 0 (shape [3], torch.float64): "
+BAD = {
+    "gradient of one process": ["stepped", PLACE + "its gradient has shape [2] and dtype torch.float64"],
+    "size of a state": [PLACE + "its state exp_avg has shape [4]"] * 2,
+    "dtype of a state": [PLACE + "its state exp_avg has dtype torch.int64"] * 2,
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_input_is_refused_before_anything_is_written(processes, what):
+    assert processes(2, bad, what) == BAD[what]

@@ -22,7 +22,11 @@ def test_readme_links_to_every_page():
 
 def run(*command, cwd):
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *command], cwd=cwd, env=env, capture_output=True, text=True, timeout=200)
+    for _ in range(2):
+        done = subprocess.run([sys.executable, *command], cwd=cwd, env=env, capture_output=True, text=True, timeout=200)
+        # Once in many runs a thread of gloo's outlives its process, which is aborted as it ends.
+        if "terminate called without an active exception" not in done.stderr:
+            break
     assert done.returncode == 0, done.stderr
     return done.stdout
 

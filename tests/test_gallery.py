@@ -1,5 +1,6 @@
 """The gallery: each experiment shows the fact that it teaches; and the command that runs them all."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -280,3 +281,10 @@ def test_a_file_runs_on_its_own(tmp_path):
     command = [sys.executable, ROOT / "examples" / "pitfalls.py", "--out", tmp_path, "--quick"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "no zero_grad: gradients add up" in done.stdout
+
+
+def test_the_page_shows_every_picture_and_links_every_script():
+    page = (ROOT / "examples" / "README.md").read_text()
+    shown = set(re.findall(r"\(pictures/([^)]+)\)", page))
+    assert shown == {path.name for path in (ROOT / "examples" / "pictures").iterdir()}
+    assert set(re.findall(r"\((\w+)\.py\)", page)) == set(gallery_command.NAMES)

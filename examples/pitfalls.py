@@ -48,54 +48,23 @@ def backward(model: Line) -> None:
     ((model(x) - 3 * x) ** 2).mean().backward()
 
 
-def outcome(model: Line, optimizer: Optimizer, step: Callable[[], None], steps: int = STEPS) -> Outcome:
+def outcome(model: Line, optimizer: Optimizer, step: Callable[[], None]) -> Outcome:
     weights = []
-    for _ in range(steps):
+    for _ in range(STEPS):
         step()
         weights.append(model.weight.item())
     held = any(p is model.weight for group in optimizer.param_groups for p in group["params"])
     return Outcome(weights, held, model, optimizer)
 
 
-def right() -> Outcome:
+def in_order(*calls: str) -> Outcome:
+    """A training step that makes these calls."""
     model, optimizer = begin()
+    actions = {"zero_grad": optimizer.zero_grad, "backward": lambda: backward(model), "step": optimizer.step}
 
     def step() -> None:
-        optimizer.zero_grad()
-        backward(model)
-        optimizer.step()
-
-    return outcome(model, optimizer, step)
-
-
-def never() -> Outcome:
-    model, optimizer = begin()
-
-    def step() -> None:
-        backward(model)
-        optimizer.step()
-
-    return outcome(model, optimizer, step)
-
-
-def before_the_step() -> Outcome:
-    model, optimizer = begin()
-
-    def step() -> None:
-        backward(model)
-        optimizer.zero_grad()
-        optimizer.step()
-
-    return outcome(model, optimizer, step)
-
-
-def after_the_step() -> Outcome:
-    model, optimizer = begin()
-
-    def step() -> None:
-        backward(model)
-        optimizer.step()
-        optimizer.zero_grad()
+        for call in calls:
+            actions[call]()
 
     return outcome(model, optimizer, step)
 
@@ -150,10 +119,10 @@ def finish(model: Line, optimizer: Optimizer) -> Outcome:
 
 
 CASES: dict[str, Callable[[], Outcome]] = {
-    "zero_grad, backward, step": right,
-    "backward, step, zero_grad": after_the_step,
-    "no zero_grad: gradients add up": never,
-    "backward, zero_grad, step: nothing to step with": before_the_step,
+    "zero_grad, backward, step": lambda: in_order("zero_grad", "backward", "step"),
+    "backward, step, zero_grad": lambda: in_order("backward", "step", "zero_grad"),
+    "no zero_grad: gradients add up": lambda: in_order("backward", "step"),
+    "backward, zero_grad, step: nothing to step with": lambda: in_order("backward", "zero_grad", "step"),
     "two half batches, half the loss each": accumulated,
     "model.to(float64) after the optimizer was made": lambda: moved(replaces=False),
     "the same where torch replaces parameters": lambda: moved(replaces=True),

@@ -261,9 +261,14 @@ class ScheduleLR(Previewed, LRScheduler):
         # Not torch's own, whose guard for get_lr takes as long as all of this.
         self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
         groups = self.optimizer.param_groups
-        for group, lr in zip(groups, self.get_lr(), strict=True):
-            group["lr"] = _put(group["lr"], lr)
-        self._last_lr = [lr.clone() if isinstance(lr := group["lr"], Tensor) else lr for group in groups]
+        lrs = list(self.get_lr())
+        for number, (group, lr) in enumerate(zip(groups, lrs, strict=True)):
+            if isinstance(held := group["lr"], Tensor):
+                _put(held, lr)
+                lrs[number] = held.clone()
+            else:
+                group["lr"] = lr
+        self._last_lr = lrs
         for driven in self._driven:
             driven.write(groups, self.last_epoch)
 

@@ -17,9 +17,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
+from onepass.demo import Task
 from onepass.progress import Bar
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 INK, GREY, LIGHT = "#24292f", "#6b7580", "#e3e7eb"
 BLUE, ORANGE, GREEN, RED, VIOLET, YELLOW, TEAL, ROSE = CYCLE = (
@@ -123,6 +124,15 @@ def cell(value: object) -> str:
 def leaf(*numbers: float) -> Tensor:
     """A parameter of float64, for experiments in which one counts."""
     return torch.tensor(numbers, dtype=torch.float64, requires_grad=True)
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, task: Task) -> tuple[float, float]:
+    """Loss and accuracy on the held-out digits."""
+    inputs, targets = task.held_out
+    logits = model(inputs)
+    accuracy = (logits.argmax(1) == targets).float().mean()
+    return nn.functional.cross_entropy(logits, targets).item(), accuracy.item()
 
 
 def label(axes: Axes, title: str, x: str, y: str) -> None:

@@ -17,7 +17,7 @@ import torch
 from matplotlib.axes import Axes
 from onepass import demo
 from onepass.demo import Task
-from onepass.examples.common import BLUE, CYCLE, GREY, HALO, ORANGE, Gallery, Numbers, alone, label
+from onepass.examples.common import BLUE, CYCLE, GREY, HALO, ORANGE, Gallery, Numbers, alone, evaluate, label
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -184,15 +184,6 @@ def train(task: Task, entry: Entry, lr: float, seed: int, samples: int, check: i
             since = losses[int(looks[-1][0]) if looks else 0 :]
             looks.append((step, float(np.mean(since)), *evaluate(model, task)))
     return Run(np.array(losses), *np.array(looks).T)
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, task: Task) -> tuple[float, float]:
-    """Loss and accuracy on the held-out digits."""
-    inputs, targets = task.held_out
-    logits = model(inputs)
-    accuracy = (logits.argmax(1) == targets).float().mean()
-    return nn.functional.cross_entropy(logits, targets).item(), accuracy.item()
 
 
 def repeat(gallery: Gallery, task: Task, rated: Iterable[tuple[Entry, float]], plan: Plan, title: str) -> list[Runs]:

@@ -34,9 +34,9 @@ class Descent:
         return bool(self.loss[-1] > self.loss[0])
 
 
-def descend(lr: float, steps: int) -> Descent:
+def descend(lr: float, steps: int, momentum: float = 0.0) -> Descent:
     x = leaf(START)
-    optimizer = onepass.SGD([x], lr=lr)
+    optimizer = onepass.SGD([x], lr=lr, momentum=momentum)
     seen = []
     for step in range(steps + 1):
         optimizer.zero_grad()

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 import onepass
+from onepass.examples import learning_rate
 from onepass.examples.common import CYCLE, GREY, Gallery, Numbers, alone, label, leaf
-from onepass.examples.learning_rate import START
 
 BETAS = (0.98, 0.95, 0.9, 0.8)
 AGES = 100
@@ -38,15 +38,7 @@ def weights(beta: float) -> Numbers:
 
 def descend(lr: float, momentum: float, steps: int = STEPS) -> Numbers:
     """Where x is after each step of gradient descent on y = 4 x^2."""
-    x = leaf(START)
-    optimizer = onepass.SGD([x], lr=lr, momentum=momentum)
-    path = [x.item()]
-    for _ in range(steps):
-        optimizer.zero_grad()
-        (4 * x**2).sum().backward()
-        optimizer.step()
-        path.append(x.item())
-    return np.array(path)
+    return learning_rate.descend(lr, steps, momentum).x
 
 
 def run(gallery: Gallery) -> None:

@@ -17,7 +17,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch, Rectangle
 from onepass.demo import Task, digits
-from onepass.examples.common import GREY, HALO, INK, Gallery, Numbers, alone
+from onepass.examples.common import GREY, HALO, INK, Gallery, Numbers, alone, evaluate
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -52,14 +52,6 @@ def train(task: Task, folder: Path, steps: int) -> None:
                 held_out_loss, accuracy = evaluate(model, task)
                 writer.add_scalar("digits/held_out_loss", held_out_loss, step)
                 writer.add_scalar("digits/held_out_accuracy", accuracy, step)
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, task: Task) -> tuple[float, float]:
-    inputs, targets = task.held_out
-    logits = model(inputs)
-    accuracy = (logits.argmax(1) == targets).float().mean()
-    return nn.functional.cross_entropy(logits, targets).item(), accuracy.item()
 
 
 def read(folder: Path) -> Scalars:

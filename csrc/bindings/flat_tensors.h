@@ -17,6 +17,8 @@ struct FlatTensors {
   std::vector<std::int64_t> ends;  // of the groups
   std::deque<Layout> layouts;      // of the parts
 
+  std::int64_t length() const { return ends.empty() ? 0 : ends.back(); }
+  void open_group() { ends.push_back(length()); }
   void add(const TensorView& view);  // to the last group
 };
 

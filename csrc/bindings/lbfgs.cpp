@@ -71,7 +71,7 @@ std::int64_t version_of(const py::handle& tensor) { return tensor.attr("_version
 Lbfgs::Tensors Lbfgs::read(const py::list& groups, bool gradients) {
   Tensors tensors;
   for_each_param(groups, [&](std::size_t g, std::size_t i, PyObject* param) {
-    while (tensors.ends.size() <= g) tensors.ends.push_back(tensors.ends.empty() ? 0 : tensors.ends.back());
+    while (tensors.ends.size() <= g) tensors.open_group();
     TensorView own;
     if (const std::string why = why_torch(param, own, named(g, i)); !why.empty())
       throw py::value_error(named(g, i) + " has become a " + why + " within the step");
@@ -89,7 +89,7 @@ Lbfgs::Tensors Lbfgs::read(const py::list& groups, bool gradients) {
     tensors.add(view);
     tensors.gradients.push_back(std::move(grad));
   });
-  tensors.ends.resize(groups.size(), tensors.ends.empty() ? 0 : tensors.ends.back());
+  while (tensors.ends.size() < groups.size()) tensors.open_group();
   torch().dlpack.reset();
   return tensors;
 }

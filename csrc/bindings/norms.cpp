@@ -17,7 +17,7 @@ namespace {
 std::optional<FlatTensors> read(const py::list& lists) {
   FlatTensors tensors;
   for (const py::handle& list : lists) {
-    tensors.ends.push_back(tensors.ends.empty() ? 0 : tensors.ends.back());
+    tensors.open_group();
     for (const py::handle& tensor : list.cast<py::list>()) {
       TensorView view;
       if (!is_plain(tensor.ptr()) || !torch().dlpack.view(tensor.ptr(), view) || !view.on_cpu || !view.format ||
@@ -30,8 +30,6 @@ std::optional<FlatTensors> read(const py::list& lists) {
   return tensors;
 }
 
-std::int64_t length_of(const FlatTensors& tensors) { return tensors.ends.empty() ? 0 : tensors.ends.back(); }
-
 // A flat vector that holds all tensors without loss.
 Format format_of(const FlatTensors& tensors) {
   for (const Part& part : tensors.parts)
@@ -43,7 +41,7 @@ Format format_of(const FlatTensors& tensors) {
 std::optional<Operand> operand_of(const py::object& vector, const FlatTensors& tensors) {
   TensorView view;
   const bool fits = torch().dlpack.view(vector.ptr(), view) && view.ndim == 1 && view.format == format_of(tensors) &&
-                    view.shape[0] == length_of(tensors) && (view.shape[0] < 2 || view.strides[0] == 1);
+                    view.shape[0] == tensors.length() && (view.shape[0] < 2 || view.strides[0] == 1);
   return fits ? std::optional(Operand{view.data, *view.format}) : std::nullopt;
 }
 
@@ -76,7 +74,7 @@ py::object copy(const py::list& lists, py::object room, int threads) {
   if (!room.is_none()) out = operand_of(room, *tensors);
   if (!out) {
     const py::module_ module = py::module_::import("torch");
-    room = module.attr("empty")(length_of(*tensors), py::arg("dtype") = module.attr(name_of(format_of(*tensors))),
+    room = module.attr("empty")(tensors->length(), py::arg("dtype") = module.attr(name_of(format_of(*tensors))),
                                 py::arg("device") = "cpu");
     out = operand_of(room, *tensors).value();
   }

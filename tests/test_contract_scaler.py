@@ -1,4 +1,4 @@
-"""torch.amp.GradScaler: the step takes its scale and what it found; no gradient is written, no skipped step seen."""
+"""torch.amp.GradScaler: it unscales and skips as for torch's classes; with fused=True the step does so itself."""
 
 import onepass
 import pytest
@@ -13,6 +13,12 @@ def scaler_at(scale):
     scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1000)
     scaler.scale(torch.zeros(()))  # what brings its scale into being
     return scaler
+
+
+def taking_scale(opt):
+    """What fused=True makes of an optimizer, for classes without that argument, too."""
+    opt._step_supports_amp_scaling = True
+    return opt
 
 
 def scale_gradients(params, scale):
@@ -34,6 +40,7 @@ SCALES = [(torch.float32, 1024.0), (torch.float32, 1000.0), (torch.float64, 1024
 @pytest.mark.parametrize(("dtype", "scale"), SCALES)
 def test_it_is_unscaling_and_then_stepping_to_the_bit(row, dtype, scale):
     scaled, plain = (row.ours(leaves(dtype=dtype), **row.full) for _ in range(2))
+    taking_scale(scaled)
     scaler = scaler_at(scale)
     for t in range(3):
         give_gradients(params_of(scaled), t)
@@ -53,7 +60,8 @@ def test_it_is_unscaling_and_then_stepping_to_the_bit(row, dtype, scale):
 
 @each_row
 @pytest.mark.parametrize("scale", [3.0, 1e-3, 2.0**20])
-def test_it_is_what_torch_does(row, scale):
+@pytest.mark.parametrize("takes_scale", [False, True])
+def test_it_is_what_torch_does(row, scale, takes_scale):
     """torch's classes have the gradients unscaled first, unless they are fused."""
 
     def script(opt):
@@ -67,7 +75,7 @@ def test_it_is_what_torch_does(row, scale):
             scaler.update(scale)
 
     ours, stock = (cls(leaves(dtype=torch.float32), **row.full) for cls in (row.ours, row.theirs))
-    script(ours)
+    script(taking_scale(ours) if takes_scale else ours)
     script(stock)
     assert_close(snapshot(ours), snapshot(stock), rtol=1e-5, atol=1e-6)
 
@@ -77,6 +85,7 @@ def test_it_is_what_torch_does(row, scale):
 @pytest.mark.parametrize("steps", [0, 2])
 def test_an_infinite_gradient_skips_the_step_and_leaves_everything(request, row, bad, steps):
     opt, plain = (row.ours(leaves(), **row.full) for _ in range(2))
+    taking_scale(opt)
     events = []
     opt.register_step_post_hook(lambda *_: events.append("post"))
     train(opt, steps)
@@ -187,33 +196,35 @@ def test_lookahead_whose_step_is_replaced(row):
     assert max(seen) < 10
 
 
-@each_row
-def test_a_step_that_is_put_back_unscales_again(row):
-    opt = row.ours(leaves(), **row.full)
-    own = opt.step
-    count_steps(opt)
-    assert not opt._step_supports_amp_scaling
-    opt.step = own
-    assert opt._step_supports_amp_scaling
-
-
 @for_rows(row for row in ROWS if "fused" in row.arguments)
-def test_fused_false_leaves_unscaling_to_the_scaler(row):
-    """As with torch's classes: Lightning does not clip for others. The kernels step all the same."""
+@pytest.mark.parametrize("fused", [None, False, True])
+def test_fused_leaves_the_scale_to_the_step(row, fused):
+    """As with torch's classes: Lightning does not clip for those that unscale. The kernels step in any case."""
 
     def script(opt):
         seen = []
         opt.register_step_pre_hook(lambda *_: seen.append(params_of(opt)[0].grad.abs().max().item()))
         scaled_steps(opt)
-        assert len(seen) == 2
+        assert len(seen) == (4 if fused else 2)
         return seen
 
-    run_both(row, script, fused=False)
+    run_both(row, script, fused=fused)
+
+
+@each_row
+def test_lookahead_says_what_its_optimizer_says(row):
+    inner = row.ours(leaves(), **row.full)
+    outer = onepass.Lookahead(inner)
+    assert not hasattr(outer, "_step_supports_amp_scaling")
+    taking_scale(inner)
+    assert outer._step_supports_amp_scaling
 
 
 @pytest.mark.parametrize("found", [False, True])
 def test_a_sparse_gradient_beside_dense_ones(found):
     def script(opt):
+        if isinstance(opt, onepass.SGD):
+            taking_scale(opt)
         scaler = scaler_at(256.0)
         p, q = params_of(opt)
         values = torch.arange(6.0, dtype=torch.float64).reshape(3, 2)
@@ -242,6 +253,8 @@ def test_gradients_that_torchs_code_steps_are_given_back(row):
     """Two parameters in the same memory: torch's code steps them, on copies that are unscaled."""
 
     def script(opt):
+        if isinstance(opt, row.ours):
+            taking_scale(opt)
         shared = torch.linspace(-1, 1, 6, dtype=torch.float64)
         opt.add_param_group({"params": [Parameter(shared[:4]), Parameter(shared[2:])]})
         scaler = scaler_at(256.0)

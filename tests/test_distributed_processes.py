@@ -546,9 +546,9 @@ def test_log_to_of_plain_parameters_and_dtensors(processes):
     processes(2, log_to_tensor_parallel)
 
 
-def scaled(overflows):
+def scaled(overflows, fused):
     model = shard(net())
-    ours, theirs = classes("AdamW")
+    ours, theirs = classes("AdamW", fused=fused)
     opt = ours(model.parameters())
     alone = Alone(theirs, opt)
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
@@ -570,8 +570,9 @@ def scaled(overflows):
 
 
 @pytest.mark.parametrize("overflows", [False, True])
-def test_grad_scaler(processes, overflows):
-    processes(2, scaled, overflows)
+@pytest.mark.parametrize("fused", [None, True])
+def test_grad_scaler(processes, overflows, fused):
+    processes(2, scaled, overflows, fused)
 
 
 def small_states():

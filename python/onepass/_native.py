@@ -182,25 +182,6 @@ def new_slow_param(p: Tensor) -> Tensor:
     return p.detach().clone(memory_format=torch.preserve_format)
 
 
-def step_is_replaced(optimizer: Optimizer) -> bool:
-    """Whether somebody has put a function of their own in the place of an optimizer's step; schedulers do not count."""
-    step = optimizer.__dict__.get("step")
-    own = getattr(step, "__func__", None) is type(optimizer).step or hasattr(step, "_wrapped_by_lr_sched")
-    return step is not None and not own
-
-
-class _TakesScale:
-    """Whether GradScaler leaves the scale and the infinity check to the step, which unscales inside the kernel.
-
-    Not with ``fused=False``, which says so of torch's classes; nor while the optimizer's ``step`` is replaced, as
-    accelerate does to see whether it is called: GradScaler calls it only if it is not to be skipped, then. An
-    optimizer's own attribute of this name comes first.
-    """
-
-    def __get__(self, optimizer: Optimizer | None, _: type | None = None) -> bool:
-        return optimizer is None or not (optimizer.defaults.get("fused") is False or step_is_replaced(optimizer))
-
-
 class Native(Optimizer):
     """An optimizer whose step runs in the compiled core.
 
@@ -212,8 +193,6 @@ class Native(Optimizer):
 
     # While Lookahead makes this optimizer step: what becomes of the slow weights.
     _turn: Turn | None = None
-
-    _step_supports_amp_scaling = _TakesScale()
 
     if TYPE_CHECKING:
 

@@ -68,7 +68,7 @@ class Adagrad(Native, torch.optim.Adagrad):
         foreach: Accepted for torch's sake; only torch's own code, where it steps a parameter, heeds it.
         maximize: Ascend instead of descend.
         differentiable: Run torch's implementation, through which autograd can differentiate.
-        fused: As ``foreach``; False has ``GradScaler`` unscale in a pass of its own, as for torch's classes.
+        fused: As ``foreach``; True leaves ``GradScaler``'s scale to the step, and counts steps on the GPU.
         decoupled_weight_decay: Decay the weights directly, as :class:`AdamW` does. torch has no such option.
         state_dtype: dtype of ``sum``: torch.float32, float64, bfloat16 or
             float16; None for the parameter's, as torch has it.

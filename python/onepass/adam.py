@@ -36,7 +36,7 @@ class Adam(Native, torch.optim.Adam):
         maximize: Ascend instead of descend.
         capturable: As ``foreach``.
         differentiable: Run torch's implementation, through which autograd can differentiate.
-        fused: As ``foreach``; False has ``GradScaler`` unscale in a pass of its own, as for torch's classes.
+        fused: As ``foreach``; True leaves ``GradScaler``'s scale to the step, and counts steps on the GPU.
         decoupled_weight_decay: Decay the weights directly, as :class:`AdamW` does.
         state_dtype: dtype of ``exp_avg``, ``exp_avg_sq`` and ``max_exp_avg_sq``: torch.float32, float64, bfloat16 or
             float16; None for the parameter's, as torch has it. bfloat16 halves the states' memory and is faster.

@@ -38,7 +38,7 @@ class AdamW(Native, torch.optim.AdamW):
         foreach: Accepted for torch's sake; only torch's own code, where it steps a parameter, heeds it.
         capturable: As ``foreach``.
         differentiable: Run torch's implementation, through which autograd can differentiate.
-        fused: As ``foreach``; False has ``GradScaler`` unscale in a pass of its own, as for torch's classes.
+        fused: As ``foreach``; True leaves ``GradScaler``'s scale to the step, and counts steps on the GPU.
         state_dtype: dtype of the states, as :class:`Adam`'s.
 
     Raises:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
-from ._native import SLOW_PARAM, Native, hooked, new_slow_param, step_is_replaced
+from ._native import SLOW_PARAM, Native, hooked, new_slow_param
 
 
 class _Wrapped:
@@ -28,14 +28,6 @@ class _Wrapped:
 
     def __delete__(self, lookahead: Lookahead) -> None:
         delattr(lookahead.optimizer, self.name)
-
-
-class _TakesScale(_Wrapped):
-    """As the wrapped optimizer says, but while the step that GradScaler would call is replaced."""
-
-    def __get__(self, lookahead: Lookahead | None, _: type | None = None) -> Any:
-        takes = super().__get__(lookahead)
-        return takes if lookahead is None else takes and not step_is_replaced(lookahead)
 
 
 class Turn:
@@ -121,7 +113,7 @@ class Lookahead(Optimizer):
     defaults = _Wrapped()
     grad_scale = _Wrapped()
     found_inf = _Wrapped()
-    _step_supports_amp_scaling = _TakesScale()
+    _step_supports_amp_scaling = _Wrapped()
 
     def __init__(self, optimizer: Optimizer, k: int = 5, alpha: float = 0.5) -> None:
         if not isinstance(optimizer, Optimizer):

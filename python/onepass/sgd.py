@@ -39,7 +39,7 @@ class SGD(Native, torch.optim.SGD):
         maximize: Ascend instead of descend.
         foreach: Accepted for torch's sake; only torch's own code, where it steps a parameter, heeds it.
         differentiable: Run torch's implementation, through which autograd can differentiate.
-        fused: As ``foreach``; False has ``GradScaler`` unscale in a pass of its own, as for torch's classes.
+        fused: As ``foreach``; True leaves ``GradScaler``'s scale to the step.
         state_dtype: dtype of ``momentum_buffer``: torch.float32, float64, bfloat16 or float16; None for the gradient's,
             as torch has it.
 

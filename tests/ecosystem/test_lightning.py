@@ -177,13 +177,12 @@ def test_a_checkpoint_of_one_is_resumed_by_the_other(tmp_path, first, then):
 
 @pytest.mark.parametrize("options", [{}, {"gradient_clip_val": 0.2}], ids=["plain", "clipped"])
 def test_float16_with_a_scaler(tmp_path, options):
-    """Lightning unscales before it clips, and refuses to clip for optimizers that unscale in their step."""
-    kw = {**KW, "fused": False} if options else KW
+    """Unscaled by Lightning before it clips."""
 
     def run(of):
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12, growth_interval=1)
         plugin = MixedPrecision("16-mixed", "cpu", scaler)
-        module = Automatic(of.AdamW, kw)
+        module = Automatic(of.AdamW)
         end = fit(module, tmp_path, plugins=[plugin], **options)
         assert scaler.get_scale() < 2.0 ** (12 + len(end[0]))  # a step was skipped
         return end, scaler.get_scale()
@@ -195,7 +194,8 @@ def test_float16_with_a_scaler(tmp_path, options):
     torch.testing.assert_close(torch.tensor(ours[0][0]), torch.tensor(theirs[0][0]), rtol=5e-3, atol=5e-3)
 
 
-def test_what_lightning_says_where_it_cannot_clip(tmp_path):
+@pytest.mark.parametrize("of", [onepass, torch.optim])
+def test_lightning_does_not_clip_what_the_step_unscales(tmp_path, of):
     plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
     with pytest.raises(RuntimeError, match="performs unscaling of gradients internally"):
-        fit(Automatic(onepass.AdamW), tmp_path, plugins=[plugin], gradient_clip_val=0.2)
+        fit(Automatic(of.AdamW, {**KW, "fused": True}), tmp_path, plugins=[plugin], gradient_clip_val=0.2)

@@ -7,6 +7,8 @@ import pytest
 import torch
 from cases import ROWS, for_rows
 from contract import assert_same, snapshot
+from onepass.backward import FreedGradient
+from reference import params_of
 from torch import nn
 
 
@@ -43,6 +45,10 @@ def assert_equal(opts):
     assert_same(*(opt.state_dict() for opt in opts))
 
 
+def freed(params):
+    return [isinstance(p.grad, FreedGradient) for p in params]
+
+
 WHOLE = ("LBFGS", "SparseAdam")  # the one needs closures, the other sparse gradients
 rows = for_rows([row for row in ROWS if row.name not in WHOLE])
 
@@ -59,10 +65,10 @@ def test_every_optimizer_ends_at_the_same_bits(row, whose):
     for t in range(4):
         for model, opt, train in zip(models, opts, (plain, in_backward), strict=True):
             train(model, opt, t)
-            if matrices:
+            if matrices and model is models[0]:
                 model.zero_grad()
     assert_equal(opts)
-    assert all(p.grad is None for group in opts[1].param_groups for p in group["params"])
+    assert all(freed(params_of(opts[1])))
 
 
 def test_kernels_do_it(kernels_only):
@@ -72,13 +78,62 @@ def test_kernels_do_it(kernels_only):
 
 def test_one_gradient_at_a_time():
     models, opts, _ = pair(lr=0.1)
+    params = list(models[1].parameters())
     held = []
-    for p in models[1].parameters():
+    for p in params:
         p.register_post_accumulate_grad_hook(
-            lambda _: held.append(sum(q.grad is not None for q in models[1].parameters()))
+            lambda _: held.append([p.grad.untyped_storage().nbytes() for p in params if p.grad is not None])
         )
     in_backward(models[1], opts[1], 0)
-    assert held == [0] * 5  # the update came first
+    assert held == [[4] * n for n in range(1, 6)]  # the update came first, and an element is left
+    assert all(freed(params))
+
+
+USES = {
+    "clip_grad_norm_": lambda model, _: nn.utils.clip_grad_norm_(model.parameters(), 1.0),
+    "clip_grad_norm_, one by one": lambda model, _: nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=False),
+    "clip_grad_value_": lambda model, _: nn.utils.clip_grad_value_(model.parameters(), 1.0),
+    "unscale_": lambda _, opt: scaler().unscale_(opt),
+    "GradScaler.step": lambda _, opt: scaler().step(opt),
+    "norm": lambda model, _: model[0].weight.grad.norm(),
+    "another optimizer of torch's": lambda model, _: torch.optim.SGD(model.parameters(), lr=1.0).step(),
+    "another optimizer of ours": lambda model, _: onepass.SGD(model.parameters(), lr=1.0).step(),
+}
+
+
+def scaler():
+    made = torch.amp.GradScaler("cpu")
+    made.scale(torch.zeros(()))  # what brings its scale into being
+    return made
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_gradient_that_is_gone_cannot_be_used(use):
+    """As if there were no gradients, clipping and the scaler would do nothing, and not say so."""
+    models, opts, _ = pair(lr=0.1)
+    for t in range(3):
+        plain(models[0], opts[0], t)
+        in_backward(models[1], opts[1], t)
+        with pytest.raises(RuntimeError, match=r"step_in_backward has used, and freed.*cannot work with it"):
+            USES[use](models[1], opts[1])
+    assert_equal(opts)
+
+
+def test_what_zeroes_or_moves_gradients_passes_by():
+    models, opts, _ = pair(lr=0.1, params=lambda model: list(model.parameters())[1:])
+    in_place = {"set_to_none": False}
+    for t in range(4):
+        for model, opt, train in zip(models, opts, (plain, in_backward), strict=True):
+            train(model, opt, t)
+            assert model[0].weight.grad.abs().sum() > 0  # the one that is not the optimizer's
+            (opt if t == 1 else model).zero_grad(**in_place)
+            assert (model[0].weight.grad.abs().sum() > 0) == (t == 1)
+            model.zero_grad(**in_place)
+            if t == 2:
+                model.double()
+                opt.load_state_dict(opt.state_dict())
+        assert all(freed(params_of(opts[1])))
+    assert_equal(opts)
 
 
 def test_the_loop_may_stay_as_it_is_with_schedulers_and_hooks():
@@ -147,7 +202,7 @@ def test_groups_that_come_and_parameters_that_thaw():
             plain(model, opt, t)
     assert_equal(opts)
     loss_of(models[1], 9).backward()
-    assert all(p.grad is None for p in models[1].parameters())
+    assert all(freed(models[1].parameters()))
 
 
 def test_a_parameter_that_the_optimizer_no_longer_has_is_left_alone():
@@ -156,7 +211,7 @@ def test_a_parameter_that_the_optimizer_no_longer_has_is_left_alone():
     before = models[1][4].weight.detach().clone()
     in_backward(models[1], opts[1], 0)
     assert torch.equal(models[1][4].weight, before)
-    assert [p.grad is None for p in models[1].parameters()] == [True, False, False, False, False]
+    assert freed(models[1].parameters()) == [True, False, False, False, False]
 
 
 def test_a_checkpoint_is_loaded_in_between():
@@ -175,6 +230,7 @@ def test_removed():
     models, opts, handle = pair(lr=0.1)
     in_backward(models[1], opts[1], 0)
     handle.remove()
+    assert all(p.grad is None for p in models[1].parameters())
     before = [p.detach().clone() for p in models[1].parameters()]
     in_backward(models[1], opts[1], 1)
     assert_same([p.detach() for p in models[1].parameters()], before)

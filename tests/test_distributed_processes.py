@@ -63,11 +63,15 @@ def shard(model, **kw):
     return model
 
 
-def backward(model, step, apart=1.0, width=3):
-    """Gradients of the step of that number, on data that are each process's own unless `apart` is zero."""
+def add_gradients(model, step, apart=1.0, width=3):
+    """Those of the step of that number, on data that are each process's own unless `apart` is zero."""
     x = torch.linspace(-1, 1, 4 * width).view(4, width) + 0.07 * step + 0.1 * apart * dist.get_rank()
-    model.zero_grad()
     (model(x) ** 2).sum().backward()
+
+
+def backward(model, step, apart=1.0, width=3):
+    model.zero_grad()
+    add_gradients(model, step, apart, width)
 
 
 def whole(x):
@@ -497,6 +501,44 @@ def lookahead():
 @pytest.mark.parametrize("world", [2, 4])
 def test_lookahead(processes, world):
     processes(world, lookahead)
+
+
+def sharded_in_backward():
+    """FSDP hands a gradient over when it is averaged and spread, and adds up those of micro-batches itself."""
+    runs = []
+    for inside in (False, True):
+        model = shard(net())
+        opt = onepass.AdamW(model.parameters(), lr=0.05, weight_decay=0.1)
+        handle = onepass.step_in_backward(opt) if inside else None
+        for step in range(4):
+            with handle.accumulate() if handle and step == 1 else contextlib.nullcontext():
+                add_gradients(model, step)
+            if step == 1:
+                continue
+            if inside:
+                assert all(p.grad is None for p in model.parameters())
+            else:
+                opt.step()
+                opt.zero_grad()
+        runs.append(contents(opt))
+    assert_equal(*runs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_step_in_backward_of_a_sharded_model(processes, world):
+    processes(world, sharded_in_backward)
+
+
+def averaged_too_late():
+    model = net()
+    whole_model = torch.nn.parallel.DistributedDataParallel(model)
+    onepass.step_in_backward(onepass.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(RuntimeError, match=r"DistributedDataParallel.* cannot work with it"):
+        backward(whole_model, 0)
+
+
+def test_step_in_backward_refuses_ddp(processes):
+    processes(2, averaged_too_late)
 
 
 class Notes(dict):

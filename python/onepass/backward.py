@@ -4,14 +4,57 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from functools import partial
+from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from .lookahead import Lookahead
+
+_ZEROING = {torch.ops.aten.zero_.default, torch.ops.aten._foreach_zero_.default}
+_MOVING = {torch.ops.aten._to_copy.default, torch.ops.aten.detach.default}
+
+
+class FreedGradient(Tensor):
+    """What is left in ``.grad`` of a gradient that was used within ``backward()``: one element, and an error to use.
+
+    With None there, ``clip_grad_norm_`` and ``GradScaler`` would find no gradients, and do nothing in silence. What
+    ``zero_grad`` and ``Module.to`` do to gradients is none of an error.
+    """
+
+    @classmethod
+    def of(cls, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Self:
+        """One in the place of a gradient of these."""
+        element = torch.zeros((), dtype=dtype, device=device)
+        return Tensor._make_subclass(cls, element.expand(shape))
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        return f"FreedGradient({tuple(self.shape)}, {self.dtype}, {self.device})"
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func in _ZEROING:
+            if isinstance(args[0], list) and (others := [grad for grad in args[0] if not isinstance(grad, cls)]):
+                torch._foreach_zero_(others)
+            return args[0]
+        if func in _MOVING:
+            made = kwargs or {}
+            return cls.of(args[0].shape, made.get("dtype") or args[0].dtype, made.get("device") or args[0].device)
+        raise RuntimeError(
+            f"{func} asks for a gradient that onepass.step_in_backward has used, and freed, within backward(): what "
+            "needs gradients afterwards (clip_grad_norm_, GradScaler, DistributedDataParallel) cannot work with it"
+        )
+
+
+def _forget_freed(p: Tensor, _: Tensor | None = None) -> None:
+    if isinstance(p.grad, FreedGradient):
+        p.grad = None
 
 
 class StepInBackward:
@@ -19,7 +62,7 @@ class StepInBackward:
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
-        self._steppers: dict[Tensor, tuple[_Stepper, RemovableHandle]] = {}
+        self._steppers: dict[Tensor, tuple[_Stepper, tuple[RemovableHandle, ...]]] = {}
         self._accumulating = False
         self._hook = optimizer.register_step_pre_hook(self._before_step)
         self._join()
@@ -35,8 +78,10 @@ class StepInBackward:
 
     def remove(self) -> None:
         """Ends it: gradients are left for ``optimizer.step()`` again."""
-        for _, handle in self._steppers.values():
-            handle.remove()
+        for p, (_, handles) in self._steppers.items():
+            _forget_freed(p)
+            for handle in handles:
+                handle.remove()
         self._steppers = {}
         self._hook.remove()
 
@@ -45,8 +90,12 @@ class StepInBackward:
         for group in self._optimizer.param_groups:
             for p in group["params"]:
                 if p.requires_grad and p not in self._steppers:
-                    handle = p.register_post_accumulate_grad_hook(self._update)
-                    self._steppers[p] = _Stepper(self._optimizer, p), handle
+                    # The one before a gradient is put into .grad, the other after.
+                    handles = (
+                        p.register_hook(partial(_forget_freed, p)),
+                        p.register_post_accumulate_grad_hook(self._update),
+                    )
+                    self._steppers[p] = _Stepper(self._optimizer, p), handles
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if any(x is not None for x in (*args[1:], *kwargs.values())):
@@ -54,11 +103,14 @@ class StepInBackward:
                 "step() takes no closure while the optimizer steps in backward: a closure's backward() has updated the "
                 "parameters before step() could look at the loss; remove() the one or leave out the other"
             )
+        for p in self._steppers:
+            _forget_freed(p)
         self._join()
 
     def _update(self, p: Tensor) -> None:
-        if not self._accumulating and self._steppers[p][0].step():
-            p.grad = None
+        stepper = self._steppers[p][0]
+        if not self._accumulating and stepper.step():
+            p.grad = stepper.freed()
 
 
 class _Stepper:
@@ -73,6 +125,16 @@ class _Stepper:
         part.__dict__.update({k: v for k, v in optimizer.__dict__.items() if k != "_cached_plan"})
         part.__dict__.update(_optimizer_step_pre_hooks={}, _optimizer_step_post_hooks={})
         part.param_groups = [{}]
+        self._freed: FreedGradient | None = None
+
+    def freed(self) -> FreedGradient | None:
+        """What to put in the place of the gradient; None for DTensors, where FSDP would add the next gradient to it."""
+        p, freed = self._p, self._freed
+        if type(p) not in (Tensor, Parameter):
+            return None
+        if freed is None or (freed.shape, freed.dtype, freed.device) != (p.shape, p.dtype, p.device):
+            freed = self._freed = FreedGradient.of(p.shape, p.dtype, p.device)
+        return freed
 
     def step(self) -> bool:
         """False if the optimizer no longer has the parameter."""
@@ -129,10 +191,11 @@ def step_in_backward(optimizer: Optimizer) -> StepInBackward:
                     loss_of(model, micro_batch).backward()
             loss_of(model, micro_batches[-1]).backward()
 
-    What needs all gradients before the first update cannot work with it: clipping by the global norm (clip by value, or
-    by the norm of each gradient, in a hook of the parameter's own), ``GradScaler``, and DistributedDataParallel, which
-    averages gradients later. (``fully_shard`` does so before.) Parameters that are added to the optimizer, or unfrozen,
-    are taken in by the next ``optimizer.step()``.
+    What needs gradients after the backward cannot work with it: clipping by the global norm (clip by value, or by the
+    norm of each gradient, in a hook of the parameter's own), ``GradScaler``, and DistributedDataParallel, which
+    averages gradients later. (``fully_shard`` does so before.) To use a gradient that is gone is an error: ``.grad``
+    holds a stand-in for it until ``zero_grad()``, ``optimizer.step()`` or the next gradient; that of a DTensor is None.
+    Parameters that are added to the optimizer, or unfrozen, are taken in by the next ``optimizer.step()``.
 
     Args:
         optimizer: Any optimizer that needs no closure, of onepass or torch, whose parameters are stepped one by one.
@@ -142,7 +205,7 @@ def step_in_backward(optimizer: Optimizer) -> StepInBackward:
 
     Raises:
         TypeError: It is no ``torch.optim.Optimizer``, or one that looks at all parameters together: LBFGS, Lookahead.
-        RuntimeError: Later, from ``optimizer.step(closure)``; from ``clip_grad_norm_`` there is no gradient to clip.
+        RuntimeError: Later, from ``optimizer.step(closure)``, and from what uses a gradient that is gone.
     """
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, but is a {type(optimizer).__name__}")

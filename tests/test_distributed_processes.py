@@ -503,6 +503,23 @@ def test_lookahead(processes, world):
     processes(world, lookahead)
 
 
+def stale():
+    """Autograd notices that what it has saved was stepped; as with torch's, the DTensor's version alone tells."""
+    model = shard(net())
+    opt = onepass.SGD(model.parameters(), lr=0.1)
+    backward(model, 0)
+    p = model[0].weight
+    saved, versions = (p**2).sum(), (p._version, p._local_tensor._version)
+    opt.step()
+    assert (p._version, p._local_tensor._version) == (versions[0] + 1, versions[1])
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        saved.backward()
+
+
+def test_autograd_notices_the_step(processes):
+    processes(2, stale)
+
+
 def sharded_in_backward():
     """FSDP hands a gradient over when it is averaged and spread, and adds up those of micro-batches itself."""
     runs = []

@@ -973,7 +973,6 @@ void Plan::run(int threads) {
     Param& param = params_[job_params_[j]];
     param.fresh = false;
     stepped[j] = py::reinterpret_borrow<py::object>(param.object);
-    if (param.is_shard()) stepped.append(py::handle(param.local));
   }
   torch().increment_version(stepped);
   the_stats.kernel["cpu"] += jobs_.size();

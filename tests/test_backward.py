@@ -76,6 +76,13 @@ def test_kernels_do_it(kernels_only):
     in_backward(models[1], opts[1], 0)
 
 
+def test_explain_tells_of_the_kernels():
+    models, opts, _ = pair(lr=0.1)
+    in_backward(models[1], opts[1], 0)
+    assert {(row.path, row.reason) for row in onepass.explain(opts[1])} == {("kernel", "no gradient now")}
+    assert all(freed(params_of(opts[1])))
+
+
 def test_one_gradient_at_a_time():
     models, opts, _ = pair(lr=0.1)
     params = list(models[1].parameters())

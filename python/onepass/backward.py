@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any, Self
 
@@ -55,6 +55,19 @@ class FreedGradient(Tensor):
 def _forget_freed(p: Tensor, _: Tensor | None = None) -> None:
     if isinstance(p.grad, FreedGradient):
         p.grad = None
+
+
+@contextlib.contextmanager
+def freed_aside(params: Iterable[Tensor]) -> Iterator[None]:
+    """While it lasts, there are no gradients where there are those that have been freed."""
+    freed = [(p, p.grad) for p in params if isinstance(p.grad, FreedGradient)]
+    for p, _ in freed:
+        p.grad = None
+    try:
+        yield
+    finally:
+        for p, grad in freed:
+            p.grad = grad
 
 
 class StepInBackward:
@@ -192,10 +205,11 @@ def step_in_backward(optimizer: Optimizer) -> StepInBackward:
             loss_of(model, micro_batches[-1]).backward()
 
     What needs gradients after the backward cannot work with it: clipping by the global norm (clip by value, or by the
-    norm of each gradient, in a hook of the parameter's own), ``GradScaler``, and DistributedDataParallel, which
-    averages gradients later. (``fully_shard`` does so before.) To use a gradient that is gone is an error: ``.grad``
-    holds a stand-in for it until ``zero_grad()``, ``optimizer.step()`` or the next gradient; that of a DTensor is None.
-    Parameters that are added to the optimizer, or unfrozen, are taken in by the next ``optimizer.step()``.
+    norm of each gradient, in a hook of the parameter's own), ``GradScaler``, :func:`log_to`, and
+    DistributedDataParallel, which averages gradients later. (``fully_shard`` does so before.) To use a gradient that is
+    gone is an error: ``.grad`` holds a stand-in for it until ``zero_grad()``, ``optimizer.step()`` or the next
+    gradient; that of a DTensor is None. Parameters that are added to the optimizer, or unfrozen, are taken in by the
+    next ``optimizer.step()``.
 
     Args:
         optimizer: Any optimizer that needs no closure, of onepass or torch, whose parameters are stepped one by one.

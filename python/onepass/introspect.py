@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from . import _core
 from ._native import Native, hyperparameters
+from .backward import freed_aside
 from .lbfgs import LBFGS
 from .lookahead import Lookahead
 
@@ -62,7 +63,8 @@ def explain(optimizer: Optimizer) -> Explanation:
         optimizer = optimizer.optimizer
     if isinstance(optimizer, Native | LBFGS):
         isa = _core.isa()
-        found = optimizer._explain()
+        with freed_aside(p for group in optimizer.param_groups for p in group["params"]):
+            found = optimizer._explain()
         title = f"{type(optimizer).__name__}, kernels for {isa}"
     else:
         groups = enumerate(optimizer.param_groups)

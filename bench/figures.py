@@ -23,6 +23,7 @@ QUESTIONS = {  # in the order in which they are told
     "formats": "Storage formats",
     "tail": "What ends a training step",
     "training": "Whole training steps",
+    "frameworks": "In other frameworks",
     "surroundings": "What surrounds a step",
     "kernels": "Kernels alone",
 }

@@ -110,14 +110,19 @@ def grid_table(results: Iterable[Result]) -> str:
     return "AdamW, us/tensor and the strongest peer:\n\n" + table(head, rows)
 
 
+def wholes_and_parts(results: Iterable[Result], question: str) -> dict[tuple[str, str], dict[str, Result]]:
+    """Whole training steps, and the optimizer's part of them, by what is trained and by the optimizer."""
+    found: dict[tuple[str, str], dict[str, Result]] = {}
+    for r in results:
+        if match := re.fullmatch(rf"{question}: (.+), (whole step|optimizer's part)", r.workload):
+            found.setdefault((match[1], r.optimizer), {})[match[2]] = r
+    return found
+
+
 def training_table(results: Iterable[Result]) -> str:
     """Steps of whole models, and how much of them the optimizer takes."""
-    parts: dict[tuple[str, str], dict[str, Result]] = {}
-    for r in results:
-        if match := re.fullmatch(r"training: (.+), (whole step|optimizer's part)", r.workload):
-            parts.setdefault((match[1], r.optimizer), {})[match[2]] = r
     rows = []
-    for (model, optimizer), found in parts.items():
+    for (model, optimizer), found in wholes_and_parts(results, "training").items():
         if whole := found.get("whole step"):
             best = strongest(whole)
             shares = [share(found, name) for name in ("default", best[0] if best else "", OURS)]
@@ -127,10 +132,22 @@ def training_table(results: Iterable[Result]) -> str:
     return table([*head, "optimizer's share: default", "strongest", "onepass"], rows) if rows else ""
 
 
+def frameworks_table(results: Iterable[Result]) -> str:
+    """The optimizer's step within each framework, and how much of a whole training step it takes."""
+    rows = []
+    for (framework, optimizer), found in wholes_and_parts(results, "frameworks").items():
+        if part := found.get("optimizer's part"):
+            ratios = [cell(part.ratios().get(name), part) for name in ("default", "fused")]
+            shares = [share(found, name) for name in ("default", "fused", OURS)]
+            rows.append([framework, optimizer, figures.duration(part.seconds()), *ratios, *shares])
+    head = ["", "optimizer", "its step", "default", "fused", "its share: default", "fused", "onepass"]
+    return table(head, rows) if rows else ""
+
+
 def share(found: dict[str, Result], name: str) -> str:
     """Which part of a training step a contender's optimizer takes."""
-    whole, part = found["whole step"], found.get("optimizer's part")
-    if part is None or name not in whole.samples or name not in part.samples:
+    whole, part = found.get("whole step"), found.get("optimizer's part")
+    if whole is None or part is None or name not in whole.samples or name not in part.samples:
         return ""
     return f"{part.seconds(name) / whole.seconds(name):.1%}"
 
@@ -146,7 +163,7 @@ def section(results: list[Result]) -> Iterator[str]:
             yield workload_table(rows)
         else:
             alone += rows
-    yield from filter(None, [grid_table(results), training_table(results)])
+    yield from filter(None, [grid_table(results), training_table(results), frameworks_table(results)])
     if alone:
         yield mixed_table(alone)
 
@@ -268,9 +285,19 @@ def readme_block(path: Path | str) -> str:
     for title, text in (
         ("**The others**:", rest_table(results, [*large.values(), *hot.values(), *fresh.values()])),
         ("**Whole training steps**, and how much of them is the optimizer's:", training_table(results)),
+        ("**In other frameworks**, the optimizer's step within a training step:", frameworks_table(results)),
     ):
         parts += [title, text] if text else []
-    return "\n\n".join(filter(None, [*parts, missing(told)]))
+    return "\n\n".join(filter(None, [*parts, missing_frameworks(told), missing(told)]))
+
+
+def missing_frameworks(told: dict[str, Any]) -> str:
+    """What was said in place of a framework's figures."""
+    return " ".join(
+        f"{why}."
+        for question, _, why in (note.partition(": ") for note in told.get("notes", []))
+        if question == "frameworks"
+    )
 
 
 def write_readme(path: Path, readme: Path) -> None:

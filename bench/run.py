@@ -16,12 +16,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import figures
 import peers
 import torch
 from onepass.bench import as_json, from_json, line_of, machine
 from onepass.timing import Result
 
-QUESTIONS = ("large", "small", "sharded", "scaling", "formats", "tail", "training", "surroundings", "kernels")
+QUESTIONS = tuple(figures.QUESTIONS)
 
 Measure = Callable[[bool, int], Iterable[Result | str]]
 
@@ -84,7 +85,7 @@ def run_question(question: str, args: argparse.Namespace, path: Path) -> bool:
     more = {
         "quick": args.quick,
         "missing": peers.missing(),
-        "peers": peers.versions(),
+        "peers": peers.versions() | (module.versions() if question == "frameworks" else {}),
         "notes": notes,
         "installed": installed,
         "seconds": {question: round(time.perf_counter() - start)},

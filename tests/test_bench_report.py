@@ -60,6 +60,9 @@ def results():
     for n in (1000, 10**6, 10**9):
         times = {**ours, "fused": 1.5, "limit": 0.8}
         found.append(made(f"elements: 1e{len(str(n)) - 1}", "AdamW", n * 1e-9, times, n, question="scaling"))
+    for what, seconds, default, fused in (("whole step", 0.02, 1.1, 0.999), ("optimizer's part", 1e-3, 4.0, 1.5)):
+        times = {**ours, "default": default, "fused": fused}
+        found.append(made(f"frameworks: Lightning, {what}", "AdamW", seconds, times, question="frameworks"))
     return found
 
 
@@ -167,6 +170,22 @@ def test_the_other_tables_of_the_readme(file):
     assert block.count("small: ") == 0  # what has a table of its own
 
 
+def test_the_table_of_frameworks(tmp_path, file, results):
+    wanted = ["Lightning", "AdamW", "1.00 ms", "4.0x", "1.50x", "18.2%", "7.5%", "5.0%"]
+    for text in (report.readme_block(file), report.report(file)):
+        assert row(text, "Lightning") == wanted
+    note = "frameworks: timm is not measured: ModuleNotFoundError: No module named 'timm'"
+    notes = ["small: something else", note]
+    block = report.readme_block(written(tmp_path / "notes.json", results, notes=notes))
+    assert block.count("timm is not measured: ModuleNotFoundError: No module named 'timm'.") == 1
+    assert "something else" not in block
+    whole, part = results[-2:]
+    assert "In other frameworks" not in report.readme_block(written(tmp_path / "whole.json", [whole]))
+    assert row(report.readme_block(written(tmp_path / "part.json", [part])), "Lightning") == wanted[:5]
+    slower = made(part.workload, "AdamW", 1e-3, {"onepass": 1, "default": 4.0, "fused": 0.9})
+    assert row(report.readme_block(written(tmp_path / "slower.json", [slower])), "Lightning")[4] == "**0.90x**"
+
+
 def test_the_block_tells_what_the_figures_hold_for(file):
     told, _ = figures.load(file)
     first, *_, last = report.readme_block(file).splitlines()
@@ -184,7 +203,8 @@ def test_the_block_tells_what_the_figures_hold_for(file):
 def test_the_report_has_every_result_and_every_contender(file, results):
     text = report.report(file)
     titles = re.findall(r"^## (.*)", text, re.M)
-    assert titles == [*(report.QUESTIONS[q] for q in ("large", "small", "scaling", "tail", "training")), "Novelty"]
+    told = ("large", "small", "scaling", "tail", "training", "frameworks")
+    assert titles == [*(report.QUESTIONS[q] for q in told), "Novelty"]
     for r in results:
         own = f"### {r.workload}\n" in text  # a table of its own, or a row among others
         start = f"### {r.workload}\n" if own else f"| {r.workload} | {r.optimizer} |"
@@ -205,7 +225,7 @@ def test_what_else_a_file_tells_is_shown(tmp_path):
     assert re.findall(r"^## (.*)", text, re.M) == ["Kernels alone", "Installation", "Note"]
 
 
-@pytest.mark.parametrize("kept", [[0], [2], [6], [7], [8], [9], [10], [11], [12, 13], []])
+@pytest.mark.parametrize("kept", [[0], [2], [6], [7], [8], [9], [10], [11], [12, 13], [18], [19], []])
 def test_whatever_is_absent_breaks_nothing(tmp_path, results, kept):
     file = written(tmp_path / "few.json", [results[i] for i in kept], missing={}, peers={})
     text = report.report(file)

@@ -5,34 +5,16 @@ import warnings
 
 import pytest
 import torch
+from torchvision_on_cpu import import_torchvision
 
 NEEDED = ("accelerate", "lightning", "timm", "transformers")
 MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
 if MISSING:
     raise pytest.UsageError(f"tests/ecosystem needs pip install '.[ecosystem]': {', '.join(MISSING)} not installed")
 
-
-def _declare_torchvisions_operators():
-    """Lets torchvision be imported beside a torch without CUDA.
-
-    Its wheel on PyPI is built for CUDA, its operators do not load there, and the import fails at what describes them.
-    timm and Lightning (by torchmetrics) import it, and call none of them.
-    """
-    library = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return library
-
-
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of the frameworks' own imports
-    try:
-        import torchvision
-    except RuntimeError as error:
-        if "torchvision::nms" not in str(error):
-            raise
-        OPERATORS = _declare_torchvisions_operators()
-        import torchvision
+    torchvision = import_torchvision()
     import accelerate
     import lightning
     import timm

@@ -1,4 +1,4 @@
-"""Runs the scripts of docs/ that need the extra, in this process: see conftest.py for torchvision."""
+"""Runs the scripts of docs/ that need the extra, in this process: conftest.py has imported torchvision."""
 
 import runpy
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from cases import ELEMENTWISE, ROW
+from cases import ELEMENTWISE, ROW, ROWS
 from contract import CLOSE
 from processes import Processes
 from reference import only_kernels, params_of
@@ -206,8 +206,20 @@ LIBRARIES = {"onepass": onepass, "torch": torch.optim}
 WRITERS_AND_READERS = [("onepass", "onepass"), ("onepass", "torch"), ("torch", "onepass")]
 
 
-def make(library, name, model):
-    return getattr(LIBRARIES[library], name)(model.parameters(), **ROW[name].full)
+# Those that torch cannot step over DTensors, or not with biases, are of whole tensors; those two that it cannot ask for
+# states (by a step with gradients of zeros and no closure) are left out.
+SAVED = [row.name for row in ROWS if issubclass(row.ours, row.theirs) and row.name not in ("SparseAdam", "LBFGS")]
+
+
+def make(library, name, model, **options):
+    return getattr(LIBRARIES[library], name)(model.parameters(), **{**ROW[name].full, **options})
+
+
+def net_for(name, whole=False):
+    model = net()
+    if name == "Muon":
+        model[0].bias = model[2].bias = None
+    return model if whole or name not in SHARDED else shard(model)
 
 
 def train(model, opt, steps):
@@ -216,15 +228,30 @@ def train(model, opt, steps):
         opt.step()
 
 
+def values(opt):
+    """All that groups hold but the parameters."""
+    return [{key: value for key, value in group.items() if key != "params"} for group in opt.param_groups]
+
+
+def spoil(opt):
+    """Changes what a checkpoint is to bring back."""
+    for group in opt.param_groups:
+        for key, value in values(opt)[0].items():
+            if isinstance(value, float):
+                group[key] = value / 2
+            elif isinstance(value, tuple):
+                group[key] = tuple(x and x / 2 for x in value)
+
+
 def uninterrupted(name):
-    model = net()
+    model = net_for(name, whole=True)
     opt = make("torch", name, model)
     train(model, opt, range(6))
-    return contents(opt)
+    return contents(opt), values(opt)
 
 
 def save(library, name, folder, form):
-    model = shard(net())
+    model = net_for(name)
     opt = make(library, name, model)
     train(model, opt, range(3))
     if form == "full":
@@ -239,11 +266,12 @@ def save(library, name, folder, form):
 
 
 def load(library, name, folder, form):
-    model = shard(net())
+    model = net_for(name)
     with torch.no_grad():
         for p in model.parameters():
-            p._local_tensor.add_(1)  # to be overwritten
+            (p._local_tensor if isinstance(p, DTensor) else p).add_(1)  # to be overwritten
     opt = make(library, name, model)
+    spoil(opt)
     if form == "full":
         options = dcp_state.StateDictOptions(full_state_dict=True)
         states = torch.load(folder / "full.pt", weights_only=True)
@@ -254,13 +282,13 @@ def load(library, name, folder, form):
         dcp.load(held, checkpoint_id=folder)
         states = held["model"], held["optimizer"]
     dcp_state.set_state_dict(model, opt, model_state_dict=states[0], optim_state_dict=states[1], options=options)
-    if library == "onepass":
+    if library == "onepass" and name in SHARDED:
         assert_placed(opt)
         with only_kernels(3 * TENSORS):
             train(model, opt, range(3, 6))
     else:
         train(model, opt, range(3, 6))
-    return contents(opt)
+    return contents(opt), values(opt)
 
 
 @pytest.mark.parametrize("form", ["nested", "flat", "full"])
@@ -273,12 +301,13 @@ def test_checkpoint_of_2_processes(processes, tmp_path, writer, reader, world, f
         assert_equal(actual, expected)
 
 
-@pytest.mark.parametrize("name", ["SGD", "RMSprop", "NAdam"])
+@pytest.mark.parametrize("form", ["nested", "flat"])
+@pytest.mark.parametrize("name", SAVED)
 @pytest.mark.parametrize(("writer", "reader"), WRITERS_AND_READERS)
-def test_checkpoint_of_other_classes(processes, tmp_path, name, writer, reader):
-    processes(4, save, writer, name, tmp_path, "nested")
+def test_checkpoint_of_each_class(processes, tmp_path, name, writer, reader, form):
+    processes(2, save, writer, name, tmp_path, form)
     [expected] = processes(1, uninterrupted, name)
-    for actual in processes(2, load, reader, name, tmp_path, "nested"):
+    for actual in processes(4, load, reader, name, tmp_path, form):
         assert_equal(actual, expected)
 
 

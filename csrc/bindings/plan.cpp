@@ -266,6 +266,10 @@ void Plan::read_group(Group& group, PyObject* dict, std::size_t index) {
     const auto& [key, element, optional] = hyper_names_[h];
     cuda::Number& on_device = group.device_hyper[h];
     PyObject* value = lookup(dict, key);
+    if (value == nullptr && optional) {
+      group.hyper[h] = on_device.value = -1.0;
+      continue;
+    }
     if (value == nullptr)
       throw py::key_error(label_ + ": group " + std::to_string(index) + " has no " + std::string(py::str(key)));
     if (element < 0) {

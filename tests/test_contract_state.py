@@ -408,15 +408,29 @@ def test_state_dtype_of_new_and_of_loaded_states(row, dtype, state_dtype):
     train(opt, 2)
     assert dtypes_of(opt) == {state_dtype}
     # The checkpoint brings its state_dtype along, and keeps every bit.
-    other = row.ours(params_of(opt), **row.full)
-    other.load_state_dict(by_file(opt.state_dict()))
-    assert other.param_groups[0].get("state_dtype") == state_dtype
-    assert_same(snapshot(other), snapshot(opt))
+    saved = by_file(opt.state_dict())
+    assert saved["param_groups"][0]["state_dtype"] == str(state_dtype).removeprefix("torch.")
+    for kept in (saved["param_groups"][0]["state_dtype"], state_dtype):  # which it was itself, once
+        saved["param_groups"][0]["state_dtype"] = kept
+        other = row.ours(params_of(opt), **row.full)
+        other.load_state_dict(saved)
+        assert other.param_groups[0]["state_dtype"] is state_dtype
+        assert_same(snapshot(other), snapshot(opt))
     other.add_param_group({"params": leaves([(3,)], dtype)})
     other.add_param_group({"params": leaves([(3,)], dtype), "state_dtype": torch.float64})
     train(other, 1)
     kinds = [other.state[group["params"][0]][row.states[0]].dtype for group in other.param_groups]
     assert kinds == [state_dtype, dtype, torch.float64]
+
+
+@pytest.mark.parametrize("name", ["int64", "no_such_dtype", "tensor"])
+def test_a_checkpoint_with_a_state_dtype_that_there_is_not(name):
+    opt = onepass.AdamW(leaves())
+    saved = opt.state_dict()
+    saved["param_groups"][0]["state_dtype"] = name
+    with pytest.raises(ValueError, match="Invalid state_dtype"):
+        opt.load_state_dict(saved)
+    assert "state_dtype" not in opt.param_groups[0]
 
 
 @each_row

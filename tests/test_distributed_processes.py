@@ -20,6 +20,7 @@ from reference import only_kernels, params_of
 from torch.distributed.checkpoint import state_dict as dcp_state
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.experimental import implicit_replication
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn import Linear, Parameter, Sequential, Tanh
 
@@ -720,6 +721,37 @@ def test_clip_grad_norm(processes):
 # -- bad input -------------------------------------------------------------------------------------------------------
 
 
+def ones(*shape, mesh, dtype=None, place=None):
+    return distribute_tensor(torch.ones(*shape, dtype=dtype), mesh, place or [Shard(0)])
+
+
+def another_mesh():
+    return {"mesh": init_device_mesh("cpu", (2, 1)), "place": [Shard(0), Replicate()]}
+
+
+def part_of(size, mesh):
+    """One of that many elements, of which this process holds two at any rate."""
+    return DTensor.from_local(torch.ones(2), mesh, [Shard(0)], run_check=False, shape=(size,), stride=(1,))
+
+
+def spoiled(what, mesh):
+    """What becomes of a gradient or state of 3 elements: where it is given, and what."""
+    return {
+        "gradient of one process": lambda: ("grad", part_of(3, mesh)),
+        "gradient over another mesh": lambda: ("grad", ones(3, **another_mesh())),
+        "plain gradient": lambda: ("grad", torch.ones(3)),
+        "size of a state": lambda: ("exp_avg", ones(4, mesh=mesh)),
+        "size of a state of one process": lambda: ("exp_avg", part_of(4, mesh)),
+        "part of a state of one process": lambda: ("exp_avg", part_of(3, mesh)),
+        "dtype of a state": lambda: ("exp_avg", ones(3, mesh=mesh, dtype=torch.int64)),
+        "complex state": lambda: ("exp_avg", ones(3, mesh=mesh, dtype=torch.complex128)),
+        "state over another mesh": lambda: ("exp_avg", ones(3, **another_mesh())),
+        "plain state": lambda: ("exp_avg", torch.ones(3)),
+        "plain state of the part": lambda: ("exp_avg", torch.ones(0 if dist.get_rank() else 2)),
+        "state that is no tensor": lambda: ("exp_avg", "text"),
+    }[what]()
+
+
 def bad(what):
     """All that is good comes first, and is not to be written either; what each process is told."""
     model = shard(net())
@@ -728,38 +760,73 @@ def bad(what):
     opt.step()
     backward(model, 1)
     p = model[2].bias  # 3 elements
-    mesh, rank = p.device_mesh, dist.get_rank()
-    if what == "gradient of one process":
-        if rank == 1:
-            p.grad = DTensor.from_local(torch.ones(2), mesh, [Shard(0)], run_check=False, shape=(3,), stride=(1,))
-    elif what == "size of a state":
-        with torch.no_grad():
-            q = Parameter(distribute_tensor(torch.ones(4), mesh, [Shard(0)]))
-        opt.state[p]["exp_avg"] = q.detach()
-    elif what == "dtype of a state":
-        state = opt.state[p]
-        state["exp_avg"] = distribute_tensor(torch.ones(3, dtype=torch.int64), mesh, [Shard(0)])
-    saved = copy.deepcopy([t._local_tensor for q in params_of(opt) for t in (q.detach(), opt.state[q]["exp_avg_sq"])])
-    steps = [opt.state[q]["step"].item() for q in params_of(opt)]
+    alone = Alone(classes("AdamW")[1], opt)
+    for q, whole_q in zip(params_of(opt), alone.params, strict=True):
+        alone.opt.state[whole_q] = {name: whole(s) for name, s in opt.state[q].items()}
+    good = p.grad, opt.state[p]["exp_avg"]
+    if "of one process" not in what or dist.get_rank() == 1:
+        where, x = spoiled(what, p.device_mesh)
+        if where == "grad":
+            p.grad = x
+        else:
+            opt.state[p][where] = x
+
+    def numbers():
+        held = [t._local_tensor for q in params_of(opt) for t in (q.detach(), opt.state[q]["exp_avg_sq"])]
+        return copy.deepcopy([held, [opt.state[q]["step"] for q in params_of(opt)]])
+
+    before = numbers()
     try:
         opt.step()
         told = "stepped"
     except ValueError as error:
         told = str(error)
-        now = [t._local_tensor for q in params_of(opt) for t in (q.detach(), opt.state[q]["exp_avg_sq"])]
-        assert_equal(now, saved, rtol=0, atol=0)
-        assert [opt.state[q]["step"].item() for q in params_of(opt)] == steps
+        assert_equal(numbers(), before, rtol=0, atol=0)
+        # Mended, it is where it was; so a process that has stepped and one that has not are not the worse for it.
+        p.grad, opt.state[p]["exp_avg"] = good
+        opt.step()
+    alone.step()
+    alone.compare()
     return told
 
 
 PLACE = "AdamW: parameter 3 of group 0 (shape [3], torch.float64): "
 BAD = {
     "gradient of one process": ["stepped", PLACE + "its gradient has shape [2] and dtype torch.float64"],
+    "gradient over another mesh": [PLACE + "its gradient is spread over another mesh"] * 2,
+    "plain gradient": [PLACE + "its gradient is not a DTensor"] * 2,
     "size of a state": [PLACE + "its state exp_avg has shape [4]"] * 2,
+    "size of a state of one process": ["stepped", PLACE + "its state exp_avg has shape [4]"],
+    "part of a state of one process": ["stepped", PLACE + "its state exp_avg has shape [2] and dtype torch.float64"],
     "dtype of a state": [PLACE + "its state exp_avg has dtype torch.int64"] * 2,
+    "complex state": [PLACE + f"its state exp_avg has shape [{n}] and dtype torch.complex128" for n in (2, 1)],
+    "state over another mesh": [PLACE + "its state exp_avg is spread over another mesh"] * 2,
+    "plain state": [PLACE + "its state exp_avg is not a DTensor"] * 2,
+    "plain state of the part": [PLACE + "its state exp_avg is not a DTensor"] * 2,
+    "state that is no tensor": [PLACE + "its state exp_avg is not a tensor"] * 2,
 }
 
 
 @pytest.mark.parametrize("what", BAD)
 def test_bad_input_is_refused_before_anything_is_written(processes, what):
     assert processes(2, bad, what) == BAD[what]
+
+
+def replicated_by_torch():
+    """Plain tensors where torch takes them for replicated ones; it steps such a parameter then."""
+    ends = []
+    for make in classes("AdamW"):
+        model = shard(net())
+        opt = make(model.parameters())
+        for step in range(2):
+            backward(model, step)
+            p = model[2].bias
+            p.grad = torch.ones(3)
+            with implicit_replication():
+                opt.step()
+        ends.append(contents(opt))
+    assert_equal(*ends)
+
+
+def test_plain_gradient_that_torch_may_take_for_a_replicated_one(processes):
+    processes(2, replicated_by_torch)

@@ -266,6 +266,10 @@ void Plan::read_group(Group& group, PyObject* dict, std::size_t index) {
     const auto& [key, element, optional] = hyper_names_[h];
     cuda::Number& on_device = group.device_hyper[h];
     PyObject* value = lookup(dict, key);
+    if (value == nullptr && optional) {
+      group.hyper[h] = on_device.value = -1.0;
+      continue;
+    }
     if (value == nullptr)
       throw py::key_error(label_ + ": group " + std::to_string(index) + " has no " + std::string(py::str(key)));
     if (element < 0) {
@@ -431,7 +435,8 @@ bool Plan::is_spread_as_own(Reading& r, std::size_t operand, PyObject* tensor, c
   const py::object shape = py::handle(tensor).attr("shape");
   if (!shape.equal(py::handle(r.param.object).attr("shape")))
     fail(r.param, what + " has shape " + std::string(py::str(py::list(shape))));
-  if (!same_placement(spec, r.param.specs[kParam])) return false;
+  if (!same_mesh(spec, r.param.specs[kParam])) fail(r.param, what + " is spread over another mesh");
+  if (!same_placements(spec, r.param.specs[kParam])) return false;
   known = std::move(spec);
   return true;
 }
@@ -439,7 +444,11 @@ bool Plan::is_spread_as_own(Reading& r, std::size_t operand, PyObject* tensor, c
 bool Plan::read_gradient(Reading& r) {
   TensorView& view = r.views[kGrad];
   if (r.param.is_shard()) {
-    if (!is_dtensor(r.grad.ptr())) return r.leave("gradient of a DTensor that is none itself");
+    if (!is_dtensor(r.grad.ptr())) {
+      if (is_plain(r.grad.ptr()) && !passes_for_replicated(r.grad.ptr()))
+        fail(r.param, kGradLabel + " is not a DTensor");
+      return r.leave("gradient of a DTensor that is none itself");
+    }
     if (!is_spread_as_own(r, kGrad, r.grad.ptr(), kGradLabel))
       return r.leave("DTensor whose gradient is placed otherwise");
     r.grad = local_of(r.grad.ptr());
@@ -534,7 +543,11 @@ bool Plan::read_state(Reading& r, std::size_t operand, const py::object& name, c
   TensorView& view = r.views[operand];
   py::object local;
   if (r.param.is_shard()) {
-    if (!is_dtensor(tensor)) return r.leave("state of a DTensor that is none itself");
+    if (!is_dtensor(tensor)) {
+      if (PyObject_IsInstance(tensor, torch().tensor_type.ptr()) != 1) fail(r.param, what + " is not a tensor");
+      if (is_plain(tensor) && !passes_for_replicated(tensor)) fail(r.param, what + " is not a DTensor");
+      return r.leave("state of a DTensor that is none itself");
+    }
     if (!is_spread_as_own(r, operand, tensor, what)) return r.leave("DTensor one of whose states is placed otherwise");
     local = local_of(tensor);
     tensor = local.ptr();

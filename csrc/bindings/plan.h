@@ -133,7 +133,7 @@ class Plan {
   struct HyperName {
     pybind11::object key;
     int index;      // of the element, where the value is a sequence; else -1
-    bool optional;  // may be None, which is read as -1
+    bool optional;  // may be None or missing, which is read as -1
   };
   std::vector<HyperName> hyper_names_;
   std::vector<pybind11::object> state_names_;

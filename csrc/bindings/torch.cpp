@@ -72,16 +72,26 @@ py::object local_of(PyObject* dtensor) { return get(find_dtensor()->local, dtens
 
 py::object spec_of(PyObject* dtensor) { return get(find_dtensor()->spec, dtensor); }
 
-bool same_placement(const py::object& spec, const py::object& other) {
-  const auto same = [&](const char* name) {
-    const py::object mine = spec.attr(name);
-    const py::object others = other.attr(name);
-    const int answer =
-        PyObject_RichCompareBool(mine.ptr(), others.ptr(), Py_EQ);  // true at once if they are one object
-    if (answer < 0) throw py::error_already_set();
-    return answer == 1;
-  };
-  return same("mesh") && same("placements");
+namespace {
+
+bool same_member(const char* name, const py::object& spec, const py::object& other) {
+  const py::object mine = spec.attr(name);
+  const py::object others = other.attr(name);
+  const int answer = PyObject_RichCompareBool(mine.ptr(), others.ptr(), Py_EQ);  // true at once if they are one object
+  if (answer < 0) throw py::error_already_set();
+  return answer == 1;
+}
+
+}  // namespace
+
+bool same_mesh(const py::object& spec, const py::object& other) { return same_member("mesh", spec, other); }
+
+bool same_placements(const py::object& spec, const py::object& other) { return same_member("placements", spec, other); }
+
+bool passes_for_replicated(PyObject* tensor) {
+  const py::object dispatcher = py::handle(find_dtensor()->type).attr("_op_dispatcher");
+  return py::handle(tensor).attr("numel")().equal(py::int_(1)) ||
+         py::getattr(dispatcher, "_allow_implicit_replication", py::bool_(true)).cast<bool>();
 }
 
 py::object gradient_of(PyObject* param) {

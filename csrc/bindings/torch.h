@@ -35,8 +35,12 @@ pybind11::object local_of(PyObject* dtensor);
 // How a DTensor is spread: its DTensorSpec, which torch never changes once tensors share it.
 pybind11::object spec_of(PyObject* dtensor);
 
-// Whether two such specs spread over the same processes in the same way.
-bool same_placement(const pybind11::object& spec, const pybind11::object& other);
+// Whether two such specs spread over the same processes, and whether in the same way.
+bool same_mesh(const pybind11::object& spec, const pybind11::object& other);
+bool same_placements(const pybind11::object& spec, const pybind11::object& other);
+
+// Whether torch would take this tensor, which is no DTensor, for a replicated one beside DTensors.
+bool passes_for_replicated(PyObject* tensor);
 
 // param.grad, which may be None.
 pybind11::object gradient_of(PyObject* param);

@@ -18,13 +18,13 @@ struct Adagrad {
   struct Hyper {
     double lr, lr_decay, eps, weight_decay, decoupled_weight_decay;
   };
-  static constexpr std::array hyper_names{"lr", "lr_decay", "eps", "weight_decay", "decoupled_weight_decay"};
+  static constexpr std::array hyper_names{"lr", "lr_decay", "eps", "weight_decay", "decoupled_weight_decay?"};
   static constexpr std::array state_names{"sum"};
   static constexpr std::array state_sets{0b1U};
   static constexpr bool counts_steps = true;
 
   static unsigned states_used(const Hyper&) { return 0b1U; }
-  static bool takes_sparse(const Hyper& h) { return h.weight_decay == 0.0 || h.decoupled_weight_decay != 0.0; }
+  static bool takes_sparse(const Hyper& h) { return h.weight_decay == 0.0 || h.decoupled_weight_decay > 0.0; }
 
   template <class T>
   struct Constants {
@@ -36,7 +36,7 @@ struct Adagrad {
   ONEPASS_SETUP static Constants<T> prepare(const Hyper& h, double step) {
     const double lr = h.lr / (1.0 + (step - 1.0) * h.lr_decay);
     const bool decays = h.weight_decay != 0.0;
-    const bool decoupled = h.decoupled_weight_decay != 0.0;
+    const bool decoupled = h.decoupled_weight_decay > 0.0;
     return {.lr = T(lr),
             .eps = T(h.eps),
             .weight_decay = T(h.weight_decay),

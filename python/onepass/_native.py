@@ -224,6 +224,10 @@ class Native(Optimizer):
         super().add_param_group(param_group)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        for group in state["param_groups"]:
+            if isinstance(name := group.get("state_dtype"), str):  # in a state_dict
+                group["state_dtype"] = getattr(torch, name, name)
+                _check_state_dtype(group["state_dtype"])
         super().__setstate__(state)
         if (state_dtype := self.defaults.get("state_dtype")) is not None:
             for group in self.param_groups:
@@ -351,6 +355,17 @@ class Native(Optimizer):
         return torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state_dict, as torch's class makes it.
+
+        A ``state_dtype`` is in it by its name, as torch.distributed.checkpoint can neither gather a dtype nor keep one.
+        """
+        saved = super().state_dict()
+        for group in saved["param_groups"]:
+            if isinstance(state_dtype := group.get("state_dtype"), torch.dtype):
+                group["state_dtype"] = str(state_dtype).removeprefix("torch.")
+        return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a state_dict of this class or of torch's.

@@ -16,13 +16,13 @@ def _torch_step(self: torch.optim.Optimizer) -> None:
     """Steps by torch, which knows no decoupled decay, after that decay."""
     groups = self.param_groups
     for group in groups:  # torch would find out when it has counted the step
-        coupled = not group["decoupled_weight_decay"] and number(group["weight_decay"]) != 0
+        coupled = not group.get("decoupled_weight_decay") and number(group["weight_decay"]) != 0
         if coupled and any(p.grad is not None and p.grad.is_sparse for p in group["params"]):
             raise RuntimeError("weight_decay option is not compatible with sparse gradients")
     self.param_groups = []
     for group in groups:
         weight_decay = number(group["weight_decay"])
-        if not group["decoupled_weight_decay"] or weight_decay == 0:
+        if not group.get("decoupled_weight_decay") or weight_decay == 0:
             self.param_groups.append(group)
             continue
         for p in group["params"]:
@@ -109,19 +109,15 @@ class Adagrad(Native, torch.optim.Adagrad):
             differentiable=differentiable,
             fused=fused,
         )
-        self.defaults["decoupled_weight_decay"] = decoupled_weight_decay
-        for group in self.param_groups:
-            group.setdefault("decoupled_weight_decay", decoupled_weight_decay)
+        if decoupled_weight_decay:  # False leaves no trace, as None does of state_dtype
+            self.defaults["decoupled_weight_decay"] = decoupled_weight_decay
+            for group in self.param_groups:
+                group.setdefault("decoupled_weight_decay", decoupled_weight_decay)
         self._set_state_dtype(state_dtype)
         for group in self.param_groups:  # torch's constructor has made the states already
             for p in group["params"]:
                 if group.get("state_dtype") is not None and not p.is_complex():
                     self.state[p]["sum"] = self.state[p]["sum"].to(group["state_dtype"])
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        for group in self.param_groups:
-            group.setdefault("decoupled_weight_decay", False)
 
     def _new_state(self, group: dict[str, Any], p: Tensor, grad: Tensor, name: str) -> Tensor:
         start = self.defaults["initial_accumulator_value"]

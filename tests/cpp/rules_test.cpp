@@ -396,7 +396,7 @@ TEST_CASE("names, in the order of the operands, hyperparameters and scalars") {
       {RuleId::adadelta, "adadelta", {"lr", "rho", "eps", "weight_decay"}, {"square_avg", "acc_delta"}, {}, true},
       {RuleId::adagrad,
        "adagrad",
-       {"lr", "lr_decay", "eps", "weight_decay", "decoupled_weight_decay"},
+       {"lr", "lr_decay", "eps", "weight_decay", "decoupled_weight_decay?"},
        {"sum"},
        {},
        true},

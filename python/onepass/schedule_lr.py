@@ -323,8 +323,10 @@ class ScheduleLR(Previewed, LRScheduler):
                 hold. A plateau that only one of the two has begins anew.
 
         Raises:
-            ValueError: It is of another number of parameter groups, or drives something else.
+            ValueError: It is of another number of parameter groups, or drives something else, or is of another class.
         """
+        if "bases" not in state_dict:
+            raise ValueError("state_dict: it is not that of a ScheduleLR; to go on without one, give last_epoch=")
         bases: dict[str, list[float]] = state_dict["bases"]
         own = self._texts()
         if {name: len(each) for name, each in bases.items()} != {name: len(each) for name, each in own.items()}:

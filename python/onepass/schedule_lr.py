@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from ._native import unwrapped
 from .preview import Previewed
 from .schedules import (
     Schedule,
@@ -217,7 +218,7 @@ class ScheduleLR(Previewed, LRScheduler):
         if plateau is not None:
             self._plateau = self._new_plateau(plateau)
         if not count_skipped:
-            self._real_steps = _RealSteps(optimizer)
+            self._real_steps = _RealSteps(unwrapped(optimizer))
 
     def _drive(
         self,

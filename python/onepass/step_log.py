@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from . import _core
-from ._native import hyperparameters
+from ._native import hyperparameters, unwrapped
 
 
 class Writer(Protocol):
@@ -260,4 +260,4 @@ def log_to(
     for name, value, least in (("interval", interval, 1), ("first_step", first_step, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"Invalid {name}: {value}; it must be an int of at least {least}")
-    return StepLog(writer, optimizer, interval, prefix, first_step)
+    return StepLog(writer, unwrapped(optimizer), interval, prefix, first_step)

@@ -150,9 +150,11 @@ class StepLog:
 
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         pending, self._pending = self._pending, None
-        if pending is not None:
-            self._write(optimizer, pending)
-        self.step += 1
+        try:
+            if pending is not None:
+                self._write(optimizer, pending)
+        finally:
+            self.step += 1  # made it is, also if the writer raises
 
     @torch.no_grad()
     def _look(self, optimizer: Optimizer, has_closure: bool) -> _Step | None:
@@ -234,7 +236,8 @@ def log_to(
 
     Logging does not change what the step computes, nor the optimizer's ``state_dict``. It hangs on torch's step hooks,
     which a copy or a pickle of the optimizer does not take along. Of several logs on one optimizer each times the
-    others' work in a step that both write. A step that raises is not counted; one that GradScaler skips is not written,
+    others' work in a step that both write. A step that raises is not counted (one
+    of which only the writing raises is); one that GradScaler skips is not written,
     and is counted if the optimizer's ``step()`` is called for it (by onepass's and torch's fused classes, which do the
     skipping themselves).
 

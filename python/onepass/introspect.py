@@ -53,7 +53,8 @@ def explain(optimizer: Optimizer) -> Explanation:
 
     Args:
         optimizer: Any optimizer. One of torch's own is told to be on torch's path throughout; of Lookahead
-            and of accelerate's wrapper, the optimizer within is told of.
+            and of accelerate's wrapper, the optimizer within is told of, of ZeroRedundancyOptimizer this process's
+            share.
 
     Returns:
         A row for each parameter. ``path`` is ``"kernel"``, with the GPU that it runs on, if any, for the reason;
@@ -63,6 +64,8 @@ def explain(optimizer: Optimizer) -> Explanation:
     optimizer = unwrapped(optimizer)
     while isinstance(optimizer, Lookahead):
         optimizer = unwrapped(optimizer.optimizer)
+    if isinstance(share := getattr(optimizer, "optim", None), Optimizer):  # ZeroRedundancyOptimizer's
+        optimizer = share
     if isinstance(optimizer, Native | LBFGS):
         isa = _core.isa()
         with freed_aside(p for group in optimizer.param_groups for p in group["params"]):

@@ -523,3 +523,8 @@ def test_the_state_of_another_scheduler_is_refused():
     scheduler = ScheduleLR(new(), S)
     with pytest.raises(ValueError, match="state_dict: it is not that of a ScheduleLR"):
         scheduler.load_state_dict(lr_scheduler.StepLR(new(), 3).state_dict())
+
+
+def test_no_betas_beside_a_momentum():
+    scheduler = ScheduleLR(new(onepass.AdamW), S, momentum=constant(), betas=())
+    assert scheduler.optimizer.param_groups[0]["betas"] == (0.9, 0.999)

@@ -207,7 +207,7 @@ class ScheduleLR(Previewed, LRScheduler):
         if betas is not None:
             if not isinstance(betas, tuple):
                 raise TypeError(f"betas: a tuple of schedules is wanted, one for each beta, not {betas!r}")
-            if momentum is not None and betas[0] is not None:
+            if momentum is not None and betas and betas[0] is not None:
                 raise ValueError("betas: momentum drives the first of them already")
             for index, schedules in enumerate(betas):
                 if schedules is not None:

@@ -1,12 +1,15 @@
 """``python -m onepass info | demo | bench | schedule``, as a user runs them."""
 
 import json
+import os
 import subprocess
 import sys
 
 import onepass
+import pytest
 import torch
 from onepass import _core, bench
+from onepass.__main__ import main
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -60,6 +63,31 @@ def test_demo_trains_both_and_draws(tmp_path):
     assert "text" in text
     assert (tmp_path / "demo.png").read_bytes().startswith(PNG)
     assert json.loads((tmp_path / "demo.json").read_text())
+
+
+@pytest.mark.parametrize("arguments", [["info"], ["schedule", "cosine(9)"], ["info", "--optimizers"]])
+def test_a_reader_that_has_gone_is_no_error(arguments):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as closed:
+        done = subprocess.run(
+            [sys.executable, "-m", "onepass", *arguments], stdout=closed, stderr=subprocess.PIPE, text=True, timeout=100
+        )
+    assert (done.returncode, done.stderr) == (141, "")  # as the shell tells of those that SIGPIPE has ended
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--json", "/nonexistent/b.json"], "No such file"),
+        (["--rounds", "0"], "--rounds: 0 are too few"),
+        (["--threads", "0"], "set_num_threads"),
+    ],
+)
+def test_bench_tells_at_once_what_it_cannot_do(arguments, why, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "measure", None)
+    assert main(["bench", *arguments]) == 2
+    assert why in capsys.readouterr().err
 
 
 def test_an_unknown_command_is_refused():

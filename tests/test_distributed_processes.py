@@ -535,6 +535,7 @@ def zero(cls, options):
     for step in range(2):
         backward(model, step)
         opt.step()
+    assert str(onepass.explain(opt)) == str(onepass.explain(opt.optim))
     opt.consolidate_state_dict()  # all states, in rank 0 alone
     saved = [copy.deepcopy(opt.state_dict()) if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(saved, src=0)

@@ -177,3 +177,40 @@ def test_create_knows_no_such_name():
         onepass.create("adamww", [torch.zeros(1)])
     with pytest.raises(ValueError, match="there is no optimizer 'zzz': there are adadelta, "):
         onepass.create("zzz", [torch.zeros(1)])
+
+
+@pytest.mark.parametrize("module", [nn.LSTM(3, 4, 2), nn.GRU(3, 4), nn.MultiheadAttention(4, 2, add_bias_kv=True)])
+def test_biases_of_recurrent_nets_and_of_attention_do_not_decay(module):
+    decay = {
+        name: weight_decay for name, (_, weight_decay) in told(onepass.param_groups(module, weight_decay=0.1)).items()
+    }
+    assert {name for name in decay if "bias" in name} == {name for name, value in decay.items() if value == 0.0}
+
+
+@pytest.mark.parametrize("embedding_first", [True, False])
+def test_an_embedding_that_is_tied_to_a_head_does_not_decay_whatever_comes_first(embedding_first):
+    parts = {"tokens": nn.Embedding(5, 4), "head": nn.Linear(4, 5, bias=False)}
+    parts["head"].weight = parts["tokens"].weight
+    model = nn.ModuleDict({name: parts[name] for name in sorted(parts, reverse=embedding_first)})
+    (group,) = onepass.param_groups(model, weight_decay=0.1)
+    assert [name for name, _ in group["params"]] == ["tokens.weight" if embedding_first else "head.weight"]
+    assert group["weight_decay"] == 0.0
+
+
+def test_no_decay_may_be_a_generator():
+    module = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
+    groups = onepass.param_groups(module, weight_decay=0.1, no_decay=(kind for kind in ("0.weight", "norm", "bias")))
+    assert [group["weight_decay"] for group in groups] == [0.0]
+
+
+def test_create_exempts_from_the_weight_decay_that_the_optimizer_has_by_default():
+    optimizer = onepass.create("adamw", nn.Linear(3, 4), no_decay=["bias"])
+    assert [(g["param_names"], g["weight_decay"]) for g in optimizer.param_groups] == [
+        (["weight"], 0.01),
+        (["bias"], 0.0),
+    ]
+    with pytest.raises(ValueError, match="no parameter has a name like 'foo'"):
+        onepass.create("adamw", nn.Linear(3, 4), no_decay=["foo"])
+    assert [
+        g["weight_decay"] for g in onepass.create("adamw", nn.Linear(3, 4), lr=1.0, lr_scale={"*": 2.0}).param_groups
+    ]

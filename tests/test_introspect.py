@@ -263,3 +263,12 @@ def test_stats_count_each_parameter_at_each_step():
     assert after["torch"] == {**before["torch"], why: before["torch"].get(why, 0) + 6}
     after["kernel"]["cpu"] = -1  # a copy of one's own
     assert sum(onepass.stats()["kernel"].values()) == sum(before["kernel"].values()) + 6
+
+
+def test_a_parameter_that_has_no_shape_yet():
+    opt = onepass.SGD(torch.nn.LazyLinear(3).named_parameters())
+    opt.step()
+    assert [(row.name, row.shape, row.path) for row in onepass.explain(opt)] == [
+        ("weight", (), "torch"),
+        ("bias", (), "torch"),
+    ]

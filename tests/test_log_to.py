@@ -1,5 +1,6 @@
 """log_to: every scalar against the same number computed independently, in float64."""
 
+import contextlib
 import copy
 import pickle
 
@@ -242,6 +243,24 @@ def test_the_step_that_raises_is_not_counted():
     p.grad = torch.ones(2)
     opt.step()
     assert (log.step, writer.steps) == (1, [0])
+
+
+def test_a_step_that_cannot_be_written_is_counted():
+    class Full(Recorder):
+        def add_scalar(self, tag, value, step):
+            if step == 2:
+                raise OSError("no space left")
+            super().add_scalar(tag, value, step)
+
+    p = Parameter(torch.tensor([1.0, 2.0]))
+    p.grad = torch.ones(2)
+    opt, writer = onepass.Adam([p]), Full()
+    log = onepass.log_to(writer, opt, interval=1)
+    for step in range(4):
+        with contextlib.suppress(OSError):
+            opt.step()
+        assert log.step == opt.state[p]["step"] == step + 1
+    assert set(writer.steps) == {0, 1, 3}
 
 
 def test_several_logs_numbers_and_prefixes():

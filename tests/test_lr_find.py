@@ -524,6 +524,15 @@ def test_unsettled_averages_and_losses_that_are_not_finite_suggest_nothing():
     assert curve(losses, smoothing=2 / 3).suggestion("minimum") == pytest.approx(1e-1, rel=1e-12)
 
 
+def test_a_test_too_short_for_its_smoothing_does_not_say_that_the_loss_did_not_fall():
+    found = curve([5.0, 4.0, 3.0, 2.0, 1.0], smoothing=0.8)
+    why = "5 steps are too few for the smoothing 0.8: the first 4 are left out"
+    with pytest.raises(ValueError, match=why):
+        found.suggestion()
+    assert str(found).endswith(f"\n  no suggestion: {why}")
+    assert curve([5.0, 4.0, 3.0, 2.0, 1.0, 0.5], smoothing=0.8).suggestions()
+
+
 @pytest.mark.parametrize("losses", [[math.nan], [1.0], [1.0, 2.0, 3.0]])
 def test_a_loss_that_does_not_fall_suggests_nothing(losses, tmp_path):
     found = curve(losses)

@@ -400,3 +400,10 @@ def test_plot_without_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"pip install onepass\[plots\]"):
         OURS.ExponentialLR(optimizer(), 0.9).plot(5)
+
+
+def test_plot_into_a_subfigure_saves_all_of_the_figure(tmp_path):
+    figure = Figure()
+    axes = figure.subfigures(1, 2)[0].add_subplot()
+    assert OURS.StepLR(optimizer(), 3).plot(5, ax=axes, path=tmp_path / "s.png") is figure
+    assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")

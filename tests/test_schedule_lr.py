@@ -507,3 +507,24 @@ def test_bad_arguments_of_the_family(make, why):
 def test_wsd_with_both_counts_warns():
     with pytest.warns(UserWarning, match="num_stable_steps"):
         schedule_lr.get_wsd_schedule(new(), 1, 2, 9, 3)
+
+
+def test_a_function_of_ones_own_is_known_again_in_the_next_process():
+    def schedule():
+        def decay(t):
+            return 0.9**t
+
+        return ScheduleLR(new(), function(decay))
+
+    schedule().load_state_dict(schedule().state_dict())  # a warning would be an error
+
+
+def test_the_state_of_another_scheduler_is_refused():
+    scheduler = ScheduleLR(new(), S)
+    with pytest.raises(ValueError, match="state_dict: it is not that of a ScheduleLR"):
+        scheduler.load_state_dict(lr_scheduler.StepLR(new(), 3).state_dict())
+
+
+def test_no_betas_beside_a_momentum():
+    scheduler = ScheduleLR(new(onepass.AdamW), S, momentum=constant(), betas=())
+    assert scheduler.optimizer.param_groups[0]["betas"] == (0.9, 0.999)

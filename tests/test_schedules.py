@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import math
 import pickle
 from dataclasses import FrozenInstanceError
@@ -402,3 +403,15 @@ def test_schedules_do_not_change():
 def test_every_part_is_known_to_all():
     parts = set(onepass.schedules.__all__) - {"Schedule", "function", "parse"}
     assert parts == set(onepass.schedules._PARTS)
+
+
+def test_an_argument_that_is_named_twice_is_refused():
+    with pytest.raises(ValueError, match="at position 17, warmup: steps is given twice"):
+        parse("warmup(steps=1, steps=2)")
+
+
+def test_a_function_is_told_by_its_name_which_the_next_process_has_too():
+    assert repr(function(math.sqrt)) == "function(math.sqrt)"
+    assert repr(function(T.__class__, 4)) == "function(numpy.ndarray, steps=4)"
+    assert " at 0x" not in repr(function(lambda t: 1.0))
+    assert " at 0x" not in repr(function(functools.partial(pow, 2)))

@@ -66,6 +66,13 @@ def hyperparameters(group: dict[str, Any]) -> dict[str, float]:
     return {name: number(group[name]) for name in names}
 
 
+def unwrapped(optimizer: Optimizer) -> Optimizer:
+    """The optimizer that makes the steps: of a wrapper without hooks of its own (accelerate's), what it holds."""
+    while not hasattr(optimizer, "_optimizer_step_pre_hooks") and hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return optimizer
+
+
 def _with_hooks(update: Step, self: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The step between the hooks, as torch's wrapper calls them."""
     everyones = torch_optimizer._global_optimizer_pre_hooks.values()

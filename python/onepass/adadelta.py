@@ -25,7 +25,7 @@ class Adadelta(Native, torch.optim.Adadelta):
 
     Args:
         params: Parameters, named parameters, or parameter groups; any shape and strides. float32, float64, bfloat16,
-            float16 and their complex kinds on the CPU are stepped by the kernels, anything else by torch.
+            float16 and their complex kinds on CPUs and GPUs are stepped by the kernels, anything else by torch.
         lr: Learning rate :math:`\gamma`; a float, or a tensor of one element.
         rho: Decay rate :math:`\rho` of both averages, in [0, 1].
         eps: Added under the roots, :math:`\epsilon`.

@@ -59,7 +59,7 @@ class Adagrad(Native, torch.optim.Adagrad):
 
     Args:
         params: Parameters, named parameters, or parameter groups; any shape and strides. float32, float64, bfloat16,
-            float16 and their complex kinds on the CPU are stepped by the kernels, anything else by torch.
+            float16 and their complex kinds on CPUs and GPUs are stepped by the kernels, anything else by torch.
         lr: Learning rate :math:`\gamma`; a float, or a tensor of one element.
         lr_decay: :math:`\eta`.
         weight_decay: :math:`\lambda`, an L2 penalty unless ``decoupled_weight_decay``.

@@ -24,7 +24,7 @@ class Adamax(Native, torch.optim.Adamax):
 
     Args:
         params: Parameters, named parameters, or parameter groups; any shape and strides. float32, float64, bfloat16,
-            float16 and their complex kinds on the CPU are stepped by the kernels, anything else by torch.
+            float16 and their complex kinds on CPUs and GPUs are stepped by the kernels, anything else by torch.
         lr: Learning rate :math:`\gamma`; a float, or a tensor of one element.
         betas: Decay rates :math:`\beta_1` of the average and :math:`\beta_2` of the norm, in [0, 1).
         eps: Added to the size of the gradient, :math:`\epsilon`.

@@ -13,6 +13,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from ._native import unwrapped
 from .lookahead import Lookahead
 
 _ZEROING = {torch.ops.aten.zero_.default, torch.ops.aten._foreach_zero_.default}
@@ -223,6 +224,7 @@ def step_in_backward(optimizer: Optimizer) -> StepInBackward:
     """
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, but is a {type(optimizer).__name__}")
+    optimizer = unwrapped(optimizer)
     if isinstance(optimizer, torch.optim.LBFGS | Lookahead):
         raise TypeError(f"{type(optimizer).__name__} looks at all parameters together, and cannot step in backward")
     return StepInBackward(optimizer)

@@ -269,10 +269,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Measures, prints a line for each comparison, and writes the file that was asked for."""
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    rounds = args.rounds or (3 if args.quick else 5)
+    """Measures, prints a line for each comparison, and writes the file that was asked for.
+
+    Returns 1 if a result is wrong, 2 if it cannot run.
+    """
+    rounds = (3 if args.quick else 5) if args.rounds is None else args.rounds
+    try:
+        if rounds < 1:
+            raise ValueError(f"--rounds: {rounds} are too few")
+        if args.threads is not None:
+            torch.set_num_threads(args.threads)
+        if args.json is not None:
+            args.json.open("a").close()  # what cannot be written is told before all is measured
+    except (OSError, ValueError, RuntimeError) as error:  # torch raises the latter for --threads 0
+        print(f"onepass bench: {error}", file=sys.stderr)
+        return 2
     print(machine())
     print("the first contender's time, and the others' as multiples of it")
     print("(limit: the same memory traffic with additions only)")
@@ -285,7 +296,7 @@ def main(args: argparse.Namespace) -> int:
     except AssertionError as error:
         print(f"wrong result, nothing timed: {error}", file=sys.stderr)
         return 1
-    if args.json:
+    if args.json is not None:
         args.json.write_text(as_json(results, rounds))
     return 0
 

@@ -37,7 +37,8 @@ def create(name: str, params: nn.Module | ParamsT, **arguments: Any) -> Optimize
         name: Such as ``"adamw"``; see :func:`list_optimizers`. Capital letters, ``_`` and ``-`` do not matter.
         params: A module, whose named parameters are taken; or what the optimizer's class takes.
         **arguments: What its class takes besides. For a module, ``no_decay``, ``layer_decay`` and ``lr_scale``
-            are those of :func:`onepass.param_groups`, which is called if one of them is given.
+            are those of :func:`onepass.param_groups`, which is called if one of them is given; with ``no_decay``, the
+            others have the class's own ``weight_decay`` if none is given.
 
     Raises:
         ValueError: There is no such optimizer, or an argument is out of its range.
@@ -52,6 +53,9 @@ def create(name: str, params: nn.Module | ParamsT, **arguments: Any) -> Optimize
         grouping = {key: arguments.pop(key) for key in ("no_decay", "layer_decay", "lr_scale") if key in arguments}
         if grouping:
             both = {key: arguments[key] for key in ("lr", "weight_decay") if key in arguments}
+            default = inspect.signature(known[wanted]).parameters.get("weight_decay")
+            if "no_decay" in grouping and default is not None:
+                both.setdefault("weight_decay", default.default)
             params = param_groups(params, **both, **grouping)
         else:
             params = params.named_parameters()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ def param_groups(
     *,
     lr: float | None = None,
     weight_decay: float | None = None,
-    no_decay: Collection[str] = KINDS,
+    no_decay: Iterable[str] = KINDS,
     layer_decay: float | None = None,
     lr_scale: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
@@ -44,9 +44,10 @@ def param_groups(
         lr: Learning rate :math:`\gamma`; needed with ``layer_decay`` and ``lr_scale``.
         weight_decay: Of all parameters but those of ``no_decay``; None leaves it to the optimizer, and then there is
             nothing to exempt from.
-        no_decay: ``"bias"`` (parameters named so), ``"norm"`` (parameters of normalization layers), ``"embedding"``
-            (of ``nn.Embedding`` and ``nn.EmbeddingBag``), and patterns of names as in ``lr_scale``. A norm or an
-            embedding of your own is known by the end of its class's name: ``Norm``, ``Embedding``, ``Embeddings``.
+        no_decay: ``"bias"`` (parameters named so, or whose name begins with ``bias_`` or ends in ``_bias``), ``"norm"``
+            (parameters of normalization layers), ``"embedding"`` (of ``nn.Embedding`` and ``nn.EmbeddingBag``), and
+            patterns of names as in ``lr_scale``. A norm or an embedding of your own is known by the end of its class's
+            name: ``Norm``, ``Embedding``, ``Embeddings``. A tied parameter is all that its owners make it.
         layer_decay: :math:`d`, above 0 and at most 1.
         lr_scale: Factors by pattern of the parameter's name, such as ``{"head.*": 10.0}``: the wildcards of
             :mod:`fnmatch`, ``*``, ``?`` and ``[...]``. A pattern of which nothing is found is an error.
@@ -71,6 +72,7 @@ def param_groups(
         raise ValueError("layer_decay and lr_scale scale a learning rate: say which, by lr")
     if isinstance(no_decay, str):
         raise ValueError(f"no_decay must be several of {KINDS} and patterns of names, but is the text {no_decay!r}")
+    no_decay = tuple(no_decay)
 
     params = dict(model.named_parameters())
     exempt = set() if weight_decay is None else set(_exempt(model, params, no_decay))
@@ -112,17 +114,18 @@ def _exempt(model: nn.Module, params: Mapping[str, Tensor], no_decay: Collection
     for pattern in no_decay:
         if pattern not in KINDS:
             yield from _matches(params, pattern, "no_decay")
-    for prefix, module in model.named_modules():
+    first_names = {p: name for name, p in params.items()}  # a tied one counts as all that it is tied to
+    for module in model.modules():
         kind = type(module).__name__
         is_norm = isinstance(module, _NORMS) or kind.endswith("Norm")
         is_embedding = isinstance(module, _EMBEDDINGS) or kind.endswith(("Embedding", "Embeddings"))
-        for own, _ in module.named_parameters(recurse=False):
+        for own, p in module.named_parameters(recurse=False):
             if (
-                ("bias" in no_decay and (own == "bias" or own.endswith("_bias")))
+                ("bias" in no_decay and (own == "bias" or own.startswith("bias_") or own.endswith("_bias")))
                 or ("norm" in no_decay and is_norm)
                 or ("embedding" in no_decay and is_embedding)
             ):
-                yield f"{prefix}.{own}" if prefix else own
+                yield first_names[p]
 
 
 def _layers(model: nn.Module, params: Mapping[str, Tensor]) -> dict[str, int]:

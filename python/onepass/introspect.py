@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from . import _core
-from ._native import Native, hyperparameters
+from ._native import Native, hyperparameters, unwrapped
 from .backward import freed_aside
 from .lbfgs import LBFGS
 from .lookahead import Lookahead
@@ -51,16 +52,20 @@ def explain(optimizer: Optimizer) -> Explanation:
     """Tells which path each parameter of an optimizer would take if it were stepped now, and why.
 
     Args:
-        optimizer: Any optimizer. One of torch's own is told to be on torch's path throughout; of Lookahead, the
-            optimizer that it wraps is told of.
+        optimizer: Any optimizer. One of torch's own is told to be on torch's path throughout; of Lookahead
+            and of accelerate's wrapper, the optimizer within is told of, of ZeroRedundancyOptimizer this process's
+            share.
 
     Returns:
         A row for each parameter. ``path`` is ``"kernel"``, with the GPU that it runs on, if any, for the reason;
         ``"torch"``, with the reason why the kernels cannot take it; or ``"error"``, with the message that a step would
         raise. Nothing is changed. Printed, it is a readable table.
     """
+    optimizer = unwrapped(optimizer)
     while isinstance(optimizer, Lookahead):
-        optimizer = optimizer.optimizer
+        optimizer = unwrapped(optimizer.optimizer)
+    if isinstance(share := getattr(optimizer, "optim", None), Optimizer):  # ZeroRedundancyOptimizer's
+        optimizer = share
     if isinstance(optimizer, Native | LBFGS):
         isa = _core.isa()
         with freed_aside(p for group in optimizer.param_groups for p in group["params"]):
@@ -76,7 +81,8 @@ def explain(optimizer: Optimizer) -> Explanation:
         held = optimizer.param_groups[group]
         p = held["params"][index]
         name = next(iter(held.get("param_names", [])[index : index + 1]), None)
-        rows.append(Row(group, index, name, tuple(p.shape), str(p.dtype).removeprefix("torch."), path, reason))
+        shape = () if is_lazy(p) else tuple(p.shape)
+        rows.append(Row(group, index, name, shape, str(p.dtype).removeprefix("torch."), path, reason))
     return Explanation(title, rows, optimizer.param_groups)
 
 

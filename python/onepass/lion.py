@@ -58,7 +58,7 @@ class Lion(Native):
 
     Args:
         params: Parameters, named parameters, or parameter groups; any shape and strides. float32, float64, bfloat16,
-            float16 and their complex kinds on the CPU are stepped by the kernels, anything else by torch's operations.
+            float16 and their complex kinds on CPUs and GPUs are stepped by the kernels, others by torch's operations.
         lr: Learning rate :math:`\gamma`; a float, or a tensor of one element. The paper takes it 3 to 10 times smaller,
             and the weight decay as much larger, than for AdamW.
         betas: :math:`\beta_1` of the interpolation and :math:`\beta_2` of the average, in [0, 1).

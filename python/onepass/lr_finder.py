@@ -67,16 +67,15 @@ class LRRangeTest:
                 (``fastai.callback.schedule.valley``). It heeds single leaps the least.
 
         Raises:
-            ValueError: There is no such method, or the loss did not fall.
+            ValueError: There is no such method, the loss did not fall, or there are too few steps to tell.
         """
         if method not in METHODS:
             raise ValueError(f"Invalid method: {method!r}; it must be one of {tuple(METHODS)}")
-        settled = round(1 / (1 - self.smoothing)) - 1
-        finite = np.isfinite(self.smoothed)
+        settled, finite = self._settled, np.isfinite(self.smoothed)
         lrs, smoothed = self.lrs[finite][settled:], self.smoothed[finite][settled:]
         lowest = int(np.argmin(smoothed)) if len(smoothed) else 0
         if lowest == 0:
-            raise ValueError(f"the loss did not fall in any of the {len(self.lrs)} steps: no learning rate to suggest")
+            raise ValueError(f"no learning rate to suggest: {self._why_none()}")
         if method == "minimum":
             return float(lrs[lowest] / 10)
         if method == "valley":
@@ -85,8 +84,20 @@ class LRRangeTest:
         slopes = np.gradient(smoothed, np.log(lrs))
         return float(lrs[np.argmin(slopes[: lowest + 1])])
 
+    @property
+    def _settled(self) -> int:
+        """How many steps at the beginning are left out."""
+        return round(1 / (1 - self.smoothing)) - 1
+
+    def _why_none(self) -> str:
+        """Why there is nothing to suggest."""
+        steps, left_out = len(self.lrs), self._settled
+        if left_out and 0 < np.isfinite(self.smoothed).sum() < left_out + 2:
+            return f"{steps} steps are too few for the smoothing {self.smoothing:g}: the first {left_out} are left out"
+        return f"the loss did not fall in any of the {steps} steps"
+
     def suggestions(self) -> dict[str, float]:
-        """What each method suggests; empty if the loss did not fall."""
+        """What each method suggests; empty if the loss did not fall, or there are too few steps to tell."""
         try:
             return {method: self.suggestion(method) for method in METHODS}  # type: ignore[arg-type]
         except ValueError:
@@ -103,7 +114,7 @@ class LRRangeTest:
         lines = [f"LR range test: {len(self.lrs)} steps, lr {self.lrs[0]:.2e} to {self.lrs[-1]:.2e}{end}"]
         found = self.suggestions()
         lines += [f"  {method:8}  {lr:.2e}  {METHODS[method]}" for method, lr in found.items()]
-        return "\n".join(lines if found else [*lines, "  no suggestion: the loss did not fall"])
+        return "\n".join(lines if found else [*lines, f"  no suggestion: {self._why_none()}"])
 
     def plot(self, ax: Axes | None = None, path: str | PathLike[str] | None = None) -> Figure:
         """Draws the losses over the learning rate, with the suggestions.

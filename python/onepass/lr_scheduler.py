@@ -8,7 +8,10 @@ torch's optimizers as well as on ours. Where torch has it wrong, the class says 
 ``last_epoch`` counts calls of ``step()``, whatever these are called after: batches for :class:`OneCycleLR` and
 :class:`CyclicLR`, as a rule. A run that was stopped is best taken up again with ``load_state_dict`` of optimizer and
 scheduler. Without the scheduler's, load the optimizer's and give the constructor ``last_epoch=n - 1`` after n calls
-(the index of the last step that was done), but :class:`SequentialLR` n itself.
+(the index of the last step that was done), but :class:`SequentialLR` n itself. There are five that torch does not take
+up rightly so, and that need their ``state_dict``: :class:`StepLR`, :class:`MultiStepLR` and :class:`ConstantLR` where
+the n-th call has changed the rate (they change it once more), :class:`CosineAnnealingWarmRestarts` with a ``T_mult``
+above 1 from n = 2 ``T_0`` on, and :class:`SWALR` while it anneals.
 """
 
 from __future__ import annotations

@@ -228,7 +228,7 @@ def plot(
         ax = figure.add_subplot()
         ax.grid(alpha=0.3)
     else:
-        figure = ax.figure
+        figure = ax.get_figure(root=True)
     ax.set_xlabel("optimizer step")
     ax.set_ylabel("learning rate")
     for label, table in zip(labels, tables, strict=True):

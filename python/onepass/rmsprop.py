@@ -28,7 +28,7 @@ class RMSprop(Native, torch.optim.RMSprop):
 
     Args:
         params: Parameters, named parameters, or parameter groups; any shape and strides. float32, float64, bfloat16,
-            float16 and their complex kinds on the CPU are stepped by the kernels, anything else by torch.
+            float16 and their complex kinds on CPUs and GPUs are stepped by the kernels, anything else by torch.
         lr: Learning rate :math:`\gamma`; a float, or a tensor of one element.
         alpha: Decay rate :math:`\alpha` of the averages.
         eps: Added to the denominator, :math:`\epsilon`.

@@ -30,7 +30,7 @@ class Rprop(Native, torch.optim.Rprop):
 
     Args:
         params: Parameters, named parameters, or parameter groups; any shape and strides. float32, float64, bfloat16,
-            float16 and their complex kinds on the CPU are stepped by the kernels, anything else by torch.
+            float16 and their complex kinds on CPUs and GPUs are stepped by the kernels, anything else by torch.
         lr: Learning rate :math:`\gamma`; a float, or a tensor of one element.
         etas: Factors :math:`\eta_- < 1 < \eta_+`.
         step_sizes: Smallest and largest step, :math:`s_{\min}, s_{\max}`.

@@ -59,6 +59,16 @@ def text_picture(rates: NDArray[np.float64], width: int = _WIDTH, height: int = 
     return "\n".join(lines)
 
 
+def _rates(schedule: Schedule, steps: int, lr: float) -> NDArray[np.float64]:
+    if not np.isfinite(lr):
+        raise ValueError(f"--lr: {lr} is not finite")
+    with np.errstate(over="ignore", invalid="ignore"):
+        rates = lr * schedule(np.arange(steps))
+        if not np.isfinite(rates.max() - rates.min()):
+            raise ValueError(f"{schedule!r} is not finite, or goes too far to be drawn")
+    return rates
+
+
 def _draw(path: Path, rates: list[NDArray[np.float64]], labels: list[str], label: str) -> None:
     try:
         from matplotlib.figure import Figure
@@ -96,11 +106,15 @@ def main(args: argparse.Namespace) -> int:
     if steps < 1:
         print(f"--steps: {steps} are too few", file=sys.stderr)
         return 1
-    rates = [args.lr * schedule(np.arange(steps)) for schedule in schedules]
     label = "learning rate" if args.lr != 1.0 else "factor of the learning rate"
-    if args.png is not None:
-        _draw(args.png, rates, [repr(schedule) for schedule in schedules], label)
-        return 0
+    try:
+        rates = [_rates(schedule, steps, args.lr) for schedule in schedules]
+        if args.png is not None:
+            _draw(args.png, rates, [repr(schedule) for schedule in schedules], label)
+            return 0
+    except (OSError, ValueError, ArithmeticError, MemoryError) as error:
+        print(error, file=sys.stderr)
+        return 1
     for each, schedule in zip(rates, schedules, strict=True):
         print(f"{label}: {schedule!r}\n{text_picture(each)}")
     return 0

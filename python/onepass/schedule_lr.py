@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from ._native import unwrapped
 from .preview import Previewed
 from .schedules import (
     Schedule,
@@ -206,7 +207,7 @@ class ScheduleLR(Previewed, LRScheduler):
         if betas is not None:
             if not isinstance(betas, tuple):
                 raise TypeError(f"betas: a tuple of schedules is wanted, one for each beta, not {betas!r}")
-            if momentum is not None and betas[0] is not None:
+            if momentum is not None and betas and betas[0] is not None:
                 raise ValueError("betas: momentum drives the first of them already")
             for index, schedules in enumerate(betas):
                 if schedules is not None:
@@ -217,7 +218,7 @@ class ScheduleLR(Previewed, LRScheduler):
         if plateau is not None:
             self._plateau = self._new_plateau(plateau)
         if not count_skipped:
-            self._real_steps = _RealSteps(optimizer)
+            self._real_steps = _RealSteps(unwrapped(optimizer))
 
     def _drive(
         self,
@@ -323,8 +324,10 @@ class ScheduleLR(Previewed, LRScheduler):
                 hold. A plateau that only one of the two has begins anew.
 
         Raises:
-            ValueError: It is of another number of parameter groups, or drives something else.
+            ValueError: It is of another number of parameter groups, or drives something else, or is of another class.
         """
+        if "bases" not in state_dict:
+            raise ValueError("state_dict: it is not that of a ScheduleLR; to go on without one, give last_epoch=")
         bases: dict[str, list[float]] = state_dict["bases"]
         own = self._texts()
         if {name: len(each) for name, each in bases.items()} != {name: len(each) for name, each in own.items()}:

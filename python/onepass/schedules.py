@@ -697,7 +697,8 @@ class one_cycle(_Timed):
 class function(Schedule):
     """A function of one's own.
 
-    Its ``repr`` is nothing that :func:`parse` reads, and it is pickled as functions are: by its name.
+    Its ``repr`` has the function's name, and is nothing that :func:`parse` reads. It is pickled as functions are: by
+    that name.
 
     Args:
         f: Tells the value at a step. It must depend on the step alone.
@@ -709,6 +710,12 @@ class function(Schedule):
 
     def _at(self, t: int) -> float:
         return float(self.f(t))
+
+    def __repr__(self) -> str:
+        # Not the function's own repr: its address is another one in the process that takes up a run.
+        named = self.f if hasattr(self.f, "__qualname__") else type(self.f)
+        steps = "" if self.steps is None else f", steps={self.steps}"
+        return f"{self._name()}({named.__module__}.{named.__qualname__}{steps})"
 
 
 def wsd(warmup_steps: int, stable_steps: int, decay_steps: int, end: float = 0.0) -> Schedule:
@@ -822,6 +829,8 @@ class _Reader:
                 raise self._refused_at(
                     keyword, f"{name} has no argument {keyword.arg or '**'}; known are {', '.join(known.parameters)}"
                 )
+            if keyword.arg in kwargs:
+                raise self._refused_at(keyword, f"{name}: {keyword.arg} is given twice")
             kwargs[keyword.arg] = self._value(keyword.value)
         return self._made(offset, make, *args, **kwargs)
 

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from . import _core
-from ._native import hyperparameters
+from ._native import hyperparameters, unwrapped
 
 
 class Writer(Protocol):
@@ -150,9 +150,11 @@ class StepLog:
 
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         pending, self._pending = self._pending, None
-        if pending is not None:
-            self._write(optimizer, pending)
-        self.step += 1
+        try:
+            if pending is not None:
+                self._write(optimizer, pending)
+        finally:
+            self.step += 1  # made it is, also if the writer raises
 
     @torch.no_grad()
     def _look(self, optimizer: Optimizer, has_closure: bool) -> _Step | None:
@@ -234,9 +236,9 @@ def log_to(
 
     Logging does not change what the step computes, nor the optimizer's ``state_dict``. It hangs on torch's step hooks,
     which a copy or a pickle of the optimizer does not take along. Of several logs on one optimizer each times the
-    others' work in a step that both write. A step that raises is not counted; one that GradScaler skips is not written,
-    and is counted if the optimizer's ``step()`` is called for it (by onepass's and torch's fused classes, which do the
-    skipping themselves).
+    others' work in a step that both write. A step that raises is not counted, but if it was the writer that raised. One
+    that GradScaler skips is not written, and is counted if the optimizer's ``step()`` is called for it (by onepass's
+    and torch's fused classes, which do the skipping themselves).
 
     Args:
         writer: A ``torch.utils.tensorboard.SummaryWriter`` (``pip install onepass[tensorboard]``), or anything with
@@ -260,4 +262,4 @@ def log_to(
     for name, value, least in (("interval", interval, 1), ("first_step", first_step, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"Invalid {name}: {value}; it must be an int of at least {least}")
-    return StepLog(writer, optimizer, interval, prefix, first_step)
+    return StepLog(writer, unwrapped(optimizer), interval, prefix, first_step)

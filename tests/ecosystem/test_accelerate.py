@@ -1,5 +1,7 @@
 """accelerate with onepass: prepare, mixed precision, accumulation, clipping, checkpoints, skipped steps."""
 
+import math
+
 import accelerate
 import onepass
 import pytest
@@ -118,3 +120,20 @@ def test_it_is_seen_that_a_step_was_skipped():
 def test_accelerate_has_no_float16_on_the_cpu():
     """If it ever has, the test above is to be run with it."""
     assert Accelerator(cpu=True, mixed_precision="fp16").scaler is None
+
+
+def test_what_looks_at_an_optimizer_looks_into_accelerates():
+    steps = set()
+
+    class Writer:
+        def add_scalar(self, tag, value, step):
+            steps.add(step)
+
+    accelerator, model, optimizer, data, scheduler = begin(onepass.AdamW, {}, gradient_accumulation_steps=3)
+    assert str(onepass.explain(optimizer)) == str(onepass.explain(optimizer.optimizer))
+    onepass.ScheduleLR(optimizer, linear(3), count_skipped=False)
+    with onepass.log_to(Writer(), optimizer, interval=1):
+        train(accelerator, model, optimizer, data, scheduler, epochs=1)
+    assert len(steps) == math.ceil(len(data) / 3)  # the others only add up
+    with pytest.raises(RuntimeError, match="no closure while the optimizer steps in backward"):
+        onepass.step_in_backward(optimizer) and optimizer.step(lambda: 0.0)

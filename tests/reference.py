@@ -13,9 +13,14 @@ from torch import Tensor
 # -- formulas --------------------------------------------------------------------------------------------------------
 
 
+def decay(weight_decay, p):
+    """Of a weight decay of zero nothing, not even where a parameter is infinite."""
+    return weight_decay * p if weight_decay else 0.0
+
+
 def sgd(p, g, s, t, *, lr, momentum, dampening, weight_decay, nesterov, **_):
     """Sutskever et al. 2013, in torch's form: the learning rate stays outside of the buffer, which begins as g."""
-    g = g + weight_decay * p
+    g = g + decay(weight_decay, p)
     if momentum == 0:
         return p - lr * g, {}
     b = momentum * s["momentum_buffer"] + (1 - dampening) * g if s else g
@@ -26,9 +31,9 @@ def adam(p, g, s, t, *, lr, betas, eps, weight_decay, amsgrad, decoupled_weight_
     """Kingma and Ba 2015; Reddi et al. 2018 for amsgrad; Loshchilov and Hutter 2019 for the decoupled decay."""
     beta1, beta2 = betas
     if decoupled_weight_decay:
-        p = p - lr * weight_decay * p
+        p = p * (1 - lr * weight_decay)
     else:
-        g = g + weight_decay * p
+        g = g + decay(weight_decay, p)
     m = beta1 * s.get("exp_avg", 0.0) + (1 - beta1) * g
     v = beta2 * s.get("exp_avg_sq", 0.0) + (1 - beta2) * g**2
     new = {"exp_avg": m, "exp_avg_sq": v}
@@ -42,7 +47,7 @@ def lion(p, g, s, t, *, lr, betas, weight_decay, **_):
     beta1, beta2 = betas
     m = s.get("exp_avg", 0.0)
     c = beta1 * m + (1 - beta1) * g
-    return p - lr * (np.sign(c) + weight_decay * p), {"exp_avg": beta2 * m + (1 - beta2) * g}
+    return p - lr * (np.sign(c) + decay(weight_decay, p)), {"exp_avg": beta2 * m + (1 - beta2) * g}
 
 
 def lion_doubt(g, s, rounding, *, betas, **_):
@@ -55,9 +60,9 @@ def adagrad(p, g, s, t, *, lr, lr_decay, weight_decay, eps, decoupled_weight_dec
     """Duchi et al. 2011."""
     lr = lr / (1 + (t - 1) * lr_decay)
     if decoupled_weight_decay:
-        p = p - lr * weight_decay * p
+        p = p * (1 - lr * weight_decay)
     else:
-        g = g + weight_decay * p
+        g = g + decay(weight_decay, p)
     v = s["sum"] + g**2
     return p - lr * g / (np.sqrt(v) + eps), {"sum": v}
 
@@ -73,7 +78,7 @@ def sparse_adam(p, g, s, t, *, lr, betas, eps, **_):
 
 def rmsprop(p, g, s, t, *, lr, alpha, eps, weight_decay, momentum, centered, **_):
     """Tieleman and Hinton 2012; Graves 2013 for the centered form, whose variance is never below zero."""
-    g = g + weight_decay * p
+    g = g + decay(weight_decay, p)
     v = alpha * s.get("square_avg", 0.0) + (1 - alpha) * g**2
     new = {"square_avg": v}
     if centered:
@@ -87,7 +92,7 @@ def rmsprop(p, g, s, t, *, lr, alpha, eps, weight_decay, momentum, centered, **_
 
 def adadelta(p, g, s, t, *, lr, rho, eps, weight_decay, **_):
     """Zeiler 2012, algorithm 1, and a learning rate."""
-    g = g + weight_decay * p
+    g = g + decay(weight_decay, p)
     u = s.get("acc_delta", 0.0)
     v = rho * s.get("square_avg", 0.0) + (1 - rho) * g**2
     d = np.sqrt(u + eps) / np.sqrt(v + eps) * g
@@ -97,7 +102,7 @@ def adadelta(p, g, s, t, *, lr, rho, eps, weight_decay, **_):
 def adamax(p, g, s, t, *, lr, betas, eps, weight_decay, **_):
     """Kingma and Ba 2015, algorithm 2, with torch's eps, which keeps the infinity norm from being zero."""
     beta1, beta2 = betas
-    g = g + weight_decay * p
+    g = g + decay(weight_decay, p)
     m = beta1 * s.get("exp_avg", 0.0) + (1 - beta1) * g
     u = np.maximum(beta2 * s.get("exp_inf", 0.0), abs(g) + eps)
     return p - lr / (1 - beta1**t) * m / u, {"exp_avg": m, "exp_inf": u}
@@ -107,9 +112,9 @@ def nadam(p, g, s, t, *, lr, betas, eps, weight_decay, momentum_decay, decoupled
     """Dozat 2016, with the momentum schedule of its section on Nesterov-accelerated Adam."""
     beta1, beta2 = betas
     if decoupled_weight_decay:
-        p = p - lr * weight_decay * p
+        p = p * (1 - lr * weight_decay)
     else:
-        g = g + weight_decay * p
+        g = g + decay(weight_decay, p)
     mu, next_mu = (beta1 * (1 - 0.5 * 0.96 ** (k * momentum_decay)) for k in (t, t + 1))
     product = s["mu_product"] * mu
     m = beta1 * s.get("exp_avg", 0.0) + (1 - beta1) * g
@@ -123,9 +128,9 @@ def radam(p, g, s, t, *, lr, betas, eps, weight_decay, decoupled_weight_decay, *
     """Liu et al. 2020, algorithm 2; as in torch the variance is trusted from a length of 5 on, not 4."""
     beta1, beta2 = betas
     if decoupled_weight_decay:
-        p = p - lr * weight_decay * p
+        p = p * (1 - lr * weight_decay)
     else:
-        g = g + weight_decay * p
+        g = g + decay(weight_decay, p)
     m = beta1 * s.get("exp_avg", 0.0) + (1 - beta1) * g
     v = beta2 * s.get("exp_avg_sq", 0.0) + (1 - beta2) * g**2
     d = m / (1 - beta1**t)
@@ -139,7 +144,7 @@ def radam(p, g, s, t, *, lr, betas, eps, weight_decay, decoupled_weight_decay, *
 
 def asgd(p, g, s, t, *, lr, lambd, alpha, t0, weight_decay, **_):
     """Polyak and Juditsky 1992, with the rates of Bottou's SGD: they are those that the last step has left."""
-    g = g + weight_decay * p
+    g = g + decay(weight_decay, p)
     eta, mu = s["eta"], s["mu"]
     p = p - eta * lambd * p - eta * g
     ax = s.get("ax", 0.0)
@@ -187,7 +192,7 @@ def adafactor_update(p, g, s, t, *, lr, eps, d, weight_decay, **_):
         variance = variance / np.maximum(s["row_var"].mean(-2, keepdims=True), eps1)
     u = g / np.sqrt(np.maximum(variance, eps1 * eps1))
     alpha = max(eps2, rms(p)) * min(lr, float(t) ** -0.5)
-    return p - lr * weight_decay * p - alpha / max(1.0, rms(u) / d) * u
+    return p - lr * decay(weight_decay, p) - alpha / max(1.0, rms(u) / d) * u
 
 
 def adafactor(p, g, s, t, **h):
@@ -201,7 +206,7 @@ def muon(p, g, s, t, *, lr, weight_decay, momentum, nesterov, adjust_lr_fn, **_)
     update = (1 - momentum) * g + momentum * b if nesterov else b
     rows, columns = p.shape
     rate = 0.2 * max(rows, columns) ** 0.5 if adjust_lr_fn == "match_rms_adamw" else max(1.0, rows / columns) ** 0.5
-    return p - lr * weight_decay * p - lr * rate * update, {"momentum_buffer": b}
+    return p - lr * decay(weight_decay, p) - lr * rate * update, {"momentum_buffer": b}
 
 
 # -- numbers ---------------------------------------------------------------------------------------------------------

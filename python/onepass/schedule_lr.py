@@ -123,8 +123,8 @@ def _put(held: float | Tensor, value: float | Tensor) -> float | Tensor:
 class _RealSteps:
     """Tells whether an optimizer has stepped, skipped steps left out.
 
-    GradScaler does not call the step of most of torch's optimizers when it has found an inf; of those that take its
-    scale (ours, and torch's fused ones) it does, with what it has found in ``found_inf``. A hook sees both.
+    GradScaler does not call an optimizer's step when it has found an inf; of those that take its scale (by
+    ``fused=True``) it does, with what it has found in ``found_inf``. A hook sees both.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:

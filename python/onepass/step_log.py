@@ -237,8 +237,8 @@ def log_to(
     Logging does not change what the step computes, nor the optimizer's ``state_dict``. It hangs on torch's step hooks,
     which a copy or a pickle of the optimizer does not take along. Of several logs on one optimizer each times the
     others' work in a step that both write. A step that raises is not counted, but if it was the writer that raised. One
-    that GradScaler skips is not written, and is counted if the optimizer's ``step()`` is called for it (by onepass's
-    and torch's fused classes, which do the skipping themselves).
+    that GradScaler skips is not written, and is counted if the optimizer's ``step()`` is called for it (with
+    ``fused=True``, which leaves the skipping to the step).
 
     Args:
         writer: A ``torch.utils.tensorboard.SummaryWriter`` (``pip install onepass[tensorboard]``), or anything with

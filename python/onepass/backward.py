@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -121,9 +122,15 @@ class StepInBackward:
         self._join()
 
     def _update(self, p: Tensor) -> None:
+        # torch.compile traces what autograd calls, too, within a function that is compiled.
+        if torch.compiler.is_compiling():
+            self._update_untraced(p)
+            return
         stepper = self._steppers[p][0]
         if not self._accumulating and stepper.step():
             p.grad = stepper.freed()
+
+    _update_untraced = _disable_dynamo(_update)
 
 
 class _Stepper:

@@ -218,6 +218,10 @@ def step_in_backward(optimizer: Optimizer) -> StepInBackward:
     gradient; that of a DTensor is None. Parameters that are added to the optimizer, or unfrozen, are taken in by the
     next ``optimizer.step()``.
 
+    Nothing tells of this mistake: parameters that are used in several blocks under ``torch.utils.checkpoint`` with
+    ``use_reentrant=True``. Each block has a backward of its own, so they are updated between the blocks, by each
+    block's part of the gradient. With ``use_reentrant=False`` the gradient is whole.
+
     Args:
         optimizer: Any optimizer that needs no closure, of onepass or torch, whose parameters are stepped one by one.
 

@@ -110,8 +110,8 @@ def _update(self: Native, closure: Callable[[], Any] | None = None) -> Any:
 _HOOKED_CODE = cast(Any, Optimizer.profile_hook_step(_update)).__code__
 
 
-def hooked(update: Step) -> Step:
-    """The method ``step`` of a class: ``update``, with torch's hooks and its profiler's scope when someone listens."""
+def hooked(update: Step, owner: str) -> Step:
+    """The method ``step`` of the owner, a class: ``update``, with torch's hooks and its profiler's scope if needed."""
     hooked_update = Optimizer.profile_hook_step(update)
 
     @functools.wraps(update)
@@ -137,6 +137,7 @@ def hooked(update: Step) -> Step:
 
     # torch.compile would trace into the step until it meets the core, and warn that it cannot trace that.
     untraced = _disable_dynamo(step)
+    step.__name__, step.__qualname__ = "step", f"{owner}.step"  # by which pickle finds it
     cast(Any, step).hooked = True  # torch leaves a step that is marked so as it is
     return step
 
@@ -214,7 +215,7 @@ class Native(Optimizer):
 
         def step(self, closure: Callable[[], Any] | None = None) -> Any: ...
     else:
-        step = hooked(_update)
+        step = hooked(_update, "Native")
 
     def _set_state_dtype(self, state_dtype: torch.dtype | None) -> None:
         """Adds the argument ``state_dtype`` to what torch's constructor has set up.

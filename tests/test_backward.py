@@ -271,3 +271,33 @@ def test_an_error_names_the_parameter():
     with pytest.raises(ValueError, match=r"at parameter 2 of group 0: .*'2.weight'.*exp_avg has shape"):
         in_backward(models[1], opts[1], 1)
     assert torch.equal(models[1][2].weight, before)
+
+
+@pytest.fixture
+def _fresh_dynamo():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.usefixtures("_fresh_dynamo")
+@pytest.mark.parametrize("zeroes", [True, False])
+@pytest.mark.parametrize("autograd", [True, False])
+@pytest.mark.parametrize("whose", ["ours", "theirs"])
+def test_compiled(whose, autograd, zeroes):
+    models, opts, handle = pair(onepass.AdamW if whose == "ours" else torch.optim.AdamW, lr=0.1)
+
+    def train_step(x):
+        models[1](x).square().sum().backward()
+        if zeroes:
+            opts[1].step()
+            opts[1].zero_grad()
+
+    compiled = torch.compile(train_step, backend="eager")
+    for t in range(3):
+        plain(models[0], opts[0], t)
+        with torch._dynamo.config.patch(compiled_autograd=autograd):
+            compiled(torch.randn(4, 3, generator=torch.Generator().manual_seed(t)))
+    assert_equal(opts)
+    handle.remove()

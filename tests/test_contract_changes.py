@@ -443,6 +443,15 @@ def test_a_copy_goes_on_where_the_original_stands(row, duplicate, options):
     assert set(opt.__getstate__()) == {"defaults", "state", "param_groups"}
 
 
+@pytest.mark.parametrize("cls", [onepass.SGD, onepass.LBFGS, onepass.Lookahead])
+def test_the_method_goes_by_its_name(cls):
+    opt = cls(onepass.SGD(leaves()) if cls is onepass.Lookahead else leaves())
+    train(opt.optimizer if cls is onepass.Lookahead else opt)
+    assert opt.step.__name__ == "step"
+    assert_same(snapshot(pickle.loads(pickle.dumps(opt.step)).__self__), snapshot(opt))
+    assert pickle.loads(pickle.dumps(cls.step)) is cls.step
+
+
 @each_class
 def test_a_shallow_copy_steps_the_same_parameters(row):
     opt, plain = (row.ours(leaves(row.shapes), **row.full) for _ in range(2))

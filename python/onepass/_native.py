@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
+from torch.autograd import forward_ad
 from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
 
@@ -116,8 +117,8 @@ def _update(self: Native, closure: Callable[[], Any] | None = None) -> Any:
 _HOOKED_CODE = cast(Any, Optimizer.profile_hook_step(_update)).__code__
 
 
-def hooked(update: Step) -> Step:
-    """The method ``step`` of a class: ``update``, with torch's hooks and its profiler's scope when someone listens."""
+def hooked(update: Step, owner: str) -> Step:
+    """The method ``step`` of the owner, a class: ``update``, with torch's hooks and its profiler's scope if needed."""
     hooked_update = Optimizer.profile_hook_step(update)
 
     @functools.wraps(update)
@@ -143,6 +144,7 @@ def hooked(update: Step) -> Step:
 
     # torch.compile would trace into the step until it meets the core, and warn that it cannot trace that.
     untraced = _disable_dynamo(step)
+    step.__name__, step.__qualname__ = "step", f"{owner}.step"  # by which pickle finds it
     cast(Any, step).hooked = True  # torch leaves a step that is marked so as it is
     return step
 
@@ -172,6 +174,21 @@ def _check_capture(optimizer: Optimizer) -> None:
         and "capturable" in optimizer.param_groups[0]
     ):
         _check_capturable(optimizer)
+
+
+_PROXY_MODE = torch._C._TorchDispatchModeKey.PROXY
+
+
+def _transform() -> str:
+    """What records or transforms torch's operations now, and so would not see the kernels; mostly nothing, "".
+
+    Its tensors look like others, and even have memory: what lies there is not what they mean.
+    """
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "torch.func"
+    if torch._C._get_dispatch_mode(_PROXY_MODE) is not None:
+        return "make_fx"
+    return "forward-mode derivatives" if forward_ad._current_level >= 0 else ""
 
 
 @functools.cache
@@ -205,7 +222,7 @@ class Native(Optimizer):
 
         def step(self, closure: Callable[[], Any] | None = None) -> Any: ...
     else:
-        step = hooked(_update)
+        step = hooked(_update, "Native")
 
     def _set_state_dtype(self, state_dtype: torch.dtype | None) -> None:
         """Adds the argument ``state_dtype`` to what torch's constructor has set up.
@@ -271,14 +288,18 @@ class Native(Optimizer):
 
     def _step_all(self) -> None:
         _check_capture(self)
+        transform = _transform()
         found_inf = getattr(self, "found_inf", None)
-        if found_inf is not None and self._step_with_scaler(found_inf):
+        if found_inf is not None and not transform and self._step_with_scaler(found_inf):
             return
         grad_factor = self._grad_factor()
         if grad_factor is None:
             return
         threads = torch.get_num_threads()
         turn = self._turn
+        if transform:
+            self._step_wholly_by_torch(transform, grad_factor, turn)
+            return
         slow, blend = (True, turn.blend) if turn else (False, None)
         rest = self._plan.step(self, grad_factor, threads, slow, blend)
         if rest is not None:
@@ -288,6 +309,17 @@ class Native(Optimizer):
             self._plan.finish(self, grad_factor, threads, slow, blend)
         if turn:
             turn.after(self._plan.unblended(self) if turn.blend is not None else [])
+
+    def _step_wholly_by_torch(self, reason: str, grad_factor: float, turn: Turn | None) -> None:
+        params = [(p, g, i) for g, group in enumerate(self.param_groups) for i, p in enumerate(group["params"])]
+        rest = [(g, i, reason) for p, g, i in params if p.grad is not None]
+        if turn:
+            turn.before(p for p, _, _ in params)
+        if rest:
+            self._step_by_torch(rest, grad_factor)
+        _core.count({}, {reason: len(rest)} if rest else {})
+        if turn:
+            turn.after(p for p, _, _ in params)
 
     def _step_by_torch(self, rest: list[tuple[int, int, str]], grad_factor: float) -> None:
         """Steps some of the parameters by torch's own implementation, on the same states."""
@@ -310,6 +342,9 @@ class Native(Optimizer):
 
     def _explain(self) -> list[tuple[int, int, str, str]]:
         """Group, index, path and reason of every parameter, as :func:`onepass.explain` tells them."""
+        if transform := _transform():
+            groups = enumerate(self.param_groups)
+            return [(g, i, "torch", transform) for g, group in groups for i in range(len(group["params"]))]
         return self._plan.explain(self)
 
     def _create_states(

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -122,9 +123,15 @@ class StepInBackward:
         self._join()
 
     def _update(self, p: Tensor) -> None:
+        # torch.compile traces what autograd calls, too, within a function that is compiled.
+        if torch.compiler.is_compiling():
+            self._update_untraced(p)
+            return
         stepper = self._steppers[p][0]
         if not self._accumulating and stepper.step():
             p.grad = stepper.freed()
+
+    _update_untraced = _disable_dynamo(_update)
 
 
 class _Stepper:
@@ -211,6 +218,10 @@ def step_in_backward(optimizer: Optimizer) -> StepInBackward:
     gone is an error: ``.grad`` holds a stand-in for it until ``zero_grad()``, ``optimizer.step()`` or the next
     gradient; that of a DTensor is None. Parameters that are added to the optimizer, or unfrozen, are taken in by the
     next ``optimizer.step()``.
+
+    Nothing tells of this mistake: parameters that are used in several blocks under ``torch.utils.checkpoint`` with
+    ``use_reentrant=True``. Each block has a backward of its own, so they are updated between the blocks, by each
+    block's part of the gradient. With ``use_reentrant=False`` the gradient is whole.
 
     Args:
         optimizer: Any optimizer that needs no closure, of onepass or torch, whose parameters are stepped one by one.

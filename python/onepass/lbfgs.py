@@ -312,7 +312,7 @@ class LBFGS(torch.optim.LBFGS):
 
         def step(self, closure: Closure) -> Any: ...  # type: ignore[override]  # noqa: D102
     else:
-        step = hooked(_step)
+        step = hooked(_step, "LBFGS")
 
     def __init__(
         self,

@@ -172,7 +172,7 @@ class Lookahead(Optimizer):
         self._cycle["step"] = 0 if ends else step
         return loss
 
-    step = hooked(_update)
+    step = hooked(_update, "Lookahead")
 
     def _step_wrapped(self, closure: Callable[[], Any] | None) -> Any:
         return self.optimizer.step() if closure is None else self.optimizer.step(closure)

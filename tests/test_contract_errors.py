@@ -466,7 +466,19 @@ def test_a_gradient_that_overlaps_its_parameter(row):
             p.grad = grad
             opt.step()
 
-    run_both(row, script, path={"gradient that overlaps its parameter"})
+    run_both(row, script, path={"gradient that overlaps its parameter or states"})
+
+
+@each_of_torchs
+def test_a_gradient_that_is_its_state(row):
+    def script(opt):
+        train(opt)
+        p = params_of(opt)[0]
+        for name in row.states:
+            p.grad = opt.state[p][name]
+            opt.step()
+
+    run_both(row, script, shapes=[(4, 3)], path={"gradient that overlaps its parameter or states"})
 
 
 @each_row

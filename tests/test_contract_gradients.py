@@ -5,7 +5,7 @@ import re
 import onepass
 import pytest
 import torch
-from cases import ELEMENTWISE, ROW, each_row, for_rows
+from cases import ELEMENTWISE, ROW, each_of_torchs, each_row, for_rows
 from contract import assert_close, assert_same, give_gradients, leaves, numbers, run_both, snapshot, torch_path, train
 from reference import params_of
 from torch.nn import Parameter
@@ -152,6 +152,33 @@ def test_tensors_that_never_require_grad(row):
         train(opt, 2)
 
     run_both(row, script)
+
+
+@each_of_torchs
+def test_a_gradient_of_zeros_without_memory(row):
+    """Such as autograd itself makes; torch's operations know it."""
+
+    def script(opt):
+        for t in range(3):
+            give_gradients(params_of(opt), t)
+            params_of(opt)[1].grad = torch._efficientzerotensor((5,), dtype=torch.float64)
+            opt.step()
+
+    run_both(row, script, path={"gradient without strided memory"})
+
+
+@each_row
+def test_a_state_whose_memory_has_gone(row):
+    opt = row.ours(leaves(), **row.full)
+    train(opt)
+    p = params_of(opt)[1]
+    state = next(iter(x for x in opt.state[p].values() if isinstance(x, torch.Tensor) and x.ndim))
+    state.untyped_storage().resize_(0)
+    before = [p.detach().clone() for p in params_of(opt)]
+    give_gradients(params_of(opt), 1)
+    with pytest.raises(ValueError, match=r"parameter 1 of group 0 .* has no strided memory"):
+        opt.step()
+    assert_same([p.detach() for p in params_of(opt)], before)
 
 
 @each_row

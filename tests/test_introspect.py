@@ -79,7 +79,7 @@ PATHS = {
         ("torch", "parameter with interleaved strides"),
     ),
     "negated": (lambda: dense(torch._neg_view(numbers(3))), {}, ("torch", "negated or conjugated parameter")),
-    "overlapping its gradient": (overlapping, {}, ("torch", "gradient that overlaps its parameter")),
+    "overlapping its gradient": (overlapping, {}, ("torch", "gradient that overlaps its parameter or states")),
 }
 
 

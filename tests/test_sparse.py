@@ -705,7 +705,7 @@ PATHS = {
         "sparse gradient of a parameter that is not contiguous",
     ),
     "complex": (lambda: [complex_table()], {}, "sparse gradient of a complex parameter"),
-    "overlapping": (lambda: [overlapping()], {}, "gradient that overlaps its parameter"),
+    "overlapping": (lambda: [overlapping()], {}, "gradient that overlaps its parameter or states"),
     "shared": (shared, {}, "memory shared with another parameter"),
 }
 

@@ -68,6 +68,9 @@ bool DlpackReader::view(PyObject* tensor, TensorView& out) {
     exported.strides = const_cast<std::int64_t*>(keep({exported.strides, exported.strides + ndim}));
     managed->deleter(managed);
   }
+  // torch has tensors of zeros without memory, and storages can be resized to nothing.
+  const std::span<const std::int64_t> shape(exported.shape, static_cast<std::size_t>(exported.ndim));
+  if (exported.data == nullptr && std::ranges::find(shape, 0) == shape.end()) return false;
   out.data = static_cast<std::byte*>(exported.data) + exported.byte_offset;
   out.on_cpu = exported.device.type == kCpu || exported.device.type == kPinned;
   out.cuda = exported.device.type == kCuda ? exported.device.id : -1;
@@ -82,13 +85,13 @@ bool DlpackReader::view(PyObject* tensor, TensorView& out) {
   out.shape = exported.shape;
   out.strides = exported.strides;
   if (out.complex) {
-    std::vector<std::int64_t> shape(out.shape, out.shape + out.ndim);
+    std::vector<std::int64_t> sizes(shape.begin(), shape.end());
     std::vector<std::int64_t> strides(out.strides, out.strides + out.ndim);
     std::ranges::for_each(strides, [](std::int64_t& stride) { stride *= 2; });
-    shape.push_back(2);
+    sizes.push_back(2);
     strides.push_back(1);
     out.ndim += 1;
-    out.shape = keep(std::move(shape));
+    out.shape = keep(std::move(sizes));
     out.strides = keep(std::move(strides));
   }
   return true;

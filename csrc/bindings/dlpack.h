@@ -51,7 +51,7 @@ class DlpackReader {
   // Takes the function table from `type(tensor).__dlpack_c_exchange_api__`. Throws if torch has none that fits.
   explicit DlpackReader(const pybind11::handle& tensor_type);
 
-  // Views a tensor. False, with no Python error set, if torch does not export it (sparse, meta).
+  // Views a tensor. False, with no Python error set, if torch does not export it (sparse, meta) or it has no memory.
   bool view(PyObject* tensor, TensorView& out);
 
   // The same of a number that an optimizer keeps for a parameter.

@@ -646,16 +646,18 @@ void Plan::note_memory(Reading& r) {
   }
 }
 
-// A gradient may be the parameter itself, element by element; where it lies otherwise in the parameter's memory, what
-// torch's sequence of operations would make of it is for torch to say.
+// A gradient may be the parameter itself, element by element; where it lies otherwise in the parameter's memory, or in
+// its states', what torch's sequence of operations would make of it is for torch to say.
 bool Plan::gradient_overlaps(Reading& r) {
   const TensorView& grad = r.views[kGrad];
-  const auto& [first, past] = r.param.written[kParam];
-  std::byte* const grad_past =
+  std::byte* const past =
       grad.data + extent(shape_of(grad), strides_of(grad)) * static_cast<std::int64_t>(size_of(*grad.format));
+  const auto overlaps = [&](const auto& range) { return grad.data < range.second && range.first < past; };
+  for (std::size_t k = kFirstState; k < kMaxOperands; ++k)
+    if (overlaps(r.param.written[k])) return true;
   const bool same =
-      r.job.rows == nullptr && grad.data == first && grad.format == r.own().format && r.strides_as_own(kGrad);
-  return grad.data < past && first < grad_past && !same;
+      r.job.rows == nullptr && grad.data == r.own().data && grad.format == r.own().format && r.strides_as_own(kGrad);
+  return !same && overlaps(r.param.written[kParam]);
 }
 
 // Where the constants of the parameter's step are made: here or, if some of the numbers that they follow from are on
@@ -704,7 +706,8 @@ Plan::Path Plan::read_param(Param& param, cuda::DeviceJob& device_job, int& devi
   note_memory(r);
   if (param.tangled) fail(param, "its own tensors (parameter, states, step) overlap in memory");
   if (param.shared || gradient_overlaps(r)) {
-    param.reason = param.shared ? "memory shared with another parameter" : "gradient that overlaps its parameter";
+    param.reason =
+        param.shared ? "memory shared with another parameter" : "gradient that overlaps its parameter or states";
     return Path::torch;
   }
   if (r.missing) return Path::missing;

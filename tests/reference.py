@@ -31,7 +31,7 @@ def adam(p, g, s, t, *, lr, betas, eps, weight_decay, amsgrad, decoupled_weight_
     """Kingma and Ba 2015; Reddi et al. 2018 for amsgrad; Loshchilov and Hutter 2019 for the decoupled decay."""
     beta1, beta2 = betas
     if decoupled_weight_decay:
-        p = p * (1 - lr * weight_decay)
+        p = p - lr * decay(weight_decay, p)
     else:
         g = g + decay(weight_decay, p)
     m = beta1 * s.get("exp_avg", 0.0) + (1 - beta1) * g
@@ -60,7 +60,7 @@ def adagrad(p, g, s, t, *, lr, lr_decay, weight_decay, eps, decoupled_weight_dec
     """Duchi et al. 2011."""
     lr = lr / (1 + (t - 1) * lr_decay)
     if decoupled_weight_decay:
-        p = p * (1 - lr * weight_decay)
+        p = p - lr * decay(weight_decay, p)
     else:
         g = g + decay(weight_decay, p)
     v = s["sum"] + g**2
@@ -112,7 +112,7 @@ def nadam(p, g, s, t, *, lr, betas, eps, weight_decay, momentum_decay, decoupled
     """Dozat 2016, with the momentum schedule of its section on Nesterov-accelerated Adam."""
     beta1, beta2 = betas
     if decoupled_weight_decay:
-        p = p * (1 - lr * weight_decay)
+        p = p - lr * decay(weight_decay, p)
     else:
         g = g + decay(weight_decay, p)
     mu, next_mu = (beta1 * (1 - 0.5 * 0.96 ** (k * momentum_decay)) for k in (t, t + 1))
@@ -128,7 +128,7 @@ def radam(p, g, s, t, *, lr, betas, eps, weight_decay, decoupled_weight_decay, *
     """Liu et al. 2020, algorithm 2; as in torch the variance is trusted from a length of 5 on, not 4."""
     beta1, beta2 = betas
     if decoupled_weight_decay:
-        p = p * (1 - lr * weight_decay)
+        p = p - lr * decay(weight_decay, p)
     else:
         g = g + decay(weight_decay, p)
     m = beta1 * s.get("exp_avg", 0.0) + (1 - beta1) * g

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ class FreedGradient(Tensor):
     """
 
     @classmethod
-    def of(cls, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Self:
+    def of(cls, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> FreedGradient:
         """One in the place of a gradient of these."""
         element = torch.zeros((), dtype=dtype, device=device)
         return Tensor._make_subclass(cls, element.expand(shape))

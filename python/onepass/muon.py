@@ -45,7 +45,7 @@ class Muon(Native, torch.optim.Muon):
 
     Args:
         params: Parameters, named parameters, or parameter groups; matrices of any strides. float32, float64, bfloat16
-            and float16 on the CPU are stepped by the kernels, anything else by torch.
+            and float16 on CPUs and GPUs are stepped by the kernels, anything else by torch.
         lr: Learning rate :math:`\gamma`; a float, or a tensor of one element.
         weight_decay: :math:`\lambda`, decoupled.
         momentum: :math:`\mu`.

@@ -139,7 +139,7 @@ ADAM_VARIANTS = {
     "tensor_betas": {"betas": (torch.tensor(0.8), torch.tensor(0.95)), "lr": torch.tensor(0.01)},
 }
 
-TABLE = [
+ROWS = [
     Row(
         ours=onepass.SGD,
         theirs=torch.optim.SGD,
@@ -433,7 +433,6 @@ TABLE = [
     ),
 ]
 
-ROWS = [row for row in TABLE if row.ours is not row.theirs]  # the others are torch's own as yet
 ELEMENTWISE = [row for row in ROWS if row.formula]
 CASES = [pytest.param(row, kw, id=f"{row.name}-{name}") for row in ELEMENTWISE for name, kw in row.variants.items()]
 OWN_CASES = [

@@ -434,7 +434,7 @@ def test_the_exit_status_says_that_something_got_slower(compared):
     assert compared([fast], [fast], "--fail-on-slower")[0] == 0
 
 
-def test_the_table_starts_with_what_got_slowest(compared, results):
+def test_the_table_starts_with_what_got_slowest(compared):
     slower = [
         made("w", name, 1, {"onepass": t, "default": 2}) for name, t in (("A", 1), ("B", 1.2), ("C", 1.5), ("D", 0.5))
     ]

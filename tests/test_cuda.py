@@ -365,6 +365,22 @@ def test_scaler_beside_steps_that_are_counted_here(gpu):
         assert everything(ROW["AdamW"], scaled) == everything(ROW["AdamW"], plain)
 
 
+@pytest.mark.parametrize("bad", [False, True])
+def test_scaler_beside_a_class_without_kernels_there(gpu, bad):
+    p, q = gpu.put([torch.randn(4, 3).requires_grad_()] * 2)
+    scaled, plain = onepass.Adafactor([p]), onepass.Adafactor([q])
+    p.grad, q.grad = torch.full_like(p, 4.0), torch.full_like(q, 1.0)
+    scaled.grad_scale = torch.tensor(4.0, device=gpu.device)
+    scaled.found_inf = torch.tensor(float(bad), device=gpu.device)
+    with gpu.on(numbers_too=True):
+        scaled.step()
+    if bad:
+        assert not scaled.state
+    else:
+        plain.step()
+    assert bits(p.detach().cpu()) == bits(q.detach().cpu())
+
+
 # -- paths and errors ------------------------------------------------------------------------------------------------
 
 

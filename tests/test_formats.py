@@ -276,7 +276,7 @@ def available_memory() -> int:
 
 
 @pytest.mark.skipif(available_memory() < 12 << 30, reason="needs 12 GiB of memory")
-def test_more_than_2_to_the_31_elements(machine):
+def test_more_than_2_to_the_31_elements():
     """Indices do not fit 32 bits; every element is looked at. The gradient is one row, expanded."""
     columns = 251  # a prime: no two neighbouring rows, tiles or threads look alike
     rows = (1 << 31) // columns + 5
@@ -354,7 +354,7 @@ def test_float16_keeps_its_denormals(row):
 
 @pytest.mark.parametrize("flush", [False, True])
 @each_row
-def test_callers_floating_point_mode_stays(row, flush, machine):
+def test_callers_floating_point_mode_stays(row, flush):
     """Denormals are flushed in the step alone, on every thread."""
     many = 1 << 22
     assert denormals_survive()

@@ -197,7 +197,7 @@ ISAS = [name for name, supported in onepass._core.isas().items() if supported]
 
 @each_alpha
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_the_same_bits_on_every_instruction_set_and_number_of_threads(dtype, alpha, machine):
+def test_the_same_bits_on_every_instruction_set_and_number_of_threads(dtype, alpha):
     params = [torch.randn(shape).to(dtype) for shape in [(900_001,), (257, 311), *[(n,) for n in range(40)]]]
     params.append(torch.randn(257, 311).to(dtype).t())
     grads = [[torch.randn(p.shape).to(dtype) for p in params] for _ in range(4)]

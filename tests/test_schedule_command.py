@@ -1,6 +1,7 @@
 """``python -m onepass schedule``, as a user runs it."""
 
 import struct
+import sys
 
 import numpy as np
 import pytest
@@ -67,5 +68,13 @@ def test_the_whole_schedule_by_default(capsys):
     ],
 )
 def test_errors(arguments, why, capsys):
-    assert main(["schedule", *arguments]) == 1
-    assert why in capsys.readouterr().err
+    assert main(["schedule", *arguments]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("onepass schedule: ")
+    assert why in told
+
+
+def test_a_png_without_matplotlib(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main(["schedule", "cosine(9)", "--png", str(tmp_path / "x.png")]) == 2
+    assert "pip install 'onepass[plots]'" in capsys.readouterr().err

@@ -31,11 +31,11 @@ class Adadelta(Native, torch.optim.Adadelta):
         eps: Added under the roots, :math:`\epsilon`.
         weight_decay: L2 penalty :math:`\lambda`.
         foreach: Accepted for torch's sake; only torch's own code, where it steps a parameter, heeds it.
-        capturable: As ``foreach``.
+        capturable: As ``foreach``; True counts steps on the GPU, so that a CUDA graph can capture the step.
         maximize: Ascend instead of descend.
         differentiable: Run torch's implementation, through which autograd can differentiate.
-        state_dtype: dtype of ``square_avg`` and ``acc_delta``: torch.float32, float64, bfloat16 or
-            float16; None for the parameter's, as torch has it.
+        state_dtype: dtype of ``square_avg`` and ``acc_delta``: torch.float32, float64, bfloat16 or float16; None for
+            the parameter's, as torch has it.
 
     Raises:
         ValueError: A hyperparameter is out of its range.

@@ -81,6 +81,9 @@ class Adafactor(Native, torch.optim.Adafactor):
     def _new_plan(self) -> _core.Plan:
         return _core.FactoredPlan()
 
+    def _step_with_scaler(self, found_inf: Tensor) -> bool:
+        return False  # it has no kernels on a GPU
+
     def _new_state(self, group: dict[str, Any], p: Tensor, grad: Tensor, name: str) -> Tensor:
         dtype = group.get("state_dtype")
         if name == "variance":

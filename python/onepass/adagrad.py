@@ -70,8 +70,8 @@ class Adagrad(Native, torch.optim.Adagrad):
         differentiable: Run torch's implementation, through which autograd can differentiate.
         fused: As ``foreach``; True leaves ``GradScaler``'s scale to the step, and counts steps on the GPU.
         decoupled_weight_decay: Decay the weights directly, as :class:`AdamW` does. torch has no such option.
-        state_dtype: dtype of ``sum``: torch.float32, float64, bfloat16 or
-            float16; None for the parameter's, as torch has it.
+        state_dtype: dtype of ``sum``: torch.float32, float64, bfloat16 or float16; None for the parameter's, as torch
+            has it.
 
     Raises:
         ValueError: A hyperparameter is out of its range.

@@ -34,7 +34,7 @@ class Adam(Native, torch.optim.Adam):
         amsgrad: Divide by the largest average so far.
         foreach: Accepted for torch's sake; only torch's own code, where it steps a parameter, heeds it.
         maximize: Ascend instead of descend.
-        capturable: As ``foreach``.
+        capturable: As ``foreach``; True counts steps on the GPU, so that a CUDA graph can capture the step.
         differentiable: Run torch's implementation, through which autograd can differentiate.
         fused: As ``foreach``; True leaves ``GradScaler``'s scale to the step, and counts steps on the GPU.
         decoupled_weight_decay: Decay the weights directly, as :class:`AdamW` does.

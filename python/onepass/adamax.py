@@ -32,9 +32,9 @@ class Adamax(Native, torch.optim.Adamax):
         foreach: Accepted for torch's sake; only torch's own code, where it steps a parameter, heeds it.
         maximize: Ascend instead of descend.
         differentiable: Run torch's implementation, through which autograd can differentiate.
-        capturable: As ``foreach``.
-        state_dtype: dtype of ``exp_avg`` and ``exp_inf``: torch.float32, float64, bfloat16 or
-            float16; None for the parameter's, as torch has it.
+        capturable: As ``foreach``; True counts steps on the GPU, so that a CUDA graph can capture the step.
+        state_dtype: dtype of ``exp_avg`` and ``exp_inf``: torch.float32, float64, bfloat16 or float16; None for the
+            parameter's, as torch has it.
 
     Raises:
         ValueError: A hyperparameter is out of its range.

@@ -36,7 +36,7 @@ class AdamW(Native, torch.optim.AdamW):
         amsgrad: Divide by the largest average so far.
         maximize: Ascend instead of descend.
         foreach: Accepted for torch's sake; only torch's own code, where it steps a parameter, heeds it.
-        capturable: As ``foreach``.
+        capturable: As ``foreach``; True counts steps on the GPU, so that a CUDA graph can capture the step.
         differentiable: Run torch's implementation, through which autograd can differentiate.
         fused: As ``foreach``; True leaves ``GradScaler``'s scale to the step, and counts steps on the GPU.
         state_dtype: dtype of the states, as :class:`Adam`'s.

@@ -39,9 +39,9 @@ class ASGD(Native, torch.optim.ASGD):
         foreach: Accepted for torch's sake; only torch's own code, where it steps a parameter, heeds it.
         maximize: Ascend instead of descend.
         differentiable: Run torch's implementation, through which autograd can differentiate.
-        capturable: As ``foreach``.
-        state_dtype: dtype of ``ax``: torch.float32, float64, bfloat16 or
-            float16; None for the parameter's, as torch has it.
+        capturable: As ``foreach``; only with True can a CUDA graph capture the step.
+        state_dtype: dtype of ``ax``: torch.float32, float64, bfloat16 or float16; None for the parameter's, as torch
+            has it.
 
     Raises:
         ValueError: A hyperparameter is out of its range.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,11 +25,11 @@ class FreedGradient(Tensor):
     """What is left in ``.grad`` of a gradient that was used within ``backward()``: one element, and an error to use.
 
     With None there, ``clip_grad_norm_`` and ``GradScaler`` would find no gradients, and do nothing in silence. What
-    ``zero_grad`` and ``Module.to`` do to gradients is none of an error.
+    ``zero_grad`` and ``Module.to`` do to gradients is no error.
     """
 
     @classmethod
-    def of(cls, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Self:
+    def of(cls, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> FreedGradient:
         """One in the place of a gradient of these."""
         element = torch.zeros((), dtype=dtype, device=device)
         return Tensor._make_subclass(cls, element.expand(shape))
@@ -61,7 +61,7 @@ def _forget_freed(p: Tensor, _: Tensor | None = None) -> None:
 
 @contextlib.contextmanager
 def freed_aside(params: Iterable[Tensor]) -> Iterator[None]:
-    """While it lasts, there are no gradients where there are those that have been freed."""
+    """Within this context, gradients that have been freed are None, as if there were none."""
     freed = [(p, p.grad) for p in params if isinstance(p.grad, FreedGradient)]
     for p, _ in freed:
         p.grad = None

@@ -294,7 +294,7 @@ def main(args: argparse.Namespace) -> int:
             results.append(result)
             print(line_of(result), flush=True)
     except AssertionError as error:
-        print(f"wrong result, nothing timed: {error}", file=sys.stderr)
+        print(f"wrong result, not timed: {error}", file=sys.stderr)
         return 1
     if args.json is not None:
         args.json.write_text(as_json(results, rounds))

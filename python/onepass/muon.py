@@ -24,7 +24,7 @@ Item = tuple[dict[str, Any], Tensor, Tensor]
 class Muon(Native, torch.optim.Muon):
     r"""Muon, a drop-in for :class:`torch.optim.Muon`: momentum, orthogonalized. For matrices only.
 
-    With the gradient :math:`G_t`, a matrix of :math:`A` rows and :math:`B` columns:
+    With the gradient :math:`G_t`, a matrix of :math:`n` rows and :math:`m` columns:
 
     .. math::
         B_t &= \mu B_{t-1} + (1 - \mu) G_t \\
@@ -35,7 +35,7 @@ class Muon(Native, torch.optim.Muon):
     NS divides by the norm (:math:`\epsilon` at least) and iterates
     :math:`X \leftarrow a X + (b X X^\top + c (X X^\top)^2) X`, :math:`k` times, in bfloat16. The iterations are torch's
     own matrix products; what is element-wise runs in the kernels. The rate :math:`\gamma'` is
-    :math:`\gamma \sqrt{\max(1, A / B)}` or, to match the RMS of AdamW's updates, :math:`0.2 \gamma \sqrt{\max(A, B)}`.
+    :math:`\gamma \sqrt{\max(1, n / m)}` or, to match the RMS of AdamW's updates, :math:`0.2 \gamma \sqrt{\max(n, m)}`.
 
     A bfloat16 momentum buffer stays what it is without Nesterov momentum, too, where torch's iterations normalize it in
     place. An empty parameter is left as it is, where torch divides by zero.
@@ -45,7 +45,7 @@ class Muon(Native, torch.optim.Muon):
 
     Args:
         params: Parameters, named parameters, or parameter groups; matrices of any strides. float32, float64, bfloat16
-            and float16 on the CPU are stepped by the kernels, anything else by torch.
+            and float16 on CPUs and GPUs are stepped by the kernels, anything else by torch.
         lr: Learning rate :math:`\gamma`; a float, or a tensor of one element.
         weight_decay: :math:`\lambda`, decoupled.
         momentum: :math:`\mu`.
@@ -146,7 +146,7 @@ class Muon(Native, torch.optim.Muon):
 
 
 def _update_dtype(p: Tensor) -> torch.dtype:
-    """What the iterations work in; float64 for a float64 parameter, whose momentum has float64 arithmetic."""
+    """Of what the iterations are given, and so of the momentum's arithmetic; they cast it to bfloat16 in any case."""
     return torch.float64 if p.dtype == torch.float64 else torch.bfloat16
 
 

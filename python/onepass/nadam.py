@@ -38,10 +38,10 @@ class NAdam(Native, torch.optim.NAdam):
         decoupled_weight_decay: Decay the weights directly, as :class:`AdamW` does.
         foreach: Accepted for torch's sake; only torch's own code, where it steps a parameter, heeds it.
         maximize: Ascend instead of descend.
-        capturable: As ``foreach``.
+        capturable: As ``foreach``; True counts steps on the GPU, so that a CUDA graph can capture the step.
         differentiable: Run torch's implementation, through which autograd can differentiate.
-        state_dtype: dtype of ``exp_avg`` and ``exp_avg_sq``: torch.float32, float64, bfloat16 or
-            float16; None for the parameter's, as torch has it.
+        state_dtype: dtype of ``exp_avg`` and ``exp_avg_sq``: torch.float32, float64, bfloat16 or float16; None for the
+            parameter's, as torch has it.
 
     Raises:
         ValueError: A hyperparameter is out of its range.

@@ -21,7 +21,7 @@ class RAdam(Native, torch.optim.RAdam):
         \rho_\infty &= \frac{2}{1 - \beta_2} - 1, \qquad
         \rho_t = \rho_\infty - \frac{2 t \beta_2^t}{1 - \beta_2^t} \\
         d_t &= \sqrt{\frac{(\rho_t - 4)(\rho_t - 2) \rho_\infty}{(\rho_\infty - 4)(\rho_\infty - 2) \rho_t}}
-               \frac{\sqrt{1 - \beta_2^t}}{\sqrt{v_t} + \epsilon} \text{ while } \rho_t > 5 \text{, else } 1 \\
+               \frac{\sqrt{1 - \beta_2^t}}{\sqrt{v_t} + \epsilon} \text{ if } \rho_t > 5 \text{, else } 1 \\
         \theta_t &= \theta_{t-1} - \gamma \lambda \theta_{t-1} \text{ (if decoupled)}
                     - \gamma \frac{m_t}{1 - \beta_1^t} d_t
 
@@ -37,10 +37,10 @@ class RAdam(Native, torch.optim.RAdam):
         decoupled_weight_decay: Decay the weights directly, as :class:`AdamW` does.
         foreach: Accepted for torch's sake; only torch's own code, where it steps a parameter, heeds it.
         maximize: Ascend instead of descend.
-        capturable: As ``foreach``.
+        capturable: As ``foreach``; True counts steps on the GPU, so that a CUDA graph can capture the step.
         differentiable: Run torch's implementation, through which autograd can differentiate.
-        state_dtype: dtype of ``exp_avg`` and ``exp_avg_sq``: torch.float32, float64, bfloat16 or
-            float16; None for the parameter's, as torch has it.
+        state_dtype: dtype of ``exp_avg`` and ``exp_avg_sq``: torch.float32, float64, bfloat16 or float16; None for the
+            parameter's, as torch has it.
 
     Raises:
         ValueError: A hyperparameter is out of its range.

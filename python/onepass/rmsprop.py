@@ -35,7 +35,7 @@ class RMSprop(Native, torch.optim.RMSprop):
         weight_decay: L2 penalty :math:`\lambda`.
         momentum: :math:`\mu`.
         centered: Divide by the standard deviation of the gradient instead of its root mean square.
-        capturable: As ``foreach``.
+        capturable: As ``foreach``; True counts steps on the GPU, so that a CUDA graph can capture the step.
         foreach: Accepted for torch's sake; only torch's own code, where it steps a parameter, heeds it.
         maximize: Ascend instead of descend.
         differentiable: Run torch's implementation, through which autograd can differentiate.

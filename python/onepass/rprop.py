@@ -34,12 +34,12 @@ class Rprop(Native, torch.optim.Rprop):
         lr: Learning rate :math:`\gamma`; a float, or a tensor of one element.
         etas: Factors :math:`\eta_- < 1 < \eta_+`.
         step_sizes: Smallest and largest step, :math:`s_{\min}, s_{\max}`.
-        capturable: As ``foreach``.
+        capturable: As ``foreach``; True counts steps on the GPU, so that a CUDA graph can capture the step.
         foreach: Accepted for torch's sake; only torch's own code, where it steps a parameter, heeds it.
         maximize: Ascend instead of descend.
         differentiable: Run torch's implementation, through which autograd can differentiate.
-        state_dtype: dtype of ``prev`` and ``step_size``: torch.float32, float64, bfloat16 or
-            float16; None for the parameter's and the gradient's, as torch has it.
+        state_dtype: dtype of ``prev`` and ``step_size``: torch.float32, float64, bfloat16 or float16; None for the
+            parameter's and the gradient's, as torch has it.
 
     Raises:
         ValueError: A hyperparameter is out of its range.

@@ -59,6 +59,14 @@ def text_picture(rates: NDArray[np.float64], width: int = _WIDTH, height: int = 
     return "\n".join(lines)
 
 
+def _steps(schedules: list[Schedule]) -> int:
+    """How many steps show all of the longest schedule, its last value included."""
+    known = [schedule.length for schedule in schedules if schedule.length is not None]
+    if not known:
+        raise ValueError("the schedule has no end: say how many --steps are to be drawn")
+    return max(known) + 1
+
+
 def _rates(schedule: Schedule, steps: int, lr: float) -> NDArray[np.float64]:
     if not np.isfinite(lr):
         raise ValueError(f"--lr: {lr} is not finite")
@@ -70,10 +78,8 @@ def _rates(schedule: Schedule, steps: int, lr: float) -> NDArray[np.float64]:
 
 
 def _draw(path: Path, rates: list[NDArray[np.float64]], labels: list[str], label: str) -> None:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise SystemExit("the picture needs matplotlib: pip install 'onepass[plots]'") from error
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.add_subplot()
     for each, text in zip(rates, labels, strict=True):
@@ -87,34 +93,23 @@ def _draw(path: Path, rates: list[NDArray[np.float64]], labels: list[str], label
 
 
 def main(args: argparse.Namespace) -> int:
-    """Prints or draws the schedules; returns 1 if there is something that cannot be read or drawn."""
-    schedules: list[Schedule] = []
-    for text in args.expression:
-        try:
-            schedules.append(parse(text))
-        except ValueError as error:
-            print(error, file=sys.stderr)
-            return 1
-    steps = args.steps
-    if steps is None:
-        lengths = [schedule.length for schedule in schedules]
-        known = [length for length in lengths if length is not None]
-        if not known:
-            print("the schedule has no end: say how many --steps are to be drawn", file=sys.stderr)
-            return 1
-        steps = max(known) + 1
-    if steps < 1:
-        print(f"--steps: {steps} are too few", file=sys.stderr)
-        return 1
+    """Prints or draws the schedules; returns 2 if there is something that cannot be read or drawn."""
     label = "learning rate" if args.lr != 1.0 else "factor of the learning rate"
     try:
+        schedules = [parse(text) for text in args.expression]
+        steps = _steps(schedules) if args.steps is None else args.steps
+        if steps < 1:
+            raise ValueError(f"--steps: {steps} are too few")
         rates = [_rates(schedule, steps, args.lr) for schedule in schedules]
         if args.png is not None:
             _draw(args.png, rates, [repr(schedule) for schedule in schedules], label)
             return 0
+    except ImportError as error:
+        print(f"onepass schedule: {error}; install what --png needs: pip install 'onepass[plots]'", file=sys.stderr)
+        return 2
     except (OSError, ValueError, ArithmeticError, MemoryError) as error:
-        print(error, file=sys.stderr)
-        return 1
+        print(f"onepass schedule: {error}", file=sys.stderr)
+        return 2
     for each, schedule in zip(rates, schedules, strict=True):
         print(f"{label}: {schedule!r}\n{text_picture(each)}")
     return 0

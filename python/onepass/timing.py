@@ -23,7 +23,7 @@ Maker: TypeAlias = Callable[[list[Tensor]], Run]  # parameters -> what does one 
 Shapes: TypeAlias = Sequence[tuple[int, ...]]
 Samples: TypeAlias = dict[str, list[float]]  # contender -> seconds a step, one for each round
 
-SAMPLE = 0.01  # seconds that a sample takes at least: shorter steps are repeated
+SAMPLE = 0.01  # seconds that a sample takes about: shorter steps are repeated, up to 1,000 times
 
 
 @dataclass
@@ -102,7 +102,7 @@ def time_in_turn(runs: dict[str, Run], rounds: int, before: Callable[[str], Any]
         runs: What each contender does.
         rounds: How often each is sampled.
         before: What comes ahead of each timed call, and is not timed; it is given the contender's name. Without it, a
-            sample is of as many calls as take some hundredths of a second.
+            sample is of as many calls as take about a hundredth of a second.
 
     Returns:
         Seconds a call, for each contender and round.

@@ -90,7 +90,6 @@ Lbfgs::Tensors Lbfgs::read(const py::list& groups, bool gradients) {
     tensors.gradients.push_back(std::move(grad));
   });
   while (tensors.ends.size() < groups.size()) tensors.open_group();
-  torch().dlpack.reset();
   return tensors;
 }
 
@@ -119,7 +118,6 @@ py::list Lbfgs::refusals(const py::list& groups) const {
         extent(shape_of(view), strides_of(view)) * static_cast<std::int64_t>(size_of(*view.format));
     if (bytes > 0) ranges.push_back({view.data, view.data + bytes, g, i});
   });
-  torch().dlpack.reset();
   std::ranges::sort(ranges, {}, &Range::first);
   std::byte* reached = nullptr;
   for (const Range& range : ranges) {

@@ -797,7 +797,6 @@ void Plan::clear() {
   rows_.clear();
   slots_.clear();
   memo_ = {};
-  torch().dlpack.reset();
   held_.clear();
 }
 

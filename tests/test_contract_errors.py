@@ -455,6 +455,26 @@ def test_parameters_that_share_memory_are_stepped_as_torch_does(row, how, groups
     run_both(row, script, path=path, **row.having(weight_decay=0.5))  # a decay makes their order count
 
 
+@each_row
+@pytest.mark.parametrize("leaves_by", ["its gradient", "its group"])
+def test_memory_that_is_no_longer_shared(row, leaves_by):
+    """The kernels take the parameter that is left."""
+    first, second = Parameter(numbers(4)), Parameter(torch.zeros(4))
+    second.data = first.data
+    opt = row.ours([first, second], **row.full)
+    train(opt, 2)
+    if leaves_by == "its gradient":
+        second.grad = None
+    else:
+        del opt.param_groups[0]["params"][1]
+    first.grad = numbers(4)
+    before = onepass.stats()
+    opt.step()
+    after = onepass.stats()
+    assert after["torch"] == before["torch"]
+    assert after["kernel"]["cpu"] == before["kernel"]["cpu"] + 1
+
+
 @pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate parameters")
 @each_row
 def test_a_parameter_that_is_listed_twice_is_stepped_twice(row):

@@ -192,12 +192,12 @@ void Plan::read_groups(const py::object& optimizer) {
       param.object = object;
       param.group = &group;
       param.index = i;
-      states_moved_ = true;
+      states_moved_ = memory_moved_ = true;
     }
   }
   if (params_.size() != at) {
     params_.resize(at);
-    states_moved_ = true;
+    states_moved_ = memory_moved_ = true;
   }
 }
 
@@ -653,6 +653,13 @@ void Plan::note_memory(Reading& r) {
   }
 }
 
+// The same of a parameter that this step does not write. Others may have shared its memory.
+void Plan::forget_memory(Param& param) {
+  if (param.written == decltype(param.written){}) return;
+  param.written = {};
+  memory_moved_ = true;
+}
+
 // A gradient may be the parameter itself, element by element; where it lies otherwise in the parameter's memory, or in
 // its states', what torch's sequence of operations would make of it is for torch to say.
 bool Plan::gradient_overlaps(Reading& r) {
@@ -701,13 +708,13 @@ Plan::Path Plan::read_param(Param& param, cuda::DeviceJob& device_job, int& devi
   device_job.hyper = nullptr;
   Reading r{.param = param, .job = job, .grad = gradient_of(param.object)};
   if (r.grad.is_none()) {
-    param.written = {};
+    forget_memory(param);
     return Path::none;
   }
   param.reason = why_torch(param, r.own());
   device = r.own().cuda;
   if (!param.reason.empty() || !read_own(r) || !read_gradient(r) || !read_states(r) || !read_numbers(r)) {
-    param.written = {};
+    forget_memory(param);
     return Path::torch;
   }
   note_memory(r);
@@ -720,7 +727,7 @@ Plan::Path Plan::read_param(Param& param, cuda::DeviceJob& device_job, int& devi
   if (r.missing) return Path::missing;
   const bool here = device < 0 && param.group->device < 0;
   if (!here && (!divide_numbers(r, device_job) || !is_aligned(r))) {
-    param.written = {};
+    forget_memory(param);
     return Path::torch;
   }
 

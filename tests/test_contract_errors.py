@@ -361,6 +361,41 @@ def test_two_states_in_the_same_memory(row, name):
     assert_refused(opt, p, row, "its own tensors (parameter, states, step) overlap in memory")
 
 
+def group_without_numbers(opt):
+    opt.param_groups[0] = {"params": opt.param_groups[0]["params"]}
+
+
+def group_without_parameters(opt):
+    del opt.param_groups[0]["params"]
+
+
+def group_with_a_flag_that_is_neither(opt):
+    opt.param_groups[0]["maximize"] = torch.ones(2)
+
+
+@each_row
+@pytest.mark.parametrize(
+    ("hurt", "error", "text"),
+    [
+        (group_without_numbers, KeyError, "group 0 has no "),
+        (group_without_parameters, TypeError, "group 0 has no list of params"),
+        (group_with_a_flag_that_is_neither, RuntimeError, "Boolean value of Tensor with more than one value"),
+    ],
+)
+def test_a_group_that_cannot_be_read_is_refused_at_every_step(row, hurt, error, text):
+    opt, _ = groups(row)
+    train(opt, 2)
+    before = snapshot(opt)
+    group = dict(opt.param_groups[0])
+    give_gradients(params_of(opt), 2)
+    hurt(opt)
+    for _ in range(2):
+        with pytest.raises(error, match=text):
+            opt.step()
+    opt.param_groups[0] = group
+    assert_same(snapshot(opt), before)
+
+
 @each_row
 def test_the_message_has_the_name_of_a_named_parameter(row):
     model = torch.nn.Linear(3, 4)
@@ -418,6 +453,26 @@ def test_parameters_that_share_memory_are_stepped_as_torch_does(row, how, groups
     # Where the elements of one lie between those of the other, more than first and last byte would tell them apart.
     path = set() if how == "touching" else {"memory shared with another parameter"}
     run_both(row, script, path=path, **row.having(weight_decay=0.5))  # a decay makes their order count
+
+
+@each_row
+@pytest.mark.parametrize("leaves_by", ["its gradient", "its group"])
+def test_memory_that_is_no_longer_shared(row, leaves_by):
+    """The kernels take the parameter that is left."""
+    first, second = Parameter(numbers(4)), Parameter(torch.zeros(4))
+    second.data = first.data
+    opt = row.ours([first, second], **row.full)
+    train(opt, 2)
+    if leaves_by == "its gradient":
+        second.grad = None
+    else:
+        del opt.param_groups[0]["params"][1]
+    first.grad = numbers(4)
+    before = onepass.stats()
+    opt.step()
+    after = onepass.stats()
+    assert after["torch"] == before["torch"]
+    assert after["kernel"]["cpu"] == before["kernel"]["cpu"] + 1
 
 
 @pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate parameters")

@@ -1,5 +1,6 @@
 """Several threads of the user's, each stepping; the step's own threads are a matter of test_bits.py."""
 
+import sys
 import threading
 
 import onepass
@@ -44,6 +45,30 @@ def test_two_optimizers_in_two_threads(row, shapes):
     for t, opt in enumerate(alone):
         train(opt, 3, first=10 * t)
     assert_same([snapshot(opt) for opt in opts], [snapshot(opt) for opt in alone])
+
+
+def test_complex_parameters_in_several_threads():
+    """Whose shapes are not those that torch holds, while the threads take turns wherever torch lets go of the GIL."""
+    interval = sys.getswitchinterval()
+
+    def steps(opt):
+        for _ in range(100):
+            opt.step()
+
+    opts = []
+    for columns in range(2, 6):
+        params = [torch.nn.Parameter(torch.zeros(rows, columns, dtype=torch.complex64)) for rows in range(3, 33)]
+        opts.append(onepass.SGD(params, lr=1.0))
+        for p in params:
+            p.grad = torch.full_like(p, 1 + 2j).conj()
+    try:
+        sys.setswitchinterval(1e-6)
+        in_threads(*(lambda opt=opt: steps(opt) for opt in opts))
+    finally:
+        sys.setswitchinterval(interval)
+    for opt in opts:
+        for p in params_of(opt):
+            assert_same(p.detach(), torch.full_like(p, -100 + 200j))
 
 
 @each_row

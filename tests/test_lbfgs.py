@@ -833,6 +833,16 @@ def test_two_optimizers_that_share_a_state_dict():
     assert bits(run.flat()) == bits(alone.flat()) == bits(other.flat())
 
 
+def test_views_of_states_that_a_user_has_kept():
+    """They share the memory of a vector that is no longer in the state: nobody writes there."""
+    run = quadratic(LBFGS, max_iter=1, history_size=2, lr=0.5)
+    run.step(3)
+    kept = [run.state["d"].detach(), run.state["old_dirs"][0][5:], run.state["old_stps"][0].view(2, -1)]
+    values = [view.clone() for view in kept]
+    run.step(8)
+    assert_same(kept, values)
+
+
 def test_history_that_was_changed_from_outside():
     run = quadratic(LBFGS, max_iter=1, history_size=3, lr=0.5)
     run.step(5)
@@ -1017,6 +1027,24 @@ def test_parameters_that_change_within_the_step():
         return loss
 
     with pytest.raises(ValueError, match="sizes have changed within the step"):
+        problem.optimizer.step(closure)
+
+
+@with_and_without_search
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_parameters_whose_dtype_changes_within_the_step(dtype, search):
+    """Where the line search goes back to, their values stand in the dtype that they had."""
+    problem = quadratic(LBFGS, max_iter=4, tolerance_change=0, **search)
+
+    def closure():
+        loss = problem.closure()
+        if problem.calls == 2:
+            for p in problem.params:
+                grad, p.grad, p.data = p.grad, None, p.data.to(dtype)
+                p.grad = grad.to(dtype)
+        return loss
+
+    with pytest.raises(ValueError, match="dtypes have changed within the step"):
         problem.optimizer.step(closure)
 
 

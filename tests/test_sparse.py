@@ -656,6 +656,24 @@ def test_sparse_adam_refuses_dense_gradients_in_torchs_words(steps):
     assert everything(SPARSE_ADAM, ours) == before
 
 
+def test_sparse_adam_with_a_step_that_is_no_double():
+    """Not even the parameter before it is written."""
+    params = [torch.randn(4, 2, requires_grad=True), torch.randn(6, 2, requires_grad=True)]
+    ours = onepass.SparseAdam(params)
+    give(ours, [sparse(p, 1) for p in params])
+    ours.step()
+    ours.state[params[1]]["step"] = 10**400
+    before = everything(SPARSE_ADAM, ours)
+    text = (
+        "SparseAdam: parameter 1 of group 0 (shape [6, 2], torch.float32): its state step is an int that no float "
+        "can hold"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+        ours.step()
+    assert everything(SPARSE_ADAM, ours) == before
+    assert [(r.path, r.reason) for r in onepass.explain(ours)] == [("kernel", ""), ("error", text)]
+
+
 def test_adagrad_refuses_coupled_decay_in_torchs_words():
     params = [torch.randn(6, 2, requires_grad=True)]
     ours, theirs = (cls(copies(params), weight_decay=0.1) for cls in (onepass.Adagrad, torch.optim.Adagrad))

@@ -82,7 +82,6 @@ void apply(const std::string& rule_name, const std::vector<double>& hyper, doubl
       jobs.push_back(job);
     }
   }
-  torch().dlpack.reset();
   for (const auto& [device, its_jobs] : device_jobs) step_on_cuda(rule, device, its_jobs, {});
   {
     const py::gil_scoped_release release;

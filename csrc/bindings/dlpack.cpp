@@ -27,6 +27,17 @@ std::optional<Format> format_of(std::uint8_t code, int bits) {
   return std::nullopt;
 }
 
+// Gives a view a shape and strides of its own. They belong to it alone: other threads read tensors at the same time,
+// whenever torch lets go of the GIL.
+void keep(TensorView& view, std::vector<std::int64_t> shape, const std::vector<std::int64_t>& strides) {
+  const std::size_t ndim = shape.size();
+  shape.insert(shape.end(), strides.begin(), strides.end());
+  view.room = std::make_shared<const std::vector<std::int64_t>>(std::move(shape));
+  view.ndim = static_cast<int>(ndim);
+  view.shape = view.room->data();
+  view.strides = view.shape + ndim;
+}
+
 }  // namespace
 
 DlpackReader::DlpackReader(const py::handle& tensor_type) {
@@ -44,13 +55,14 @@ DlpackReader::DlpackReader(const py::handle& tensor_type) {
   current_work_stream_ = api->current_work_stream;
 }
 
-const std::int64_t* DlpackReader::keep(std::vector<std::int64_t> numbers) {
-  room_.push_back(std::move(numbers));
-  return room_.back().data();
-}
-
 bool DlpackReader::view(PyObject* tensor, TensorView& out) {
   Tensor exported{};
+  std::vector<std::int64_t> sizes;  // copies, where they are needed
+  std::vector<std::int64_t> strides;
+  const auto copy = [&] {
+    sizes.assign(exported.shape, exported.shape + exported.ndim);
+    strides.assign(exported.strides, exported.strides + exported.ndim);
+  };
   if (borrow_ != nullptr) {
     if (borrow_(tensor, &exported) != 0) {
       PyErr_Clear();
@@ -63,9 +75,9 @@ bool DlpackReader::view(PyObject* tensor, TensorView& out) {
       return false;
     }
     exported = managed->tensor;
-    const auto ndim = static_cast<std::size_t>(exported.ndim);
-    exported.shape = const_cast<std::int64_t*>(keep({exported.shape, exported.shape + ndim}));
-    exported.strides = const_cast<std::int64_t*>(keep({exported.strides, exported.strides + ndim}));
+    copy();
+    exported.shape = sizes.data();
+    exported.strides = strides.data();
     managed->deleter(managed);
   }
   // torch has tensors of zeros without memory, and storages can be resized to nothing.
@@ -81,19 +93,20 @@ bool DlpackReader::view(PyObject* tensor, TensorView& out) {
   out.format = format_of(exported.dtype.code, exported.dtype.bits);
   out.complex = exported.dtype.code == kComplex;
   out.int64 = exported.dtype.code == kInt && exported.dtype.bits == 64;
-  out.ndim = exported.ndim;
-  out.shape = exported.shape;
-  out.strides = exported.strides;
+  if (borrow_ != nullptr && !out.complex) {
+    out.room.reset();
+    out.ndim = exported.ndim;
+    out.shape = exported.shape;
+    out.strides = exported.strides;
+    return true;
+  }
+  if (borrow_ != nullptr) copy();
   if (out.complex) {
-    std::vector<std::int64_t> sizes(shape.begin(), shape.end());
-    std::vector<std::int64_t> strides(out.strides, out.strides + out.ndim);
     std::ranges::for_each(strides, [](std::int64_t& stride) { stride *= 2; });
     sizes.push_back(2);
     strides.push_back(1);
-    out.ndim += 1;
-    out.shape = keep(std::move(sizes));
-    out.strides = keep(std::move(strides));
   }
+  keep(out, std::move(sizes), strides);
   return true;
 }
 

@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <vector>
@@ -13,7 +14,7 @@
 namespace onepass {
 
 // What a tensor looks like in memory. A complex tensor appears as real, with a last dimension of 2. Shape and strides
-// are borrowed: they hold until Python code can run again.
+// are borrowed from torch, and hold until Python code can run again, or stand in `room`.
 struct TensorView {
   std::byte* data = nullptr;
   std::optional<Format> format;  // none: a dtype that no codec reads
@@ -24,6 +25,7 @@ struct TensorView {
   int ndim = 0;
   const std::int64_t* shape = nullptr;
   const std::int64_t* strides = nullptr;
+  std::shared_ptr<const std::vector<std::int64_t>> room;  // both, where torch does not hold them so
 };
 
 inline std::span<const std::int64_t> shape_of(const TensorView& view) {
@@ -59,9 +61,6 @@ class DlpackReader {
 
   // torch's current stream on a GPU.
   void* current_stream(int cuda) const;
-
-  // Forgets the shapes that views of this step had to be given room for.
-  void reset() { room_.clear(); }
 
   std::pair<unsigned, unsigned> version() const { return {major_, minor_}; }
 
@@ -109,15 +108,12 @@ class DlpackReader {
     int (*current_work_stream)(int device_type, std::int32_t device, void** out);
   };
 
-  const std::int64_t* keep(std::vector<std::int64_t> numbers);
-
   std::uint32_t major_ = 0;
   std::uint32_t minor_ = 0;
   decltype(ExchangeApi::from_python) own_ = nullptr;
   decltype(ExchangeApi::borrow_from_python) borrow_ = nullptr;
   decltype(ExchangeApi::current_work_stream) current_work_stream_ = nullptr;
   Pretence pretence_ = Pretence::none;
-  std::vector<std::vector<std::int64_t>> room_;
 };
 
 }  // namespace onepass

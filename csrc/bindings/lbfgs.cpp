@@ -62,6 +62,12 @@ py::object readable(PyObject* param, py::object grad, TensorView& view) {
   return grad;
 }
 
+// How many refer to a tensor's memory, in torch's own counting; -1 if this torch does not tell.
+std::int64_t users_of(const py::object& storage) {
+  const py::object count = py::getattr(py::module_::import("torch._C"), "_storage_Use_Count", py::none());
+  return count.is_none() ? -1 : count(storage.attr("_cdata")).cast<std::int64_t>();
+}
+
 std::int64_t version_of(const py::handle& tensor) { return tensor.attr("_version").cast<std::int64_t>(); }
 
 }  // namespace
@@ -90,13 +96,20 @@ Lbfgs::Tensors Lbfgs::read(const py::list& groups, bool gradients) {
     tensors.gradients.push_back(std::move(grad));
   });
   while (tensors.ends.size() < groups.size()) tensors.open_group();
-  torch().dlpack.reset();
   return tensors;
+}
+
+std::vector<Format> Lbfgs::formats_of(const Tensors& tensors) {
+  std::vector<Format> formats;
+  for (const Part& part : tensors.parts) formats.push_back(part.tensor.format);
+  return formats;
 }
 
 Lbfgs::Tensors Lbfgs::read_again(const py::list& groups, bool gradients) const {
   Tensors tensors = read(groups, gradients);
   if (tensors.ends != flat_.ends) throw py::value_error("LBFGS: the parameters' sizes have changed within the step");
+  if (!gradients && formats_of(tensors) != formats_)  // in which their values have been kept
+    throw py::value_error("LBFGS: the parameters' dtypes have changed within the step");
   return tensors;
 }
 
@@ -119,7 +132,6 @@ py::list Lbfgs::refusals(const py::list& groups) const {
         extent(shape_of(view), strides_of(view)) * static_cast<std::int64_t>(size_of(*view.format));
     if (bytes > 0) ranges.push_back({view.data, view.data + bytes, g, i});
   });
-  torch().dlpack.reset();
   std::ranges::sort(ranges, {}, &Range::first);
   std::byte* reached = nullptr;
   for (const Range& range : ranges) {
@@ -145,16 +157,23 @@ void Lbfgs::begin(const py::list& groups, std::vector<double> weights, int threa
   if (params.ends != flat_.ends || format != format_) buffers_.clear();
   flat_ = {params.ends, format == Format::float64, threads};
   format_ = format;
+  formats_ = formats_of(params);
   weights_ = std::move(weights);
   found_ = {};
 }
 
+bool Lbfgs::Buffer::is_free() const { return Py_REFCNT(tensor.ptr()) == 1 && users_of(storage) == users; }
+
 py::object Lbfgs::buffer() {
-  for (const py::object& buffer : buffers_)
-    if (Py_REFCNT(buffer.ptr()) == 1) return buffer;
+  for (const Buffer& buffer : buffers_)
+    if (buffer.is_free()) return buffer.tensor;
   const py::module_ module = py::module_::import("torch");
-  return buffers_.emplace_back(
-      module.attr("empty")(length(), py::arg("dtype") = module.attr(name_of(format_)), py::arg("device") = "cpu"));
+  py::object tensor =
+      module.attr("empty")(length(), py::arg("dtype") = module.attr(name_of(format_)), py::arg("device") = "cpu");
+  py::object storage = tensor.attr("untyped_storage")();
+  const std::int64_t users = users_of(storage);
+  if (users >= 0) buffers_.push_back({tensor, std::move(storage), users});
+  return tensor;
 }
 
 // A flat vector of the state: any dtype, but as long as all parameters together.

@@ -28,7 +28,7 @@ class Lbfgs {
   std::int64_t length() const { return flat_.length(); }
 
   // A flat vector that nobody else holds; what is in it is not defined. It is free again when the last reference to it,
-  // other than ours, is gone.
+  // other than ours, is gone, and so is the last other tensor in its memory (a view).
   pybind11::object buffer();
 
   // out = gradients (missing ones are zeros), or parameters. Returns the largest magnitude of each group, and
@@ -66,6 +66,7 @@ class Lbfgs {
     std::int64_t y_version, s_version;
   };
 
+  static std::vector<Format> formats_of(const Tensors& tensors);
   static Tensors read(const pybind11::list& groups, bool gradients);
   Tensors read_again(const pybind11::list& groups, bool gradients) const;
   Operand vector(const pybind11::handle& tensor, const std::string& what) const;
@@ -76,9 +77,17 @@ class Lbfgs {
 
   Flat flat_;
   Format format_ = Format::float32;  // of a new buffer
+  std::vector<Format> formats_;      // of the parameters
   std::vector<double> weights_;
 
-  std::vector<pybind11::object> buffers_;
+  struct Buffer {
+    pybind11::object tensor;
+    pybind11::object storage;
+    std::int64_t users;  // of the storage, where the tensor is the only one in it
+
+    bool is_free() const;
+  };
+  std::vector<Buffer> buffers_;
 
   History history_;
   std::vector<HeldPair> held_;

@@ -26,7 +26,6 @@ std::optional<FlatTensors> read(const py::list& lists) {
       tensors.add(view);
     }
   }
-  torch().dlpack.reset();
   return tensors;
 }
 

@@ -192,12 +192,12 @@ void Plan::read_groups(const py::object& optimizer) {
       param.object = object;
       param.group = &group;
       param.index = i;
-      states_moved_ = true;
+      states_moved_ = memory_moved_ = true;
     }
   }
   if (params_.size() != at) {
     params_.resize(at);
-    states_moved_ = true;
+    states_moved_ = memory_moved_ = true;
   }
 }
 
@@ -228,6 +228,7 @@ void Plan::read_group(Group& group, PyObject* dict, std::size_t index) {
     PyObject* value = nullptr;
     auto item = group.items.begin();
     bool same = true;
+    group.params = nullptr;
     while (same && PyDict_Next(dict, &position, &key, &value) != 0) {
       if (key == names().params.ptr() && is_sequence(value)) {
         group.params = value;
@@ -236,11 +237,10 @@ void Plan::read_group(Group& group, PyObject* dict, std::size_t index) {
         if (same) ++item;
       }
     }
-    if (same && item == group.items.end()) return;
+    if (same && item == group.items.end() && group.params != nullptr) return;
   }
 
   group = Group{};
-  group.dict = dict;
   group.index = index;
   group.reread = false;
   const auto number = [&](const py::handle& key, PyObject* value, bool optional, cuda::Number& on_device) {
@@ -284,7 +284,9 @@ void Plan::read_group(Group& group, PyObject* dict, std::size_t index) {
   }
   const auto flag = [&](const py::str& key) {
     PyObject* value = lookup(dict, key);
-    return value != nullptr && PyObject_IsTrue(value) == 1;
+    const int answer = value == nullptr ? 0 : PyObject_IsTrue(value);
+    if (answer < 0) throw py::error_already_set();
+    return answer == 1;
   };
   group.sign = flag(names().maximize) ? -1.0 : 1.0;
   group.differentiable = flag(names().differentiable);
@@ -300,6 +302,7 @@ void Plan::read_group(Group& group, PyObject* dict, std::size_t index) {
   while (PyDict_Next(dict, &position, &key, &value) != 0)
     if (value != group.params)
       group.items.emplace_back(py::reinterpret_borrow<py::object>(key), py::reinterpret_borrow<py::object>(value));
+  group.dict = dict;  // last, or a group that was refused would be recognised at the next step
 }
 
 // Reads the hyperparameters that are on a GPU, which waits for it: they are needed here.
@@ -587,6 +590,10 @@ bool Plan::read_number(Reading& r, const py::object& name, Number& number) {
   }
   if (PyLong_Check(held)) {
     number = {.value = PyLong_AsDouble(held), .dict = r.param.state};
+    if (number.value == -1.0 && PyErr_Occurred() != nullptr) {
+      PyErr_Clear();
+      fail(r.param, "its state " + std::string(py::str(name)) + " is an int that no float can hold");
+    }
     return true;
   }
   TensorView view;
@@ -646,6 +653,13 @@ void Plan::note_memory(Reading& r) {
   }
 }
 
+// The same of a parameter that this step does not write. Others may have shared its memory.
+void Plan::forget_memory(Param& param) {
+  if (param.written == decltype(param.written){}) return;
+  param.written = {};
+  memory_moved_ = true;
+}
+
 // A gradient may be the parameter itself, element by element; where it lies otherwise in the parameter's memory, or in
 // its states', what torch's sequence of operations would make of it is for torch to say.
 bool Plan::gradient_overlaps(Reading& r) {
@@ -694,13 +708,13 @@ Plan::Path Plan::read_param(Param& param, cuda::DeviceJob& device_job, int& devi
   device_job.hyper = nullptr;
   Reading r{.param = param, .job = job, .grad = gradient_of(param.object)};
   if (r.grad.is_none()) {
-    param.written = {};
+    forget_memory(param);
     return Path::none;
   }
   param.reason = why_torch(param, r.own());
   device = r.own().cuda;
   if (!param.reason.empty() || !read_own(r) || !read_gradient(r) || !read_states(r) || !read_numbers(r)) {
-    param.written = {};
+    forget_memory(param);
     return Path::torch;
   }
   note_memory(r);
@@ -713,7 +727,7 @@ Plan::Path Plan::read_param(Param& param, cuda::DeviceJob& device_job, int& devi
   if (r.missing) return Path::missing;
   const bool here = device < 0 && param.group->device < 0;
   if (!here && (!divide_numbers(r, device_job) || !is_aligned(r))) {
-    param.written = {};
+    forget_memory(param);
     return Path::torch;
   }
 
@@ -797,7 +811,6 @@ void Plan::clear() {
   rows_.clear();
   slots_.clear();
   memo_ = {};
-  torch().dlpack.reset();
   held_.clear();
 }
 

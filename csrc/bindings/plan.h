@@ -113,6 +113,7 @@ class Plan {
   bool read_number(Reading& r, const pybind11::object& name, Number& number);
   void check_operand(Reading& r, std::size_t operand, PyObject* tensor, const std::string& what);
   void note_memory(Reading& r);
+  void forget_memory(Param& param);
   static bool gradient_overlaps(Reading& r);
   bool divide_shared_memory();
   struct Memo;

@@ -176,6 +176,9 @@ def _check_capture(optimizer: Optimizer) -> None:
         _check_capturable(optimizer)
 
 
+# Asked at every step, so they are looked up once.
+_interpreter = torch._C._functorch.peek_interpreter_stack
+_dispatch_modes = torch._C._len_torch_dispatch_stack
 _PROXY_MODE = torch._C._TorchDispatchModeKey.PROXY
 
 
@@ -184,9 +187,9 @@ def _transform() -> str:
 
     Its tensors look like others, and even have memory: what lies there is not what they mean.
     """
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if _interpreter() is not None:
         return "torch.func"
-    if torch._C._get_dispatch_mode(_PROXY_MODE) is not None:
+    if _dispatch_modes() and torch._C._get_dispatch_mode(_PROXY_MODE) is not None:
         return "make_fx"
     return "forward-mode derivatives" if forward_ad._current_level >= 0 else ""
 

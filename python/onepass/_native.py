@@ -61,6 +61,13 @@ def number(value: float | Tensor) -> float:
     return value.item() if isinstance(value, Tensor) else float(value)
 
 
+def put_number(held: float | Tensor, value: float | Tensor) -> float | Tensor:
+    """What takes the place of a hyperparameter: a tensor stays that tensor, which a captured graph may hold, too."""
+    if isinstance(held, Tensor):
+        return held.fill_(value.squeeze() if isinstance(value, Tensor) else value)
+    return value
+
+
 def hyperparameters(group: dict[str, Any]) -> dict[str, float]:
     """Learning rate and weight decay of a group, where it has them."""
     names = [name for name in ("lr", "weight_decay") if isinstance(group.get(name), int | float | Tensor)]
@@ -434,14 +441,24 @@ class Native(Optimizer):
                     if _has_kernels(p.device) and key in saved["state"]:
                         _restore_dtypes(self.state[p], saved["state"][key], self._state_names(), forced)
 
-        # Between the user's own hooks: after those that may change the state_dict, before those that see the result.
-        before = self.register_load_state_dict_pre_hook(look)
-        after = self.register_load_state_dict_post_hook(restore, prepend=True)
-        try:
+        with while_loading(self, look, restore):
             super().load_state_dict(state_dict)
-        finally:
-            before.remove()
-            after.remove()
+
+
+@contextlib.contextmanager
+def while_loading(
+    optimizer: Optimizer,
+    look: Callable[[Optimizer, dict[str, Any]], None],
+    restore: Callable[[Optimizer], None],
+) -> Iterator[None]:
+    """Calls both between the user's own hooks: those that may change a state_dict, and those that see the result."""
+    before = optimizer.register_load_state_dict_pre_hook(look)
+    after = optimizer.register_load_state_dict_post_hook(restore, prepend=True)
+    try:
+        yield
+    finally:
+        before.remove()
+        after.remove()
 
 
 def _check_state_dtype(state_dtype: object) -> None:

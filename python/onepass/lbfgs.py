@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from . import _core
-from ._native import hooked, unhooked
+from ._native import hooked, unhooked, while_loading
 
 Closure = Callable[[], Any]
 
@@ -373,14 +373,8 @@ class LBFGS(torch.optim.LBFGS):
             for name in state.keys() & saved.keys():
                 state[name] = _with_dtypes_of(saved[name], state[name])
 
-        # Between the user's own hooks: after those that may change the state_dict, before those that see the result.
-        before = self.register_load_state_dict_pre_hook(look)
-        after = self.register_load_state_dict_post_hook(restore, prepend=True)
-        try:
+        with while_loading(self, look, restore):
             super().load_state_dict(state_dict)
-        finally:
-            before.remove()
-            after.remove()
         self._unproven = None
 
     # -- the step ----------------------------------------------------------------------------------------------------

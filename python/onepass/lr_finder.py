@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from ._native import put_number
 from .progress import Bar
 from .restoring import restored
 
@@ -320,10 +321,7 @@ def _ratios(optimizer: Optimizer) -> list[float]:
 @torch.no_grad()
 def _set_rates(optimizer: Optimizer, lr: float, ratios: list[float]) -> None:
     for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
-        if isinstance(group["lr"], Tensor):  # which others may hold, too
-            group["lr"].fill_(lr * ratio)
-        else:
-            group["lr"] = float(lr * ratio)
+        group["lr"] = put_number(group["lr"], float(lr * ratio))
 
 
 def _step(optimizer: Optimizer, loss_of: Callable[[Any], Tensor], batches: list[Any]) -> float:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 from torch import Tensor
 from torch.optim import Optimizer, lr_scheduler, swa_utils
 
+from ._native import put_number
 from .preview import Previewed
 from .preview import plot as plot
 from .preview import preview as preview
@@ -42,14 +43,6 @@ from .schedule_lr import get_wsd_schedule as get_wsd_schedule
 
 class LRScheduler(Previewed, lr_scheduler.LRScheduler):
     """The base of all schedulers, and of your own: ``get_lr()`` returns each group's rate at ``self.last_epoch``."""
-
-
-def _set_lr(group: dict[str, Any], lr: Any) -> None:
-    """Sets the rate of a group; one that is a tensor stays that tensor, which compiled code may hold."""
-    if isinstance(group["lr"], Tensor):
-        group["lr"].fill_(lr)
-    else:
-        group["lr"] = lr
 
 
 def _lrs(optimizer: Optimizer) -> list[Any]:
@@ -73,7 +66,7 @@ def _leave(floor: float, scheduler: Any) -> None:
     closed_form = scheduler._get_closed_form_lr()
     for group, base, lr in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, closed_form, strict=True):
         if abs(group["lr"] - floor) <= 1e-12 * abs(base):  # the recursion's rounding may leave a little
-            _set_lr(group, lr)
+            group["lr"] = put_number(group["lr"], lr)
     scheduler._last_lr = _lrs(scheduler.optimizer)
 
 
@@ -191,7 +184,7 @@ class _Plateau:
 
 def _to_initial_lr(optimizer: Optimizer) -> None:
     for group in optimizer.param_groups:
-        _set_lr(group, group["initial_lr"])
+        group["lr"] = put_number(group["lr"], group["initial_lr"])
 
 
 def _begin(part: Any) -> None:
@@ -337,12 +330,12 @@ class ChainedScheduler(_Composition, lr_scheduler.ChainedScheduler):
         groups = self.optimizer.param_groups
         for group, reduction in zip(groups, reductions, strict=True):
             if reduction > 0.0:
-                _set_lr(group, group["lr"] / reduction)
+                group["lr"] = put_number(group["lr"], group["lr"] / reduction)
         for link in self._schedulers:
             if not isinstance(link, _Plateau):
                 link.step()
         for group, reduction in zip(groups, reductions, strict=True):
-            _set_lr(group, group["lr"] * reduction)
+            group["lr"] = put_number(group["lr"], group["lr"] * reduction)
         before = _lrs(self.optimizer)
         for link in self._schedulers:
             if isinstance(link, _Plateau):

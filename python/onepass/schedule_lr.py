@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from ._native import unwrapped
+from ._native import put_number, unwrapped
 from .preview import Previewed
 from .schedules import (
     Schedule,
@@ -106,18 +106,11 @@ class _Driven:
                     )
         for group, value in zip(groups, values, strict=True):
             if self.index is None:
-                group[self.key] = _put(group[self.key], value)
+                group[self.key] = put_number(group[self.key], value)
             else:
                 held = list(group[self.key])
-                held[self.index] = _put(held[self.index], value)
+                held[self.index] = put_number(held[self.index], value)
                 group[self.key] = tuple(held)
-
-
-def _put(held: float | Tensor, value: float | Tensor) -> float | Tensor:
-    """A tensor stays the same tensor, which others (a captured graph) may hold, too."""
-    if isinstance(held, Tensor):
-        return held.fill_(value.squeeze() if isinstance(value, Tensor) else value)
-    return value
 
 
 class _RealSteps:
@@ -265,7 +258,7 @@ class ScheduleLR(Previewed, LRScheduler):
         lrs = list(self.get_lr())
         for number, (group, lr) in enumerate(zip(groups, lrs, strict=True)):
             if isinstance(held := group["lr"], Tensor):
-                _put(held, lr)
+                put_number(held, lr)
                 lrs[number] = held.clone()
             else:
                 group["lr"] = lr
@@ -345,7 +338,7 @@ class ScheduleLR(Previewed, LRScheduler):
                         stacklevel=2,
                     )
         self.base_lrs = [
-            _put(base.clone() if isinstance(base, Tensor) else base, saved)
+            put_number(base.clone() if isinstance(base, Tensor) else base, saved)
             for base, saved in zip(self.base_lrs, bases["lr"], strict=True)
         ]
         for driven in self._driven:

@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from ._native import put_number
+from .figure import axes_to_fill, figure_of
 from .progress import Bar
 from .restoring import restored
 
@@ -131,38 +132,21 @@ class LRRangeTest:
         Raises:
             ImportError: matplotlib is missing: ``pip install onepass[plots]``.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise ImportError("plots need matplotlib: pip install onepass[plots]") from error
-        size: dict[str, Any] = {"figsize": (7, 4), "layout": "constrained"}
-        shown = ax is None and path is None
-        if shown:
-            from matplotlib import pyplot
-
-            ax = pyplot.figure(**size).add_subplot()
-        elif ax is None:
-            ax = Figure(**size).add_subplot()
-        ax.plot(self.lrs, self.losses, color="#a9cbea", linewidth=1, label="loss of the batch")
-        ax.plot(self.lrs, self.smoothed, color="#2f6aa8", linewidth=2, label="smoothed")
-        for (method, lr), marker in zip(self.suggestions().items(), "osD", strict=False):
-            height = np.interp(lr, self.lrs, self.smoothed)
-            label = f"{method}: {lr:.1e}"
-            ax.plot(lr, height, marker, color="#cf3f54", markersize=8, markeredgecolor="white", label=label)
         finite = np.isfinite(self.smoothed)
         # Single batches may be far above the smoothed loss where it diverges; they are cut off.
         low, high = (self.losses[finite].min(), self.smoothed[finite].max()) if finite.any() else (0.0, 1.0)
         margin = 0.1 * (high - low) or 1.0
-        ax.set(xscale="log", xlabel="learning rate", ylabel="training loss", ylim=(low - margin, high + margin))
-        ax.grid(axis="y", color="0.9")
-        ax.legend(frameon=False)
-        figure = ax.get_figure(root=True)
-        assert figure is not None
-        if path is not None:
-            figure.savefig(path, dpi=110)
-        if shown:
-            pyplot.show()
-        return figure
+        with axes_to_fill(ax, path, figsize=(7, 4), dpi=110) as filled:
+            filled.plot(self.lrs, self.losses, color="#a9cbea", linewidth=1, label="loss of the batch")
+            filled.plot(self.lrs, self.smoothed, color="#2f6aa8", linewidth=2, label="smoothed")
+            for (method, lr), marker in zip(self.suggestions().items(), "osD", strict=False):
+                height = np.interp(lr, self.lrs, self.smoothed)
+                label = f"{method}: {lr:.1e}"
+                filled.plot(lr, height, marker, color="#cf3f54", markersize=8, markeredgecolor="white", label=label)
+            filled.set(xscale="log", xlabel="learning rate", ylabel="training loss", ylim=(low - margin, high + margin))
+            filled.grid(axis="y", color="0.9")
+            filled.legend(frameon=False)
+        return figure_of(filled)
 
 
 def _longest_fall(values: Floats) -> tuple[int, int]:

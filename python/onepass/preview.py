@@ -19,6 +19,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 
+from .figure import axes_to_fill, figure_of
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -209,40 +211,22 @@ def plot(
         labels = [type(scheduler).__name__ for scheduler in schedulers]
     if len(labels) != len(schedulers):
         raise ValueError(f"expected a label for each of {len(schedulers)} schedulers, but got {len(labels)}")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install onepass[plots]") from error
     assumed = None if metrics is None else list(islice(metrics, max(n - 1, 0)))  # each scheduler reads it anew
     tables = [preview(scheduler, n, assumed) for scheduler in schedulers]
 
-    figure: Any
-    shown = ax is None and path is None
-    if ax is None:
-        if shown:
-            from matplotlib import pyplot
-
-            figure = pyplot.figure(figsize=(6.4, 3.6), layout="constrained")
-        else:
-            figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-        ax = figure.add_subplot()
-        ax.grid(alpha=0.3)
-    else:
-        figure = ax.get_figure(root=True)
-    ax.set_xlabel("optimizer step")
-    ax.set_ylabel("learning rate")
-    for label, table in zip(labels, tables, strict=True):
-        if (table == table[:, :1]).all():
-            ax.plot(table[:, 0], label=label)
-        else:
-            for group, lrs in enumerate(table.T):
-                ax.plot(lrs, label=f"{label}, group {group}")
-    ax.legend()
-    if path is not None:
-        figure.savefig(path, dpi=120)
-    if shown:
-        pyplot.show()
-    return figure  # type: ignore[no-any-return]
+    with axes_to_fill(ax, path, figsize=(6.4, 3.6), dpi=120) as filled:
+        if ax is None:
+            filled.grid(alpha=0.3)
+        filled.set_xlabel("optimizer step")
+        filled.set_ylabel("learning rate")
+        for label, table in zip(labels, tables, strict=True):
+            if (table == table[:, :1]).all():
+                filled.plot(table[:, 0], label=label)
+            else:
+                for group, lrs in enumerate(table.T):
+                    filled.plot(lrs, label=f"{label}, group {group}")
+        filled.legend()
+    return figure_of(filled)
 
 
 class Previewed:

@@ -586,7 +586,7 @@ def test_plot_shows_curve_and_suggestions(tmp_path):
 
 def test_plot_without_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"pip install onepass\[plots\]"):
+    with pytest.raises(ImportError, match=r"pip install 'onepass\[plots\]'"):
         curve([10.0, 9.0, 5.0]).plot()
 
 

@@ -398,7 +398,7 @@ def test_plot_shown(monkeypatch):
 
 def test_plot_without_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"pip install onepass\[plots\]"):
+    with pytest.raises(ImportError, match=r"pip install 'onepass\[plots\]'"):
         OURS.ExponentialLR(optimizer(), 0.9).plot(5)
 
 

@@ -24,7 +24,7 @@ def axes_to_fill(
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install onepass[plots]") from error
+        raise ImportError("plots need matplotlib: pip install 'onepass[plots]'") from error
     options: dict[str, Any] = {"figsize": figsize, "layout": "constrained"}
     shown = ax is None and path is None
     if shown:

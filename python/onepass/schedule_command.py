@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .figure import axes_to_fill
 from .schedules import Schedule, parse
 
 if TYPE_CHECKING:
@@ -78,18 +79,14 @@ def _rates(schedule: Schedule, steps: int, lr: float) -> NDArray[np.float64]:
 
 
 def _draw(path: Path, rates: list[NDArray[np.float64]], labels: list[str], label: str) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
-    axes = figure.add_subplot()
-    for each, text in zip(rates, labels, strict=True):
-        axes.plot(np.arange(len(each)), each, label=text)
-    axes.set_xlabel("optimizer step")
-    axes.set_ylabel(label)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), prop={"family": "monospace", "size": 9})
-    figure.savefig(path, dpi=120)
+    with axes_to_fill(None, path, figsize=(7, 3.6), dpi=120) as axes:
+        for each, text in zip(rates, labels, strict=True):
+            axes.plot(np.arange(len(each)), each, label=text)
+        axes.set_xlabel("optimizer step")
+        axes.set_ylabel(label)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), prop={"family": "monospace", "size": 9})
 
 
 def main(args: argparse.Namespace) -> int:
@@ -104,10 +101,7 @@ def main(args: argparse.Namespace) -> int:
         if args.png is not None:
             _draw(args.png, rates, [repr(schedule) for schedule in schedules], label)
             return 0
-    except ImportError as error:
-        print(f"onepass schedule: {error}; install what --png needs: pip install 'onepass[plots]'", file=sys.stderr)
-        return 2
-    except (OSError, ValueError, ArithmeticError, MemoryError) as error:
+    except (ImportError, OSError, ValueError, ArithmeticError, MemoryError) as error:
         print(f"onepass schedule: {error}", file=sys.stderr)
         return 2
     for each, schedule in zip(rates, schedules, strict=True):

@@ -19,8 +19,9 @@ def script(name: str, folder: Path) -> Path:
 
 def assert_trained_by_kernels(printed: str, processes: int = 1, torchs: dict[str, int] | None = None) -> None:
     """`torchs` is what torch's code had stepped in that process before."""
-    losses = re.findall(r"loss ([\d.]+) -> ([\d.]+)$", printed, re.M)
-    stats = [ast.literal_eval(line) for line in re.findall(r"^\{'kernel'.*\}$", printed, re.M)]
+    # Processes that print at the same time may get their lines' ends mixed up.
+    losses = re.findall(r"loss (\d+\.\d{3}) -> (\d+\.\d{3})", printed)
+    stats = [ast.literal_eval(found) for found in re.findall(r"\{'kernel': \{.*?\}, 'torch': \{.*?\}\}", printed)]
     assert len(losses) == len(stats) == processes, printed
     for first, last in losses:
         assert float(last) < 0.5 * float(first)

@@ -11,17 +11,25 @@
 
 namespace onepass {
 
-// The operands of a rule, in this order: parameter, gradient, states. After them, of whatever rule, Lookahead's slow
-// weights.
+// The operands of a job: those of its rule (parameter, gradient, states), and the followers, for every rule.
 inline constexpr std::size_t kParam = 0;
 inline constexpr std::size_t kGrad = 1;
 inline constexpr std::size_t kFirstState = 2;
-inline constexpr std::size_t kSlow = kFirstState + kMaxStates;
-inline constexpr std::size_t kMaxOperands = kSlow + 1;
+inline constexpr std::size_t kMaxFollowers = 2;
+inline constexpr std::size_t kFirstFollower = kFirstState + kMaxStates;
+inline constexpr std::size_t kMaxOperands = kFirstFollower + kMaxFollowers;
 
 struct Operand {
   std::byte* data = nullptr;  // null: this step does not use this operand
   Format format = Format::float32;
+};
+
+// What happens to a follower f after the rule: f += weight * (p - f), where p is the parameter, and then, with
+// sets_param, p = f.
+struct Follower {
+  double weight = 0.0;
+  bool sets_param = false;
+  bool operator==(const Follower&) const = default;
 };
 
 // Where the elements lie when not all operands are packed in the same order. Strides are in elements.
@@ -38,9 +46,10 @@ struct Job {
   const Rows* rows = nullptr;       // null: all of the tensor; else these rows of parameter and states, row-major
   const void* constants = nullptr;  // the rule's `Constants<float>`, or `Constants<double>` if wide
   double grad_factor = 1.0;         // what gradients are multiplied by: 1 / loss scale, negative to maximize
-  double blend = 0.0;               // where there are slow weights: how far they go towards the parameter, 0 to 1
   bool wide = false;                // arithmetic in float64 rather than float32
   std::array<Operand, kMaxOperands> operands;
+  // Follower i is operand kFirstFollower + i, absent where that has no data. They are updated in this order.
+  std::array<Follower, kMaxFollowers> followers{};
 
   std::int64_t bytes_per_element() const {
     std::int64_t bytes = 0;

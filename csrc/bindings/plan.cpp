@@ -534,7 +534,7 @@ bool Plan::read_states(Reading& r) {
   if (!PyDict_Check(r.param.state)) fail(r.param, "its state is not a dict");
   for (std::size_t s = 0; s < state_names_.size() && !r.missing; ++s)
     if ((used >> s & 1) != 0 && !read_state(r, kFirstState + s, state_names_[s], state_labels_[s])) return false;
-  return !slow_ || r.missing || read_state(r, kSlow, names().slow_param, kSlowLabel);
+  return !slow_ || r.missing || read_state(r, kFirstFollower, names().slow_param, kSlowLabel);
 }
 
 bool Plan::read_state(Reading& r, std::size_t operand, const py::object& name, const std::string& what) {
@@ -733,9 +733,9 @@ Plan::Path Plan::read_param(Param& param, cuda::DeviceJob& device_job, int& devi
 
   param.blended = blend_ && job.rows == nullptr && blends();
   if (param.blended) {
-    job.blend = *blend_;
+    job.followers[0] = {.weight = *blend_, .sets_param = true};
   } else {  // read for the checks alone
-    job.operands[kSlow] = {};
+    job.operands[kFirstFollower] = {};
   }
   if (device_job.hyper == nullptr) {
     const std::size_t counters = info_.counts_steps ? 1 : 0;

@@ -320,20 +320,16 @@ ONEPASS_INLINE void apply(const typename Rule::template Constants<T>& constants,
   }
 }
 
-// Lookahead (Zhang et al. 2019, arXiv:1907.08610, algorithm 1), the end of a cycle: the slow weights go a part of the
-// way to where the rule has led the parameter, and the parameter begins anew from there. `param` holds elements
-// [begin, begin + n). One function for all rules; a call for each tile is nothing beside the tile.
+// Updates elements [begin, begin + n) of a job's followers. `param` holds these elements of the parameter
+// (followers.h).
 template <class T>
-[[gnu::noinline]] void look_ahead(const Job& job, std::int64_t begin, std::int64_t n, T* param) {
-  alignas(64) T tile[kTile<T>];
-  const Operand& operand = job.operands[kSlow];
-  const bool in_place = job.layout == nullptr && is_plain_array<T>(operand);
-  T* slow = in_place ? reinterpret_cast<T*>(operand.data) + begin : tile;
-  if (!in_place) decode(job, kSlow, begin, n, slow);
-  const Average<T> towards(1.0 - job.blend, job.blend);
-#pragma GCC ivdep
-  for (std::int64_t i = 0; i < n; ++i) param[i] = slow[i] = towards(slow[i], param[i]);
-  if (!in_place) encode(job, kSlow, begin, n, slow);
+void follow(const Job& job, std::int64_t begin, std::int64_t n, T* param);
+
+inline bool has_followers(const Job& job) {
+  const Operand* operands = job.operands.data();
+  for (std::size_t k = kFirstFollower; k < kMaxOperands; ++k)
+    if (operands[k].data != nullptr) return true;
+  return false;
 }
 
 // Asks for elements [begin, begin + n) of a packed operand.
@@ -356,6 +352,7 @@ void run_with(const Job& job, std::int64_t begin, std::int64_t end) {
     in_place[k] = (packed || (long_rows && k != kGrad)) && is_plain_array<T>(job.operands[k]);
   const auto constants = *static_cast<const typename Rule::template Constants<T>*>(job.constants);
   const T factor = static_cast<T>(job.grad_factor);
+  const bool followed = has_followers(job);
 
   std::int64_t n = 0;
   for (std::int64_t at = begin; at < end; at += n) {
@@ -375,7 +372,7 @@ void run_with(const Job& job, std::int64_t begin, std::int64_t end) {
       if (used(k) && !in_place[k]) decode(job, k, at, n, arrays[k]);
     }
     apply<Rule, T, Set>(constants, factor, arrays, n, std::make_index_sequence<Rule::state_names.size()>{});
-    if (job.operands[kSlow].data != nullptr) look_ahead(job, at, n, arrays[kParam]);
+    if (followed) follow(job, at, n, arrays[kParam]);
     for (std::size_t k = 0; k < operands; ++k)
       if (used(k) && k != kGrad && !in_place[k]) encode(job, k, at, n, arrays[k]);
   }

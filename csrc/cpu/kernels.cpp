@@ -4,6 +4,7 @@
 #include "cpu/driver.h"
 #include "cpu/factored_driver.h"
 #include "cpu/flat_kernels.h"
+#include "cpu/followers.h"
 #include "rules/all.h"
 
 namespace onepass::inline ONEPASS_TARGET {

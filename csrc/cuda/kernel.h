@@ -208,14 +208,16 @@ ONEPASS_INLINE void store_element(Format format, std::uint64_t data, std::int64_
 
 // -- the rule --------------------------------------------------------------------------------------------------------
 
-// Parameter, gradient, the rule's states, slow weights.
+// Parameter, gradient, the rule's states, and after these the followers.
 template <class Rule>
-inline constexpr int kOperands = static_cast<int>(kFirstState + Rule::state_names.size()) + 1;
+inline constexpr int kRuleOperands = static_cast<int>(kFirstState + Rule::state_names.size());
+template <class Rule>
+inline constexpr int kOperands = kRuleOperands<Rule> + static_cast<int>(kMaxFollowers);
 
 // Where in a row's operands the k-th of the kernel's stands.
 template <class Rule>
 ONEPASS_INLINE constexpr int operand_of(int k) {
-  return k + 1 < kOperands<Rule> ? k : static_cast<int>(kSlow);
+  return k < kRuleOperands<Rule> ? k : static_cast<int>(kFirstFollower) + (k - kRuleOperands<Rule>);
 }
 
 // What the threads of a block share: its row, and what it is made of.
@@ -224,7 +226,7 @@ struct Stepper {
   Row row;
   typename Rule::template Constants<T> constants;
   T factor;
-  double blend;
+  const Follower* followers;
   std::uint64_t data[kOperands<Rule>];  // addresses; 0: the row does not have it
 
   ONEPASS_INLINE bool has(int k) const { return data[k] != 0; }
@@ -242,27 +244,30 @@ struct Stepper {
     }(std::make_index_sequence<Rule::state_names.size()>{});
   }
 
-  // Lookahead's (see cpu/driver.h), after it.
-  ONEPASS_INLINE void look_ahead(T& slow, T& param) const {
-    if (!has(kOperands<Rule> - 1)) return;
-    const Average<T> towards(1.0 - blend, blend);
-    param = slow = flushed(towards(flushed(slow), param));
-  }
-
+  // The rule, and after it the followers (see cpu/followers.h).
   template <int Count>
   ONEPASS_INLINE void apply(T (&values)[kOperands<Rule>][Count]) const {
 #pragma unroll
-    for (int i = 0; i < Count; ++i) {
-      step_value(values, i);
-      look_ahead(values[kOperands<Rule> - 1][i], values[kParam][i]);
+    for (int i = 0; i < Count; ++i) step_value(values, i);
+#pragma unroll
+    for (int f = 0; f < static_cast<int>(kMaxFollowers); ++f) {
+      const int k = kRuleOperands<Rule> + f;
+      if (!has(k)) continue;
+      const Follower& follower = followers[f];
+      const Average<T> towards(1.0 - follower.weight, follower.weight);
+#pragma unroll
+      for (int i = 0; i < Count; ++i) {
+        values[k][i] = flushed(towards(flushed(values[k][i]), values[kParam][i]));
+        if (follower.sets_param) values[kParam][i] = values[k][i];
+      }
     }
   }
 
   // Steps so many vectors from element `begin` on, a share of them in this thread: parameter and gradient of one
-  // format, all states of one, everything aligned, no slow weights.
+  // format, all states of one, everything aligned, no followers.
   template <class Own, class States>
   ONEPASS_INLINE void step_vectors(std::int64_t begin, std::uint32_t vectors, std::uint32_t thread) const {
-    constexpr int operands = kOperands<Rule> - 1;
+    constexpr int operands = kRuleOperands<Rule>;
     constexpr int own_bytes = sizeof(typename Own::Storage) * kWidth<T>;
     constexpr int state_bytes = sizeof(typename States::Storage) * kWidth<T>;
     const auto is_own = [](int k) { return k < static_cast<int>(kFirstState); };
@@ -421,7 +426,7 @@ ONEPASS_INLINE void step_chunk(const TableType& table, std::uint32_t block, std:
   Stepper<Rule, T> stepper{.row = row,
                            .constants = constants_of<typename Rule::template Constants<T>>(table, row.constants),
                            .factor = static_cast<T>(factor),
-                           .blend = header.blend,
+                           .followers = header.followers,
                            .data = {}};
   const std::uint64_t* pointer = table.words + row.pointers;
 #pragma unroll

@@ -156,9 +156,10 @@ Access access_of(const Job& job) {
     return true;
   };
   const auto are = [&](Format own, Format states) {
-    return all(0, kFirstState, own) && all(kFirstState, kSlow, states);
+    return all(0, kFirstState, own) && all(kFirstState, kFirstFollower, states);
   };
-  if (job.operands[kSlow].data != nullptr) return Access::mixed;
+  for (std::size_t k = kFirstFollower; k < kMaxOperands; ++k)
+    if (job.operands[k].data != nullptr) return Access::mixed;
   if (job.wide) return are(Format::float64, Format::float64) ? Access::plain : Access::mixed;
   if (are(Format::float32, Format::float32)) return Access::plain;
   if (are(Format::bfloat16, Format::bfloat16)) return Access::bfloat16;
@@ -223,6 +224,13 @@ std::vector<std::uint64_t> constants_of(RuleId rule, const Job& job) {
   std::vector<std::uint64_t> words(constants_words(rule, job.wide));
   std::memcpy(words.data(), job.constants, info_of(rule).constants_size[job.wide ? 1 : 0]);
   return words;
+}
+
+// Whether what a table says of followers holds for those that this job has.
+bool follows_as(const Job& job, const Header& header) {
+  for (std::size_t i = 0; i < kMaxFollowers; ++i)
+    if (job.operands[kFirstFollower + i].data != nullptr && job.followers[i] != header.followers[i]) return false;
+  return true;
 }
 
 // -- launches --------------------------------------------------------------------------------------------------------
@@ -292,8 +300,7 @@ struct Step {
       const std::int64_t behind_head = std::max<std::int64_t>(job.length - row.phase, 1);
       const auto blocks = static_cast<std::uint64_t>((behind_head + common.chunk - 1) / common.chunk);
       // What a table says once has to hold for all of its rows.
-      const bool alike = std::abs(job.grad_factor) == header.grad_factor &&
-                         (job.operands[kSlow].data == nullptr || job.blend == header.blend) &&
+      const bool alike = std::abs(job.grad_factor) == header.grad_factor && follows_as(job, header) &&
                          (hyper != nullptr) == (header.workspace != 0);
       if (!alike || !reaches(constants, header) ||
           !rows.fits(pointers.size() + layout.size() + slot / sizeof(std::uint64_t), blocks))
@@ -301,7 +308,7 @@ struct Step {
       if (rows.empty()) {
         header = common;
         header.grad_factor = std::abs(job.grad_factor);
-        header.blend = job.blend;
+        std::ranges::copy(job.followers, header.followers);
         header.workspace = constants;
       }
       row.first_block = static_cast<std::uint32_t>(rows.blocks());

@@ -19,7 +19,7 @@ inline constexpr int kThreads = 256;  // of a block
 
 // Which way a row's elements are read and written.
 enum class Access : std::uint8_t {
-  // Vectors of formats that are known when the kernel is compiled, all of them aligned, without slow weights:
+  // Vectors of formats that are known when the kernel is compiled, all of them aligned, without followers:
   plain,            // all in the arithmetic type
   bfloat16,         // all in bfloat16; this and the following in float32 arithmetic alone
   float16,          // all in float16
@@ -68,14 +68,14 @@ struct Header {
   std::uint64_t workspace = 0;   // address of constants in the GPU's memory; 0: they are in the table
   std::uint64_t grad_scale = 0;  // addresses of GradScaler's two floats, or 0
   std::uint64_t found_inf = 0;
-  double grad_factor = 1.0;  // what gradients are multiplied by, but for the sign
-  double blend = 0.0;        // how far slow weights go towards the parameter, where a row has some
+  double grad_factor = 1.0;           // what gradients are multiplied by, but for the sign
+  Follower followers[kMaxFollowers];  // what happens to each follower that a row has
   std::uint32_t rows = 0;
   std::uint32_t blocks = 0;
   std::uint32_t chunk = 0;  // elements of a block
   std::uint32_t words = 0;  // in use
 };
-static_assert(sizeof(Header) == 56);
+static_assert(sizeof(Header) == 80);
 
 // Rows (or counters) first, then whatever they point to. Positions count words.
 template <std::size_t Bytes>

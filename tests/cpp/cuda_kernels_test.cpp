@@ -299,42 +299,57 @@ TEST_CASE("a dimension beyond the range of 32 bits") {
     }
 }
 
-// -- slow weights ----------------------------------------------------------------------------------------------------
+// -- followers -------------------------------------------------------------------------------------------------------
 
-TEST_CASE("slow weights after every setting") {
+TEST_CASE("followers after every setting") {
   for (const Setting& setting : kSettings) {
     std::vector<Problem> problems;
     for (const bool wide : {false, true})
       for (const Format format : {native(wide), Format::bfloat16})
-        for (const double blend : {0.0, 0.3, 0.5, 0.8, 1.0})
+        for (const Followers& followers : kFollowers)
           for (const std::int64_t length : {0, 1, 3, 4, 17, 1025})
             problems.push_back(
-                make_problem(setting, {length}, {.formats = all_of(format), .wide = wide, .blend = blend}));
+                make_problem(setting, {length}, {.formats = all_of(format), .wide = wide, .followers = followers}));
     check(problems);
   }
 }
 
-TEST_CASE("slow weights of every format and misalignment, beside every other") {
-  for (const bool wide : {false, true})
-    for (const Format param : kFormats)
-      for (const Format slow : kFormats) {
-        std::vector<Problem> problems;
-        for (std::uint64_t ahead = 0; ahead < 64; ++ahead) {
-          Spec spec{.formats = all_of(param), .wide = wide, .ahead = some_elements(ahead), .blend = 0.3};
-          spec.formats[kSlow] = slow;
-          problems.push_back(make_problem(setting_of("adam"), {70}, spec));
-        }
-        check(problems);
-      }
+TEST_CASE("followers of every weight and flag, one and two of them") {
+  std::vector<Problem> problems;
+  for (const Followers& followers : all_followers())
+    for (const bool wide : {false, true})
+      for (const Format format : {native(wide), Format::bfloat16})
+        for (const std::int64_t length : {0, 1, 6, 1030})
+          problems.push_back(make_problem(setting_of("lion, decay"), {length},
+                                          {.formats = all_of(format), .wide = wide, .followers = followers}));
+  check(problems);
 }
 
-TEST_CASE("slow weights in views") {
+TEST_CASE("followers of every format and misalignment, beside every other") {
+  for (const bool wide : {false, true})
+    for (const Format param : kFormats) {
+      std::vector<Problem> problems;
+      for (const Format first : kFormats)
+        for (const Format second : kFormats)
+          for (std::uint64_t ahead = 0; ahead < 64; ++ahead) {
+            Spec spec{.formats = all_of(param), .wide = wide, .ahead = some_elements(ahead)};
+            spec.formats[kFirstFollower] = first;
+            spec.formats[kFirstFollower + 1] = second;
+            spec.followers = {Follower{0.3, true}, Follower{0.9, false}};
+            problems.push_back(make_problem(setting_of("adam"), {70}, spec));
+          }
+      check(problems);
+    }
+}
+
+TEST_CASE("followers in views") {
   std::vector<Problem> problems;
   for (const View& view : kViews)
     for (const bool wide : {false, true})
-      problems.push_back(
-          make_problem(setting_of("sgd, nesterov"), view.shape,
-                       {.formats = all_of(native(wide)), .wide = wide, .strides = view.strides, .blend = 0.7}));
+      for (const Followers& followers : kFollowers)
+        problems.push_back(make_problem(
+            setting_of("sgd, nesterov"), view.shape,
+            {.formats = all_of(native(wide)), .wide = wide, .strides = view.strides, .followers = followers}));
   check(problems);
 }
 
@@ -351,7 +366,7 @@ TEST_CASE("tensors of all kinds in one step, in one table or in many") {
         spec.formats = all_of(native(spec.wide));
         if (random % 5 == 0) spec.formats[random % 4] = Format::bfloat16;
         if (random % 4 == 0) spec.ahead = some_elements(random);
-        if (random % 11 == 0) spec.blend = 0.4;
+        if (random % 11 == 0) spec.followers = kFollowers[random / 11 % std::size(kFollowers)];
         const auto rows = static_cast<std::int64_t>(random >> 8 & 31U);
         if (random % 13 == 0) spec.strides[kGrad] = {1, rows};
         problems.push_back(make_problem(setting_of(settings[random % 3]), {rows, i % 100 == 0 ? 700 : 7}, spec));

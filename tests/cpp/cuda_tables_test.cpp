@@ -189,7 +189,8 @@ bool is_of(const Known& known, const Job& job) {
   for (std::size_t k = 0; k < kMaxOperands; ++k)
     if (job.operands[k].data != nullptr && job.operands[k].format != (k < kFirstState ? known.own : known.states))
       return false;
-  return known.wide == job.wide && job.operands[kSlow].data == nullptr;
+  return known.wide == job.wide && job.operands[kFirstFollower].data == nullptr &&
+         job.operands[kFirstFollower + 1].data == nullptr;
 }
 
 // Vectors where these are narrow enough, begun where most bytes are aligned.
@@ -246,7 +247,8 @@ void check_row(const Launch& launch, std::size_t number, const DeviceJob& device
   }
 
   CHECK((row.maximize != 0 ? -header.grad_factor : header.grad_factor) == job.grad_factor);
-  if (job.operands[kSlow].data != nullptr) CHECK(header.blend == job.blend);
+  for (std::size_t i = 0; i < kMaxFollowers; ++i)
+    if (job.operands[kFirstFollower + i].data != nullptr) CHECK((header.followers[i] == job.followers[i]));
 
   if (device_job.hyper != nullptr) {
     CHECK(header.workspace + row.constants * sizeof(std::uint64_t) == slot);
@@ -270,8 +272,10 @@ void check_row(const Launch& launch, std::size_t number, const DeviceJob& device
 
 // Whether a row may stand in a table beside the first one.
 bool are_alike(const DeviceJob& first, const DeviceJob& other) {
+  for (std::size_t i = 0; i < kMaxFollowers; ++i)
+    if (other.job.operands[kFirstFollower + i].data != nullptr && first.job.followers[i] != other.job.followers[i])
+      return false;
   return std::fabs(first.job.grad_factor) == std::fabs(other.job.grad_factor) &&
-         (other.job.operands[kSlow].data == nullptr || first.job.blend == other.job.blend) &&
          (first.hyper != nullptr) == (other.hyper != nullptr);
 }
 
@@ -472,11 +476,10 @@ TEST_CASE("layouts of as many dimensions as torch has") {
   Model model(RuleId::adam, kMaxStates);
   for (int i = 0; i < 50; ++i) {
     Job& job = model.add(1000).job;
-    job.operands[kSlow] = {model.place(), Format::float32};
-    job.blend = 0.5;
+    for (std::size_t k = kFirstFollower; k < kMaxOperands; ++k) job.operands[k] = {model.place(), Format::float32};
     job.layout = model.add_layout(64);
   }
-  CHECK(step(model).size() == 8);  // 7 of some 530 words each in a table
+  CHECK(step(model).size() == 9);  // 6 of some 590 words each in a table
 }
 
 TEST_CASE("as many blocks as a launch can have") {
@@ -508,11 +511,11 @@ TEST_CASE("more empty tensors that count than a position can tell") {
 
 TEST_CASE("jobs that differ in what a table says once go to tables of their own") {
   Model model = adam();
-  const auto add = [&](double factor, bool has_slow, double blend) {
+  const auto add = [&](double factor, bool has_follower, double weight) {
     Job& job = model.add(100).job;
     job.grad_factor = factor;
-    job.blend = blend;
-    if (has_slow) job.operands[kSlow] = {model.place(), Format::float32};
+    job.followers[0] = {.weight = weight, .sets_param = true};
+    if (has_follower) job.operands[kFirstFollower] = {model.place(), Format::float32};
   };
   const auto launches = [&] { return step(model).size(); };
   add(1.0, true, 0.5);
@@ -533,6 +536,35 @@ TEST_CASE("jobs that differ in what a table says once go to tables of their own"
   model.add_group();
   add(0.5, true, 0.7);
   CHECK(launches() == 6);
+}
+
+TEST_CASE("followers of other weights and flags go to tables of their own") {
+  struct Each {
+    Followers followers;
+    std::size_t launches;  // of this row and those before it
+  };
+  const Each table[] = {
+      {{Follower{0.3, true}, Follower{0.1, false}}, 1},
+      {{}, 1},                                            // has none
+      {{std::nullopt, Follower{0.1, false}}, 1},          // as the first row's
+      {{Follower{0.3, true}}, 1},                         //
+      {{Follower{0.3, false}}, 2},                        // another flag
+      {{Follower{0.4, false}}, 3},                        // another weight
+      {{Follower{0.4, false}, Follower{0.1, false}}, 4},  // the table says nothing of a second one
+      {{Follower{0.4, false}, Follower{0.1, true}}, 5},
+      {{Follower{0.4, false}, Follower{0.2, true}}, 6},
+      {{Follower{0.4, false}, Follower{0.2, true}}, 6},
+  };
+  Model model = adam();
+  for (const auto& [followers, launches] : table) {
+    Job& job = model.add(100).job;
+    for (std::size_t i = 0; i < kMaxFollowers; ++i) {
+      if (!followers[i]) continue;
+      job.followers[i] = *followers[i];
+      job.operands[kFirstFollower + i] = {model.place(), Format::float32};
+    }
+    CHECK(step(model).size() == launches);
+  }
 }
 
 TEST_CASE("the sign of a factor of zero") {
@@ -592,8 +624,10 @@ TEST_CASE("models of everything") {
         operand.format = formats[one_of(formats.size())];
         operand.data += onepass::size_of(operand.format) * one_of(3);
       }
-      if (one_of(20) == 0) job.operands[kSlow] = {model.place(), Format::float32};
-      if (one_of(20) == 0) job.blend = 0.5;
+      for (std::size_t k = kFirstFollower; k < kMaxOperands; ++k)
+        if (one_of(20) == 0) job.operands[k] = {model.place(), Format::float32};
+      for (Follower& follower : job.followers)
+        if (one_of(20) == 0) follower = {.weight = 0.5, .sets_param = one_of(2) == 0};
       if (one_of(20) == 0) job.grad_factor = one_of(2) == 0 ? -1.0 : 0.25;
       if (one_of(10) == 0) job.layout = model.add_layout(2 + one_of(30));
     }

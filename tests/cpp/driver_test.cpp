@@ -136,64 +136,122 @@ TEST_CASE("every pair of dimension orders, element by element and at once") {
   }
 }
 
-// -- slow weights ----------------------------------------------------------------------------------------------------
+// -- followers -------------------------------------------------------------------------------------------------------
 
-TEST_CASE("slow weights after every setting") {
+TEST_CASE("followers after every setting") {
   for (const Setting& setting : kSettings)
     for (const bool wide : {false, true})
       for (const Format format : {native(wide), Format::bfloat16})
-        for (const double blend : {0.0, 0.3, 0.5, 0.8, 1.0})
+        for (const Followers& followers : kFollowers)
           for (const std::int64_t length : {0, 1, 17, 511, 1024, 1025, 2049})
-            check(make_problem(setting, {length}, {.formats = all_of(format), .wide = wide, .blend = blend}));
+            check(make_problem(setting, {length}, {.formats = all_of(format), .wide = wide, .followers = followers}));
 }
 
-TEST_CASE("slow weights of every format and misalignment, beside every other") {
+TEST_CASE("followers of every weight and flag, one and two of them") {
+  for (const Followers& followers : all_followers())
+    for (const bool wide : {false, true})
+      for (const Format format : {native(wide), Format::bfloat16})
+        for (const std::int64_t length : {0, 1, 17, 1025})
+          check(make_problem(setting_of("lion, decay"), {length},
+                             {.formats = all_of(format), .wide = wide, .followers = followers}));
+}
+
+TEST_CASE("followers of every format and misalignment, beside every other") {
   constexpr std::array formats{Format::float32, Format::float64, Format::bfloat16, Format::float16};
   for (const Format param : formats)
-    for (const Format slow : formats)
-      for (const bool wide : {false, true})
-        for (std::size_t misalignment = 0; misalignment < 64; misalignment += 3) {
-          Spec spec{.formats = all_of(param), .wide = wide, .misalignment = misalignment, .stagger = 1, .blend = 0.3};
-          spec.formats[kSlow] = slow;
-          check(make_problem(setting_of("adam"), {1030}, spec), 512);
-        }
+    for (const Format first : formats)
+      for (const Format second : formats)
+        for (const bool wide : {false, true})
+          for (std::size_t misalignment = 0; misalignment < 64; misalignment += 7) {
+            Spec spec{.formats = all_of(param), .wide = wide, .misalignment = misalignment, .stagger = 1};
+            spec.formats[kFirstFollower] = first;
+            spec.formats[kFirstFollower + 1] = second;
+            spec.followers = {Follower{0.3, true}, Follower{0.9, false}};
+            check(make_problem(setting_of("adam"), {1030}, spec), 512);
+          }
 }
 
-TEST_CASE("slow weights in views, whole and in pieces") {
+TEST_CASE("followers in views, whole and in pieces") {
   for (const View& view : kViews) {
     CAPTURE(view.what);
     for (const bool wide : {false, true}) {
-      const Problem problem =
-          make_problem(setting_of("sgd, nesterov"), view.shape,
-                       {.formats = all_of(native(wide)), .wide = wide, .strides = view.strides, .blend = 0.7});
-      for (const std::int64_t piece : {std::int64_t{1} << 40, std::int64_t{1024}, std::int64_t{131}})
-        check(problem, piece);
+      for (const Followers& followers : kFollowers) {
+        const Problem problem = make_problem(
+            setting_of("sgd, nesterov"), view.shape,
+            {.formats = all_of(native(wide)), .wide = wide, .strides = view.strides, .followers = followers});
+        for (const std::int64_t piece : {std::int64_t{1} << 40, std::int64_t{1024}, std::int64_t{131}})
+          check(problem, piece);
+      }
     }
   }
 }
 
 // What is exact does not hang on a reference: the ends of the range, and a half way between powers of two.
-TEST_CASE("where slow weights go") {
+TEST_CASE("where a follower goes") {
   const Setting still{"sgd, lr = 0", RuleId::sgd, {0, 0, 0, 0, 0}, 2};
   struct {
-    double param, slow, blend, want;
+    double param, follower, weight, want;
   } const table[] = {
       {3.0, 0.1f, 0.0, 0.1f}, {0.1f, 1e8, 1.0, 0.1f}, {4.0, 2.0, 0.5, 3.0},
       {1.0, 5.0, 0.25, 4.0},  {1.0, 5.0, 0.75, 2.0},
   };
-  for (const auto& row : table) {
-    for (const bool wide : {false, true}) {
-      Problem problem = make_problem(still, {100}, {.formats = all_of(native(wide)), .wide = wide, .blend = row.blend});
-      Problem want = problem;
-      for (std::int64_t i = 0; i < 100; ++i) {
-        store(problem.tensors[kParam], i, row.param);
-        store(problem.tensors[kSlow], i, row.slow);
-        store(want.tensors[kParam], i, row.want);
-        store(want.tensors[kSlow], i, row.want);
+  for (const auto& row : table)
+    for (const bool sets_param : {false, true})
+      for (const bool wide : {false, true}) {
+        Problem problem = make_problem(
+            still, {100},
+            {.formats = all_of(native(wide)), .wide = wide, .followers = {Follower{row.weight, sets_param}}});
+        Problem want = problem;
+        for (std::int64_t i = 0; i < 100; ++i) {
+          store(problem.tensors[kParam], i, row.param);
+          store(problem.tensors[kFirstFollower], i, row.follower);
+          store(want.tensors[kParam], i, sets_param ? row.want : row.param);
+          store(want.tensors[kFirstFollower], i, row.want);
+        }
+        for (const Isa& isa : supported_isas()) CHECK(difference(stepped(isa, problem, 1000), want) == "");
       }
-      for (const Isa& isa : supported_isas()) CHECK(difference(stepped(isa, problem, 1000), want) == "");
+}
+
+// The parameter 1 and followers 5 and 9, halfway: which the second one follows is told by its neighbour's flag.
+TEST_CASE("followers are updated in their order") {
+  const Setting still{"sgd, lr = 0", RuleId::sgd, {0, 0, 0, 0, 0}, 2};
+  struct {
+    bool first_sets, second_sets;
+    double param, first, second;
+  } const table[] = {{false, false, 1.0, 3.0, 5.0},
+                     {true, false, 3.0, 3.0, 6.0},
+                     {false, true, 5.0, 3.0, 5.0},
+                     {true, true, 6.0, 3.0, 6.0}};
+  for (const auto& row : table) {
+    Problem problem =
+        make_problem(still, {100}, {.followers = {Follower{0.5, row.first_sets}, Follower{0.5, row.second_sets}}});
+    Problem want = problem;
+    for (std::int64_t i = 0; i < 100; ++i) {
+      store(problem.tensors[kParam], i, 1.0);
+      store(problem.tensors[kFirstFollower], i, 5.0);
+      store(problem.tensors[kFirstFollower + 1], i, 9.0);
+      store(want.tensors[kParam], i, row.param);
+      store(want.tensors[kFirstFollower], i, row.first);
+      store(want.tensors[kFirstFollower + 1], i, row.second);
     }
+    for (const Isa& isa : supported_isas()) CHECK(difference(stepped(isa, problem, 1000), want) == "");
   }
+}
+
+// A bfloat16 parameter holds 1 + 2^-10 as 1; its float32 follower takes the sum as it was before that.
+TEST_CASE("a follower is updated from the parameter before it is rounded to its format") {
+  const Setting adding{"sgd, lr = 2^-10", RuleId::sgd, {0x1p-10, 0, 0, 0, 0}, 2};
+  Spec spec{.followers = {Follower{1.0, false}}};
+  spec.formats[kParam] = Format::bfloat16;
+  Problem problem = make_problem(adding, {100}, spec);
+  for (std::int64_t i = 0; i < 100; ++i) {
+    store(problem.tensors[kParam], i, 1.0);
+    store(problem.tensors[kGrad], i, -1.0);
+    store(problem.tensors[kFirstFollower], i, 0.0);
+  }
+  Problem want = problem;
+  for (std::int64_t i = 0; i < 100; ++i) store(want.tensors[kFirstFollower], i, 1.0 + 0x1p-10);
+  for (const Isa& isa : supported_isas()) CHECK(difference(stepped(isa, problem, 1000), want) == "");
 }
 
 // -- promises --------------------------------------------------------------------------------------------------------

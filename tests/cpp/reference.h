@@ -129,6 +129,9 @@ inline double number(std::uint64_t seed) {
   return (bits >> 8 & 1U) != 0U ? magnitude : -magnitude;
 }
 
+// Follower i, where there is one.
+using Followers = std::array<std::optional<Follower>, kMaxFollowers>;
+
 struct Spec {
   std::array<Format, kMaxOperands> formats{};  // float32
   bool wide = false;
@@ -137,7 +140,32 @@ struct Spec {
   std::size_t stagger = 0;                             // and by how much more for each further operand,
   std::array<std::size_t, kMaxOperands> ahead{};       // and elements before each of them
   std::array<std::vector<std::int64_t>, 3> strides{};  // of parameter, gradient, and every state; empty: packed
-  std::optional<double> blend{};                       // with slow weights, and how far they go
+  Followers followers{};                               // the first has the states' strides, the second the parameter's
+};
+
+// Each alone and in either place, and two in every order of flags, with weights from 0 to 1.
+inline std::vector<Followers> all_followers() {
+  std::vector<Followers> all;
+  constexpr double weights[] = {0.0, 0.3, 0.5, 0.8, 1.0};
+  for (const bool sets_param : {false, true})
+    for (const double weight : weights) {
+      all.push_back({Follower{weight, sets_param}});
+      all.push_back({std::nullopt, Follower{weight, sets_param}});
+      for (const bool second_sets : {false, true})
+        for (const double second : weights)
+          all.push_back({Follower{weight, sets_param}, Follower{second, second_sets}});
+    }
+  return all;
+}
+
+// Some of them, for what does not hang on the weights.
+inline const Followers kFollowers[] = {
+    {Follower{0.3, true}},
+    {std::nullopt, Follower{0.7, false}},
+    {Follower{0.3, true}, Follower{0.8, false}},
+    {Follower{0.8, false}, Follower{0.3, true}},
+    {Follower{0.7, false}, Follower{0.4, false}},
+    {Follower{0.6, true}, Follower{0.2, true}},
 };
 
 inline std::array<Format, kMaxOperands> all_of(Format format) {
@@ -179,12 +207,13 @@ struct Problem {
   std::vector<std::int64_t> shape;
   bool wide = false;
   double grad_factor = 1.0;
-  std::optional<double> blend;
+  Followers followers;
   std::vector<Tensor> tensors;
 };
 
 inline bool uses(const Problem& problem, std::size_t operand) {
-  return operand == kSlow ? problem.blend.has_value() : uses(problem.setting, operand);
+  return operand >= kFirstFollower ? problem.followers[operand - kFirstFollower].has_value()
+                                   : uses(problem.setting, operand);
 }
 
 inline std::int64_t length_of(const Problem& problem) {
@@ -216,7 +245,7 @@ inline std::int64_t offset_of(const std::vector<std::int64_t>& index, const std:
 
 // Whether an operand holds squares or sizes.
 inline bool never_negative(const Setting& setting, std::size_t operand) {
-  if (operand < kFirstState || operand == kSlow) return false;
+  if (operand < kFirstState || operand >= kFirstFollower) return false;
   const std::string_view name = info_of(setting.rule).state_names[operand - kFirstState];
   static constexpr std::string_view names[] = {"acc_delta",  "exp_avg_sq", "exp_inf", "max_exp_avg_sq",
                                                "square_avg", "step_size",  "sum"};
@@ -224,13 +253,14 @@ inline bool never_negative(const Setting& setting, std::size_t operand) {
 }
 
 inline Problem make_problem(const Setting& setting, std::vector<std::int64_t> shape, const Spec& spec = {}) {
-  Problem problem{setting, std::move(shape), spec.wide, spec.grad_factor, spec.blend, {}};
-  const std::size_t operands = spec.blend ? kMaxOperands : operands_of(setting);
+  Problem problem{setting, std::move(shape), spec.wide, spec.grad_factor, spec.followers, {}};
+  const bool followed = std::ranges::any_of(spec.followers, [](const auto& each) { return each.has_value(); });
+  const std::size_t operands = followed ? kMaxOperands : operands_of(setting);
   for (std::size_t k = 0; k < operands; ++k) {
     Tensor& tensor = problem.tensors.emplace_back();
     if (!uses(problem, k)) continue;
     tensor.format = spec.formats[k];
-    const auto& strides = spec.strides[std::min<std::size_t>(k, kFirstState)];
+    const auto& strides = spec.strides[k > kFirstFollower ? kParam : std::min<std::size_t>(k, kFirstState)];
     tensor.strides = strides.empty() ? packed(problem.shape) : strides;
     std::int64_t elements = 0;
     for_each_index(problem.shape,
@@ -261,7 +291,7 @@ class BoundJob {
     job_.length = length_of(problem);
     job_.constants = constants_.data();
     job_.grad_factor = problem.grad_factor;
-    job_.blend = problem.blend.value_or(0.0);
+    for (std::size_t i = 0; i < kMaxFollowers; ++i) job_.followers[i] = problem.followers[i].value_or(Follower{});
     job_.wide = problem.wide;
   }
   BoundJob(const BoundJob&) = delete;
@@ -290,11 +320,15 @@ template <class Rule, class T>
     [&]<std::size_t... I>(std::index_sequence<I...>) {
       Rule::update(constants, values[kParam], gradient, values[kFirstState + I]...);
     }(states);
-    if (problem.blend) {
+    for (std::size_t i = 0; i < kMaxFollowers; ++i) {
+      if (!problem.followers[i]) continue;
+      const auto [weight, sets_param] = *problem.followers[i];
+      T& param = values[kParam];
+      T& follower = values[kFirstFollower + i];
       // From the nearer of the two, so that at 0 and 1 each is itself.
-      const T alpha = T(*problem.blend), rest = T(1.0 - *problem.blend), gap = values[kParam] - values[kSlow];
-      values[kSlow] = alpha < T(0.5) ? values[kSlow] + alpha * gap : values[kParam] - rest * gap;
-      values[kParam] = values[kSlow];
+      const T part = T(weight), rest = T(1.0 - weight), gap = param - follower;
+      follower = part < T(0.5) ? follower + part * gap : param - rest * gap;
+      if (sets_param) param = follower;
     }
     for (std::size_t k = 0; k < operands; ++k)
       if (k != kGrad && uses(problem, k))

@@ -178,14 +178,14 @@ template <class T>
       element = first ? value : element + value;
     }
   }
-  Spec spec{.wide = whole.wide, .grad_factor = whole.grad_factor};
+  Spec spec{.wide = whole.wide, .grad_factor = whole.grad_factor, .followers = whole.followers};
   for (std::size_t k = 0; k < whole.tensors.size(); ++k) spec.formats[k] = whole.tensors[k].format;
   spec.formats[kGrad] = sizeof(T) == 8 ? Format::float64 : Format::float32;
   for (const auto& [row, sum] : sums) {
     Problem one = make_problem(whole.setting, {length}, spec);
     const auto copy = [&](bool back) {
       for (std::size_t k = 0; k < whole.tensors.size(); ++k) {
-        if (k == kGrad || !uses(whole.setting, k)) continue;
+        if (k == kGrad || !uses(whole, k)) continue;
         const std::size_t bytes = static_cast<std::size_t>(length) * size_of(whole.tensors[k].format);
         std::byte* const there = whole.tensors[k].at(row * length);
         std::byte* const here = one.tensors[k].at(0);
@@ -249,6 +249,15 @@ TEST_CASE("every mix of formats, of short rows and of long ones") {
     for (const std::int64_t length : {5, 80})
       check(make_sparse(setting_of("sparse_adam"), 60, length, some_rows(50, 60), spec));
   }
+}
+
+TEST_CASE("followers of the touched rows") {
+  for (const Followers& followers : kFollowers)
+    for (const Format format : {Format::float32, Format::bfloat16})
+      for (const std::int64_t length : {3, 70})
+        check(make_sparse(setting_of("sparse_adam"), 12, length, kUnsorted,
+                          {.formats = all_of(format), .followers = followers}),
+              {1, 64, 1024});
 }
 
 TEST_CASE("any piece of the touched elements") {

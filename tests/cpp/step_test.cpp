@@ -74,7 +74,8 @@ std::vector<Problem> model(const Setting& setting) {
   add({50'001}, {.formats = {float64, float64, float64, float64, float64}, .wide = true});
   for (std::int64_t length = 0; length < 500; ++length) add({length % 37});
   add({123'457}, {.formats = {float32, float16, bfloat16}, .grad_factor = -0.25});
-  add({200'001}, {.blend = 0.3});
+  add({200'001}, {.followers = {Follower{0.3, true}}});
+  add({150'001}, {.followers = {Follower{0.9, false}, Follower{0.3, true}}});
   add({600'000});
   add({0});
   return problems;

@@ -1,8 +1,9 @@
 #include "bindings/factored_plan.h"
 
 #include <array>
-#include <limits>
+#include <cmath>
 
+#include "formats/with_format.h"
 #include "layout.h"
 
 namespace onepass {
@@ -15,17 +16,7 @@ constexpr unsigned kOfVector = 0b100;
 
 // The distance from 1 to the next number.
 double epsilon_of(Format format) {
-  switch (format) {
-    case Format::float64:
-      return std::numeric_limits<double>::epsilon();
-    case Format::float32:
-      return std::numeric_limits<float>::epsilon();
-    case Format::bfloat16:
-      return 0x1p-7;
-    case Format::float16:
-      return 0x1p-10;
-  }
-  return 0.0;
+  return with_format(format, []<class Codec>(Codec) { return std::ldexp(1.0, 1 - Codec::kSignificantBits); });
 }
 
 }  // namespace

@@ -3,8 +3,9 @@
 
 #include <cstdint>
 
-#include "cpu/driver.h"
+#include "cpu/convert.h"
 #include "cpu/factored.h"
+#include "cpu/runs.h"
 #include "cpu/sums.h"
 #include "rules/adafactor.h"
 #include "target.h"

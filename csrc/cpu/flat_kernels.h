@@ -6,8 +6,9 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "cpu/driver.h"
+#include "cpu/convert.h"
 #include "cpu/flat.h"
+#include "cpu/runs.h"
 #include "cpu/sums.h"
 #include "rules/math.h"
 #include "target.h"

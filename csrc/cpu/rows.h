@@ -2,7 +2,7 @@
 //
 // A sparse gradient is a list of entries. Its indices name a place in the first dimensions of the parameter; what the
 // remaining ones span there, one element at least, is called a row, and the entry has a value for each of its elements.
-// Several entries may name the same row: the gradient is their sum. Adding them up is left to the step (driver.h),
+// Several entries may name the same row: the gradient is their sum. Adding them up is left to the step (tile.h),
 // which reads every value once and writes no coalesced gradient; here they are put in order.
 #pragma once
 

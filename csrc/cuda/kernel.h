@@ -11,10 +11,7 @@
 #include <utility>
 
 #include "cuda/table.h"
-#include "formats/bfloat16.h"
-#include "formats/float16.h"
-#include "formats/float32.h"
-#include "formats/float64.h"
+#include "formats/with_format.h"
 #include "rules/math.h"
 #include "target.h"
 
@@ -157,26 +154,13 @@ ONEPASS_INLINE void encode_as(const T* values, Vector& vector) {
 
 template <class T>
 ONEPASS_INLINE void decode(Format format, const Vector& vector, T* values) {
-  switch (format) {
-#define ONEPASS_X(name, Type) \
-  case Format::name:          \
-    return decode_as<Type>(vector, values);
-    ONEPASS_FORMATS(ONEPASS_X)
-#undef ONEPASS_X
-  }
+  with_format(format, [&]<class Codec>(Codec) { decode_as<Codec>(vector, values); });
 }
 
 template <class T>
 ONEPASS_INLINE Vector encode(Format format, const T* values) {
   Vector vector;
-  switch (format) {
-#define ONEPASS_X(name, Type)        \
-  case Format::name:                 \
-    encode_as<Type>(values, vector); \
-    break;
-    ONEPASS_FORMATS(ONEPASS_X)
-#undef ONEPASS_X
-  }
+  with_format(format, [&]<class Codec>(Codec) { encode_as<Codec>(values, vector); });
   return vector;
 }
 
@@ -184,26 +168,16 @@ ONEPASS_INLINE Vector encode(Format format, const T* values) {
 
 template <class T>
 ONEPASS_INLINE T load_element(Format format, std::uint64_t data, std::int64_t at) {
-  switch (format) {
-#define ONEPASS_X(name, Type) \
-  case Format::name:          \
-    return Type::template decode<T>(at_address<const typename Type::Storage>(data)[at]);
-    ONEPASS_FORMATS(ONEPASS_X)
-#undef ONEPASS_X
-  }
-  return T(0);
+  return with_format(format, [&]<class Codec>(Codec) {
+    return Codec::template decode<T>(at_address<const typename Codec::Storage>(data)[at]);
+  });
 }
 
 template <class T>
 ONEPASS_INLINE void store_element(Format format, std::uint64_t data, std::int64_t at, T value) {
-  switch (format) {
-#define ONEPASS_X(name, Type)                                                       \
-  case Format::name:                                                                \
-    at_address<typename Type::Storage>(data)[at] = Type::template encode<T>(value); \
-    return;
-    ONEPASS_FORMATS(ONEPASS_X)
-#undef ONEPASS_X
-  }
+  with_format(format, [&]<class Codec>(Codec) {
+    at_address<typename Codec::Storage>(data)[at] = Codec::template encode<T>(value);
+  });
 }
 
 // -- the rule --------------------------------------------------------------------------------------------------------

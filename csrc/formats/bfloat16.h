@@ -11,6 +11,7 @@ namespace onepass::inline ONEPASS_TARGET {
 
 struct BFloat16 {
   using Storage = std::uint16_t;
+  static constexpr int kSignificantBits = 8;
 
   template <class T>
   ONEPASS_INLINE static T decode(Storage value) {

@@ -14,6 +14,7 @@ namespace onepass::inline ONEPASS_TARGET {
 
 struct Float16 {
   using Storage = std::uint16_t;
+  static constexpr int kSignificantBits = 11;
 
   template <class T>
   ONEPASS_INLINE static T decode(Storage value) {

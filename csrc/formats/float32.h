@@ -7,6 +7,7 @@ namespace onepass::inline ONEPASS_TARGET {
 
 struct Float32 {
   using Storage = float;
+  static constexpr int kSignificantBits = 24;
   template <class T>
   ONEPASS_INLINE static T decode(Storage value) {
     return static_cast<T>(value);

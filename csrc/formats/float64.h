@@ -7,6 +7,7 @@ namespace onepass::inline ONEPASS_TARGET {
 
 struct Float64 {
   using Storage = double;
+  static constexpr int kSignificantBits = 53;
   template <class T>
   ONEPASS_INLINE static T decode(Storage value) {
     return static_cast<T>(value);

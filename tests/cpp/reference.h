@@ -16,10 +16,7 @@
 
 #include "cases.h"
 #include "cpu/fpmode.h"
-#include "formats/bfloat16.h"
-#include "formats/float16.h"
-#include "formats/float32.h"
-#include "formats/float64.h"
+#include "formats/with_format.h"
 #include "job.h"
 #include "layout.h"
 
@@ -89,26 +86,12 @@ void store(std::byte* to, T value) {
 
 template <class T>
 T load(Tensor& tensor, std::int64_t offset) {
-  switch (tensor.format) {
-#define ONEPASS_X(name, Type) \
-  case Format::name:          \
-    return load<Type, T>(tensor.at(offset));
-    ONEPASS_FORMATS(ONEPASS_X)
-#undef ONEPASS_X
-  }
-  return T(0);
+  return with_format(tensor.format, [&]<class Codec>(Codec) { return load<Codec, T>(tensor.at(offset)); });
 }
 
 template <class T>
 void store(Tensor& tensor, std::int64_t offset, T value) {
-  switch (tensor.format) {
-#define ONEPASS_X(name, Type)                 \
-  case Format::name:                          \
-    store<Type, T>(tensor.at(offset), value); \
-    break;
-    ONEPASS_FORMATS(ONEPASS_X)
-#undef ONEPASS_X
-  }
+  with_format(tensor.format, [&]<class Codec>(Codec) { store<Codec, T>(tensor.at(offset), value); });
 }
 
 // -- problems --------------------------------------------------------------------------------------------------------

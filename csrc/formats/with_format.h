@@ -1,0 +1,30 @@
+// From a Format at run time to its codec at compile time.
+#pragma once
+
+#include "formats/bfloat16.h"
+#include "formats/float16.h"
+#include "formats/float32.h"
+#include "formats/float64.h"
+#include "formats/format.h"
+#include "target.h"
+
+namespace onepass::inline ONEPASS_TARGET {
+
+#define ONEPASS_X(name, Codec, bytes) static_assert(sizeof(Codec::Storage) == bytes);
+ONEPASS_FORMATS(ONEPASS_X)
+#undef ONEPASS_X
+
+// Returns visit(codec), where `codec` is an object of the format's codec type: `[&]<class Codec>(Codec) { ... }`.
+template <class Visit>
+ONEPASS_INLINE constexpr decltype(auto) with_format(Format format, Visit&& visit) {
+  switch (format) {
+#define ONEPASS_X(name, Codec, bytes) \
+  case Format::name:                  \
+    return visit(Codec{});
+    ONEPASS_FORMATS(ONEPASS_X)
+#undef ONEPASS_X
+  }
+  __builtin_unreachable();
+}
+
+}  // namespace onepass::inline ONEPASS_TARGET

@@ -841,7 +841,7 @@ def test_a_step_that_fails_does_not_count(kind):
     assert everything(optimizer) == before
     assert step_of(optimizer) == 2
     if kind is onepass.SGD:  # and nothing is left of it
-        assert "_turn" not in vars(optimizer.optimizer)
+        assert "_slow_weight_update" not in vars(optimizer.optimizer)
 
 
 def test_it_is_an_optimizer_with_the_wrapped_ones_parts():

@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "bindings/cuda.h"
+#include "bindings/ownership.h"
 #include "cpu/fpmode.h"
 #include "cpu/step.h"
 #include "layout.h"
@@ -15,14 +16,24 @@ namespace py = pybind11;
 
 namespace onepass {
 
-TensorView require_view(PyObject* tensor, const std::string& what, bool may_be_on_cuda) {
-  const auto refuse = [&](const std::string& why) { throw py::value_error(what + " " + why); };
+namespace {
+
+[[noreturn]] void refuse(const std::string& what, const std::string& why) { throw py::value_error(what + " " + why); }
+
+}  // namespace
+
+void require_plain(PyObject* tensor, const std::string& what) {
+  if (!is_plain(tensor)) refuse(what, "is a " + type_name(tensor) + ", not a plain tensor");
   TensorView view;
-  if (!is_plain(tensor)) refuse("is a " + type_name(tensor) + ", not a plain tensor");
-  if (!torch().dlpack.view(tensor, view)) refuse("has no strided memory");
-  if (!view.on_cpu && !(may_be_on_cuda && view.cuda >= 0)) refuse("is on device " + text_of(tensor, "device"));
-  if (!view.format) refuse("has dtype " + text_of(tensor, "dtype"));
-  if (is_lazy(tensor, view)) refuse("is negated or conjugated lazily");
+  if (!torch().dlpack.view(tensor, view)) refuse(what, "has no strided memory");
+  if (is_lazy(tensor, view.complex)) refuse(what, "is negated or conjugated lazily");
+}
+
+TensorView require_view(PyObject* tensor, const std::string& what, bool may_be_on_cuda) {
+  TensorView view;
+  if (!torch().dlpack.view(tensor, view)) refuse(what, "has no strided memory");
+  if (!view.on_cpu && !(may_be_on_cuda && view.cuda >= 0)) refuse(what, "is on device " + text_of(tensor, "device"));
+  if (!view.format) refuse(what, "has dtype " + text_of(tensor, "dtype"));
   return view;
 }
 
@@ -33,7 +44,7 @@ void apply(const std::string& rule_name, const std::vector<double>& hyper, doubl
   if (hyper.size() != info.hyper_names.size() || !info.scalar_names.empty())
     throw std::invalid_argument("rule " + rule_name + " takes " + std::to_string(info.hyper_names.size()) +
                                 " hyperparameters, and scalars that only a plan reads");
-  const unsigned used = info.states_used(hyper.data());
+  const unsigned states = info.states_used(hyper.data());
 
   // Constants in float32 and in float64.
   alignas(std::max_align_t) std::array<std::array<std::byte, kMaxConstantBytes>, 2> constants;
@@ -42,28 +53,41 @@ void apply(const std::string& rule_name, const std::vector<double>& hyper, doubl
     for (const bool wide : {false, true}) info.prepare(hyper.data(), step, nullptr, wide, constants[wide].data());
   }
 
+  const auto label = [&](std::size_t row, std::size_t tensor) {
+    return rule_name + ": tensor " + std::to_string(tensor) + " of row " + std::to_string(row);
+  };
+  std::vector<py::tuple> owned;  // the lists may change while Python code runs
+  for (const py::handle& row : rows) owned.push_back(row.cast<py::tuple>());
+  for (std::size_t r = 0; r < owned.size(); ++r)
+    for (std::size_t t = 0; t < owned[r].size(); ++t) require_plain(py::object(owned[r][t]).ptr(), label(r, t));
+
+  // From here on no Python code runs.
   std::vector<Job> jobs;
   std::map<int, std::vector<cuda::DeviceJob>> device_jobs;
   std::deque<Layout> layouts;
-  for (std::size_t r = 0; r < rows.size(); ++r) {
-    const auto row = rows[r].cast<py::tuple>();
+  std::vector<PyObject*> used;
+  std::int64_t bytes = 0;
+  for (std::size_t r = 0; r < owned.size(); ++r) {
+    const py::tuple& row = owned[r];
     std::array<TensorView, kMaxOperands> views;
     std::array<std::span<const std::int64_t>, kMaxOperands> strides;
     Job job;
     std::size_t at = 0;
-    for (std::size_t k = 0; k < kMaxOperands; ++k) {
-      if (k >= kFirstState && (used >> (k - kFirstState) & 1) == 0) continue;
-      const std::string what = rule_name + ": tensor " + std::to_string(at) + " of row " + std::to_string(r);
-      if (at == row.size()) throw py::value_error(what + " is missing");
-      views[k] = require_view(row[at].ptr(), what, true);
-      if (!same_device(views[k], views[kParam])) throw py::value_error(what + " is on another device than the first");
-      if (!same_shape(views[k], views[kParam])) throw py::value_error(what + " has another shape than the first");
+    for (std::size_t k = 0; k < kFirstFollower; ++k) {
+      if (k >= kFirstState && (states >> (k - kFirstState) & 1) == 0) continue;
+      if (at == row.size()) refuse(label(r, at), "is missing");
+      PyObject* const tensor = PyTuple_GET_ITEM(row.ptr(), static_cast<Py_ssize_t>(at));
+      const std::string what = label(r, at);
+      views[k] = require_view(tensor, what, true);
+      if (!same_device(views[k], views[kParam])) refuse(what, "is on another device than the first");
+      if (!same_shape(views[k], views[kParam])) refuse(what, "has another shape than the first");
       if (k != kGrad && self_overlap(shape_of(views[k]), strides_of(views[k])) != Overlap::none)
-        throw py::value_error(what + " overlaps itself in memory");
+        refuse(what, "overlaps itself in memory");
       strides[k] = strides_of(views[k]);
       job.operands[k] = {views[k].data, *views[k].format};
       if (views[k].cuda >= 0 && reinterpret_cast<std::uintptr_t>(views[k].data) % size_of(*views[k].format) != 0)
-        throw py::value_error(what + " is not aligned to its elements");
+        refuse(what, "is not aligned to its elements");
+      used.push_back(tensor);
       ++at;
     }
     const TensorView& own = views[kParam];
@@ -76,19 +100,17 @@ void apply(const std::string& rule_name, const std::vector<double>& hyper, doubl
       Layout layout = make_layout(shape_of(own), strides);
       if (!is_flat(layout)) job.layout = &layouts.emplace_back(std::move(layout));
     }
+    bytes += job.length * job.bytes_per_element();
     if (own.cuda >= 0) {
       device_jobs[own.cuda].push_back({.job = job});
     } else {
       jobs.push_back(job);
     }
   }
+  run_without_python(bytes, used, [&] { run_step(rule, jobs, threads); });
   for (const auto& [device, its_jobs] : device_jobs) step_on_cuda(rule, device, its_jobs, {});
-  {
-    const py::gil_scoped_release release;
-    run_step(rule, jobs, threads);
-  }
-  py::list written(rows.size());
-  for (std::size_t r = 0; r < rows.size(); ++r) written[r] = rows[r].cast<py::tuple>()[0];
+  py::list written(owned.size());
+  for (std::size_t r = 0; r < owned.size(); ++r) written[r] = owned[r][0];
   torch().increment_version(written);
 }
 

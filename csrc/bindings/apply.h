@@ -10,9 +10,12 @@
 
 namespace onepass {
 
-// A view of a tensor that kernels can work on: plain, on the CPU (or on a GPU, if it may be), of a known dtype, of that
-// many elements in memory as its shape says, neither lazily negated nor conjugated. Throws py::value_error that begins
-// with `what` otherwise.
+// Checks that kernels can work on a tensor: plain, neither lazily negated nor conjugated. May run Python code. Throws
+// py::value_error that begins with `what` otherwise.
+void require_plain(PyObject* tensor, const std::string& what);
+
+// A view of such a tensor: on the CPU (or on a GPU, if it may be), of a known dtype. Runs no Python code. Throws
+// py::value_error that begins with `what` otherwise.
 TensorView require_view(PyObject* tensor, const std::string& what, bool may_be_on_cuda = false);
 
 // Applies the rule to each row, a tuple of the parameter, the gradient and the states in use (in the rule's order).

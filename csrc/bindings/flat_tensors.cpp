@@ -10,7 +10,8 @@ std::int64_t elements_of(const TensorView& view) {
   return elements;
 }
 
-void FlatTensors::add(const TensorView& view) {
+void FlatTensors::add(PyObject* tensor, const TensorView& view) {
+  if (view.data != nullptr) used.push_back(tensor);
   Part part;
   part.begin = ends.back();
   part.length = elements_of(view);

@@ -13,13 +13,14 @@ namespace onepass {
 
 // Those of all groups, valid until Python code can run again.
 struct FlatTensors {
+  std::vector<PyObject*> used;  // the tensors, borrowed
   std::vector<Part> parts;
   std::vector<std::int64_t> ends;  // of the groups
   std::deque<Layout> layouts;      // of the parts
 
   std::int64_t length() const { return ends.empty() ? 0 : ends.back(); }
   void open_group() { ends.push_back(length()); }
-  void add(const TensorView& view);  // to the last group
+  void add(PyObject* tensor, const TensorView& view);  // to the last group; a view without data is zeros
 };
 
 std::int64_t elements_of(const TensorView& view);

@@ -6,6 +6,8 @@
 #include <stdexcept>
 
 #include "bindings/apply.h"
+#include "bindings/memory.h"
+#include "bindings/ownership.h"
 #include "layout.h"
 #include "rules/math.h"
 
@@ -40,16 +42,16 @@ std::string why_torch(PyObject* param, TensorView& view, const std::string& name
   }
   if (!view.on_cpu) return "device " + py::str(py::handle(param).attr("device").attr("type")).cast<std::string>();
   if (!view.format) return "dtype " + text_of(param, "dtype");
-  if (is_lazy(param, view)) return "negated or conjugated parameter";
+  if (is_lazy(param, view.complex)) return "negated or conjugated parameter";
   if (self_overlap(shape_of(view), strides_of(view)) != Overlap::none) return "parameter that overlaps itself";
   return {};
 }
 
 // The gradient as a tensor that kernels can read, and its view.
-py::object readable(PyObject* param, py::object grad, TensorView& view) {
+py::object readable_gradient(PyObject* param, py::object grad, TensorView& view) {
   const auto reads = [&] {
     return is_plain(grad.ptr()) && torch().dlpack.view(grad.ptr(), view) && view.on_cpu && view.format &&
-           !is_lazy(grad.ptr(), view);
+           !is_lazy(grad.ptr(), view.complex);
   };
   if (reads()) return grad;
   grad = grad.attr("detach")();
@@ -68,89 +70,129 @@ std::int64_t users_of(const py::object& storage) {
   return count.is_none() ? -1 : count(storage.attr("_cdata")).cast<std::int64_t>();
 }
 
+std::vector<PyObject*> pointers_to(const auto&... lists) {
+  std::vector<PyObject*> pointers;
+  const auto add = [&](const std::vector<py::object>& list) {
+    for (const py::object& object : list) pointers.push_back(object.ptr());
+  };
+  (add(lists), ...);
+  return pointers;
+}
+
 std::int64_t version_of(const py::handle& tensor) { return tensor.attr("_version").cast<std::int64_t>(); }
 
 }  // namespace
 
 // -- reading tensors -------------------------------------------------------------------------------------------------
 
-Lbfgs::Tensors Lbfgs::read(const py::list& groups, bool gradients) {
-  Tensors tensors;
+Lbfgs::Readable Lbfgs::prepare(const py::list& groups, bool gradients) {
+  Readable readable;
+  readable.groups = groups.size();
   for_each_param(groups, [&](std::size_t g, std::size_t i, PyObject* param) {
-    while (tensors.ends.size() <= g) tensors.open_group();
+    readable.params.push_back(py::reinterpret_borrow<py::object>(param));
+    readable.places.emplace_back(g, i);
+  });
+  for (std::size_t k = 0; k < readable.params.size(); ++k) {
+    const auto [g, i] = readable.places[k];
+    PyObject* const param = readable.params[k].ptr();
     TensorView own;
     if (const std::string why = why_torch(param, own, named(g, i)); !why.empty())
       throw py::value_error(named(g, i) + " has become a " + why + " within the step");
-    if (!gradients) return tensors.add(own);
-    py::object grad = gradient_of(param);
-    if (grad.is_none()) {
-      own.data = nullptr;
-      return tensors.add(own);
+    if (!gradients) {
+      readable.tensors.push_back(readable.params[k]);
+      continue;
     }
-    TensorView view;
-    grad = readable(param, std::move(grad), view);
+    py::object grad = gradient_of(param);
+    if (!grad.is_none()) {
+      TensorView view;
+      grad = readable_gradient(param, std::move(grad), view);
+    }
+    readable.tensors.push_back(std::move(grad));
+  }
+  return readable;
+}
+
+FlatTensors Lbfgs::locate(const Readable& readable) {
+  FlatTensors tensors;
+  for (std::size_t k = 0; k < readable.params.size(); ++k) {
+    const auto [g, i] = readable.places[k];
+    while (tensors.ends.size() <= g) tensors.open_group();
+    const py::object& tensor = readable.tensors[k];
+    TensorView own = require_view(readable.params[k].ptr(), named(g, i));
+    if (tensor.is_none()) {
+      own.data = nullptr;
+      tensors.add(nullptr, own);
+      continue;
+    }
+    const TensorView view = require_view(tensor.ptr(), named(g, i) + ": its gradient");
     if (!same_shape(view, own))
       throw py::value_error(named(g, i) + ": its gradient has shape " +
-                            std::string(py::str(py::list(grad.attr("shape")))));
-    tensors.add(view);
-    tensors.gradients.push_back(std::move(grad));
-  });
-  while (tensors.ends.size() < groups.size()) tensors.open_group();
+                            std::string(py::str(py::list(tensor.attr("shape")))));
+    tensors.add(tensor.ptr(), view);
+  }
+  while (tensors.ends.size() < readable.groups) tensors.open_group();
   return tensors;
 }
 
-std::vector<Format> Lbfgs::formats_of(const Tensors& tensors) {
+std::vector<Format> Lbfgs::formats_of(const FlatTensors& tensors) {
   std::vector<Format> formats;
   for (const Part& part : tensors.parts) formats.push_back(part.tensor.format);
   return formats;
 }
 
-Lbfgs::Tensors Lbfgs::read_again(const py::list& groups, bool gradients) const {
-  Tensors tensors = read(groups, gradients);
+FlatTensors Lbfgs::locate_again(const Readable& readable, bool gradients) const {
+  FlatTensors tensors = locate(readable);
   if (tensors.ends != flat_.ends) throw py::value_error("LBFGS: the parameters' sizes have changed within the step");
   if (!gradients && formats_of(tensors) != formats_)  // in which their values have been kept
     throw py::value_error("LBFGS: the parameters' dtypes have changed within the step");
   return tensors;
 }
 
+void Lbfgs::check_vectors(const Objects& vectors, const std::string& what) {
+  for (const py::object& vector : vectors) require_plain(vector.ptr(), "LBFGS: its state " + what);
+}
+
+template <class Pass>
+Found Lbfgs::run_pass(const Pass& pass, std::vector<PyObject*> used) const {
+  Found found;
+  run_without_python(flat_.bytes(pass.vectors()), used, [&] { found = run(flat_, pass); });
+  return found;
+}
+
 py::list Lbfgs::refusals(const py::list& groups) const {
-  struct Range {
-    std::byte* first;
-    std::byte* past;
-    std::size_t group, index;
-  };
   py::list refused;
-  const auto refuse = [&](std::size_t g, std::size_t i, const std::string& why) {
-    refused.append(py::make_tuple(g, i, why));
-  };
-  std::vector<Range> ranges;
+  std::vector<std::pair<std::size_t, std::size_t>> places;
+  std::vector<MemoryRange> ranges;
   for_each_param(groups, [&](std::size_t g, std::size_t i, PyObject* param) {
     TensorView view;
-    const std::string why = why_torch(param, view, named(g, i));
-    if (!why.empty()) return refuse(g, i, why);
+    if (const std::string why = why_torch(param, view, named(g, i)); !why.empty()) {
+      refused.append(py::make_tuple(g, i, why));
+      return;
+    }
     const std::int64_t bytes =
         extent(shape_of(view), strides_of(view)) * static_cast<std::int64_t>(size_of(*view.format));
-    if (bytes > 0) ranges.push_back({view.data, view.data + bytes, g, i});
+    ranges.push_back({view.data, view.data + bytes, places.size()});
+    places.emplace_back(g, i);
   });
-  std::ranges::sort(ranges, {}, &Range::first);
-  std::byte* reached = nullptr;
-  for (const Range& range : ranges) {
-    if (range.first < reached) refuse(range.group, range.index, "memory shared with another parameter");
-    reached = std::max(reached, range.past);
+  for (const MemoryOverlap& overlap : find_overlaps(ranges)) {
+    const auto [g, i] = places[overlap.later];
+    refused.append(py::make_tuple(g, i, "memory shared with another parameter"));
   }
   return refused;
 }
 
 void Lbfgs::begin(const py::list& groups, std::vector<double> weights, int threads) {
-  const Tensors params = read(groups, false);
-  const Tensors gradients = read(groups, true);
+  const Readable readable_params = prepare(groups, false);
+  const Readable readable_gradients = prepare(groups, true);
+  const FlatTensors params = locate(readable_params);
+  const FlatTensors gradients = locate(readable_gradients);
   if (params.ends != flat_.ends) {
     history_ = {};
     held_.clear();
   }
   // The dtype that all of them can be converted to without loss.
   Format format = params.parts.empty() ? Format::float32 : params.parts.front().tensor.format;
-  for (const Tensors* tensors : {&params, &gradients})
+  for (const FlatTensors* tensors : {&params, &gradients})
     for (const Part& part : tensors->parts)
       if (part.tensor.format != format)
         format = size_of(part.tensor.format) == 8 || size_of(format) == 8 ? Format::float64 : Format::float32;
@@ -190,35 +232,34 @@ Operand Lbfgs::vector(const py::handle& tensor, const std::string& what) const {
 
 std::pair<std::vector<double>, double> Lbfgs::gather(const py::list& groups, bool gradients, const py::object& out,
                                                      const py::object& direction) {
-  const Tensors tensors = read_again(groups, gradients);
+  const Readable readable = prepare(groups, gradients);
+  check_vectors({out}, "out");
+  if (!direction.is_none()) check_vectors({direction}, "d");
+  FlatTensors tensors = locate_again(readable, gradients);
   Gather pass{.parts = tensors.parts, .out = vector(out, "out"), .direction = {}};
   if (!direction.is_none()) pass.direction = vector(direction, "d");
-  Found found;
-  {
-    const py::gil_scoped_release release;
-    found = run(flat_, pass);
-  }
+  tensors.used.insert(tensors.used.end(), {out.ptr(), direction.ptr()});
+  const Found found = run_pass(pass, tensors.used);
   double slope = 0.0;
   for (const double sum : found.sums) slope += sum;
   return {found.largest, slope};
 }
 
 void Lbfgs::move(const py::list& groups, const py::object& x, const py::object& direction, double step, bool keep) {
-  const Tensors tensors = read_again(groups, false);
+  const Readable readable = prepare(groups, false);
+  check_vectors({x}, "x");
+  check_vectors({direction}, "d");
+  FlatTensors tensors = locate_again(readable, false);
   const Move pass{
       .parts = tensors.parts, .x = vector(x, "x"), .direction = vector(direction, "d"), .step = step, .keep = keep};
-  {
-    const py::gil_scoped_release release;
-    run(flat_, pass);
-  }
-  py::list moved;
-  for_each_param(groups, [&](std::size_t, std::size_t, PyObject* param) { moved.append(py::handle(param)); });
-  torch().increment_version(moved);
+  tensors.used.insert(tensors.used.end(), {x.ptr(), direction.ptr()});
+  run_pass(pass, tensors.used);
+  torch().increment_version(py::cast(readable.params));
 }
 
 // -- the history -----------------------------------------------------------------------------------------------------
 
-std::vector<Pair> Lbfgs::pairs(const py::list& all_y, const py::list& all_s) const {
+std::vector<Pair> Lbfgs::pairs(const Objects& all_y, const Objects& all_s) const {
   if (all_y.size() != all_s.size())
     throw py::value_error("LBFGS: its states old_dirs and old_stps differ in length: " + std::to_string(all_y.size()) +
                           " and " + std::to_string(all_s.size()));
@@ -228,8 +269,8 @@ std::vector<Pair> Lbfgs::pairs(const py::list& all_y, const py::list& all_s) con
   return pairs;
 }
 
-// Whether the products in hand are those of the pairs in these lists.
-bool Lbfgs::knows(const py::list& all_y, const py::list& all_s) const {
+// Whether the products in hand are those of these pairs.
+bool Lbfgs::knows(const Objects& all_y, const Objects& all_s) const {
   if (held_.size() != all_y.size() || held_.size() != all_s.size()) return false;
   for (std::size_t k = 0; k < held_.size(); ++k) {
     const HeldPair& held = held_[k];
@@ -240,73 +281,74 @@ bool Lbfgs::knows(const py::list& all_y, const py::list& all_s) const {
   return true;
 }
 
-void Lbfgs::hold(const py::handle& y, const py::handle& s) {
-  held_.push_back(
-      {py::reinterpret_borrow<py::object>(y), py::reinterpret_borrow<py::object>(s), version_of(y), version_of(s)});
-}
+void Lbfgs::hold(const py::object& y, const py::object& s) { held_.push_back({y, s, version_of(y), version_of(s)}); }
 
 // The products of a history that came from elsewhere: a checkpoint, another optimizer.
-void Lbfgs::learn(const py::list& all_y, const py::list& all_s) {
+void Lbfgs::learn(const Objects& all_y, const Objects& all_s) {
   history_ = {};
   held_.clear();
-  const std::vector<Pair> all = pairs(all_y, all_s);
-  for (std::size_t k = 0; k < all.size(); ++k) {
+  for (std::size_t k = 0; k < all_y.size(); ++k) {
+    const std::vector<Pair> all = pairs(all_y, all_s);
     const Products pass{.pairs = {all.data(), k + 1}, .gradient = all[k].y, .previous = {}, .direction = {}};
-    {
-      const py::gil_scoped_release release;
-      history_.push(run(flat_, pass));
-    }
+    history_.push(run_pass(pass, pointers_to(all_y, all_s)));
     hold(all_y[k], all_s[k]);
   }
 }
 
-py::object Lbfgs::update(py::list all_y, py::list all_s, const py::object& gradient, const py::object& previous,
+py::object Lbfgs::update(py::list list_y, py::list list_s, const py::object& gradient, const py::object& previous,
                          const py::object& direction, double step, std::size_t size) {
-  if (!knows(all_y, all_s)) learn(all_y, all_s);
+  Objects all_y = list_y.cast<Objects>();
+  Objects all_s = list_s.cast<Objects>();
   const py::object y = buffer();
   const py::object s = buffer();
-  std::vector<Pair> all = pairs(all_y, all_s);
-  all.push_back({.s = vector(s, "s"), .y = vector(y, "y")});
+  check_vectors(all_y, "old_dirs");
+  check_vectors(all_s, "old_stps");
+  check_vectors({gradient}, "gradient");
+  check_vectors({previous}, "prev_flat_grad");
+  check_vectors({direction}, "d");
+  if (!knows(all_y, all_s)) learn(all_y, all_s);
+  all_y.push_back(y);
+  all_s.push_back(s);
+  const std::vector<Pair> all = pairs(all_y, all_s);
   const Products pass{.pairs = all,
                       .gradient = vector(gradient, "gradient"),
                       .previous = vector(previous, "prev_flat_grad"),
                       .direction = vector(direction, "d"),
                       .step = step};
-  {
-    const py::gil_scoped_release release;
-    found_ = run(flat_, pass);
-  }
+  found_ = run_pass(pass, pointers_to(all_y, all_s, Objects{gradient, previous, direction}));
   first_ = 0;
   const std::size_t newest = all.size() - 1;
   const double sy = weighted(found_, newest, Products::sy, weights_);
   const double yy = weighted(found_, newest, Products::yy, weights_);
   if (!(sy > kLeastCurvature) || size == 0) return py::none();
   history_.push(found_);
-  all_y.append(y);
-  all_s.append(s);
+  list_y.append(y);
+  list_s.append(s);
   hold(y, s);
   for (; history_.size() > size; ++first_) {
     history_.drop_oldest();
     held_.erase(held_.begin());
-    all_y.attr("pop")(0);
-    all_s.attr("pop")(0);
+    list_y.attr("pop")(0);
+    list_s.attr("pop")(0);
   }
   return py::make_tuple(1.0 / sy, sy / yy);
 }
 
-Lbfgs::Direction Lbfgs::direction(const py::list& all_y, const py::list& all_s, const py::object& gradient,
+Lbfgs::Direction Lbfgs::direction(const py::list& list_y, const py::list& list_s, const py::object& gradient,
                                   const py::object& out) {
+  const auto all_y = list_y.cast<Objects>();
+  const auto all_s = list_s.cast<Objects>();
+  check_vectors(all_y, "old_dirs");
+  check_vectors(all_s, "old_stps");
+  check_vectors({gradient}, "gradient");
+  check_vectors({out}, "d");
   const std::vector<Pair> all = pairs(all_y, all_s);
   if (all.empty()) history_ = {}, held_.clear();
   if (all.size() != history_.size()) throw std::logic_error("a direction was asked for without an update");
   const History::Direction wanted = history_.direction(found_, first_, weights_);
   const Combine pass{
       .pairs = all, .factors = wanted.factors, .gradient = vector(gradient, "gradient"), .out = vector(out, "d")};
-  Found found;
-  {
-    const py::gil_scoped_release release;
-    found = run(flat_, pass);
-  }
+  const Found found = run_pass(pass, pointers_to(all_y, all_s, Objects{gradient, out}));
   Direction direction{.slope = 0.0, .norm = 0.0, .largest = 0.0, .alpha = wanted.alpha};
   for (std::size_t group = 0; group < weights_.size(); ++group) {
     direction.slope += found.sum(group, 0);
@@ -319,6 +361,9 @@ Lbfgs::Direction Lbfgs::direction(const py::list& all_y, const py::list& all_s, 
 void define_lbfgs(py::module_& m) {
   py::class_<Lbfgs>(m, "Lbfgs", "What L-BFGS computes on flat vectors: see bindings/lbfgs.h.")
       .def(py::init<>())
+      .def(
+          "__enter__", [](Lbfgs& self) { self.mutex().lock(); }, "Waits until no other thread makes a step.")
+      .def("__exit__", [](Lbfgs& self, const py::args&) { self.mutex().unlock(); })
       .def_property_readonly("length", &Lbfgs::length)
       .def("refusals", &Lbfgs::refusals, py::arg("groups"),
            "(group, index, reason) of the parameters that the kernels cannot take.")

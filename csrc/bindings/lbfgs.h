@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "bindings/flat_tensors.h"
+#include "bindings/step_lock.h"
 #include "bindings/torch.h"
 #include "cpu/flat.h"
 #include "cpu/two_loop.h"
@@ -19,6 +20,9 @@ namespace onepass {
 
 class Lbfgs {
  public:
+  // Held for the whole of a step, which is several calls.
+  StepMutex& mutex() { return mutex_; }
+
   // A list of (group, index, reason) of the parameters that the kernels cannot take; empty if they take all.
   pybind11::list refusals(const pybind11::list& groups) const;
 
@@ -43,7 +47,7 @@ class Lbfgs {
   // Measures the new pair s = step * direction, y = gradient - previous, and appends it to the lists if its curvature
   // s.y is above 1e-10; of the older pairs, those beyond `size` are dropped. Returns 1 / s.y and s.y / y.Dy, or None if
   // the pair was not taken.
-  pybind11::object update(pybind11::list all_y, pybind11::list all_s, const pybind11::object& gradient,
+  pybind11::object update(pybind11::list list_y, pybind11::list list_s, const pybind11::object& gradient,
                           const pybind11::object& previous, const pybind11::object& direction, double step,
                           std::size_t size);
 
@@ -53,12 +57,16 @@ class Lbfgs {
   };
 
   // out = -H gradient, for the gradient that `update` has seen last, or -D gradient if the lists are empty.
-  Direction direction(const pybind11::list& all_y, const pybind11::list& all_s, const pybind11::object& gradient,
+  Direction direction(const pybind11::list& list_y, const pybind11::list& list_s, const pybind11::object& gradient,
                       const pybind11::object& out);
 
  private:
-  struct Tensors : FlatTensors {
-    std::vector<pybind11::object> gradients;  // held for as long as they are read
+  // Parameters or their gradients as kernels read them, before anybody has looked where they lie.
+  struct Readable {
+    std::vector<pybind11::object> params;                     // of all groups
+    std::vector<pybind11::object> tensors;                    // these or their gradients, None where there is none
+    std::vector<std::pair<std::size_t, std::size_t>> places;  // of each: group and index
+    std::size_t groups = 0;
   };
 
   struct HeldPair {
@@ -66,14 +74,24 @@ class Lbfgs {
     std::int64_t y_version, s_version;
   };
 
-  static std::vector<Format> formats_of(const Tensors& tensors);
-  static Tensors read(const pybind11::list& groups, bool gradients);
-  Tensors read_again(const pybind11::list& groups, bool gradients) const;
+  using Objects = std::vector<pybind11::object>;
+
+  // These may run Python code.
+  static Readable prepare(const pybind11::list& groups, bool gradients);
+  static void check_vectors(const Objects& vectors, const std::string& what);
+
+  // From these on, none does until the pass has been run.
+  static FlatTensors locate(const Readable& readable);
+  FlatTensors locate_again(const Readable& readable, bool gradients) const;
   Operand vector(const pybind11::handle& tensor, const std::string& what) const;
-  std::vector<Pair> pairs(const pybind11::list& all_y, const pybind11::list& all_s) const;
-  bool knows(const pybind11::list& all_y, const pybind11::list& all_s) const;
-  void learn(const pybind11::list& all_y, const pybind11::list& all_s);
-  void hold(const pybind11::handle& y, const pybind11::handle& s);
+  std::vector<Pair> pairs(const Objects& all_y, const Objects& all_s) const;
+  template <class Pass>
+  Found run_pass(const Pass& pass, std::vector<PyObject*> used) const;
+
+  static std::vector<Format> formats_of(const FlatTensors& tensors);
+  bool knows(const Objects& all_y, const Objects& all_s) const;
+  void learn(const Objects& all_y, const Objects& all_s);
+  void hold(const pybind11::object& y, const pybind11::object& s);
 
   Flat flat_;
   Format format_ = Format::float32;  // of a new buffer
@@ -93,6 +111,8 @@ class Lbfgs {
   std::vector<HeldPair> held_;
   Found found_;            // by the last update: the products with the gradient
   std::size_t first_ = 0;  // in which the history's oldest pair has this place
+
+  StepMutex mutex_;
 };
 
 void define_lbfgs(pybind11::module_& m);

@@ -5,7 +5,6 @@
 
 #include "bindings/apply.h"
 #include "bindings/cuda.h"
-#include "bindings/factored_plan.h"
 #include "bindings/lbfgs.h"
 #include "bindings/norms.h"
 #include "bindings/plan.h"
@@ -124,22 +123,7 @@ PYBIND11_MODULE(_core, m) {
         "Applies an element-wise rule to rows of tensors (parameter, gradient, and the states in use), in one call. "
         "Raises ValueError for a tensor that kernels cannot take; nothing has been written then.");
 
-  py::class_<Plan>(m, "Plan", "One optimizer's step, from its Python objects to the kernels.")
-      .def(py::init<const std::string&>(), py::arg("rule"))
-      .def("step", &Plan::step, py::arg("optimizer"), py::arg("grad_factor"), py::arg("threads"),
-           py::arg("slow") = false, py::arg("blend") = py::none(), py::arg("grad_scale") = py::none(),
-           py::arg("found_inf") = py::none(),
-           "Steps all parameters, or returns a list of (group, index, reason) that need torch's own code first. For "
-           "Lookahead: whether there are slow weights, and how far they go towards the parameters in this step. "
-           "GradScaler's numbers may be given as tensors on a GPU; NotImplemented is returned if they cannot be taken.")
-      .def("finish", &Plan::finish, py::arg("optimizer"), py::arg("grad_factor"), py::arg("threads"),
-           py::arg("slow") = false, py::arg("blend") = py::none(),
-           "Steps what `step` left, after torch's own code has stepped its part.")
-      .def("unblended", &Plan::unblended, py::arg("optimizer"),
-           "The parameters whose slow weights the last step has left to its caller.")
-      .def("explain", &Plan::explain, py::arg("optimizer"), "(group, index, path, reason) of every parameter.");
-
-  py::class_<FactoredPlan, Plan>(m, "FactoredPlan", "Adafactor's.").def(py::init<>());
+  define_plan(m);
   define_lbfgs(m);
   define_norms(m);
 }

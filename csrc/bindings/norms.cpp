@@ -1,10 +1,14 @@
 #include "bindings/norms.h"
 
+#include <pybind11/stl.h>
+
 #include <cmath>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "bindings/flat_tensors.h"
+#include "bindings/ownership.h"
 #include "bindings/torch.h"
 #include "cpu/flat.h"
 
@@ -14,16 +18,20 @@ namespace onepass {
 namespace {
 
 // The tensors of all lists; nothing if kernels cannot read one of them.
-std::optional<FlatTensors> read(const py::list& lists) {
-  FlatTensors tensors;
-  for (const py::handle& list : lists) {
-    tensors.open_group();
-    for (const py::handle& tensor : list.cast<py::list>()) {
+std::optional<FlatTensors> read(const std::vector<std::vector<py::object>>& lists) {
+  for (const auto& list : lists)
+    for (const py::object& tensor : list) {
       TensorView view;
-      if (!is_plain(tensor.ptr()) || !torch().dlpack.view(tensor.ptr(), view) || !view.on_cpu || !view.format ||
-          is_lazy(tensor.ptr(), view))
+      if (!is_plain(tensor.ptr()) || !torch().dlpack.view(tensor.ptr(), view) || is_lazy(tensor.ptr(), view.complex))
         return std::nullopt;
-      tensors.add(view);
+    }
+  FlatTensors tensors;  // from here on no Python code runs
+  for (const auto& list : lists) {
+    tensors.open_group();
+    for (const py::object& tensor : list) {
+      TensorView view;
+      if (!torch().dlpack.view(tensor.ptr(), view) || !view.on_cpu || !view.format) return std::nullopt;
+      tensors.add(tensor.ptr(), view);
     }
   }
   return tensors;
@@ -45,29 +53,28 @@ std::optional<Operand> operand_of(const py::object& vector, const FlatTensors& t
 }
 
 template <class Pass>
-py::list norms_by(const FlatTensors& tensors, const Pass& pass, int threads) {
+py::list norms_by(const FlatTensors& tensors, const Pass& pass, const py::object& vector, int threads) {
   const Flat flat{tensors.ends, format_of(tensors) == Format::float64, threads};
+  std::vector<PyObject*> used = tensors.used;
+  used.push_back(vector.ptr());
   Found found;
-  {
-    const py::gil_scoped_release release;
-    found = run(flat, pass);
-  }
+  run_without_python(flat.bytes(pass.vectors()), used, [&] { found = run(flat, pass); });
   py::list norms;
   for (const double sum : found.sums) norms.append(std::sqrt(sum));
   return norms;
 }
 
-py::object norms(const py::list& lists, const py::object& origin, int threads) {
+py::object norms(const std::vector<std::vector<py::object>>& lists, const py::object& origin, int threads) {
   const std::optional<FlatTensors> tensors = read(lists);
   if (!tensors) return py::none();
   std::optional<Operand> from = Operand{};
   if (!origin.is_none()) from = operand_of(origin, *tensors);
   if (!from) throw py::value_error("origin is not a vector that these tensors were copied to");
-  return norms_by(*tensors, Distance{.parts = tensors->parts, .from = *from}, threads);
+  return norms_by(*tensors, Distance{.parts = tensors->parts, .from = *from}, origin, threads);
 }
 
-py::object copy(const py::list& lists, py::object room, int threads) {
-  const std::optional<FlatTensors> tensors = read(lists);
+py::object copy(const std::vector<std::vector<py::object>>& lists, py::object room, int threads) {
+  std::optional<FlatTensors> tensors = read(lists);
   if (!tensors) return py::none();
   std::optional<Operand> out;
   if (!room.is_none()) out = operand_of(room, *tensors);
@@ -75,10 +82,12 @@ py::object copy(const py::list& lists, py::object room, int threads) {
     const py::module_ module = py::module_::import("torch");
     room = module.attr("empty")(tensors->length(), py::arg("dtype") = module.attr(name_of(format_of(*tensors))),
                                 py::arg("device") = "cpu");
+    tensors = read(lists);  // Python code has run
+    if (!tensors) return py::none();
     out = operand_of(room, *tensors).value();
   }
-  return py::make_tuple(room,
-                        norms_by(*tensors, Gather{.parts = tensors->parts, .out = *out, .direction = *out}, threads));
+  return py::make_tuple(
+      room, norms_by(*tensors, Gather{.parts = tensors->parts, .out = *out, .direction = *out}, room, threads));
 }
 
 }  // namespace

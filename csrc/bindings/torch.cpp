@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "bindings/dtensor.h"
+
 namespace py = pybind11;
 
 namespace onepass {
@@ -18,36 +20,15 @@ py::object call(PyObject* method, PyObject* tensor) {
   return py::reinterpret_steal<py::object>(answer);
 }
 
-// What a property, or a slot, of a class says of an object; it saves the search for it by its name.
-py::object get(PyObject* member, PyObject* object) {
+bool is_true(PyObject* method, PyObject* tensor) { return call(method, tensor).ptr() == Py_True; }
+
+}  // namespace
+
+py::object get_member(PyObject* member, PyObject* object) {
   PyObject* value = Py_TYPE(member)->tp_descr_get(member, object, reinterpret_cast<PyObject*>(Py_TYPE(object)));
   if (value == nullptr) throw py::error_already_set();
   return py::reinterpret_steal<py::object>(value);
 }
-
-struct DTensor {
-  PyObject* type;
-  PyObject* local;  // the slots
-  PyObject* spec;
-};
-
-// torch's class, whose module is imported by those who have one; null until then.
-const DTensor* find_dtensor() {
-  static const DTensor* found = nullptr;
-  if (found == nullptr) {
-    const py::dict modules = py::module_::import("sys").attr("modules");
-    const py::str name("torch.distributed.tensor");
-    if (!modules.contains(name) || !py::hasattr(modules[name], "DTensor")) return nullptr;
-    const py::object type = modules[name].attr("DTensor");
-    const auto member = [&](const char* slot) { return type.attr(slot).cast<py::object>().release().ptr(); };
-    found = new DTensor{type.inc_ref().ptr(), member("_local_tensor"), member("_spec")};
-  }
-  return found;
-}
-
-bool is_true(PyObject* method, PyObject* tensor) { return call(method, tensor).ptr() == Py_True; }
-
-}  // namespace
 
 void set_torch(py::object tensor_type, py::object parameter_type, py::object increment_version, py::object workspace,
                py::object exchange_device) {
@@ -63,46 +44,15 @@ bool is_plain(PyObject* tensor) {
   return type == torch().tensor_type.ptr() || type == torch().parameter_type.ptr();
 }
 
-bool is_dtensor(PyObject* tensor) {
-  const DTensor* known = find_dtensor();
-  return known != nullptr && reinterpret_cast<PyObject*>(Py_TYPE(tensor)) == known->type;
-}
-
-py::object local_of(PyObject* dtensor) { return get(find_dtensor()->local, dtensor); }
-
-py::object spec_of(PyObject* dtensor) { return get(find_dtensor()->spec, dtensor); }
-
-namespace {
-
-bool same_member(const char* name, const py::object& spec, const py::object& other) {
-  const py::object mine = spec.attr(name);
-  const py::object others = other.attr(name);
-  const int answer = PyObject_RichCompareBool(mine.ptr(), others.ptr(), Py_EQ);  // true at once if they are one object
-  if (answer < 0) throw py::error_already_set();
-  return answer == 1;
-}
-
-}  // namespace
-
-bool same_mesh(const py::object& spec, const py::object& other) { return same_member("mesh", spec, other); }
-
-bool same_placements(const py::object& spec, const py::object& other) { return same_member("placements", spec, other); }
-
-bool passes_for_replicated(PyObject* tensor) {
-  const py::object dispatcher = py::handle(find_dtensor()->type).attr("_op_dispatcher");
-  return py::handle(tensor).attr("numel")().equal(py::int_(1)) ||
-         py::getattr(dispatcher, "_allow_implicit_replication", py::bool_(true)).cast<bool>();
-}
-
 py::object gradient_of(PyObject* param) {
   if (!is_plain(param) && !is_dtensor(param)) return py::getattr(param, "grad");
-  static PyObject* const kGrad = tensor_member("grad");
-  return get(kGrad, param);
+  static PyObject* const kGradMember = tensor_member("grad");
+  return get_member(kGradMember, param);
 }
 
 bool is_sparse(PyObject* tensor) {
   static PyObject* const kIsSparse = tensor_member("is_sparse");
-  return get(kIsSparse, tensor).ptr() == Py_True;
+  return get_member(kIsSparse, tensor).ptr() == Py_True;
 }
 
 py::object indices_of(PyObject* sparse) {
@@ -115,10 +65,25 @@ py::object values_of(PyObject* sparse) {
   return call(kValues, sparse);
 }
 
-bool is_lazy(PyObject* tensor, const TensorView& view) {
+bool is_lazy(PyObject* tensor, bool complex) {
   static PyObject* const kIsNeg = tensor_member("is_neg");
   static PyObject* const kIsConj = tensor_member("is_conj");
-  return is_true(kIsNeg, tensor) || (view.complex && is_true(kIsConj, tensor));
+  return is_true(kIsNeg, tensor) || (complex && is_true(kIsConj, tensor));
+}
+
+py::object resolved(const py::object& tensor) { return tensor.attr("resolve_conj")().attr("resolve_neg")(); }
+
+py::object storage_of(PyObject* tensor) {
+  static PyObject* const kStorage = tensor_member("untyped_storage");
+  return call(kStorage, tensor);
+}
+
+bool has_function_mode() {
+  static PyObject* const kModes =
+      py::getattr(py::module_::import("torch._C"), "_len_torch_function_stack").release().ptr();
+  PyObject* const modes = PyObject_CallNoArgs(kModes);
+  if (modes == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::int_>(modes).cast<int>() > 0;
 }
 
 py::object attribute(PyObject* object, const py::str& name) {

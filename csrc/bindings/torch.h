@@ -26,22 +26,6 @@ Torch& torch();
 // Whether it is a torch.Tensor or Parameter itself, not of a subclass.
 bool is_plain(PyObject* tensor);
 
-// Whether it is a torch.distributed.tensor.DTensor, which stands for a tensor that is spread over processes.
-bool is_dtensor(PyObject* tensor);
-
-// What a DTensor holds in this process.
-pybind11::object local_of(PyObject* dtensor);
-
-// How a DTensor is spread: its DTensorSpec, which torch never changes once tensors share it.
-pybind11::object spec_of(PyObject* dtensor);
-
-// Whether two such specs spread over the same processes, and whether in the same way.
-bool same_mesh(const pybind11::object& spec, const pybind11::object& other);
-bool same_placements(const pybind11::object& spec, const pybind11::object& other);
-
-// Whether torch would take this tensor, which is no DTensor, for a replicated one beside DTensors.
-bool passes_for_replicated(PyObject* tensor);
-
 // param.grad, which may be None.
 pybind11::object gradient_of(PyObject* param);
 
@@ -51,9 +35,19 @@ bool is_sparse(PyObject* tensor);
 pybind11::object indices_of(PyObject* sparse);
 pybind11::object values_of(PyObject* sparse);
 
-// Whether the tensor's numbers are not those in its memory: torch negates or conjugates lazily, and exports say nothing
-// of it.
-bool is_lazy(PyObject* tensor, const TensorView& view);
+// Whether the tensor's values are not those in its memory: torch negates or, if it is complex, conjugates lazily, and
+// exports say nothing of it. torch lets go of the GIL in this call.
+bool is_lazy(PyObject* tensor, bool complex);
+
+// The tensor with its values in memory.
+pybind11::object resolved(const pybind11::object& tensor);
+
+// The object that owns a tensor's memory. Under a torch function mode this runs Python code.
+pybind11::object storage_of(PyObject* tensor);
+bool has_function_mode();
+
+// The value of a property or slot of a class, which saves the search for it by its name.
+pybind11::object get_member(PyObject* member, PyObject* object);
 
 // An attribute by its interned name.
 pybind11::object attribute(PyObject* object, const pybind11::str& name);

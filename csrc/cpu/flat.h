@@ -39,6 +39,9 @@ struct Flat {
   int threads = 1;
 
   std::int64_t length() const { return ends.empty() ? 0 : ends.back(); }
+
+  // What so many vectors take in the arithmetic type.
+  std::int64_t bytes(std::int64_t vectors) const { return vectors * length() * (wide ? 8 : 4); }
 };
 
 // A step that was taken, s = x' - x, and the change of the gradient, y = g' - g. Both are flat vectors: operands whose

@@ -1,9 +1,8 @@
 #include "cpu/team.h"
 
-#include <pthread.h>
-
 #include <algorithm>
-#include <atomic>
+
+#include "fork.h"
 
 namespace onepass {
 namespace {
@@ -11,14 +10,11 @@ namespace {
 // A thread is worth waking for this much: some 75 thousand float32 elements of Adam, 30 us.
 constexpr std::int64_t kBytesPerThread = std::int64_t{2} << 20;
 
-// A forked child has none of its parent's OpenMP threads, and libgomp would wait for them forever.
-std::atomic<bool> forked{false};
-[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { forked = true; });
-
 }  // namespace
 
 int team_size(std::int64_t bytes, int threads) {
-  if (forked) return 1;
+  // A forked child has none of its parent's OpenMP threads, and libgomp would wait for them forever.
+  if (fork_count() > 0) return 1;
   return static_cast<int>(std::max<std::int64_t>(1, std::min<std::int64_t>(threads, bytes / kBytesPerThread)));
 }
 

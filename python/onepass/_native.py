@@ -22,7 +22,7 @@ from torch.optim import optimizer as torch_optimizer
 from . import _core
 
 if TYPE_CHECKING:
-    from .lookahead import Turn
+    from .lookahead import SlowWeightUpdate
 
 
 def _workspace(size: int, cuda: int) -> Tensor:
@@ -206,13 +206,19 @@ def _counts_steps(rule: str) -> bool:
     return _core.rules()[rule][3]
 
 
+@functools.cache
+def _plain_request(threads: int) -> _core.StepRequest:
+    """Return the request of nearly every step, which is made once."""
+    return _core.StepRequest(1.0, threads)
+
+
 def _has_kernels(device: torch.device) -> bool:
     """Whether there are kernels for tensors on this device."""
     return device.type == "cpu" or (device.type == "cuda" and not _core.cuda_refusal(device.index))
 
 
-def new_slow_param(p: Tensor) -> Tensor:
-    """Slow weights, which begin where the parameter is."""
+def new_follower(p: Tensor) -> Tensor:
+    """Return a tensor that follows a parameter; it begins as a copy."""
     return p.detach().clone(memory_format=torch.preserve_format)
 
 
@@ -225,8 +231,8 @@ class Native(Optimizer):
     rule: ClassVar[str]
     torch_step: ClassVar[Step]
 
-    # While Lookahead makes this optimizer step: what becomes of the slow weights.
-    _turn: Turn | None = None
+    # Set by Lookahead during its step.
+    _slow_weight_update: SlowWeightUpdate | None = None
 
     if TYPE_CHECKING:
 
@@ -274,11 +280,8 @@ class Native(Optimizer):
         # Made when it is first needed, and never pickled or copied: it is a cache of what the optimizer holds.
         plan: _core.Plan | None = self.__dict__.get("_cached_plan")
         if plan is None:
-            plan = self.__dict__["_cached_plan"] = self._new_plan()
+            plan = self.__dict__["_cached_plan"] = _core.Plan(self.rule)
         return plan
-
-    def _new_plan(self) -> _core.Plan:
-        return _core.Plan(self.rule)
 
     def _grad_factor(self) -> float | None:
         """What gradients are to be multiplied by, to undo GradScaler's scale; None if the step is to be skipped."""
@@ -289,12 +292,13 @@ class Native(Optimizer):
 
     def _step_with_scaler(self, found_inf: Tensor) -> bool:
         """Steps with GradScaler's numbers left on their GPU; False, with nothing done, where that cannot be."""
-        if _core.cuda_device(found_inf) < 0 or self._turn:
+        if _core.cuda_device(found_inf) < 0 or self._slow_weight_update:
             return False
         if not all(map(self._counts_on_device, self.param_groups)) and _counts_steps(self.rule):
             return False
         grad_scale = getattr(self, "grad_scale", None)
-        return self._plan.step(self, 1.0, torch.get_num_threads(), False, None, grad_scale, found_inf) is None
+        request = _core.StepRequest(1.0, torch.get_num_threads(), grad_scale=grad_scale, found_inf=found_inf)
+        return self._plan.step(self, request).stepped
 
     def _step_all(self) -> None:
         _check_capture(self)
@@ -305,37 +309,40 @@ class Native(Optimizer):
         grad_factor = self._grad_factor()
         if grad_factor is None:
             return
-        threads = torch.get_num_threads()
-        turn = self._turn
+        update = self._slow_weight_update
         if transform:
-            self._step_wholly_by_torch(transform, grad_factor, turn)
+            self._step_by_torch_alone(transform, grad_factor)
             return
-        slow, blend = (True, turn.blend) if turn else (False, None)
-        rest = self._plan.step(self, grad_factor, threads, slow, blend)
-        if rest is not None:
-            if turn:
-                turn.before(self.param_groups[group]["params"][index] for group, index, _ in rest)
-            self._step_by_torch(rest, grad_factor)
-            self._plan.finish(self, grad_factor, threads, slow, blend)
-        if turn:
-            turn.after(self._plan.unblended(self) if turn.blend is not None else [])
+        threads = torch.get_num_threads()
+        if grad_factor == 1.0 and update is None:
+            request = _plain_request(threads)
+        else:
+            request = _core.StepRequest(grad_factor, threads, update.followers if update else [])
+        result = self._plan.step(self, request)
+        if not result.stepped:
+            self._step_by_torch(result.fallback, grad_factor)
+            request = _core.StepRequest(grad_factor, threads, update.followers if update else [], fallback_stepped=True)
+            result = self._plan.step(self, request)
+        if update:
+            update.after(result.unfollowed)
 
-    def _step_wholly_by_torch(self, reason: str, grad_factor: float, turn: Turn | None) -> None:
+    def _step_by_torch_alone(self, reason: str, grad_factor: float) -> None:
+        """Steps all parameters by torch's own implementation."""
         params = [(p, g, i) for g, group in enumerate(self.param_groups) for i, p in enumerate(group["params"])]
-        rest = [(g, i, reason) for p, g, i in params if p.grad is not None]
-        if turn:
-            turn.before(p for p, _, _ in params)
-        if rest:
-            self._step_by_torch(rest, grad_factor)
-        _core.count({}, {reason: len(rest)} if rest else {})
-        if turn:
-            turn.after(p for p, _, _ in params)
+        fallback = [(g, i, reason) for p, g, i in params if p.grad is not None]
+        if fallback:
+            self._step_by_torch(fallback, grad_factor)
+            _core.count({}, {reason: len(fallback)})
+        if self._slow_weight_update:
+            self._slow_weight_update.after([p for p, _, _ in params])
 
-    def _step_by_torch(self, rest: list[tuple[int, int, str]], grad_factor: float) -> None:
+    def _step_by_torch(self, fallback: list[tuple[int, int, str]], grad_factor: float) -> None:
         """Steps some of the parameters by torch's own implementation, on the same states."""
         params_of: dict[int, list[Tensor]] = {}
-        for group, index, _ in rest:
+        for group, index, _ in fallback:
             params_of.setdefault(group, []).append(self.param_groups[group]["params"][index])
+        if self._slow_weight_update:
+            self._slow_weight_update.before(p for params in params_of.values() for p in params)
         # A stand-in that shares everything with this optimizer but sees only those parameters.
         part = object.__new__(type(self))
         part.__dict__.update({k: v for k, v in self.__dict__.items() if k not in ("grad_scale", "found_inf")})
@@ -358,48 +365,50 @@ class Native(Optimizer):
         return self._plan.explain(self)
 
     def _create_states(
-        self, wanted: list[tuple[dict[str, Any], Tensor, Tensor, list[str]]], number_names: list[str]
+        self,
+        wanted: list[tuple[dict[str, Any], Tensor, Tensor, list[str], list[str]]],
+        scalar_names: list[str],
     ) -> None:
-        """Creates the states that are missing; all of them, or on an exception none.
+        """Create the states that are missing; all of them, or on an exception none.
 
         Args:
-            wanted: Group, parameter, gradient and names of the states that it must have.
-            number_names: The numbers that each parameter has beside its states: ``step``, and scalars of the rule.
+            wanted: Group, parameter, gradient, and the names of the states and followers that the parameter must have.
+            scalar_names: The scalars that each parameter has beside its states: ``step``, and those of the rule.
         """
         created: list[tuple[Tensor, str]] = []
         try:
-            for group, p, grad, state_names in wanted:
+            for group, p, grad, state_names, follower_names in wanted:
                 state = self.state[p]
-                for name in number_names:
+                for name in scalar_names:
                     if name not in state:
-                        state[name] = self._new_number(group, p, name)
+                        state[name] = self._new_scalar(group, p, name)
                         created.append((p, name))
-                for name in state_names:
+                for name in (*state_names, *follower_names):
                     if state.get(name) is None:
-                        slow = name == SLOW_PARAM
-                        state[name] = new_slow_param(p) if slow else self._new_state(group, p, grad, name)
+                        follows = name in follower_names
+                        state[name] = new_follower(p) if follows else self._new_state(group, p, grad, name)
                         created.append((p, name))
         except BaseException:
             for p, name in created:
                 del self.state[p][name]
-            for _, p, _, _ in wanted:
+            for _, p, *_ in wanted:
                 if p in self.state and not self.state[p]:
                     del self.state[p]
             raise
 
-    def _first_number(self, group: dict[str, Any], name: str) -> float:
-        """Where a number begins."""
+    def _initial_scalar(self, group: dict[str, Any], name: str) -> float:
+        """Return the value of a scalar before the first step."""
         return 0.0
 
     def _counts_on_device(self, group: dict[str, Any]) -> bool:
-        """Whether torch keeps the numbers of a parameter beside it."""
+        """Whether torch keeps the scalars of a parameter on its device."""
         return bool(group.get("capturable") or group.get("fused"))
 
-    def _new_number(self, group: dict[str, Any], p: Tensor, name: str) -> Any:
-        """A number that is kept for each parameter, as torch makes it."""
+    def _new_scalar(self, group: dict[str, Any], p: Tensor, name: str) -> Any:
+        """Return a new scalar that is kept for each parameter, as torch makes it."""
         dtype = torch_optimizer._get_scalar_dtype(group.get("fused"))  # type: ignore[no-untyped-call]
         device = p.device if self._counts_on_device(group) else "cpu"
-        return torch.full((), self._first_number(group, name), dtype=dtype, device=device)
+        return torch.full((), self._initial_scalar(group, name), dtype=dtype, device=device)
 
     def _new_state(self, group: dict[str, Any], p: Tensor, grad: Tensor, name: str) -> Tensor:
         """A new state tensor, as torch makes it but for ``state_dtype``."""

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from . import _core
 from ._native import Native, unhooked
 
 
@@ -56,6 +55,7 @@ class Adafactor(Native, torch.optim.Adafactor):
         RuntimeError: At the step, if a parameter is complex or a gradient sparse.
     """
 
+    rule = "adafactor"
     torch_step = unhooked(torch.optim.Adafactor)
 
     def __init__(
@@ -77,9 +77,6 @@ class Adafactor(Native, torch.optim.Adafactor):
     @classmethod
     def _state_names(cls) -> list[str]:
         return ["row_var", "col_var", "variance"]
-
-    def _new_plan(self) -> _core.Plan:
-        return _core.FactoredPlan()
 
     def _step_with_scaler(self, found_inf: Tensor) -> bool:
         return False  # it has no kernels on a GPU

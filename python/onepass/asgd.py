@@ -82,5 +82,5 @@ class ASGD(Native, torch.optim.ASGD):
     def _counts_on_device(self, group: dict[str, Any]) -> bool:
         return True  # torch has them there always
 
-    def _first_number(self, group: dict[str, Any], name: str) -> float:
+    def _initial_scalar(self, group: dict[str, Any], name: str) -> float:
         return {"step": 0.0, "eta": number(group["lr"]), "mu": 1.0}[name]

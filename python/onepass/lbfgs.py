@@ -209,7 +209,6 @@ class _Run:
         return out
 
 
-@torch.no_grad()
 def _step(self: LBFGS, closure: Closure) -> Any:
     """Performs a single optimization step: up to ``max_iter`` iterations.
 
@@ -221,39 +220,12 @@ def _step(self: LBFGS, closure: Closure) -> Any:
 
     Raises:
         RuntimeError: ``line_search_fn`` is neither None nor ``"strong_wolfe"``.
+        RuntimeError: ``step`` is called from within the closure.
         ValueError: The groups disagree in an argument other than ``lr``; the state does not fit the parameters; or the
             kernels do not cover a parameter of one of several groups.
     """
-    shared = self._shared_options()
-    groups = [list(group["params"]) for group in self.param_groups]
-    refused = self._native.refusals(groups)
-    if refused:
-        return self._step_by_torch(refused, closure)
-    rates = [float(group["lr"]) for group in self.param_groups]
-    lr = max(rates)
-    weights = [1.0 if lr == rate else rate / lr for rate in rates]
-    run = _Run(self._native, groups, weights, closure)
-
-    if not any(groups):
-        return run.evaluate()
-
-    state = self.state[_first_of(self.param_groups)]
-    state.setdefault("func_evals", 0)
-    state.setdefault("n_iter", 0)
-    first_loss = run.evaluate()
-    state["func_evals"] += 1
-    loss = float(first_loss)
-    self._native.begin(groups, weights, torch.get_num_threads())
-    point = run.point(0.0, loss, None)
-    _core.count({"cpu": sum(map(len, groups))}, {})
-
-    unproven, self._unproven = self._unproven, None
-    if not point.finite:
-        if unproven is not None:
-            self._go_back(run, state, unproven)
-    elif not point.largest <= shared["tolerance_grad"]:
-        self._iterate(run, state, point, lr, **shared)
-    return first_loss
+    with torch.no_grad(), self._native:
+        return self._make_step(closure)
 
 
 class LBFGS(torch.optim.LBFGS):
@@ -378,6 +350,38 @@ class LBFGS(torch.optim.LBFGS):
         self._unproven = None
 
     # -- the step ----------------------------------------------------------------------------------------------------
+
+    def _make_step(self, closure: Closure) -> Any:
+        shared = self._shared_options()
+        groups = [list(group["params"]) for group in self.param_groups]
+        refused = self._native.refusals(groups)
+        if refused:
+            return self._step_by_torch(refused, closure)
+        rates = [float(group["lr"]) for group in self.param_groups]
+        lr = max(rates)
+        weights = [1.0 if lr == rate else rate / lr for rate in rates]
+        run = _Run(self._native, groups, weights, closure)
+
+        if not any(groups):
+            return run.evaluate()
+
+        state = self.state[_first_of(self.param_groups)]
+        state.setdefault("func_evals", 0)
+        state.setdefault("n_iter", 0)
+        first_loss = run.evaluate()
+        state["func_evals"] += 1
+        loss = float(first_loss)
+        self._native.begin(groups, weights, torch.get_num_threads())
+        point = run.point(0.0, loss, None)
+        _core.count({"cpu": sum(map(len, groups))}, {})
+
+        unproven, self._unproven = self._unproven, None
+        if not point.finite:
+            if unproven is not None:
+                self._go_back(run, state, unproven)
+        elif not point.largest <= shared["tolerance_grad"]:
+            self._iterate(run, state, point, lr, **shared)
+        return first_loss
 
     @property
     def _native(self) -> _core.Lbfgs:

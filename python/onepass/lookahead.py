@@ -11,7 +11,8 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
-from ._native import SLOW_PARAM, Native, hooked, new_slow_param
+from . import _core
+from ._native import SLOW_PARAM, Native, hooked, new_follower
 
 
 class _Wrapped:
@@ -30,17 +31,20 @@ class _Wrapped:
         delattr(lookahead.optimizer, self.name)
 
 
-class Turn:
-    """What one step makes of the slow weights, where the kernels do not do it.
+class SlowWeightUpdate:
+    """The slow weights in one step: ``slow += blend * (param - slow); param = slow`` where the kernels do not do it.
 
     Slow weights become states only after the step, as torch's classes create theirs when they find none at all.
 
-    Attributes:
-        blend: In the last step of a cycle, how far the slow weights go towards the parameters; None in the others.
+    Args:
+        optimizer: The wrapped optimizer, whose states hold the slow weights.
+        name: Their name among the states.
+        blend: The weight of the update in the last step of a cycle; None in the others.
     """
 
     def __init__(self, optimizer: Optimizer, name: str, blend: float | None) -> None:
-        self.blend = blend
+        self.followers = [_core.Follower("slow weights", name, blend, True)]
+        self._blend = blend
         self._optimizer = optimizer
         self._name = name
         self._begun: dict[Tensor, Tensor] = {}
@@ -49,21 +53,21 @@ class Turn:
         return _slow_param(self._optimizer, self._name, p)
 
     def before(self, params: Iterable[Tensor]) -> None:
-        """To be called when gradients are there and parameters have not moved yet: slow weights begin here."""
+        """Copy the parameters that have a gradient and no slow weights yet. Call this before they are stepped."""
         for p in params:
             if self._slow_param(p) is None and p.grad is not None and p not in self._begun:
-                self._begun[p] = new_slow_param(p)
+                self._begun[p] = new_follower(p)
 
     @torch.no_grad()
     def after(self, params: Iterable[Tensor]) -> None:
-        """To be called when all have been stepped, with those that the kernels have not blended."""
+        """Update the slow weights of these parameters, all of which have been stepped."""
         for p, begun in self._begun.items():
             self._optimizer.state[p][self._name] = begun
-        if self.blend is None:
+        if self._blend is None:
             return
         pairs = [(p, slow) for p in dict.fromkeys(params) if (slow := self._slow_param(p)) is not None]
         for p, slow in pairs:
-            slow.lerp_(p.to(slow.dtype), self.blend)
+            slow.lerp_(p.to(slow.dtype), self._blend)
         for p, slow in pairs:  # when all are known: parameters may share memory
             p.copy_(slow)
 
@@ -167,8 +171,8 @@ class Lookahead(Optimizer):
             return self._step_wrapped(closure)  # which leaves everything as it is
         step = self._cycle["step"] + 1
         ends = step >= self.k
-        turn = Turn(self.optimizer, self._slow_name, self.alpha if ends else None)
-        loss = self._step_natively(closure, turn) if self._is_native else self._step_anyhow(closure, turn)
+        update = SlowWeightUpdate(self.optimizer, self._slow_name, self.alpha if ends else None)
+        loss = self._step_natively(closure, update) if self._is_native else self._step_anyhow(closure, update)
         self._cycle["step"] = 0 if ends else step
         return loss
 
@@ -182,28 +186,28 @@ class Lookahead(Optimizer):
         """Whether one step of the wrapped optimizer is one call of the kernels, whatever a subclass may override."""
         kind = type(self.optimizer)
         return issubclass(kind, Native) and all(
-            getattr(kind, name) is getattr(Native, name) for name in ("step", "_step_all", "_new_plan")
+            getattr(kind, name) is getattr(Native, name) for name in ("step", "_step_all")
         )
 
-    def _step_natively(self, closure: Callable[[], Any] | None, turn: Turn) -> Any:
+    def _step_natively(self, closure: Callable[[], Any] | None, update: SlowWeightUpdate) -> Any:
         assert isinstance(self.optimizer, Native)
-        self.optimizer._turn = turn
+        self.optimizer._slow_weight_update = update
         try:
             return self._step_wrapped(closure)
         finally:
-            del self.optimizer._turn
+            del self.optimizer._slow_weight_update
 
-    def _step_anyhow(self, closure: Callable[[], Any] | None, turn: Turn) -> Any:
+    def _step_anyhow(self, closure: Callable[[], Any] | None, update: SlowWeightUpdate) -> Any:
         def watched() -> Any:
             assert closure is not None
             loss = closure()
-            turn.before(self._params())
+            update.before(self._params())
             return loss
 
         if closure is None:
-            turn.before(self._params())
+            update.before(self._params())
         loss = self._step_wrapped(None if closure is None else watched)
-        turn.after(self._params())
+        update.after(self._params())
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:

@@ -12,7 +12,7 @@ from torch.optim import _muon as torch_muon
 from torch.optim.optimizer import ParamsT
 
 from . import _core
-from ._native import Native, number, unhooked
+from ._native import Native, _transform, number, unhooked
 
 # The scratch that parameters of one call share is at most so many elements, or that of a single parameter.
 SCRATCH = 1 << 24
@@ -89,7 +89,7 @@ class Muon(Native, torch.optim.Muon):
     def _new_state(self, group: dict[str, Any], p: Tensor, grad: Tensor, name: str) -> Tensor:
         return torch.zeros_like(grad, dtype=group.get("state_dtype"), memory_format=torch.preserve_format)
 
-    # The step is more than one rule over all elements: the plan only tells which parameters the kernels cover.
+    # The step is more than one rule over all elements: the plan only divides the parameters.
 
     def _explain(self) -> list[tuple[int, int, str, str]]:
         def path(group: int, index: int, path: str, reason: str) -> tuple[int, int, str, str]:
@@ -103,28 +103,33 @@ class Muon(Native, torch.optim.Muon):
         grad_factor = self._grad_factor()
         if grad_factor is None:
             return
-        items: list[Item] = []
-        rest: list[tuple[int, int, str]] = []
-        for g, index, path, reason in self._explain():
-            group = self.param_groups[g]
-            p = group["params"][index]
-            if p.grad is None:
-                continue
-            if path == "error":
-                raise ValueError(reason)
-            if path == "torch":
-                rest.append((g, index, reason))
-            else:
-                items.append((group, p, p.grad.resolve_neg()))
+        items, fallback = self._divide()
         for group, _, _ in items:
             _check_iterations(group)
-        if rest:
-            self._step_by_torch(rest, grad_factor)
-        self._create_states([(group, p, grad, ["momentum_buffer"]) for group, p, grad in items], [])
+        if fallback:
+            self._step_by_torch(fallback, grad_factor)
+        self._create_states([(group, p, grad, ["momentum_buffer"], []) for group, p, grad in items], [])
         threads = torch.get_num_threads()
         for part in _parts([item for item in items if item[1].numel() > 0]):
             self._step_part(part, grad_factor, threads)
-        _core.count(Counter(p.device.type for _, p, _ in items), Counter(reason for _, _, reason in rest))
+        _core.count(Counter(p.device.type for _, p, _ in items), Counter(reason for _, _, reason in fallback))
+
+    def _divide(self) -> tuple[list[Item], list[tuple[int, int, str]]]:
+        """Return what the kernels step, and (group, index, reason) of what torch steps."""
+        if transform := _transform():
+            groups = enumerate(self.param_groups)
+            params = [(g, i, p) for g, group in groups for i, p in enumerate(group["params"])]
+            return [], [(g, i, transform) for g, i, p in params if p.grad is not None]
+        kernel, fallback = self._plan.divide(self)
+        items: list[Item] = []
+        for g, index in kernel:
+            group = self.param_groups[g]
+            p = group["params"][index]
+            if p.is_complex():
+                fallback.append((g, index, "complex parameter"))
+            else:
+                items.append((group, p, p.grad.resolve_neg()))
+        return items, fallback
 
     def _step_part(self, items: list[Item], grad_factor: float, threads: int) -> None:
         updates = [torch.empty_like(p, dtype=_update_dtype(p)) for _, p, _ in items]

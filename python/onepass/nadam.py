@@ -81,5 +81,5 @@ class NAdam(Native, torch.optim.NAdam):
         )
         self._set_state_dtype(state_dtype)
 
-    def _first_number(self, group: dict[str, Any], name: str) -> float:
+    def _initial_scalar(self, group: dict[str, Any], name: str) -> float:
         return 1.0 if name == "mu_product" else 0.0

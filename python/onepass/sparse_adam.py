@@ -61,5 +61,5 @@ class SparseAdam(Native, torch.optim.SparseAdam):
         super().__init__(params, lr, betas, eps, maximize)
         self._set_state_dtype(state_dtype)
 
-    def _new_number(self, group: dict[str, Any], p: Tensor, name: str) -> Any:
+    def _new_scalar(self, group: dict[str, Any], p: Tensor, name: str) -> Any:
         return 0  # torch counts in Python's integers here

@@ -1,4 +1,4 @@
-#include "bindings/factored_plan.h"
+#include "bindings/factored_rule_driver.h"
 
 #include <array>
 #include <cmath>
@@ -19,34 +19,41 @@ double epsilon_of(Format format) {
   return with_format(format, []<class Codec>(Codec) { return std::ldexp(1.0, 1 - Codec::kSignificantBits); });
 }
 
-}  // namespace
+class FactoredRuleDriver final : public RuleDriver {
+ public:
+  FactoredRuleDriver() : RuleDriver(adafactor_info()) {}
 
-FactoredPlan::FactoredPlan() : Plan(adafactor_info()) {}
+  std::string unsupported_reason(const TensorView& param) const override {
+    return param.complex ? "complex parameter" : "";
+  }
+  bool runs_on_cuda() const override { return false; }
+  bool takes_shards() const override { return false; }
+  bool takes_followers() const override { return false; }
+  unsigned states_of(unsigned, const TensorView& param) const override {
+    return param.ndim > 1 ? kOfMatrix : kOfVector;
+  }
+  bool state_shape_matches(std::size_t operand, const TensorView& state, const TensorView& param) const override;
+  void locate_elements(StepWork& work, Job& job, const Views& views, bool flat) const override;
+  void run(const StepWork& work, int threads) override { run_factored(work.factored_jobs, threads, room_); }
+  void run_on_cuda(const StepWork&) override {}
 
-std::string FactoredPlan::declines(const TensorView& param) const {
-  return param.complex ? "complex parameter" : std::string();
-}
+ private:
+  FactoredRoom room_;
+};
 
-bool FactoredPlan::runs_on_cuda() const { return false; }
-
-bool FactoredPlan::takes_shards() const { return false; }
-
-unsigned FactoredPlan::states_of(unsigned, const TensorView& param) const {
-  return param.ndim > 1 ? kOfMatrix : kOfVector;
-}
-
-bool FactoredPlan::fits(std::size_t operand, const TensorView& view, const TensorView& param) const {
+bool FactoredRuleDriver::state_shape_matches(std::size_t operand, const TensorView& state,
+                                             const TensorView& param) const {
   const int reduced = operand == kRowVar ? param.ndim - 1 : operand == kColumnVar ? param.ndim - 2 : -1;
-  if (view.ndim != param.ndim || view.complex != param.complex) return false;
+  if (state.ndim != param.ndim || state.complex != param.complex) return false;
   for (int d = 0; d < param.ndim; ++d)
-    if (view.shape[d] != (d == reduced ? 1 : param.shape[d])) return false;
+    if (state.shape[d] != (d == reduced ? 1 : param.shape[d])) return false;
   return true;
 }
 
-void FactoredPlan::place(Job& job, const std::array<TensorView, kMaxOperands>& views, bool flat) {
+void FactoredRuleDriver::locate_elements(StepWork& work, Job& job, const Views& views, bool flat) const {
   const TensorView& param = views[kParam];
   const bool matrix = param.ndim > 1;
-  FactoredJob& made = factored_.emplace_back();
+  FactoredJob& made = work.factored_jobs.emplace_back();
   made.operands = {job.operands[kParam], job.operands[kGrad], job.operands[matrix ? kRowVar : kVariance],
                    job.operands[kColumnVar]};
   made.constants = *static_cast<const AdafactorConstants*>(job.constants);
@@ -76,16 +83,11 @@ void FactoredPlan::place(Job& job, const std::array<TensorView, kMaxOperands>& v
     return;
   }
   Layout layout = make_layout(shape_of(param).first(leading), strides);
-  if (!is_flat(layout)) made.batch = &layouts_.emplace_back(std::move(layout));
+  if (!is_flat(layout)) made.batch = &work.layouts.emplace_back(std::move(layout));
 }
 
-bool FactoredPlan::blends() const { return false; }
+}  // namespace
 
-void FactoredPlan::launch(std::span<const Job>, int threads) { run_factored(factored_, threads, room_); }
-
-void FactoredPlan::clear() {
-  factored_.clear();
-  Plan::clear();
-}
+std::unique_ptr<RuleDriver> make_factored_rule_driver() { return std::make_unique<FactoredRuleDriver>(); }
 
 }  // namespace onepass

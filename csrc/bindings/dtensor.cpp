@@ -1,0 +1,77 @@
+#include "bindings/dtensor.h"
+
+#include <utility>
+
+#include "bindings/torch.h"
+
+namespace py = pybind11;
+
+namespace onepass {
+namespace {
+
+struct DTensor {
+  PyObject* type;
+  PyObject* local;  // the slots
+  PyObject* spec;
+};
+
+// torch's class, whose module is imported by those who have one; null until then.
+const DTensor* find_dtensor() {
+  static const DTensor* found = nullptr;
+  if (found == nullptr) {
+    const py::dict modules = py::module_::import("sys").attr("modules");
+    const py::str name("torch.distributed.tensor");
+    if (!modules.contains(name) || !py::hasattr(modules[name], "DTensor")) return nullptr;
+    const py::object type = modules[name].attr("DTensor");
+    const auto member = [&](const char* slot) { return type.attr(slot).cast<py::object>().release().ptr(); };
+    found = new DTensor{type.inc_ref().ptr(), member("_local_tensor"), member("_spec")};
+  }
+  return found;
+}
+
+py::object spec_of(PyObject* dtensor) { return get_member(find_dtensor()->spec, dtensor); }
+
+bool same_member(const char* name, const py::object& spec, const py::object& other) {
+  const py::object mine = spec.attr(name);
+  const py::object others = other.attr(name);
+  const int answer = PyObject_RichCompareBool(mine.ptr(), others.ptr(), Py_EQ);  // true at once if they are one object
+  if (answer < 0) throw py::error_already_set();
+  return answer == 1;
+}
+
+}  // namespace
+
+bool is_dtensor(PyObject* tensor) {
+  const DTensor* known = find_dtensor();
+  return known != nullptr && reinterpret_cast<PyObject*>(Py_TYPE(tensor)) == known->type;
+}
+
+py::object local_of(PyObject* dtensor) { return get_member(find_dtensor()->local, dtensor); }
+
+bool passes_for_replicated(PyObject* tensor) {
+  const py::object dispatcher = py::handle(find_dtensor()->type).attr("_op_dispatcher");
+  return py::handle(tensor).attr("numel")().equal(py::int_(1)) ||
+         py::getattr(dispatcher, "_allow_implicit_replication", py::bool_(true)).cast<bool>();
+}
+
+void Spread::read(PyObject* dtensor) {
+  py::object spec = spec_of(dtensor);
+  if (spec.is(specs_[kParam])) return;
+  specs_ = {};
+  specs_[kParam] = std::move(spec);
+}
+
+Spread::Match Spread::compare(std::size_t operand, PyObject* dtensor, PyObject* param, bool& ran_python) {
+  py::object spec = spec_of(dtensor);
+  py::object& known = specs_[operand];
+  const py::object own = specs_[kParam];
+  if (spec.is(known) || spec.is(own)) return Match::same;
+  ran_python = true;
+  if (!py::handle(dtensor).attr("shape").equal(py::handle(param).attr("shape"))) return Match::other_shape;
+  if (!same_member("mesh", spec, own)) return Match::other_mesh;
+  if (!same_member("placements", spec, own)) return Match::other_placements;
+  known = std::move(spec);
+  return Match::same;
+}
+
+}  // namespace onepass

@@ -1,0 +1,39 @@
+// DTensors: tensors that are spread over processes. A step works on the part that this process holds.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <array>
+#include <cstddef>
+
+#include "job.h"
+
+namespace onepass {
+
+// Whether it is a torch.distributed.tensor.DTensor.
+bool is_dtensor(PyObject* tensor);
+
+// What a DTensor holds in this process.
+pybind11::object local_of(PyObject* dtensor);
+
+// Whether torch would take this tensor, which is no DTensor, for a replicated one beside DTensors.
+bool passes_for_replicated(PyObject* tensor);
+
+// How a parameter is spread over processes, and which specs of its gradient and states were found to say the same.
+// A spec (DTensorSpec) is never changed by torch once tensors share it, so one is compared once and then recognised.
+class Spread {
+ public:
+  // Takes the spec of a parameter; findings for another one are forgotten.
+  void read(PyObject* dtensor);
+
+  enum class Match { same, other_shape, other_mesh, other_placements };
+
+  // Whether a gradient or state, whose operand is told, is spread as the parameter. Comparing may run Python code,
+  // which sets `ran_python`.
+  Match compare(std::size_t operand, PyObject* dtensor, PyObject* param, bool& ran_python);
+
+ private:
+  std::array<pybind11::object, kMaxOperands> specs_;
+};
+
+}  // namespace onepass

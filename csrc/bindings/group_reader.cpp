@@ -1,0 +1,171 @@
+#include "bindings/group_reader.h"
+
+#include <algorithm>
+
+#include "bindings/names.h"
+#include "bindings/torch.h"
+
+namespace py = pybind11;
+
+namespace onepass {
+namespace {
+
+bool is_sequence(PyObject* object) { return PyList_Check(object) != 0 || PyTuple_Check(object) != 0; }
+
+// The list of parameters, if the dict holds the very objects that the group was read from; else null.
+PyObject* params_if_unchanged(const Group& group, PyObject* dict) {
+  if (group.dict != dict || group.has_mutable_values) return nullptr;
+  Py_ssize_t position = 0;
+  PyObject* key = nullptr;
+  PyObject* value = nullptr;
+  PyObject* params = nullptr;
+  auto item = group.items.begin();
+  while (PyDict_Next(dict, &position, &key, &value) != 0) {
+    if (key == names().params.ptr() && is_sequence(value)) {
+      params = value;
+    } else {
+      if (item == group.items.end() || item->first.ptr() != key || item->second.ptr() != value) return nullptr;
+      ++item;
+    }
+  }
+  return item == group.items.end() ? params : nullptr;
+}
+
+// Whether a hyperparameter is one float on a GPU, the same one as others of its group.
+bool read_device_number(PyObject* value, cuda::Number& number, int& device) {
+  TensorView view;
+  if (!is_plain(value) || !torch().dlpack.view_number(value, view) || view.cuda < 0 || view.complex ||
+      (view.format != Format::float32 && view.format != Format::float64) ||
+      !std::ranges::all_of(
+          shape_of(view), [](std::int64_t size) { return size == 1; }) ||
+      is_lazy(value, view.complex) || (device >= 0 && device != view.cuda))
+    return false;
+  number = {.data = view.data, .format = *view.format};
+  device = view.cuda;
+  return true;
+}
+
+bool read_flag(const py::dict& dict, const py::str& key) {
+  const auto value = py::reinterpret_borrow<py::object>(lookup(dict.ptr(), key));
+  const int answer = value ? PyObject_IsTrue(value.ptr()) : 0;
+  if (answer < 0) throw py::error_already_set();
+  return answer == 1;
+}
+
+std::string group_label(const std::string& label, const Group& group) {
+  return label + ": group " + std::to_string(group.index);
+}
+
+}  // namespace
+
+GroupReader::GroupReader(const RuleInfo& info) : info_(info) {
+  for (std::string name : info.hyper_names) {
+    const bool optional = name.ends_with('?');
+    if (optional) name.pop_back();
+    const auto bracket = name.find('[');
+    if (bracket == std::string::npos) {
+      hyper_names_.push_back({interned(name), -1, optional});
+    } else {
+      hyper_names_.push_back({interned(name.substr(0, bracket)), std::stoi(name.substr(bracket + 1)), optional});
+    }
+  }
+}
+
+bool GroupReader::resize(std::size_t count) {
+  if (groups_.size() == count) return false;
+  groups_.clear();
+  groups_.resize(count);
+  return true;
+}
+
+py::object GroupReader::read(std::size_t index, const py::dict& dict, const std::string& label) {
+  Group& group = groups_[index];
+  if (PyObject* params = params_if_unchanged(group, dict.ptr()); params != nullptr)
+    return py::reinterpret_borrow<py::object>(params);
+
+  group = Group{};  // should this one be refused, it is read again at the next step
+  group.index = index;
+  read_values(group, dict, label);
+  auto params = py::reinterpret_borrow<py::object>(lookup(dict.ptr(), names().params));
+  if (!params || !is_sequence(params.ptr())) throw py::type_error(group_label(label, group) + " has no list of params");
+  Py_ssize_t position = 0;
+  PyObject* key = nullptr;
+  PyObject* value = nullptr;
+  while (PyDict_Next(dict.ptr(), &position, &key, &value) != 0)
+    if (value != params.ptr())
+      group.items.emplace_back(py::reinterpret_borrow<py::object>(key), py::reinterpret_borrow<py::object>(value));
+  group.dict = dict.ptr();
+  return params;
+}
+
+void GroupReader::read_values(Group& group, const py::dict& dict, const std::string& label) const {
+  group.has_mutable_values = false;
+  for (std::size_t h = 0; h < hyper_names_.size(); ++h) {
+    const HyperName& name = hyper_names_[h];
+    cuda::Number& on_device = group.device_hyper[h];
+    auto value = py::reinterpret_borrow<py::object>(lookup(dict.ptr(), name.key));
+    if (!value && name.optional) {
+      group.hyper[h] = on_device.value = -1.0;
+      continue;
+    }
+    if (!value) throw py::key_error(group_label(label, group) + " has no " + std::string(name.key));
+    if (name.index >= 0) {
+      if (!PyTuple_CheckExact(value.ptr())) group.has_mutable_values = true;
+      value = py::reinterpret_steal<py::object>(PySequence_GetItem(value.ptr(), name.index));
+      if (!value) throw py::error_already_set();
+    }
+    group.hyper[h] = read_value(group, value, name, on_device, label);
+    on_device.value = group.hyper[h];
+  }
+  group.sign = read_flag(dict, names().maximize) ? -1.0 : 1.0;
+  group.differentiable = read_flag(dict, names().differentiable);
+  group.states_used = info_.states_used(group.hyper.data());
+  group.takes_sparse = info_.takes_sparse(group.hyper.data());
+}
+
+double GroupReader::read_value(Group& group, const py::object& value, const HyperName& name, cuda::Number& on_device,
+                               const std::string& label) const {
+  if (name.optional && value.is_none()) return -1.0;
+  py::object item = value;
+  // A bool is a PyLong; anything else may change in place.
+  if (!PyFloat_CheckExact(value.ptr()) && !PyLong_Check(value.ptr())) {
+    group.has_mutable_values = true;
+    if (read_device_number(value.ptr(), on_device, group.device)) return 1.0;
+    if (py::hasattr(value, "item")) item = value.attr("item")();
+  }
+  const double read = PyFloat_AsDouble(item.ptr());
+  if (read == -1.0 && PyErr_Occurred() != nullptr) {
+    PyErr_Clear();
+    throw py::type_error(group_label(label, group) + ": " + std::string(name.key) + " must be a number, but is a " +
+                         type_name(item.ptr()));
+  }
+  return read;
+}
+
+void GroupReader::fetch_from_device(Group& group, const py::dict& dict) const {
+  for (std::size_t h = 0; h < hyper_names_.size(); ++h) {
+    cuda::Number& on_device = group.device_hyper[h];
+    if (on_device.data == nullptr) continue;
+    const HyperName& name = hyper_names_[h];
+    py::object value = dict[name.key];
+    if (name.index >= 0) value = value[py::int_(name.index)];
+    group.hyper[h] = value.attr("item")().cast<double>();
+    on_device = {.value = group.hyper[h]};
+  }
+  group.device = -1;
+}
+
+int GroupReader::traverse(visitproc visit, void* arg) const {
+  for (const Group& group : groups_)
+    for (const auto& [key, value] : group.items) {
+      Py_VISIT(key.ptr());
+      Py_VISIT(value.ptr());
+    }
+  return 0;
+}
+
+void GroupReader::clear() {
+  for (Group& group : groups_) group = Group{};
+}
+
+}  // namespace onepass

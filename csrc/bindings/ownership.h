@@ -1,0 +1,40 @@
+// When kernels may run without the GIL, and what has to be held meanwhile.
+//
+// While a step holds the GIL, no other thread can take away what it reads and writes. Without it, one can replace a
+// state, call load_state_dict or set p.data, which frees the memory that kernels work on. So a step that lets go of the
+// GIL first takes references to its tensors and to their storages. That costs 60 ns a tensor, which large tensors do
+// not notice; a step of small ones is over before other threads miss the GIL.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace onepass {
+
+// References to objects and, of plain tensors, to their storages.
+class Owned {
+ public:
+  explicit Owned(std::span<PyObject* const> objects);
+
+ private:
+  std::vector<pybind11::object> references_;
+};
+
+// Whether work that moves so many bytes of so many tensors is to let other threads run: it takes long enough, and
+// holding the tensors runs no Python code.
+bool lets_others_run(std::int64_t bytes, std::size_t tensors);
+
+// Calls `work`, which moves so many bytes of these objects' memory and needs no Python, without the GIL if it is long.
+// No Python code may have run since the addresses were read.
+template <class Work>
+void run_without_python(std::int64_t bytes, std::span<PyObject* const> objects, Work&& work) {
+  if (!lets_others_run(bytes, objects.size())) return work();
+  const Owned owned(objects);
+  const pybind11::gil_scoped_release release;
+  work();
+}
+
+}  // namespace onepass

@@ -1,0 +1,552 @@
+#include "bindings/param_reader.h"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+
+#include "bindings/cuda.h"
+#include "bindings/names.h"
+#include "bindings/torch.h"
+#include "cpu/fpmode.h"
+#include "layout.h"
+
+namespace py = pybind11;
+
+namespace onepass {
+namespace {
+
+const std::string kGradLabel = "its gradient";
+
+std::string shape_text(py::handle tensor) { return py::str(py::list(tensor.attr("shape"))); }
+
+bool is_tensor(PyObject* object) { return PyObject_IsInstance(object, torch().tensor_type.ptr()) == 1; }
+
+bool has_one_element(const TensorView& view) {
+  return std::ranges::all_of(shape_of(view), [](std::int64_t size) { return size == 1; });
+}
+
+}  // namespace
+
+RuleNames::RuleNames(const RuleInfo& info) {
+  for (const std::string name : info.state_names) {
+    states.push_back(interned(name));
+    state_labels.push_back("its state " + name);
+  }
+  if (info.counts_steps) scalars.push_back(onepass::names().step);
+  for (const char* name : info.scalar_names) scalars.push_back(interned(name));
+}
+
+// A parameter on its way into a job. The functions that read one return false, and why in param.reason, when torch's
+// code has to take the parameter; what nobody can step, they refuse.
+struct ParamReader::Reading {
+  Param& param;
+  PyObject* object;
+  const Gradient& gradient;
+  PyObject* local = nullptr;  // the part in memory: the object or, of a DTensor, what this process holds of it
+  cuda::DeviceJob device_job{};
+  Views views{};
+  bool packed = false;   // the parameter's elements follow each other in memory, in some order of dimensions
+  bool missing = false;  // a state has yet to be created
+  std::array<Scalar, 1 + kMaxScalars> scalars{};  // in the order of RuleNames::scalars
+
+  Job& job() { return device_job.job; }
+  const Job& job() const { return device_job.job; }
+  TensorView& own() { return views[kParam]; }
+  const TensorView& own() const { return views[kParam]; }
+  bool is_shard() const { return local != object; }
+  bool fall_back(std::string why) {
+    param.reason = std::move(why);
+    return false;
+  }
+  bool has_strides_of_param(std::size_t operand) const {
+    return same_numbers(views[operand].strides, own().strides, own().ndim);
+  }
+};
+
+ParamReader::ParamReader(const RuleNames& names, const RuleDriver& driver, GroupReader& groups,
+                         const StepRequest& request, const std::string& label, StepWork& work)
+    : names_(names),
+      driver_(driver),
+      info_(driver.info()),
+      groups_(groups),
+      request_(request),
+      label_(label),
+      work_(work) {}
+
+void ParamReader::fail(const Param& param, const std::string& what) const {
+  const std::size_t group = param.group->index;
+  std::string message = label_ + ": parameter " + std::to_string(param.index) + " of group " + std::to_string(group);
+  if (PyObject* listed = lookup(work_.groups[group].ptr(), onepass::names().param_names); listed != nullptr) {
+    const py::list known(py::reinterpret_borrow<py::object>(listed));
+    if (param.index < known.size()) message += " '" + std::string(py::str(known[param.index])) + "'";
+  }
+  message += " (shape " + shape_text(param.object) + ", " + text_of(param.object, "dtype") + "): " + what;
+  throw py::value_error(message);
+}
+
+// -- the gradient ----------------------------------------------------------------------------------------------------
+
+void ParamReader::read_gradient(Param& param, std::size_t number) {
+  PyObject* const object = work_.params[number].ptr();
+  Gradient& gradient = work_.gradients[number];
+  gradient.original = gradient_of(object);
+  gradient.indices = {};
+  if (gradient.original.is_none()) return;
+  PyObject* const original = gradient.original.ptr();
+  gradient.readable = is_plain(original) || !is_dtensor(original) ? gradient.original : local_of(original);
+  PyObject* const readable = gradient.readable.ptr();
+  if (!is_plain(readable) || param.group->differentiable) return;
+  if (param.sparse && is_sparse(readable)) {
+    gradient.indices = indices_of(readable);
+    gradient.readable = values_of(readable);
+    TensorView view;
+    if (is_plain(gradient.readable.ptr()) && torch().dlpack.view(gradient.readable.ptr(), view) && !view.complex &&
+        (is_lazy(gradient.readable.ptr(), false) || !is_row_major(shape_of(view), strides_of(view))))
+      gradient.readable = gradient.readable.attr("resolve_neg")().attr("contiguous")();
+  } else if (is_lazy(readable, param.complex)) {
+    gradient.readable = resolved(gradient.readable);
+  }
+}
+
+bool ParamReader::read_dense_gradient(Reading& r) {
+  PyObject* const grad = r.gradient.readable.ptr();
+  TensorView& view = r.views[kGrad];
+  if (r.is_shard()) {
+    PyObject* const original = r.gradient.original.ptr();
+    if (!is_dtensor(original)) {
+      if (is_plain(original) && !passes_for_replicated(original)) fail(r.param, kGradLabel + " is not a DTensor");
+      return r.fall_back("gradient of a DTensor that is none itself");
+    }
+    if (!is_spread_as_param(r, kGrad, original, kGradLabel))
+      return r.fall_back("DTensor whose gradient is placed otherwise");
+  }
+  if (!is_plain(grad)) return r.fall_back("tensor subclass " + type_name(grad));
+  if (r.gradient.indices) return read_sparse_gradient(r);
+  if (!torch().dlpack.view(grad, view)) {
+    if (!is_sparse(grad)) return r.fall_back("gradient without strided memory");
+    if (!r.param.sparse) {  // the first one: read it as such. An export that fails takes torch half a millisecond.
+      r.param.sparse = work_.ran_python = true;
+      read_gradient(r.param, static_cast<std::size_t>(&r.gradient - work_.gradients.data()));
+      return read_dense_gradient(r);
+    }
+    return r.fall_back("sparse gradient");
+  }
+  if (!info_.takes_dense) return r.fall_back("dense gradient");
+  if (same_device(view, r.own()) && !view.format) return r.fall_back("gradient of dtype " + text_of(grad, "dtype"));
+  set_operand(r, kGrad, grad, kGradLabel);
+  return true;
+}
+
+// Of a sparse gradient, its values take the gradient's place in the job, which then is for some rows alone. They are
+// sorted later; their indices are checked and copied now, and nothing depends on the tensor's claim to be coalesced.
+bool ParamReader::read_sparse_gradient(Reading& r) {
+  const TensorView& own = r.own();
+  if (!r.param.group->takes_sparse) return r.fall_back("sparse gradient");
+  if (!own.on_cpu) return r.fall_back("sparse gradient on a GPU");
+  if (own.complex) return r.fall_back("sparse gradient of a complex parameter");
+  if (!is_row_major(shape_of(own), strides_of(own)))
+    return r.fall_back("sparse gradient of a parameter that is not contiguous");
+  const py::list shape(r.gradient.original.attr("shape"));
+  if (!std::ranges::equal(shape, shape_of(own), {}, [](py::handle size) { return size.cast<std::int64_t>(); }))
+    fail(r.param, kGradLabel + " has shape " + std::string(py::str(shape)));
+
+  PyObject* const values = r.gradient.readable.ptr();
+  TensorView& view = r.views[kGrad];
+  if (!is_plain(values) || !torch().dlpack.view(values, view))
+    return r.fall_back("sparse gradient without strided memory");
+  if (!view.on_cpu)
+    fail(r.param, kGradLabel + " is on device " + text_of(values, "device") + ", not on the parameter's");
+  if (!view.format || view.complex) return r.fall_back("gradient of dtype " + text_of(values, "dtype"));
+  r.job().operands[kGrad] = {view.data, *view.format};
+
+  TensorView indices;
+  if (!torch().dlpack.view(r.gradient.indices.ptr(), indices) || !indices.on_cpu || !indices.int64 || indices.ndim != 2)
+    return r.fall_back("sparse gradient whose indices are not int64 on the CPU");
+  if (indices.shape[0] + view.ndim - 1 != own.ndim || indices.shape[1] != view.shape[0] ||
+      !same_numbers(view.shape + 1, own.shape + indices.shape[0], view.ndim - 1))
+    fail(r.param, kGradLabel + " has values that do not fit its indices and shape");
+  const auto sizes = shape_of(own).first(static_cast<std::size_t>(indices.shape[0]));
+  std::int64_t length = 1;
+  for (const std::int64_t size : shape_of(own).subspan(sizes.size())) length *= size;
+  try {
+    r.job().rows = &work_.rows.emplace_back(read_rows({.data = reinterpret_cast<const std::int64_t*>(indices.data),
+                                                       .entries = indices.shape[1],
+                                                       .strides = {indices.strides[0], indices.strides[1]}},
+                                                      sizes, length));
+  } catch (const std::out_of_range& error) {
+    fail(r.param, kGradLabel + " is not valid: " + error.what());
+  }
+  return true;
+}
+
+// -- the parameter ---------------------------------------------------------------------------------------------------
+
+std::string ParamReader::unsupported_reason(Param& param, std::size_t number) {
+  Reading r{.param = param, .object = work_.params[number].ptr(), .gradient = work_.gradients[number]};
+  return unsupported_reason(r);
+}
+
+std::string ParamReader::unsupported_reason(Reading& r) const {
+  const bool plain = is_plain(r.object);
+  const bool sharded = !plain && is_dtensor(r.object) && driver_.takes_shards();
+  r.local = sharded ? work_.locals.emplace_back(local_of(r.object)).ptr() : r.object;
+  if (r.param.group->differentiable) return "differentiable=True";
+  if (!plain && !sharded) return "tensor subclass " + type_name(r.object);
+  if (!is_plain(r.local)) return "DTensor of a " + type_name(r.local);
+  TensorView& view = r.own();
+  if (!torch().dlpack.view(r.local, view)) {
+    if (py::handle(r.object).attr("is_meta").cast<bool>())
+      fail(r.param, "it is on the meta device and has no memory; call to_empty() first");
+    return "no strided memory";
+  }
+  if (!view.on_cpu && (view.cuda < 0 || !driver_.runs_on_cuda()))
+    return "device " + py::str(py::handle(r.object).attr("device").attr("type")).cast<std::string>();
+  if (view.cuda >= 0)
+    if (const std::string why = cuda_refusal(view.cuda); !why.empty()) return "device cuda: " + why;
+  if (!view.format) return "dtype " + text_of(r.object, "dtype");
+  return driver_.unsupported_reason(view);
+}
+
+bool ParamReader::read_own(Reading& r) {
+  Param& param = r.param;
+  const TensorView& own = r.own();
+  Job& job = r.job();
+  job.operands[kParam] = {own.data, *own.format};
+  job.wide = *own.format == Format::float64;
+  job.grad_factor = request_.grad_factor * param.group->sign;
+  job.length = 1;
+  for (int d = 0; d < own.ndim; ++d) job.length *= own.shape[d];
+  if (r.is_shard()) param.spread.read(r.object);
+  if (own.complex && !param.complex) {  // its gradient may be conjugated
+    param.complex = work_.ran_python = true;
+    read_gradient(param, static_cast<std::size_t>(&r.gradient - work_.gradients.data()));
+  }
+  if (is_lazy_now(r, kParam, r.local)) return r.fall_back("negated or conjugated parameter");
+
+  // Whether the parameter is packed is remembered with the very shape and strides that it was found for.
+  const auto ndim = static_cast<std::size_t>(own.ndim);
+  r.packed = param.packed.size() == 2 * ndim && same_numbers(param.packed.data(), own.shape, own.ndim) &&
+             same_numbers(param.packed.data() + ndim, own.strides, own.ndim);
+  if (r.packed) return true;
+  param.packed.clear();
+  const Overlap overlap = self_overlap(shape_of(own), strides_of(own));
+  if (overlap == Overlap::certain) fail(param, "several of its elements share the same memory (it is expanded)");
+  if (overlap == Overlap::possible) return r.fall_back("parameter with interleaved strides");
+  r.packed = is_flat(make_layout(shape_of(own), {strides_of(own)}));
+  if (r.packed) {
+    param.packed.assign(own.shape, own.shape + own.ndim);
+    param.packed.insert(param.packed.end(), own.strides, own.strides + own.ndim);
+  }
+  return true;
+}
+
+// Whether this process holds the same part of a gradient or state as of its parameter. One of another size is refused
+// in every process alike, also where the parts happen to fit.
+bool ParamReader::is_spread_as_param(Reading& r, std::size_t operand, PyObject* tensor, const std::string& what) {
+  switch (r.param.spread.compare(operand, tensor, r.object, work_.ran_python)) {
+    case Spread::Match::same:
+      return true;
+    case Spread::Match::other_shape:
+      fail(r.param, what + " has shape " + shape_text(tensor));
+    case Spread::Match::other_mesh:
+      fail(r.param, what + " is spread over another mesh");
+    case Spread::Match::other_placements:
+      return false;
+  }
+  return false;
+}
+
+// Whether torch negates or conjugates the tensor lazily. Asked again when the object or its memory is another and, of a
+// complex tensor, at each step, for z.conj() lies where z does.
+bool ParamReader::is_lazy_now(Reading& r, std::size_t operand, PyObject* tensor) {
+  TensorView& view = r.views[operand];
+  Param::Laziness& known = r.param.laziness[operand];
+  const bool same = known.tensor == tensor && known.data == view.data;
+  if (same && (work_.is_reread || (!known.lazy && !view.complex))) return known.lazy;
+  work_.ran_python = true;
+  known = {tensor, view.data, is_lazy(tensor, view.complex)};
+  torch().dlpack.view(tensor, view);  // the last one may not hold any more
+  return known.lazy;
+}
+
+// Takes an operand into the job, if it fits the parameter.
+void ParamReader::set_operand(Reading& r, std::size_t operand, PyObject* tensor, const std::string& what) {
+  const TensorView& view = r.views[operand];
+  if (!same_device(view, r.own()))
+    fail(r.param, what + " is on device " + text_of(tensor, "device") + ", not on the parameter's");
+  if (!driver_.state_shape_matches(operand, view, r.own()))
+    fail(r.param, what + " has shape " + shape_text(tensor) + " and dtype " + text_of(tensor, "dtype"));
+  r.job().operands[operand] = {view.data, *view.format};
+}
+
+// -- states and scalars ----------------------------------------------------------------------------------------------
+
+bool ParamReader::read_states(Reading& r) {
+  const unsigned used = r.param.states_used = driver_.states_of(r.param.group->states_used, r.own());
+  if (r.param.state == nullptr) {
+    r.missing = info_.counts_steps || used != 0 || !request_.followers.empty();
+    return true;
+  }
+  if (!PyDict_Check(r.param.state)) fail(r.param, "its state is not a dict");
+  for (std::size_t s = 0; s < names_.states.size() && !r.missing; ++s)
+    if ((used >> s & 1) != 0 && !read_state(r, kFirstState + s, names_.states[s], names_.state_labels[s])) return false;
+  for (std::size_t f = 0; f < request_.followers.size() && !r.missing; ++f) {
+    const FollowerRequest& follower = request_.followers[f];
+    if (!read_state(r, kFirstFollower + f, follower.state_name, follower.label)) return false;
+  }
+  return true;
+}
+
+bool ParamReader::read_state(Reading& r, std::size_t operand, const py::str& name, const std::string& what) {
+  const auto held = py::reinterpret_borrow<py::object>(lookup(r.param.state, name));
+  if (!held || held.is_none()) {
+    r.missing = true;
+    return true;
+  }
+  PyObject* tensor = held.ptr();
+  if (r.is_shard() && is_dtensor(tensor)) {
+    if (!is_spread_as_param(r, operand, tensor, what))
+      return r.fall_back("DTensor one of whose states is placed otherwise");
+    tensor = work_.locals.emplace_back(local_of(tensor)).ptr();
+  } else if (r.is_shard() || !is_plain(tensor)) {
+    if (!is_tensor(tensor)) fail(r.param, what + " is not a tensor");
+    if (!r.is_shard()) return r.fall_back("tensor subclass " + type_name(tensor));
+    if (is_plain(tensor) && !passes_for_replicated(tensor)) fail(r.param, what + " is not a DTensor");
+    return r.fall_back("state of a DTensor that is none itself");
+  }
+  if (!is_plain(tensor)) return r.fall_back("tensor subclass " + type_name(tensor));
+  TensorView& view = r.views[operand];
+  if (!torch().dlpack.view(tensor, view))
+    fail(r.param, what + " has no strided memory (layout " + text_of(tensor, "layout") + ", device " +
+                      text_of(tensor, "device") + ")");
+  if (same_device(view, r.own()) && !view.format) fail(r.param, what + " has dtype " + text_of(tensor, "dtype"));
+  set_operand(r, operand, tensor, what);
+  if (is_lazy_now(r, operand, tensor)) return r.fall_back("negated or conjugated state");
+  if (r.job().rows != nullptr && !is_row_major(shape_of(view), strides_of(view)))
+    return r.fall_back("sparse gradient beside a state that is not contiguous");
+  if (!r.has_strides_of_param(operand)) {
+    const Overlap overlap = self_overlap(shape_of(view), strides_of(view));
+    if (overlap == Overlap::certain) fail(r.param, what + " has several elements that share the same memory");
+    if (overlap == Overlap::possible) return r.fall_back("state with interleaved strides");
+  }
+  work_.used.push_back(tensor);
+  return true;
+}
+
+bool ParamReader::read_scalars(Reading& r) {
+  if (r.param.state == nullptr) return true;
+  for (std::size_t n = 0; n < names_.scalars.size() && !r.missing; ++n)
+    if (!read_scalar(r, names_.scalars[n], r.scalars[n])) return false;
+  return true;
+}
+
+bool ParamReader::read_scalar(Reading& r, const py::str& name, Scalar& scalar) {
+  PyObject* held = lookup(r.param.state, name);
+  if (held == nullptr) {
+    r.missing = true;
+    return true;
+  }
+  if (PyLong_Check(held)) {
+    scalar = {.value = PyLong_AsDouble(held), .dict = r.param.state};
+    if (scalar.value == -1.0 && PyErr_Occurred() != nullptr) {
+      PyErr_Clear();
+      fail(r.param, "its state " + std::string(name) + " is an int that no float can hold");
+    }
+    work_.used.push_back(scalar.dict);
+    return true;
+  }
+  TensorView view;
+  if (!is_plain(held) || !torch().dlpack.view_number(held, view) || view.complex ||
+      !(view.on_cpu || same_device(view, r.own())) ||
+      (view.format != Format::float32 && view.format != Format::float64) || !has_one_element(view))
+    return r.fall_back("state " + std::string(name) + " that is not one float on the CPU");
+  scalar = {.data = view.data, .format = *view.format, .on_gpu = !view.on_cpu};
+  if (scalar.on_gpu) return true;
+  if (scalar.format == Format::float32) {
+    float value = 0;
+    std::memcpy(&value, view.data, sizeof value);
+    scalar.value = static_cast<double>(value);
+  } else {
+    std::memcpy(&scalar.value, view.data, sizeof scalar.value);
+  }
+  work_.used.push_back(held);
+  return true;
+}
+
+// -- memory ----------------------------------------------------------------------------------------------------------
+
+// Notes all memory that this step writes for the parameter. Where it has moved, it will be looked at for overlaps.
+void ParamReader::note_memory(Reading& r, bool& memory_moved) {
+  const auto note = [&](std::size_t slot, std::byte* first, std::int64_t bytes) {
+    auto& known = r.param.written[slot];
+    const std::pair range{first, first + bytes};
+    if (known == range) return;
+    known = range;
+    memory_moved = true;
+    r.param.shared = r.param.overlaps_itself = false;  // to be found out again
+  };
+  for (std::size_t k = 0; k < kMaxOperands; ++k) {
+    const Operand& operand = r.job().operands[k];
+    if (k == kGrad) continue;
+    if (operand.data == nullptr) {
+      note(k, nullptr, 0);
+      continue;
+    }
+    const std::int64_t elements = r.packed && r.has_strides_of_param(k) && same_shape(r.views[k], r.own())
+                                      ? r.job().length
+                                      : extent(shape_of(r.views[k]), strides_of(r.views[k]));
+    note(k, operand.data, elements * static_cast<std::int64_t>(size_of(operand.format)));
+  }
+  for (std::size_t n = 0; n < r.scalars.size(); ++n) {
+    const Scalar& scalar = r.scalars[n];
+    note(kMaxOperands + n, scalar.data, scalar.data == nullptr ? 0 : static_cast<std::int64_t>(size_of(scalar.format)));
+  }
+}
+
+void ParamReader::forget_memory(Param& param, bool& memory_moved) {
+  if (param.written == decltype(param.written){}) return;
+  param.written = {};
+  memory_moved = true;
+}
+
+// A gradient may be the parameter itself, element by element; where it lies otherwise in the parameter's memory, or in
+// its states', what torch's sequence of operations would make of it is for torch to say.
+bool ParamReader::gradient_overlaps(const Reading& r) {
+  const TensorView& grad = r.views[kGrad];
+  const std::byte* const past =
+      grad.data + extent(shape_of(grad), strides_of(grad)) * static_cast<std::int64_t>(size_of(*grad.format));
+  const auto overlaps = [&](const auto& range) { return grad.data < range.second && range.first < past; };
+  for (std::size_t k = kFirstState; k < kMaxOperands; ++k)
+    if (overlaps(r.param.written[k])) return true;
+  const bool same = r.job().rows == nullptr && grad.data == r.own().data && grad.format == r.own().format &&
+                    r.has_strides_of_param(kGrad);
+  return !same && overlaps(r.param.written[kParam]);
+}
+
+// -- GPUs ------------------------------------------------------------------------------------------------------------
+
+// Where the constants of the parameter's step are made: here or, if some of the values that they follow from are on its
+// GPU, there; then the job is told of all these values.
+bool ParamReader::choose_constants_device(Reading& r) {
+  Group& group = *r.param.group;
+  const bool counts_there = !names_.scalars.empty() && r.scalars[0].on_gpu;
+  for (std::size_t n = 0; n < names_.scalars.size(); ++n)
+    if (r.scalars[n].on_gpu != counts_there)
+      return r.fall_back("numbers of which some are on the CPU and some on a GPU");
+  // Scalars that are brought forward here follow from hyperparameters.
+  const bool needed_here = r.own().cuda != group.device || (!counts_there && !info_.scalar_names.empty());
+  if (group.device >= 0 && needed_here) {
+    groups_.fetch_from_device(group, work_.groups[group.index]);
+    work_.ran_python = true;
+  }
+  if (!counts_there && group.device < 0) return true;
+
+  cuda::DeviceJob& device_job = r.device_job;
+  device_job.hyper = &group.device_hyper;
+  device_job.numbers[0] = {.value = info_.counts_steps ? r.scalars[0].value : (r.param.fresh ? 0.0 : 1.0)};
+  if (counts_there)
+    for (std::size_t n = 0; n < names_.scalars.size(); ++n)
+      device_job.numbers[n] = {.data = r.scalars[n].data, .format = r.scalars[n].format};
+  return true;
+}
+
+// Whether every element lies where a GPU can read it. (torch itself makes no tensors that do not.)
+bool ParamReader::is_aligned(Reading& r) {
+  if (r.own().on_cpu) return true;
+  for (const Operand& operand : r.job().operands)
+    if (reinterpret_cast<std::uintptr_t>(operand.data) % size_of(operand.format) != 0)
+      return r.fall_back("memory that is not aligned to its elements");
+  return true;
+}
+
+// -- the job ---------------------------------------------------------------------------------------------------------
+
+// Followers that the driver does not update in this step were read for the checks alone.
+void ParamReader::set_followers(Reading& r) const {
+  Job& job = r.job();
+  r.param.followed = !request_.followers.empty() && job.rows == nullptr && driver_.takes_followers();
+  for (std::size_t f = 0; f < request_.followers.size(); ++f) {
+    const FollowerRequest& follower = request_.followers[f];
+    if (r.param.followed && follower.weight) {
+      job.followers[f] = {.weight = *follower.weight, .sets_param = follower.sets_param};
+    } else {
+      job.operands[kFirstFollower + f] = {};
+    }
+  }
+}
+
+void ParamReader::make_constants(Reading& r) {
+  if (r.device_job.hyper != nullptr) {
+    r.scalars[0].value += 1.0;
+    return;
+  }
+  const std::size_t counters = info_.counts_steps ? 1 : 0;
+  const double step = info_.counts_steps ? r.scalars[0].value + 1.0 : (r.param.fresh ? 1.0 : 2.0);
+  RuleScalars scalars{};
+  for (std::size_t n = counters; n < names_.scalars.size(); ++n) scalars[n - counters] = r.scalars[n].value;
+  const std::array<double, kMaxHyper>& hyper = r.param.group->hyper;
+  MadeConstants& made = made_[r.job().wide ? 1 : 0];
+  if (made.constants == nullptr || made.step != step || made.scalars != scalars || made.hyper != hyper) {
+    ConstantsBuffer& buffer = work_.constants.emplace_back();
+    const StepMode mode;  // or a caller's rounding mode would be in the constants
+    made = {hyper, step, scalars, scalars, buffer.bytes};
+    info_.prepare(hyper.data(), step, scalars.data(), r.job().wide, buffer.bytes);
+    info_.advance(hyper.data(), step, made.advanced.data());
+  }
+  r.job().constants = made.constants;
+  for (std::size_t n = 0; n < names_.scalars.size(); ++n)
+    r.scalars[n].value = n < counters ? step : made.advanced[n - counters];
+}
+
+void ParamReader::add_job(Reading& r) {
+  Job& job = r.job();
+  for (std::size_t n = 0; n < names_.scalars.size(); ++n)
+    if (!r.scalars[n].on_gpu) work_.scalars.push_back(r.scalars[n]);
+  if (job.rows == nullptr) {  // else the gradient's values have a shape of their own
+    bool flat = r.packed;
+    for (std::size_t k = 0; k < kMaxOperands; ++k)
+      if (job.operands[k].data != nullptr || k < kFirstState) flat = flat && r.has_strides_of_param(k);
+    driver_.locate_elements(work_, job, r.views, flat);
+  }
+  work_.used.push_back(r.local);
+  work_.used.push_back(r.gradient.readable.ptr());
+  if (r.own().cuda < 0) {
+    work_.jobs.push_back(job);
+  } else {
+    work_.device_jobs[r.own().cuda].push_back(r.device_job);
+  }
+}
+
+ParamReader::Outcome ParamReader::read(Param& param, std::size_t number, bool& memory_moved) {
+  Reading r{.param = param, .object = work_.params[number].ptr(), .gradient = work_.gradients[number]};
+  param.followed = false;
+  last_device_ = -1;
+  if (r.gradient.original.is_none()) {
+    forget_memory(param, memory_moved);
+    return Outcome::no_gradient;
+  }
+  const auto fall_back = [&] {
+    forget_memory(param, memory_moved);
+    return Outcome::fallback;
+  };
+  param.reason = unsupported_reason(r);
+  if (!param.reason.empty() || !read_own(r) || !read_dense_gradient(r) || !read_states(r) || !read_scalars(r))
+    return fall_back();
+  last_device_ = r.own().cuda;
+  note_memory(r, memory_moved);
+  if (param.overlaps_itself) fail(param, "its own tensors (parameter, states, step) overlap in memory");
+  if (param.shared || gradient_overlaps(r)) {
+    param.reason =
+        param.shared ? "memory shared with another parameter" : "gradient that overlaps its parameter or states";
+    return Outcome::fallback;
+  }
+  if (r.missing) return Outcome::missing_state;
+  const bool here = r.own().cuda < 0 && param.group->device < 0;
+  if (!here && (!choose_constants_device(r) || !is_aligned(r))) return fall_back();
+  set_followers(r);
+  make_constants(r);
+  add_job(r);
+  return Outcome::job;
+}
+
+}  // namespace onepass

@@ -1,0 +1,129 @@
+// Parameters: from Python's tensors to jobs.
+//
+// Nothing about a tensor's memory is remembered. Where a tensor lies, its shape and its format are read again at every
+// step, so whatever a user does to tensors between steps, a step works on what is there now. What is kept is what can
+// be checked by comparing: findings about memory (packed, shared, not lazy) beside the very addresses and strides that
+// they were found for.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bindings/dtensor.h"
+#include "bindings/group_reader.h"
+#include "bindings/rule_driver.h"
+#include "bindings/step_work.h"
+
+namespace onepass {
+
+// What is remembered of a parameter.
+struct Param {
+  PyObject* object = nullptr;  // borrowed, to be compared
+  PyObject* state = nullptr;   // its dict in optimizer.state; null if it has none
+  Group* group = nullptr;
+  std::size_t index = 0;  // in its group
+  bool fresh = false;     // its states have been created and not been stepped yet
+  bool shared = false;    // another parameter's step writes to the same memory
+  bool overlaps_itself = false;
+  bool sparse = false;  // it has had a sparse gradient
+  bool complex = false;
+  bool followed = false;             // the last step's job updates its followers
+  unsigned states_used = 0;          // a bit for each
+  std::string reason;                // why torch's code steps it
+  std::vector<std::int64_t> packed;  // the last shape and strides that were found to be packed
+  // Memory that its step writes: first and past last byte of each operand, of `step` and of the rule's scalars.
+  std::array<std::pair<std::byte*, std::byte*>, kMaxOperands + 1 + kMaxScalars> written{};
+  // Whether a tensor was found to be negated or conjugated lazily, and where it was then.
+  struct Laziness {
+    PyObject* tensor = nullptr;
+    std::byte* data = nullptr;
+    bool lazy = false;
+  };
+  std::array<Laziness, kMaxOperands> laziness{};
+  Spread spread;  // of a DTensor
+};
+
+// The names that a rule's parameters are read by.
+struct RuleNames {
+  explicit RuleNames(const RuleInfo& info);
+
+  std::vector<pybind11::str> states;
+  std::vector<std::string> state_labels;  // for messages
+  std::vector<pybind11::str> scalars;     // `step`, if the rule counts, and its own
+};
+
+class ParamReader {
+ public:
+  ParamReader(const RuleNames& names, const RuleDriver& driver, GroupReader& groups, const StepRequest& request,
+              const std::string& label, StepWork& work);
+
+  // Takes the gradient of parameter `number` into the work, in the form that kernels read. May run Python code.
+  void read_gradient(Param& param, std::size_t number);
+
+  enum class Outcome { no_gradient, job, missing_state, fallback };
+
+  // Adds the parameter's job to the work. Of a fallback, param.reason tells why. Where Python code has to run, which is
+  // so for tensors that are seen for the first time, work.ran_python is set. Throws py::value_error for what nobody can
+  // step. `memory_moved` is set if the parameter's memory is not where it was.
+  Outcome read(Param& param, std::size_t number, bool& memory_moved);
+
+  // The GPU of the parameter that was read last; -1: it is on none.
+  int last_device() const { return last_device_; }
+
+  // Why kernels cannot take a parameter, whatever its gradient and states; empty if they can.
+  std::string unsupported_reason(Param& param, std::size_t number);
+
+  // For a parameter that this step does not write: others may have shared its memory.
+  static void forget_memory(Param& param, bool& memory_moved);
+
+ private:
+  struct Reading;
+  using RuleScalars = std::array<double, kMaxScalars>;
+
+  std::string unsupported_reason(Reading& r) const;
+  bool read_own(Reading& r);
+  bool read_dense_gradient(Reading& r);
+  bool read_sparse_gradient(Reading& r);
+  bool read_states(Reading& r);
+  bool read_state(Reading& r, std::size_t operand, const pybind11::str& name, const std::string& what);
+  bool read_scalars(Reading& r);
+  bool read_scalar(Reading& r, const pybind11::str& name, Scalar& scalar);
+  bool is_spread_as_param(Reading& r, std::size_t operand, PyObject* tensor, const std::string& what);
+  bool is_lazy_now(Reading& r, std::size_t operand, PyObject* tensor);
+  void set_operand(Reading& r, std::size_t operand, PyObject* tensor, const std::string& what);
+  static void note_memory(Reading& r, bool& memory_moved);
+  static bool gradient_overlaps(const Reading& r);
+  bool choose_constants_device(Reading& r);
+  static bool is_aligned(Reading& r);
+  void set_followers(Reading& r) const;
+  void make_constants(Reading& r);
+  void add_job(Reading& r);
+  [[noreturn]] void fail(const Param& param, const std::string& what) const;
+
+  const RuleNames& names_;
+  const RuleDriver& driver_;
+  const RuleInfo& info_;
+  GroupReader& groups_;
+  const StepRequest& request_;
+  const std::string& label_;
+  StepWork& work_;
+  int last_device_ = -1;
+
+  // The constants made last, which parameters of equal hyperparameters, steps and scalars share.
+  struct MadeConstants {
+    std::array<double, kMaxHyper> hyper;
+    double step;
+    RuleScalars scalars;
+    RuleScalars advanced;  // after the step
+    const void* constants;
+  };
+  std::array<MadeConstants, 2> made_{};  // in float32 and in float64
+};
+
+}  // namespace onepass

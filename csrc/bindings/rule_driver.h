@@ -1,0 +1,51 @@
+// What the two kinds of rules, element-wise and factored, do differently with parameters.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <memory>
+#include <string>
+
+#include "bindings/dlpack.h"
+#include "bindings/step_work.h"
+#include "job.h"
+#include "rules/table.h"
+
+namespace onepass {
+
+using Views = std::array<TensorView, kMaxOperands>;
+
+class RuleDriver {
+ public:
+  explicit RuleDriver(const RuleInfo& info) : info_(info) {}
+  virtual ~RuleDriver() = default;
+  RuleDriver(const RuleDriver&) = delete;
+  RuleDriver& operator=(const RuleDriver&) = delete;
+
+  const RuleInfo& info() const { return info_; }
+
+  // Why torch has to step a parameter; empty if kernels can.
+  virtual std::string unsupported_reason(const TensorView& param) const = 0;
+  virtual bool runs_on_cuda() const = 0;
+  virtual bool takes_shards() const = 0;  // whether the local part of a DTensor can be stepped without the rest
+  virtual bool takes_followers() const = 0;
+
+  // The states of a parameter, a bit for each, of those that its group uses.
+  virtual unsigned states_of(unsigned used, const TensorView& param) const = 0;
+  virtual bool state_shape_matches(std::size_t operand, const TensorView& state, const TensorView& param) const = 0;
+
+  // Completes a job: where the elements of its operands lie. `flat`: all are packed in the same order.
+  virtual void locate_elements(StepWork& work, Job& job, const Views& views, bool flat) const = 0;
+
+  // Runs the jobs on the CPU. Needs no GIL.
+  virtual void run(const StepWork& work, int threads) = 0;
+  virtual void run_on_cuda(const StepWork& work) = 0;
+
+ private:
+  const RuleInfo& info_;
+};
+
+// The driver of a rule by its name. Throws std::invalid_argument if there is no such rule.
+std::unique_ptr<RuleDriver> make_rule_driver(const std::string& rule);
+
+}  // namespace onepass

@@ -8,19 +8,10 @@ namespace py = pybind11;
 namespace onepass {
 namespace {
 
-// DLPack's enumerators.
-constexpr int kCpu = 1;
-constexpr int kCuda = 2;
-constexpr int kPinned = 3;  // page-locked for CUDA, but the CPU's memory
-constexpr std::uint8_t kInt = 0;
-constexpr std::uint8_t kFloat = 2;
-constexpr std::uint8_t kBfloat = 4;
-constexpr std::uint8_t kComplex = 5;
-
 std::optional<Format> format_of(std::uint8_t code, int bits) {
-  if (code == kBfloat && bits == 16) return Format::bfloat16;
-  if (code != kFloat && code != kComplex) return std::nullopt;
-  if (code == kComplex) bits /= 2;
+  if (code == dlpack::kBfloat && bits == 16) return Format::bfloat16;
+  if (code != dlpack::kFloat && code != dlpack::kComplex) return std::nullopt;
+  if (code == dlpack::kComplex) bits /= 2;
   if (bits == 16) return Format::float16;
   if (bits == 32) return Format::float32;
   if (bits == 64) return Format::float64;
@@ -44,7 +35,7 @@ DlpackReader::DlpackReader(const py::handle& tensor_type) {
   const py::object capsule = py::getattr(tensor_type, "__dlpack_c_exchange_api__", py::none());
   if (capsule.is_none())
     throw py::import_error("onepass needs torch >= 2.10: torch.Tensor has no __dlpack_c_exchange_api__");
-  const auto* api = static_cast<const ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+  const auto* api = static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
   if (api == nullptr) throw py::error_already_set();
   while (api != nullptr && api->major != 1) api = api->previous;
   if (api == nullptr) throw py::import_error("onepass needs version 1 of DLPack's exchange API; this torch has none");
@@ -56,7 +47,7 @@ DlpackReader::DlpackReader(const py::handle& tensor_type) {
 }
 
 bool DlpackReader::view(PyObject* tensor, TensorView& out) {
-  Tensor exported{};
+  dlpack::Tensor exported{};
   std::vector<std::int64_t> sizes;  // copies, where they are needed
   std::vector<std::int64_t> strides;
   const auto copy = [&] {
@@ -69,7 +60,7 @@ bool DlpackReader::view(PyObject* tensor, TensorView& out) {
       return false;
     }
   } else {
-    ManagedTensor* managed = nullptr;
+    dlpack::ManagedTensor* managed = nullptr;
     if (own_(tensor, &managed) != 0) {
       PyErr_Clear();
       return false;
@@ -78,21 +69,21 @@ bool DlpackReader::view(PyObject* tensor, TensorView& out) {
     copy();
     exported.shape = sizes.data();
     exported.strides = strides.data();
-    managed->deleter(managed);
+    if (managed->deleter != nullptr) managed->deleter(managed);
   }
   // torch has tensors of zeros without memory, and storages can be resized to nothing.
   const std::span<const std::int64_t> shape(exported.shape, static_cast<std::size_t>(exported.ndim));
   if (exported.data == nullptr && std::ranges::find(shape, 0) == shape.end()) return false;
   out.data = static_cast<std::byte*>(exported.data) + exported.byte_offset;
-  out.on_cpu = exported.device.type == kCpu || exported.device.type == kPinned;
-  out.cuda = exported.device.type == kCuda ? exported.device.id : -1;
+  out.on_cpu = exported.device.type == dlpack::kCpu || exported.device.type == dlpack::kCudaHost;
+  out.cuda = exported.device.type == dlpack::kCuda ? exported.device.id : -1;
   if (pretence_ != Pretence::none && out.on_cpu) {
     out.on_cpu = false;
     out.cuda = 0;
   }
   out.format = format_of(exported.dtype.code, exported.dtype.bits);
-  out.complex = exported.dtype.code == kComplex;
-  out.int64 = exported.dtype.code == kInt && exported.dtype.bits == 64;
+  out.complex = exported.dtype.code == dlpack::kComplex;
+  out.int64 = exported.dtype.code == dlpack::kInt && exported.dtype.bits == 64;
   if (borrow_ != nullptr && !out.complex) {
     out.room.reset();
     out.ndim = exported.ndim;
@@ -121,7 +112,8 @@ bool DlpackReader::view_number(PyObject* tensor, TensorView& out) {
 
 void* DlpackReader::current_stream(int cuda) const {
   void* stream = nullptr;
-  if (pretence_ == Pretence::none && current_work_stream_(kCuda, cuda, &stream) != 0) throw py::error_already_set();
+  if (pretence_ == Pretence::none && current_work_stream_(dlpack::kCuda, cuda, &stream) != 0)
+    throw py::error_already_set();
   return stream;
 }
 

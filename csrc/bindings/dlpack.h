@@ -1,4 +1,4 @@
-// The part of the DLPack C exchange API (DLPack 1.3) that a step needs: a tensor's memory, without torch's headers.
+// Tensors' memory, read through DLPack's C exchange API.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -9,6 +9,7 @@
 #include <span>
 #include <vector>
 
+#include "bindings/dlpack_abi.h"
 #include "formats/format.h"
 
 namespace onepass {
@@ -73,46 +74,11 @@ class DlpackReader {
   Pretence pretence() const { return pretence_; }
 
  private:
-  struct Device {
-    int type;
-    int id;
-  };
-  struct DataType {
-    std::uint8_t code;
-    std::uint8_t bits;
-    std::uint16_t lanes;
-  };
-  struct Tensor {
-    void* data;
-    Device device;
-    int ndim;
-    DataType dtype;
-    std::int64_t* shape;
-    std::int64_t* strides;
-    std::uint64_t byte_offset;
-  };
-  struct ManagedTensor {
-    std::uint32_t major, minor;
-    void* manager;
-    void (*deleter)(ManagedTensor*);
-    std::uint64_t flags;
-    Tensor tensor;
-  };
-  struct ExchangeApi {
-    std::uint32_t major, minor;
-    ExchangeApi* previous;
-    void* allocate;
-    int (*from_python)(void* object, ManagedTensor** out);
-    void* to_python;
-    int (*borrow_from_python)(void* object, Tensor* out);  // may be null
-    int (*current_work_stream)(int device_type, std::int32_t device, void** out);
-  };
-
   std::uint32_t major_ = 0;
   std::uint32_t minor_ = 0;
-  decltype(ExchangeApi::from_python) own_ = nullptr;
-  decltype(ExchangeApi::borrow_from_python) borrow_ = nullptr;
-  decltype(ExchangeApi::current_work_stream) current_work_stream_ = nullptr;
+  decltype(dlpack::ExchangeApi::from_python) own_ = nullptr;
+  decltype(dlpack::ExchangeApi::borrow_from_python) borrow_ = nullptr;
+  decltype(dlpack::ExchangeApi::current_work_stream) current_work_stream_ = nullptr;
   Pretence pretence_ = Pretence::none;
 };
 

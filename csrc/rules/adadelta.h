@@ -13,20 +13,24 @@
 #include <array>
 
 #include "rules/math.h"
+#include "rules/registry.h"
+#include "rules/states.h"
 #include "target.h"
 
 namespace onepass::inline ONEPASS_TARGET {
 
 struct Adadelta {
+  static constexpr RuleId id = RuleId::adadelta;
+
   struct Hyper {
     double lr, rho, eps, weight_decay;
   };
   static constexpr std::array hyper_names{"lr", "rho", "eps", "weight_decay"};
   static constexpr std::array state_names{"square_avg", "acc_delta"};
-  static constexpr std::array state_sets{0b11U};
+  static constexpr std::array state_sets{all_states(state_names)};
   static constexpr bool counts_steps = true;
 
-  static unsigned states_used(const Hyper&) { return 0b11U; }
+  static unsigned states_used(const Hyper&) { return all_states(state_names); }
 
   template <class T>
   struct Constants {

@@ -18,6 +18,7 @@
 #include <cmath>
 
 #include "rules/math.h"
+#include "rules/states.h"
 #include "target.h"
 
 namespace onepass {
@@ -41,6 +42,8 @@ namespace onepass::inline ONEPASS_TARGET {
 struct Adafactor {
   static constexpr std::array hyper_names{"lr", "beta2_decay", "eps[0]?", "eps[1]", "d", "weight_decay"};
   static constexpr std::array state_names{"row_var", "col_var", "variance"};
+  static constexpr unsigned kOfMatrix = state_bit(state_names, "row_var") | state_bit(state_names, "col_var");
+  static constexpr unsigned kOfVector = state_bit(state_names, "variance");
 
   static AdafactorConstants prepare(const AdafactorHyper& h, double step) {
     const double slowing = 1.0 / std::sqrt(step);

@@ -10,20 +10,24 @@
 #include <array>
 
 #include "rules/math.h"
+#include "rules/registry.h"
+#include "rules/states.h"
 #include "target.h"
 
 namespace onepass::inline ONEPASS_TARGET {
 
 struct Adagrad {
+  static constexpr RuleId id = RuleId::adagrad;
+
   struct Hyper {
     double lr, lr_decay, eps, weight_decay, decoupled_weight_decay;
   };
   static constexpr std::array hyper_names{"lr", "lr_decay", "eps", "weight_decay", "decoupled_weight_decay?"};
   static constexpr std::array state_names{"sum"};
-  static constexpr std::array state_sets{0b1U};
+  static constexpr std::array state_sets{all_states(state_names)};
   static constexpr bool counts_steps = true;
 
-  static unsigned states_used(const Hyper&) { return 0b1U; }
+  static unsigned states_used(const Hyper&) { return all_states(state_names); }
   static bool takes_sparse(const Hyper& h) { return h.weight_decay == 0.0 || h.decoupled_weight_decay > 0.0; }
 
   template <class T>

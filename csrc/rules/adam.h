@@ -16,21 +16,27 @@
 #include <cmath>
 
 #include "rules/math.h"
+#include "rules/registry.h"
+#include "rules/states.h"
 #include "target.h"
 
 namespace onepass::inline ONEPASS_TARGET {
 
 struct Adam {
+  static constexpr RuleId id = RuleId::adam;
+
   struct Hyper {
     double lr, beta1, beta2, eps, weight_decay, amsgrad, decoupled_weight_decay;
   };
   static constexpr std::array hyper_names{
       "lr", "betas[0]", "betas[1]", "eps", "weight_decay", "amsgrad", "decoupled_weight_decay"};
   static constexpr std::array state_names{"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
-  static constexpr std::array state_sets{0b011U, 0b111U};
+  static constexpr unsigned kAverages = state_bit(state_names, "exp_avg") | state_bit(state_names, "exp_avg_sq");
+  static constexpr unsigned kMaximum = state_bit(state_names, "max_exp_avg_sq");
+  static constexpr std::array state_sets{kAverages, kAverages | kMaximum};
   static constexpr bool counts_steps = true;
 
-  static unsigned states_used(const Hyper& h) { return h.amsgrad != 0.0 ? 0b111U : 0b011U; }
+  static unsigned states_used(const Hyper& h) { return kAverages | (h.amsgrad != 0.0 ? kMaximum : 0U); }
   static bool takes_sparse(const Hyper& h) { return h.decoupled_weight_decay != 0.0; }
 
   template <class T>

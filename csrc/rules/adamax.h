@@ -10,20 +10,24 @@
 #include <cmath>
 
 #include "rules/math.h"
+#include "rules/registry.h"
+#include "rules/states.h"
 #include "target.h"
 
 namespace onepass::inline ONEPASS_TARGET {
 
 struct Adamax {
+  static constexpr RuleId id = RuleId::adamax;
+
   struct Hyper {
     double lr, beta1, beta2, eps, weight_decay;
   };
   static constexpr std::array hyper_names{"lr", "betas[0]", "betas[1]", "eps", "weight_decay"};
   static constexpr std::array state_names{"exp_avg", "exp_inf"};
-  static constexpr std::array state_sets{0b11U};
+  static constexpr std::array state_sets{all_states(state_names)};
   static constexpr bool counts_steps = true;
 
-  static unsigned states_used(const Hyper&) { return 0b11U; }
+  static unsigned states_used(const Hyper&) { return all_states(state_names); }
 
   template <class T>
   struct Constants {

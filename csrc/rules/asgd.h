@@ -12,17 +12,21 @@
 #include <cmath>
 
 #include "rules/math.h"
+#include "rules/registry.h"
+#include "rules/states.h"
 #include "target.h"
 
 namespace onepass::inline ONEPASS_TARGET {
 
 struct Asgd {
+  static constexpr RuleId id = RuleId::asgd;
+
   struct Hyper {
     double lr, lambd, alpha, t0, weight_decay;
   };
   static constexpr std::array hyper_names{"lr", "lambd", "alpha", "t0", "weight_decay"};
   static constexpr std::array state_names{"ax"};
-  static constexpr std::array state_sets{0b1U};
+  static constexpr std::array state_sets{all_states(state_names)};
   static constexpr bool counts_steps = true;
 
   // The rate and the weight of this step were set by the one before: `lr` acts from the next step on.
@@ -31,7 +35,7 @@ struct Asgd {
   };
   static constexpr std::array scalar_names{"eta", "mu"};
 
-  static unsigned states_used(const Hyper&) { return 0b1U; }
+  static unsigned states_used(const Hyper&) { return all_states(state_names); }
 
   template <class T>
   struct Constants {

@@ -8,20 +8,24 @@
 #include <array>
 
 #include "rules/math.h"
+#include "rules/registry.h"
+#include "rules/states.h"
 #include "target.h"
 
 namespace onepass::inline ONEPASS_TARGET {
 
 struct Lion {
+  static constexpr RuleId id = RuleId::lion;
+
   struct Hyper {
     double lr, beta1, beta2, weight_decay;
   };
   static constexpr std::array hyper_names{"lr", "betas[0]", "betas[1]", "weight_decay"};
   static constexpr std::array state_names{"exp_avg"};
-  static constexpr std::array state_sets{0b1U};
+  static constexpr std::array state_sets{all_states(state_names)};
   static constexpr bool counts_steps = false;
 
-  static unsigned states_used(const Hyper&) { return 0b1U; }
+  static unsigned states_used(const Hyper&) { return all_states(state_names); }
   static bool takes_sparse(const Hyper&) { return true; }
 
   template <class T>

@@ -10,21 +10,25 @@
 #include <array>
 
 #include "rules/math.h"
+#include "rules/registry.h"
+#include "rules/states.h"
 #include "target.h"
 
 namespace onepass::inline ONEPASS_TARGET {
 
 // The operand that it writes, in the place of the parameter, is u.
 struct MuonMomentum {
+  static constexpr RuleId id = RuleId::muon_momentum;
+
   struct Hyper {
     double momentum, nesterov;
   };
   static constexpr std::array hyper_names{"momentum", "nesterov"};
   static constexpr std::array state_names{"momentum_buffer"};
-  static constexpr std::array state_sets{0b1U};
+  static constexpr std::array state_sets{all_states(state_names)};
   static constexpr bool counts_steps = false;
 
-  static unsigned states_used(const Hyper&) { return 0b1U; }
+  static unsigned states_used(const Hyper&) { return all_states(state_names); }
 
   template <class T>
   struct Constants {
@@ -48,15 +52,17 @@ struct MuonMomentum {
 
 // What it reads in the place of the gradient is O.
 struct Muon {
+  static constexpr RuleId id = RuleId::muon;
+
   struct Hyper {
     double decay, adjusted_lr;  // lr * weight_decay, and lr as it is for matrices of this shape
   };
   static constexpr std::array hyper_names{"decay", "adjusted_lr"};
   static constexpr std::array<const char*, 0> state_names{};
-  static constexpr std::array state_sets{0b0U};
+  static constexpr std::array state_sets{all_states(state_names)};
   static constexpr bool counts_steps = false;
 
-  static unsigned states_used(const Hyper&) { return 0b0U; }
+  static unsigned states_used(const Hyper&) { return all_states(state_names); }
 
   template <class T>
   struct Constants {

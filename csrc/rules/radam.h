@@ -14,21 +14,25 @@
 #include <cmath>
 
 #include "rules/math.h"
+#include "rules/registry.h"
+#include "rules/states.h"
 #include "target.h"
 
 namespace onepass::inline ONEPASS_TARGET {
 
 struct Radam {
+  static constexpr RuleId id = RuleId::radam;
+
   struct Hyper {
     double lr, beta1, beta2, eps, weight_decay, decoupled_weight_decay;
   };
   static constexpr std::array hyper_names{"lr",  "betas[0]",     "betas[1]",
                                           "eps", "weight_decay", "decoupled_weight_decay"};
   static constexpr std::array state_names{"exp_avg", "exp_avg_sq"};
-  static constexpr std::array state_sets{0b11U};
+  static constexpr std::array state_sets{all_states(state_names)};
   static constexpr bool counts_steps = true;
 
-  static unsigned states_used(const Hyper&) { return 0b11U; }
+  static unsigned states_used(const Hyper&) { return all_states(state_names); }
 
   template <class T>
   struct Constants {

@@ -13,21 +13,29 @@
 #include <array>
 
 #include "rules/math.h"
+#include "rules/registry.h"
+#include "rules/states.h"
 #include "target.h"
 
 namespace onepass::inline ONEPASS_TARGET {
 
 struct Rmsprop {
+  static constexpr RuleId id = RuleId::rmsprop;
+
   struct Hyper {
     double lr, alpha, eps, weight_decay, momentum, centered;
   };
   static constexpr std::array hyper_names{"lr", "alpha", "eps", "weight_decay", "momentum", "centered"};
   static constexpr std::array state_names{"square_avg", "momentum_buffer", "grad_avg"};
-  static constexpr std::array state_sets{0b001U, 0b011U, 0b101U, 0b111U};
+  static constexpr unsigned kSquares = state_bit(state_names, "square_avg");
+  static constexpr unsigned kBuffer = state_bit(state_names, "momentum_buffer");
+  static constexpr unsigned kGradients = state_bit(state_names, "grad_avg");
+  static constexpr std::array state_sets{kSquares, kSquares | kBuffer, kSquares | kGradients,
+                                         kSquares | kBuffer | kGradients};
   static constexpr bool counts_steps = true;
 
   static unsigned states_used(const Hyper& h) {
-    return 0b001U | (h.momentum > 0.0 ? 0b010U : 0U) | (h.centered != 0.0 ? 0b100U : 0U);
+    return kSquares | (h.momentum > 0.0 ? kBuffer : 0U) | (h.centered != 0.0 ? kGradients : 0U);
   }
 
   template <class T>

@@ -12,20 +12,24 @@
 #include <array>
 
 #include "rules/math.h"
+#include "rules/registry.h"
+#include "rules/states.h"
 #include "target.h"
 
 namespace onepass::inline ONEPASS_TARGET {
 
 struct Rprop {
+  static constexpr RuleId id = RuleId::rprop;
+
   struct Hyper {
     double eta_minus, eta_plus, smallest, largest;
   };
   static constexpr std::array hyper_names{"etas[0]", "etas[1]", "step_sizes[0]", "step_sizes[1]"};
   static constexpr std::array state_names{"prev", "step_size"};
-  static constexpr std::array state_sets{0b11U};
+  static constexpr std::array state_sets{all_states(state_names)};
   static constexpr bool counts_steps = true;
 
-  static unsigned states_used(const Hyper&) { return 0b11U; }
+  static unsigned states_used(const Hyper&) { return all_states(state_names); }
 
   template <class T>
   struct Constants {

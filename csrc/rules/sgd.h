@@ -10,20 +10,25 @@
 #include <array>
 
 #include "rules/math.h"
+#include "rules/registry.h"
+#include "rules/states.h"
 #include "target.h"
 
 namespace onepass::inline ONEPASS_TARGET {
 
 struct Sgd {
+  static constexpr RuleId id = RuleId::sgd;
+
   struct Hyper {
     double lr, momentum, dampening, weight_decay, nesterov;
   };
   static constexpr std::array hyper_names{"lr", "momentum", "dampening", "weight_decay", "nesterov"};
   static constexpr std::array state_names{"momentum_buffer"};
-  static constexpr std::array state_sets{0b0U, 0b1U};
+  static constexpr unsigned kBuffer = state_bit(state_names, "momentum_buffer");
+  static constexpr std::array state_sets{0U, kBuffer};
   static constexpr bool counts_steps = false;  // `step` is 1 for a tensor whose states are new, else 2
 
-  static unsigned states_used(const Hyper& h) { return h.momentum != 0.0 ? 0b1U : 0b0U; }
+  static unsigned states_used(const Hyper& h) { return h.momentum != 0.0 ? kBuffer : 0U; }
   static bool takes_sparse(const Hyper& h) { return h.momentum == 0.0 && h.weight_decay == 0.0; }
 
   template <class T>

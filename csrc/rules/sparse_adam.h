@@ -13,20 +13,24 @@
 #include <cmath>
 
 #include "rules/math.h"
+#include "rules/registry.h"
+#include "rules/states.h"
 #include "target.h"
 
 namespace onepass::inline ONEPASS_TARGET {
 
 struct SparseAdam {
+  static constexpr RuleId id = RuleId::sparse_adam;
+
   struct Hyper {
     double lr, beta1, beta2, eps;
   };
   static constexpr std::array hyper_names{"lr", "betas[0]", "betas[1]", "eps"};
   static constexpr std::array state_names{"exp_avg", "exp_avg_sq"};
-  static constexpr std::array state_sets{0b11U};
+  static constexpr std::array state_sets{all_states(state_names)};
   static constexpr bool counts_steps = true;
 
-  static unsigned states_used(const Hyper&) { return 0b11U; }
+  static unsigned states_used(const Hyper&) { return all_states(state_names); }
   static constexpr bool takes_dense = false;
   static bool takes_sparse(const Hyper&) { return true; }
 

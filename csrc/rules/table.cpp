@@ -40,8 +40,9 @@ void construct(const double* hyper, double step, [[maybe_unused]] const double* 
   }
 }
 
-template <class Rule>
+template <RuleId id, class Rule>
 constexpr RuleInfo describe(const char* name) {
+  static_assert(Rule::id == id, "a line of registry.h names a struct of another rule");
   static_assert(sizeof(typename Rule::Hyper) == Rule::hyper_names.size() * sizeof(double));
   static_assert(Rule::hyper_names.size() <= kMaxHyper && Rule::state_names.size() <= kMaxStates);
   RuleInfo info{
@@ -77,7 +78,7 @@ constexpr RuleInfo describe(const char* name) {
 }
 
 constexpr RuleInfo kTable[] = {
-#define ONEPASS_X(name, Type) describe<Type>(#name),
+#define ONEPASS_X(name, Type) describe<RuleId::name, Type>(#name),
     ONEPASS_RULES(ONEPASS_X)
 #undef ONEPASS_X
 };
@@ -89,7 +90,7 @@ constexpr RuleInfo kAdafactor{
     .scalar_names = {},
     .counts_steps = true,
     .constants_size = {sizeof(AdafactorConstants), sizeof(AdafactorConstants)},
-    .states_used = [](const double*) { return 0b111U; },
+    .states_used = [](const double*) { return Adafactor::kOfMatrix | Adafactor::kOfVector; },
     .takes_sparse = [](const double*) { return false; },
     .takes_dense = true,
     .prepare =

@@ -1,7 +1,9 @@
 // What the tests share: every rule by its number, and the settings that the kernels are tested with.
 #pragma once
 
+#include <algorithm>
 #include <array>
+#include <bit>
 #include <cstddef>
 #include <span>
 #include <stdexcept>
@@ -31,49 +33,102 @@ decltype(auto) with_rule(RuleId rule, Visit&& visit) {
 struct Setting {
   std::string_view what;
   RuleId rule;
-  std::array<double, kMaxHyper> hyper;  // in the order of hyper_names
-  double step;
+  std::array<double, kMaxHyper> hyper{};  // in the order of hyper_names
+  double step = 1.0;
   std::array<double, kMaxScalars> scalars{};  // in the order of scalar_names, as the last step left them
 };
 
+// The members of a struct of doubles, in their order.
+template <std::size_t Count, class Named>
+constexpr std::array<double, Count> doubles_of(const Named& named) {
+  const auto values = std::bit_cast<std::array<double, sizeof(Named) / sizeof(double)>>(named);
+  std::array<double, Count> all{};
+  std::ranges::copy(values, all.begin());
+  return all;
+}
+
+// Hyperparameters that are not named are zero.
+template <class Rule>
+constexpr Setting make_setting(std::string_view what, const typename Rule::Hyper& hyper, double step) {
+  return {.what = what, .rule = Rule::id, .hyper = doubles_of<kMaxHyper>(hyper), .step = step};
+}
+template <class Rule>
+constexpr Setting make_setting(std::string_view what, const typename Rule::Hyper& hyper, double step,
+                               const typename Rule::Scalars& scalars) {
+  Setting setting = make_setting<Rule>(what, hyper, step);
+  setting.scalars = doubles_of<kMaxScalars>(scalars);
+  return setting;
+}
+
 // Every rule stands here, each of its branches is taken by some row, and some rows leave a state unused.
 inline constexpr Setting kSettings[] = {
-    {"adadelta", RuleId::adadelta, {0.5, 0.9, 1e-6, 0.0}, 3},
-    {"adadelta, decay", RuleId::adadelta, {1.0, 0.8, 1e-3, 0.1}, 3},
-    {"adagrad", RuleId::adagrad, {0.01, 0.0, 1e-10, 0.0, 0.0}, 3},
-    {"adagrad, decay", RuleId::adagrad, {0.01, 0.2, 1e-3, 0.1, 0.0}, 4},
-    {"adagrad, decoupled", RuleId::adagrad, {0.01, 0.2, 1e-3, 0.1, 1.0}, 4},
-    {"adam", RuleId::adam, {0.01, 0.9, 0.999, 1e-8, 0.1, 0.0, 0.0}, 3},
-    {"adam, amsgrad", RuleId::adam, {0.01, 0.9, 0.999, 1e-8, 0.0, 1.0, 0.0}, 3},
-    {"adam, amsgrad, decoupled", RuleId::adam, {0.01, 0.9, 0.999, 1e-8, 0.1, 1.0, 1.0}, 7},
-    {"adamax", RuleId::adamax, {0.01, 0.9, 0.999, 1e-8, 0.0}, 3},
-    {"adamax, decay", RuleId::adamax, {0.01, 0.4, 0.9, 0.1, 0.1}, 3},
-    {"asgd", RuleId::asgd, {0.01, 1e-4, 0.75, 1e6, 0.0}, 3, {0.009, 1.0}},
-    {"asgd, averaging, decay", RuleId::asgd, {0.01, 0.1, 0.5, 2.0, 0.1}, 7, {0.008, 0.25}},
-    {"lion", RuleId::lion, {0.01, 0.9, 0.99, 0.0}, 1},
-    {"lion, decay", RuleId::lion, {0.01, 0.9, 0.99, 0.1}, 1},
-    {"lion, small betas", RuleId::lion, {0.01, 0.4, 0.3, 0.0}, 1},
-    {"muon", RuleId::muon, {0.0, 0.02}, 1},
-    {"muon, decay", RuleId::muon, {0.01, 0.02}, 1},
-    {"muon_momentum", RuleId::muon_momentum, {0.9, 0.0}, 1},
-    {"muon_momentum, nesterov", RuleId::muon_momentum, {0.9, 1.0}, 1},
-    {"muon_momentum, nesterov, small", RuleId::muon_momentum, {0.3, 1.0}, 1},
-    {"nadam", RuleId::nadam, {0.01, 0.9, 0.999, 1e-8, 0.0, 4e-3, 0.0}, 3, {0.2}},
-    {"nadam, decay", RuleId::nadam, {0.01, 0.9, 0.99, 1e-8, 0.1, 0.1, 0.0}, 3, {0.2}},
-    {"nadam, decoupled", RuleId::nadam, {0.01, 0.9, 0.99, 1e-8, 0.1, 0.1, 1.0}, 3, {0.2}},
-    {"radam, not yet adaptive", RuleId::radam, {0.01, 0.9, 0.999, 1e-8, 0.1, 0.0}, 5},
-    {"radam", RuleId::radam, {0.01, 0.9, 0.999, 1e-8, 0.0, 0.0}, 6},
-    {"radam, decoupled", RuleId::radam, {0.01, 0.9, 0.99, 1e-3, 0.1, 1.0}, 40},
-    {"rmsprop", RuleId::rmsprop, {0.01, 0.99, 1e-8, 0.0, 0.0, 0.0}, 3},
-    {"rmsprop, momentum", RuleId::rmsprop, {0.01, 0.99, 1e-8, 0.1, 0.9, 0.0}, 3},
-    {"rmsprop, centered", RuleId::rmsprop, {0.01, 0.99, 1e-3, 0.0, 0.0, 1.0}, 3},
-    {"rmsprop, centered, momentum", RuleId::rmsprop, {0.01, 0.9, 1e-3, 0.1, 0.9, 1.0}, 3},
-    {"rprop", RuleId::rprop, {0.5, 1.2, 1e-6, 50.0}, 3},
-    {"rprop, narrow", RuleId::rprop, {0.3, 1.5, 0.1, 0.5}, 3},
-    {"sgd, plain", RuleId::sgd, {0.1, 0.0, 0.0, 0.0, 0.0}, 2},
-    {"sgd, first step", RuleId::sgd, {0.1, 0.9, 0.3, 0.01, 0.0}, 1},
-    {"sgd, nesterov", RuleId::sgd, {0.1, 0.9, 0.3, 0.01, 1.0}, 2},
-    {"sparse_adam", RuleId::sparse_adam, {0.01, 0.9, 0.999, 1e-8}, 3},
+    make_setting<Adadelta>("adadelta", {.lr = 0.5, .rho = 0.9, .eps = 1e-6}, 3),
+    make_setting<Adadelta>("adadelta, decay", {.lr = 1.0, .rho = 0.8, .eps = 1e-3, .weight_decay = 0.1}, 3),
+    make_setting<Adagrad>("adagrad", {.lr = 0.01, .eps = 1e-10}, 3),
+    make_setting<Adagrad>("adagrad, decay", {.lr = 0.01, .lr_decay = 0.2, .eps = 1e-3, .weight_decay = 0.1}, 4),
+    make_setting<Adagrad>(
+        "adagrad, decoupled",
+        {.lr = 0.01, .lr_decay = 0.2, .eps = 1e-3, .weight_decay = 0.1, .decoupled_weight_decay = 1.0}, 4),
+    make_setting<Adam>("adam", {.lr = 0.01, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.1}, 3),
+    make_setting<Adam>("adam, amsgrad", {.lr = 0.01, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .amsgrad = 1.0}, 3),
+    make_setting<Adam>("adam, amsgrad, decoupled",
+                       {.lr = 0.01,
+                        .beta1 = 0.9,
+                        .beta2 = 0.999,
+                        .eps = 1e-8,
+                        .weight_decay = 0.1,
+                        .amsgrad = 1.0,
+                        .decoupled_weight_decay = 1.0},
+                       7),
+    make_setting<Adamax>("adamax", {.lr = 0.01, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8}, 3),
+    make_setting<Adamax>("adamax, decay", {.lr = 0.01, .beta1 = 0.4, .beta2 = 0.9, .eps = 0.1, .weight_decay = 0.1}, 3),
+    make_setting<Asgd>("asgd", {.lr = 0.01, .lambd = 1e-4, .alpha = 0.75, .t0 = 1e6}, 3, {.eta = 0.009, .mu = 1.0}),
+    make_setting<Asgd>("asgd, averaging, decay",
+                       {.lr = 0.01, .lambd = 0.1, .alpha = 0.5, .t0 = 2.0, .weight_decay = 0.1}, 7,
+                       {.eta = 0.008, .mu = 0.25}),
+    make_setting<Lion>("lion", {.lr = 0.01, .beta1 = 0.9, .beta2 = 0.99}, 1),
+    make_setting<Lion>("lion, decay", {.lr = 0.01, .beta1 = 0.9, .beta2 = 0.99, .weight_decay = 0.1}, 1),
+    make_setting<Lion>("lion, small betas", {.lr = 0.01, .beta1 = 0.4, .beta2 = 0.3}, 1),
+    make_setting<Muon>("muon", {.adjusted_lr = 0.02}, 1),
+    make_setting<Muon>("muon, decay", {.decay = 0.01, .adjusted_lr = 0.02}, 1),
+    make_setting<MuonMomentum>("muon_momentum", {.momentum = 0.9}, 1),
+    make_setting<MuonMomentum>("muon_momentum, nesterov", {.momentum = 0.9, .nesterov = 1.0}, 1),
+    make_setting<MuonMomentum>("muon_momentum, nesterov, small", {.momentum = 0.3, .nesterov = 1.0}, 1),
+    make_setting<Nadam>("nadam", {.lr = 0.01, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .momentum_decay = 4e-3}, 3,
+                        {.mu_product = 0.2}),
+    make_setting<Nadam>(
+        "nadam, decay",
+        {.lr = 0.01, .beta1 = 0.9, .beta2 = 0.99, .eps = 1e-8, .weight_decay = 0.1, .momentum_decay = 0.1}, 3,
+        {.mu_product = 0.2}),
+    make_setting<Nadam>("nadam, decoupled",
+                        {.lr = 0.01,
+                         .beta1 = 0.9,
+                         .beta2 = 0.99,
+                         .eps = 1e-8,
+                         .weight_decay = 0.1,
+                         .momentum_decay = 0.1,
+                         .decoupled_weight_decay = 1.0},
+                        3, {.mu_product = 0.2}),
+    make_setting<Radam>("radam, not yet adaptive",
+                        {.lr = 0.01, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.1}, 5),
+    make_setting<Radam>("radam", {.lr = 0.01, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8}, 6),
+    make_setting<Radam>(
+        "radam, decoupled",
+        {.lr = 0.01, .beta1 = 0.9, .beta2 = 0.99, .eps = 1e-3, .weight_decay = 0.1, .decoupled_weight_decay = 1.0}, 40),
+    make_setting<Rmsprop>("rmsprop", {.lr = 0.01, .alpha = 0.99, .eps = 1e-8}, 3),
+    make_setting<Rmsprop>("rmsprop, momentum",
+                          {.lr = 0.01, .alpha = 0.99, .eps = 1e-8, .weight_decay = 0.1, .momentum = 0.9}, 3),
+    make_setting<Rmsprop>("rmsprop, centered", {.lr = 0.01, .alpha = 0.99, .eps = 1e-3, .centered = 1.0}, 3),
+    make_setting<Rmsprop>(
+        "rmsprop, centered, momentum",
+        {.lr = 0.01, .alpha = 0.9, .eps = 1e-3, .weight_decay = 0.1, .momentum = 0.9, .centered = 1.0}, 3),
+    make_setting<Rprop>("rprop", {.eta_minus = 0.5, .eta_plus = 1.2, .smallest = 1e-6, .largest = 50.0}, 3),
+    make_setting<Rprop>("rprop, narrow", {.eta_minus = 0.3, .eta_plus = 1.5, .smallest = 0.1, .largest = 0.5}, 3),
+    make_setting<Sgd>("sgd, plain", {.lr = 0.1}, 2),
+    make_setting<Sgd>("sgd, first step", {.lr = 0.1, .momentum = 0.9, .dampening = 0.3, .weight_decay = 0.01}, 1),
+    make_setting<Sgd>("sgd, nesterov",
+                      {.lr = 0.1, .momentum = 0.9, .dampening = 0.3, .weight_decay = 0.01, .nesterov = 1.0}, 2),
+    make_setting<SparseAdam>("sparse_adam", {.lr = 0.01, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8}, 3),
 };
 
 inline const Setting& setting_of(std::string_view what) {

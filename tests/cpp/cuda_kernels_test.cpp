@@ -168,7 +168,7 @@ TEST_CASE("every mix of formats, aligned or not") {
 
 // Every number of a format comes back from a step that changes nothing, unless it is a denormal of float32.
 TEST_CASE("every 16-bit pattern through vectors and single elements") {
-  const Setting nothing{"sgd, lr = 0", RuleId::sgd, {0, 0, 0, 0, 0}, 2};
+  const Setting nothing = make_setting<Sgd>("sgd, lr = 0", {}, 2);
   for (const Format format : {Format::bfloat16, Format::float16})
     for (const bool wide : {false, true}) {
       std::vector<Problem> problems;

@@ -87,7 +87,7 @@ TEST_CASE("every mix of formats") {
 
 // Every number of a format comes back from a step that changes nothing, unless it is a denormal of float32.
 TEST_CASE("every 16-bit pattern through the vectorised codecs") {
-  const Setting nothing{"sgd, lr = 0", RuleId::sgd, {0, 0, 0, 0, 0}, 2};
+  const Setting nothing = make_setting<Sgd>("sgd, lr = 0", {}, 2);
   for (const Format format : {Format::bfloat16, Format::float16}) {
     for (const bool wide : {false, true}) {
       Problem problem = make_problem(nothing, {0x10000}, {.formats = all_of(format), .wide = wide, .grad_factor = 0});
@@ -188,7 +188,7 @@ TEST_CASE("followers in views, whole and in pieces") {
 
 // What is exact does not hang on a reference: the ends of the range, and a half way between powers of two.
 TEST_CASE("where a follower goes") {
-  const Setting still{"sgd, lr = 0", RuleId::sgd, {0, 0, 0, 0, 0}, 2};
+  const Setting still = make_setting<Sgd>("sgd, lr = 0", {}, 2);
   struct {
     double param, follower, weight, want;
   } const table[] = {
@@ -214,7 +214,7 @@ TEST_CASE("where a follower goes") {
 
 // The parameter 1 and followers 5 and 9, halfway: which the second one follows is told by its neighbour's flag.
 TEST_CASE("followers are updated in their order") {
-  const Setting still{"sgd, lr = 0", RuleId::sgd, {0, 0, 0, 0, 0}, 2};
+  const Setting still = make_setting<Sgd>("sgd, lr = 0", {}, 2);
   struct {
     bool first_sets, second_sets;
     double param, first, second;
@@ -240,7 +240,7 @@ TEST_CASE("followers are updated in their order") {
 
 // A bfloat16 parameter holds 1 + 2^-10 as 1; its float32 follower takes the sum as it was before that.
 TEST_CASE("a follower is updated from the parameter before it is rounded to its format") {
-  const Setting adding{"sgd, lr = 2^-10", RuleId::sgd, {0x1p-10, 0, 0, 0, 0}, 2};
+  const Setting adding = make_setting<Sgd>("sgd, lr = 2^-10", {.lr = 0x1p-10}, 2);
   Spec spec{.followers = {Follower{1.0, false}}};
   spec.formats[kParam] = Format::bfloat16;
   Problem problem = make_problem(adding, {100}, spec);

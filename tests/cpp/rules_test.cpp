@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -45,136 +46,256 @@ struct Row {
 
 // Sums and products of a few powers of two: exact in float32 and float64.
 constexpr Row kByHand[] = {
-    // adadelta: lr, rho, eps, weight_decay
-    {{"adadelta", RuleId::adadelta, {0.5, 0.5, 1, 0}, 1}, {1, 2, 2, 3}, {0, 2, 3, 3.5}},
-    {{"negative gradient", RuleId::adadelta, {0.5, 0.5, 1, 0}, 1}, {1, -2, 2, 3}, {2, -2, 3, 3.5}},
-    {{"zero gradient", RuleId::adadelta, {0.5, 0.5, 1, 0}, 1}, {1, 0, 2, 3}, {1, 0, 1, 1.5}},
-    {{"decay", RuleId::adadelta, {0.5, 0.5, 1, 0.5}, 1}, {2, 1, 2, 3}, {1, 1, 3, 3.5}},
-    {{"NaN gradient", RuleId::adadelta, {0.5, 0.5, 1, 0}, 1}, {1, nan, 2, 3}, {nan, nan, nan, nan}},
-    {{"NaN acc_delta", RuleId::adadelta, {0.5, 0.5, 1, 0}, 1}, {1, 2, 2, nan}, {nan, 2, 3, nan}},
+    {make_setting<Adadelta>("adadelta", {.lr = 0.5, .rho = 0.5, .eps = 1}, 1), {1, 2, 2, 3}, {0, 2, 3, 3.5}},
+    {make_setting<Adadelta>("negative gradient", {.lr = 0.5, .rho = 0.5, .eps = 1}, 1), {1, -2, 2, 3}, {2, -2, 3, 3.5}},
+    {make_setting<Adadelta>("zero gradient", {.lr = 0.5, .rho = 0.5, .eps = 1}, 1), {1, 0, 2, 3}, {1, 0, 1, 1.5}},
+    {make_setting<Adadelta>("decay", {.lr = 0.5, .rho = 0.5, .eps = 1, .weight_decay = 0.5}, 1),
+     {2, 1, 2, 3},
+     {1, 1, 3, 3.5}},
+    {make_setting<Adadelta>("NaN gradient", {.lr = 0.5, .rho = 0.5, .eps = 1}, 1),
+     {1, nan, 2, 3},
+     {nan, nan, nan, nan}},
+    {make_setting<Adadelta>("NaN acc_delta", {.lr = 0.5, .rho = 0.5, .eps = 1}, 1), {1, 2, 2, nan}, {nan, 2, 3, nan}},
 
-    // adagrad: lr, lr_decay, eps, weight_decay, decoupled
-    {{"adagrad", RuleId::adagrad, {0.5, 0, 0, 0, 0}, 1}, {1, 2, 12}, {0.75, 2, 16}},
-    {{"eps", RuleId::adagrad, {0.5, 0, 4, 0, 0}, 1}, {1, 2, 12}, {0.875, 2, 16}},
-    {{"rate decays", RuleId::adagrad, {1.5, 1, 0, 0, 0}, 3}, {1, 2, 12}, {0.75, 2, 16}},
-    {{"coupled decay", RuleId::adagrad, {0.5, 0, 0, 0.5, 0}, 1}, {2, 1, 12}, {1.75, 1, 16}},
-    {{"decoupled decay", RuleId::adagrad, {0.5, 0, 0, 0.5, 1}, 1}, {2, 2, 12}, {1.25, 2, 16}},
-    {{"NaN gradient", RuleId::adagrad, {0.5, 0, 0, 0, 0}, 1}, {1, nan, 12}, {nan, nan, nan}},
+    {make_setting<Adagrad>("adagrad", {.lr = 0.5}, 1), {1, 2, 12}, {0.75, 2, 16}},
+    {make_setting<Adagrad>("eps", {.lr = 0.5, .eps = 4}, 1), {1, 2, 12}, {0.875, 2, 16}},
+    {make_setting<Adagrad>("rate decays", {.lr = 1.5, .lr_decay = 1}, 3), {1, 2, 12}, {0.75, 2, 16}},
+    {make_setting<Adagrad>("coupled decay", {.lr = 0.5, .weight_decay = 0.5}, 1), {2, 1, 12}, {1.75, 1, 16}},
+    {make_setting<Adagrad>("decoupled decay", {.lr = 0.5, .weight_decay = 0.5, .decoupled_weight_decay = 1}, 1),
+     {2, 2, 12},
+     {1.25, 2, 16}},
+    {make_setting<Adagrad>("NaN gradient", {.lr = 0.5}, 1), {1, nan, 12}, {nan, nan, nan}},
 
-    // adam: lr, beta1, beta2, eps, weight_decay, amsgrad, decoupled. After step 1 with g = 2, m = 1 and v = 1, their
-    // bias corrected 2 and 4, and the change is lr * 2 / (2 + eps).
-    {{"first step", RuleId::adam, {0.25, 0.5, 0.75, 2, 0, 0, 0}, 1}, {1, 2, 0, 0}, {0.875, 2, 1, 1}},
-    {{"states are averages", RuleId::adam, {0.25, 0.5, 0.75, 6, 0, 0, 0}, 1}, {0, 4, 8, 28}, {-0.1875, 4, 6, 25}},
-    {{"coupled decay", RuleId::adam, {0.25, 0.5, 0.75, 2, 0.5, 0, 0}, 1}, {2, 1, 0, 0}, {1.875, 1, 1, 1}},
-    {{"decoupled decay", RuleId::adam, {0.25, 0.5, 0.75, 2, 0.5, 0, 1}, 1}, {2, 2, 0, 0}, {1.625, 2, 1, 1}},
-    {{"decoupled without decay", RuleId::adam, {0.25, 0.5, 0.75, 2, 0, 0, 1}, 1}, {2, 2, 0, 0}, {1.875, 2, 1, 1}},
-    {{"amsgrad, old maximum", RuleId::adam, {0.25, 0.5, 0.75, 4, 0, 1, 0}, 1}, {1, 2, 0, 0, 4}, {0.9375, 2, 1, 1, 4}},
-    {{"amsgrad, new maximum", RuleId::adam, {0.25, 0.5, 0.75, 2, 0, 1, 0}, 1}, {1, 2, 0, 0, 0.5}, {0.875, 2, 1, 1, 1}},
-    {{"zero gradient", RuleId::adam, {0.25, 0.5, 0.75, 2, 0, 0, 0}, 1}, {1, 0, 0, 0}, {1, 0, 0, 0}},
-    {{"infinite v stops p", RuleId::adam, {0.25, 0.5, 0.75, 2, 0, 0, 0}, 1}, {1, 2, 0, infinity}, {1, 2, 1, infinity}},
-    {{"NaN gradient", RuleId::adam, {0.25, 0.5, 0.75, 2, 0, 1, 0}, 1}, {1, nan, 0, 0, 4}, {nan, nan, nan, nan, nan}},
-    {{"NaN parameter", RuleId::adam, {0.25, 0.5, 0.75, 2, 0, 0, 0}, 1}, {nan, 2, 0, 0}, {nan, 2, 1, 1}},
-    {{"NaN exp_avg", RuleId::adam, {0.25, 0.5, 0.75, 2, 0, 0, 0}, 1}, {1, 2, nan, 0}, {nan, 2, nan, 1}},
-    {{"NaN exp_avg_sq", RuleId::adam, {0.25, 0.5, 0.75, 2, 0, 1, 0}, 1}, {1, 2, 0, nan, 4}, {nan, 2, 1, nan, nan}},
-    {{"NaN maximum", RuleId::adam, {0.25, 0.5, 0.75, 2, 0, 1, 0}, 1}, {1, 2, 0, 0, nan}, {nan, 2, 1, 1, nan}},
+    // After step 1 with g = 2, m = 1 and v = 1. With their bias corrected they are 2 and 4, and the change is
+    // lr * 2 / (2 + eps).
+    {make_setting<Adam>("first step", {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.75, .eps = 2}, 1),
+     {1, 2, 0, 0},
+     {0.875, 2, 1, 1}},
+    {make_setting<Adam>("states are averages", {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.75, .eps = 6}, 1),
+     {0, 4, 8, 28},
+     {-0.1875, 4, 6, 25}},
+    {make_setting<Adam>("coupled decay", {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.75, .eps = 2, .weight_decay = 0.5}, 1),
+     {2, 1, 0, 0},
+     {1.875, 1, 1, 1}},
+    {make_setting<Adam>(
+         "decoupled decay",
+         {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.75, .eps = 2, .weight_decay = 0.5, .decoupled_weight_decay = 1}, 1),
+     {2, 2, 0, 0},
+     {1.625, 2, 1, 1}},
+    {make_setting<Adam>("decoupled without decay",
+                        {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.75, .eps = 2, .decoupled_weight_decay = 1}, 1),
+     {2, 2, 0, 0},
+     {1.875, 2, 1, 1}},
+    {make_setting<Adam>("amsgrad, old maximum", {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.75, .eps = 4, .amsgrad = 1}, 1),
+     {1, 2, 0, 0, 4},
+     {0.9375, 2, 1, 1, 4}},
+    {make_setting<Adam>("amsgrad, new maximum", {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.75, .eps = 2, .amsgrad = 1}, 1),
+     {1, 2, 0, 0, 0.5},
+     {0.875, 2, 1, 1, 1}},
+    {make_setting<Adam>("zero gradient", {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.75, .eps = 2}, 1),
+     {1, 0, 0, 0},
+     {1, 0, 0, 0}},
+    {make_setting<Adam>("infinite v stops p", {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.75, .eps = 2}, 1),
+     {1, 2, 0, infinity},
+     {1, 2, 1, infinity}},
+    {make_setting<Adam>("NaN gradient", {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.75, .eps = 2, .amsgrad = 1}, 1),
+     {1, nan, 0, 0, 4},
+     {nan, nan, nan, nan, nan}},
+    {make_setting<Adam>("NaN parameter", {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.75, .eps = 2}, 1),
+     {nan, 2, 0, 0},
+     {nan, 2, 1, 1}},
+    {make_setting<Adam>("NaN exp_avg", {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.75, .eps = 2}, 1),
+     {1, 2, nan, 0},
+     {nan, 2, nan, 1}},
+    {make_setting<Adam>("NaN exp_avg_sq", {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.75, .eps = 2, .amsgrad = 1}, 1),
+     {1, 2, 0, nan, 4},
+     {nan, 2, 1, nan, nan}},
+    {make_setting<Adam>("NaN maximum", {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.75, .eps = 2, .amsgrad = 1}, 1),
+     {1, 2, 0, 0, nan},
+     {nan, 2, 1, 1, nan}},
 
-    // adamax: lr, beta1, beta2, eps, weight_decay
-    {{"new maximum", RuleId::adamax, {0.25, 0.5, 0.5, 2, 0}, 1}, {1, 2, 0, 4}, {0.875, 2, 1, 4}},
-    {{"old maximum", RuleId::adamax, {0.25, 0.5, 0.5, 2, 0}, 1}, {1, 2, 0, 16}, {0.9375, 2, 1, 8}},
-    {{"negative gradient", RuleId::adamax, {0.25, 0.5, 0.5, 2, 0}, 1}, {1, -2, 0, 0}, {1.125, -2, -1, 4}},
-    {{"decay", RuleId::adamax, {0.25, 0.5, 0.5, 2, 0.5}, 1}, {2, 1, 0, 0}, {1.875, 1, 1, 4}},
-    {{"NaN gradient", RuleId::adamax, {0.25, 0.5, 0.5, 2, 0}, 1}, {1, nan, 0, 16}, {nan, nan, nan, nan}},
-    {{"NaN exp_inf", RuleId::adamax, {0.25, 0.5, 0.5, 2, 0}, 1}, {1, 2, 0, nan}, {nan, 2, 1, nan}},
+    {make_setting<Adamax>("new maximum", {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.5, .eps = 2}, 1),
+     {1, 2, 0, 4},
+     {0.875, 2, 1, 4}},
+    {make_setting<Adamax>("old maximum", {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.5, .eps = 2}, 1),
+     {1, 2, 0, 16},
+     {0.9375, 2, 1, 8}},
+    {make_setting<Adamax>("negative gradient", {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.5, .eps = 2}, 1),
+     {1, -2, 0, 0},
+     {1.125, -2, -1, 4}},
+    {make_setting<Adamax>("decay", {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.5, .eps = 2, .weight_decay = 0.5}, 1),
+     {2, 1, 0, 0},
+     {1.875, 1, 1, 4}},
+    {make_setting<Adamax>("NaN gradient", {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.5, .eps = 2}, 1),
+     {1, nan, 0, 16},
+     {nan, nan, nan, nan}},
+    {make_setting<Adamax>("NaN exp_inf", {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.5, .eps = 2}, 1),
+     {1, 2, 0, nan},
+     {nan, 2, 1, nan}},
 
-    // asgd: lr, lambd, alpha, t0, weight_decay; eta, mu
-    {{"follows", RuleId::asgd, {0, 0.5, 0, 0, 0}, 1, {0.5, 1}}, {2, 1, 8}, {1, 1, 1}},
-    {{"follows, from a NaN", RuleId::asgd, {0, 0.5, 0, 0, 0}, 1, {0.5, 1}}, {2, 1, nan}, {1, 1, 1}},
-    {{"averages", RuleId::asgd, {0, 0.5, 0, 0, 0}, 1, {0.5, 0.5}}, {2, 1, 3}, {1, 1, 2}},
-    {{"decay", RuleId::asgd, {0, 0.5, 0, 0, 0.5}, 1, {0.5, 0.5}}, {2, 1, 2.5}, {0.5, 1, 1.5}},
-    {{"NaN gradient", RuleId::asgd, {0, 0.5, 0, 0, 0}, 1, {0.5, 0.5}}, {2, nan, 3}, {nan, nan, nan}},
+    {make_setting<Asgd>("follows", {.lambd = 0.5}, 1, {.eta = 0.5, .mu = 1}), {2, 1, 8}, {1, 1, 1}},
+    {make_setting<Asgd>("follows, from a NaN", {.lambd = 0.5}, 1, {.eta = 0.5, .mu = 1}), {2, 1, nan}, {1, 1, 1}},
+    {make_setting<Asgd>("averages", {.lambd = 0.5}, 1, {.eta = 0.5, .mu = 0.5}), {2, 1, 3}, {1, 1, 2}},
+    {make_setting<Asgd>("decay", {.lambd = 0.5, .weight_decay = 0.5}, 1, {.eta = 0.5, .mu = 0.5}),
+     {2, 1, 2.5},
+     {0.5, 1, 1.5}},
+    {make_setting<Asgd>("NaN gradient", {.lambd = 0.5}, 1, {.eta = 0.5, .mu = 0.5}), {2, nan, 3}, {nan, nan, nan}},
 
-    // lion: lr, beta1, beta2, weight_decay
-    {{"sign is -1", RuleId::lion, {0.25, 0.5, 0.75, 0}, 1}, {1, -2, 1}, {1.25, -2, 0.25}},
-    {{"sign is 1", RuleId::lion, {0.25, 0.5, 0.75, 0}, 1}, {1, 2, -1}, {0.75, 2, -0.25}},
-    {{"sign is 0", RuleId::lion, {0.25, 0.5, 0.75, 0}, 1}, {1, -2, 2}, {1, -2, 1}},
-    {{"sign is 0, with decay", RuleId::lion, {0.25, 0.5, 0.75, 0.5}, 1}, {2, -2, 2}, {1.75, -2, 1}},
-    {{"nothing at all", RuleId::lion, {0.25, 0.5, 0.75, 0}, 1}, {1, 0, 0}, {1, 0, 0}},
-    {{"decay", RuleId::lion, {0.25, 0.5, 0.75, 0.5}, 1}, {2, -2, 1}, {2, -2, 0.25}},
-    {{"NaN gradient", RuleId::lion, {0.25, 0.5, 0.75, 0}, 1}, {1, nan, 1}, {nan, nan, nan}},
-    {{"NaN parameter", RuleId::lion, {0.25, 0.5, 0.75, 0}, 1}, {nan, -2, 1}, {nan, -2, 0.25}},
-    {{"NaN exp_avg", RuleId::lion, {0.25, 0.5, 0.75, 0}, 1}, {1, -2, nan}, {nan, -2, nan}},
+    {make_setting<Lion>("sign is -1", {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.75}, 1), {1, -2, 1}, {1.25, -2, 0.25}},
+    {make_setting<Lion>("sign is 1", {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.75}, 1), {1, 2, -1}, {0.75, 2, -0.25}},
+    {make_setting<Lion>("sign is 0", {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.75}, 1), {1, -2, 2}, {1, -2, 1}},
+    {make_setting<Lion>("sign is 0, with decay", {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.75, .weight_decay = 0.5}, 1),
+     {2, -2, 2},
+     {1.75, -2, 1}},
+    {make_setting<Lion>("nothing at all", {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.75}, 1), {1, 0, 0}, {1, 0, 0}},
+    {make_setting<Lion>("decay", {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.75, .weight_decay = 0.5}, 1),
+     {2, -2, 1},
+     {2, -2, 0.25}},
+    {make_setting<Lion>("NaN gradient", {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.75}, 1), {1, nan, 1}, {nan, nan, nan}},
+    {make_setting<Lion>("NaN parameter", {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.75}, 1), {nan, -2, 1}, {nan, -2, 0.25}},
+    {make_setting<Lion>("NaN exp_avg", {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.75}, 1), {1, -2, nan}, {nan, -2, nan}},
 
-    // muon: decay, adjusted_lr; the gradient is the orthogonalized update
-    {{"muon", RuleId::muon, {0, 0.25}, 1}, {1, 2}, {0.5, 2}},
-    {{"decay", RuleId::muon, {0.5, 0.25}, 1}, {2, 2}, {0.5, 2}},
-    {{"no decay of an infinite parameter", RuleId::muon, {0, 0.25}, 1}, {infinity, 2}, {infinity, 2}},
-    {{"NaN update", RuleId::muon, {0.5, 0.25}, 1}, {2, nan}, {nan, nan}},
+    // The gradient is the orthogonalized update.
+    {make_setting<Muon>("muon", {.adjusted_lr = 0.25}, 1), {1, 2}, {0.5, 2}},
+    {make_setting<Muon>("decay", {.decay = 0.5, .adjusted_lr = 0.25}, 1), {2, 2}, {0.5, 2}},
+    {make_setting<Muon>("no decay of an infinite parameter", {.adjusted_lr = 0.25}, 1), {infinity, 2}, {infinity, 2}},
+    {make_setting<Muon>("NaN update", {.decay = 0.5, .adjusted_lr = 0.25}, 1), {2, nan}, {nan, nan}},
 
-    // muon_momentum: momentum, nesterov; the parameter is only written
-    {{"momentum", RuleId::muon_momentum, {0.75, 0}, 1}, {nan, 4, 8}, {7, 4, 7}},
-    {{"nesterov", RuleId::muon_momentum, {0.75, 1}, 1}, {nan, 4, 8}, {6.25, 4, 7}},
-    {{"small momentum", RuleId::muon_momentum, {0.25, 0}, 1}, {nan, 4, 8}, {5, 4, 5}},
-    {{"small momentum, nesterov", RuleId::muon_momentum, {0.25, 1}, 1}, {nan, 4, 8}, {4.25, 4, 5}},
-    {{"NaN gradient", RuleId::muon_momentum, {0.75, 1}, 1}, {1, nan, 8}, {nan, nan, nan}},
+    // The parameter is only written.
+    {make_setting<MuonMomentum>("momentum", {.momentum = 0.75}, 1), {nan, 4, 8}, {7, 4, 7}},
+    {make_setting<MuonMomentum>("nesterov", {.momentum = 0.75, .nesterov = 1}, 1), {nan, 4, 8}, {6.25, 4, 7}},
+    {make_setting<MuonMomentum>("small momentum", {.momentum = 0.25}, 1), {nan, 4, 8}, {5, 4, 5}},
+    {make_setting<MuonMomentum>("small momentum, nesterov", {.momentum = 0.25, .nesterov = 1}, 1),
+     {nan, 4, 8},
+     {4.25, 4, 5}},
+    {make_setting<MuonMomentum>("NaN gradient", {.momentum = 0.75, .nesterov = 1}, 1), {1, nan, 8}, {nan, nan, nan}},
 
-    // nadam: lr, beta1, beta2, eps, weight_decay, momentum_decay, decoupled; mu_product
-    {{"nadam", RuleId::nadam, {0.25, 0.5, 0.75, 2, 0, 0, 0}, 1, {0}}, {1, 2, 0, 0}, {0.890625, 2, 1, 1}},
-    {{"coupled", RuleId::nadam, {0.25, 0.5, 0.75, 2, 0.5, 0, 0}, 1, {0}}, {2, 1, 0, 0}, {1.890625, 1, 1, 1}},
-    {{"decoupled", RuleId::nadam, {0.25, 0.5, 0.75, 2, 0.5, 0, 1}, 1, {0}}, {2, 2, 0, 0}, {1.640625, 2, 1, 1}},
-    {{"NaN gradient", RuleId::nadam, {0.25, 0.5, 0.75, 2, 0, 0, 0}, 1, {0}}, {1, nan, 0, 0}, {nan, nan, nan, nan}},
+    {make_setting<Nadam>("nadam", {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.75, .eps = 2}, 1, {}),
+     {1, 2, 0, 0},
+     {0.890625, 2, 1, 1}},
+    {make_setting<Nadam>("coupled", {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.75, .eps = 2, .weight_decay = 0.5}, 1, {}),
+     {2, 1, 0, 0},
+     {1.890625, 1, 1, 1}},
+    {make_setting<Nadam>(
+         "decoupled",
+         {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.75, .eps = 2, .weight_decay = 0.5, .decoupled_weight_decay = 1}, 1, {}),
+     {2, 2, 0, 0},
+     {1.640625, 2, 1, 1}},
+    {make_setting<Nadam>("NaN gradient", {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.75, .eps = 2}, 1, {}),
+     {1, nan, 0, 0},
+     {nan, nan, nan, nan}},
 
-    // radam: lr, beta1, beta2, eps, weight_decay, decoupled. rho is 7 for beta2 = 0.75, and rho_1 is 1.
-    {{"not yet adaptive", RuleId::radam, {0.25, 0.5, 0.75, 2, 0, 0}, 1}, {1, 2, 0, 0}, {0.5, 2, 1, 1}},
-    {{"not yet, infinite v", RuleId::radam, {0.25, 0.5, 0.75, 2, 0, 0}, 1}, {1, 2, 0, infinity}, {0.5, 2, 1, infinity}},
-    {{"coupled", RuleId::radam, {0.25, 0.5, 0.75, 2, 0.5, 0}, 1}, {2, 1, 0, 0}, {1.5, 1, 1, 1}},
-    {{"decoupled", RuleId::radam, {0.25, 0.5, 0.75, 2, 0.5, 1}, 1}, {2, 2, 0, 0}, {1.25, 2, 1, 1}},
-    {{"NaN gradient", RuleId::radam, {0.25, 0.5, 0.75, 2, 0, 0}, 1}, {1, nan, 0, 0}, {nan, nan, nan, nan}},
+    // rho is 7 for beta2 = 0.75, and rho_1 is 1.
+    {make_setting<Radam>("not yet adaptive", {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.75, .eps = 2}, 1),
+     {1, 2, 0, 0},
+     {0.5, 2, 1, 1}},
+    {make_setting<Radam>("not yet, infinite v", {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.75, .eps = 2}, 1),
+     {1, 2, 0, infinity},
+     {0.5, 2, 1, infinity}},
+    {make_setting<Radam>("coupled", {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.75, .eps = 2, .weight_decay = 0.5}, 1),
+     {2, 1, 0, 0},
+     {1.5, 1, 1, 1}},
+    {make_setting<Radam>(
+         "decoupled",
+         {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.75, .eps = 2, .weight_decay = 0.5, .decoupled_weight_decay = 1}, 1),
+     {2, 2, 0, 0},
+     {1.25, 2, 1, 1}},
+    {make_setting<Radam>("NaN gradient", {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.75, .eps = 2}, 1),
+     {1, nan, 0, 0},
+     {nan, nan, nan, nan}},
 
-    // rmsprop: lr, alpha, eps, weight_decay, momentum, centered
-    {{"rmsprop", RuleId::rmsprop, {0.5, 0.5, 0, 0, 0, 0}, 1}, {1, 2, 28}, {0.75, 2, 16}},
-    {{"eps", RuleId::rmsprop, {0.5, 0.5, 4, 0, 0, 0}, 1}, {1, 2, 28}, {0.875, 2, 16}},
-    {{"decay", RuleId::rmsprop, {0.5, 0.5, 0, 0.5, 0, 0}, 1}, {2, 1, 28}, {1.75, 1, 16}},
-    {{"momentum", RuleId::rmsprop, {0.5, 0.5, 0, 0, 0.5, 0}, 1}, {1, 2, 28, 1}, {0.5, 2, 16, 1}},
-    {{"centered", RuleId::rmsprop, {0.5, 0.5, 0, 0, 0, 1}, 1}, {1, 2, 36, 0, 6}, {0.5, 2, 20, 0, 4}},
-    {{"variance below zero", RuleId::rmsprop, {0.5, 0.5, 2, 0, 0, 1}, 1}, {1, 2, 0, 0, 6}, {0.5, 2, 2, 0, 4}},
-    {{"both", RuleId::rmsprop, {0.5, 0.5, 0, 0, 0.5, 1}, 1}, {1, 2, 36, 2, 6}, {0, 2, 20, 2, 4}},
-    {{"NaN gradient", RuleId::rmsprop, {0.5, 0.5, 0, 0, 0.5, 1}, 1}, {1, nan, 36, 2, 6}, {nan, nan, nan, nan, nan}},
-    {{"NaN square_avg", RuleId::rmsprop, {0.5, 0.5, 0, 0, 0, 1}, 1}, {1, 2, nan, 0, 6}, {nan, 2, nan, 0, 4}},
+    {make_setting<Rmsprop>("rmsprop", {.lr = 0.5, .alpha = 0.5}, 1), {1, 2, 28}, {0.75, 2, 16}},
+    {make_setting<Rmsprop>("eps", {.lr = 0.5, .alpha = 0.5, .eps = 4}, 1), {1, 2, 28}, {0.875, 2, 16}},
+    {make_setting<Rmsprop>("decay", {.lr = 0.5, .alpha = 0.5, .weight_decay = 0.5}, 1), {2, 1, 28}, {1.75, 1, 16}},
+    {make_setting<Rmsprop>("momentum", {.lr = 0.5, .alpha = 0.5, .momentum = 0.5}, 1), {1, 2, 28, 1}, {0.5, 2, 16, 1}},
+    {make_setting<Rmsprop>("centered", {.lr = 0.5, .alpha = 0.5, .centered = 1}, 1),
+     {1, 2, 36, 0, 6},
+     {0.5, 2, 20, 0, 4}},
+    {make_setting<Rmsprop>("variance below zero", {.lr = 0.5, .alpha = 0.5, .eps = 2, .centered = 1}, 1),
+     {1, 2, 0, 0, 6},
+     {0.5, 2, 2, 0, 4}},
+    {make_setting<Rmsprop>("both", {.lr = 0.5, .alpha = 0.5, .momentum = 0.5, .centered = 1}, 1),
+     {1, 2, 36, 2, 6},
+     {0, 2, 20, 2, 4}},
+    {make_setting<Rmsprop>("NaN gradient", {.lr = 0.5, .alpha = 0.5, .momentum = 0.5, .centered = 1}, 1),
+     {1, nan, 36, 2, 6},
+     {nan, nan, nan, nan, nan}},
+    {make_setting<Rmsprop>("NaN square_avg", {.lr = 0.5, .alpha = 0.5, .centered = 1}, 1),
+     {1, 2, nan, 0, 6},
+     {nan, 2, nan, 0, 4}},
 
-    // rprop: etas[0], etas[1], step_sizes[0], step_sizes[1]
-    {{"same sign", RuleId::rprop, {0.5, 2, 0.125, 8}, 1}, {1, 3, 1, 1}, {-1, 3, 3, 2}},
-    {{"same sign, negative", RuleId::rprop, {0.5, 2, 0.125, 8}, 1}, {1, -3, -1, 1}, {3, -3, -3, 2}},
-    {{"opposite signs", RuleId::rprop, {0.5, 2, 0.125, 8}, 1}, {1, 3, -1, 1}, {1, 3, 0, 0.5}},
-    {{"after a change of sign", RuleId::rprop, {0.5, 2, 0.125, 8}, 1}, {1, 3, 0, 1}, {0, 3, 3, 1}},
-    {{"zero gradient", RuleId::rprop, {0.5, 2, 0.125, 8}, 1}, {1, 0, 3, 1}, {1, 0, 0, 1}},
-    {{"largest step", RuleId::rprop, {0.5, 2, 0.125, 8}, 1}, {1, 3, 1, 5}, {-7, 3, 3, 8}},
-    {{"smallest step", RuleId::rprop, {0.5, 2, 0.125, 8}, 1}, {1, 3, -1, 0.125}, {1, 3, 0, 0.125}},
-    {{"tiny gradients agree", RuleId::rprop, {0.5, 2, 0.125, 8}, 1},
+    {make_setting<Rprop>("same sign", {.eta_minus = 0.5, .eta_plus = 2, .smallest = 0.125, .largest = 8}, 1),
+     {1, 3, 1, 1},
+     {-1, 3, 3, 2}},
+    {make_setting<Rprop>("same sign, negative", {.eta_minus = 0.5, .eta_plus = 2, .smallest = 0.125, .largest = 8}, 1),
+     {1, -3, -1, 1},
+     {3, -3, -3, 2}},
+    {make_setting<Rprop>("opposite signs", {.eta_minus = 0.5, .eta_plus = 2, .smallest = 0.125, .largest = 8}, 1),
+     {1, 3, -1, 1},
+     {1, 3, 0, 0.5}},
+    {make_setting<Rprop>("after a change of sign", {.eta_minus = 0.5, .eta_plus = 2, .smallest = 0.125, .largest = 8},
+                         1),
+     {1, 3, 0, 1},
+     {0, 3, 3, 1}},
+    {make_setting<Rprop>("zero gradient", {.eta_minus = 0.5, .eta_plus = 2, .smallest = 0.125, .largest = 8}, 1),
+     {1, 0, 3, 1},
+     {1, 0, 0, 1}},
+    {make_setting<Rprop>("largest step", {.eta_minus = 0.5, .eta_plus = 2, .smallest = 0.125, .largest = 8}, 1),
+     {1, 3, 1, 5},
+     {-7, 3, 3, 8}},
+    {make_setting<Rprop>("smallest step", {.eta_minus = 0.5, .eta_plus = 2, .smallest = 0.125, .largest = 8}, 1),
+     {1, 3, -1, 0.125},
+     {1, 3, 0, 0.125}},
+    {make_setting<Rprop>("tiny gradients agree", {.eta_minus = 0.5, .eta_plus = 2, .smallest = 0.125, .largest = 8}, 1),
      {1, 0x1p-100, 0x1p-100, 1},
      {-1, 0x1p-100, 0x1p-100, 2}},
-    {{"NaN gradient", RuleId::rprop, {0.5, 2, 0.125, 8}, 1}, {1, nan, 1, 1}, {1, nan, nan, 1}},
+    {make_setting<Rprop>("NaN gradient", {.eta_minus = 0.5, .eta_plus = 2, .smallest = 0.125, .largest = 8}, 1),
+     {1, nan, 1, 1},
+     {1, nan, nan, 1}},
 
-    // sgd: lr, momentum, dampening, weight_decay, nesterov
-    {{"plain", RuleId::sgd, {0.5, 0, 0, 0, 0}, 1}, {1, 0.5}, {0.75, 0.5}},
-    {{"weight decay", RuleId::sgd, {0.5, 0, 0, 0.25, 0}, 2}, {1, 0.5}, {0.625, 0.5}},
-    {{"nesterov means nothing without momentum", RuleId::sgd, {0.5, 0, 0, 0, 1}, 2}, {1, 0.5}, {0.75, 0.5}},
-    {{"first step: not dampened", RuleId::sgd, {0.5, 0.5, 0.5, 0, 0}, 1}, {1, 0.5, 8}, {0.75, 0.5, 0.5}},
-    {{"momentum", RuleId::sgd, {0.5, 0.5, 0, 0, 0}, 2}, {1, 0.5, 1}, {0.5, 0.5, 1}},
-    {{"dampening", RuleId::sgd, {0.5, 0.5, 0.5, 0, 0}, 2}, {1, 0.5, 1}, {0.625, 0.5, 0.75}},
-    {{"nesterov", RuleId::sgd, {0.5, 0.5, 0, 0, 1}, 2}, {1, 0.5, 3}, {0.25, 0.5, 2}},
-    {{"nesterov, first step", RuleId::sgd, {0.5, 0.5, 0, 0, 1}, 1}, {1, 0.5, 8}, {0.625, 0.5, 0.5}},
-    {{"all of it", RuleId::sgd, {0.5, 0.5, 0.5, 0.25, 1}, 2}, {1, 0.5, 1}, {0.40625, 0.5, 0.875}},
-    {{"the first step forgets a NaN", RuleId::sgd, {0.5, 0.5, 0, 0, 0}, 1}, {1, 0.5, nan}, {0.75, 0.5, 0.5}},
-    {{"NaN gradient", RuleId::sgd, {0.5, 0.5, 0, 0, 0}, 2}, {1, nan, 1}, {nan, nan, nan}},
-    {{"NaN parameter", RuleId::sgd, {0.5, 0.5, 0, 0, 0}, 2}, {nan, 0.5, 1}, {nan, 0.5, 1}},
-    {{"NaN momentum", RuleId::sgd, {0.5, 0.5, 0, 0, 0}, 2}, {1, 0.5, nan}, {nan, 0.5, nan}},
+    {make_setting<Sgd>("plain", {.lr = 0.5}, 1), {1, 0.5}, {0.75, 0.5}},
+    {make_setting<Sgd>("weight decay", {.lr = 0.5, .weight_decay = 0.25}, 2), {1, 0.5}, {0.625, 0.5}},
+    {make_setting<Sgd>("nesterov means nothing without momentum", {.lr = 0.5, .nesterov = 1}, 2),
+     {1, 0.5},
+     {0.75, 0.5}},
+    {make_setting<Sgd>("first step: not dampened", {.lr = 0.5, .momentum = 0.5, .dampening = 0.5}, 1),
+     {1, 0.5, 8},
+     {0.75, 0.5, 0.5}},
+    {make_setting<Sgd>("momentum", {.lr = 0.5, .momentum = 0.5}, 2), {1, 0.5, 1}, {0.5, 0.5, 1}},
+    {make_setting<Sgd>("dampening", {.lr = 0.5, .momentum = 0.5, .dampening = 0.5}, 2),
+     {1, 0.5, 1},
+     {0.625, 0.5, 0.75}},
+    {make_setting<Sgd>("nesterov", {.lr = 0.5, .momentum = 0.5, .nesterov = 1}, 2), {1, 0.5, 3}, {0.25, 0.5, 2}},
+    {make_setting<Sgd>("nesterov, first step", {.lr = 0.5, .momentum = 0.5, .nesterov = 1}, 1),
+     {1, 0.5, 8},
+     {0.625, 0.5, 0.5}},
+    {make_setting<Sgd>("all of it", {.lr = 0.5, .momentum = 0.5, .dampening = 0.5, .weight_decay = 0.25, .nesterov = 1},
+                       2),
+     {1, 0.5, 1},
+     {0.40625, 0.5, 0.875}},
+    {make_setting<Sgd>("the first step forgets a NaN", {.lr = 0.5, .momentum = 0.5}, 1),
+     {1, 0.5, nan},
+     {0.75, 0.5, 0.5}},
+    {make_setting<Sgd>("NaN gradient", {.lr = 0.5, .momentum = 0.5}, 2), {1, nan, 1}, {nan, nan, nan}},
+    {make_setting<Sgd>("NaN parameter", {.lr = 0.5, .momentum = 0.5}, 2), {nan, 0.5, 1}, {nan, 0.5, 1}},
+    {make_setting<Sgd>("NaN momentum", {.lr = 0.5, .momentum = 0.5}, 2), {1, 0.5, nan}, {nan, 0.5, nan}},
 
-    // sparse_adam: lr, beta1, beta2, eps. At step 1 the correction of m is 1/2, and of the root of v, too.
-    {{"first step", RuleId::sparse_adam, {0.25, 0.5, 0.75, 1}, 1}, {1, 2, 0, 0}, {0.875, 2, 1, 1}},
-    {{"averages", RuleId::sparse_adam, {0.25, 0.5, 0.75, 7}, 1}, {0, 4, 8, 28}, {-0.125, 4, 6, 25}},
-    {{"zero gradient", RuleId::sparse_adam, {0.25, 0.5, 0.75, 1}, 1}, {1, 0, 2, 12}, {0.9375, 0, 1, 9}},
-    {{"NaN gradient", RuleId::sparse_adam, {0.25, 0.5, 0.75, 1}, 1}, {1, nan, 0, 0}, {nan, nan, nan, nan}},
-    {{"NaN exp_avg_sq", RuleId::sparse_adam, {0.25, 0.5, 0.75, 1}, 1}, {1, 2, 0, nan}, {nan, 2, 1, nan}},
+    // At step 1 the correction of m is 1/2, and of the root of v, too.
+    {make_setting<SparseAdam>("first step", {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.75, .eps = 1}, 1),
+     {1, 2, 0, 0},
+     {0.875, 2, 1, 1}},
+    {make_setting<SparseAdam>("averages", {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.75, .eps = 7}, 1),
+     {0, 4, 8, 28},
+     {-0.125, 4, 6, 25}},
+    {make_setting<SparseAdam>("zero gradient", {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.75, .eps = 1}, 1),
+     {1, 0, 2, 12},
+     {0.9375, 0, 1, 9}},
+    {make_setting<SparseAdam>("NaN gradient", {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.75, .eps = 1}, 1),
+     {1, nan, 0, 0},
+     {nan, nan, nan, nan}},
+    {make_setting<SparseAdam>("NaN exp_avg_sq", {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.75, .eps = 1}, 1),
+     {1, 2, 0, nan},
+     {nan, 2, 1, nan}},
 };
 
 TEST_CASE_TEMPLATE("by hand", T, float, double) {
@@ -194,10 +315,9 @@ TEST_CASE_TEMPLATE("by hand", T, float, double) {
 // -- whole runs ------------------------------------------------------------------------------------------------------
 
 // The update at step t as the paper (for SGD and ASGD, torch's documentation) writes it, in the order of its equations.
-using Formula = void (*)(const double* hyper, double t, double& p, double g, double* state, double* scalar);
 
-void adadelta(const double* hyper, double /*t*/, double& p, double g, double* state, double* /*scalar*/) {
-  const double lr = hyper[0], rho = hyper[1], eps = hyper[2], weight_decay = hyper[3];
+void adadelta(const Adadelta::Hyper& h, double /*t*/, double& p, double g, double* state, double* /*scalar*/) {
+  const double lr = h.lr, rho = h.rho, eps = h.eps, weight_decay = h.weight_decay;
   g += weight_decay * p;
   state[0] = rho * state[0] + (1 - rho) * g * g;
   const double delta = std::sqrt(state[1] + eps) / std::sqrt(state[0] + eps) * g;
@@ -205,18 +325,18 @@ void adadelta(const double* hyper, double /*t*/, double& p, double g, double* st
   p -= lr * delta;
 }
 
-void adagrad(const double* hyper, double t, double& p, double g, double* state, double* /*scalar*/) {
-  const double lr = hyper[0] / (1 + (t - 1) * hyper[1]), eps = hyper[2], weight_decay = hyper[3];
-  const bool decoupled = hyper[4] != 0;
+void adagrad(const Adagrad::Hyper& h, double t, double& p, double g, double* state, double* /*scalar*/) {
+  const double lr = h.lr / (1 + (t - 1) * h.lr_decay), eps = h.eps, weight_decay = h.weight_decay;
+  const bool decoupled = h.decoupled_weight_decay != 0;
   if (!decoupled) g += weight_decay * p;
   if (decoupled) p -= lr * weight_decay * p;
   state[0] += g * g;
   p -= lr * g / (std::sqrt(state[0]) + eps);
 }
 
-void adam(const double* hyper, double t, double& p, double g, double* state, double* /*scalar*/) {
-  const double lr = hyper[0], beta1 = hyper[1], beta2 = hyper[2], eps = hyper[3], weight_decay = hyper[4];
-  const bool amsgrad = hyper[5] != 0, decoupled = hyper[6] != 0;
+void adam(const Adam::Hyper& h, double t, double& p, double g, double* state, double* /*scalar*/) {
+  const double lr = h.lr, beta1 = h.beta1, beta2 = h.beta2, eps = h.eps, weight_decay = h.weight_decay;
+  const bool amsgrad = h.amsgrad != 0, decoupled = h.decoupled_weight_decay != 0;
   if (!decoupled) g += weight_decay * p;
   if (decoupled) p -= lr * weight_decay * p;
   state[0] = beta1 * state[0] + (1 - beta1) * g;
@@ -226,16 +346,16 @@ void adam(const double* hyper, double t, double& p, double g, double* state, dou
   p -= lr * (state[0] / (1 - std::pow(beta1, t))) / (std::sqrt(second / (1 - std::pow(beta2, t))) + eps);
 }
 
-void adamax(const double* hyper, double t, double& p, double g, double* state, double* /*scalar*/) {
-  const double lr = hyper[0], beta1 = hyper[1], beta2 = hyper[2], eps = hyper[3], weight_decay = hyper[4];
+void adamax(const Adamax::Hyper& h, double t, double& p, double g, double* state, double* /*scalar*/) {
+  const double lr = h.lr, beta1 = h.beta1, beta2 = h.beta2, eps = h.eps, weight_decay = h.weight_decay;
   g += weight_decay * p;
   state[0] = beta1 * state[0] + (1 - beta1) * g;
   state[1] = std::fmax(beta2 * state[1], std::fabs(g) + eps);
   p -= lr / (1 - std::pow(beta1, t)) * state[0] / state[1];
 }
 
-void asgd(const double* hyper, double t, double& p, double g, double* state, double* scalar) {
-  const double lr = hyper[0], lambd = hyper[1], alpha = hyper[2], t0 = hyper[3], weight_decay = hyper[4];
+void asgd(const Asgd::Hyper& h, double t, double& p, double g, double* state, double* scalar) {
+  const double lr = h.lr, lambd = h.lambd, alpha = h.alpha, t0 = h.t0, weight_decay = h.weight_decay;
   const double eta = scalar[0], mu = scalar[1];
   g += weight_decay * p;
   p *= 1 - lambd * eta;
@@ -245,28 +365,28 @@ void asgd(const double* hyper, double t, double& p, double g, double* state, dou
   scalar[1] = 1 / std::fmax(1, t - t0);
 }
 
-void lion(const double* hyper, double /*t*/, double& p, double g, double* state, double* /*scalar*/) {
-  const double lr = hyper[0], beta1 = hyper[1], beta2 = hyper[2], weight_decay = hyper[3];
+void lion(const Lion::Hyper& h, double /*t*/, double& p, double g, double* state, double* /*scalar*/) {
+  const double lr = h.lr, beta1 = h.beta1, beta2 = h.beta2, weight_decay = h.weight_decay;
   const double c = beta1 * state[0] + (1 - beta1) * g;
   p -= lr * ((c > 0) - (c < 0) + weight_decay * p);
   state[0] = beta2 * state[0] + (1 - beta2) * g;
 }
 
-void muon(const double* hyper, double /*t*/, double& p, double g, double* /*state*/, double* /*scalar*/) {
-  p -= hyper[0] * p;
-  p -= hyper[1] * g;
+void muon(const Muon::Hyper& h, double /*t*/, double& p, double g, double* /*state*/, double* /*scalar*/) {
+  p -= h.decay * p;
+  p -= h.adjusted_lr * g;
 }
 
-void muon_momentum(const double* hyper, double /*t*/, double& p, double g, double* state, double* /*scalar*/) {
-  const double momentum = hyper[0];
+void muon_momentum(const MuonMomentum::Hyper& h, double /*t*/, double& p, double g, double* state, double* /*scalar*/) {
+  const double momentum = h.momentum;
   state[0] = momentum * state[0] + (1 - momentum) * g;
-  p = hyper[1] != 0 ? (1 - momentum) * g + momentum * state[0] : state[0];
+  p = h.nesterov != 0 ? (1 - momentum) * g + momentum * state[0] : state[0];
 }
 
-void nadam(const double* hyper, double t, double& p, double g, double* state, double* scalar) {
-  const double lr = hyper[0], beta1 = hyper[1], beta2 = hyper[2], eps = hyper[3], weight_decay = hyper[4];
-  const bool decoupled = hyper[6] != 0;
-  const auto mu = [&](double step) { return beta1 * (1 - std::pow(0.96, step * hyper[5]) / 2); };
+void nadam(const Nadam::Hyper& h, double t, double& p, double g, double* state, double* scalar) {
+  const double lr = h.lr, beta1 = h.beta1, beta2 = h.beta2, eps = h.eps, weight_decay = h.weight_decay;
+  const bool decoupled = h.decoupled_weight_decay != 0;
+  const auto mu = [&](double step) { return beta1 * (1 - std::pow(0.96, step * h.momentum_decay) / 2); };
   if (!decoupled) g += weight_decay * p;
   if (decoupled) p -= lr * weight_decay * p;
   scalar[0] *= mu(t);
@@ -276,9 +396,9 @@ void nadam(const double* hyper, double t, double& p, double g, double* state, do
   p -= lr * nesterov / (std::sqrt(state[1] / (1 - std::pow(beta2, t))) + eps);
 }
 
-void radam(const double* hyper, double t, double& p, double g, double* state, double* /*scalar*/) {
-  const double lr = hyper[0], beta1 = hyper[1], beta2 = hyper[2], eps = hyper[3], weight_decay = hyper[4];
-  const bool decoupled = hyper[5] != 0;
+void radam(const Radam::Hyper& h, double t, double& p, double g, double* state, double* /*scalar*/) {
+  const double lr = h.lr, beta1 = h.beta1, beta2 = h.beta2, eps = h.eps, weight_decay = h.weight_decay;
+  const bool decoupled = h.decoupled_weight_decay != 0;
   if (!decoupled) g += weight_decay * p;
   if (decoupled) p -= lr * weight_decay * p;
   state[0] = beta1 * state[0] + (1 - beta1) * g;
@@ -294,51 +414,55 @@ void radam(const double* hyper, double t, double& p, double g, double* state, do
   }
 }
 
-void rmsprop(const double* hyper, double /*t*/, double& p, double g, double* state, double* /*scalar*/) {
-  const double lr = hyper[0], alpha = hyper[1], eps = hyper[2], weight_decay = hyper[3], momentum = hyper[4];
+void rmsprop(const Rmsprop::Hyper& h, double /*t*/, double& p, double g, double* state, double* /*scalar*/) {
+  const double lr = h.lr, alpha = h.alpha, eps = h.eps, weight_decay = h.weight_decay, momentum = h.momentum;
   g += weight_decay * p;
   state[0] = alpha * state[0] + (1 - alpha) * g * g;
-  state[2] = hyper[5] != 0 ? alpha * state[2] + (1 - alpha) * g : 0;
+  state[2] = h.centered != 0 ? alpha * state[2] + (1 - alpha) * g : 0;
   state[1] = momentum * state[1] + g / (std::sqrt(state[0] - state[2] * state[2]) + eps);
   p -= lr * state[1];
 }
 
-void rprop(const double* hyper, double /*t*/, double& p, double g, double* state, double* /*scalar*/) {
-  if (g * state[0] > 0) state[1] *= hyper[1];
-  if (g * state[0] < 0) state[1] *= hyper[0];
-  state[1] = std::fmin(std::fmax(state[1], hyper[2]), hyper[3]);
+void rprop(const Rprop::Hyper& h, double /*t*/, double& p, double g, double* state, double* /*scalar*/) {
+  if (g * state[0] > 0) state[1] *= h.eta_plus;
+  if (g * state[0] < 0) state[1] *= h.eta_minus;
+  state[1] = std::fmin(std::fmax(state[1], h.smallest), h.largest);
   if (g * state[0] < 0) g = 0;
   p -= ((g > 0) - (g < 0)) * state[1];
   state[0] = g;
 }
 
-void sgd(const double* hyper, double t, double& p, double g, double* state, double* /*scalar*/) {
-  const double lr = hyper[0], momentum = hyper[1], dampening = hyper[2], weight_decay = hyper[3];
+void sgd(const Sgd::Hyper& h, double t, double& p, double g, double* state, double* /*scalar*/) {
+  const double lr = h.lr, momentum = h.momentum, dampening = h.dampening, weight_decay = h.weight_decay;
   g += weight_decay * p;
   if (momentum != 0) {
     state[0] = t == 1 ? g : momentum * state[0] + (1 - dampening) * g;
-    g = hyper[4] != 0 ? g + momentum * state[0] : state[0];
+    g = h.nesterov != 0 ? g + momentum * state[0] : state[0];
   }
   p -= lr * g;
 }
 
-void sparse_adam(const double* hyper, double t, double& p, double g, double* state, double* /*scalar*/) {
-  const double lr = hyper[0], beta1 = hyper[1], beta2 = hyper[2], eps = hyper[3];
+void sparse_adam(const SparseAdam::Hyper& h, double t, double& p, double g, double* state, double* /*scalar*/) {
+  const double lr = h.lr, beta1 = h.beta1, beta2 = h.beta2, eps = h.eps;
   state[0] = beta1 * state[0] + (1 - beta1) * g;
   state[1] = beta2 * state[1] + (1 - beta2) * g * g;
   const double rate = lr * std::sqrt(1 - std::pow(beta2, t)) / (1 - std::pow(beta1, t));
   p -= rate * state[0] / (std::sqrt(state[1]) + eps);
 }
 
-Formula formula_of(RuleId rule) {
-  switch (rule) {
-#define ONEPASS_X(name, Type) \
-  case RuleId::name:          \
-    return name;
+// One step of a setting, at setting.step.
+void step_by_formula(const Setting& setting, double& p, double g, double* state, double* scalar) {
+  const auto read = [&](auto& hyper) { std::memcpy(&hyper, setting.hyper.data(), sizeof hyper); };
+  switch (setting.rule) {
+#define ONEPASS_X(name, Type)                              \
+  case RuleId::name: {                                     \
+    Type::Hyper hyper;                                     \
+    read(hyper);                                           \
+    return name(hyper, setting.step, p, g, state, scalar); \
+  }
     ONEPASS_RULES(ONEPASS_X)
 #undef ONEPASS_X
   }
-  return nullptr;
 }
 
 TEST_CASE_TEMPLATE("a run of every setting follows the formulas", T, float, double) {
@@ -359,7 +483,7 @@ TEST_CASE_TEMPLATE("a run of every setting follows the formulas", T, float, doub
       values[kGrad] = g;
       values = update<T>(setting, values);
       info_of(setting.rule).advance(setting.hyper.data(), setting.step, setting.scalars.data());
-      formula_of(setting.rule)(setting.hyper.data(), setting.step, p, g, state, scalars.data());
+      step_by_formula(setting, p, g, state, scalars.data());
       CHECK(std::fabs(values[kParam] - p) <= tolerance * std::fabs(p));
       CHECK(setting.scalars == scalars);
       for (std::size_t k = kFirstState; k < operands_of(setting); ++k)
@@ -389,69 +513,59 @@ TEST_CASE("names, in the order of the operands, hyperparameters and scalars") {
   using Names = std::vector<std::string>;
   struct {
     RuleId rule;
-    const char* name;
     Names hyper, states, scalars;
     bool counts_steps;
   } const table[] = {
-      {RuleId::adadelta, "adadelta", {"lr", "rho", "eps", "weight_decay"}, {"square_avg", "acc_delta"}, {}, true},
-      {RuleId::adagrad,
-       "adagrad",
-       {"lr", "lr_decay", "eps", "weight_decay", "decoupled_weight_decay?"},
-       {"sum"},
-       {},
-       true},
+      {RuleId::adadelta, {"lr", "rho", "eps", "weight_decay"}, {"square_avg", "acc_delta"}, {}, true},
+      {RuleId::adagrad, {"lr", "lr_decay", "eps", "weight_decay", "decoupled_weight_decay?"}, {"sum"}, {}, true},
       {RuleId::adam,
-       "adam",
        {"lr", "betas[0]", "betas[1]", "eps", "weight_decay", "amsgrad", "decoupled_weight_decay"},
        {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"},
        {},
        true},
-      {RuleId::adamax,
-       "adamax",
-       {"lr", "betas[0]", "betas[1]", "eps", "weight_decay"},
-       {"exp_avg", "exp_inf"},
-       {},
-       true},
-      {RuleId::asgd, "asgd", {"lr", "lambd", "alpha", "t0", "weight_decay"}, {"ax"}, {"eta", "mu"}, true},
-      {RuleId::lion, "lion", {"lr", "betas[0]", "betas[1]", "weight_decay"}, {"exp_avg"}, {}, false},
-      {RuleId::muon, "muon", {"decay", "adjusted_lr"}, {}, {}, false},
-      {RuleId::muon_momentum, "muon_momentum", {"momentum", "nesterov"}, {"momentum_buffer"}, {}, false},
+      {RuleId::adamax, {"lr", "betas[0]", "betas[1]", "eps", "weight_decay"}, {"exp_avg", "exp_inf"}, {}, true},
+      {RuleId::asgd, {"lr", "lambd", "alpha", "t0", "weight_decay"}, {"ax"}, {"eta", "mu"}, true},
+      {RuleId::lion, {"lr", "betas[0]", "betas[1]", "weight_decay"}, {"exp_avg"}, {}, false},
+      {RuleId::muon, {"decay", "adjusted_lr"}, {}, {}, false},
+      {RuleId::muon_momentum, {"momentum", "nesterov"}, {"momentum_buffer"}, {}, false},
       {RuleId::nadam,
-       "nadam",
        {"lr", "betas[0]", "betas[1]", "eps", "weight_decay", "momentum_decay", "decoupled_weight_decay"},
        {"exp_avg", "exp_avg_sq"},
        {"mu_product"},
        true},
       {RuleId::radam,
-       "radam",
        {"lr", "betas[0]", "betas[1]", "eps", "weight_decay", "decoupled_weight_decay"},
        {"exp_avg", "exp_avg_sq"},
        {},
        true},
       {RuleId::rmsprop,
-       "rmsprop",
        {"lr", "alpha", "eps", "weight_decay", "momentum", "centered"},
        {"square_avg", "momentum_buffer", "grad_avg"},
        {},
        true},
-      {RuleId::rprop,
-       "rprop",
-       {"etas[0]", "etas[1]", "step_sizes[0]", "step_sizes[1]"},
-       {"prev", "step_size"},
-       {},
-       true},
-      {RuleId::sgd, "sgd", {"lr", "momentum", "dampening", "weight_decay", "nesterov"}, {"momentum_buffer"}, {}, false},
-      {RuleId::sparse_adam, "sparse_adam", {"lr", "betas[0]", "betas[1]", "eps"}, {"exp_avg", "exp_avg_sq"}, {}, true},
+      {RuleId::rprop, {"etas[0]", "etas[1]", "step_sizes[0]", "step_sizes[1]"}, {"prev", "step_size"}, {}, true},
+      {RuleId::sgd, {"lr", "momentum", "dampening", "weight_decay", "nesterov"}, {"momentum_buffer"}, {}, false},
+      {RuleId::sparse_adam, {"lr", "betas[0]", "betas[1]", "eps"}, {"exp_avg", "exp_avg_sq"}, {}, true},
   };
   CHECK(std::size(table) == kRules);
   for (const auto& row : table) {
     const RuleInfo& info = info_of(row.rule);
-    CHECK(std::string(info.name) == row.name);
-    CHECK(find_rule(row.name) == row.rule);
     CHECK(Names(info.hyper_names.begin(), info.hyper_names.end()) == row.hyper);
     CHECK(Names(info.state_names.begin(), info.state_names.end()) == row.states);
     CHECK(Names(info.scalar_names.begin(), info.scalar_names.end()) == row.scalars);
     CHECK(info.counts_steps == row.counts_steps);
+  }
+}
+
+TEST_CASE("rules are found by their names") {
+  static constexpr std::pair<RuleId, const char*> rules[] = {
+#define ONEPASS_X(name, Type) {RuleId::name, #name},
+      ONEPASS_RULES(ONEPASS_X)
+#undef ONEPASS_X
+  };
+  for (const auto& [rule, name] : rules) {
+    CHECK(std::string(info_of(rule).name) == name);
+    CHECK(find_rule(name) == rule);
   }
   CHECK_THROWS_AS(find_rule("adamw"), std::invalid_argument);
   CHECK_THROWS_AS(find_rule("adafactor"), std::invalid_argument);
@@ -459,52 +573,66 @@ TEST_CASE("names, in the order of the operands, hyperparameters and scalars") {
 
 TEST_CASE("states in use") {
   struct {
-    RuleId rule;
-    std::array<double, kMaxHyper> hyper;
-    unsigned states;
+    Setting setting;
+    std::vector<std::string> states;
   } const table[] = {
-      {RuleId::sgd, {0.1, 0.0, 0.0, 0.0, 0.0}, 0b0},
-      {RuleId::sgd, {0.1, 0.9, 0.0, 0.0, 0.0}, 0b1},
-      {RuleId::adam, {0.1, 0.9, 0.99, 0.0, 0.0, 0.0, 1.0}, 0b011},
-      {RuleId::adam, {0.1, 0.9, 0.99, 0.0, 0.0, 1.0, 0.0}, 0b111},
-      {RuleId::lion, {0.1, 0.0, 0.0, 0.0}, 0b1},
-      {RuleId::rmsprop, {0.1, 0.9, 0.0, 0.0, 0.0, 0.0}, 0b001},
-      {RuleId::rmsprop, {0.1, 0.9, 0.0, 0.0, 0.9, 0.0}, 0b011},
-      {RuleId::rmsprop, {0.1, 0.9, 0.0, 0.0, 0.0, 1.0}, 0b101},
-      {RuleId::rmsprop, {0.1, 0.9, 0.0, 0.0, 0.9, 1.0}, 0b111},
+      {make_setting<Sgd>("sgd", {.lr = 0.1}, 1), {}},
+      {make_setting<Sgd>("sgd", {.lr = 0.1, .momentum = 0.9}, 1), {"momentum_buffer"}},
+      {make_setting<Adam>("adam", {.lr = 0.1, .beta1 = 0.9, .beta2 = 0.99, .decoupled_weight_decay = 1.0}, 1),
+       {"exp_avg", "exp_avg_sq"}},
+      {make_setting<Adam>("adam", {.lr = 0.1, .beta1 = 0.9, .beta2 = 0.99, .amsgrad = 1.0}, 1),
+       {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"}},
+      {make_setting<Lion>("lion", {.lr = 0.1}, 1), {"exp_avg"}},
+      {make_setting<Rmsprop>("rmsprop", {.lr = 0.1, .alpha = 0.9}, 1), {"square_avg"}},
+      {make_setting<Rmsprop>("rmsprop", {.lr = 0.1, .alpha = 0.9, .momentum = 0.9}, 1),
+       {"square_avg", "momentum_buffer"}},
+      {make_setting<Rmsprop>("rmsprop", {.lr = 0.1, .alpha = 0.9, .centered = 1.0}, 1), {"square_avg", "grad_avg"}},
+      {make_setting<Rmsprop>("rmsprop", {.lr = 0.1, .alpha = 0.9, .momentum = 0.9, .centered = 1.0}, 1),
+       {"square_avg", "momentum_buffer", "grad_avg"}},
   };
-  for (const auto& row : table) CHECK(info_of(row.rule).states_used(row.hyper.data()) == row.states);
+  for (const auto& [setting, states] : table) {
+    CAPTURE(setting.what);
+    std::vector<std::string> used;
+    for (std::size_t k = kFirstState; k < operands_of(setting); ++k)
+      if (uses(setting, k)) used.emplace_back(info_of(setting.rule).state_names[k - kFirstState]);
+    CHECK(used == states);
+  }
 }
 
 TEST_CASE("gradients that a step takes") {
   struct {
-    RuleId rule;
-    std::array<double, kMaxHyper> hyper;
+    Setting setting;
     bool sparse;
     bool dense = true;
   } const table[] = {
-      {RuleId::sgd, {0.1, 0.0, 0.0, 0.0, 0.0}, true},
-      {RuleId::sgd, {0.1, 0.9, 0.0, 0.0, 0.0}, false},
-      {RuleId::sgd, {0.1, 0.0, 0.0, 0.1, 0.0}, false},
-      {RuleId::adagrad, {0.1, 0.1, 0.0, 0.0, 0.0}, true},
-      {RuleId::adagrad, {0.1, 0.1, 0.0, 0.1, 0.0}, false},
-      {RuleId::adagrad, {0.1, 0.1, 0.0, 0.1, 1.0}, true},
-      {RuleId::adam, {0.1, 0.9, 0.99, 0.0, 0.0, 0.0, 0.0}, false},
-      {RuleId::adam, {0.1, 0.9, 0.99, 0.0, 0.1, 1.0, 1.0}, true},
-      {RuleId::lion, {0.1, 0.9, 0.99, 0.1}, true},
-      {RuleId::sparse_adam, {0.1, 0.9, 0.99, 1e-8}, true, false},
-      {RuleId::adadelta, {}, false},
-      {RuleId::adamax, {}, false},
-      {RuleId::asgd, {}, false},
-      {RuleId::nadam, {}, false},
-      {RuleId::radam, {}, false},
-      {RuleId::rmsprop, {}, false},
-      {RuleId::rprop, {}, false},
+      {make_setting<Sgd>("sgd", {.lr = 0.1}, 1), true},
+      {make_setting<Sgd>("sgd", {.lr = 0.1, .momentum = 0.9}, 1), false},
+      {make_setting<Sgd>("sgd", {.lr = 0.1, .weight_decay = 0.1}, 1), false},
+      {make_setting<Adagrad>("adagrad", {.lr = 0.1, .lr_decay = 0.1}, 1), true},
+      {make_setting<Adagrad>("adagrad", {.lr = 0.1, .lr_decay = 0.1, .weight_decay = 0.1}, 1), false},
+      {make_setting<Adagrad>("adagrad",
+                             {.lr = 0.1, .lr_decay = 0.1, .weight_decay = 0.1, .decoupled_weight_decay = 1.0}, 1),
+       true},
+      {make_setting<Adam>("adam", {.lr = 0.1, .beta1 = 0.9, .beta2 = 0.99}, 1), false},
+      {make_setting<Adam>(
+           "adam",
+           {.lr = 0.1, .beta1 = 0.9, .beta2 = 0.99, .weight_decay = 0.1, .amsgrad = 1.0, .decoupled_weight_decay = 1.0},
+           1),
+       true},
+      {make_setting<Lion>("lion", {.lr = 0.1, .beta1 = 0.9, .beta2 = 0.99, .weight_decay = 0.1}, 1), true},
+      {make_setting<SparseAdam>("sparse_adam", {.lr = 0.1, .beta1 = 0.9, .beta2 = 0.99, .eps = 1e-8}, 1), true, false},
+      {make_setting<Adadelta>("adadelta", {}, 1), false},
+      {make_setting<Adamax>("adamax", {}, 1), false},
+      {make_setting<Asgd>("asgd", {}, 1), false},
+      {make_setting<Nadam>("nadam", {}, 1), false},
+      {make_setting<Radam>("radam", {}, 1), false},
+      {make_setting<Rmsprop>("rmsprop", {}, 1), false},
+      {make_setting<Rprop>("rprop", {}, 1), false},
   };
-  for (const auto& row : table) {
-    CAPTURE(std::string_view(info_of(row.rule).name));
-    CHECK(info_of(row.rule).takes_sparse(row.hyper.data()) == row.sparse);
-    CHECK(info_of(row.rule).takes_dense == row.dense);
+  for (const auto& [setting, sparse, dense] : table) {
+    CAPTURE(setting.what);
+    CHECK(info_of(setting.rule).takes_sparse(setting.hyper.data()) == sparse);
+    CHECK(info_of(setting.rule).takes_dense == dense);
   }
 }
 
@@ -516,13 +644,14 @@ TEST_CASE("adafactor's constants") {
   CHECK(hyper == std::vector<std::string>{"lr", "beta2_decay", "eps[0]?", "eps[1]", "d", "weight_decay"});
   CHECK(info.counts_steps);
   AdafactorConstants c;
-  const double values[] = {0.25, -0.5, -1.0, 0.125, 2.0, 0.5};
-  info.prepare(values, 4.0, nullptr, false, &c);
+  const auto values = doubles_of<kMaxHyper>(
+      AdafactorHyper{.lr = 0.25, .beta2_decay = -0.5, .eps1 = -1.0, .eps2 = 0.125, .d = 2.0, .weight_decay = 0.5});
+  info.prepare(values.data(), 4.0, nullptr, false, &c);
   CHECK(c.weight == 0.5);
   CHECK(c.rate == 0.25);
   CHECK(c.decay == 0.125);
   CHECK(c.eps1 == -1.0);
-  info.prepare(values, 64.0, nullptr, true, &c);
+  info.prepare(values.data(), 64.0, nullptr, true, &c);
   CHECK(c.rate == 0.125);
 
   CHECK(Adafactor::step_size(c, 3.0, 1.0) == 3.0 * 0.125);        // as large as the parameter
@@ -553,21 +682,31 @@ TEST_CASE_TEMPLATE("prepare", T, float, double) {
     std::size_t operand;
     T want;
   } const table[] = {
-      {{"lr", RuleId::sgd, {0.1, 0, 0, 0, 0}, 2}, {0, 1}, kParam, -T(0.1)},
-      {{"momentum", RuleId::sgd, {0, 0.9, 0, 0, 0}, 2}, {0, 0, 1}, kFirstState, T(0.9)},
-      {{"dampening", RuleId::sgd, {0, 0.9, 0.3, 0, 0}, 2}, {0, 1, 0}, kFirstState, T(1.0 - 0.3)},
-      {{"weight_decay", RuleId::sgd, {1, 0, 0, 0.7, 0}, 2}, {1, 0}, kParam, T(1) - T(0.7)},
-      {{"beta1", RuleId::adam, {0, 0.9, 0, 1, 0, 0, 0}, 1}, {0, 1, 0, 0}, kFirstState, T(1.0 - 0.9)},
-      {{"beta2", RuleId::adam, {0, 0.9, 0.99, 1, 0, 0, 0}, 1}, {0, 1, 0, 0}, kFirstState + 1, T(1.0 - 0.99)},
-      {{"small beta", RuleId::adam, {0, 0.3, 0, 1, 0, 0, 0}, 1}, {0, 0, 1, 0}, kFirstState, T(0.3)},
-      {{"lr, bias correction, eps", RuleId::adam, {0.1, 0, 0.99, 0.3, 0, 0, 0}, 3},
+      {make_setting<Sgd>("lr", {.lr = 0.1}, 2), {0, 1}, kParam, -T(0.1)},
+      {make_setting<Sgd>("momentum", {.momentum = 0.9}, 2), {0, 0, 1}, kFirstState, T(0.9)},
+      {make_setting<Sgd>("dampening", {.momentum = 0.9, .dampening = 0.3}, 2), {0, 1, 0}, kFirstState, T(1.0 - 0.3)},
+      {make_setting<Sgd>("weight_decay", {.lr = 1, .weight_decay = 0.7}, 2), {1, 0}, kParam, T(1) - T(0.7)},
+      {make_setting<Adam>("beta1", {.beta1 = 0.9, .eps = 1}, 1), {0, 1, 0, 0}, kFirstState, T(1.0 - 0.9)},
+      {make_setting<Adam>("beta2", {.beta1 = 0.9, .beta2 = 0.99, .eps = 1}, 1),
+       {0, 1, 0, 0},
+       kFirstState + 1,
+       T(1.0 - 0.99)},
+      {make_setting<Adam>("small beta", {.beta1 = 0.3, .eps = 1}, 1), {0, 0, 1, 0}, kFirstState, T(0.3)},
+      {make_setting<Adam>("lr, bias correction, eps", {.lr = 0.1, .beta2 = 0.99, .eps = 0.3}, 3),
        {0, 1, 0, 1},
        kParam,
        -(T(0.1 * std::sqrt(1.0 - std::pow(0.99, 3))) / (T(1) + T(0.3 * std::sqrt(1.0 - std::pow(0.99, 3)))))},
-      {{"lr * weight_decay", RuleId::adam, {0.1, 0, 0, 1, 0.7, 0, 1}, 1}, {1, 0, 0, 0}, kParam, T(1) - T(0.1 * 0.7)},
-      {{"lr", RuleId::lion, {0.1, 0.9, 0.99, 0}, 1}, {0, 1, 0}, kParam, -T(0.1)},
-      {{"beta2", RuleId::lion, {0.1, 0.9, 0.99, 0}, 1}, {0, 1, 0}, kFirstState, T(1.0 - 0.99)},
-      {{"lr * weight_decay", RuleId::lion, {0.1, 0, 0, 0.7}, 1}, {1, 0, 0}, kParam, T(1) - T(0.1 * 0.7)},
+      {make_setting<Adam>("lr * weight_decay", {.lr = 0.1, .eps = 1, .weight_decay = 0.7, .decoupled_weight_decay = 1},
+                          1),
+       {1, 0, 0, 0},
+       kParam,
+       T(1) - T(0.1 * 0.7)},
+      {make_setting<Lion>("lr", {.lr = 0.1, .beta1 = 0.9, .beta2 = 0.99}, 1), {0, 1, 0}, kParam, -T(0.1)},
+      {make_setting<Lion>("beta2", {.lr = 0.1, .beta1 = 0.9, .beta2 = 0.99}, 1), {0, 1, 0}, kFirstState, T(1.0 - 0.99)},
+      {make_setting<Lion>("lr * weight_decay", {.lr = 0.1, .weight_decay = 0.7}, 1),
+       {1, 0, 0},
+       kParam,
+       T(1) - T(0.1 * 0.7)},
   };
   for (const auto& [setting, before, operand, want] : table) {
     CAPTURE(setting.what);

@@ -179,8 +179,8 @@ const Denormal kDenormals[] = {
 
 TEST_CASE("denormals are flushed in every thread") {
   // The change is zero; without momentum, a step then returns the parameter as it was read.
-  const Setting still{"sgd, lr = 0", RuleId::sgd, {0, 0, 0, 0, 0}, 2};
-  const Setting halving{"sgd, momentum = 1/2", RuleId::sgd, {0, 0.5, 0, 0, 0}, 2};
+  const Setting still = make_setting<Sgd>("sgd, lr = 0", {}, 2);
+  const Setting halving = make_setting<Sgd>("sgd, momentum = 1/2", {.momentum = 0.5}, 2);
   // What lies between them is enough that each of three small ones is in another thread's share.
   Spec large{.wide = true};
   large.formats.fill(Format::float64);

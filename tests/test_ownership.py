@@ -1,0 +1,254 @@
+"""What a step works on stays there until it ends, whatever other threads and user code do meanwhile.
+
+Of values that another thread changes during a step nothing is promised but that they are numbers; the process lives.
+"""
+
+import gc
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import weakref
+
+import onepass
+import pytest
+import torch
+from contract import assert_same, give_gradients, leaves, snapshot
+from reference import params_of
+
+LARGE = ((2048, 1024),)
+SMALL = tuple((n,) for n in range(1, 30))
+
+
+def in_a_process(code, *args):
+    """Runs code in a process of its own, which a segmentation fault or a hang ends, and returns what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, args)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+DISTURBED = """
+import sys, threading, torch, onepass
+sys.setswitchinterval(1e-5)
+torch.set_num_threads(2)
+shapes, name = eval(sys.argv[1]), sys.argv[2]
+params = [torch.nn.Parameter(torch.randn(s)) for s in shapes]
+opt = getattr(onepass, name)(params)
+
+def closure():
+    for p in params:
+        p.grad = torch.full_like(p, 0.5)
+    return torch.ones(())
+
+def replace_states():
+    for p in params:
+        for key, value in list(opt.state.get(p, {}).items()):
+            if isinstance(value, torch.Tensor):
+                opt.state[p][key] = value.clone()
+
+def replace_data():
+    for p in params:
+        p.data = p.detach().clone()
+
+def replace_gradients():
+    for p in params:
+        p.grad = torch.full_like(p, 0.25)
+
+def replace_groups():
+    opt.param_groups[:] = [dict(group, params=list(group["params"])) for group in opt.param_groups]
+
+closure()
+opt.step(closure) if name == "LBFGS" else opt.step()
+saved = opt.state_dict()
+load = lambda: opt.load_state_dict(saved)
+for change in (replace_states, replace_data, replace_gradients, replace_groups, load, opt.state.clear):
+    over = threading.Event()
+
+    def disturb():
+        while not over.wait(1e-3):
+            change()
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    steps = 0
+    try:
+        for _ in range(int(sys.argv[3])):
+            try:
+                opt.step(closure) if name == "LBFGS" else opt.step()
+                steps += 1
+            except (RuntimeError, KeyError):  # states that were taken away between two parts of a step
+                assert change is opt.state.clear or name == "LBFGS"
+    finally:
+        over.set()
+        thread.join()
+    assert steps > 0 or change is opt.state.clear, change
+assert all(torch.isfinite(p).all() for p in params)
+print("fine")
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes", "steps"),
+    [
+        ("AdamW", LARGE, 10),
+        ("AdamW", SMALL, 40),
+        ("NAdam", SMALL, 40),  # has scalars of its own
+        ("Adafactor", LARGE, 5),
+        ("Muon", ((512, 1024), (7, 3)), 3),
+        ("LBFGS", LARGE, 3),
+        ("LBFGS", SMALL, 10),
+    ],
+)
+def test_another_thread_replaces_what_a_step_works_on(name, shapes, steps):
+    assert in_a_process(DISTURBED, shapes, name, steps) == "fine\n"
+
+
+def test_user_code_that_a_step_reads_with_cannot_change_what_is_walked():
+    """A hyperparameter's item() drops groups, parameters and states."""
+
+    class Rate:
+        def __init__(self, change):
+            self.change = change
+
+        def item(self):
+            self.change()
+            gc.collect()
+            return 0.1
+
+    def changed(change):
+        opt = onepass.SGD(leaves(SMALL, torch.float32), lr=0.1, momentum=0.9)
+        opt.add_param_group({"params": leaves(SMALL, torch.float32, 1)})
+        give_gradients(params_of(opt), 0)
+        opt.step()
+        opt.param_groups[1]["lr"] = Rate(lambda: change(opt))
+        return opt
+
+    for change in (
+        lambda opt: opt.param_groups[0]["params"].clear(),
+        lambda opt: opt.param_groups[0].clear(),
+        lambda opt: opt.param_groups.clear(),
+        lambda opt: opt.state.clear(),
+        lambda opt: [setattr(p, "grad", None) for p in opt.param_groups[0]["params"]],
+    ):
+        opt = changed(change)
+        opt.step()
+
+
+def test_user_code_that_steps_again_is_refused():
+    opt = onepass.SGD(leaves(SMALL, torch.float32), lr=0.1)
+    give_gradients(params_of(opt), 0)
+
+    class Rate:
+        def item(self):
+            opt.step()
+            return 0.1
+
+    opt.param_groups[0]["lr"] = Rate()
+    before = snapshot(opt)
+    with pytest.raises(RuntimeError, match=r"step\(\) was called from within step\(\)"):
+        opt.step()
+    assert_same(snapshot(opt), before)
+    opt.param_groups[0]["lr"] = 0.1
+    opt.step()  # the lock is free again
+    assert all((p != was).all() for p, was in zip(params_of(opt), before["params"], strict=True))
+
+
+def test_a_closure_of_lbfgs_that_steps_again_is_refused():
+    p = torch.nn.Parameter(torch.ones(3))
+    opt = onepass.LBFGS([p])
+
+    def closure():
+        return opt.step(closure)
+
+    with pytest.raises(RuntimeError, match=r"step\(\) was called from within step\(\)"):
+        opt.step(closure)
+
+
+def test_lbfgs_in_two_threads_makes_one_step_after_the_other():
+    inside, most = 0, 0
+
+    def steps(p, opt, count):
+        def closure():
+            nonlocal inside, most
+            inside += 1
+            most = max(most, inside)
+            opt.zero_grad()
+            loss = ((p - 1) ** 4).sum()
+            loss.backward()
+            inside -= 1
+            return loss
+
+        for _ in range(count):
+            opt.step(closure)
+
+    (p, opt), (q, alone) = ((p, onepass.LBFGS([p], lr=0.1, max_iter=2)) for p in leaves(((10,), (10,)), torch.float64))
+    with torch.no_grad():
+        q.copy_(p)
+    threads = [threading.Thread(target=steps, args=(p, opt, 10)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert not any(thread.is_alive() for thread in threads)
+    assert most == 1
+    steps(q, alone, 20)
+    assert_same(snapshot(opt), snapshot(alone))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_child_forked_while_another_thread_steps_can_step():
+    code = """
+    import os, sys, threading, time, torch, onepass, warnings
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(2)
+    p = torch.nn.Parameter(torch.zeros(1 << 22))
+    p.grad = torch.ones_like(p)
+    opt = onepass.SGD([p], lr=1.0)
+    opt.step()
+    over = threading.Event()
+    def steps():
+        while not over.is_set():
+            opt.step()
+    thread = threading.Thread(target=steps)
+    thread.start()
+    fine = 0
+    for _ in range(4):
+        time.sleep(0.02)
+        child = os.fork()
+        if child == 0:
+            before = p[:4].clone()
+            opt.step()
+            os._exit(0 if (p[:4] < before).all() else 1)
+        for _ in range(500):
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                fine += status == 0
+                break
+            time.sleep(0.02)
+        else:
+            os.kill(child, 9)
+            os.waitpid(child, 0)
+    over.set()
+    thread.join()
+    print(fine)
+    """
+    assert int(in_a_process(code)) == 4
+
+
+def test_a_group_that_refers_to_the_optimizer_is_collected():
+    class Holder:
+        pass
+
+    opt = onepass.AdamW(leaves(SMALL, torch.float32))
+    give_gradients(params_of(opt), 0)
+    holder = Holder()
+    holder.optimizer = opt
+    opt.param_groups[0]["schedule"] = holder
+    opt.step()
+    alive = weakref.ref(opt)
+    del opt, holder
+    gc.collect()
+    assert alive() is None

@@ -1,11 +1,8 @@
 #include "bindings/param_reader.h"
 
-#include <algorithm>
-#include <cstring>
-#include <stdexcept>
-
 #include "bindings/cuda.h"
 #include "bindings/names.h"
+#include "bindings/reading.h"
 #include "bindings/torch.h"
 #include "cpu/fpmode.h"
 #include "layout.h"
@@ -13,19 +10,6 @@
 namespace py = pybind11;
 
 namespace onepass {
-namespace {
-
-const std::string kGradLabel = "its gradient";
-
-std::string shape_text(py::handle tensor) { return py::str(py::list(tensor.attr("shape"))); }
-
-bool is_tensor(PyObject* object) { return PyObject_IsInstance(object, torch().tensor_type.ptr()) == 1; }
-
-bool has_one_element(const TensorView& view) {
-  return std::ranges::all_of(shape_of(view), [](std::int64_t size) { return size == 1; });
-}
-
-}  // namespace
 
 RuleNames::RuleNames(const RuleInfo& info) {
   for (const std::string name : info.state_names) {
@@ -35,33 +19,6 @@ RuleNames::RuleNames(const RuleInfo& info) {
   if (info.counts_steps) scalars.push_back(onepass::names().step);
   for (const char* name : info.scalar_names) scalars.push_back(interned(name));
 }
-
-// A parameter on its way into a job. The functions that read one return false, and why in param.reason, when torch's
-// code has to take the parameter; what nobody can step, they refuse.
-struct ParamReader::Reading {
-  Param& param;
-  PyObject* object;
-  const Gradient& gradient;
-  PyObject* local = nullptr;  // the part in memory: the object or, of a DTensor, what this process holds of it
-  cuda::DeviceJob device_job{};
-  Views views{};
-  bool packed = false;   // the parameter's elements follow each other in memory, in some order of dimensions
-  bool missing = false;  // a state has yet to be created
-  std::array<Scalar, 1 + kMaxScalars> scalars{};  // in the order of RuleNames::scalars
-
-  Job& job() { return device_job.job; }
-  const Job& job() const { return device_job.job; }
-  TensorView& own() { return views[kParam]; }
-  const TensorView& own() const { return views[kParam]; }
-  bool is_shard() const { return local != object; }
-  bool fall_back(std::string why) {
-    param.reason = std::move(why);
-    return false;
-  }
-  bool has_strides_of_param(std::size_t operand) const {
-    return same_numbers(views[operand].strides, own().strides, own().ndim);
-  }
-};
 
 ParamReader::ParamReader(const RuleNames& names, const RuleDriver& driver, GroupReader& groups,
                          const StepRequest& request, const std::string& label, StepWork& work)
@@ -82,101 +39,6 @@ void ParamReader::fail(const Param& param, const std::string& what) const {
   }
   message += " (shape " + shape_text(param.object) + ", " + text_of(param.object, "dtype") + "): " + what;
   throw py::value_error(message);
-}
-
-// -- the gradient ----------------------------------------------------------------------------------------------------
-
-void ParamReader::read_gradient(Param& param, std::size_t number) {
-  PyObject* const object = work_.params[number].ptr();
-  Gradient& gradient = work_.gradients[number];
-  gradient.original = gradient_of(object);
-  gradient.indices = {};
-  if (gradient.original.is_none()) return;
-  PyObject* const original = gradient.original.ptr();
-  gradient.readable = is_plain(original) || !is_dtensor(original) ? gradient.original : local_of(original);
-  PyObject* const readable = gradient.readable.ptr();
-  if (!is_plain(readable) || param.group->differentiable) return;
-  if (param.sparse && is_sparse(readable)) {
-    gradient.indices = indices_of(readable);
-    gradient.readable = values_of(readable);
-    TensorView view;
-    if (is_plain(gradient.readable.ptr()) && torch().dlpack.view(gradient.readable.ptr(), view) && !view.complex &&
-        (is_lazy(gradient.readable.ptr(), false) || !is_row_major(shape_of(view), strides_of(view))))
-      gradient.readable = gradient.readable.attr("resolve_neg")().attr("contiguous")();
-  } else if (is_lazy(readable, param.complex)) {
-    gradient.readable = resolved(gradient.readable);
-  }
-}
-
-bool ParamReader::read_dense_gradient(Reading& r) {
-  PyObject* const grad = r.gradient.readable.ptr();
-  TensorView& view = r.views[kGrad];
-  if (r.is_shard()) {
-    PyObject* const original = r.gradient.original.ptr();
-    if (!is_dtensor(original)) {
-      if (is_plain(original) && !passes_for_replicated(original)) fail(r.param, kGradLabel + " is not a DTensor");
-      return r.fall_back("gradient of a DTensor that is none itself");
-    }
-    if (!is_spread_as_param(r, kGrad, original, kGradLabel))
-      return r.fall_back("DTensor whose gradient is placed otherwise");
-  }
-  if (!is_plain(grad)) return r.fall_back("tensor subclass " + type_name(grad));
-  if (r.gradient.indices) return read_sparse_gradient(r);
-  if (!torch().dlpack.view(grad, view)) {
-    if (!is_sparse(grad)) return r.fall_back("gradient without strided memory");
-    if (!r.param.sparse) {  // the first one: read it as such. An export that fails takes torch half a millisecond.
-      r.param.sparse = work_.ran_python = true;
-      read_gradient(r.param, static_cast<std::size_t>(&r.gradient - work_.gradients.data()));
-      return read_dense_gradient(r);
-    }
-    return r.fall_back("sparse gradient");
-  }
-  if (!info_.takes_dense) return r.fall_back("dense gradient");
-  if (same_device(view, r.own()) && !view.format) return r.fall_back("gradient of dtype " + text_of(grad, "dtype"));
-  set_operand(r, kGrad, grad, kGradLabel);
-  return true;
-}
-
-// Of a sparse gradient, its values take the gradient's place in the job, which then is for some rows alone. They are
-// sorted later; their indices are checked and copied now, and nothing depends on the tensor's claim to be coalesced.
-bool ParamReader::read_sparse_gradient(Reading& r) {
-  const TensorView& own = r.own();
-  if (!r.param.group->takes_sparse) return r.fall_back("sparse gradient");
-  if (!own.on_cpu) return r.fall_back("sparse gradient on a GPU");
-  if (own.complex) return r.fall_back("sparse gradient of a complex parameter");
-  if (!is_row_major(shape_of(own), strides_of(own)))
-    return r.fall_back("sparse gradient of a parameter that is not contiguous");
-  const py::list shape(r.gradient.original.attr("shape"));
-  if (!std::ranges::equal(shape, shape_of(own), {}, [](py::handle size) { return size.cast<std::int64_t>(); }))
-    fail(r.param, kGradLabel + " has shape " + std::string(py::str(shape)));
-
-  PyObject* const values = r.gradient.readable.ptr();
-  TensorView& view = r.views[kGrad];
-  if (!is_plain(values) || !torch().dlpack.view(values, view))
-    return r.fall_back("sparse gradient without strided memory");
-  if (!view.on_cpu)
-    fail(r.param, kGradLabel + " is on device " + text_of(values, "device") + ", not on the parameter's");
-  if (!view.format || view.complex) return r.fall_back("gradient of dtype " + text_of(values, "dtype"));
-  r.job().operands[kGrad] = {view.data, *view.format};
-
-  TensorView indices;
-  if (!torch().dlpack.view(r.gradient.indices.ptr(), indices) || !indices.on_cpu || !indices.int64 || indices.ndim != 2)
-    return r.fall_back("sparse gradient whose indices are not int64 on the CPU");
-  if (indices.shape[0] + view.ndim - 1 != own.ndim || indices.shape[1] != view.shape[0] ||
-      !same_numbers(view.shape + 1, own.shape + indices.shape[0], view.ndim - 1))
-    fail(r.param, kGradLabel + " has values that do not fit its indices and shape");
-  const auto sizes = shape_of(own).first(static_cast<std::size_t>(indices.shape[0]));
-  std::int64_t length = 1;
-  for (const std::int64_t size : shape_of(own).subspan(sizes.size())) length *= size;
-  try {
-    r.job().rows = &work_.rows.emplace_back(read_rows({.data = reinterpret_cast<const std::int64_t*>(indices.data),
-                                                       .entries = indices.shape[1],
-                                                       .strides = {indices.strides[0], indices.strides[1]}},
-                                                      sizes, length));
-  } catch (const std::out_of_range& error) {
-    fail(r.param, kGradLabel + " is not valid: " + error.what());
-  }
-  return true;
 }
 
 // -- the parameter ---------------------------------------------------------------------------------------------------
@@ -277,100 +139,6 @@ void ParamReader::set_operand(Reading& r, std::size_t operand, PyObject* tensor,
   if (!driver_.state_shape_matches(operand, view, r.own()))
     fail(r.param, what + " has shape " + shape_text(tensor) + " and dtype " + text_of(tensor, "dtype"));
   r.job().operands[operand] = {view.data, *view.format};
-}
-
-// -- states and scalars ----------------------------------------------------------------------------------------------
-
-bool ParamReader::read_states(Reading& r) {
-  const unsigned used = r.param.states_used = driver_.states_of(r.param.group->states_used, r.own());
-  if (r.param.state == nullptr) {
-    r.missing = info_.counts_steps || used != 0 || !request_.followers.empty();
-    return true;
-  }
-  if (!PyDict_Check(r.param.state)) fail(r.param, "its state is not a dict");
-  for (std::size_t s = 0; s < names_.states.size() && !r.missing; ++s)
-    if ((used >> s & 1) != 0 && !read_state(r, kFirstState + s, names_.states[s], names_.state_labels[s])) return false;
-  for (std::size_t f = 0; f < request_.followers.size() && !r.missing; ++f) {
-    const FollowerRequest& follower = request_.followers[f];
-    if (!read_state(r, kFirstFollower + f, follower.state_name, follower.label)) return false;
-  }
-  return true;
-}
-
-bool ParamReader::read_state(Reading& r, std::size_t operand, const py::str& name, const std::string& what) {
-  const auto held = py::reinterpret_borrow<py::object>(lookup(r.param.state, name));
-  if (!held || held.is_none()) {
-    r.missing = true;
-    return true;
-  }
-  PyObject* tensor = held.ptr();
-  if (r.is_shard() && is_dtensor(tensor)) {
-    if (!is_spread_as_param(r, operand, tensor, what))
-      return r.fall_back("DTensor one of whose states is placed otherwise");
-    tensor = work_.locals.emplace_back(local_of(tensor)).ptr();
-  } else if (r.is_shard() || !is_plain(tensor)) {
-    if (!is_tensor(tensor)) fail(r.param, what + " is not a tensor");
-    if (!r.is_shard()) return r.fall_back("tensor subclass " + type_name(tensor));
-    if (is_plain(tensor) && !passes_for_replicated(tensor)) fail(r.param, what + " is not a DTensor");
-    return r.fall_back("state of a DTensor that is none itself");
-  }
-  if (!is_plain(tensor)) return r.fall_back("tensor subclass " + type_name(tensor));
-  TensorView& view = r.views[operand];
-  if (!torch().dlpack.view(tensor, view))
-    fail(r.param, what + " has no strided memory (layout " + text_of(tensor, "layout") + ", device " +
-                      text_of(tensor, "device") + ")");
-  if (same_device(view, r.own()) && !view.format) fail(r.param, what + " has dtype " + text_of(tensor, "dtype"));
-  set_operand(r, operand, tensor, what);
-  if (is_lazy_now(r, operand, tensor)) return r.fall_back("negated or conjugated state");
-  if (r.job().rows != nullptr && !is_row_major(shape_of(view), strides_of(view)))
-    return r.fall_back("sparse gradient beside a state that is not contiguous");
-  if (!r.has_strides_of_param(operand)) {
-    const Overlap overlap = self_overlap(shape_of(view), strides_of(view));
-    if (overlap == Overlap::certain) fail(r.param, what + " has several elements that share the same memory");
-    if (overlap == Overlap::possible) return r.fall_back("state with interleaved strides");
-  }
-  work_.used.push_back(tensor);
-  return true;
-}
-
-bool ParamReader::read_scalars(Reading& r) {
-  if (r.param.state == nullptr) return true;
-  for (std::size_t n = 0; n < names_.scalars.size() && !r.missing; ++n)
-    if (!read_scalar(r, names_.scalars[n], r.scalars[n])) return false;
-  return true;
-}
-
-bool ParamReader::read_scalar(Reading& r, const py::str& name, Scalar& scalar) {
-  PyObject* held = lookup(r.param.state, name);
-  if (held == nullptr) {
-    r.missing = true;
-    return true;
-  }
-  if (PyLong_Check(held)) {
-    scalar = {.value = PyLong_AsDouble(held), .dict = r.param.state};
-    if (scalar.value == -1.0 && PyErr_Occurred() != nullptr) {
-      PyErr_Clear();
-      fail(r.param, "its state " + std::string(name) + " is an int that no float can hold");
-    }
-    work_.used.push_back(scalar.dict);
-    return true;
-  }
-  TensorView view;
-  if (!is_plain(held) || !torch().dlpack.view_number(held, view) || view.complex ||
-      !(view.on_cpu || same_device(view, r.own())) ||
-      (view.format != Format::float32 && view.format != Format::float64) || !has_one_element(view))
-    return r.fall_back("state " + std::string(name) + " that is not one float on the CPU");
-  scalar = {.data = view.data, .format = *view.format, .on_gpu = !view.on_cpu};
-  if (scalar.on_gpu) return true;
-  if (scalar.format == Format::float32) {
-    float value = 0;
-    std::memcpy(&value, view.data, sizeof value);
-    scalar.value = static_cast<double>(value);
-  } else {
-    std::memcpy(&scalar.value, view.data, sizeof scalar.value);
-  }
-  work_.used.push_back(held);
-  return true;
 }
 
 // -- memory ----------------------------------------------------------------------------------------------------------

@@ -58,6 +58,8 @@ struct RuleNames {
   std::vector<pybind11::str> scalars;     // `step`, if the rule counts, and its own
 };
 
+struct Reading;
+
 class ParamReader {
  public:
   ParamReader(const RuleNames& names, const RuleDriver& driver, GroupReader& groups, const StepRequest& request,
@@ -83,7 +85,6 @@ class ParamReader {
   static void forget_memory(Param& param, bool& memory_moved);
 
  private:
-  struct Reading;
   using RuleScalars = std::array<double, kMaxScalars>;
 
   std::string unsupported_reason(Reading& r) const;

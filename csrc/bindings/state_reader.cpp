@@ -1,0 +1,115 @@
+// The part of ParamReader that reads states, followers and scalars.
+#include <algorithm>
+#include <cstring>
+
+#include "bindings/param_reader.h"
+#include "bindings/reading.h"
+#include "bindings/torch.h"
+#include "layout.h"
+
+namespace py = pybind11;
+
+namespace onepass {
+namespace {
+
+bool is_tensor(PyObject* object) { return PyObject_IsInstance(object, torch().tensor_type.ptr()) == 1; }
+
+bool has_one_element(const TensorView& view) {
+  return std::ranges::all_of(shape_of(view), [](std::int64_t size) { return size == 1; });
+}
+
+}  // namespace
+
+bool ParamReader::read_states(Reading& r) {
+  const unsigned used = r.param.states_used = driver_.states_of(r.param.group->states_used, r.own());
+  if (r.param.state == nullptr) {
+    r.missing = info_.counts_steps || used != 0 || !request_.followers.empty();
+    return true;
+  }
+  if (!PyDict_Check(r.param.state)) fail(r.param, "its state is not a dict");
+  for (std::size_t s = 0; s < names_.states.size() && !r.missing; ++s)
+    if ((used >> s & 1) != 0 && !read_state(r, kFirstState + s, names_.states[s], names_.state_labels[s])) return false;
+  for (std::size_t f = 0; f < request_.followers.size() && !r.missing; ++f) {
+    const FollowerRequest& follower = request_.followers[f];
+    if (!read_state(r, kFirstFollower + f, follower.state_name, follower.label)) return false;
+  }
+  return true;
+}
+
+bool ParamReader::read_state(Reading& r, std::size_t operand, const py::str& name, const std::string& what) {
+  const auto held = py::reinterpret_borrow<py::object>(lookup(r.param.state, name));
+  if (!held || held.is_none()) {
+    r.missing = true;
+    return true;
+  }
+  PyObject* tensor = held.ptr();
+  if (r.is_shard() && is_dtensor(tensor)) {
+    if (!is_spread_as_param(r, operand, tensor, what))
+      return r.fall_back("DTensor one of whose states is placed otherwise");
+    tensor = work_.locals.emplace_back(local_of(tensor)).ptr();
+  } else if (r.is_shard() || !is_plain(tensor)) {
+    if (!is_tensor(tensor)) fail(r.param, what + " is not a tensor");
+    if (!r.is_shard()) return r.fall_back("tensor subclass " + type_name(tensor));
+    if (is_plain(tensor) && !passes_for_replicated(tensor)) fail(r.param, what + " is not a DTensor");
+    return r.fall_back("state of a DTensor that is none itself");
+  }
+  if (!is_plain(tensor)) return r.fall_back("tensor subclass " + type_name(tensor));
+  TensorView& view = r.views[operand];
+  if (!torch().dlpack.view(tensor, view))
+    fail(r.param, what + " has no strided memory (layout " + text_of(tensor, "layout") + ", device " +
+                      text_of(tensor, "device") + ")");
+  if (same_device(view, r.own()) && !view.format) fail(r.param, what + " has dtype " + text_of(tensor, "dtype"));
+  set_operand(r, operand, tensor, what);
+  if (is_lazy_now(r, operand, tensor)) return r.fall_back("negated or conjugated state");
+  if (r.job().rows != nullptr && !is_row_major(shape_of(view), strides_of(view)))
+    return r.fall_back("sparse gradient beside a state that is not contiguous");
+  if (!r.has_strides_of_param(operand)) {
+    const Overlap overlap = self_overlap(shape_of(view), strides_of(view));
+    if (overlap == Overlap::certain) fail(r.param, what + " has several elements that share the same memory");
+    if (overlap == Overlap::possible) return r.fall_back("state with interleaved strides");
+  }
+  work_.used.push_back(tensor);
+  return true;
+}
+
+bool ParamReader::read_scalars(Reading& r) {
+  if (r.param.state == nullptr) return true;
+  for (std::size_t n = 0; n < names_.scalars.size() && !r.missing; ++n)
+    if (!read_scalar(r, names_.scalars[n], r.scalars[n])) return false;
+  return true;
+}
+
+bool ParamReader::read_scalar(Reading& r, const py::str& name, Scalar& scalar) {
+  PyObject* held = lookup(r.param.state, name);
+  if (held == nullptr) {
+    r.missing = true;
+    return true;
+  }
+  if (PyLong_Check(held)) {
+    scalar = {.value = PyLong_AsDouble(held), .dict = r.param.state};
+    if (scalar.value == -1.0 && PyErr_Occurred() != nullptr) {
+      PyErr_Clear();
+      fail(r.param, "its state " + std::string(name) + " is an int that no float can hold");
+    }
+    work_.used.push_back(scalar.dict);
+    return true;
+  }
+  TensorView view;
+  if (!is_plain(held) || !torch().dlpack.view_number(held, view) || view.complex ||
+      !(view.on_cpu || same_device(view, r.own())) ||
+      (view.format != Format::float32 && view.format != Format::float64) || !has_one_element(view))
+    return r.fall_back("state " + std::string(name) + " that is not one float on the CPU");
+  scalar = {.data = view.data, .format = *view.format, .on_gpu = !view.on_cpu};
+  if (scalar.on_gpu) return true;
+  if (scalar.format == Format::float32) {
+    float value = 0;
+    std::memcpy(&value, view.data, sizeof value);
+    scalar.value = static_cast<double>(value);
+  } else {
+    std::memcpy(&scalar.value, view.data, sizeof scalar.value);
+  }
+  work_.used.push_back(held);
+  return true;
+}
+
+}  // namespace onepass

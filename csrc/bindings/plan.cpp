@@ -206,7 +206,7 @@ namespace {
 // Whether a hyperparameter is one float on a GPU, the same one as others of its group.
 bool read_device_number(PyObject* value, cuda::Number& number, int& device) {
   TensorView view;
-  if (!is_plain(value) || !torch().dlpack.view_number(value, view) || view.cuda < 0 || view.complex ||
+  if (!is_plain(value) || !torch().dlpack.view(value, view) || view.cuda < 0 || view.complex ||
       (view.format != Format::float32 && view.format != Format::float64) ||
       !std::ranges::all_of(
           shape_of(view), [](std::int64_t size) { return size == 1; }) ||
@@ -597,7 +597,7 @@ bool Plan::read_number(Reading& r, const py::object& name, Number& number) {
     return true;
   }
   TensorView view;
-  if (!is_plain(held) || !torch().dlpack.view_number(held, view) || view.complex ||
+  if (!is_plain(held) || !torch().dlpack.view(held, view) || view.complex ||
       !(view.on_cpu || same_device(view, r.own())) ||
       (view.format != Format::float32 && view.format != Format::float64) ||
       !std::ranges::all_of(shape_of(view), [](std::int64_t size) { return size == 1; }))

@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "bindings/cuda.h"
+
 namespace py = pybind11;
 
 namespace onepass {
@@ -49,11 +51,20 @@ bool is_true(PyObject* method, PyObject* tensor) { return call(method, tensor).p
 
 }  // namespace
 
-void set_torch(py::object tensor_type, py::object parameter_type, py::object increment_version, py::object workspace,
-               py::object exchange_device) {
-  DlpackReader dlpack(tensor_type);
-  the_torch = new Torch{std::move(tensor_type), std::move(parameter_type),  std::move(increment_version),
-                        std::move(workspace),   std::move(exchange_device), std::move(dlpack)};
+void set_torch(py::object tensor_type, py::object parameter_type, py::object increment_version,
+               const py::object& exchange_api, py::object workspace, py::object exchange_device) {
+  Torch given{.tensor_type = std::move(tensor_type),
+              .parameter_type = std::move(parameter_type),
+              .increment_version = std::move(increment_version),
+              .workspace = std::move(workspace),
+              .exchange_device = std::move(exchange_device),
+              .dlpack = DlpackReader(exchange_api)};
+  if (the_torch == nullptr) {
+    the_torch = new Torch(std::move(given));
+  } else {
+    *the_torch = std::move(given);  // in place, for those who hold a reference
+  }
+  forget_cuda();
 }
 
 Torch& torch() { return *the_torch; }
@@ -96,8 +107,8 @@ bool passes_for_replicated(PyObject* tensor) {
 
 py::object gradient_of(PyObject* param) {
   if (!is_plain(param) && !is_dtensor(param)) return py::getattr(param, "grad");
-  static PyObject* const kGrad = tensor_member("grad");
-  return get(kGrad, param);
+  static PyObject* const kGradient = tensor_member("grad");
+  return get(kGradient, param);
 }
 
 bool is_sparse(PyObject* tensor) {

@@ -1,16 +1,12 @@
-import ctypes
 import os
-import subprocess
 import sys
-from pathlib import Path
 
 import hypothesis
+import imitation
 import onepass
 import pytest
 import reference
 import torch
-
-ROOT = Path(__file__).parents[1]
 
 collect_ignore = ["ecosystem"]  # needs an extra, and is run by name: pytest tests/ecosystem
 
@@ -40,15 +36,9 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.fixture(scope="session")
-def imitation(tmp_path_factory):
-    """The address of the functions of an imitated GPU: the CUDA kernels' source, compiled for the CPU."""
-    library = tmp_path_factory.mktemp("imitation") / "libemulated.so"
-    flags = ["-std=c++20", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-DONEPASS_TARGET=emulated"]
-    source = ROOT / "tests" / "cpp" / "emulated.cpp"
-    subprocess.run(["c++", *flags, "-I", ROOT / "csrc", source, "-o", library], check=True)
-    functions = ctypes.CDLL(str(library)).onepass_emulated_backend
-    functions.restype = ctypes.c_void_p
-    return functions()
+def imitated(tmp_path_factory):
+    """The compiled part of an imitated GPU."""
+    return imitation.compiled(tmp_path_factory.mktemp("imitation"))
 
 
 @pytest.fixture(autouse=True)
@@ -58,9 +48,8 @@ def imitated_gpu(request):
     if extent is None:
         yield
         return
-    onepass._core.pretend_cuda(request.getfixturevalue("imitation"), extent == "numbers-too")
-    yield
-    onepass._core.pretend_cuda(0, False)
+    with imitation.gpu(request.getfixturevalue("imitated"), extent == "numbers-too"):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -6,10 +6,12 @@ is one, on a GPU. What needs a real one is at the end.
 
 import contextlib
 import copy
+import ctypes
 import io
 import subprocess
 import sys
 
+import imitation
 import onepass
 import pytest
 import torch
@@ -35,23 +37,18 @@ each_capturable = for_rows(row for row in ELEMENTWISE if "capturable" in row.arg
 class Machine:
     """A GPU, or the imitation of one."""
 
-    def __init__(self, device: str, imitation: int | None) -> None:
-        self.device, self.imitation = device, imitation
+    def __init__(self, device: str, imitated: ctypes.CDLL | None) -> None:
+        self.device, self.imitated = device, imitated
 
     @property
     def is_real(self) -> bool:
-        return self.imitation is None
+        return self.imitated is None
 
     @contextlib.contextmanager
     def on(self, numbers_too: bool = False):
         """Tensors on `self.device` are on a GPU; on an imitated one numbers are only if said so."""
-        if self.imitation is not None:
-            onepass._core.pretend_cuda(self.imitation, numbers_too)
-        try:
+        with contextlib.nullcontext() if self.imitated is None else imitation.gpu(self.imitated, numbers_too):
             yield
-        finally:
-            if self.imitation is not None:
-                onepass._core.pretend_cuda(0, False)
 
     def put(self, params: list[torch.Tensor]) -> list[torch.Tensor]:
         """Copies on the GPU, with strides and offsets as they are."""
@@ -62,8 +59,9 @@ class Machine:
 
 @pytest.fixture(params=["imitated", pytest.param("cuda", marks=[pytest.mark.cuda, NO_GPU])])
 def gpu(request):
-    imitated = request.param == "imitated"
-    return Machine("cpu" if imitated else "cuda", request.getfixturevalue("imitation") if imitated else None)
+    if request.param == "cuda":
+        return Machine("cuda", None)
+    return Machine("cpu", request.getfixturevalue("imitated"))
 
 
 def everything(row, optimizer) -> list[bytes | None]:
@@ -100,6 +98,31 @@ def both(gpu, row, params, kwargs, numbers_too=False, **only_there):
         train(there, params)
         assert onepass.stats()["kernel"]["cpu"] == before["cpu"]
     return here, there
+
+
+# -- the imitation ---------------------------------------------------------------------------------------------------
+
+
+def test_an_imitated_gpu_and_what_is_on_it(imitated):
+    p = torch.tensor(1.5, requires_grad=True)
+    optimizer = onepass.NAdam([p], lr=torch.tensor([0.1]))
+    train(optimizer, [p], [1])
+    tensors = {"p": p, "grad": p.grad, "lr": optimizer.param_groups[0]["lr"], **optimizer.state[p]}
+    numbers = {"lr", "step", "mu_product"}
+    built = onepass._core.cuda_built()
+
+    def on_gpu():
+        return {name for name, tensor in tensors.items() if onepass._core.cuda_device(tensor) == 0}
+
+    assert on_gpu() == set()
+    with imitation.gpu(imitated, numbers_too=False):
+        assert onepass._core.cuda_built() == "an imitation on the CPU"
+        assert on_gpu() == set(tensors) - numbers
+        with imitation.gpu(imitated, numbers_too=True):
+            assert on_gpu() == set(tensors)
+        assert on_gpu() == set(tensors) - numbers
+    assert on_gpu() == set()
+    assert onepass._core.cuda_built() == built
 
 
 # -- numbers ---------------------------------------------------------------------------------------------------------

@@ -27,9 +27,10 @@ Loaded load() {
   }
 }
 
+Loaded* the_loaded = nullptr;
+
 // Under the GIL, which an import may let go of: so it comes before anything is kept.
 Loaded& loaded() {
-  static Loaded* the_loaded = nullptr;
   if (the_loaded == nullptr) {
     Loaded found = load();
     if (the_loaded == nullptr) the_loaded = new Loaded(std::move(found));
@@ -37,9 +38,9 @@ Loaded& loaded() {
   return *the_loaded;
 }
 
-bool pretends() { return torch().dlpack.pretence() != DlpackReader::Pretence::none; }
-
 }  // namespace
+
+void forget_cuda() { delete std::exchange(the_loaded, nullptr); }
 
 std::string cuda_built() { return loaded().backend != nullptr ? loaded().backend->built : ""; }
 
@@ -52,7 +53,7 @@ std::string cuda_refusal(int device) {
   return loaded().refusals[device] = why != nullptr ? why : "";
 }
 
-OnDevice::OnDevice(int device) : before_(pretends() ? -1 : torch().exchange_device(device).cast<int>()) {}
+OnDevice::OnDevice(int device) : before_(torch().exchange_device(device).cast<int>()) {}
 
 OnDevice::~OnDevice() {
   if (before_ < 0) return;
@@ -71,21 +72,16 @@ void step_on_cuda(RuleId rule, int device, std::span<const cuda::DeviceJob> jobs
   py::object held;
   std::byte* workspace = nullptr;
   if (const std::size_t size = cuda::workspace_size(rule, jobs); size != 0) {
-    held = torch().workspace(size, pretends() ? -1 : device);
+    held = torch().workspace(size, device);
     TensorView view;
     if (!torch().dlpack.view(held.ptr(), view)) throw std::runtime_error("torch does not export its own memory");
     workspace = view.data;
   }
   void* const stream = torch().dlpack.current_stream(device);
+  const cuda::Backend& backend = *loaded().backend;
   const OnDevice on(device);
   const py::gil_scoped_release release;
-  cuda::run_step(*loaded().backend, rule, jobs, scaler, workspace, device, stream);
-}
-
-void pretend_cuda(std::uintptr_t backend, bool numbers_too) {
-  using Pretence = DlpackReader::Pretence;
-  loaded() = backend != 0 ? Loaded{.backend = reinterpret_cast<const cuda::Backend*>(backend), .refusals = {}} : load();
-  torch().dlpack.pretend(backend == 0 ? Pretence::none : numbers_too ? Pretence::numbers_too : Pretence::tensors);
+  cuda::run_step(backend, rule, jobs, scaler, workspace, device, stream);
 }
 
 }  // namespace onepass

@@ -3,7 +3,6 @@
 
 #include <pybind11/pybind11.h>
 
-#include <cstdint>
 #include <span>
 #include <string>
 
@@ -14,6 +13,9 @@ namespace onepass {
 
 // What the kernels were compiled with and for; empty if onepass was built without them.
 std::string cuda_built();
+
+// Forgets the module, which is imported again when it is next needed.
+void forget_cuda();
 
 // Why the kernels cannot step tensors on this GPU; empty if they can.
 std::string cuda_refusal(int device);
@@ -32,9 +34,5 @@ class OnDevice {
 
 // Steps all jobs, on torch's current stream of the device. Throws std::runtime_error.
 void step_on_cuda(RuleId rule, int device, std::span<const cuda::DeviceJob> jobs, const cuda::Scaler& scaler);
-
-// Tests only: takes this table of functions for the CUDA module's, and tensors on the CPU for tensors on a GPU: all of
-// them, or all but the numbers that an optimizer keeps for each parameter. Null: as before.
-void pretend_cuda(std::uintptr_t backend, bool numbers_too);
 
 }  // namespace onepass

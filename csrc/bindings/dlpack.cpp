@@ -31,11 +31,11 @@ void keep(TensorView& view, std::vector<std::int64_t> shape, const std::vector<s
 
 }  // namespace
 
-DlpackReader::DlpackReader(const py::handle& tensor_type) {
-  const py::object capsule = py::getattr(tensor_type, "__dlpack_c_exchange_api__", py::none());
-  if (capsule.is_none())
+DlpackReader::DlpackReader(const py::handle& exchange_api) {
+  if (exchange_api.is_none())
     throw py::import_error("onepass needs torch >= 2.10: torch.Tensor has no __dlpack_c_exchange_api__");
-  const auto* api = static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+  const auto* api =
+      static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(exchange_api.ptr(), "dlpack_exchange_api"));
   if (api == nullptr) throw py::error_already_set();
   while (api != nullptr && api->major != 1) api = api->previous;
   if (api == nullptr) throw py::import_error("onepass needs version 1 of DLPack's exchange API; this torch has none");
@@ -77,10 +77,6 @@ bool DlpackReader::view(PyObject* tensor, TensorView& out) {
   out.data = static_cast<std::byte*>(exported.data) + exported.byte_offset;
   out.on_cpu = exported.device.type == dlpack::kCpu || exported.device.type == dlpack::kCudaHost;
   out.cuda = exported.device.type == dlpack::kCuda ? exported.device.id : -1;
-  if (pretence_ != Pretence::none && out.on_cpu) {
-    out.on_cpu = false;
-    out.cuda = 0;
-  }
   out.format = format_of(exported.dtype.code, exported.dtype.bits);
   out.complex = exported.dtype.code == dlpack::kComplex;
   out.int64 = exported.dtype.code == dlpack::kInt && exported.dtype.bits == 64;
@@ -101,19 +97,9 @@ bool DlpackReader::view(PyObject* tensor, TensorView& out) {
   return true;
 }
 
-bool DlpackReader::view_number(PyObject* tensor, TensorView& out) {
-  if (!view(tensor, out)) return false;
-  if (pretence_ == Pretence::tensors) {
-    out.on_cpu = true;
-    out.cuda = -1;
-  }
-  return true;
-}
-
 void* DlpackReader::current_stream(int cuda) const {
   void* stream = nullptr;
-  if (pretence_ == Pretence::none && current_work_stream_(dlpack::kCuda, cuda, &stream) != 0)
-    throw py::error_already_set();
+  if (current_work_stream_(dlpack::kCuda, cuda, &stream) != 0) throw py::error_already_set();
   return stream;
 }
 

@@ -51,27 +51,17 @@ inline bool same_shape(const TensorView& a, const TensorView& b) {
 
 class DlpackReader {
  public:
-  // Takes the function table from `type(tensor).__dlpack_c_exchange_api__`. Throws if torch has none that fits.
-  explicit DlpackReader(const pybind11::handle& tensor_type);
+  // Takes the functions of `torch.Tensor.__dlpack_c_exchange_api__`, a capsule, or None where torch has none. Throws if
+  // it has none that fit.
+  explicit DlpackReader(const pybind11::handle& exchange_api);
 
   // Views a tensor. False, with no Python error set, if torch does not export it (sparse, meta) or it has no memory.
   bool view(PyObject* tensor, TensorView& out);
-
-  // The same of a number that an optimizer keeps for a parameter.
-  bool view_number(PyObject* tensor, TensorView& out);
 
   // torch's current stream on a GPU.
   void* current_stream(int cuda) const;
 
   std::pair<unsigned, unsigned> version() const { return {major_, minor_}; }
-
-  // Tests only: reads through the owning export, as a torch without the borrowing one would have it.
-  void use_managed_export() { borrow_ = nullptr; }
-
-  // Tests only: tensors on the CPU are taken for tensors on the first GPU; all of them, or all but numbers.
-  enum class Pretence { none, tensors, numbers_too };
-  void pretend(Pretence pretence) { pretence_ = pretence; }
-  Pretence pretence() const { return pretence_; }
 
  private:
   std::uint32_t major_ = 0;
@@ -79,7 +69,6 @@ class DlpackReader {
   decltype(dlpack::ExchangeApi::from_python) own_ = nullptr;
   decltype(dlpack::ExchangeApi::borrow_from_python) borrow_ = nullptr;
   decltype(dlpack::ExchangeApi::current_work_stream) current_work_stream_ = nullptr;
-  Pretence pretence_ = Pretence::none;
 };
 
 }  // namespace onepass

@@ -34,7 +34,7 @@ PyObject* params_if_unchanged(const Group& group, PyObject* dict) {
 // Whether a hyperparameter is one float on a GPU, the same one as others of its group.
 bool read_device_number(PyObject* value, cuda::Number& number, int& device) {
   TensorView view;
-  if (!is_plain(value) || !torch().dlpack.view_number(value, view) || view.cuda < 0 || view.complex ||
+  if (!is_plain(value) || !torch().dlpack.view(value, view) || view.cuda < 0 || view.complex ||
       (view.format != Format::float32 && view.format != Format::float64) ||
       !std::ranges::all_of(
           shape_of(view), [](std::int64_t size) { return size == 1; }) ||

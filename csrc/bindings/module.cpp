@@ -47,10 +47,10 @@ PYBIND11_MODULE(_core, m) {
   m.attr("__version__") = ONEPASS_VERSION;
 
   m.def("set_torch", &set_torch, py::arg("tensor_type"), py::arg("parameter_type"), py::arg("increment_version"),
-        py::arg("workspace"), py::arg("exchange_device"),
-        "Hands over what the core uses of torch. Raises ImportError if torch has no DLPack exchange API.");
+        py::arg("exchange_api"), py::arg("workspace"), py::arg("exchange_device"),
+        "Hands over what the core uses of torch. A later call replaces all of it, and onepass._cuda is imported again "
+        "when it is next needed. Raises ImportError if torch has no DLPack exchange API.");
   m.def("dlpack_version", [] { return torch().dlpack.version(); }, "Version of torch's DLPack exchange API.");
-  m.def("use_managed_export", [] { torch().dlpack.use_managed_export(); }, "Tests only: read tensors the slower way.");
 
   m.def(
       "isas",
@@ -94,9 +94,6 @@ PYBIND11_MODULE(_core, m) {
         return torch().dlpack.view(tensor.ptr(), view) ? view.cuda : -1;
       },
       py::arg("tensor"), "The number of the GPU that a tensor is on; -1 if it is on none.");
-  m.def("pretend_cuda", &pretend_cuda, py::arg("backend"), py::arg("numbers_too"),
-        "Tests only: takes the table of functions at this address for the CUDA module's, and tensors on the CPU for "
-        "tensors on a GPU, but for numbers kept for each parameter unless these, too. 0: as before.");
 
   m.def(
       "stats",

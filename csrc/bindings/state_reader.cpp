@@ -95,7 +95,7 @@ bool ParamReader::read_scalar(Reading& r, const py::str& name, Scalar& scalar) {
     return true;
   }
   TensorView view;
-  if (!is_plain(held) || !torch().dlpack.view_number(held, view) || view.complex ||
+  if (!is_plain(held) || !torch().dlpack.view(held, view) || view.complex ||
       !(view.on_cpu || same_device(view, r.own())) ||
       (view.format != Format::float32 && view.format != Format::float64) || !has_one_element(view))
     return r.fall_back("state " + std::string(name) + " that is not one float on the CPU");

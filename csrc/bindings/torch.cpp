@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "bindings/cuda.h"
 #include "bindings/dtensor.h"
 
 namespace py = pybind11;
@@ -30,11 +31,20 @@ py::object get_member(PyObject* member, PyObject* object) {
   return py::reinterpret_steal<py::object>(value);
 }
 
-void set_torch(py::object tensor_type, py::object parameter_type, py::object increment_version, py::object workspace,
-               py::object exchange_device) {
-  DlpackReader dlpack(tensor_type);
-  the_torch = new Torch{std::move(tensor_type), std::move(parameter_type),  std::move(increment_version),
-                        std::move(workspace),   std::move(exchange_device), std::move(dlpack)};
+void set_torch(py::object tensor_type, py::object parameter_type, py::object increment_version,
+               const py::object& exchange_api, py::object workspace, py::object exchange_device) {
+  Torch given{.tensor_type = std::move(tensor_type),
+              .parameter_type = std::move(parameter_type),
+              .increment_version = std::move(increment_version),
+              .workspace = std::move(workspace),
+              .exchange_device = std::move(exchange_device),
+              .dlpack = DlpackReader(exchange_api)};
+  if (the_torch == nullptr) {
+    the_torch = new Torch(std::move(given));
+  } else {
+    *the_torch = std::move(given);  // in place, for those who hold a reference
+  }
+  forget_cuda();
 }
 
 Torch& torch() { return *the_torch; }

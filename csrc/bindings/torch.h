@@ -18,9 +18,10 @@ struct Torch {
   DlpackReader dlpack;
 };
 
-// Handed over once by the Python layer.
+// Handed over by the Python layer. A later call replaces all of it, the CUDA kernels' module included; only the two
+// types have to stay the same.
 void set_torch(pybind11::object tensor_type, pybind11::object parameter_type, pybind11::object increment_version,
-               pybind11::object workspace, pybind11::object exchange_device);
+               const pybind11::object& exchange_api, pybind11::object workspace, pybind11::object exchange_device);
 Torch& torch();
 
 // Whether it is a torch.Tensor or Parameter itself, not of a subclass.

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 
 def _workspace(size: int, cuda: int) -> Tensor:
-    """Memory of torch's for the kernels: on a GPU or, if that is -1, on the CPU."""
-    return torch.empty(size, dtype=torch.uint8, device="cpu" if cuda < 0 else torch.device("cuda", cuda))
+    """Memory of torch's for the kernels, on a GPU."""
+    return torch.empty(size, dtype=torch.uint8, device=torch.device("cuda", cuda))
 
 
 def _exchange_device(cuda: int) -> int:
@@ -39,7 +39,17 @@ def _exchange_device(cuda: int) -> int:
     return before
 
 
-_core.set_torch(torch.Tensor, torch.nn.Parameter, torch.autograd.graph.increment_version, _workspace, _exchange_device)
+def _set_torch(
+    exchange_api: object = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None),
+    workspace: Callable[[int, int], Tensor] = _workspace,
+    exchange_device: Callable[[int], int] = _exchange_device,
+) -> None:
+    """Hand over to the core what it uses of torch. Tests call it again, with something else."""
+    increment_version = torch.autograd.graph.increment_version
+    _core.set_torch(torch.Tensor, torch.nn.Parameter, increment_version, exchange_api, workspace, exchange_device)
+
+
+_set_torch()
 
 Step = Callable[..., Any]
 

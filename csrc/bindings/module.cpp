@@ -11,6 +11,7 @@
 #include "bindings/plan.h"
 #include "cpu/dispatch.h"
 #include "cpu/traffic.h"
+#include "cpu/tuning.h"
 
 namespace py = pybind11;
 using namespace onepass;
@@ -65,6 +66,18 @@ PYBIND11_MODULE(_core, m) {
       "isa", [] { return active_isa().name; }, "The instruction set in use. Raises ValueError for a bad ONEPASS_ISA.");
   m.def("force_isa", &force_isa, py::arg("name"),
         "Uses another instruction set from now on. For tests and benchmarks.");
+  m.def(
+      "tunings",
+      [] {
+        py::dict all;
+        for (const Tuning& tuning : tunings()) all[tuning.name] = tuning.tiles_ahead;
+        return all;
+      },
+      "The tunings, each with its prefetch distance in tiles; 0 is no prefetch.");
+  m.def(
+      "tuning", [] { return active_tuning().name; }, "The tuning in use. Raises ValueError for a bad ONEPASS_TUNING.");
+  m.def("force_tuning", &force_tuning, py::arg("name"),
+        "Uses another tuning from now on; the processor's own if the name is empty. For tests and benchmarks.");
   m.def(
       "openmp_threads", [] { return omp_get_max_threads(); }, "Threads of the OpenMP runtime this module is bound to.");
 

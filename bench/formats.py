@@ -2,7 +2,7 @@
 
 ``bfloat16`` and ``float16`` have everything in that format, ``mixed`` has bfloat16 parameters and gradients with
 float32 states, ``states`` float32 parameters and gradients with bfloat16 states. The limit is a loop over arrays of the
-same bytes.
+same bytes (:mod:`onepass.limit`).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
-from onepass import _core
-from onepass.bench import CHECKED_STEPS, SUBJECTS, Subject, moved_by, stepped, traffic_rows
+from onepass import limit
+from onepass.bench import CHECKED_STEPS, SUBJECTS, Subject, stepped
 from onepass.timing import Result, Run, gradients, parameters, time_in_turn
 from torch import Tensor
 from torch.optim import Optimizer
@@ -62,11 +62,9 @@ def compare(
     else:
         made = with_states(subject, formats.state_dtype, grads)
     runs = {name: run for name, (_, run) in made.items()}
-    rows = traffic_rows(runs["onepass"], made["onepass"][0])
-    moved = moved_by(rows)
-    floats = as_floats(rows)
-    runs["limit"] = lambda: _core.traffic(floats, torch.get_num_threads())
-    samples = time_in_turn(runs, rounds)
+    rows = limit.arrays_of(runs["onepass"], made["onepass"][0])
+    moved = limit.moved_by(rows)
+    samples = limit.fastest(time_in_turn(runs | limit.runs(as_floats(rows)), rounds))
     return Result(f"formats: {formats.name}", subject.name, sum(map(Tensor.numel, grads)), len(grads), samples, moved)
 
 

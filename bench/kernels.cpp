@@ -1,7 +1,7 @@
 // The kernels without Python, one tensor a step: built with -DONEPASS_BENCH=ON, and run by bench/kernels.py.
 //
 //   RULE/FORMATS/ISA/ELEMENTS[/threads:N]                every rule of the registry, in one typical setting
-//   traffic/float32/ISA/ELEMENTS/updated:N[/threads:N]   additions only: N arrays, each updated by the same one more
+//   traffic/float32/LOOP/ELEMENTS/updated:N[/threads:N]  additions only: N arrays, each updated by the same one more
 //
 // Beside Google Benchmark's own flags there is --memory_elements=N, the number of elements that stands for "in memory".
 //
@@ -39,8 +39,8 @@
 #include "cases.h"
 #include "cpu/dispatch.h"
 #include "cpu/step.h"
-#include "cpu/traffic.h"
 #include "reference.h"
+#include "traffic/traffic.h"
 
 namespace onepass::testing {
 namespace {
@@ -48,7 +48,7 @@ namespace {
 constexpr std::int64_t kInCache = 4096;  // elements: 64 KiB in the four float32 arrays of Adam
 constexpr std::int64_t kInMemory = std::int64_t{32} << 20;
 constexpr std::int64_t kPattern = 1021;  // elements; prime, so it is out of step with tiles and threads
-constexpr int kMaxUpdated = 4;           // arrays that move_traffic can update
+constexpr int kMostUpdated = 4;          // arrays of a rule
 
 using Bytes = std::span<const std::byte>;
 Bytes bytes_of(std::span<const float> values) { return std::as_bytes(values); }
@@ -171,7 +171,7 @@ class RuleStep : public Subject {
 
 class TrafficStep : public Subject {
  public:
-  TrafficStep(int arrays, std::int64_t length, int threads) : threads_(threads) {
+  TrafficStep(const Loop& loop, int arrays, std::int64_t length, int threads) : loop_(loop), threads_(threads) {
     elements = length;
     updated = arrays;
     bytes = (1 + 2 * arrays) * static_cast<std::int64_t>(sizeof(float));
@@ -199,9 +199,10 @@ class TrafficStep : public Subject {
     return "";
   }
 
-  void step() override { move_traffic({&traffic_, 1}, threads_); }
+  void step() override { move_traffic(loop_, {&traffic_, 1}, threads_); }
 
  private:
+  const Loop& loop_;
   Traffic traffic_;
   int threads_;
 };
@@ -274,13 +275,14 @@ void add_rule(RuleId rule, std::span<const Extent> extents) {
 }
 
 void add_traffic(std::span<const Extent> extents) {
-  const std::string isa = compiled_isas().back().name;  // compiled without flags for any other
-  for (int updated = 1; updated <= kMaxUpdated; ++updated)
-    for (const auto& [elements, threads] : extents)
-      add("traffic/float32/" + isa + "/" + std::to_string(elements) + "/updated:" + std::to_string(updated), threads,
-          [updated, elements = elements, threads = threads] {
-            return std::make_unique<TrafficStep>(updated, elements, threads);
-          });
+  for (const Loop& loop : loops())
+    for (int updated = 1; updated <= kMostUpdated; ++updated)
+      for (const auto& [elements, threads] : extents)
+        add("traffic/float32/" + std::string(loop.name) + "/" + std::to_string(elements) +
+                "/updated:" + std::to_string(updated),
+            threads, [&loop, updated, elements = elements, threads = threads] {
+              return std::make_unique<TrafficStep>(loop, updated, elements, threads);
+            });
 }
 
 // The number of --memory_elements, which is taken out of the arguments.

@@ -1,7 +1,8 @@
 """Large models: how far is a step from what memory allows, and from the peers?
 
 64M float32 elements in 16 tensors: far more than a cache holds. The limit beside each is a loop over the same arrays
-with additions only. Those optimizers that are not element-wise have a workload each.
+with additions only, the fastest of several (:mod:`onepass.limit`). Those optimizers that are not element-wise have a
+workload each.
 """
 
 from __future__ import annotations

@@ -54,16 +54,18 @@ def imitated_gpu(request):
 
 @pytest.fixture(autouse=True)
 def machine():
-    """Every test starts from the same seed, and leaves threads, instruction set and default dtype as it found them.
+    """Every test starts from one seed, and leaves threads, instruction set, tuning and default dtype as it found them.
 
     One that leaves a picture open fails: matplotlib keeps it for the next test to see.
     """
     torch.manual_seed(0)
-    threads, isa, dtype = torch.get_num_threads(), onepass._core.isa(), torch.get_default_dtype()
+    threads, isa, tuning = torch.get_num_threads(), onepass._core.isa(), onepass._core.tuning()
+    dtype = torch.get_default_dtype()
     yield
     torch.set_default_dtype(dtype)
     torch.set_num_threads(threads)
     onepass._core.force_isa(isa)
+    onepass._core.force_tuning(tuning)
     pyplot = sys.modules.get("matplotlib.pyplot")
     assert pyplot is None or not pyplot.get_fignums()
 

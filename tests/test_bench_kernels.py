@@ -102,6 +102,24 @@ def test_the_table_tells_medians_and_fractions_of_the_traffic_alone(kernels):
     assert sparse_adam[-2:] == ["1.000", "22.0"]  # with as few elements no traffic was measured
 
 
+def test_the_limit_is_the_fastest_loop(kernels, monkeypatch):
+    more = copy.deepcopy(REPORT)
+    for index, (loop, factor) in enumerate((("prefetch_512", 2.0), ("tiles_1024", 0.5)), 10):
+        (run,) = [copy.deepcopy(run) for run in REPORT["benchmarks"] if run["run_name"].startswith("traffic/")]
+        run["name"] = run["run_name"] = run["run_name"].replace("baseline", loop)
+        run["family_index"] = index
+        run["bytes_per_second"] *= factor
+        run["time_per_element"] /= factor
+        more["benchmarks"].append(run)
+    rows = kernels.rows_of(more)
+    assert kernels.limits(rows) == {(33554432, 2, 3): 1e11}
+    adam = kernels.table(rows).splitlines()[3].split()
+    assert (adam[0], adam[-1]) == ("adam", "40%")
+    monkeypatch.setattr(kernels, "rows_measured", lambda quick, rounds, only: rows)
+    _, adam = kernels.measure(True, 2)
+    assert adam.samples["limit"] == [pytest.approx(33554432 * 2.5e-10)]
+
+
 def test_a_wrong_result_is_no_figure(kernels, monkeypatch, capsys, tmp_path):
     wrong = copy.deepcopy(REPORT)
     run = wrong["benchmarks"][0]

@@ -25,6 +25,8 @@ def everything(row, optimizer) -> list[bytes]:
 
 ISAS = [name for name, supported in onepass._core.isas().items() if supported]
 
+TUNINGS = list(onepass._core.tunings())
+
 # The core wakes one thread for every 2 MiB that a step moves. These move 10 MiB and more, three threads' worth.
 LARGE = [
     (torch.float32, (300_007,)),
@@ -45,6 +47,7 @@ def test_instruction_sets_and_threads(row, state_dtype):
     for isa, threads in itertools.product(ISAS, (1, 2, 3)):
         onepass._core.force_isa(isa)
         assert onepass._core.isa() == isa
+        onepass._core.force_tuning(TUNINGS[threads % len(TUNINGS)])
         torch.set_num_threads(threads)
         optimizer = row.ours(copies(params), **row.full, state_dtype=state_dtype)
         for step in grads:

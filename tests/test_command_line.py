@@ -27,6 +27,7 @@ def test_info_tells_what_is_in_use():
     told = {name: text.strip() for name, text in told.items()}
     assert told["onepass"] == onepass.__version__
     assert told["chosen"].split()[0] == _core.isa()
+    assert told["tuning"].split(":")[0] == _core.tuning()
     assert all(isa in told["instruction sets"] for isa in _core.isas())
     assert told["OpenMP runtime"].count("gomp") == 1
     assert told["kernels for"] == ", ".join(_core.rules())

@@ -96,6 +96,7 @@ def groups(draw, row):
 def test_fuzz(row, data):
     drawn = data.draw(st.lists(groups(row), min_size=1, max_size=3))
     onepass._core.force_isa(data.draw(st.sampled_from([name for name, has in onepass._core.isas().items() if has])))
+    onepass._core.force_tuning(data.draw(st.sampled_from(list(onepass._core.tunings()))))
     torch.set_num_threads(1)
     torch.manual_seed(0)
     plan, described = [], []

@@ -75,7 +75,7 @@ print(os.waitstatus_to_exitcode(status), path.read_bytes() == result())
     assert run(code, RESULT=str(tmp_path / "result")) == "17 True\n"
 
 
-# -- ONEPASS_ISA -----------------------------------------------------------------------------------------------------
+# -- ONEPASS_ISA, ONEPASS_TUNING ---------------------------------------------------------------------------------------
 
 ISAS = onepass._core.isas()
 AVAILABLE = [name for name, supported in ISAS.items() if supported]
@@ -91,6 +91,18 @@ def test_the_best_instruction_set_is_taken_unless_another_is_asked_for(asked, go
 def test_an_instruction_set_that_is_not_there_is_a_clear_error(isa):
     done = python("import onepass", ONEPASS_ISA=isa)
     text = f"ValueError: ONEPASS_ISA={isa} is not available; this machine has: {', '.join(AVAILABLE)}"
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == text
+
+
+@pytest.mark.parametrize("tuning", onepass._core.tunings())
+def test_a_tuning_is_taken_where_it_is_asked_for(tuning):
+    assert run("import onepass; print(onepass._core.tuning())", ONEPASS_TUNING=tuning) == f"{tuning}\n"
+
+
+def test_an_unknown_tuning_is_a_clear_error():
+    done = python("import onepass", ONEPASS_TUNING="zen4")
+    text = f"ValueError: ONEPASS_TUNING=zen4 is unknown; there are: {', '.join(onepass._core.tunings())}"
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == text
 

@@ -9,38 +9,10 @@
 #include "bindings/norms.h"
 #include "bindings/plan.h"
 #include "cpu/dispatch.h"
-#include "cpu/traffic.h"
+#include "cpu/tuning.h"
 
 namespace py = pybind11;
 using namespace onepass;
-
-namespace {
-
-float* floats_of(const py::handle& tensor, std::int64_t length) {
-  TensorView view;
-  if (!torch().dlpack.view(tensor.ptr(), view) || view.format != Format::float32 || view.ndim != 1 ||
-      view.shape[0] != length || view.strides[0] != 1)
-    throw py::value_error("traffic is measured on flat, contiguous float32 tensors of one length");
-  return reinterpret_cast<float*>(view.data);
-}
-
-void traffic(const py::list& tensors, int threads) {
-  std::vector<Traffic> all;
-  for (const py::handle& row : tensors) {
-    const auto arrays = row.cast<py::list>();
-    if (arrays.size() < 2 || arrays.size() > 7)
-      throw py::value_error("a row is one tensor to read, and 1 to 6 to update");
-    Traffic one;
-    one.length = py::len(arrays[0]);
-    one.read = floats_of(arrays[0], one.length);
-    for (std::size_t k = 1; k < arrays.size(); ++k) one.updated.push_back(floats_of(arrays[k], one.length));
-    all.push_back(std::move(one));
-  }
-  const py::gil_scoped_release release;
-  move_traffic(all, threads);
-}
-
-}  // namespace
 
 PYBIND11_MODULE(_core, m) {
   m.doc() = "The compiled core of onepass.";
@@ -64,6 +36,18 @@ PYBIND11_MODULE(_core, m) {
       "isa", [] { return active_isa().name; }, "The instruction set in use. Raises ValueError for a bad ONEPASS_ISA.");
   m.def("force_isa", &force_isa, py::arg("name"),
         "Uses another instruction set from now on. For tests and benchmarks.");
+  m.def(
+      "tunings",
+      [] {
+        py::dict all;
+        for (const Tuning& tuning : tunings()) all[tuning.name] = tuning.tiles_ahead;
+        return all;
+      },
+      "The tunings, each with its prefetch distance in tiles; 0 is no prefetch.");
+  m.def(
+      "tuning", [] { return active_tuning().name; }, "The tuning in use. Raises ValueError for a bad ONEPASS_TUNING.");
+  m.def("force_tuning", &force_tuning, py::arg("name"),
+        "Uses another tuning from now on; the processor's own if the name is empty. For tests and benchmarks.");
   m.def(
       "openmp_threads", [] { return omp_get_max_threads(); }, "Threads of the OpenMP runtime this module is bound to.");
 
@@ -111,9 +95,6 @@ PYBIND11_MODULE(_core, m) {
         for (const auto& [reason, tensors] : torch) stats().torch[reason] += tensors;
       },
       py::arg("kernel"), py::arg("torch"), "Adds to `stats`: tensors stepped by kernels, and by torch for a reason.");
-
-  m.def("traffic", &traffic, py::arg("tensors"), py::arg("threads"),
-        "Benchmarks only: adds the first tensor of each row to the others, the least that a step could do.");
 
   m.def("apply", &apply, py::arg("rule"), py::arg("hyper"), py::arg("step"), py::arg("rows"), py::arg("grad_factor"),
         py::arg("threads"),

@@ -69,6 +69,7 @@ void Plan::read_groups(const py::object& optimizer, StepWork& work) {
   if (groups_.resize(work.groups.size())) params_.clear();
 
   std::vector<py::object> lists;
+  lists.reserve(work.groups.size());
   for (std::size_t g = 0; g < work.groups.size(); ++g) lists.push_back(groups_.read(g, work.groups[g], label_));
 
   work.params.reserve(params_.size());
@@ -198,6 +199,7 @@ void Plan::read_until_stable(const StepRequest& request, StepWork& work) {
 
 void Plan::read(const py::object& optimizer, const StepRequest& request, StepWork& work) {
   read_groups(optimizer, work);
+  work.reserve(params_.size());
   read_gradients(request, work);
   read_until_stable(request, work);
 }

@@ -2,6 +2,14 @@
 
 namespace onepass {
 
+void StepWork::reserve(std::size_t count) {
+  constexpr std::size_t kUsedByMost = 5;  // parameter, gradient, two states, step
+  jobs.reserve(count);
+  scalars.reserve(count);
+  stepped.reserve(count);
+  used.reserve(kUsedByMost * count);
+}
+
 void StepWork::restart() {
   jobs.clear();
   device_jobs.clear();

@@ -98,6 +98,9 @@ struct StepWork {
   bool ran_python = false;
   bool is_reread = false;
 
+  // Makes room for the jobs of so many parameters. Growing vectors would cost a small step a tenth of its time.
+  void reserve(std::size_t count);
+
   // Forgets the jobs and what belongs to them, to read parameters again.
   void restart();
 

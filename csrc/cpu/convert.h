@@ -4,14 +4,12 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
+#include "cpu/float_vector.h"
 #include "formats/with_format.h"
 #include "job.h"
 #include "target.h"
-
-#ifdef __F16C__
-#include <immintrin.h>
-#endif
 
 namespace onepass::inline ONEPASS_TARGET {
 
@@ -26,95 +24,59 @@ auto* stored(std::byte* data) {
   return reinterpret_cast<typename Unaligned<typename Codec::Storage>::type*>(data);
 }
 
+template <class T>
+auto* as_bytes(T* array) {
+  return reinterpret_cast<std::conditional_t<std::is_const_v<T>, const std::byte, std::byte>*>(array);
+}
+
+// Whether packed elements are converted a register at a time.
+template <class Codec, class T>
+inline constexpr bool kRunsOfVectors =
+    std::is_same_v<T, float> && sizeof(typename Codec::Storage) == 2 && kConvertsInRegisters<Codec>;
+
 template <class Codec, class T>
 void decode_run(std::byte* from, std::int64_t stride, T* to, std::int64_t n) {
   const auto* source = stored<Codec>(from);
+  std::int64_t i = 0;
   if (stride == 1) {
-    for (std::int64_t i = 0; i < n; ++i) to[i] = Codec::template decode<T>(source[i]);
+    if constexpr (kRunsOfVectors<Codec, T>)
+      for (; i + kVectorWidth <= n; i += kVectorWidth)
+        store_vector(Float32{}, as_bytes(to + i), load_vector(Codec{}, from + 2 * i));
+    for (; i < n; ++i) to[i] = Codec::template decode<T>(source[i]);
   } else {
-    for (std::int64_t i = 0; i < n; ++i) to[i] = Codec::template decode<T>(source[i * stride]);
+    for (; i < n; ++i) to[i] = Codec::template decode<T>(source[i * stride]);
   }
 }
 
 template <class Codec, class T>
 void encode_run(const T* from, std::byte* to, std::int64_t stride, std::int64_t n) {
   auto* target = stored<Codec>(to);
+  std::int64_t i = 0;
   if (stride == 1) {
-    for (std::int64_t i = 0; i < n; ++i) target[i] = Codec::template encode<T>(from[i]);
+    if constexpr (kRunsOfVectors<Codec, T>)
+      for (; i + kVectorWidth <= n; i += kVectorWidth)
+        store_vector(Codec{}, to + 2 * i, load_vector(Float32{}, as_bytes(from + i)));
+    for (; i < n; ++i) target[i] = Codec::template encode<T>(from[i]);
   } else {
-    for (std::int64_t i = 0; i < n; ++i) target[i * stride] = Codec::template encode<T>(from[i]);
+    for (; i < n; ++i) target[i * stride] = Codec::template encode<T>(from[i]);
   }
 }
 
-// The processor's own conversions, where it has them: a tenth of the instructions. Their bits are the codecs': they
-// round to nearest even, keep a NaN's sign and upper payload, and make it quiet. Float32's denormals, which a step does
-// not have, would be zero; those of float16 survive whatever the mode.
-#ifdef __F16C__
-#ifdef __AVX512F__
-inline constexpr __mmask16 kAll = 0xffff;  // gcc 12 warns of its own header where these have no mask; it drops this one
-#endif
-
-template <>
-inline void decode_run<Float16, float>(std::byte* from, std::int64_t stride, float* to, std::int64_t n) {
-  const auto* source = stored<Float16>(from);
-  std::int64_t i = 0;
-  if (stride == 1) {
-#ifdef __AVX512F__
-    for (; i + 16 <= n; i += 16)
-      _mm512_storeu_ps(to + i,
-                       _mm512_maskz_cvtph_ps(kAll, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source + i))));
-#endif
-    for (; i + 8 <= n; i += 8)
-      _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(source + i))));
-  }
-  for (; i < n; ++i) to[i] = Float16::decode<float>(source[i * stride]);
+// Where an element of an operand lies; offset is in elements.
+ONEPASS_INLINE std::byte* element(const Operand& operand, std::int64_t offset) {
+  return operand.data + offset * static_cast<std::int64_t>(size_of(operand.format));
 }
-
-template <>
-inline void encode_run<Float16, float>(const float* from, std::byte* to, std::int64_t stride, std::int64_t n) {
-  auto* target = stored<Float16>(to);
-  std::int64_t i = 0;
-  if (stride == 1) {
-#ifdef __AVX512F__
-    for (; i + 16 <= n; i += 16) {
-      const __m256i encoded =
-          _mm512_maskz_cvtps_ph(kAll, _mm512_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(target + i), encoded);
-    }
-#endif
-    for (; i + 8 <= n; i += 8) {
-      const __m128i encoded = _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(target + i), encoded);
-    }
-  }
-  for (; i < n; ++i) target[i * stride] = Float16::encode(from[i]);
-}
-#endif
-
-#ifdef __AVX512BF16__
-template <>
-inline void encode_run<BFloat16, float>(const float* from, std::byte* to, std::int64_t stride, std::int64_t n) {
-  auto* target = stored<BFloat16>(to);
-  std::int64_t i = 0;
-  if (stride == 1)
-    for (; i + 32 <= n; i += 32) {
-      const auto pair = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + i + 16), _mm512_loadu_ps(from + i));
-      _mm512_storeu_si512(target + i, std::bit_cast<__m512i>(pair));
-    }
-  for (; i < n; ++i) target[i * stride] = BFloat16::encode(from[i]);
-}
-#endif
 
 // Elements of an operand, whatever its format, to and from a plain array; offset and stride are in elements.
 template <class T>
 void read_run(const Operand& source, std::int64_t offset, std::int64_t stride, T* to, std::int64_t n) {
-  std::byte* from = source.data + offset * static_cast<std::int64_t>(size_of(source.format));
+  std::byte* from = element(source, offset);
   with_format(source.format, [&]<class Codec>(Codec) { decode_run<Codec>(from, stride, to, n); });
 }
 
 template <class T>
 void write_run(const Operand& target, std::int64_t offset, std::int64_t stride, const T* from, std::int64_t n) {
-  std::byte* to = target.data + offset * static_cast<std::int64_t>(size_of(target.format));
+  std::byte* to = element(target, offset);
   with_format(target.format, [&]<class Codec>(Codec) { encode_run<Codec>(from, to, stride, n); });
 }
 

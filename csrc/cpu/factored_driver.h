@@ -33,10 +33,6 @@ struct FactoredConstants {
 
 ONEPASS_INLINE std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 
-ONEPASS_INLINE std::byte* element(const Operand& operand, std::int64_t offset) {
-  return operand.data + offset * static_cast<std::int64_t>(size_of(operand.format));
-}
-
 // The offset of a slice's first element.
 inline std::int64_t slice_offset(const FactoredJob& job, std::size_t operand, std::int64_t slice) {
   std::int64_t first = 0;

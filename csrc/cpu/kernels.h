@@ -3,11 +3,12 @@
 
 #include "cpu/factored.h"
 #include "cpu/flat.h"
+#include "cpu/tuning.h"
 #include "job.h"
 
 namespace onepass {
 
-using Kernel = void (*)(const Job& job, std::int64_t begin, std::int64_t end);
+using Kernel = void (*)(const Job& job, std::int64_t begin, std::int64_t end, const Tuning& tuning);
 
 struct Kernels {
   Kernel narrow[kRules];  // arithmetic in float32
@@ -17,8 +18,8 @@ struct Kernels {
   PassKernels narrow_passes;
   PassKernels wide_passes;
 
-  void run(RuleId rule, const Job& job, std::int64_t begin, std::int64_t end) const {
-    (job.wide ? wide : narrow)[static_cast<int>(rule)](job, begin, end);
+  void run(RuleId rule, const Job& job, std::int64_t begin, std::int64_t end, const Tuning& tuning) const {
+    (job.wide ? wide : narrow)[static_cast<int>(rule)](job, begin, end, tuning);
   }
 };
 

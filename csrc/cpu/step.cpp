@@ -5,6 +5,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/rows.h"
 #include "cpu/team.h"
+#include "cpu/tuning.h"
 
 namespace onepass {
 namespace {
@@ -69,12 +70,14 @@ void for_share(std::span<const Job> jobs, std::int64_t total, int index, int cou
 
 void run_step(RuleId rule, std::span<const Job> jobs, int threads) {
   const Kernels& kernels = *active_isa().kernels;
+  const Tuning& tuning = active_tuning();
   std::int64_t total = 0;
   for (const Job& job : jobs) total += cost_of(job);
 
   on_team(team_size(total, threads), [&](int index, int count) {
-    for_share(jobs, total, index, count,
-              [&](const Job& job, std::int64_t begin, std::int64_t end) { kernels.run(rule, job, begin, end); });
+    for_share(jobs, total, index, count, [&](const Job& job, std::int64_t begin, std::int64_t end) {
+      kernels.run(rule, job, begin, end, tuning);
+    });
   });
 }
 

@@ -14,6 +14,20 @@ namespace onepass::inline ONEPASS_TARGET {
 ONEPASS_FORMATS(ONEPASS_X)
 #undef ONEPASS_X
 
+template <Format format>
+struct CodecOfFormat;
+#define ONEPASS_X(name, Codec, bytes)  \
+  template <>                          \
+  struct CodecOfFormat<Format::name> { \
+    using type = Codec;                \
+  };
+ONEPASS_FORMATS(ONEPASS_X)
+#undef ONEPASS_X
+
+// The codec of a format that is known when the code is compiled.
+template <Format format>
+using CodecOf = typename CodecOfFormat<format>::type;
+
 // Returns visit(codec), where `codec` is an object of the format's codec type: `[&]<class Codec>(Codec) { ... }`.
 template <class Visit>
 ONEPASS_INLINE constexpr decltype(auto) with_format(Format format, Visit&& visit) {

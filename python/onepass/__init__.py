@@ -75,5 +75,6 @@ for _name in torch.optim.__all__:
         globals()[_name] = getattr(torch.optim, _name)
         __all__ += [_name]
 
-# An ONEPASS_ISA that this machine does not have is told of now, not at the first step.
+# A bad ONEPASS_ISA or ONEPASS_TUNING raises here, not at the first step.
 _core.isa()
+_core.tuning()

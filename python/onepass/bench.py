@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from . import _core
+from . import limit
 from .adadelta import Adadelta
 from .adagrad import Adagrad
 from .adam import Adam
@@ -164,26 +164,11 @@ def compare(
     runs = {name: run for name, (_, run) in made.items()}
     elements, moved = sum(map(Tensor.numel, grads)), 0
     if elements > 1 << 22 and subject in SUBJECTS:
-        rows = traffic_rows(runs["onepass"], made["onepass"][0])
-        moved = moved_by(rows)
-        runs["limit"] = lambda: _core.traffic(rows, torch.get_num_threads())
-    return Result(workload, subject.name, elements, len(grads), time_in_turn(runs, rounds), moved)
-
-
-def traffic_rows(step: Run, params: list[Tensor]) -> list[list[Tensor]]:
-    """The arrays that a step reads (the gradient, the first of each row) or updates (the others)."""
-    state = step.__self__.state  # type: ignore[attr-defined]
-    rows = []
-    for p in params:
-        assert p.grad is not None
-        arrays = [value for value in state[p].values() if value.dim() > 0]  # not the step counter and other numbers
-        rows.append([array.view(-1) for array in (p.grad, p.detach(), *arrays)])
-    return rows
-
-
-def moved_by(rows: list[list[Tensor]]) -> int:
-    """Bytes that such a step has to move: each array is read, and all but the first of each row are written."""
-    return sum(2 * sum(array.nbytes for array in row) - row[0].nbytes for row in rows)
+        rows = limit.arrays_of(runs["onepass"], made["onepass"][0])
+        moved = limit.moved_by(rows)
+        runs |= limit.runs(rows)
+    samples = limit.fastest(time_in_turn(runs, rounds))
+    return Result(workload, subject.name, elements, len(grads), samples, moved)
 
 
 def fresh(
@@ -286,7 +271,7 @@ def main(args: argparse.Namespace) -> int:
         return 2
     print(machine())
     print("the first contender's time, and the others' as multiples of it")
-    print("(limit: the same memory traffic with additions only)")
+    print("(limit: the same memory traffic with additions only, by the fastest of several loops)")
     print("--quick: sizes are smaller than their names say\n" if args.quick else "")
     results = []
     try:

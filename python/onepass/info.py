@@ -46,14 +46,20 @@ def _cuda_devices() -> str:
 def facts() -> dict[str, str]:
     """All that ``info`` prints, a text for each name."""
     isas = ", ".join(name + ("" if supported else " (not supported here)") for name, supported in _core.isas().items())
-    forced = " (forced by ONEPASS_ISA)" if os.environ.get("ONEPASS_ISA") else ""
+
+    def forced(variable: str) -> str:
+        return f" (forced by {variable})" if os.environ.get(variable) else ""
+
+    ahead = _core.tunings()[_core.tuning()]
+    prefetch = f"prefetch {ahead} tiles ahead" if ahead else "no prefetch"
     return {
         "onepass": _core.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "processor": f"{processor()}, {os.cpu_count()} logical cores",
         "instruction sets": isas,
-        "chosen": _core.isa() + forced,
+        "chosen": _core.isa() + forced("ONEPASS_ISA"),
+        "tuning": f"{_core.tuning()}: {prefetch}{forced('ONEPASS_TUNING')}",
         "threads": f"{torch.get_num_threads()} (torch.set_num_threads)",
         "OpenMP runtime": ", ".join(_openmp_runtimes()) or "unknown",
         "DLPack exchange API": ".".join(map(str, _core.dlpack_version())),

@@ -1,4 +1,4 @@
-// The list of instruction sets, and how one is chosen and forced. environment_test.cpp has the variable.
+// The lists of instruction sets and tunings, and how one is chosen and forced. environment_test.cpp has the variables.
 #include "cpu/dispatch.h"
 
 #include <doctest/doctest.h>
@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cases.h"
+#include "cpu/tuning.h"
 
 namespace onepass::testing {
 namespace {
@@ -69,6 +70,32 @@ TEST_CASE("forced, and in use from then on") {
   CHECK(active_isa().name == before);
   force_isa("");
   CHECK(std::string(active_isa().name) == supported_isas().front().name);
+}
+
+TEST_CASE("tunings: by name, or the first that fits this processor") {
+  std::string list;
+  for (const Tuning& tuning : tunings()) {
+    CHECK(&choose_tuning(tuning.name) == &tuning);
+    list += (list.empty() ? "" : ", ") + std::string(tuning.name);
+  }
+  CHECK(list == "intel, amd, generic");
+  CHECK(choose_tuning("").fits());
+  CHECK(tunings().back().fits());
+  for (const char* name : {"Intel", "zen4", "intel "}) {
+    const std::string want = std::string("ONEPASS_TUNING=") + name + " is unknown; there are: " + list;
+    CHECK_THROWS_WITH_AS(choose_tuning(name), want.c_str(), std::invalid_argument);
+  }
+}
+
+TEST_CASE("a tuning is forced, and in use from then on") {
+  for (const Tuning& tuning : tunings()) {
+    force_tuning(tuning.name);
+    CHECK(&active_tuning() == &tuning);
+  }
+  CHECK_THROWS_AS(force_tuning("zen4"), std::invalid_argument);
+  CHECK(&active_tuning() == &tunings().back());
+  force_tuning("");
+  CHECK(&active_tuning() == &choose_tuning(""));
 }
 
 }  // namespace

@@ -5,24 +5,28 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
+#include <iterator>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "cases.h"
 #include "cpu/fpmode.h"
+#include "cpu/tuning.h"
 #include "reference.h"
 
 namespace onepass::testing {
 namespace {
 
 // Calls the kernel for pieces of at most `piece` elements, as threads would.
-Problem stepped(const Isa& isa, Problem problem, std::int64_t piece) {
+Problem stepped(const Isa& isa, const Tuning& tuning, Problem problem, std::int64_t piece) {
   const BoundJob bound(problem);
   const StepMode mode;
   const std::int64_t length = bound.job().length;
   for (std::int64_t at = 0; at < length; at += piece)
-    isa.kernels->run(problem.setting.rule, bound.job(), at, std::min(length, at + piece));
+    isa.kernels->run(problem.setting.rule, bound.job(), at, std::min(length, at + piece), tuning);
   return problem;
 }
 
@@ -30,7 +34,10 @@ void check(const Problem& problem, std::int64_t piece = INT64_MAX / 2) {
   const Problem want = expected(problem);
   for (const Isa& isa : supported_isas()) {
     CAPTURE(std::string_view(isa.name));
-    CHECK(difference(stepped(isa, problem, piece), want) == "");
+    for (const char* tuning : {"intel", "generic"}) {  // with prefetch and without
+      CAPTURE(tuning);
+      CHECK(difference(stepped(isa, choose_tuning(tuning), problem, piece), want) == "");
+    }
   }
 }
 
@@ -52,9 +59,23 @@ TEST_CASE("every length, in place and through tiles") {
 TEST_CASE("every setting, at the lengths where loops end") {
   for (const Setting& setting : kSettings)
     for (const bool wide : {false, true})
-      for (const Format format : {Format::float32, Format::float64, Format::float16})
+      for (const Format format : {Format::float32, Format::float64, Format::bfloat16, Format::float16})
         for (const std::int64_t length : {0, 1, 2, 3, 7, 15, 16, 17, 33, 511, 512, 513, 1023, 1024, 1025, 2049})
           check(make_problem(setting, {length}, {.formats = all_of(format), .wide = wide, .grad_factor = -0.5}));
+}
+
+TEST_CASE("states in another format, at the lengths where loops end") {
+  constexpr std::pair<Format, Format> pairs[] = {{Format::bfloat16, Format::float32},
+                                                 {Format::float32, Format::bfloat16},
+                                                 {Format::float16, Format::float32},
+                                                 {Format::float32, Format::float16}};
+  for (const Setting& setting : kSettings)
+    for (const auto& [param_and_grad, states] : pairs) {
+      Spec spec{.formats = all_of(states), .grad_factor = -0.5};
+      spec.formats[kParam] = spec.formats[kGrad] = param_and_grad;
+      for (const std::int64_t length : {0, 1, 7, 15, 16, 17, 31, 32, 33, 256, 1025})
+        check(make_problem(setting, {length}, spec));
+    }
 }
 
 TEST_CASE("every misalignment, of all operands alike and of each by itself") {
@@ -97,6 +118,24 @@ TEST_CASE("every 16-bit pattern through the vectorised codecs") {
       }
       check(problem);
     }
+  }
+}
+
+// Lion's average with beta2 = 0 is the gradient.
+TEST_CASE("every rounding to 16 bits") {
+  const Setting keeps_gradient{"lion, beta2 = 0", RuleId::lion, {0, 0.9, 0, 0}, 1};
+  constexpr std::uint32_t below[] = {0, 1, 0x7fff, 0x8000, 0x8001, 0xffff};
+  for (const Format states : {Format::bfloat16, Format::float16}) {
+    Spec spec{.formats = all_of(states)};
+    spec.formats[kParam] = spec.formats[kGrad] = Format::float32;
+    Problem problem = make_problem(keeps_gradient, {0x10000 * std::ssize(below)}, spec);
+    std::int64_t at = 0;
+    for (std::uint32_t upper = 0; upper < 0x10000; ++upper)
+      for (const std::uint32_t lower : below) {
+        const std::uint32_t bits = upper << 16 | lower;
+        std::memcpy(problem.tensors[kGrad].at(at++), &bits, sizeof bits);
+      }
+    check(problem);
   }
 }
 
@@ -208,7 +247,8 @@ TEST_CASE("where a follower goes") {
           store(want.tensors[kParam], i, sets_param ? row.want : row.param);
           store(want.tensors[kFirstFollower], i, row.want);
         }
-        for (const Isa& isa : supported_isas()) CHECK(difference(stepped(isa, problem, 1000), want) == "");
+        for (const Isa& isa : supported_isas())
+          CHECK(difference(stepped(isa, active_tuning(), problem, 1000), want) == "");
       }
 }
 
@@ -234,7 +274,7 @@ TEST_CASE("followers are updated in their order") {
       store(want.tensors[kFirstFollower], i, row.first);
       store(want.tensors[kFirstFollower + 1], i, row.second);
     }
-    for (const Isa& isa : supported_isas()) CHECK(difference(stepped(isa, problem, 1000), want) == "");
+    for (const Isa& isa : supported_isas()) CHECK(difference(stepped(isa, active_tuning(), problem, 1000), want) == "");
   }
 }
 
@@ -251,7 +291,7 @@ TEST_CASE("a follower is updated from the parameter before it is rounded to its 
   }
   Problem want = problem;
   for (std::int64_t i = 0; i < 100; ++i) store(want.tensors[kFirstFollower], i, 1.0 + 0x1p-10);
-  for (const Isa& isa : supported_isas()) CHECK(difference(stepped(isa, problem, 1000), want) == "");
+  for (const Isa& isa : supported_isas()) CHECK(difference(stepped(isa, active_tuning(), problem, 1000), want) == "");
 }
 
 // -- promises --------------------------------------------------------------------------------------------------------
@@ -271,7 +311,7 @@ TEST_CASE("a gradient that is the parameter itself") {
           Job job = bound.job();
           job.operands[kGrad] = job.operands[kParam];
           const StepMode mode;
-          isa.kernels->run(setting.rule, job, 0, job.length);
+          isa.kernels->run(setting.rule, job, 0, job.length, active_tuning());
         }
         got.tensors[kGrad] = want.tensors[kGrad];  // not part of this job
         CHECK(difference(got, want) == "");

@@ -1,5 +1,5 @@
-// What the first call finds in ONEPASS_ISA. CMakeLists.txt runs this with several values, and ONEPASS_EXPECT tells what
-// should come of it: a name, `best`, or `error`.
+// What the first call finds in ONEPASS_ISA and ONEPASS_TUNING. CMakeLists.txt runs this with several values, and
+// ONEPASS_EXPECT and ONEPASS_EXPECT_TUNING have the expected results: a name, `best`, or `error`.
 #include <doctest/doctest.h>
 
 #include <cstdlib>
@@ -9,6 +9,7 @@
 #include "cases.h"
 #include "cpu/dispatch.h"
 #include "cpu/step.h"
+#include "cpu/tuning.h"
 
 namespace onepass::testing {
 namespace {
@@ -26,6 +27,17 @@ TEST_CASE("ONEPASS_ISA") {
     const std::string name = std::string(expect) == "best" ? supported_isas().front().name : expect;
     CHECK(active_isa().name == name);
     CHECK(&active_isa() == &choose_isa(name));
+  }
+}
+
+TEST_CASE("ONEPASS_TUNING") {
+  const char* expect = std::getenv("ONEPASS_EXPECT_TUNING");
+  REQUIRE(expect != nullptr);
+  if (std::string(expect) == "error") {
+    CHECK_THROWS_WITH_AS(active_tuning(), doctest::Contains("ONEPASS_TUNING=zen4 is unknown"), std::invalid_argument);
+    CHECK_THROWS_AS(run_step(RuleId::sgd, {}, 1), std::invalid_argument);
+  } else {
+    CHECK(&active_tuning() == &choose_tuning(std::string(expect) == "best" ? "" : expect));
   }
 }
 

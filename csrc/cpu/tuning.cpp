@@ -1,0 +1,58 @@
+#include "cpu/tuning.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+namespace onepass {
+namespace {
+
+#ifdef ONEPASS_X86_64
+bool is_intel() { return __builtin_cpu_is("intel"); }
+bool is_amd() { return __builtin_cpu_is("amd"); }
+#else
+bool is_intel() { return false; }
+bool is_amd() { return false; }
+#endif
+
+// A hardware prefetcher follows arrays that are read in order, but starts anew in each page. Measured on two cores:
+// - intel: a Xeon with AVX-512 and bfloat16, pages of 4 KiB. Two tiles ahead took 0.8 to 0.95 of the time in float32
+//   and 0.6 to 0.8 in 16-bit formats; one tile ahead and four gained less.
+// - amd: an EPYC of the fourth generation (Zen 4). Two tiles ahead took 1.15 to 1.25 times as long.
+// - generic: not measured. Without prefetch there are fewer instructions.
+constexpr Tuning kTunings[] = {
+    {.name = "intel", .fits = is_intel, .tiles_ahead = 2},
+    {.name = "amd", .fits = is_amd, .tiles_ahead = 0},
+    {.name = "generic", .fits = [] { return true; }, .tiles_ahead = 0},
+};
+
+std::atomic<const Tuning*> active{nullptr};
+
+}  // namespace
+
+std::span<const Tuning> tunings() { return kTunings; }
+
+const Tuning& choose_tuning(std::string_view name) {
+  std::string known;
+  for (const Tuning& tuning : kTunings) {
+    if (name.empty() ? tuning.fits() : name == tuning.name) return tuning;
+    known += known.empty() ? "" : ", ";
+    known += tuning.name;
+  }
+  throw std::invalid_argument("ONEPASS_TUNING=" + std::string(name) + " is unknown; there are: " + known);
+}
+
+const Tuning& active_tuning() {
+  const Tuning* tuning = active.load(std::memory_order_acquire);
+  if (tuning == nullptr) {
+    const char* name = std::getenv("ONEPASS_TUNING");
+    tuning = &choose_tuning(name == nullptr ? "" : name);
+    active.store(tuning, std::memory_order_release);
+  }
+  return *tuning;
+}
+
+void force_tuning(std::string_view name) { active.store(&choose_tuning(name), std::memory_order_release); }
+
+}  // namespace onepass

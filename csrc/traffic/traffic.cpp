@@ -1,0 +1,116 @@
+#include "traffic/traffic.h"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+namespace onepass {
+namespace {
+
+constexpr std::int64_t kFloatsInLine = 16;
+
+// Registers that every processor has. Wider ones gain nothing: memory is the limit.
+using Four [[gnu::vector_size(16), gnu::aligned(4), gnu::may_alias]] = float;
+constexpr std::int64_t kFour = 4;
+
+Four load(const float* from) { return *reinterpret_cast<const Four*>(from); }
+void store(float* to, Four values) { *reinterpret_cast<Four*>(to) = values; }
+
+// All arrays at once. The loads come before the stores: a processor may take a load to depend on a store before it that
+// has the same offset in another page. Prefetches so many bytes ahead; 0 is no prefetch.
+template <std::int64_t ahead>
+struct Together {
+  template <std::size_t N>
+  static void add(const Traffic& tensor, std::int64_t begin, std::int64_t end) {
+    const float* const read = tensor.read;
+    std::array<float*, N> updated;
+    std::copy_n(tensor.updated.begin(), N, updated.begin());
+    std::int64_t i = begin;
+    for (; i + kFloatsInLine <= end; i += kFloatsInLine) {
+      if constexpr (ahead > 0) {
+        __builtin_prefetch(reinterpret_cast<const std::byte*>(read + i) + ahead);
+        for (float* array : updated) __builtin_prefetch(reinterpret_cast<const std::byte*>(array + i) + ahead);
+      }
+      for (std::int64_t j = i; j < i + kFloatsInLine; j += kFour) {
+        const Four x = load(read + j);
+        Four sums[N];
+        for (std::size_t k = 0; k < N; ++k) sums[k] = load(updated[k] + j) + x;
+        for (std::size_t k = 0; k < N; ++k) store(updated[k] + j, sums[k]);
+      }
+    }
+    for (; i < end; ++i)
+      for (float* array : updated) array[i] += read[i];
+  }
+};
+
+// One array after the other, in tiles of so many bytes.
+template <std::int64_t tile>
+struct InTiles {
+  template <std::size_t N>
+  static void add(const Traffic& tensor, std::int64_t begin, std::int64_t end) {
+    constexpr std::int64_t elements = tile / std::int64_t{sizeof(float)};
+    const float* const read = tensor.read;
+    for (std::int64_t at = begin; at < end; at += elements) {
+      const std::int64_t stop = std::min(at + elements, end);
+      for (std::size_t k = 0; k < N; ++k) {
+        float* const array = tensor.updated[k];
+#pragma GCC ivdep
+        for (std::int64_t i = at; i < stop; ++i) array[i] += read[i];
+      }
+    }
+  }
+};
+
+template <class Adds>
+void add(const Traffic& tensor, std::int64_t begin, std::int64_t end) {
+  [&]<std::size_t... I>(std::index_sequence<I...>) {
+    ((tensor.updated.size() == I + 1 ? Adds::template add<I + 1>(tensor, begin, end) : void()), ...);
+  }(std::make_index_sequence<kMaxUpdated>{});
+}
+
+constexpr Loop kLoops[] = {
+    {"plain", &add<Together<0>>},
+    {"prefetch_512", &add<Together<512>>},
+    {"prefetch_1024", &add<Together<1024>>},
+    {"prefetch_2048", &add<Together<2048>>},
+    {"tiles_1024", &add<InTiles<1024>>},
+};
+
+}  // namespace
+
+std::span<const Loop> loops() { return kLoops; }
+
+const Loop& find_loop(std::string_view name) {
+  std::string known;
+  for (const Loop& loop : kLoops) {
+    if (name == loop.name) return loop;
+    known += known.empty() ? "" : ", ";
+    known += loop.name;
+  }
+  throw std::invalid_argument("unknown loop " + std::string(name) + "; there are: " + known);
+}
+
+void move_traffic(const Loop& loop, std::span<const Traffic> tensors, int threads) {
+  std::int64_t total = 0;
+  for (const Traffic& tensor : tensors) total += tensor.length;
+#pragma omp parallel num_threads(threads)
+  {
+    const std::int64_t share = total / omp_get_num_threads();
+    const std::int64_t low = share * omp_get_thread_num();
+    const std::int64_t high = omp_get_thread_num() + 1 == omp_get_num_threads() ? total : low + share;
+    std::int64_t at = 0;
+    for (const Traffic& tensor : tensors) {
+      const std::int64_t begin = std::clamp(low - at, std::int64_t{0}, tensor.length);
+      const std::int64_t end = std::clamp(high - at, std::int64_t{0}, tensor.length);
+      if (begin < end) loop.add(tensor, begin, end);
+      at += tensor.length;
+    }
+  }
+}
+
+}  // namespace onepass

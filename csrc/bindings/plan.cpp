@@ -28,7 +28,7 @@ py::object complete_result() {
   static PyObject* const kComplete = [] {
     StepResult result;
     result.stepped = true;
-    return py::cast(std::move(result)).release().ptr();
+    return result.to_python().release().ptr();
   }();
   return py::reinterpret_borrow<py::object>(kComplete);
 }
@@ -210,11 +210,11 @@ py::object Plan::step(const py::object& optimizer, const StepRequest& request) {
   const StepLock lock(mutex_);
   StepWork work;
   read(optimizer, request, work);
-  if (request.has_scaler() && !take_scaler(request, work)) return py::cast(StepResult());
+  if (request.has_scaler() && !take_scaler(request, work)) return StepResult().to_python();
   if (!work.fallback.empty() && !request.fallback_stepped) {
     StepResult result;
     result.fallback = named(work.fallback);
-    return py::cast(std::move(result));
+    return result.to_python();
   }
   if (!work.missing.empty()) {
     create_states(optimizer, request, work);
@@ -228,7 +228,7 @@ py::object Plan::step(const py::object& optimizer, const StepRequest& request) {
   StepResult result;
   result.stepped = true;
   result.unfollowed = unfollowed(work);
-  return py::cast(std::move(result));
+  return result.to_python();
 }
 
 void Plan::create_states(const py::object& optimizer, const StepRequest& request, StepWork& work) {
@@ -421,11 +421,7 @@ void define_plan(py::module_& m) {
            py::arg("followers") = std::vector<FollowerRequest>(), py::arg("fallback_stepped") = false,
            py::arg("grad_scale") = py::none(), py::arg("found_inf") = py::none());
 
-  py::class_<StepResult>(m, "StepResult", "What came of a step.")
-      .def_readonly("stepped", &StepResult::stepped, "Whether the step was made; if not, nothing was done.")
-      .def_readonly("fallback", &StepResult::fallback,
-                    "(group, index, reason) of the parameters that torch's code has to step first.")
-      .def_readonly("unfollowed", &StepResult::unfollowed, "The parameters whose followers were not updated.");
+  m.attr("StepResult") = py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(step_result_type()));
 
   py::class_<Plan>(m, "Plan", "One optimizer's step, from its Python objects to the kernels.",
                    py::custom_type_setup(&let_garbage_collector_see))

@@ -29,36 +29,53 @@ auto* as_bytes(T* array) {
   return reinterpret_cast<std::conditional_t<std::is_const_v<T>, const std::byte, std::byte>*>(array);
 }
 
+#ifdef ONEPASS_FLOAT_VECTOR
 // Whether packed elements are converted a register at a time.
 template <class Codec, class T>
-inline constexpr bool kRunsOfVectors =
-    std::is_same_v<T, float> && sizeof(typename Codec::Storage) == 2 && kConvertsInRegisters<Codec>;
+inline constexpr bool kByVectors = std::is_same_v<T, float> && sizeof(typename Codec::Storage) == 2;
+
+// Convert as many elements as are a multiple of a register's, and return their number.
+template <class Codec>
+std::int64_t decode_vectors(const std::byte* from, float* to, std::int64_t n) {
+  std::int64_t i = 0;
+  for (; i + kVectorWidth <= n; i += kVectorWidth)
+    store_vector(Float32{}, as_bytes(to + i), load_vector(Codec{}, from + 2 * i));
+  return i;
+}
+template <class Codec>
+std::int64_t encode_vectors(const float* from, std::byte* to, std::int64_t n) {
+  std::int64_t i = 0;
+  for (; i + kVectorWidth <= n; i += kVectorWidth)
+    store_vector(Codec{}, to + 2 * i, load_vector(Float32{}, as_bytes(from + i)));
+  return i;
+}
+#endif
 
 template <class Codec, class T>
 void decode_run(std::byte* from, std::int64_t stride, T* to, std::int64_t n) {
   const auto* source = stored<Codec>(from);
-  std::int64_t i = 0;
   if (stride == 1) {
-    if constexpr (kRunsOfVectors<Codec, T>)
-      for (; i + kVectorWidth <= n; i += kVectorWidth)
-        store_vector(Float32{}, as_bytes(to + i), load_vector(Codec{}, from + 2 * i));
+    std::int64_t i = 0;
+#ifdef ONEPASS_FLOAT_VECTOR
+    if constexpr (kByVectors<Codec, T>) i = decode_vectors<Codec>(from, to, n);
+#endif
     for (; i < n; ++i) to[i] = Codec::template decode<T>(source[i]);
   } else {
-    for (; i < n; ++i) to[i] = Codec::template decode<T>(source[i * stride]);
+    for (std::int64_t i = 0; i < n; ++i) to[i] = Codec::template decode<T>(source[i * stride]);
   }
 }
 
 template <class Codec, class T>
 void encode_run(const T* from, std::byte* to, std::int64_t stride, std::int64_t n) {
   auto* target = stored<Codec>(to);
-  std::int64_t i = 0;
   if (stride == 1) {
-    if constexpr (kRunsOfVectors<Codec, T>)
-      for (; i + kVectorWidth <= n; i += kVectorWidth)
-        store_vector(Codec{}, to + 2 * i, load_vector(Float32{}, as_bytes(from + i)));
+    std::int64_t i = 0;
+#ifdef ONEPASS_FLOAT_VECTOR
+    if constexpr (kByVectors<Codec, T>) i = encode_vectors<Codec>(from, to, n);
+#endif
     for (; i < n; ++i) target[i] = Codec::template encode<T>(from[i]);
   } else {
-    for (; i < n; ++i) target[i * stride] = Codec::template encode<T>(from[i]);
+    for (std::int64_t i = 0; i < n; ++i) target[i * stride] = Codec::template encode<T>(from[i]);
   }
 }
 

@@ -5,14 +5,13 @@
 
 #include "formats/with_format.h"
 #include "layout.h"
+#include "rules/adafactor.h"
 
 namespace onepass {
 namespace {
 
-// States, a bit for each, in the order of the rule's names: those of a matrix are operands kRowVar and kColumnVar.
+// States in the order of the rule's names: those of a matrix are operands kRowVar and kColumnVar.
 constexpr std::size_t kVariance = kColumnVar + 1;
-constexpr unsigned kOfMatrix = 0b011;
-constexpr unsigned kOfVector = 0b100;
 
 // The distance from 1 to the next number.
 double epsilon_of(Format format) {
@@ -30,7 +29,7 @@ class FactoredRuleDriver final : public RuleDriver {
   bool takes_shards() const override { return false; }
   bool takes_followers() const override { return false; }
   unsigned states_of(unsigned, const TensorView& param) const override {
-    return param.ndim > 1 ? kOfMatrix : kOfVector;
+    return param.ndim > 1 ? Adafactor::kOfMatrix : Adafactor::kOfVector;
   }
   bool state_shape_matches(std::size_t operand, const TensorView& state, const TensorView& param) const override;
   void locate_elements(StepWork& work, Job& job, const Views& views, bool flat) const override;

@@ -22,6 +22,15 @@ constexpr bool is_used(std::size_t operand) {
 template <class Rule, class T>
 using ConstantsOf = typename Rule::template Constants<T>;
 
+// A job's constants, with those that the set of states fixes as constants of the compiler (`settle`, if the rule has
+// it).
+template <class Rule, class T, unsigned Set>
+ONEPASS_INLINE ConstantsOf<Rule, T> constants_of(const Job& job) {
+  auto constants = *static_cast<const ConstantsOf<Rule, T>*>(job.constants);
+  if constexpr (requires { Rule::template settle<Set>(constants); }) Rule::template settle<Set>(constants);
+  return constants;
+}
+
 // The rule over n elements of plain arrays. States that are not in `Set` read as zero, and what the rule makes of them
 // is dropped; being constants, they cost nothing. Operands may be one and the same array (a gradient that is the
 // parameter); they never overlap otherwise, which is what `ivdep` promises the vectoriser.
@@ -49,7 +58,7 @@ template <class Rule, class T, unsigned Set>
 void apply_to_arrays(const Job& job, std::byte* const* data, std::int64_t n) {
   T* arrays[kOperands<Rule>];
   for (std::size_t k = 0; k < kOperands<Rule>; ++k) arrays[k] = reinterpret_cast<T*>(data[k]);
-  const auto constants = *static_cast<const ConstantsOf<Rule, T>*>(job.constants);
+  const auto constants = constants_of<Rule, T, Set>(job);
   apply<Rule, T, Set>(constants, static_cast<T>(job.grad_factor), arrays, n,
                       std::make_index_sequence<Rule::state_names.size()>{});
 }

@@ -119,7 +119,7 @@ void run_with(const Job& job, std::int64_t begin, std::int64_t end, const Tuning
 #ifdef ONEPASS_FLOAT_VECTOR
     if constexpr (std::is_same_v<T, float>) {
       if (const Apply in_registers = find_in_registers<Rule, Set>(job)) {
-        const std::int64_t rest = (end - begin) % kVectorWidth;
+        const std::int64_t rest = (end - begin) % kUnit;
         run_packed(in_registers, job, begin, end - rest, tuning);
         if (rest > 0) apply_to_rest(in_registers, job, end - rest, rest);
         return;

@@ -69,14 +69,17 @@ ONEPASS_INLINE FloatVector load_vector(BFloat16, const std::byte* from) {
   return std::bit_cast<FloatVector>(widened(load_bytes<HalfVector>(from)) << 16);
 }
 
+// Bits of which the upper half is the number in bfloat16.
+ONEPASS_INLINE BitVector rounded_to_bfloat16(FloatVector values) {
+  const auto bits = std::bit_cast<BitVector>(values);
+  return values != values ? bits | 0x400000U : bits + 0x7fffU + ((bits >> 16) & 1U);
+}
+
 ONEPASS_INLINE void store_vector(BFloat16, std::byte* to, FloatVector values) {
 #if defined(__AVX512BF16__)
   store_bytes(to, _mm512_cvtneps_pbh(values));
 #else
-  const auto bits = std::bit_cast<BitVector>(values);
-  const BitVector rounded = bits + 0x7fffU + ((bits >> 16) & 1U);
-  const BitVector nan = bits | 0x400000U;
-  store_bytes(to, upper_halves(values != values ? nan : rounded));
+  store_bytes(to, upper_halves(rounded_to_bfloat16(values)));
 #endif
 }
 
@@ -94,6 +97,43 @@ ONEPASS_INLINE void store_vector(Float16, std::byte* to, FloatVector values) {
   store_bytes(to, _mm512_maskz_cvtps_ph(kAll, values, nearest));
 #else
   store_bytes(to, _mm256_cvtps_ph(values, nearest));
+#endif
+}
+
+// Two registers of elements that follow each other in memory: in their order, or in that of `Alternating`.
+struct VectorPair {
+  FloatVector first, second;
+};
+
+template <class Codec>
+ONEPASS_INLINE VectorPair load_pair(Codec codec, const std::byte* from) {
+  return {load_vector(codec, from), load_vector(codec, from + kVectorWidth * sizeof(typename Codec::Storage))};
+}
+
+template <class Codec>
+ONEPASS_INLINE void store_pair(Codec codec, std::byte* to, VectorPair values) {
+  store_vector(codec, to, values.first);
+  store_vector(codec, to + kVectorWidth * sizeof(typename Codec::Storage), values.second);
+}
+
+// bfloat16, in the order that takes the fewest instructions: elements 0, 2, 4, ... and elements 1, 3, 5, ...
+struct Alternating {
+  using Storage = BFloat16::Storage;
+};
+
+ONEPASS_INLINE VectorPair load_pair(Alternating, const std::byte* from) {
+  const auto pairs = load_bytes<BitVector>(from);
+  return {std::bit_cast<FloatVector>(pairs << 16), std::bit_cast<FloatVector>(pairs & 0xffff0000U)};
+}
+
+ONEPASS_INLINE void store_pair(Alternating, std::byte* to, VectorPair values) {
+#if defined(__AVX512BF16__)
+  alignas(64) static constexpr std::uint16_t order[] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                        8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  const auto halves = std::bit_cast<__m512i>(_mm512_cvtne2ps_pbh(values.second, values.first));
+  store_bytes(to, _mm512_maskz_permutexvar_epi16(0xffffffff, _mm512_load_si512(order), halves));
+#else
+  store_bytes(to, (rounded_to_bfloat16(values.first) >> 16) | (rounded_to_bfloat16(values.second) & 0xffff0000U));
 #endif
 }
 

@@ -33,29 +33,46 @@ struct Formats {
 template <std::size_t K>
 using Index = std::integral_constant<std::size_t, K>;
 
-// The rule over packed operands in these formats; n is a multiple of kVectorWidth.
+// Elements that a kernel steps at once.
+inline constexpr std::int64_t kUnit = 2 * kVectorWidth;
+
+// The rule over packed operands in these formats; n is a multiple of kUnit.
 template <class Rule, unsigned Set, Formats formats>
 void apply_in_registers(const Job& job, std::byte* const* data, std::int64_t n) {
-  const auto constants = *static_cast<const ConstantsOf<Rule, float>*>(job.constants);
+  // Any order of the elements is right if all operands have the same.
+  constexpr bool alternating =
+      formats.param_and_grad == Format::bfloat16 && (formats.states == Format::bfloat16 || Set == 0);
+  const auto constants = constants_of<Rule, float, Set>(job);
   const auto factor = static_cast<float>(job.grad_factor);
   [&]<std::size_t... K>(std::index_sequence<K...> /*operands*/) __attribute__((always_inline)) {
     std::byte* const own[] = {data[K]...};
-    for (std::int64_t i = 0; i < n; i += kVectorWidth) {
-      alignas(64) float values[sizeof...(K)][kVectorWidth];  // the compiler keeps each in a register
-      float* const arrays[] = {values[K]...};
+    for (std::int64_t i = 0; i < n; i += kUnit) {
+      // The compiler keeps each of these in a register.
+      alignas(64) float first[sizeof...(K)][kVectorWidth];
+      alignas(64) float second[sizeof...(K)][kVectorWidth];
       const auto load = [&]<std::size_t k>(Index<k>) __attribute__((always_inline)) {
-        if constexpr (is_used<Set>(k))
-          store_vector(Float32{}, as_bytes(values[k]),
-                       load_vector(CodecOf<formats.of(k)>{}, own[k] + i * formats.size(k)));
+        if constexpr (is_used<Set>(k)) {
+          using Codec = std::conditional_t<alternating, Alternating, CodecOf<formats.of(k)>>;
+          const VectorPair values = load_pair(Codec{}, own[k] + i * formats.size(k));
+          store_vector(Float32{}, as_bytes(first[k]), values.first);
+          store_vector(Float32{}, as_bytes(second[k]), values.second);
+        }
       };
       const auto store = [&]<std::size_t k>(Index<k>) __attribute__((always_inline)) {
-        if constexpr (is_used<Set>(k) && k != kGrad)
-          store_vector(CodecOf<formats.of(k)>{}, own[k] + i * formats.size(k),
-                       load_vector(Float32{}, as_bytes(values[k])));
+        if constexpr (is_used<Set>(k) && k != kGrad) {
+          using Codec = std::conditional_t<alternating, Alternating, CodecOf<formats.of(k)>>;
+          store_pair(Codec{}, own[k] + i * formats.size(k),
+                     {load_vector(Float32{}, as_bytes(first[k])), load_vector(Float32{}, as_bytes(second[k]))});
+        }
+      };
+      const auto step = [&](auto& values) __attribute__((always_inline)) {
+        float* const arrays[] = {values[K]...};
+        apply<Rule, float, Set>(constants, factor, arrays, kVectorWidth,
+                                std::make_index_sequence<Rule::state_names.size()>{});
       };
       (load(Index<K>{}), ...);
-      apply<Rule, float, Set>(constants, factor, arrays, kVectorWidth,
-                              std::make_index_sequence<Rule::state_names.size()>{});
+      step(first);
+      step(second);
       (store(Index<K>{}), ...);
     }
   }(std::make_index_sequence<kOperands<Rule>>{});
@@ -89,9 +106,9 @@ Apply find_in_registers(const Job& job) {
   return found;
 }
 
-// Steps the last elements of a range, fewer than kVectorWidth, by way of copies.
+// Steps the last elements of a range, fewer than kUnit, by way of copies.
 inline void apply_to_rest(Apply rule, const Job& job, std::int64_t begin, std::int64_t n) {
-  alignas(64) std::byte copies[kFirstFollower][kVectorWidth * sizeof(float)] = {};
+  alignas(64) std::byte copies[kFirstFollower][kUnit * sizeof(float)] = {};
   std::byte* data[kFirstFollower];
   for (std::size_t k = 0; k < kFirstFollower; ++k) data[k] = copies[k];
   const auto for_each_array = [&](auto&& copy) {
@@ -102,7 +119,7 @@ inline void apply_to_rest(Apply rule, const Job& job, std::int64_t begin, std::i
     }
   };
   for_each_array([&](std::size_t k, const std::byte* own, std::size_t bytes) { std::memcpy(copies[k], own, bytes); });
-  rule(job, data, kVectorWidth);
+  rule(job, data, kUnit);
   for_each_array([&](std::size_t k, std::byte* own, std::size_t bytes) {
     if (k != kGrad) std::memcpy(own, copies[k], bytes);
   });

@@ -58,6 +58,12 @@ struct Rmsprop {
             .centered = Flag<T>(h.centered != 0.0)};
   }
 
+  // Without the state grad_avg a step is not centered: its terms are left out when the code is compiled.
+  template <unsigned Set, class T>
+  ONEPASS_INLINE static void settle(Constants<T>& c) {
+    if constexpr ((Set & kGradients) == 0) c.centered = Flag<T>(false);
+  }
+
   template <class T>
   ONEPASS_INLINE static void update(const Constants<T>& c, T& p, T g, T& square_avg, T& momentum_buffer, T& grad_avg) {
     g = g + c.weight_decay * only_if(c.decays, p);

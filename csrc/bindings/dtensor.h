@@ -28,8 +28,8 @@ class Spread {
 
   enum class Match { same, other_shape, other_mesh, other_placements };
 
-  // Whether a gradient or state, whose operand is told, is spread as the parameter. Comparing may run Python code,
-  // which sets `ran_python`.
+  // Whether the gradient or state that is this operand is spread as the parameter. Sets `ran_python` where the
+  // comparison may run Python code.
   Match compare(std::size_t operand, PyObject* dtensor, PyObject* param, bool& ran_python);
 
  private:

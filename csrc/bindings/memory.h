@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstddef>
-#include <span>
 #include <vector>
 
 namespace onepass {
@@ -16,13 +15,12 @@ struct MemoryRange {
   bool empty() const { return first == past; }
 };
 
-// Two ranges that overlap: the one that begins later, and of those before it the one that reaches furthest. Both owners
-// may be the same.
+// The owners of two ranges that overlap, which may be the same. `later` has the range that begins later.
 struct MemoryOverlap {
   std::size_t later, earlier;
 };
 
-// The overlaps of ranges, which it sorts: one at least of each range that overlaps one before it, in order of address.
+// Sorts the ranges by address. Returns at least one overlap for each range that overlaps an earlier one.
 std::vector<MemoryOverlap> find_overlaps(std::vector<MemoryRange>& ranges);
 
 }  // namespace onepass

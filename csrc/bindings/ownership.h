@@ -1,9 +1,9 @@
-// When kernels may run without the GIL, and what has to be held meanwhile.
+// When kernels run without the GIL, and what is held meanwhile.
 //
-// While a step holds the GIL, no other thread can take away what it reads and writes. Without it, one can replace a
-// state, call load_state_dict or set p.data, which frees the memory that kernels work on. So a step that lets go of the
-// GIL first takes references to its tensors and to their storages. That costs 60 ns a tensor, which large tensors do
-// not notice; a step of small ones is over before other threads miss the GIL.
+// While a step holds the GIL, no other thread can free what it reads and writes. Without the GIL, another thread may
+// replace a state, call load_state_dict or set p.data, which frees the memory that kernels work on. So a step takes
+// references to its tensors and to their storages before it releases the GIL. That costs 60 ns a tensor. A step of small
+// tensors, for which this would be much, keeps the GIL.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -31,10 +31,10 @@ class Plan {
   // Throws std::invalid_argument if there is no such rule.
   explicit Plan(const std::string& rule);
 
-  // Reads the optimizer, checks everything, creates missing states, and steps all parameters: a StepResult. If torch's
-  // code has to step some of them, nothing is done but to name them; a request with `fallback_stepped` then steps the
-  // rest. Nor is anything done with GradScaler's values if the step is not made and counted on their GPU alone. On an
-  // exception nothing has been written.
+  // Reads the optimizer, checks everything, creates missing states, and steps all parameters. Returns a StepResult.
+  // If torch's code has to step some parameters, nothing is done and the result names them; a second request with
+  // `fallback_stepped` steps the others. With GradScaler's values, nothing is done unless the whole step is made and
+  // counted on their GPU. On an exception nothing has been written.
   pybind11::object step(const pybind11::object& optimizer, const StepRequest& request);
 
   // The parameters with gradients that kernels can step, (group, index), and those that they cannot, (group, index,

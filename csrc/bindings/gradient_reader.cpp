@@ -16,7 +16,7 @@ const std::string kGradLabel = "its gradient";
 
 }  // namespace
 
-void ParamReader::read_gradient(Param& param, std::size_t number) {
+void ParamReader::resolve_gradient(Param& param, std::size_t number) {
   PyObject* const object = work_.params[number].ptr();
   Gradient& gradient = work_.gradients[number];
   gradient.original = gradient_of(object);
@@ -38,7 +38,7 @@ void ParamReader::read_gradient(Param& param, std::size_t number) {
   }
 }
 
-bool ParamReader::read_dense_gradient(Reading& r) {
+bool ParamReader::read_gradient(Reading& r) {
   PyObject* const grad = r.gradient.readable.ptr();
   TensorView& view = r.views[kGrad];
   if (r.is_shard()) {
@@ -56,8 +56,8 @@ bool ParamReader::read_dense_gradient(Reading& r) {
     if (!is_sparse(grad)) return r.fall_back("gradient without strided memory");
     if (!r.param.sparse) {  // the first one: read it as such. An export that fails takes torch half a millisecond.
       r.param.sparse = work_.ran_python = true;
-      read_gradient(r.param, static_cast<std::size_t>(&r.gradient - work_.gradients.data()));
-      return read_dense_gradient(r);
+      resolve_gradient(r.param, static_cast<std::size_t>(&r.gradient - work_.gradients.data()));
+      return read_gradient(r);
     }
     return r.fall_back("sparse gradient");
   }

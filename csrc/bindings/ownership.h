@@ -2,8 +2,8 @@
 //
 // While a step holds the GIL, no other thread can free what it reads and writes. Without the GIL, another thread may
 // replace a state, call load_state_dict or set p.data, which frees the memory that kernels work on. So a step takes
-// references to its tensors and to their storages before it releases the GIL. That costs 60 ns a tensor. A step of small
-// tensors, for which this would be much, keeps the GIL.
+// references to its tensors and to their storages before it releases the GIL. That costs 60 ns a tensor. A step of
+// small tensors, for which this would be much, keeps the GIL.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -81,7 +81,7 @@ bool ParamReader::read_own(Reading& r) {
   if (r.is_shard()) param.spread.read(r.object);
   if (own.complex && !param.complex) {  // its gradient may be conjugated
     param.complex = work_.ran_python = true;
-    read_gradient(param, static_cast<std::size_t>(&r.gradient - work_.gradients.data()));
+    resolve_gradient(param, static_cast<std::size_t>(&r.gradient - work_.gradients.data()));
   }
   if (is_lazy_now(r, kParam, r.local)) return r.fall_back("negated or conjugated parameter");
 
@@ -298,7 +298,7 @@ ParamReader::Outcome ParamReader::read(Param& param, std::size_t number, bool& m
     return Outcome::fallback;
   };
   param.reason = unsupported_reason(r);
-  if (!param.reason.empty() || !read_own(r) || !read_dense_gradient(r) || !read_states(r) || !read_scalars(r))
+  if (!param.reason.empty() || !read_own(r) || !read_gradient(r) || !read_states(r) || !read_scalars(r))
     return fall_back();
   last_device_ = r.own().cuda;
   note_memory(r, memory_moved);

@@ -66,7 +66,7 @@ class ParamReader {
               const std::string& label, StepWork& work);
 
   // Takes the gradient of parameter `number` into the work, in the form that kernels read. May run Python code.
-  void read_gradient(Param& param, std::size_t number);
+  void resolve_gradient(Param& param, std::size_t number);
 
   enum class Outcome { no_gradient, job, missing_state, fallback };
 
@@ -89,7 +89,7 @@ class ParamReader {
 
   std::string unsupported_reason(Reading& r) const;
   bool read_own(Reading& r);
-  bool read_dense_gradient(Reading& r);
+  bool read_gradient(Reading& r);
   bool read_sparse_gradient(Reading& r);
   bool read_states(Reading& r);
   bool read_state(Reading& r, std::size_t operand, const pybind11::str& name, const std::string& what);

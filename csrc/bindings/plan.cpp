@@ -98,7 +98,7 @@ void Plan::read_groups(const py::object& optimizer, StepWork& work) {
 void Plan::read_gradients(const StepRequest& request, StepWork& work) {
   work.gradients.resize(params_.size());
   ParamReader params = reader(request, work);
-  for (std::size_t k = 0; k < params_.size(); ++k) params.read_gradient(params_[k], k);
+  for (std::size_t k = 0; k < params_.size(); ++k) params.resolve_gradient(params_[k], k);
 }
 
 // Which dict holds whose states. Hashing a tensor runs Python code, so optimizer.state is walked instead, and compared

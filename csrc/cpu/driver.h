@@ -41,34 +41,12 @@ inline bool has_followers(const Job& job) {
   return false;
 }
 
-// Prefetches elements [begin, begin + n) of a packed operand.
-ONEPASS_INLINE void prefetch(const Operand& operand, std::int64_t begin, std::int64_t n) {
-  const std::byte* past = element(operand, begin + n);
-  for (const std::byte* line = element(operand, begin); line < past; line += kLine) __builtin_prefetch(line);
-}
-
-// Prefetches the tile of packed operands that lies `tiles_ahead` of the one at `at`, unless the range ends before.
-// (Inlined, for gcc removes a call to a function that does nothing but prefetch.)
-ONEPASS_INLINE void prefetch_ahead(const Job& job, std::int64_t at, std::int64_t end, std::int64_t tile,
-                                   const Tuning& tuning) {
-  const std::int64_t begin = at + tuning.tiles_ahead * tile;
-  if (tuning.tiles_ahead == 0 || begin + tile > end) return;
-  for (std::size_t k = 0; k < kFirstFollower; ++k)
-    if (job.operands[k].data != nullptr) prefetch(job.operands[k], begin, tile);
-}
-
-// Steps elements [begin, end) of packed operands where they lie, a tile at a time, or without prefetch all at once:
-// each call costs some ten nanoseconds.
+// Steps elements [begin, end) of packed operands where they lie.
 inline void run_packed(Apply rule, const Job& job, std::int64_t begin, std::int64_t end, const Tuning& tuning) {
-  const std::int64_t tile = job.wide ? kTile<double> : kTile<float>;
-  const std::int64_t most = tuning.tiles_ahead == 0 ? end - begin : tile;
-  for (std::int64_t at = begin; at < end; at += most) {
-    prefetch_ahead(job, at, end, tile, tuning);
-    std::byte* data[kFirstFollower] = {};
-    for (std::size_t k = 0; k < kFirstFollower; ++k)
-      if (job.operands[k].data != nullptr) data[k] = element(job.operands[k], at);
-    rule(job, data, end - at < most ? end - at : most);
-  }
+  std::byte* data[kFirstFollower] = {};
+  for (std::size_t k = 0; k < kFirstFollower; ++k)
+    if (job.operands[k].data != nullptr) data[k] = element(job.operands[k], begin);
+  rule(job, data, end - begin, tuning.tiles_ahead);
 }
 
 // Steps elements [begin, end) of operands in every format and layout, through tiles.
@@ -81,6 +59,7 @@ void run_in_tiles(Apply rule, const Job& job, std::int64_t begin, std::int64_t e
   for (std::size_t k = 0; k < kFirstFollower; ++k)
     in_place[k] = (packed || (long_rows && k != kGrad)) && is_plain_array<T>(job.operands[k]);
   const bool followed = has_followers(job);
+  const std::int64_t ahead = packed ? tuning.tiles_ahead * kTile<T> : 0;
 
   std::int64_t n = 0;
   for (std::int64_t at = begin; at < end; at += n) {
@@ -91,14 +70,17 @@ void run_in_tiles(Apply rule, const Job& job, std::int64_t begin, std::int64_t e
       offset = row_number(*job.rows, at / job.rows->length) * job.rows->length + column;
       if (job.rows->length - column < n) n = job.rows->length - column;
     }
-    if (packed) prefetch_ahead(job, at, end, kTile<T>, tuning);
+    if (ahead > 0 && at + ahead + kTile<T> <= end)
+      for (std::size_t k = 0; k < kFirstFollower; ++k)
+        if (const Operand& operand = job.operands[k]; operand.data != nullptr)
+          prefetch(element(operand, at + ahead), kTile<T> * static_cast<std::int64_t>(size_of(operand.format)));
     std::byte* data[kFirstFollower] = {};
     for (std::size_t k = 0; k < kFirstFollower; ++k) {
       if (job.operands[k].data == nullptr) continue;
       data[k] = in_place[k] ? element(job.operands[k], offset) : as_bytes(tiles[k]);
       if (!in_place[k]) decode(job, k, at, n, tiles[k]);
     }
-    rule(job, data, n);
+    rule(job, data, n, 0);
     if (followed) follow(job, at, n, reinterpret_cast<T*>(data[kParam]));
     for (std::size_t k = 0; k < kFirstFollower; ++k)
       if (job.operands[k].data != nullptr && k != kGrad && !in_place[k]) encode(job, k, at, n, tiles[k]);

@@ -35,10 +35,11 @@ using Index = std::integral_constant<std::size_t, K>;
 
 // Elements that a kernel steps at once.
 inline constexpr std::int64_t kUnit = 2 * kVectorWidth;
+static_assert(kTile<float> % kUnit == 0);
 
 // The rule over packed operands in these formats; n is a multiple of kUnit.
 template <class Rule, unsigned Set, Formats formats>
-void apply_in_registers(const Job& job, std::byte* const* data, std::int64_t n) {
+void apply_in_registers(const Job& job, std::byte* const* data, std::int64_t n, std::int64_t tiles_ahead) {
   // Any order of the elements is right if all operands have the same.
   constexpr bool alternating =
       formats.param_and_grad == Format::bfloat16 && (formats.states == Format::bfloat16 || Set == 0);
@@ -46,7 +47,7 @@ void apply_in_registers(const Job& job, std::byte* const* data, std::int64_t n) 
   const auto factor = static_cast<float>(job.grad_factor);
   [&]<std::size_t... K>(std::index_sequence<K...> /*operands*/) __attribute__((always_inline)) {
     std::byte* const own[] = {data[K]...};
-    for (std::int64_t i = 0; i < n; i += kUnit) {
+    const auto step_unit = [&](std::int64_t i) __attribute__((always_inline)) {
       // The compiler keeps each of these in a register.
       alignas(64) float first[sizeof...(K)][kVectorWidth];
       alignas(64) float second[sizeof...(K)][kVectorWidth];
@@ -74,7 +75,18 @@ void apply_in_registers(const Job& job, std::byte* const* data, std::int64_t n) 
       step(first);
       step(second);
       (store(Index<K>{}), ...);
-    }
+    };
+    for_each_prefetched<float>(
+        n, tiles_ahead,
+        [&](std::int64_t begin) __attribute__((always_inline)) {
+          const auto fetch = [&]<std::size_t k>(Index<k>) __attribute__((always_inline)) {
+            if constexpr (is_used<Set>(k)) prefetch(own[k] + begin * formats.size(k), kTile<float> * formats.size(k));
+          };
+          (fetch(Index<K>{}), ...);
+        },
+        [&](std::int64_t begin, std::int64_t count) __attribute__((always_inline)) {
+          for (std::int64_t i = begin; i < begin + count; i += kUnit) step_unit(i);
+        });
   }(std::make_index_sequence<kOperands<Rule>>{});
 }
 
@@ -119,7 +131,7 @@ inline void apply_to_rest(Apply rule, const Job& job, std::int64_t begin, std::i
     }
   };
   for_each_array([&](std::size_t k, const std::byte* own, std::size_t bytes) { std::memcpy(copies[k], own, bytes); });
-  rule(job, data, kUnit);
+  rule(job, data, kUnit, 0);
   for_each_array([&](std::size_t k, std::byte* own, std::size_t bytes) {
     if (k != kGrad) std::memcpy(own, copies[k], bytes);
   });

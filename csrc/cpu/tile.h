@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cpu/apply.h"
 #include "cpu/convert.h"
 #include "cpu/rows.h"
 #include "cpu/runs.h"
@@ -12,12 +13,6 @@
 #include "target.h"
 
 namespace onepass::inline ONEPASS_TARGET {
-
-// Elements of a tile, for each operand. Small, because the tiles of all operands share the L1 cache with the lines that
-// are prefetched.
-template <class T>
-inline constexpr std::int64_t kTile = 1024 / sizeof(T);
-inline constexpr std::int64_t kLine = 64;  // bytes of a cache line
 
 // From this length on a row is faster as a tile of its own, used in place, than copied.
 inline constexpr std::int64_t kLongRow = 64;

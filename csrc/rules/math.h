@@ -19,7 +19,7 @@ ONEPASS_INLINE double square_root(double x) { return __builtin_sqrt(x); }
 template <class T>
 class Flag {
  public:
-  ONEPASS_SETUP explicit Flag(bool yes) : mask_(yes ? ~Bits{0} : Bits{0}) {}
+  ONEPASS_INLINE explicit Flag(bool yes) : mask_(yes ? ~Bits{0} : Bits{0}) {}
 
   // yes or no.
   ONEPASS_INLINE friend T select(Flag flag, T yes, T no) {
@@ -34,6 +34,13 @@ class Flag {
   using Bits = std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint64_t>;
   Bits mask_;
 };
+
+// yes or no for a condition on an element, as a mask of bits: of several conditions that depend on each other,
+// compilers make branches, and masks of those.
+template <class T>
+ONEPASS_INLINE T choose(bool condition, T yes, T no) {
+  return select(Flag<T>(condition), yes, no);
+}
 
 // The larger of the two, NaN where either is (torch.maximum).
 template <class T>
@@ -58,7 +65,7 @@ ONEPASS_INLINE double with_sign_of(double sign, double x) { return __builtin_cop
 // -1, 0 or 1; NaN stays NaN, so that a broken run shows.
 template <class T>
 ONEPASS_INLINE T sign(T x) {
-  return x > T(0) ? T(1) : (x < T(0) ? T(-1) : x);
+  return choose(magnitude(x) > T(0), with_sign_of(x, T(1)), x);
 }
 
 // Running averages. Multiplying by a beta rounded to float32 at every step would put beta's rounding error into the

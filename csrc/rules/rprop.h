@@ -45,17 +45,17 @@ struct Rprop {
   ONEPASS_INLINE static void update(const Constants<T>& c, T& p, T g, T& prev, T& step_size) {
     // A denormal that was loaded is no zero to the comparisons of all processors; one that was added to is.
     const T last = prev + T(0);
-    const T before = last > T(0) ? T(1) : (last < T(0) ? T(-1) : T(0));
-    const T now = g > T(0) ? T(1) : (g < T(0) ? T(-1) : T(0));
-    const T agreement = before * now;                       // of signs: the product of the gradients might underflow
-    const T growth = agreement > T(0) ? c.eta_plus : T(1);  // nested in the next line, it stops gcc 12's vectoriser
-    const T size = step_size * (agreement < T(0) ? c.eta_minus : growth);
+    const T before = choose(magnitude(last) > T(0), with_sign_of(last, T(1)), T(0));
+    const T now = choose(magnitude(g) > T(0), with_sign_of(g, T(1)), T(0));
+    const T agreement = before * now;  // of signs: the product of the gradients might underflow
+    const T growth = choose(agreement > T(0), c.eta_plus, T(1));
+    const T size = step_size * choose(agreement < T(0), c.eta_minus, growth);
     const T raised = size < c.smallest ? c.smallest : size;
     step_size = raised > c.largest ? c.largest : raised;
     // Multiplied by zero, not left out: p has to go through arithmetic, or a denormal p would stay where compilers
     // branch.
-    p = p - (agreement < T(0) ? T(0) : now) * step_size;
-    prev = agreement < T(0) ? T(0) : g;
+    p = p - choose(agreement < T(0), T(0), now) * step_size;
+    prev = choose(agreement < T(0), T(0), g);
   }
 };
 

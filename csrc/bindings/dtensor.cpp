@@ -56,22 +56,25 @@ bool passes_for_replicated(PyObject* tensor) {
 
 void Spread::read(PyObject* dtensor) {
   py::object spec = spec_of(dtensor);
-  if (spec.is(specs_[kParam])) return;
-  specs_ = {};
-  specs_[kParam] = std::move(spec);
+  if (spec.is(own_)) return;
+  known_ = {};
+  own_ = std::move(spec);
 }
 
 Spread::Match Spread::compare(std::size_t operand, PyObject* dtensor, PyObject* param, bool& ran_python) {
   py::object spec = spec_of(dtensor);
-  py::object& known = specs_[operand];
-  const py::object own = specs_[kParam];
-  if (spec.is(known) || spec.is(own)) return Match::same;
+  Compared& known = known_[operand];
+  if (spec.is(own_)) return Match::same;
+  if (spec.is(known.spec)) return known.match;
   ran_python = true;
-  if (!py::handle(dtensor).attr("shape").equal(py::handle(param).attr("shape"))) return Match::other_shape;
-  if (!same_member("mesh", spec, own)) return Match::other_mesh;
-  if (!same_member("placements", spec, own)) return Match::other_placements;
-  known = std::move(spec);
-  return Match::same;
+  const py::object own = own_;
+  const auto compared = [&] {
+    if (!py::handle(dtensor).attr("shape").equal(py::handle(param).attr("shape"))) return Match::other_shape;
+    if (!same_member("mesh", spec, own)) return Match::other_mesh;
+    return same_member("placements", spec, own) ? Match::same : Match::other_placements;
+  };
+  known = {.spec = spec, .match = compared()};
+  return known.match;
 }
 
 }  // namespace onepass

@@ -19,8 +19,9 @@ pybind11::object local_of(PyObject* dtensor);
 // Whether torch would take this tensor, which is no DTensor, for a replicated one beside DTensors.
 bool passes_for_replicated(PyObject* tensor);
 
-// How a parameter is spread over processes, and which specs of its gradient and states were found to say the same.
-// A spec (DTensorSpec) is never changed by torch once tensors share it, so one is compared once and then recognised.
+// How a parameter is spread over processes, and how the specs of its gradient and states were found to compare with its
+// own. A spec (DTensorSpec) is never changed by torch once tensors share it, so one is compared once and then
+// recognised.
 class Spread {
  public:
   // Takes the spec of a parameter; findings for another one are forgotten.
@@ -33,7 +34,13 @@ class Spread {
   Match compare(std::size_t operand, PyObject* dtensor, PyObject* param, bool& ran_python);
 
  private:
-  std::array<pybind11::object, kMaxOperands> specs_;
+  struct Compared {
+    pybind11::object spec;
+    Match match = Match::same;
+  };
+
+  pybind11::object own_;
+  std::array<Compared, kMaxOperands> known_;
 };
 
 }  // namespace onepass

@@ -19,7 +19,8 @@ bool is_amd() { return false; }
 // A hardware prefetcher follows arrays that are read in order, but starts anew in each page. Measured on two cores:
 // - intel: a Xeon with AVX-512 and bfloat16, pages of 4 KiB. Two tiles ahead took 0.8 to 0.95 of the time in float32
 //   and 0.6 to 0.8 in 16-bit formats; one tile ahead and four gained less.
-// - amd: an EPYC of the fourth generation (Zen 4). Two tiles ahead took 1.15 to 1.25 times as long.
+// - amd: an EPYC of the fourth generation (Zen 4). Two tiles ahead took 1.15 to 1.5 times as long in float32; in 16-bit
+//   formats no distance gained beyond noise.
 // - generic: not measured. Without prefetch there are fewer instructions.
 constexpr Tuning kTunings[] = {
     {.name = "intel", .fits = is_intel, .tiles_ahead = 2},

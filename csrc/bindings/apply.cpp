@@ -1,21 +1,17 @@
 #include "bindings/apply.h"
 
 #include <array>
-#include <deque>
-#include <map>
+#include <memory>
 #include <stdexcept>
 
-#include "bindings/cuda.h"
-#include "bindings/ownership.h"
+#include "bindings/rule_driver.h"
 #include "cpu/fpmode.h"
-#include "cpu/step.h"
 #include "layout.h"
 #include "rules/table.h"
 
 namespace py = pybind11;
 
 namespace onepass {
-
 namespace {
 
 [[noreturn]] void refuse(const std::string& what, const std::string& why) { throw py::value_error(what + " " + why); }
@@ -39,8 +35,9 @@ TensorView require_view(PyObject* tensor, const std::string& what, bool may_be_o
 
 void apply(const std::string& rule_name, const std::vector<double>& hyper, double step, const py::list& rows,
            double grad_factor, int threads) {
-  const RuleId rule = find_rule(rule_name);
-  const RuleInfo& info = info_of(rule);
+  find_rule(rule_name);  // Adafactor is no element-wise rule
+  const std::unique_ptr<RuleDriver> driver = make_rule_driver(rule_name);
+  const RuleInfo& info = driver->info();
   if (hyper.size() != info.hyper_names.size() || !info.scalar_names.empty())
     throw std::invalid_argument("rule " + rule_name + " takes " + std::to_string(info.hyper_names.size()) +
                                 " hyperparameters, and scalars that only a plan reads");
@@ -62,15 +59,10 @@ void apply(const std::string& rule_name, const std::vector<double>& hyper, doubl
     for (std::size_t t = 0; t < owned[r].size(); ++t) require_plain(py::object(owned[r][t]).ptr(), label(r, t));
 
   // From here on no Python code runs.
-  std::vector<Job> jobs;
-  std::map<int, std::vector<cuda::DeviceJob>> device_jobs;
-  std::deque<Layout> layouts;
-  std::vector<PyObject*> used;
-  std::int64_t bytes = 0;
+  StepWork work;
   for (std::size_t r = 0; r < owned.size(); ++r) {
     const py::tuple& row = owned[r];
-    std::array<TensorView, kMaxOperands> views;
-    std::array<std::span<const std::int64_t>, kMaxOperands> strides;
+    Views views;
     Job job;
     std::size_t at = 0;
     for (std::size_t k = 0; k < kFirstFollower; ++k) {
@@ -83,32 +75,25 @@ void apply(const std::string& rule_name, const std::vector<double>& hyper, doubl
       if (!same_shape(views[k], views[kParam])) refuse(what, "has another shape than the first");
       if (k != kGrad && self_overlap(shape_of(views[k]), strides_of(views[k])) != Overlap::none)
         refuse(what, "overlaps itself in memory");
-      strides[k] = strides_of(views[k]);
       job.operands[k] = {views[k].data, *views[k].format};
       if (views[k].cuda >= 0 && reinterpret_cast<std::uintptr_t>(views[k].data) % size_of(*views[k].format) != 0)
         refuse(what, "is not aligned to its elements");
-      used.push_back(tensor);
+      work.used.push_back(tensor);
       ++at;
     }
     const TensorView& own = views[kParam];
-    job.length = 1;
-    for (int d = 0; d < own.ndim; ++d) job.length *= own.shape[d];
+    job.length = elements_of(own);
     job.wide = *own.format == Format::float64;
     job.grad_factor = grad_factor;
     job.constants = constants[job.wide].data();
-    if (job.length > 0) {
-      Layout layout = make_layout(shape_of(own), strides);
-      if (!is_flat(layout)) job.layout = &layouts.emplace_back(std::move(layout));
-    }
-    bytes += job.length * job.bytes_per_element();
+    driver->locate_elements(work, job, views, false);
     if (own.cuda >= 0) {
-      device_jobs[own.cuda].push_back({.job = job});
+      work.device_jobs[own.cuda].push_back({.job = job});
     } else {
-      jobs.push_back(job);
+      work.jobs.push_back(job);
     }
   }
-  run_without_python(bytes, used, [&] { run_step(rule, jobs, threads); });
-  for (const auto& [device, its_jobs] : device_jobs) step_on_cuda(rule, device, its_jobs, {});
+  driver->run(work, threads);
   py::list written(owned.size());
   for (std::size_t r = 0; r < owned.size(); ++r) written[r] = owned[r][0];
   torch().increment_version(written);

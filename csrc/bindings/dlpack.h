@@ -43,6 +43,19 @@ inline bool same_numbers(const std::int64_t* a, const std::int64_t* b, int n) {
   return true;
 }
 
+inline std::int64_t elements_of(const TensorView& view) {
+  std::int64_t elements = 1;
+  for (int d = 0; d < view.ndim; ++d) elements *= view.shape[d];
+  return elements;
+}
+
+// Whether it is one float of 32 or 64 bits, in any number of dimensions.
+inline bool is_one_float(const TensorView& view) {
+  for (int d = 0; d < view.ndim; ++d)
+    if (view.shape[d] != 1) return false;
+  return !view.complex && (view.format == Format::float32 || view.format == Format::float64);
+}
+
 inline bool same_device(const TensorView& a, const TensorView& b) { return a.on_cpu == b.on_cpu && a.cuda == b.cuda; }
 
 inline bool same_shape(const TensorView& a, const TensorView& b) {

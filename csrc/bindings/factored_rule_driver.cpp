@@ -33,10 +33,11 @@ class FactoredRuleDriver final : public RuleDriver {
   }
   bool state_shape_matches(std::size_t operand, const TensorView& state, const TensorView& param) const override;
   void locate_elements(StepWork& work, Job& job, const Views& views, bool flat) const override;
-  void run(const StepWork& work, int threads) override { run_factored(work.factored_jobs, threads, room_); }
-  void run_on_cuda(const StepWork&) override {}
 
  private:
+  void run_on_cpu(const StepWork& work, int threads) override { run_factored(work.factored_jobs, threads, room_); }
+  void run_on_cuda(const StepWork&) override {}
+
   FactoredRoom room_;
 };
 

@@ -4,12 +4,6 @@
 
 namespace onepass {
 
-std::int64_t elements_of(const TensorView& view) {
-  std::int64_t elements = 1;
-  for (int d = 0; d < view.ndim; ++d) elements *= view.shape[d];
-  return elements;
-}
-
 void FlatTensors::add(PyObject* tensor, const TensorView& view) {
   if (view.data != nullptr) used.push_back(tensor);
   Part part;

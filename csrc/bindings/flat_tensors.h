@@ -23,6 +23,4 @@ struct FlatTensors {
   void add(PyObject* tensor, const TensorView& view);  // to the last group; a view without data is zeros
 };
 
-std::int64_t elements_of(const TensorView& view);
-
 }  // namespace onepass

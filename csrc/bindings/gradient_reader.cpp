@@ -56,7 +56,7 @@ bool ParamReader::read_gradient(Reading& r) {
     if (!is_sparse(grad)) return r.fall_back("gradient without strided memory");
     if (!r.param.sparse) {  // the first one: read it as such. An export that fails takes torch half a millisecond.
       r.param.sparse = work_.ran_python = true;
-      resolve_gradient(r.param, static_cast<std::size_t>(&r.gradient - work_.gradients.data()));
+      resolve_gradient(r.param, r.number);
       return read_gradient(r);
     }
     return r.fall_back("sparse gradient");

@@ -1,7 +1,5 @@
 #include "bindings/group_reader.h"
 
-#include <algorithm>
-
 #include "bindings/names.h"
 #include "bindings/torch.h"
 
@@ -34,11 +32,8 @@ PyObject* params_if_unchanged(const Group& group, PyObject* dict) {
 // Whether a hyperparameter is one float on a GPU, the same one as others of its group.
 bool read_device_number(PyObject* value, cuda::Number& number, int& device) {
   TensorView view;
-  if (!is_plain(value) || !torch().dlpack.view(value, view) || view.cuda < 0 || view.complex ||
-      (view.format != Format::float32 && view.format != Format::float64) ||
-      !std::ranges::all_of(
-          shape_of(view), [](std::int64_t size) { return size == 1; }) ||
-      is_lazy(value, view.complex) || (device >= 0 && device != view.cuda))
+  if (!is_plain(value) || !torch().dlpack.view(value, view) || view.cuda < 0 || !is_one_float(view) ||
+      is_lazy(value, false) || (device >= 0 && device != view.cuda))
     return false;
   number = {.data = view.data, .format = *view.format};
   device = view.cuda;

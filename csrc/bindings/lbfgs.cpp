@@ -47,9 +47,10 @@ std::string why_torch(PyObject* param, TensorView& view, const std::string& name
   return {};
 }
 
-// The gradient as a tensor that kernels can read, and its view.
-py::object readable_gradient(PyObject* param, py::object grad, TensorView& view) {
+// The gradient as a tensor that kernels can read.
+py::object readable_gradient(PyObject* param, py::object grad) {
   const auto reads = [&] {
+    TensorView view;
     return is_plain(grad.ptr()) && torch().dlpack.view(grad.ptr(), view) && view.on_cpu && view.format &&
            !is_lazy(grad.ptr(), view.complex);
   };
@@ -103,10 +104,7 @@ Lbfgs::Readable Lbfgs::prepare(const py::list& groups, bool gradients) {
       continue;
     }
     py::object grad = gradient_of(param);
-    if (!grad.is_none()) {
-      TensorView view;
-      grad = readable_gradient(param, std::move(grad), view);
-    }
+    if (!grad.is_none()) grad = readable_gradient(param, std::move(grad));
     readable.tensors.push_back(std::move(grad));
   }
   return readable;

@@ -44,7 +44,8 @@ void ParamReader::fail(const Param& param, const std::string& what) const {
 // -- the parameter ---------------------------------------------------------------------------------------------------
 
 std::string ParamReader::unsupported_reason(Param& param, std::size_t number) {
-  Reading r{.param = param, .object = work_.params[number].ptr(), .gradient = work_.gradients[number]};
+  Reading r{
+      .param = param, .number = number, .object = work_.params[number].ptr(), .gradient = work_.gradients[number]};
   return unsupported_reason(r);
 }
 
@@ -76,12 +77,11 @@ bool ParamReader::read_own(Reading& r) {
   job.operands[kParam] = {own.data, *own.format};
   job.wide = *own.format == Format::float64;
   job.grad_factor = request_.grad_factor * param.group->sign;
-  job.length = 1;
-  for (int d = 0; d < own.ndim; ++d) job.length *= own.shape[d];
+  job.length = elements_of(own);
   if (r.is_shard()) param.spread.read(r.object);
   if (own.complex && !param.complex) {  // its gradient may be conjugated
     param.complex = work_.ran_python = true;
-    resolve_gradient(param, static_cast<std::size_t>(&r.gradient - work_.gradients.data()));
+    resolve_gradient(param, r.number);
   }
   if (is_lazy_now(r, kParam, r.local)) return r.fall_back("negated or conjugated parameter");
 
@@ -286,7 +286,8 @@ void ParamReader::add_job(Reading& r) {
 }
 
 ParamReader::Outcome ParamReader::read(Param& param, std::size_t number, bool& memory_moved) {
-  Reading r{.param = param, .object = work_.params[number].ptr(), .gradient = work_.gradients[number]};
+  Reading r{
+      .param = param, .number = number, .object = work_.params[number].ptr(), .gradient = work_.gradients[number]};
   param.followed = false;
   last_device_ = -1;
   if (r.gradient.original.is_none()) {

@@ -81,9 +81,6 @@ class ParamReader {
   // Why kernels cannot take a parameter, whatever its gradient and states; empty if they can.
   std::string unsupported_reason(Param& param, std::size_t number);
 
-  // For a parameter that this step does not write: others may have shared its memory.
-  static void forget_memory(Param& param, bool& memory_moved);
-
  private:
   using RuleScalars = std::array<double, kMaxScalars>;
 
@@ -99,6 +96,7 @@ class ParamReader {
   bool is_lazy_now(Reading& r, std::size_t operand, PyObject* tensor);
   void set_operand(Reading& r, std::size_t operand, PyObject* tensor, const std::string& what);
   static void note_memory(Reading& r, bool& memory_moved);
+  static void forget_memory(Param& param, bool& memory_moved);
   static bool gradient_overlaps(const Reading& r);
   bool choose_constants_device(Reading& r);
   static bool is_aligned(Reading& r);

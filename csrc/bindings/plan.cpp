@@ -3,14 +3,12 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <cstring>
 #include <optional>
 #include <stdexcept>
 #include <unordered_map>
 
 #include "bindings/memory.h"
 #include "bindings/names.h"
-#include "bindings/ownership.h"
 #include "bindings/torch.h"
 
 namespace py = pybind11;
@@ -31,16 +29,6 @@ py::object complete_result() {
     return result.to_python().release().ptr();
   }();
   return py::reinterpret_borrow<py::object>(kComplete);
-}
-
-void write(const Scalar& scalar) {
-  if (scalar.data == nullptr) return;
-  if (scalar.format == Format::float32) {
-    const auto value = static_cast<float>(scalar.value);
-    std::memcpy(scalar.data, &value, sizeof value);
-  } else {
-    std::memcpy(scalar.data, &scalar.value, sizeof scalar.value);
-  }
 }
 
 }  // namespace
@@ -276,17 +264,7 @@ bool Plan::take_scaler(const StepRequest& request, StepWork& work) {
 }
 
 void Plan::run(StepWork& work, int threads) {
-  // Launching on a GPU runs Python code, after which addresses hold only if the memory is held.
-  std::optional<Owned> owned;
-  if (!work.device_jobs.empty() && !work.jobs.empty()) owned.emplace(work.used);
-  driver_->run_on_cuda(work);
-  run_without_python(work.bytes(), work.used, [&] {
-    for (Rows& rows : work.rows) coalesce(rows);
-    for (Job& job : work.jobs)
-      if (job.rows != nullptr) job.length = job.rows->count() * job.rows->length;
-    driver_->run(work, threads);
-    for (const Scalar& scalar : work.scalars) write(scalar);
-  });
+  driver_->run(work, threads);
   for (const Scalar& scalar : work.scalars)
     if (scalar.dict != nullptr) py::handle(scalar.dict)[names().step] = py::int_(static_cast<long long>(scalar.value));
   if (work.stepped.empty()) return;

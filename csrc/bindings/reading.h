@@ -11,10 +11,11 @@
 
 namespace onepass {
 
-// The functions that read one return false, and why in param.reason, when torch's
-// code has to take the parameter; what nobody can step, they refuse.
+// The functions that read one return false, and why in param.reason, when torch's code has to take the parameter; what
+// nobody can step, they refuse.
 struct Reading {
   Param& param;
+  std::size_t number;
   PyObject* object;
   const Gradient& gradient;
   PyObject* local = nullptr;  // the part in memory: the object or, of a DTensor, what this process holds of it

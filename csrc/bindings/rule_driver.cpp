@@ -1,9 +1,12 @@
 #include "bindings/rule_driver.h"
 
+#include <cstring>
+#include <optional>
 #include <span>
 
 #include "bindings/cuda.h"
 #include "bindings/factored_rule_driver.h"
+#include "bindings/ownership.h"
 #include "cpu/step.h"
 #include "layout.h"
 
@@ -32,17 +35,41 @@ class ElementwiseRuleDriver final : public RuleDriver {
     if (!is_flat(layout)) job.layout = &work.layouts.emplace_back(std::move(layout));
   }
 
-  void run(const StepWork& work, int threads) override { run_step(rule_, work.jobs, threads); }
+ private:
+  void run_on_cpu(const StepWork& work, int threads) override { run_step(rule_, work.jobs, threads); }
 
   void run_on_cuda(const StepWork& work) override {
     for (const auto& [device, jobs] : work.device_jobs) step_on_cuda(rule_, device, jobs, work.scaler);
   }
 
- private:
   RuleId rule_;
 };
 
+void write(const Scalar& scalar) {
+  if (scalar.data == nullptr) return;
+  if (scalar.format == Format::float32) {
+    const auto value = static_cast<float>(scalar.value);
+    std::memcpy(scalar.data, &value, sizeof value);
+  } else {
+    std::memcpy(scalar.data, &scalar.value, sizeof scalar.value);
+  }
+}
+
 }  // namespace
+
+void RuleDriver::run(StepWork& work, int threads) {
+  // Launching on a GPU runs Python code, after which addresses hold only if the memory is held.
+  std::optional<Owned> owned;
+  if (!work.device_jobs.empty() && !work.jobs.empty()) owned.emplace(work.used);
+  run_on_cuda(work);
+  run_without_python(work.bytes(), work.used, [&] {
+    for (Rows& rows : work.rows) coalesce(rows);
+    for (Job& job : work.jobs)
+      if (job.rows != nullptr) job.length = job.rows->count() * job.rows->length;
+    run_on_cpu(work, threads);
+    for (const Scalar& scalar : work.scalars) write(scalar);
+  });
+}
 
 std::unique_ptr<RuleDriver> make_rule_driver(const std::string& rule) {
   if (rule == adafactor_info().name) return make_factored_rule_driver();

@@ -37,11 +37,13 @@ class RuleDriver {
   // Completes a job: where the elements of its operands lie. `flat`: all are packed in the same order.
   virtual void locate_elements(StepWork& work, Job& job, const Views& views, bool flat) const = 0;
 
-  // Runs the jobs on the CPU. Needs no GIL.
-  virtual void run(const StepWork& work, int threads) = 0;
-  virtual void run_on_cuda(const StepWork& work) = 0;
+  // Runs all jobs and writes the scalars. Jobs on GPUs come first: where a launch fails, nothing has been written here.
+  void run(StepWork& work, int threads);
 
  private:
+  virtual void run_on_cpu(const StepWork& work, int threads) = 0;  // needs no GIL
+  virtual void run_on_cuda(const StepWork& work) = 0;
+
   const RuleInfo& info_;
 };
 

@@ -1,5 +1,4 @@
 // The part of ParamReader that reads states, followers and scalars.
-#include <algorithm>
 #include <cstring>
 
 #include "bindings/param_reader.h"
@@ -13,10 +12,6 @@ namespace onepass {
 namespace {
 
 bool is_tensor(PyObject* object) { return PyObject_IsInstance(object, torch().tensor_type.ptr()) == 1; }
-
-bool has_one_element(const TensorView& view) {
-  return std::ranges::all_of(shape_of(view), [](std::int64_t size) { return size == 1; });
-}
 
 }  // namespace
 
@@ -95,9 +90,8 @@ bool ParamReader::read_scalar(Reading& r, const py::str& name, Scalar& scalar) {
     return true;
   }
   TensorView view;
-  if (!is_plain(held) || !torch().dlpack.view(held, view) || view.complex ||
-      !(view.on_cpu || same_device(view, r.own())) ||
-      (view.format != Format::float32 && view.format != Format::float64) || !has_one_element(view))
+  if (!is_plain(held) || !torch().dlpack.view(held, view) || !is_one_float(view) ||
+      !(view.on_cpu || same_device(view, r.own())))
     return r.fall_back("state " + std::string(name) + " that is not one float on the CPU");
   scalar = {.data = view.data, .format = *view.format, .on_gpu = !view.on_cpu};
   if (scalar.on_gpu) return true;

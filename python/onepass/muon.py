@@ -103,6 +103,9 @@ class Muon(Native, torch.optim.Muon):
         grad_factor = self._grad_factor()
         if grad_factor is None:
             return
+        if transform := _transform():
+            self._step_by_torch_alone(transform, grad_factor)
+            return
         items, fallback = self._divide()
         for group, _, _ in items:
             _check_iterations(group)
@@ -116,10 +119,6 @@ class Muon(Native, torch.optim.Muon):
 
     def _divide(self) -> tuple[list[Item], list[tuple[int, int, str]]]:
         """Return what the kernels step, and (group, index, reason) of what torch steps."""
-        if transform := _transform():
-            groups = enumerate(self.param_groups)
-            params = [(g, i, p) for g, group in groups for i, p in enumerate(group["params"])]
-            return [], [(g, i, transform) for g, i, p in params if p.grad is not None]
         kernel, fallback = self._plan.divide(self)
         items: list[Item] = []
         for g, index in kernel:

@@ -7,8 +7,8 @@ from functools import partial
 import onepass
 import pytest
 import torch
-from cases import ELEMENTWISE, ROWS, each_of_torchs, each_row
-from contract import assert_same, give_gradients, leaves, numbers, run_both, snapshot, train
+from cases import ELEMENTWISE, ROW, ROWS, each_of_torchs, each_row
+from contract import assert_same, give_gradients, leaves, numbers, run_both, snapshot, torch_path, train
 from reference import params_of
 from torch.nn import Parameter
 
@@ -426,33 +426,124 @@ def test_a_dtype_that_no_optimizer_steps(row, dtype, steps):
     assert_same(odd.float(), torch.ones(4))
 
 
+# -- divisions by zero -----------------------------------------------------------------------------------------------
+
+
+def betas(*values):
+    return lambda opt: opt.param_groups[0].update(betas=values)
+
+
+def count(steps):
+    def change(opt):
+        for state in opt.state.values():
+            state["step"] = steps if isinstance(state["step"], int) else torch.tensor(float(steps))
+
+    return change
+
+
+def change_group(**values):
+    return lambda opt: opt.param_groups[0].update(values)
+
+
+ADAMS = ["Adam", "AdamW", "RAdam", "SparseAdam"]
+ZERO_DIVISORS = [
+    *((name, t, betas(1.0, 0.9), "1 - betas[0] ** step") for name in [*ADAMS, "Adamax"] for t in (0, 2)),
+    *((name, t, betas(0.9, 1.0), "1 - betas[1] ** step") for name in [*ADAMS, "NAdam"] for t in (0, 2)),
+    *((name, 2, count(-1), "1 - betas[0] ** step") for name in [*ADAMS, "Adamax"]),
+    ("NAdam", 0, change_group(betas=(2.0, 0.9), momentum_decay=0.0), "1 - mu_product"),
+    ("Adagrad", 2, change_group(lr_decay=-0.5), "1 + (step - 1) * lr_decay"),
+    ("ASGD", 2, change_group(lr=0.5, lambd=-2 / 3), "(1 + lambd * lr * step) ** alpha"),
+    ("Adafactor", 2, change_group(d=0.0), "d"),
+    ("Adafactor", 2, count(-1), "step ** 0.5"),
+]
+# There torch divides tensors, and writes NaN.
+SILENT_IN_TORCH = {(name, "1 - betas[1] ** step") for name in [*ADAMS, "NAdam"]} | {("RAdam", "1 - betas[0] ** step")}
+
+
+@pytest.mark.parametrize(("name", "steps", "hurt", "divisor"), ZERO_DIVISORS)
+def test_a_division_by_zero_is_refused_before_anything_is_written(name, steps, hurt, divisor):
+    row = ROW[name]
+    opt, stock = (cls(leaves([(4, 3)]), **row.full) for cls in (row.ours, row.theirs))
+    for each in (opt, stock):
+        train(each, steps)
+        hurt(each)
+    before = snapshot(opt)
+    text = re.escape(f"{name}: parameter 0 of group 0 (shape [4, 3], torch.float64): {divisor} is zero")
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError, match=f"^{text}$"):
+            train(opt, 1, first=steps)
+        assert_same(snapshot(opt), before)
+    if steps:
+        ((path, reason),) = [(row.path, row.reason) for row in onepass.explain(opt)]
+        assert path == "error"
+        assert re.fullmatch(text, reason)
+    if (name, divisor) not in SILENT_IN_TORCH:
+        with pytest.raises(ZeroDivisionError):
+            train(stock, 1, first=steps)
+
+
 # -- memory that is shared -------------------------------------------------------------------------------------------
 
 SHARED = {
     "the same": lambda x: (x[:12], x[:12]),
     "overlapping": lambda x: (x[:12], x[6:18]),
-    "interleaved, not touching": lambda x: (x[0:12:2], x[1:12:2]),
+    "a row and a column": lambda x: (x.view(3, 6)[1], x.view(3, 6)[:, 4]),
+    "columns of which some touch": lambda x: (x.view(3, 6)[:, :4], x.view(3, 6)[:, 3:]),
     "one inside the other": lambda x: (x[:12], x[4:6]),
     "a matrix and a row": lambda x: (x[:12].view(3, 4), x[4:8]),
     "two inside one": lambda x: (x[10:12], x[:16], x[2:4]),
+}
+APART = {
     "touching": lambda x: (x[:12], x[12:]),
+    "even and odd": lambda x: (x[0:12:2], x[1:12:2]),
+    "columns": lambda x: x.view(3, 6).split([1, 3, 2], 1),
+    "columns, transposed": lambda x: x.view(3, 6).t().split(2),
+    "real and imaginary parts": lambda x: torch.view_as_real(torch.view_as_complex(x.view(9, 2))).unbind(1),
+    "blocks": lambda x: (x.view(3, 2, 3)[:, :, :2], x.view(3, 2, 3)[:, 0, 2], x.view(3, 2, 3)[:, 1, 2]),
 }
 
 
 @each_row
-@pytest.mark.parametrize("how", SHARED)
+@pytest.mark.parametrize("how", [*SHARED, *APART])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_parameters_that_share_memory_are_stepped_as_torch_does(row, how, groups):
     def script(opt):
-        first, *others = (Parameter(x) for x in SHARED[how](numbers(18)))
+        first, *others = (Parameter(x) for x in {**SHARED, **APART}[how](numbers(18)))
         opt.add_param_group({"params": [first, *others] if groups == 1 else [first]})
         if groups == 2:
             opt.add_param_group({"params": others, "lr": 0.2})
         train(opt, 3)
 
-    # Where the elements of one lie between those of the other, more than first and last byte would tell them apart.
-    path = set() if how == "touching" else {"memory shared with another parameter"}
+    path = set() if how in APART else {"memory shared with another parameter"}
     run_both(row, script, path=path, **row.having(weight_decay=0.5))  # a decay makes their order count
+
+
+@each_row
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_columns_of_one_matrix_in_several_threads(row, dtype):
+    """None writes into the gaps that are the others'."""
+    matrix = numbers(4000, 33).to(dtype)
+    columns = [Parameter(x) for x in matrix.split([1, 7, 16, 9], 1)]
+    alone = [Parameter(x.detach().clone()) for x in columns]
+    opts = [row.ours(params, **row.full) for params in (columns, alone)]
+    before = onepass.stats()
+    for opt in opts:
+        train(opt, 3)
+    assert torch_path(before) == set()
+    assert_same(snapshot(opts[0]), snapshot(opts[1]))
+
+
+@each_of_torchs
+def test_a_gradient_in_the_gaps_of_its_parameter(row):
+    def script(opt):
+        halves = numbers(4, 6).clone()
+        p = Parameter(halves[:, :3])
+        opt.add_param_group({"params": [p]})
+        p.grad = halves[:, 3:]
+        opt.step()
+        opt.step()
+
+    run_both(row, script)
 
 
 @each_row

@@ -6,7 +6,7 @@ import numpy as np
 import onepass
 import pytest
 import torch
-from cases import ELEMENTWISE, ROW, each_row, for_rows
+from cases import ELEMENTWISE, ROW, each_of_torchs, each_row, for_rows
 from contract import assert_same, leaves, numbers, run_both, snapshot, torch_path, train
 from reference import params_of
 
@@ -93,6 +93,23 @@ def test_a_pair_in_a_list_that_is_changed_in_place(row, name):
         pair[0] = after[0]
         train(opt, 2, first=2)
         pair[1] = after[1]
+        train(opt, 2, first=4)
+
+    run_both(row, script)
+
+
+@each_of_torchs
+@pytest.mark.parametrize("flag", ["maximize", "amsgrad", "nesterov", "centered", "decoupled_weight_decay"])
+def test_a_flag_that_is_a_tensor_counts_with_what_it_holds_at_the_step(row, flag):
+    if not row.takes([flag]):
+        return
+
+    def script(opt):
+        held = opt.param_groups[0][flag] = torch.tensor(True)
+        train(opt, 2)
+        held.fill_(False)
+        train(opt, 2, first=2)
+        held.fill_(True)
         train(opt, 2, first=4)
 
     run_both(row, script)

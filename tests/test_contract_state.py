@@ -7,7 +7,7 @@ import onepass
 import pytest
 import torch
 from cases import ELEMENTWISE, ROW, ROWS, SCALARS, each_class, each_of_torchs, each_row, for_rows
-from contract import assert_close, assert_same, give_gradients, leaves, numbers, run_both, snapshot, train
+from contract import assert_close, assert_same, give_gradients, leaves, numbers, run_both, snapshot, torch_path, train
 from reference import params_of
 from torch.nn import Parameter
 
@@ -490,3 +490,94 @@ def test_complex_parameters_have_complex_states_whatever_the_state_dtype(row):
     other = row.ours(params_of(opt), lr=0.5)
     other.load_state_dict(by_file(opt.state_dict()))
     assert_same(snapshot(other), snapshot(opt))
+
+
+# -- where torch's code steps a parameter ----------------------------------------------------------------------------
+
+# Its classes take no states of another dtype than the parameter's.
+MIXED = [
+    (torch.bfloat16, torch.float32),
+    (torch.float32, torch.bfloat16),
+    (torch.float64, torch.float32),
+    (torch.float32, torch.float64),
+]
+WITH_STATE_DTYPE = [row for row in ROWS if "state_dtype" in row.own and not row.wants_sparse]
+
+
+def tolerance(*dtypes):
+    return 8 * max(torch.finfo(dtype).eps for dtype in dtypes)
+
+
+@for_rows(WITH_STATE_DTYPE)
+@pytest.mark.parametrize(("dtype", "state_dtype"), MIXED)
+def test_state_dtype_where_torchs_code_steps(row, dtype, state_dtype):
+    """Parameters that share memory are stepped one after the other: as if each had an optimizer."""
+
+    def overlapping():
+        x = numbers(48).to(dtype)
+        return [Parameter(x[:30].view(5, 6)), Parameter(x[18:].view(6, 5))]
+
+    params, alone = overlapping(), overlapping()
+    opt = row.ours(params, **row.full, state_dtype=state_dtype)
+    parts = [row.ours([p], **row.full, state_dtype=state_dtype) for p in alone]
+    before = onepass.stats()
+    for t in range(3):
+        give_gradients(params, t)
+        opt.step()
+    assert torch_path(before) == {"memory shared with another parameter"}
+    before = onepass.stats()
+    for t in range(3):
+        give_gradients(alone, t)
+        for part in parts:
+            part.step()
+    assert torch_path(before) == set()
+    assert dtypes_of(opt) == {state_dtype}
+    expected = {key: [snapshot(part)[key][0] for part in parts] for key in ("params", "state")}
+    bound = tolerance(dtype, state_dtype)
+    assert_close(snapshot(opt), expected, rtol=bound, atol=bound)
+    assert [p.dtype for p in params] == [dtype] * 2
+
+
+@for_rows(row for row in WITH_STATE_DTYPE if row.counts_steps)
+@pytest.mark.parametrize(("dtype", "state_dtype"), MIXED)
+def test_loaded_states_of_another_dtype_where_torchs_code_steps(row, dtype, state_dtype):
+    opts = [row.ours(leaves(row.shapes, dtype), **row.full) for _ in range(2)]
+    for opt in opts:
+        train(opt, 2)
+        for state in opt.state.values():
+            for name in set(state) - set(SCALARS):
+                state[name] = state[name].to(state_dtype)
+    held = {p: dict(opts[0].state[p]) for p in params_of(opts[0])}
+    for state in opts[0].state.values():
+        state["step"] = state["step"].to(torch.int64)
+    before = onepass.stats()
+    for opt in opts:
+        train(opt, 2, first=2)
+    assert torch_path(before) == {"state step that is not one float on the CPU"}
+    for p, state in opts[0].state.items():
+        assert state["step"].item() == 4
+        assert state["step"].dtype == torch.int64
+        state["step"] = state["step"].to(torch.float32)
+        for name in set(state) - {"step"}:
+            assert state[name] is held[p][name]  # written in place, as by a kernel
+    bound = tolerance(dtype, state_dtype)
+    assert_close(snapshot(opts[0]), snapshot(opts[1]), rtol=bound, atol=bound)
+
+
+# -- groups that a hook adds -----------------------------------------------------------------------------------------
+
+
+@for_rows(row for row in ROWS if not row.wants_closure)  # torch's LBFGS has one group
+def test_a_hook_may_add_the_group_that_a_checkpoint_has(row):
+    def script(opt):
+        opt.add_param_group({"params": leaves([(4, 2)], seed=5), "lr": 0.3})
+        train(opt, 2)
+        saved = copy.deepcopy(opt.state_dict())
+        (added,) = opt.param_groups.pop()["params"]
+        del opt.state[added]
+        opt.register_load_state_dict_pre_hook(lambda this, _: this.add_param_group({"params": [added]}))
+        opt.load_state_dict(saved)
+        assert opt.param_groups[1]["lr"] == 0.3
+        train(opt, 2, first=2)
+
+    run_both(row, script, shapes=[(4, 3)])

@@ -4,6 +4,7 @@
 #include <memory>
 #include <stdexcept>
 
+#include "bindings/errors.h"
 #include "bindings/rule_driver.h"
 #include "cpu/fpmode.h"
 #include "layout.h"
@@ -42,6 +43,9 @@ void apply(const std::string& rule_name, const std::vector<double>& hyper, doubl
     throw std::invalid_argument("rule " + rule_name + " takes " + std::to_string(info.hyper_names.size()) +
                                 " hyperparameters, and scalars that only a plan reads");
   const unsigned states = info.states_used(hyper.data());
+
+  if (const char* divisor = info.zero_divisor(hyper.data(), step, nullptr); divisor != nullptr)
+    throw ZeroDivision(rule_name + ": " + divisor + " is zero");
 
   // Constants in float32 and in float64.
   alignas(std::max_align_t) std::array<std::array<std::byte, kMaxConstantBytes>, 2> constants;

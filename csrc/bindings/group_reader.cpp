@@ -40,8 +40,13 @@ bool read_device_number(PyObject* value, cuda::Number& number, int& device) {
   return true;
 }
 
-bool read_flag(const py::dict& dict, const py::str& key) {
+// Whether an object never changes, so that its value is that of the last step.
+bool is_constant(PyObject* value) { return PyFloat_CheckExact(value) || PyLong_Check(value) || value == Py_None; }
+
+// A flag that is no bool, such as a tensor, may change in place.
+bool read_flag(const py::dict& dict, const py::str& key, bool& mutable_value) {
   const auto value = py::reinterpret_borrow<py::object>(lookup(dict.ptr(), key));
+  if (value && !is_constant(value.ptr())) mutable_value = true;
   const int answer = value ? PyObject_IsTrue(value.ptr()) : 0;
   if (answer < 0) throw py::error_already_set();
   return answer == 1;
@@ -112,8 +117,8 @@ void GroupReader::read_values(Group& group, const py::dict& dict, const std::str
     group.hyper[h] = read_value(group, value, name, on_device, label);
     on_device.value = group.hyper[h];
   }
-  group.sign = read_flag(dict, names().maximize) ? -1.0 : 1.0;
-  group.differentiable = read_flag(dict, names().differentiable);
+  group.sign = read_flag(dict, names().maximize, group.has_mutable_values) ? -1.0 : 1.0;
+  group.differentiable = read_flag(dict, names().differentiable, group.has_mutable_values);
   group.states_used = info_.states_used(group.hyper.data());
   group.takes_sparse = info_.takes_sparse(group.hyper.data());
 }
@@ -122,8 +127,7 @@ double GroupReader::read_value(Group& group, const py::object& value, const Hype
                                const std::string& label) const {
   if (name.optional && value.is_none()) return -1.0;
   py::object item = value;
-  // A bool is a PyLong; anything else may change in place.
-  if (!PyFloat_CheckExact(value.ptr()) && !PyLong_Check(value.ptr())) {
+  if (!is_constant(value.ptr())) {
     group.has_mutable_values = true;
     if (read_device_number(value.ptr(), on_device, group.device)) return 1.0;
     if (py::hasattr(value, "item")) item = value.attr("item")();

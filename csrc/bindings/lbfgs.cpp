@@ -3,12 +3,13 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <deque>
 #include <stdexcept>
 
 #include "bindings/apply.h"
-#include "bindings/memory.h"
 #include "bindings/ownership.h"
 #include "layout.h"
+#include "overlap.h"
 #include "rules/math.h"
 
 namespace py = pybind11;
@@ -33,12 +34,10 @@ std::string named(std::size_t group, std::size_t index) {
 }
 
 // Why kernels cannot take a parameter; empty if they can.
-std::string why_torch(PyObject* param, TensorView& view, const std::string& name) {
+std::string why_torch(PyObject* param, TensorView& view) {
   if (!is_plain(param)) return "tensor subclass " + type_name(param);
   if (!torch().dlpack.view(param, view)) {
-    if (py::handle(param).attr("is_meta").cast<bool>())
-      throw py::value_error(name + ": it is on the meta device and has no memory; call to_empty() first");
-    return "no strided memory";
+    return py::handle(param).attr("is_meta").cast<bool>() ? "device meta" : "no strided memory";
   }
   if (!view.on_cpu) return "device " + py::str(py::handle(param).attr("device").attr("type")).cast<std::string>();
   if (!view.format) return "dtype " + text_of(param, "dtype");
@@ -97,7 +96,7 @@ Lbfgs::Readable Lbfgs::prepare(const py::list& groups, bool gradients) {
     const auto [g, i] = readable.places[k];
     PyObject* const param = readable.params[k].ptr();
     TensorView own;
-    if (const std::string why = why_torch(param, own, named(g, i)); !why.empty())
+    if (const std::string why = why_torch(param, own); !why.empty())
       throw py::value_error(named(g, i) + " has become a " + why + " within the step");
     if (!gradients) {
       readable.tensors.push_back(readable.params[k]);
@@ -161,15 +160,20 @@ py::list Lbfgs::refusals(const py::list& groups) const {
   py::list refused;
   std::vector<std::pair<std::size_t, std::size_t>> places;
   std::vector<MemoryRange> ranges;
+  std::deque<Spacing> spacings;
   for_each_param(groups, [&](std::size_t g, std::size_t i, PyObject* param) {
     TensorView view;
-    if (const std::string why = why_torch(param, view, named(g, i)); !why.empty()) {
+    if (const std::string why = why_torch(param, view); !why.empty()) {
       refused.append(py::make_tuple(g, i, why));
       return;
     }
-    const std::int64_t bytes =
-        extent(shape_of(view), strides_of(view)) * static_cast<std::int64_t>(size_of(*view.format));
-    ranges.push_back({view.data, view.data + bytes, places.size()});
+    const std::size_t size = size_of(*view.format);
+    const std::int64_t elements = extent(shape_of(view), strides_of(view));
+    MemoryRange& range = ranges.emplace_back();
+    range = {
+        .first = view.data, .past = view.data + elements * static_cast<std::int64_t>(size), .owner = places.size()};
+    if (elements > elements_of(view))
+      range.spacing = &spacings.emplace_back(spacing_of(shape_of(view), strides_of(view), size));
     places.emplace_back(g, i);
   });
   for (const MemoryOverlap& overlap : find_overlaps(ranges)) {

@@ -1,6 +1,9 @@
 #include "bindings/param_reader.h"
 
+#include <optional>
+
 #include "bindings/cuda.h"
+#include "bindings/errors.h"
 #include "bindings/names.h"
 #include "bindings/reading.h"
 #include "bindings/torch.h"
@@ -20,6 +23,13 @@ RuleNames::RuleNames(const RuleInfo& info) {
   for (const char* name : info.scalar_names) scalars.push_back(interned(name));
 }
 
+MemoryRange Param::range(std::size_t slot, std::size_t owner) const {
+  MemoryRange range{.first = written[slot].first, .past = written[slot].second, .owner = owner};
+  for (const auto& [at, spacing] : spacings)
+    if (at == slot) range.spacing = &spacing;
+  return range;
+}
+
 ParamReader::ParamReader(const RuleNames& names, const RuleDriver& driver, GroupReader& groups,
                          const StepRequest& request, const std::string& label, StepWork& work)
     : names_(names),
@@ -30,15 +40,19 @@ ParamReader::ParamReader(const RuleNames& names, const RuleDriver& driver, Group
       label_(label),
       work_(work) {}
 
-void ParamReader::fail(const Param& param, const std::string& what) const {
+// Which parameter it is, for messages.
+std::string ParamReader::label_of(const Param& param) const {
   const std::size_t group = param.group->index;
   std::string message = label_ + ": parameter " + std::to_string(param.index) + " of group " + std::to_string(group);
   if (PyObject* listed = lookup(work_.groups[group].ptr(), onepass::names().param_names); listed != nullptr) {
     const py::list known(py::reinterpret_borrow<py::object>(listed));
     if (param.index < known.size()) message += " '" + std::string(py::str(known[param.index])) + "'";
   }
-  message += " (shape " + shape_text(param.object) + ", " + text_of(param.object, "dtype") + "): " + what;
-  throw py::value_error(message);
+  return message + " (shape " + shape_text(param.object) + ", " + text_of(param.object, "dtype") + ")";
+}
+
+void ParamReader::fail(const Param& param, const std::string& what) const {
+  throw py::value_error(label_of(param) + ": " + what);
 }
 
 // -- the parameter ---------------------------------------------------------------------------------------------------
@@ -58,9 +72,7 @@ std::string ParamReader::unsupported_reason(Reading& r) const {
   if (!is_plain(r.local)) return "DTensor of a " + type_name(r.local);
   TensorView& view = r.own();
   if (!torch().dlpack.view(r.local, view)) {
-    if (py::handle(r.object).attr("is_meta").cast<bool>())
-      fail(r.param, "it is on the meta device and has no memory; call to_empty() first");
-    return "no strided memory";
+    return py::handle(r.object).attr("is_meta").cast<bool>() ? "device meta" : "no strided memory";
   }
   if (!view.on_cpu && (view.cuda < 0 || !driver_.runs_on_cuda()))
     return "device " + py::str(py::handle(r.object).attr("device").attr("type")).cast<std::string>();
@@ -145,14 +157,18 @@ void ParamReader::set_operand(Reading& r, std::size_t operand, PyObject* tensor,
 
 // Notes all memory that this step writes for the parameter. Where it has moved, it will be looked at for overlaps.
 void ParamReader::note_memory(Reading& r, bool& memory_moved) {
+  const auto note_move = [&] {
+    memory_moved = true;
+    r.param.shared = r.param.overlaps_itself = false;  // to be found out again
+  };
   const auto note = [&](std::size_t slot, std::byte* first, std::int64_t bytes) {
     auto& known = r.param.written[slot];
     const std::pair range{first, first + bytes};
     if (known == range) return;
     known = range;
-    memory_moved = true;
-    r.param.shared = r.param.overlaps_itself = false;  // to be found out again
+    note_move();
   };
+  std::vector<std::pair<std::size_t, Spacing>> spacings;
   for (std::size_t k = 0; k < kMaxOperands; ++k) {
     const Operand& operand = r.job().operands[k];
     if (k == kGrad) continue;
@@ -160,10 +176,18 @@ void ParamReader::note_memory(Reading& r, bool& memory_moved) {
       note(k, nullptr, 0);
       continue;
     }
-    const std::int64_t elements = r.packed && r.has_strides_of_param(k) && same_shape(r.views[k], r.own())
-                                      ? r.job().length
-                                      : extent(shape_of(r.views[k]), strides_of(r.views[k]));
+    const TensorView& view = r.views[k];
+    std::int64_t elements = r.job().length;
+    if (!r.packed || !r.has_strides_of_param(k) || !same_shape(view, r.own())) {
+      elements = extent(shape_of(view), strides_of(view));
+      if (elements > elements_of(view))
+        spacings.emplace_back(k, spacing_of(shape_of(view), strides_of(view), size_of(operand.format)));
+    }
     note(k, operand.data, elements * static_cast<std::int64_t>(size_of(operand.format)));
+  }
+  if (spacings != r.param.spacings) {
+    r.param.spacings = std::move(spacings);
+    note_move();
   }
   for (std::size_t n = 0; n < r.scalars.size(); ++n) {
     const Scalar& scalar = r.scalars[n];
@@ -174,6 +198,7 @@ void ParamReader::note_memory(Reading& r, bool& memory_moved) {
 void ParamReader::forget_memory(Param& param, bool& memory_moved) {
   if (param.written == decltype(param.written){}) return;
   param.written = {};
+  param.spacings.clear();
   memory_moved = true;
 }
 
@@ -181,14 +206,23 @@ void ParamReader::forget_memory(Param& param, bool& memory_moved) {
 // its states', what torch's sequence of operations would make of it is for torch to say.
 bool ParamReader::gradient_overlaps(const Reading& r) {
   const TensorView& grad = r.views[kGrad];
-  const std::byte* const past =
-      grad.data + extent(shape_of(grad), strides_of(grad)) * static_cast<std::int64_t>(size_of(*grad.format));
-  const auto overlaps = [&](const auto& range) { return grad.data < range.second && range.first < past; };
+  const std::size_t size = size_of(*grad.format);
+  MemoryRange read{.first = grad.data,
+                   .past = grad.data + extent(shape_of(grad), strides_of(grad)) * static_cast<std::int64_t>(size)};
+  std::optional<Spacing> spacing;
+  const auto overlaps = [&](std::size_t slot) {
+    const MemoryRange written = r.param.range(slot, r.number);
+    if (!overlap(read, written)) return false;
+    if (spacing) return true;
+    spacing = spacing_of(shape_of(grad), strides_of(grad), size);
+    read.spacing = &*spacing;
+    return overlap(read, written);
+  };
   for (std::size_t k = kFirstState; k < kMaxOperands; ++k)
-    if (overlaps(r.param.written[k])) return true;
+    if (overlaps(k)) return true;
   const bool same = r.job().rows == nullptr && grad.data == r.own().data && grad.format == r.own().format &&
                     r.has_strides_of_param(kGrad);
-  return !same && overlaps(r.param.written[kParam]);
+  return !same && overlaps(kParam);
 }
 
 // -- GPUs ------------------------------------------------------------------------------------------------------------
@@ -255,6 +289,8 @@ void ParamReader::make_constants(Reading& r) {
   const std::array<double, kMaxHyper>& hyper = r.param.group->hyper;
   MadeConstants& made = made_[r.job().wide ? 1 : 0];
   if (made.constants == nullptr || made.step != step || made.scalars != scalars || made.hyper != hyper) {
+    if (const char* divisor = info_.zero_divisor(hyper.data(), step, scalars.data()); divisor != nullptr)
+      throw ZeroDivision(label_of(r.param) + ": " + divisor + " is zero");
     ConstantsBuffer& buffer = work_.constants.emplace_back();
     const StepMode mode;  // or a caller's rounding mode would be in the constants
     made = {hyper, step, scalars, scalars, buffer.bytes};

@@ -19,6 +19,7 @@
 #include "bindings/group_reader.h"
 #include "bindings/rule_driver.h"
 #include "bindings/step_work.h"
+#include "overlap.h"
 
 namespace onepass {
 
@@ -39,6 +40,7 @@ struct Param {
   std::vector<std::int64_t> packed;  // the last shape and strides that were found to be packed
   // Memory that its step writes: first and past last byte of each operand, of `step` and of the rule's scalars.
   std::array<std::pair<std::byte*, std::byte*>, kMaxOperands + 1 + kMaxScalars> written{};
+  std::vector<std::pair<std::size_t, Spacing>> spacings;  // of those with gaps, which are few: place in `written`
   // Whether a tensor was found to be negated or conjugated lazily, and where it was then.
   struct Laziness {
     PyObject* tensor = nullptr;
@@ -47,6 +49,9 @@ struct Param {
   };
   std::array<Laziness, kMaxOperands> laziness{};
   Spread spread;  // of a DTensor
+
+  // A range of `written`.
+  MemoryRange range(std::size_t slot, std::size_t owner) const;
 };
 
 // The names that a rule's parameters are read by.
@@ -72,7 +77,7 @@ class ParamReader {
 
   // Adds the parameter's job to the work. Of a fallback, param.reason tells why. Where Python code has to run, which is
   // so for tensors that are seen for the first time, work.ran_python is set. Throws py::value_error for what nobody can
-  // step. `memory_moved` is set if the parameter's memory is not where it was.
+  // step, and ZeroDivision. `memory_moved` is set if the parameter's memory is not where it was.
   Outcome read(Param& param, std::size_t number, bool& memory_moved);
 
   // The GPU of the parameter that was read last; -1: it is on none.
@@ -103,6 +108,7 @@ class ParamReader {
   void set_followers(Reading& r) const;
   void make_constants(Reading& r);
   void add_job(Reading& r);
+  std::string label_of(const Param& param) const;
   [[noreturn]] void fail(const Param& param, const std::string& what) const;
 
   const RuleNames& names_;

@@ -7,7 +7,7 @@
 #include <stdexcept>
 #include <unordered_map>
 
-#include "bindings/memory.h"
+#include "bindings/errors.h"
 #include "bindings/names.h"
 #include "bindings/torch.h"
 
@@ -150,8 +150,8 @@ void Plan::read_params(const StepRequest& request, StepWork& work) {
 bool Plan::find_shared_memory() {
   std::vector<MemoryRange> ranges;
   for (std::size_t k = 0; k < params_.size(); ++k)
-    for (const auto& [first, past] : params_[k].written)
-      if (first != past) ranges.push_back({first, past, k});
+    for (std::size_t slot = 0; slot < params_[k].written.size(); ++slot)
+      if (const MemoryRange range = params_[k].range(slot, k); !range.empty()) ranges.push_back(range);
 
   std::vector<char> shared(params_.size());
   std::vector<char> overlaps_itself(params_.size());
@@ -205,9 +205,14 @@ py::object Plan::step(const py::object& optimizer, const StepRequest& request) {
     return result.to_python();
   }
   if (!work.missing.empty()) {
-    create_states(optimizer, request, work);
-    work.restart();
-    read_until_stable(request, work);
+    const py::object created = create_states(optimizer, request, work);
+    try {
+      work.restart();
+      read_until_stable(request, work);
+    } catch (...) {
+      optimizer.attr("_discard_states")(created);
+      throw;
+    }
     if (!work.missing.empty()) throw std::runtime_error(label_ + ": states that were created are not there");
   }
   run(work, request.threads);
@@ -219,7 +224,8 @@ py::object Plan::step(const py::object& optimizer, const StepRequest& request) {
   return result.to_python();
 }
 
-void Plan::create_states(const py::object& optimizer, const StepRequest& request, StepWork& work) {
+// Returns what `_discard_states` takes.
+py::object Plan::create_states(const py::object& optimizer, const StepRequest& request, StepWork& work) {
   py::list scalar_names;
   for (const py::str& name : names_.scalars) scalar_names.append(name);
   py::list wanted;
@@ -238,9 +244,10 @@ void Plan::create_states(const py::object& optimizer, const StepRequest& request
     wanted.append(py::make_tuple(work.groups[param.group->index], work.params[k], work.gradients[k].original,
                                  state_names, follower_names));
   }
-  optimizer.attr("_create_states")(wanted, scalar_names);
+  py::object created = optimizer.attr("_create_states")(wanted, scalar_names);
   for (Param* param : fresh) param->fresh = true;
   states_moved_ = true;
+  return created;
 }
 
 // Leaves GradScaler's values to the kernels, if all of this step is made and counted where they are. Else false.
@@ -339,6 +346,9 @@ py::list Plan::explain(const py::object& optimizer) {
             break;
         }
       } catch (const py::value_error& error) {
+        path = "error";
+        reason = error.what();
+      } catch (const ZeroDivision& error) {
         path = "error";
         reason = error.what();
       }

@@ -58,7 +58,7 @@ class Plan {
 
   void read_until_stable(const StepRequest& request, StepWork& work);
   void read(const pybind11::object& optimizer, const StepRequest& request, StepWork& work);
-  void create_states(const pybind11::object& optimizer, const StepRequest& request, StepWork& work);
+  pybind11::object create_states(const pybind11::object& optimizer, const StepRequest& request, StepWork& work);
   bool take_scaler(const StepRequest& request, StepWork& work);
   void run(StepWork& work, int threads);
   pybind11::list named(const std::vector<std::size_t>& numbers) const;

@@ -45,8 +45,14 @@ struct Adafactor {
   static constexpr unsigned kOfMatrix = state_bit(state_names, "row_var") | state_bit(state_names, "col_var");
   static constexpr unsigned kOfVector = state_bit(state_names, "variance");
 
+  struct Divisors {
+    double root, d;
+  };
+  static constexpr std::array divisor_names{"step ** 0.5", "d"};
+  static Divisors divisors(const AdafactorHyper& h, double step) { return {.root = std::sqrt(step), .d = h.d}; }
+
   static AdafactorConstants prepare(const AdafactorHyper& h, double step) {
-    const double slowing = 1.0 / std::sqrt(step);
+    const double slowing = 1.0 / divisors(h, step).root;
     return {.weight = std::pow(step, h.beta2_decay),
             .rate = slowing < h.lr ? slowing : h.lr,
             .decay = h.lr * h.weight_decay,

@@ -30,6 +30,14 @@ struct Adagrad {
   static unsigned states_used(const Hyper&) { return all_states(state_names); }
   static bool takes_sparse(const Hyper& h) { return h.weight_decay == 0.0 || h.decoupled_weight_decay > 0.0; }
 
+  struct Divisors {
+    double slowing;
+  };
+  static constexpr std::array divisor_names{"1 + (step - 1) * lr_decay"};
+  ONEPASS_SETUP static Divisors divisors(const Hyper& h, double step) {
+    return {.slowing = 1.0 + (step - 1.0) * h.lr_decay};
+  }
+
   template <class T>
   struct Constants {
     T lr, eps, weight_decay, decay;
@@ -38,7 +46,7 @@ struct Adagrad {
 
   template <class T>
   ONEPASS_SETUP static Constants<T> prepare(const Hyper& h, double step) {
-    const double lr = h.lr / (1.0 + (step - 1.0) * h.lr_decay);
+    const double lr = h.lr / divisors(h, step).slowing;
     const bool decays = h.weight_decay != 0.0;
     const bool decoupled = h.decoupled_weight_decay > 0.0;
     return {.lr = T(lr),

@@ -39,6 +39,14 @@ struct Adam {
   static unsigned states_used(const Hyper& h) { return kAverages | (h.amsgrad != 0.0 ? kMaximum : 0U); }
   static bool takes_sparse(const Hyper& h) { return h.decoupled_weight_decay != 0.0; }
 
+  struct Divisors {
+    double correction1, correction2;
+  };
+  static constexpr std::array divisor_names{"1 - betas[0] ** step", "1 - betas[1] ** step"};
+  ONEPASS_SETUP static Divisors divisors(const Hyper& h, double step) {
+    return {.correction1 = 1.0 - std::pow(h.beta1, step), .correction2 = 1.0 - std::pow(h.beta2, step)};
+  }
+
   template <class T>
   struct Constants {
     T step_size, eps, weight_decay, decay;
@@ -49,12 +57,12 @@ struct Adam {
 
   template <class T>
   ONEPASS_SETUP static Constants<T> prepare(const Hyper& h, double step) {
-    const double correction1 = 1.0 - std::pow(h.beta1, step);
-    const double correction2 = std::sqrt(1.0 - std::pow(h.beta2, step));
+    const Divisors d = divisors(h, step);
+    const double root2 = std::sqrt(d.correction2);
     const bool decays = h.weight_decay != 0.0;
     const bool decoupled = h.decoupled_weight_decay != 0.0;
-    return {.step_size = T(h.lr / correction1 * correction2),
-            .eps = T(h.eps * correction2),
+    return {.step_size = T(h.lr / d.correction1 * root2),
+            .eps = T(h.eps * root2),
             .weight_decay = T(h.weight_decay),
             .decay = T(h.lr * h.weight_decay),
             .average1 = Average<T>(h.beta1),

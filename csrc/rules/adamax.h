@@ -29,6 +29,14 @@ struct Adamax {
 
   static unsigned states_used(const Hyper&) { return all_states(state_names); }
 
+  struct Divisors {
+    double correction1;
+  };
+  static constexpr std::array divisor_names{"1 - betas[0] ** step"};
+  ONEPASS_SETUP static Divisors divisors(const Hyper& h, double step) {
+    return {.correction1 = 1.0 - std::pow(h.beta1, step)};
+  }
+
   template <class T>
   struct Constants {
     T step_size, beta2, eps, weight_decay;
@@ -38,7 +46,7 @@ struct Adamax {
 
   template <class T>
   ONEPASS_SETUP static Constants<T> prepare(const Hyper& h, double step) {
-    return {.step_size = T(h.lr / (1.0 - std::pow(h.beta1, step))),
+    return {.step_size = T(h.lr / divisors(h, step).correction1),
             .beta2 = T(h.beta2),
             .eps = T(h.eps),
             .weight_decay = T(h.weight_decay),

@@ -37,6 +37,14 @@ struct Asgd {
 
   static unsigned states_used(const Hyper&) { return all_states(state_names); }
 
+  struct Divisors {
+    double slowing;
+  };
+  static constexpr std::array divisor_names{"(1 + lambd * lr * step) ** alpha"};
+  ONEPASS_SETUP static Divisors divisors(const Hyper& h, double step, const Scalars& /*before*/) {
+    return {.slowing = std::pow(1.0 + h.lambd * h.lr * step, h.alpha)};
+  }
+
   template <class T>
   struct Constants {
     T eta, decay, weight_decay, mu;
@@ -53,8 +61,8 @@ struct Asgd {
             .follows = Flag<T>(s.mu == 1.0)};
   }
 
-  ONEPASS_SETUP static Scalars advance(const Hyper& h, double step, const Scalars& /*before*/) {
-    return {.eta = h.lr / std::pow(1.0 + h.lambd * h.lr * step, h.alpha), .mu = 1.0 / std::fmax(1.0, step - h.t0)};
+  ONEPASS_SETUP static Scalars advance(const Hyper& h, double step, const Scalars& before) {
+    return {.eta = h.lr / divisors(h, step, before).slowing, .mu = 1.0 / std::fmax(1.0, step - h.t0)};
   }
 
   template <class T>

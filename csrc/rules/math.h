@@ -68,8 +68,25 @@ ONEPASS_INLINE T sign(T x) {
   return choose(magnitude(x) > T(0), with_sign_of(x, T(1)), x);
 }
 
-// Running averages. Multiplying by a beta rounded to float32 at every step would put beta's rounding error into the
-// average 1 / (1 - beta) times over: Adam's second moment (0.999) would end 1.3e-5 off. Neither of these does.
+// Running sums and averages. Multiplying by a beta rounded to float32 at every step would put beta's rounding error
+// into the sum 1 / (1 - beta) times over: Adam's second moment (0.999) would end 1.3e-5 off. None of these does.
+
+// beta * old + x. Beta is held as a sum of two numbers of one sign, neither of them zero, so an infinite sum stays so.
+template <class T>
+class RunningSum {
+ public:
+  ONEPASS_SETUP explicit RunningSum(double beta) : most_(towards_zero(beta)), rest_(T(beta - double{most_})) {}
+
+  ONEPASS_INLINE T operator()(T old, T x) const { return most_ * old + (rest_ * old + x); }
+
+ private:
+  ONEPASS_SETUP static T towards_zero(double beta) {
+    const T rounded = T(beta);
+    return std::fabs(double{rounded}) < std::fabs(beta) || beta == 0.0 ? rounded : std::nextafter(rounded, T(0));
+  }
+
+  T most_, rest_;
+};
 
 // beta * old + (1 - beta) * x, as an interpolation from the nearer end (torch.lerp): from the other, a large `old`
 // would drown a small x in its rounding.
@@ -90,22 +107,16 @@ class Average {
 
 // beta * old + (1 - beta) * x^2. Its terms have one sign, so it needs no interpolation, which would make NaN of an
 // average that a huge gradient has left infinite; here it stays infinite, as in torch, and the parameter stands still.
-// Beta is held as a sum of two positive numbers.
 template <class T>
 class AverageOfSquares {
  public:
-  ONEPASS_SETUP explicit AverageOfSquares(double beta)
-      : beta_(below(beta)), rest_(T(beta - double{beta_})), gain_(T(1.0 - beta)) {}
+  ONEPASS_SETUP explicit AverageOfSquares(double beta) : sum_(beta), gain_(T(1.0 - beta)) {}
 
-  ONEPASS_INLINE T operator()(T old, T x) const { return beta_ * old + (rest_ * old + gain_ * x * x); }
+  ONEPASS_INLINE T operator()(T old, T x) const { return sum_(old, gain_ * x * x); }
 
  private:
-  ONEPASS_SETUP static T below(double beta) {
-    const T rounded = T(beta);
-    return double{rounded} < beta || beta == 0.0 ? rounded : std::nextafter(rounded, T(0));
-  }
-
-  T beta_, rest_, gain_;
+  RunningSum<T> sum_;
+  T gain_;
 };
 
 }  // namespace onepass::inline ONEPASS_TARGET

@@ -41,6 +41,17 @@ struct Nadam {
 
   static unsigned states_used(const Hyper&) { return all_states(state_names); }
 
+  struct Divisors {
+    double rest, rest_next, correction2;
+  };
+  static constexpr std::array divisor_names{"1 - mu_product", "1 - mu_product * mu_next", "1 - betas[1] ** step"};
+  ONEPASS_SETUP static Divisors divisors(const Hyper& h, double step, const Scalars& before) {
+    const double product = advance(h, step, before).mu_product;
+    return {.rest = 1.0 - product,
+            .rest_next = 1.0 - product * mu(h, step + 1.0),
+            .correction2 = 1.0 - std::pow(h.beta2, step)};
+  }
+
   template <class T>
   struct Constants {
     T grad_share, avg_share, eps, weight_decay, decay;
@@ -51,14 +62,13 @@ struct Nadam {
 
   template <class T>
   ONEPASS_SETUP static Constants<T> prepare(const Hyper& h, double step, const Scalars& s) {
-    const double product = advance(h, step, s).mu_product;
-    const double mu_next = mu(h, step + 1.0);
-    const double correction2 = std::sqrt(1.0 - std::pow(h.beta2, step));
+    const Divisors d = divisors(h, step, s);
+    const double root2 = std::sqrt(d.correction2);
     const bool decays = h.weight_decay != 0.0;
     const bool decoupled = h.decoupled_weight_decay != 0.0;
-    return {.grad_share = T(h.lr * (1.0 - mu(h, step)) / (1.0 - product) * correction2),
-            .avg_share = T(h.lr * mu_next / (1.0 - product * mu_next) * correction2),
-            .eps = T(h.eps * correction2),
+    return {.grad_share = T(h.lr * (1.0 - mu(h, step)) / d.rest * root2),
+            .avg_share = T(h.lr * mu(h, step + 1.0) / d.rest_next * root2),
+            .eps = T(h.eps * root2),
             .weight_decay = T(h.weight_decay),
             .decay = T(h.lr * h.weight_decay),
             .average1 = Average<T>(h.beta1),

@@ -34,6 +34,14 @@ struct Radam {
 
   static unsigned states_used(const Hyper&) { return all_states(state_names); }
 
+  struct Divisors {
+    double correction1, correction2;
+  };
+  static constexpr std::array divisor_names{"1 - betas[0] ** step", "1 - betas[1] ** step"};
+  ONEPASS_SETUP static Divisors divisors(const Hyper& h, double step) {
+    return {.correction1 = 1.0 - std::pow(h.beta1, step), .correction2 = 1.0 - std::pow(h.beta2, step)};
+  }
+
   template <class T>
   struct Constants {
     T step_size, eps, weight_decay, decay;
@@ -44,16 +52,16 @@ struct Radam {
 
   template <class T>
   ONEPASS_SETUP static Constants<T> prepare(const Hyper& h, double step) {
-    const double power2 = std::pow(h.beta2, step);
+    const Divisors d = divisors(h, step);
     const double rho = 2.0 / (1.0 - h.beta2) - 1.0;
-    const double rho_t = rho - 2.0 * step * power2 / (1.0 - power2);
+    const double rho_t = rho - 2.0 * step * std::pow(h.beta2, step) / d.correction2;
     const bool adapts = rho_t > 5.0;
     const double scale =
-        adapts ? std::sqrt((rho_t - 4.0) * (rho_t - 2.0) * rho / ((rho - 4.0) * (rho - 2.0) * rho_t) * (1.0 - power2))
+        adapts ? std::sqrt((rho_t - 4.0) * (rho_t - 2.0) * rho / ((rho - 4.0) * (rho - 2.0) * rho_t) * d.correction2)
                : 1.0;
     const bool decays = h.weight_decay != 0.0;
     const bool decoupled = h.decoupled_weight_decay != 0.0;
-    return {.step_size = T(h.lr / (1.0 - std::pow(h.beta1, step)) * scale),
+    return {.step_size = T(h.lr / d.correction1 * scale),
             .eps = T(h.eps),
             .weight_decay = T(h.weight_decay),
             .decay = T(h.lr * h.weight_decay),

@@ -2,12 +2,15 @@
 //
 //   g'  = g + weight_decay * p
 //   v   = alpha * v + (1 - alpha) * g'^2
-//   a   = alpha * a + (1 - alpha) * g'                with centered, else 0
-//   d   = g' / (sqrt(v - a^2) + eps)
+//   a   = alpha * a + (1 - alpha) * g'                with centered
+//   s   = v - a^2                                     with centered, else v
+//   d   = g' / (sqrt(s) + eps)
 //   buf = momentum * buf + d
 //   p   = p - lr * buf
 //
-// v - a^2, a variance, is held at zero where rounding takes it below; torch makes NaN of it there.
+// v - a^2, a variance, is computed from the averages before the step, as alpha * (v - a^2) + alpha * (1 - alpha) *
+// (g' - a)^2, which is the same: the difference of the new averages would cancel most digits of the second term. It is
+// held at zero where rounding takes it below; torch makes NaN of it there.
 #pragma once
 
 #include <array>
@@ -40,7 +43,8 @@ struct Rmsprop {
 
   template <class T>
   struct Constants {
-    T lr, eps, weight_decay, momentum;
+    T lr, eps, weight_decay, alpha, spread;
+    RunningSum<T> momentum;
     Average<T> average;
     AverageOfSquares<T> square_average;
     Flag<T> decays, centered;
@@ -51,7 +55,9 @@ struct Rmsprop {
     return {.lr = T(h.lr),
             .eps = T(h.eps),
             .weight_decay = T(h.weight_decay),
-            .momentum = T(h.momentum),
+            .alpha = T(h.alpha),
+            .spread = T(h.alpha * (1.0 - h.alpha)),
+            .momentum = RunningSum<T>(h.momentum),
             .average = Average<T>(h.alpha),
             .square_average = AverageOfSquares<T>(h.alpha),
             .decays = Flag<T>(h.weight_decay != 0.0),
@@ -67,11 +73,13 @@ struct Rmsprop {
   template <class T>
   ONEPASS_INLINE static void update(const Constants<T>& c, T& p, T g, T& square_avg, T& momentum_buffer, T& grad_avg) {
     g = g + c.weight_decay * only_if(c.decays, p);
+    const T off = g - grad_avg;
+    // An infinite v keeps the variance infinite, though the square of a is infinite, too.
+    const T variance = c.alpha * (square_avg - finite(grad_avg * grad_avg)) + c.spread * off * off;
     square_avg = c.square_average(square_avg, g);
     grad_avg = c.average(grad_avg, g);
-    // An infinite v keeps the variance infinite, though the square of a is infinite, too.
-    const T variance = maximum(square_avg - only_if(c.centered, finite(grad_avg * grad_avg)), T(0));
-    momentum_buffer = c.momentum * momentum_buffer + g / (square_root(variance) + c.eps);
+    const T scale = square_root(select(c.centered, maximum(variance, T(0)), square_avg));
+    momentum_buffer = c.momentum(momentum_buffer, g / (scale + c.eps));
     p = p - c.lr * momentum_buffer;
   }
 };

@@ -34,6 +34,14 @@ struct SparseAdam {
   static constexpr bool takes_dense = false;
   static bool takes_sparse(const Hyper&) { return true; }
 
+  struct Divisors {
+    double correction1, correction2;
+  };
+  static constexpr std::array divisor_names{"1 - betas[0] ** step", "1 - betas[1] ** step"};
+  ONEPASS_SETUP static Divisors divisors(const Hyper& h, double step) {
+    return {.correction1 = 1.0 - std::pow(h.beta1, step), .correction2 = 1.0 - std::pow(h.beta2, step)};
+  }
+
   template <class T>
   struct Constants {
     T step_size, eps, gain1, gain2;
@@ -41,9 +49,8 @@ struct SparseAdam {
 
   template <class T>
   ONEPASS_SETUP static Constants<T> prepare(const Hyper& h, double step) {
-    const double correction1 = 1.0 - std::pow(h.beta1, step);
-    const double correction2 = std::sqrt(1.0 - std::pow(h.beta2, step));
-    return {.step_size = T(h.lr / correction1 * correction2),
+    const Divisors d = divisors(h, step);
+    return {.step_size = T(h.lr / d.correction1 * std::sqrt(d.correction2)),
             .eps = T(h.eps),
             .gain1 = T(1.0 - h.beta1),
             .gain2 = T(1.0 - h.beta2)};

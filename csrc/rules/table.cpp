@@ -28,6 +28,19 @@ concept TakesSparse = requires(const typename Rule::Hyper& hyper) { Rule::takes_
 template <class Rule>
 concept RefusesDense = requires { requires !Rule::takes_dense; };
 
+template <class Rule>
+concept HasDivisors = requires { typename Rule::Divisors; };
+
+template <class Rule>
+const char* find_zero(const typename Rule::Divisors& divisors) {
+  static_assert(sizeof divisors == Rule::divisor_names.size() * sizeof(double));
+  std::array<double, Rule::divisor_names.size()> values{};
+  std::memcpy(values.data(), &divisors, sizeof divisors);
+  for (std::size_t i = 0; i < values.size(); ++i)
+    if (values[i] == 0.0) return Rule::divisor_names[i];
+  return nullptr;
+}
+
 template <class Rule, class T>
 void construct(const double* hyper, double step, [[maybe_unused]] const double* scalars, void* constants) {
   using Constants = typename Rule::template Constants<T>;
@@ -60,8 +73,18 @@ constexpr RuleInfo describe(const char* name) {
           [](const double* hyper, double step, const double* scalars, bool wide, void* constants) {
             (wide ? construct<Rule, double> : construct<Rule, float>)(hyper, step, scalars, constants);
           },
+      .zero_divisor = [](const double*, double, const double*) -> const char* { return nullptr; },
       .advance = [](const double*, double, double*) {},
   };
+  if constexpr (HasDivisors<Rule>)
+    info.zero_divisor = [](const double* hyper, double step, [[maybe_unused]] const double* scalars) {
+      const auto h = unpack<typename Rule::Hyper>(hyper);
+      if constexpr (HasScalars<Rule>) {
+        return find_zero<Rule>(Rule::divisors(h, step, unpack<typename Rule::Scalars>(scalars)));
+      } else {
+        return find_zero<Rule>(Rule::divisors(h, step));
+      }
+    };
   if constexpr (TakesSparse<Rule>)
     info.takes_sparse = [](const double* hyper) { return Rule::takes_sparse(unpack<typename Rule::Hyper>(hyper)); };
   if constexpr (HasScalars<Rule>) {
@@ -96,6 +119,10 @@ constexpr RuleInfo kAdafactor{
     .prepare =
         [](const double* hyper, double step, const double*, bool, void* constants) {
           new (constants) AdafactorConstants(Adafactor::prepare(unpack<AdafactorHyper>(hyper), step));
+        },
+    .zero_divisor =
+        [](const double* hyper, double step, const double*) {
+          return find_zero<Adafactor>(Adafactor::divisors(unpack<AdafactorHyper>(hyper), step));
         },
     .advance = [](const double*, double, double*) {},
 };

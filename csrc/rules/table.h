@@ -31,6 +31,9 @@ struct RuleInfo {
   // last step left them.
   void (*prepare)(const double* hyper, double step, const double* scalars, bool wide, void* constants);
 
+  // The first divisor of these constants that is zero, as a formula; null: there is none.
+  const char* (*zero_divisor)(const double* hyper, double step, const double* scalars);
+
   // Takes the scalars from before this step to after it.
   void (*advance)(const double* hyper, double step, double* scalars);
 };

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -349,18 +350,65 @@ class Native(Optimizer):
     def _step_by_torch(self, fallback: list[tuple[int, int, str]], grad_factor: float) -> None:
         """Steps some of the parameters by torch's own implementation, on the same states."""
         params_of: dict[int, list[Tensor]] = {}
-        for group, index, _ in fallback:
-            params_of.setdefault(group, []).append(self.param_groups[group]["params"][index])
+        for number, index, _ in fallback:
+            params_of.setdefault(number, []).append(self.param_groups[number]["params"][index])
         if self._slow_weight_update:
             self._slow_weight_update.before(p for params in params_of.values() for p in params)
         # A stand-in that shares everything with this optimizer but sees only those parameters.
         part = object.__new__(type(self))
         part.__dict__.update({k: v for k, v in self.__dict__.items() if k not in ("grad_scale", "found_inf")})
-        part.param_groups = [{**self.param_groups[g], "params": params} for g, params in params_of.items()]
+        as_they_are: list[dict[str, Any]] = []
+        to_convert: list[tuple[dict[str, Any], Tensor, torch.dtype]] = []
+        for number, params in params_of.items():
+            group = self.param_groups[number]
+            dtypes = {p: self._common_dtype(group, p) for p in params}
+            as_they_are.append({**group, "params": [p for p in params if dtypes[p] is None]})
+            to_convert += [(group, p, dtype) for p, dtype in dtypes.items() if dtype is not None]
         with contextlib.ExitStack() as stack:
             if grad_factor != 1.0:
                 stack.enter_context(_scaled_gradients([p for ps in params_of.values() for p in ps], grad_factor))
+            if any(group["params"] for group in as_they_are):
+                part.param_groups = as_they_are
+                type(self).torch_step(part)
+            for group, p, dtype in to_convert:
+                self._step_converted(part, group, p, dtype)
+
+    def _common_dtype(self, group: dict[str, Any], p: Tensor) -> torch.dtype | None:
+        """The dtype that a parameter and its states can all be converted to; None if they have the same one already.
+
+        torch's implementation takes no states of another dtype than the parameter's.
+        """
+        held = (self.state[p].get(name) for name in self._state_names()) if p in self.state else ()
+        dtypes = [state.dtype for state in held if isinstance(state, Tensor)]
+        if not p.is_complex() and (state_dtype := group.get("state_dtype")) is not None:
+            dtypes.append(state_dtype)
+        if all(dtype == p.dtype for dtype in dtypes):
+            return None
+        return functools.reduce(torch.promote_types, dtypes, p.dtype)
+
+    def _step_converted(self, part: Optimizer, group: dict[str, Any], p: Tensor, dtype: torch.dtype) -> None:
+        """Steps a parameter by torch's own implementation, in a dtype that its states can be converted to."""
+        with torch.set_grad_enabled(bool(group.get("differentiable"))):
+            copy, grad = p.to(dtype), p.grad
+            copy.grad = None if grad is None else grad.to(dtype)
+            names = self._state_names()
+            state = dict(self.state[p]) if p in self.state else {}
+            converted = {name: state[name].to(dtype) for name in names if isinstance(state.get(name), Tensor)}
+            part.param_groups = [{**self._group_to_convert(group, p), "params": [copy]}]
+            part.state = defaultdict(dict, {copy: {**state, **converted}})
             type(self).torch_step(part)
+            p.copy_(copy)
+            for name, value in part.state[copy].items():
+                if name in converted:
+                    state[name].copy_(value)
+                elif name not in names or not isinstance(value, Tensor):
+                    self.state[p][name] = value
+                else:  # made by this step
+                    self.state[p][name] = value.to(None if p.is_complex() else group.get("state_dtype") or p.dtype)
+
+    def _group_to_convert(self, group: dict[str, Any], p: Tensor) -> dict[str, Any]:
+        """The group, with what follows from the parameter's dtype written out."""
+        return group
 
     @classmethod
     def _state_names(cls) -> list[str]:
@@ -378,12 +426,15 @@ class Native(Optimizer):
         self,
         wanted: list[tuple[dict[str, Any], Tensor, Tensor, list[str], list[str]]],
         scalar_names: list[str],
-    ) -> None:
+    ) -> list[tuple[Tensor, str]]:
         """Create the states that are missing; all of them, or on an exception none.
 
         Args:
             wanted: Group, parameter, gradient, and the names of the states and followers that the parameter must have.
             scalar_names: The scalars that each parameter has beside its states: ``step``, and those of the rule.
+
+        Returns:
+            The parameter and the name of each.
         """
         created: list[tuple[Tensor, str]] = []
         try:
@@ -399,12 +450,19 @@ class Native(Optimizer):
                         state[name] = new_follower(p) if follows else self._new_state(group, p, grad, name)
                         created.append((p, name))
         except BaseException:
-            for p, name in created:
-                del self.state[p][name]
+            self._discard_states(created)
             for _, p, *_ in wanted:
                 if p in self.state and not self.state[p]:
                     del self.state[p]
             raise
+        return created
+
+    def _discard_states(self, created: list[tuple[Tensor, str]]) -> None:
+        """Delete states that were created for a step that is not made."""
+        for p, name in created:
+            del self.state[p][name]
+            if not self.state[p]:
+                del self.state[p]
 
     def _initial_scalar(self, group: dict[str, Any], name: str) -> float:
         """Return the value of a scalar before the first step."""
@@ -446,10 +504,11 @@ class Native(Optimizer):
         optimizer, if it has one.
         """
         saved: dict[str, Any] = {}
-        own = [group.get("state_dtype") for group in self.param_groups]
+        own: list[torch.dtype | None] = []
 
         def look(_: Optimizer, final: dict[str, Any]) -> None:
             saved.update(final)
+            own.extend(group.get("state_dtype") for group in self.param_groups)
 
         def restore(_: Optimizer) -> None:
             for saved_group, group, state_dtype in zip(saved["param_groups"], self.param_groups, own, strict=True):

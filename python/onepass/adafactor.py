@@ -81,6 +81,10 @@ class Adafactor(Native, torch.optim.Adafactor):
     def _step_with_scaler(self, found_inf: Tensor) -> bool:
         return False  # it has no kernels on a GPU
 
+    def _group_to_convert(self, group: dict[str, Any], p: Tensor) -> dict[str, Any]:
+        eps1, eps2 = group["eps"]
+        return {**group, "eps": (torch.finfo(p.dtype).eps if eps1 is None else eps1, eps2)}
+
     def _new_state(self, group: dict[str, Any], p: Tensor, grad: Tensor, name: str) -> Tensor:
         dtype = group.get("state_dtype")
         if name == "variance":

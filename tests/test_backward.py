@@ -1,6 +1,8 @@
 """step_in_backward: the same bits as a step after the backward, one gradient at a time."""
 
 import copy
+import gc
+from weakref import ref
 
 import onepass
 import pytest
@@ -243,6 +245,27 @@ def test_removed():
     assert_same([p.detach() for p in models[1].parameters()], before)
     assert all(p.grad is not None for p in models[1].parameters())
     opts[1].step(lambda: 1.0)
+
+
+def test_what_nobody_refers_to_is_freed_without_remove():
+    models, opts, handle = pair(lr=0.1)
+    in_backward(models[1], opts[1], 0)
+    alive = [ref(x) for x in (models[1], opts[1], handle, *models[1].parameters())]
+    del models, opts, handle
+    gc.collect()
+    assert [x() for x in alive] == [None] * len(alive)
+
+
+def test_it_lasts_as_long_as_the_model():
+    models, opts, _ = pair(lr=0.1)
+    stepped = ref(opts.pop())
+    del _
+    gc.collect()
+    for t in range(2):
+        plain(models[0], opts[0], t)
+        loss_of(models[1], t).backward()
+    assert stepped() is not None
+    assert_same(*([p.detach() for p in model.parameters()] for model in models))
 
 
 def test_what_it_cannot_work_with():

@@ -95,6 +95,8 @@ BAD_CALLS = [
     *((row, partial(leaves, row.shapes), options) for row in TORCHS for options in ARGUMENTS if row.takes(options)),
     *((row, partial(leaves, row.shapes), {"no_such_argument": 1}) for row in TORCHS),
     *((row, params, {}) for row in ROWS for params in PARAMETERS.values()),
+    # Both are bad: which of them is named.
+    *((row, lambda: None, options) for row in TORCHS for options in ARGUMENTS if row.takes(options)),
 ]
 
 

@@ -110,6 +110,9 @@ def _with_hooks(update: Step, self: Optimizer, args: tuple[Any, ...], kwargs: di
     return result
 
 
+_profiler_enabled = torch._C._autograd._profiler_enabled
+
+
 def _update(self: Native, closure: Callable[[], Any] | None = None) -> Any:
     """Performs a single optimization step.
 
@@ -127,7 +130,11 @@ def _update(self: Native, closure: Callable[[], Any] | None = None) -> Any:
     if closure is not None:
         with torch.enable_grad():
             loss = closure()
-    self._step_all()
+    if _profiler_enabled():
+        with torch.profiler.record_function(f"onepass::{self.rule}"):
+            self._step_all()
+    else:
+        self._step_all()
     return loss
 
 
@@ -146,7 +153,7 @@ def hooked(update: Step, owner: str) -> Step:
         self: Optimizer = args[0]
         if torch.compiler.is_compiling():
             return untraced(*args, **kwargs)
-        profiled = torch._C._autograd._profiler_enabled()
+        profiled = _profiler_enabled()
         if (
             not (
                 profiled

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ class FreedGradient(Tensor):
         )
 
 
-def _forget_freed(p: Tensor, _: Tensor | None = None) -> None:
+def _forget_freed(p: Tensor) -> None:
     if isinstance(p.grad, FreedGradient):
         p.grad = None
 
@@ -105,10 +106,11 @@ class StepInBackward:
         for group in self._optimizer.param_groups:
             for p in group["params"]:
                 if p.requires_grad and p not in self._steppers:
-                    # The one before a gradient is put into .grad, the other after.
+                    # The one before a gradient is put into .grad, the other after. Python's garbage collector does not
+                    # see what the other refers to, so only the one keeps all of this alive.
                     handles = (
-                        p.register_hook(partial(_forget_freed, p)),
-                        p.register_post_accumulate_grad_hook(self._update),
+                        p.register_hook(partial(self._before_gradient, p)),
+                        p.register_post_accumulate_grad_hook(partial(_update_by, ref(self))),
                     )
                     self._steppers[p] = _Stepper(self._optimizer, p), handles
 
@@ -122,16 +124,24 @@ class StepInBackward:
             _forget_freed(p)
         self._join()
 
+    def _before_gradient(self, p: Tensor, _: Tensor) -> None:
+        _forget_freed(p)
+
     def _update(self, p: Tensor) -> None:
-        # torch.compile traces what autograd calls, too, within a function that is compiled.
-        if torch.compiler.is_compiling():
-            self._update_untraced(p)
-            return
         stepper = self._steppers[p][0]
         if not self._accumulating and stepper.step():
             p.grad = stepper.freed()
 
-    _update_untraced = _disable_dynamo(_update)
+
+def _update_by(stepping: ref[StepInBackward], p: Tensor) -> None:
+    # torch.compile traces what autograd calls, too, within a function that is compiled.
+    if torch.compiler.is_compiling():
+        _update_untraced(stepping, p)
+    elif (held := stepping()) is not None:
+        held._update(p)
+
+
+_update_untraced = _disable_dynamo(_update_by)
 
 
 class _Stepper:
@@ -172,8 +182,8 @@ class _Stepper:
         self._part.state = {self._p: self._optimizer.state[self._p]}  # type: ignore[assignment]
         try:
             self._part.step()
-        except ValueError as error:
-            raise ValueError(f"in the backward pass, at parameter {at} of group {index}: {error}") from error
+        except (ValueError, ZeroDivisionError) as error:
+            raise type(error)(f"in the backward pass, at parameter {at} of group {index}: {error}") from error
         finally:
             if not self._optimizer.state[self._p]:
                 del self._optimizer.state[self._p]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -297,9 +297,10 @@ class LBFGS(torch.optim.LBFGS):
         history_size: int = 100,
         line_search_fn: str | None = None,
     ) -> None:
-        # torch's constructor takes one group; the others are added to what it has made.
+        # torch's constructor takes one group; the others are added to what it has made. What is no iterable it refuses
+        # itself, after it has looked at lr.
         others: list[Any] = []
-        if not isinstance(params, Tensor | dict):
+        if isinstance(params, Iterable) and not isinstance(params, Tensor | dict):
             listed: list[Any] = list(params)
             several = bool(listed) and isinstance(listed[0], dict)
             params, others = (listed[:1], listed[1:]) if several else (listed, [])

@@ -7,7 +7,7 @@ from functools import partial
 import onepass
 import pytest
 import torch
-from cases import ELEMENTWISE, ROW, ROWS, each_of_torchs, each_row
+from cases import ELEMENTWISE, ROW, ROWS, each_of_torchs, each_row, for_rows
 from contract import assert_same, give_gradients, leaves, numbers, run_both, snapshot, torch_path, train
 from reference import params_of
 from torch.nn import Parameter
@@ -590,6 +590,20 @@ def test_a_parameter_that_shares_memory_with_anothers_state(row):
         train(opt, 2, first=2)
 
     run_both(row, script, shapes=[(3,), (), (4, 3), (4, 3)], path={"memory shared with another parameter"})
+
+
+@for_rows(row for row in ELEMENTWISE if row.counts_steps)
+def test_one_step_tensor_for_all_parameters_counts_once_for_each(row):
+    def script(opt):
+        train(opt, 2)
+        shared = torch.tensor(2.0)
+        for p in params_of(opt):
+            opt.state[p]["step"] = shared
+        train(opt, 2, first=2)
+        return shared.item()
+
+    opt, _ = run_both(row, script, path={"memory shared with another parameter"})
+    assert {row.reason for row in onepass.explain(opt)} == {"memory shared with another parameter"}
 
 
 @each_of_torchs

@@ -23,9 +23,9 @@ class Rprop(Native, torch.optim.Rprop):
         g_t' &= 0 \text{ after a change of sign, else } g_t \\
         \theta_t &= \theta_{t-1} - \operatorname{sign}(g_t') s_t
 
-    from :math:`s_0 = \gamma`. The learning rate acts on the first step only; of NaN the sign is zero, as in torch. So it
-    is of a denormal gradient, because kernels flush denormal numbers to zero: its element stays where it is, and torch's
-    code, which does not flush, moves it by a whole step size.
+    from :math:`s_0 = \gamma`. The learning rate acts on the first step only; of NaN the sign is zero, as in torch. So
+    it is of a denormal gradient, because kernels flush denormal numbers to zero: its element stays where it is, while
+    torch's code moves it by a whole step size.
 
     Sources: Riedmiller and Braun 1993, "A direct adaptive method for faster backpropagation learning: the RPROP
     algorithm"; this variant: Igel and Hüsken 2003, "Empirical evaluation of the improved Rprop learning algorithms".

@@ -331,6 +331,17 @@ def test_wrong_arguments():
     scheduler = OURS.StepLR(optimizer(), 3)
     with pytest.raises(ValueError, match="n must be at least 0, not -1"):
         scheduler.preview(-1)
+    for n, got in (
+        (2.5, "the float 2.5"),
+        ("3", "the str '3'"),
+        (None, "the NoneType None"),
+        (float("inf"), "the float inf"),
+    ):
+        for call in (scheduler.preview, scheduler.plot):
+            with pytest.raises(TypeError, match=f"^n must be an integer, got {got}$"):
+                call(n)
+    assert (scheduler.preview(1e1) == scheduler.preview(10)).all()
+    assert (scheduler.preview(np.int64(10)) == scheduler.preview(10)).all()
     with pytest.raises(TypeError, match="SGD is not a scheduler"):
         preview(scheduler.optimizer, 3)
     with pytest.raises(ValueError, match="no scheduler to draw"):

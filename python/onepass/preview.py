@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 
+from ._native import whole
 from .figure import axes_to_fill, figure_of
 
 if TYPE_CHECKING:
@@ -48,11 +49,12 @@ def preview(scheduler: LRScheduler, n: int, metrics: Iterable[float] | None = No
     Raises:
         ValueError: If ``n`` is negative, metrics are missing or too few; and whatever stepping the scheduler would
             raise, as :class:`~torch.optim.lr_scheduler.OneCycleLR` does after its last step.
-        TypeError: If the scheduler has no optimizer, or reads from a generator or the like, which a preview would use
-            up.
+        TypeError: If ``n`` is no integer, the scheduler has no optimizer, or it reads from a generator or the like,
+            which a preview would use up.
     """
     if not hasattr(scheduler, "optimizer"):
         raise TypeError(f"{type(scheduler).__name__} is not a scheduler: it has no optimizer")
+    n = whole("n", n)
     if n < 0:
         raise ValueError(f"n must be at least 0, not {n}")
     assumed = _steps(scheduler, n - 1, metrics)
@@ -211,6 +213,7 @@ def plot(
         labels = [type(scheduler).__name__ for scheduler in schedulers]
     if len(labels) != len(schedulers):
         raise ValueError(f"expected a label for each of {len(schedulers)} schedulers, but got {len(labels)}")
+    n = whole("n", n)
     assumed = None if metrics is None else list(islice(metrics, max(n - 1, 0)))  # each scheduler reads it anew
     tables = [preview(scheduler, n, assumed) for scheduler in schedulers]
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 from pathlib import Path
 
 import torch
 
 from .demo import ARGUMENTS, CLASSES, digits
+from .figure import check_path
 from .lr_finder import LRRangeTest, lr_find
 
 
@@ -42,7 +42,7 @@ def main(args: argparse.Namespace) -> int:
     """Runs the test and tells what it suggests; returns 2 if it cannot run."""
     try:
         if args.png is not None:
-            importlib.import_module("matplotlib")
+            check_path(args.png)
         found = find(args.optimizer, args.steps, args.seed)
         if args.table:
             print(found.table())

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ._native import described, put_number, unwrapped
-from .preview import Previewed
+from .previewing import Previewed
 from .schedules import (
     Schedule,
     constant,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import inspect
 from collections.abc import Iterator
@@ -83,6 +84,19 @@ def optimizer_named(name: str) -> type[Any]:
         hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
         raise ValueError(f"there is no optimizer {name!r}: {hint}")
     return known[wanted]
+
+
+def class_name(name: str) -> str:
+    """Return the name of an optimizer's class: the type of an argument on the command line, for argparse."""
+    try:
+        return optimizer_named(name).__name__
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def plain_name(name: str) -> str:
+    """Return the name by which :func:`list_optimizers` lists an optimizer: a type for argparse, too."""
+    return class_name(name).lower()
 
 
 def takes_sparse(optimizer: type[Optimizer]) -> bool:

@@ -156,8 +156,8 @@ class LRRangeTest:
 
         Args:
             ax: Axes to draw into. By default a figure is made.
-            path: File to save the figure to; its suffix tells the format (.png, .svg, .pdf ...). With neither a path
-                nor axes the figure is shown, by :func:`matplotlib.pyplot.show`.
+            path: File to save the figure to; its suffix tells the format (.svg, .pdf, ...), PNG without one. With
+                neither a path nor axes the figure is shown, by :func:`matplotlib.pyplot.show`.
 
         Returns:
             The figure.

@@ -1,6 +1,6 @@
 """The optimizer's part of training in other frameworks: AdamW in transformers, accelerate, Lightning and timm.
 
-``python bench/frameworks.py [--quick] [--rounds N]``, with ``pip install '.[ecosystem]'``. Two results for each
+``python bench/frameworks.py [--quick] [--rounds N]``, with ``pip install 'onepass[ecosystem]'``. Two results for each
 framework: the whole training step, from one step of the optimizer to the next, and the optimizer's part of it. A sample
 is the median over a whole run: every contender trains the same small model, from the same weights and random numbers,
 in the framework's own loop. In every run, losses are compared step by step, and then every parameter. A closure

@@ -42,6 +42,7 @@ from typing import Any, NamedTuple
 import onepass
 import torch
 from onepass import bench, timing
+from onepass.catalog import class_name
 from onepass.info import facts
 from torch import Tensor
 from torch.optim import Optimizer
@@ -466,7 +467,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small sizes and few rounds: a look, not a measurement")
     parser.add_argument("--rounds", type=int, default=None, help="samples of each contender (default 7; 3 if quick)")
     parser.add_argument("--device", default="cuda:0", help="cuda:0 (the default), cuda:1, ...; cpu for a dry run")
-    parser.add_argument("--optimizers", nargs="+", choices=SUBJECTS, default=list(SUBJECTS), help="which to measure")
+    names = list(SUBJECTS)
+    parser.add_argument(
+        "--optimizers", nargs="+", type=class_name, choices=names, default=names, help="which to measure"
+    )
     parser.add_argument("--workloads", nargs="+", metavar="WORD", default=[""], help="those that begin with a word")
     args = parser.parse_args(argv)
     args.rounds = args.rounds or (3 if args.quick else 7)

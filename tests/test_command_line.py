@@ -8,7 +8,7 @@ import sys
 import onepass
 import pytest
 import torch
-from onepass import _core, bench
+from onepass import _core, bench, lr_find_command
 from onepass.__main__ import main
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -89,6 +89,40 @@ def test_bench_tells_at_once_what_it_cannot_do(arguments, why, capsys, monkeypat
     monkeypatch.setattr(bench, "measure", None)
     assert main(["bench", *arguments]) == 2
     assert why in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("spelling", ["adamw", "AdamW", "ADAM_W"])
+def test_optimizers_are_named_as_everywhere_else(spelling, capsys, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(bench, "measure", lambda quick, rounds, optimizers: chosen.append(optimizers) or [])
+    assert main(["bench", "--optimizers", spelling, "sgd"]) == 0
+    assert chosen == [["AdamW", "SGD"]]
+    monkeypatch.setattr(lr_find_command, "find", lambda optimizer, *_: chosen.append(optimizer))
+    assert main(["lr-find", "--optimizer", spelling]) == 0
+    assert chosen[1:] == ["adamw"]
+    with pytest.raises(SystemExit):
+        main(["bench", "--optimizers", "adamww"])
+    assert "there is no optimizer 'adamww': did you mean 'adamw'?" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["bench", "--optimizers", "lbfgs"])
+    assert "invalid choice: 'LBFGS' (choose from" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["info"], ["info", "--optimizers"], ["--help"], ["bench", "--help"]])
+def test_an_ascii_locale(arguments):
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    command = [sys.executable, "-m", "onepass", *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=100)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_what_has_no_character_in_the_locale_is_escaped():
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "onepass", "schedule", "warmup(3) >> é"]
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=100)
+    assert done.returncode == 2
+    assert rb"onepass schedule: " in done.stderr
+    assert b"Traceback" not in done.stderr
 
 
 def test_an_unknown_command_is_refused():

@@ -7,7 +7,7 @@ the steps before: nothing that is kept between steps may show.
 import copy
 import io
 import pickle
-from collections import defaultdict
+from collections import defaultdict, deque
 
 import onepass
 import pytest
@@ -301,6 +301,21 @@ def list_of_parameters_made_a_tuple(opt):
 def keys_added_to_a_group(opt):
     opt.param_groups[0] = {"name": "backbone", **opt.param_groups[0]}
     opt.param_groups[1]["initial_lr"] = 3.0
+
+
+@each_class
+@pytest.mark.parametrize("collection", [torch.nn.ParameterList, deque, tuple, iter])
+def test_parameters_come_in_any_collection_that_has_an_order(row, collection):
+    def trained(params):
+        opt = row.ours(params, **row.full)
+        train(opt, 2)
+        return snapshot(opt)
+
+    expected = trained(leaves(row.shapes))
+    assert_same(trained(collection(leaves(row.shapes))), expected)
+    assert_same(trained([{"params": collection(leaves(row.shapes))}]), expected)
+    if collection is not torch.nn.ParameterList:
+        assert_same(trained(collection([{"params": leaves(row.shapes)}])), expected)
 
 
 @pytest.mark.parametrize("name", CHANGES)

@@ -2,12 +2,15 @@
 
 import copy
 import re
+import sys
+from fractions import Fraction
 from functools import partial
 
+import numpy as np
 import onepass
 import pytest
 import torch
-from cases import ELEMENTWISE, ROW, ROWS, each_of_torchs, each_row, for_rows
+from cases import ELEMENTWISE, ROW, ROWS, each_class, each_of_torchs, each_row, for_rows
 from contract import assert_same, give_gradients, leaves, numbers, run_both, snapshot, torch_path, train
 from reference import params_of
 from torch.nn import Parameter
@@ -176,6 +179,142 @@ def test_a_state_dtype_that_there_is_not(row, bad):
     opt = row.ours(leaves(), **row.full)
     with pytest.raises(ValueError, match=f"^{text}"):
         opt.add_param_group({"params": leaves(), "state_dtype": bad})
+    assert len(opt.param_groups) == 1
+
+
+# -- what torch's words do not say: which argument, which group ------------------------------------------------------
+
+
+def noted(function):
+    """The exception that a call raises: type, text, notes."""
+    with pytest.raises((IndexError, RuntimeError, TypeError, ValueError)) as caught:
+        function()
+    return caught.type, str(caught.value), getattr(caught.value, "__notes__", [])
+
+
+UNNAMED = [
+    ({"lr": "1e-3"}, "lr must be a number, got the str '1e-3': convert it by float()"),
+    ({"lr": None}, "lr must be a number, got the NoneType None"),
+    ({"lr": [0.1]}, "lr must be a number, got the list [0.1]"),
+    ({"weight_decay": "0.1"}, "weight_decay must be a number, got the str '0.1': convert it by float()"),
+    ({"eps": "1e-8"}, "eps must be a number, got the str '1e-8': convert it by float()"),
+    ({"betas": (0.9,)}, "betas must be 2 numbers, got the tuple (0.9,)"),
+    ({"betas": 0.9}, "betas must be 2 numbers, got the float 0.9"),
+    ({"betas": ("0.9", 0.999)}, "betas[0] must be a number, got the str '0.9': convert it by float()"),
+    ({"etas": (0.5,)}, "etas must be 2 numbers, got the tuple (0.5,)"),
+    ({"betas": (two(), one())}, "betas[0] must be one number, got a tensor of shape [2]"),
+    ({"momentum": "0.9"}, "momentum must be a number, got the str '0.9': convert it by float()"),
+]
+
+
+@each_class
+@pytest.mark.parametrize(("options", "text"), UNNAMED)
+def test_exceptions_that_do_not_name_the_argument_have_a_note_that_does(row, options, text):
+    if not row.takes(options) or (row.name == "Adafactor" and "eps" in options):
+        return
+    kind, said, notes = noted(lambda: row.ours(leaves(row.shapes), **options))
+    torchs = complaint(lambda: row.theirs(leaves(row.shapes), **options))
+    if row not in TORCHS or torchs is None:
+        assert said == f"{row.name}: {text}"
+        return
+    assert (kind, said) == torchs
+    assert notes == ([f"{row.name}: {text}"] if sys.version_info >= (3, 11) else [])
+
+
+@each_class
+@pytest.mark.parametrize("options", [{"lr": -1.0}, {"no_such_argument": 1}])
+def test_exceptions_that_name_the_argument_have_no_note(row, options):
+    assert noted(lambda: row.ours(leaves(row.shapes), **options))[2] == []
+
+
+# Hyperparameters that torch's constructors take, and of which its step, if it fails at all, does not say what is wrong.
+USELESS = [
+    ({"lr": 10**400}, ValueError, "lr must fit a float, got an int of 1329 bits"),
+    ({"weight_decay": 10**400}, ValueError, "weight_decay must fit a float, got an int of 1329 bits"),
+    ({"betas": (0.9, 0.999, 0.5)}, ValueError, "betas must be 2 numbers, got the tuple (0.9, 0.999, 0.5)"),
+]
+# And those which it takes in a group, as its constructors do not look at groups.
+USELESS_IN_GROUPS = [
+    *USELESS,
+    ({"lr": "1e-3"}, TypeError, "lr must be a number, got the str '1e-3': convert it by float()"),
+    ({"lr": two()}, ValueError, "lr must be one number, got a tensor of shape [2]"),
+    ({"lr": {}}, TypeError, "lr must be a number, got the dict {}"),
+    ({"weight_decay": [0.1]}, TypeError, "weight_decay must be a number, got the list [0.1]"),
+    ({"betas": (0.9,)}, ValueError, "betas must be 2 numbers, got the tuple (0.9,)"),
+    ({"betas": 0.9}, TypeError, "betas must be 2 numbers, got the float 0.9"),
+    ({"betas": "0.9"}, TypeError, "betas must be 2 numbers, got the str '0.9'"),
+    ({"betas": (0.9, "0.999")}, TypeError, "betas[1] must be a number, got the str '0.999': convert it by float()"),
+    ({"betas": (two(), 0.9)}, ValueError, "betas[0] must be one number, got a tensor of shape [2]"),
+    ({"momentum": "0.9"}, TypeError, "momentum must be a number, got the str '0.9': convert it by float()"),
+]
+
+
+@each_class
+@pytest.mark.parametrize(("options", "kind", "text"), USELESS)
+def test_arguments_with_which_no_step_can_be_made(row, options, kind, text):
+    if row.takes(options):
+        assert complaint(lambda: row.ours(leaves(row.shapes), **options)) == (kind, f"{row.name}: {text}")
+
+
+@each_class
+@pytest.mark.parametrize(("options", "kind", "text"), USELESS_IN_GROUPS)
+def test_groups_with_which_no_step_can_be_made(row, options, kind, text):
+    if not row.takes(options):
+        return
+    wanted = kind, f"{row.name}: group 1: {text}"
+    groups = [{"params": leaves(row.shapes)}, {"params": leaves(row.shapes, seed=1), **options}]
+    assert complaint(lambda: row.ours(groups, **row.full)) == wanted
+    opt = row.ours(groups[:1], **row.full)
+    more = {"params": leaves(row.shapes, seed=1), **options}
+    assert complaint(lambda: opt.add_param_group(more)) == wanted
+    assert len(opt.param_groups) == 1
+    assert more.keys() == {"params", *options}
+
+
+@pytest.mark.parametrize("cls", [onepass.Muon, onepass.LBFGS])
+@pytest.mark.parametrize(("options", "kind", "text"), [row for row in USELESS_IN_GROUPS if "lr" in row[0]])
+def test_rates_set_later_with_which_no_step_can_be_made(cls, options, kind, text):
+    """Of the classes whose steps read their groups in Python; the others are tried with the plan's readers."""
+    opt = cls([{"params": leaves([(2, 2)])}, {"params": leaves([(2, 2)], seed=1)}])
+    train(opt)
+    before = snapshot(opt)
+    opt.param_groups[1].update(options)
+    assert complaint(lambda: train(opt, first=1)) == (kind, f"{cls.__name__}: group 1: {text}")
+    assert_same(snapshot(opt), before)
+
+
+@each_class
+def test_flags_may_be_none_as_with_torch(row):
+    for name in ("amsgrad", "centered", "nesterov"):
+        if row.takes([name]):
+            assert row.ours(leaves(row.shapes), **{**row.full, name: None}).param_groups[0][name] is None
+
+
+@each_class
+def test_numbers_of_other_libraries_are_numbers(row):
+    for lr in (np.float32(0.5), np.array(0.5), np.array([0.5]), Fraction(1, 2), torch.tensor([0.5]), True, 1):
+        opt = row.ours([{"params": leaves(row.shapes), "lr": lr}], **row.full)
+        assert opt.param_groups[0]["lr"] is lr
+
+
+MODULES = {
+    "Linear": lambda: torch.nn.Linear(2, 3),
+    "Sequential": lambda: torch.nn.Sequential(torch.nn.Linear(2, 3)),
+    "ModuleList": lambda: torch.nn.ModuleList([torch.nn.Linear(2, 3)]),
+    "ParameterDict": lambda: torch.nn.ParameterDict({"a": Parameter(torch.ones(2))}),
+}
+
+
+@each_class
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_in_place_of_its_parameters(row, name):
+    text = f"params must be parameters or groups of them, got the module {name}: pass its parameters()"
+    assert complaint(lambda: row.ours(MODULES[name](), **row.full)) == (TypeError, f"{row.name}: {text}")
+    wanted = TypeError, f"{row.name}: group 0: {text}"
+    assert complaint(lambda: row.ours([{"params": MODULES[name]()}], **row.full)) == wanted
+    opt = row.ours(leaves(row.shapes), **row.full)
+    wanted = TypeError, f"{row.name}: group 1: {text}"
+    assert complaint(lambda: opt.add_param_group({"params": MODULES[name]()})) == wanted
     assert len(opt.param_groups) == 1
 
 

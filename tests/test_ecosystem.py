@@ -243,6 +243,24 @@ def test_onepass_has_every_name_of_torch_optim():
     assert set(onepass.__all__) <= set(names)
 
 
+def test_dir_has_public_names_only():
+    shown = {name for name in dir(onepass) if not name.startswith("__")}
+    assert shown == set(onepass.__all__) - {"__version__"}
+    assert "__version__" in dir(onepass)
+    modules = {name for name in shown if isinstance(getattr(onepass, name), ModuleType)}
+    assert modules == {"lr_scheduler", "schedules", "swa_utils"}
+
+
+def test_preview_and_plot_are_functions_wherever_they_are_taken_from():
+    """Whichever submodule is imported first."""
+    for first in ("onepass.lr_scheduler", "onepass.previewing", "onepass.bench", "onepass"):
+        code = f"import {first}, onepass, inspect; assert all(map(inspect.isfunction, (onepass.preview, onepass.plot)))"
+        done = python(code)
+        assert done.returncode == 0, done.stderr
+    assert onepass.preview is onepass.lr_scheduler.preview
+    assert onepass.plot is onepass.lr_scheduler.plot
+
+
 @pytest.mark.parametrize("module", ["lr_scheduler", "swa_utils"])
 def test_submodules_are_modules_with_torchs_names(module):
     ours = importlib.import_module(f"onepass.{module}")

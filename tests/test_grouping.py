@@ -1,5 +1,7 @@
 """param_groups, create, list_optimizers: who gets which rate and weight decay, and optimizers by name."""
 
+import re
+
 import onepass
 import pytest
 import torch
@@ -133,14 +135,110 @@ def test_bad_arguments(arguments, message):
         onepass.param_groups(Transformer(), **arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"lr": "1e-3"}, "lr must be a number, got the str '1e-3'"),
+        ({"lr": [1e-3]}, "lr must be a number, got the list [0.001]"),
+        ({"weight_decay": "0.1"}, "weight_decay must be a number, got the str '0.1'"),
+        ({"lr": 1.0, "layer_decay": "0.5"}, "layer_decay must be a number, got the str '0.5'"),
+        (
+            {"lr": 1.0, "lr_scale": [("head.*", 2.0)]},
+            "lr_scale must be a mapping of patterns of names to factors, such as {'head.*': 10.0}, got the list "
+            "[('head.*', 2.0)]",
+        ),
+        ({"lr": 1.0, "lr_scale": {"*": "2"}}, "lr_scale of '*' must be a number, got the str '2'"),
+        ({"lr": 1.0, "lr_scale": {0: 2.0}}, "lr_scale must have patterns of names for keys, got the int 0"),
+        ({"weight_decay": 0.1, "no_decay": None}, "no_decay must be several of ('bias', 'norm', 'embedding') and"),
+        ({"weight_decay": 0.1, "no_decay": [1]}, "no_decay must be several of ('bias', 'norm', 'embedding') and"),
+    ],
+)
+def test_arguments_of_the_wrong_type(arguments, message):
+    with pytest.raises(TypeError, match="^" + re.escape(message)):
+        onepass.param_groups(Transformer(), **arguments)
+
+
+@pytest.mark.parametrize("name", ["lr", "weight_decay"])
+def test_numbers_that_no_step_can_use(name):
+    with pytest.raises(ValueError, match=f"^{name} must fit a float, got an int of 1329 bits$"):
+        onepass.param_groups(Transformer(), **{name: 10**400})
+    with pytest.raises(ValueError, match=rf"^{name} must be one number, got a tensor of shape \[2\]$"):
+        onepass.param_groups(Transformer(), **{name: torch.ones(2)})
+
+
+def test_a_tensor_is_a_learning_rate():
+    lr = torch.tensor(0.5)
+    (group,) = onepass.param_groups(nn.Linear(2, 2), lr=lr)
+    assert float(group["lr"]) == 0.5
+
+
 def test_what_is_no_model_or_has_no_layers():
     with pytest.raises(TypeError, match=r"must be a torch\.nn\.Module, but is a list"):
         onepass.param_groups([])
     with pytest.raises(ValueError, match="no ModuleList or Sequential"):
         onepass.param_groups(nn.Linear(2, 2), lr=1.0, layer_decay=0.5)
-    stages = nn.ModuleDict({name: nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)) for name in "abc"})
-    with pytest.raises(ValueError, match=r"longest list of the model, 'a', has only 4 of its 12 parameters"):
+    stages = nn.ModuleDict(
+        {name: nn.Sequential(*(nn.Linear(2, 2) for _ in range(n))) for name, n in (("a", 2), ("b", 3), ("c", 2))}
+    )
+    with pytest.raises(ValueError, match=r"longest list of the model, 'b', has only 6 of its 14 parameters"):
         onepass.param_groups(stages, lr=1.0, layer_decay=0.5)
+
+
+# -- which list has the layers ---------------------------------------------------------------------------------------
+
+
+def tower(layers):
+    return nn.ModuleList(nn.Linear(2, 2) for _ in range(layers))
+
+
+def rates(model):
+    """The rates of the weights, with layer_decay 0.5 and an lr of 1."""
+    found = told(onepass.param_groups(model, lr=1.0, layer_decay=0.5))
+    return {name.removesuffix(".weight"): lr for name, (lr, _) in found.items() if name.endswith("weight")}
+
+
+@pytest.mark.parametrize("teacher_first", [True, False])
+@pytest.mark.parametrize("teacher_layers", [3, 5])
+def test_a_frozen_teacher_has_no_part_in_the_choice(teacher_layers, teacher_first):
+    parts = {"student": tower(3), "teacher": tower(teacher_layers).requires_grad_(False)}
+    model = nn.ModuleDict({name: parts[name] for name in sorted(parts, reverse=teacher_first)})
+    found = rates(model)
+    assert [found[f"student.{i}"] for i in range(3)] == [0.25, 0.5, 1.0]
+
+
+def test_a_list_that_is_frozen_in_part_counts_with_all_of_its_layers():
+    model = nn.ModuleDict({"blocks": tower(4), "head": nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))})
+    for number in range(3):
+        model["blocks"][number].requires_grad_(False)
+    blocks = {f"blocks.{i}": 0.5 ** (4 - i) for i in range(4)}
+    assert rates(model) == {**blocks, "head.0": 1.0, "head.1": 1.0}
+
+
+@pytest.mark.parametrize("frozen", ["all", "the list"])
+def test_a_list_that_is_frozen_is_taken_where_no_other_is_trained(frozen):
+    """Before gradual unfreezing, say."""
+    model = nn.ModuleDict({"blocks": tower(3), "head": nn.Linear(2, 1)})
+    (model if frozen == "all" else model["blocks"]).requires_grad_(False)
+    assert rates(model) == {"blocks.0": 0.125, "blocks.1": 0.25, "blocks.2": 0.5, "head": 1.0}
+
+
+def test_lists_of_equally_many_layers_are_an_error_that_names_them():
+    model = nn.ModuleDict({"encoder": tower(2), "decoder": nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, bias=False))})
+    text = r"layer_decay: the lists 'encoder' and 'decoder' have equally many layers \(2\).*; scale rates by name"
+    with pytest.raises(ValueError, match=text):
+        onepass.param_groups(model, lr=1.0, layer_decay=0.5)
+    model["memory"] = tower(2)
+    with pytest.raises(ValueError, match="the lists 'encoder', 'decoder' and 'memory' have equally many layers"):
+        onepass.param_groups(model, lr=1.0, layer_decay=0.5)
+    scaled = told(onepass.param_groups(model, lr=1.0, lr_scale={"encoder.0.*": 0.25, "encoder.1.*": 0.5}))
+    assert scaled["encoder.0.weight"][0] == 0.25
+
+
+def test_a_list_within_the_layers_of_another_is_no_rival():
+    model = nn.Sequential(
+        nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    )
+    assert rates(model) == {"0.0": 0.5, "0.1": 0.5, "1.0": 1.0, "1.1": 1.0}
 
 
 # -- by name ---------------------------------------------------------------------------------------------------------
@@ -177,6 +275,30 @@ def test_create_knows_no_such_name():
         onepass.create("adamww", [torch.zeros(1)])
     with pytest.raises(ValueError, match="there is no optimizer 'zzz': there are adadelta, "):
         onepass.create("zzz", [torch.zeros(1)])
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        (5, "the int 5"),
+        (None, "the NoneType None"),
+        (onepass.AdamW, "the class AdamW, which makes an optimizer when it is called"),
+    ],
+)
+def test_create_takes_a_name(name, what):
+    text = f"create: name must be the name of an optimizer, such as 'adamw', got {what}"
+    with pytest.raises(TypeError, match=f"^{re.escape(text)}$"):
+        onepass.create(name, nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"no_decay": ["bias"]}, {"layer_decay": 0.5, "lr": 1.0}, {"lr_scale": {"*": 2.0}, "lr": 1.0}]
+)
+def test_create_groups_the_parameters_of_a_module_only(arguments):
+    name = next(iter(arguments))
+    text = f"create: {name} needs a torch.nn.Module for params, got the generator: pass the model, not its parameters()"
+    with pytest.raises(TypeError, match=f"^{re.escape(text)}$"):
+        onepass.create("adamw", nn.Linear(2, 2).parameters(), **arguments)
 
 
 @pytest.mark.parametrize("module", [nn.LSTM(3, 4, 2), nn.GRU(3, 4), nn.MultiheadAttention(4, 2, add_bias_kv=True)])

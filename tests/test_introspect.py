@@ -250,6 +250,13 @@ def test_optimizers_of_torchs_are_told_of_as_well(cls):
     assert onepass.stats() == before
 
 
+def test_what_is_no_optimizer():
+    for what in (torch.nn.Linear(2, 2), torch.nn.Linear(2, 2).parameters(), None, onepass.AdamW):
+        text = f"optimizer must be a torch.optim.Optimizer, but is a {type(what).__name__}"
+        with pytest.raises(TypeError, match=f"^{re.escape(text)}$"):
+            onepass.explain(what)
+
+
 def test_stats_count_each_parameter_at_each_step():
     before = onepass.stats()
     opt = onepass.SGD([*leaves([(3,), (2, 2), (0,)]), *shared()], lr=0.1)

@@ -9,9 +9,11 @@ import pytest
 import torch
 from cases import each_class
 from contract import assert_same, give_gradients, leaves, snapshot, train
+from onepass.schedules import linear
 from reference import params_of
 from torch.nn import Parameter
 
+BETAS = ("beta1", "beta2")
 EXACT = 1e-6  # relative: norms of float32 numbers, in sums of some 16,384 squares
 
 
@@ -169,6 +171,52 @@ def test_uncoalesced_sparse_gradients(cls):
     onepass.log_to(writer, opt, interval=1)
     p.grad = torch.sparse_coo_tensor(torch.tensor([[1, 1, 4]]), torch.randn(3, 3), (5, 3), check_invariants=True)
     assert_logged(*logged_step(opt, writer, 0))
+
+
+@pytest.mark.parametrize("package", [onepass, torch.optim])
+@pytest.mark.parametrize(
+    ("cls", "options", "make", "driven"),
+    [
+        ("SGD", {"momentum": 0.9}, lambda o: onepass.ScheduleLR(o, linear(4), momentum=linear(8)), "momentum"),
+        ("AdamW", {}, lambda o: onepass.ScheduleLR(o, linear(4), momentum=linear(8)), "betas"),
+        ("AdamW", {}, lambda o: onepass.ScheduleLR(o, linear(4), betas=(None, linear(99))), "betas"),
+        ("SGD", {"momentum": 0.9}, lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 1.0, 9), "momentum"),
+        ("AdamW", {}, lambda o: onepass.lr_scheduler.OneCycleLR(o, 1.0, 9), "betas"),
+        ("SGD", {"momentum": 0.9}, lambda o: torch.optim.lr_scheduler.CyclicLR(o, 0.1, 1.0, 3), "momentum"),
+    ],
+)
+def test_momentum_and_betas_that_a_schedule_drives(package, cls, options, make, driven):
+    opt = getattr(package, cls)(two_groups(), lr=0.5, **options)
+    scheduler, writer = make(opt), Recorder()
+    onepass.log_to(writer, opt, interval=1)
+    seen = set()
+    for t in range(4):
+        values = {}
+        for index, group in enumerate(opt.param_groups):
+            numbers = (
+                {"momentum": group["momentum"]}
+                if driven == "momentum"
+                else dict(zip(BETAS, group["betas"], strict=True))
+            )
+            values |= {f"optimizer/{name}/{index}": value for name, value in numbers.items()}
+        train(opt, first=t)
+        found = writer.at(t)
+        assert {tag: found[tag] for tag in values} == values
+        seen.add(tuple(values.values()))
+        scheduler.step()
+    assert len(seen) == 4
+
+
+@pytest.mark.parametrize(
+    "make", [lambda o: onepass.ScheduleLR(o, linear(4)), lambda o: torch.optim.lr_scheduler.StepLR(o, 1)]
+)
+def test_momentum_and_betas_that_stay_are_not_written(make):
+    for opt in (onepass.AdamW(leaves(dtype=torch.float32)), onepass.SGD(leaves(dtype=torch.float32), momentum=0.9)):
+        make(opt)
+        writer = Recorder()
+        onepass.log_to(writer, opt, interval=1)
+        wanted = expect(opt, lambda opt=opt: train(opt))
+        assert_logged(writer.at(0), wanted)
 
 
 def test_lookahead_and_a_rate_that_is_a_tensor():

@@ -941,6 +941,12 @@ def test_what_is_no_optimizer():
         Lookahead(model())
 
 
+def test_an_alpha_that_is_no_number():
+    for alpha, got in (("0.5", "the str '0.5'"), (None, "the NoneType None")):
+        with pytest.raises(TypeError, match=f"^alpha must be a number, got {got}"):
+            Lookahead(onepass.AdamW(model()), alpha=alpha)
+
+
 def test_a_checkpoint_that_is_wrong_is_not_loaded():
     optimizer = Lookahead(onepass.AdamW(model()), k=3)
     train(optimizer, 2)

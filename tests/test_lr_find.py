@@ -13,7 +13,7 @@ import onepass
 import pytest
 import torch
 from matplotlib import pyplot
-from onepass import LRRangeTest, lr_find, lr_find_command
+from onepass import LRRangeTest, lr_find, lr_find_command, lr_finder
 from onepass.demo import ARGUMENTS, CLASSES, digits
 from onepass.restoring import restored
 from reference import bits
@@ -502,20 +502,105 @@ def test_suggestions_on_curves_whose_answers_are_known():
     assert found.suggestions() == pytest.approx({"steepest": 1e-2, "minimum": 1.0, "valley": 1e-3}, rel=1e-12)
     assert found.suggestion() == found.suggestion("steepest")
     # A leap at the beginning, a longer fall after it: only the valley is not misled.
-    found = curve([10.0, 2.0, 9.0, 8.0, 7.0, 6.0, 5.0, 30.0])
+    found = curve([10.0, 6.0, *np.linspace(9.0, 1.0, 33), 30.0])
     assert found.suggestion("steepest") == pytest.approx(1e-6, rel=1e-12)
-    assert found.suggestion("minimum") == pytest.approx(1e-6, rel=1e-12)
-    assert found.suggestion("valley") == pytest.approx(1e-3, rel=1e-12)
+    assert found.suggestion("valley") == pytest.approx(found.lrs[34 - 17], rel=1e-12)
     # A steeper fall after the lowest loss is no way to train.
-    assert curve([10.0, 9.0, 5.0, 100.0, 60.0, 6.0, 5.5]).suggestion("steepest") == pytest.approx(1e-5, rel=1e-12)
-    # The longest fall need not be of neighbours.
-    assert curve([5, 9, 4, 8, 3, 7, 2, 9]).suggestion("valley") == pytest.approx(1e-2, rel=1e-12)
+    falling = [10.0, 9.9, 9.5, 8.9, 8.0, 6.0, 5.0, 4.5]
+    assert curve([*falling, 100.0, 60.0, 6.0, 5.5]).suggestion("steepest") == pytest.approx(1e-1, rel=1e-12)
+
+
+def test_the_longest_fall_need_not_be_of_neighbours():
+    assert lr_finder._longest_fall(np.array([5.0, 9.0, 4.0, 8.0, 3.0, 7.0, 2.0, 9.0])) == (6, 4)
 
 
 def test_a_sigmoid_is_steepest_at_its_middle():
     lrs = np.geomspace(1e-5, 1, 101)
     smoothed = 1 / (1 + np.exp(3 * np.log(lrs / lrs[40])))
+    smoothed[-1] = 1.0
     assert LRRangeTest(lrs, smoothed, smoothed).suggestion("steepest") == lrs[40]
+
+
+# -- and where it has nothing to suggest -----------------------------------------------------------------------------
+
+
+def smoothed_by(losses, smoothing, diverged=False):
+    """What lr_find makes of these losses."""
+    lrs = np.geomspace(1e-6, 1, len(losses))
+    weights = smoothing ** np.subtract.outer(np.arange(len(losses)), np.arange(len(losses))).clip(0) * np.tri(
+        len(losses)
+    )
+    return LRRangeTest(lrs, losses, weights @ losses / weights.sum(1), diverged, smoothing)
+
+
+KINDS_OF_NOISE = {
+    "normal": lambda rng, n: rng.normal(size=n),
+    "skewed": lambda rng, n: rng.lognormal(0, 0.5, size=n),
+    "uniform": lambda rng, n: rng.uniform(size=n),
+    "few batches over and over": lambda rng, n: np.resize(rng.normal(size=7), n),
+}
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.5, 0.8, 0.95])
+@pytest.mark.parametrize("steps", [50, 100, 300])
+@pytest.mark.parametrize("noise", KINDS_OF_NOISE)
+def test_nothing_is_suggested_where_the_fall_is_noise(noise, steps, smoothing):
+    """In all but a few of a hundred tests whose losses do not depend on the rate until they diverge."""
+    rng = np.random.default_rng(0)
+    suggested = 0
+    for _ in range(100):
+        losses = 2.3 + 0.1 * KINDS_OF_NOISE[noise](rng, steps)
+        found = smoothed_by(np.append(losses, [40.0, 400.0]), smoothing, diverged=True)
+        suggested += bool(found.suggestions())
+        if not found.suggestions():
+            assert "the loss fell by" in str(found) or "did not fall" in str(found)
+    assert suggested <= 4
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.5, 0.8, 0.95])
+@pytest.mark.parametrize("steps", [50, 100, 300])
+@pytest.mark.parametrize("noise", KINDS_OF_NOISE)
+def test_a_fall_that_stands_out_of_the_noise_is_suggested(noise, steps, smoothing):
+    """A loss that falls to half between two rates, with noise of a twentieth of it, and diverges."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        place = np.linspace(0, 1, steps)
+        losses = 2.0 - 1.0 / (1 + np.exp(-(place - 0.5) * 20)) + 0.05 * KINDS_OF_NOISE[noise](rng, steps)
+        found = smoothed_by(np.append(losses, [40.0, 400.0]), smoothing, diverged=True)
+        assert set(found.suggestions()) == {"steepest", "minimum", "valley"}
+        assert 0.3 < np.interp(found.suggestion("valley"), found.lrs, np.linspace(0, 1, steps + 2)) < 1.0
+
+
+@pytest.mark.parametrize("end", [0.3, 1e-3])
+def test_nothing_is_suggested_where_the_loss_was_lowest_at_the_last_rate(end):
+    """None of the rates was too large."""
+    found = find_on_quadratic(curvature=1.0, end=end)
+    assert not found.diverged
+    why = f"the loss was lowest at the last rate, {end:.2e}: raise end"
+    with pytest.raises(ValueError, match=f"^no learning rate to suggest: {why}$"):
+        found.suggestion()
+    assert str(found).endswith(f"\n  no suggestion: {why}")
+    # If the next loss is not finite, it is known where they are too large.
+    falling = curve([10.0, 9.9, 9.5, 8.9, 8.0, 6.0, 5.0, 4.5, math.nan], diverged=True)
+    assert falling.suggestion("minimum") == pytest.approx(1.0, rel=1e-12)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_first_loss_that_is_not_finite_is_told(bad):
+    model, optimizer = trained()
+    loss_fn = lambda output, target: cross_entropy(output, target) * bad  # noqa: E731
+    found = lr_find(model, optimizer, loss_fn, batches(), progress=False)
+    why = f"the loss was {bad} before the first step: look at the data, the model and the loss"
+    assert str(found).endswith(f"\n  no suggestion: {why}")
+
+
+def test_training_on_random_labels_at_rates_that_are_too_small_suggests_nothing():
+    torch.manual_seed(3)
+    model = nn.Linear(20, 10)
+    data = [(torch.randn(8, 20), torch.randint(10, (8,))) for _ in range(100)]
+    optimizer = onepass.SGD(model.parameters())
+    found = lr_find(model, optimizer, cross_entropy, data, start=1e-9, end=1e-5, progress=False)
+    assert found.suggestions() == {}
 
 
 def test_unsettled_averages_and_losses_that_are_not_finite_suggest_nothing():
@@ -530,10 +615,10 @@ def test_a_test_too_short_for_its_smoothing_does_not_say_that_the_loss_did_not_f
     with pytest.raises(ValueError, match=why):
         found.suggestion()
     assert str(found).endswith(f"\n  no suggestion: {why}")
-    assert curve([5.0, 4.0, 3.0, 2.0, 1.0, 0.5], smoothing=0.8).suggestions()
+    assert curve([5.0, 4.0, 3.0, 2.0, 1.0, 0.5, 0.6], smoothing=0.8).suggestions()
 
 
-@pytest.mark.parametrize("losses", [[math.nan], [1.0], [1.0, 2.0, 3.0]])
+@pytest.mark.parametrize("losses", [[1.0], [1.0, 2.0, 3.0]])
 def test_a_loss_that_does_not_fall_suggests_nothing(losses, tmp_path):
     found = curve(losses)
     with pytest.raises(ValueError, match="did not fall"):
@@ -630,6 +715,94 @@ def test_the_loss_comes_from_one_of_two(loss_fn):
         lr_find(model, optimizer, loss_fn, batches(), forward=None if loss_fn is None else lambda *_: None)
 
 
+@pytest.mark.parametrize(
+    ("batch", "what"),
+    [
+        ((torch.ones(2, 6), torch.ones(2), torch.ones(2)), "tuple of 3"),
+        ([torch.ones(2, 6)], "list of 1"),
+        ({"x": torch.ones(2, 6), "y": torch.ones(2)}, "dict of 2"),
+        (torch.ones(2, 6), "Tensor of 2"),
+        (1.0, "float"),
+    ],
+)
+def test_batches_that_are_no_pairs(batch, what):
+    model, optimizer = trained()
+    before = everything(model, optimizer)
+    text = rf"loader must give pairs \(inputs, targets\) for loss_fn, got a {what}: use forward=, which computes"
+    with pytest.raises(ValueError, match=f"^{text}"):
+        lr_find(model, optimizer, cross_entropy, [batch], progress=False)
+    assert everything(model, optimizer) == before
+
+
+@pytest.mark.parametrize("name", ["loss_fn", "forward"])
+@pytest.mark.parametrize(
+    ("change", "kind", "what"),
+    [
+        (lambda loss: loss.item(), TypeError, r"must return the loss as a tensor, got the float \d\.\d+"),
+        (lambda loss: (loss, 3), TypeError, r"must return the loss as a tensor, got the tuple \(tensor"),
+        (lambda loss: None, TypeError, "must return the loss as a tensor, got the NoneType None"),
+        (
+            lambda loss: loss + torch.zeros(9),
+            ValueError,
+            r"must return the loss as one number, got a tensor of shape \[9\]",
+        ),
+        (lambda loss: loss.detach(), ValueError, "returned a loss that does not depend on a parameter"),
+    ],
+)
+def test_losses_that_are_none(name, change, kind, what):
+    model, optimizer = trained()
+    before = everything(model, optimizer)
+    functions = {
+        "loss_fn": (lambda output, target: change(cross_entropy(output, target)), None),
+        "forward": (None, lambda m, batch: change(cross_entropy(m(batch[0]), batch[1]))),
+    }
+    loss_fn, forward = functions[name]
+    with pytest.raises(kind, match=f"^{name} {what}"):
+        lr_find(model, optimizer, loss_fn, batches(), forward=forward, progress=False)
+    assert everything(model, optimizer) == before
+
+
+def test_arguments_in_each_others_places():
+    model, optimizer = trained()
+    text = r"lr_find\(model, optimizer, ...\) takes a torch.nn.Module and an optimizer, got a AdamW and a Net"
+    with pytest.raises(TypeError, match=f"^{text}$"):
+        lr_find(optimizer, model, cross_entropy, batches())
+    with pytest.raises(TypeError, match="got a Net and a generator"):
+        lr_find(model, model.parameters(), cross_entropy, batches())
+    with pytest.raises(TypeError, match=r"^loss_fn must be a function, got the list "):
+        lr_find(model, optimizer, batches(), cross_entropy)
+    with pytest.raises(TypeError, match=r"^loader must give batches, got the function "):
+        lr_find(model, optimizer, cross_entropy, cross_entropy)
+
+
+def test_an_optimizer_of_another_model():
+    model, _ = trained()
+    _, other = trained()
+    with pytest.raises(
+        ValueError, match=r"^optimizer has none of the model's parameters: it was made for another model$"
+    ):
+        lr_find(model, other, cross_entropy, batches())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"steps": 10.5}, "steps must be an integer, got the float 10.5"),
+        ({"accumulate": "2"}, "accumulate must be an integer, got the str '2'"),
+        ({"start": "1e-7"}, "start must be a number, got the str '1e-7'"),
+        ({"smoothing": None}, "smoothing must be a number, got the NoneType None"),
+        ({"diverges_at": "4"}, "diverges_at must be a number, got the str '4'"),
+    ],
+)
+def test_arguments_of_the_wrong_type(arguments, text):
+    with pytest.raises(TypeError, match=f"^{text}"):
+        find_on_quadratic(**arguments)
+
+
+def test_a_whole_number_of_steps_may_be_a_float():
+    assert len(find_on_quadratic(steps=1e1, end=0.1).lrs) == 10
+
+
 def test_loaders_that_do_not_suffice():
     model, optimizer = trained()
     before = everything(model, optimizer)
@@ -688,3 +861,22 @@ def test_the_command(tmp_path, capsys):
     assert (tmp_path / "found.png").read_bytes().startswith(b"\x89PNG")
     assert main(["lr-find", "--steps", "1"]) == 2
     assert "Invalid steps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "why"),
+    [
+        ("nowhere/found.png", "No such file or directory"),
+        ("found.foo", "'foo' is not supported"),
+        (".", "Is a directory"),
+    ],
+)
+def test_a_picture_that_cannot_be_written_is_told_before_training(file, why, tmp_path, capsys, monkeypatch):
+    from onepass.__main__ import main
+
+    monkeypatch.setattr(lr_find_command, "find", None)
+    assert main(["lr-find", "--png", str(tmp_path / file)]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("onepass lr-find: ")
+    assert why in told
+    assert list(tmp_path.iterdir()) == []

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
-from onepass.preview import plot, preview
+from onepass import plot, preview
 from schedulers import (
     ALL,
     CHAININGS,
@@ -331,6 +331,17 @@ def test_wrong_arguments():
     scheduler = OURS.StepLR(optimizer(), 3)
     with pytest.raises(ValueError, match="n must be at least 0, not -1"):
         scheduler.preview(-1)
+    for n, got in (
+        (2.5, "the float 2.5"),
+        ("3", "the str '3'"),
+        (None, "the NoneType None"),
+        (float("inf"), "the float inf"),
+    ):
+        for call in (scheduler.preview, scheduler.plot):
+            with pytest.raises(TypeError, match=f"^n must be an integer, got {got}$"):
+                call(n)
+    assert (scheduler.preview(1e1) == scheduler.preview(10)).all()
+    assert (scheduler.preview(np.int64(10)) == scheduler.preview(10)).all()
     with pytest.raises(TypeError, match="SGD is not a scheduler"):
         preview(scheduler.optimizer, 3)
     with pytest.raises(ValueError, match="no scheduler to draw"):
@@ -357,6 +368,53 @@ def test_plot_saved(tmp_path):
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["StepLR, group 0", "StepLR, group 1"]
     pyplot = sys.modules.get("matplotlib.pyplot")
     assert pyplot is None or not pyplot.get_fignums()
+
+
+def many_groups(rates):
+    return onepass.SGD([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in rates], momentum=0.9)
+
+
+def test_plot_draws_groups_of_the_same_rates_once(tmp_path):
+    scheduler = OURS.StepLR(many_groups([0.1, 0.1, 0.2, 0.1, 0.3, 0.2]), 3)
+    drawn = lines(scheduler.plot(7, path=tmp_path / "s.png").axes[0])
+    assert list(drawn) == ["StepLR, groups 0-1, 3", "StepLR, groups 2, 5", "StepLR, group 4"]
+    assert list(drawn.values()) == scheduler.preview(7)[:, [0, 2, 4]].T.tolist()
+    scheduler = OURS.StepLR(many_groups([0.1] * 24), 3)
+    assert list(lines(scheduler.plot(7, path=tmp_path / "s.png").axes[0])) == ["StepLR"]
+
+
+@pytest.mark.parametrize("groups", [9, 24, 100])
+def test_plot_of_many_groups_can_be_read(groups, tmp_path):
+    """Layer-wise rates: every line has a colour of its own, in order, and the legend hides none of them."""
+    model = torch.nn.Sequential(*(torch.nn.Linear(1, 1) for _ in range(groups)))
+    scheduler = OURS.CosineAnnealingLR(onepass.AdamW(onepass.param_groups(model, lr=1.0, layer_decay=0.9)), 50)
+    figure = scheduler.plot(50, path=tmp_path / "s.png")
+    (ax,) = figure.axes
+    assert len(ax.lines) == groups
+    assert len({tuple(line.get_color()) for line in ax.lines}) == groups
+    brightness = [sum(line.get_color()[:3]) for line in ax.lines]
+    assert brightness[0] < brightness[groups // 2] < brightness[-1]
+    figure.draw_without_rendering()
+    legend, inner, whole = ax.get_legend().get_window_extent(), ax.get_window_extent(), figure.bbox
+    assert legend.x0 >= inner.x1
+    assert 0 <= legend.y0 < legend.y1 <= whole.y1
+    assert legend.x1 <= whole.x1
+    assert inner.width > 0.5 * whole.width
+    named = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert (named[0], named[-1]) == (ax.lines[0].get_label(), ax.lines[-1].get_label())
+    assert len(named) == min(groups, 24)
+
+
+def test_plot_into_axes_leaves_their_colours_alone():
+    ax, other = Figure().add_subplot(), Figure().add_subplot()
+    OURS.StepLR(many_groups(np.linspace(0.1, 1, 12)), 3).plot(5, ax=ax)
+    assert ax.plot([0, 1])[0].get_color() == other.plot([0, 1])[0].get_color()
+
+
+def test_a_path_without_a_suffix_is_written_as_it_is(tmp_path):
+    OURS.StepLR(optimizer(), 3).plot(5, path=tmp_path / "schedule")
+    assert (tmp_path / "schedule").read_bytes().startswith(b"\x89PNG")
+    assert [file.name for file in tmp_path.iterdir()] == ["schedule"]
 
 
 def test_plot_of_several(tmp_path):

@@ -17,6 +17,11 @@ def test_the_table_of_optimizers_is_the_registrys():
     assert re.findall(TABLE, README.read_text(), re.S) == [catalog.markdown()]
 
 
+def test_an_extra_does_not_compile_onepass_again():
+    """`pip install '.[EXTRA]'` does: so only the first installation is of the source."""
+    assert re.findall(r"pip install [^`\n]*'(\.\[\w+\])'", README.read_text()) == [".[demo]", ".[EXTRA]"]
+
+
 def test_the_table_has_every_optimizer():
     torchs = {name for name in torch.optim.__all__ if inspect.isclass(getattr(torch.optim, name))}
     listed = {found.__name__ for found in catalog.optimizers()}

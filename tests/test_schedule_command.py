@@ -1,6 +1,8 @@
 """``python -m onepass schedule``, as a user runs it."""
 
+import os
 import struct
+import subprocess
 import sys
 
 import numpy as np
@@ -46,6 +48,39 @@ def test_a_png(tmp_path):
     header = file.read_bytes()[:24]
     assert header.startswith(b"\x89PNG\r\n\x1a\n")
     assert struct.unpack(">II", header[16:]) == (840, 432)
+
+
+def test_a_png_is_written_under_the_very_name_that_is_given(tmp_path):
+    for name in ("schedule", "SCHEDULE.PNG"):
+        assert main(["schedule", EXPRESSION, "--png", str(tmp_path / name)]) == 0
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert {file.name for file in tmp_path.iterdir()} == {"schedule", "SCHEDULE.PNG"}
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+@pytest.mark.parametrize("lr", ["1", "0.00012345", "123456789", "-0.000123456"])
+def test_no_line_is_longer_than_the_terminal(lr, columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    parts = [f"linear({n}000, start={1 / n}, end={1 / (n + 1)})" for n in range(1, 9)]
+    assert main(["schedule", " >> ".join(parts), "--lr", lr]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= columns
+    assert max(map(len, lines)) > min(columns, 80) - 12
+    assert sum("┤" in line for line in lines) == 2
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_without_block_characters(encoding):
+    command = [sys.executable, "-m", "onepass", "schedule", "linear(50)"]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONIOENCODING": encoding}, capture_output=True, timeout=100, check=True
+    )
+    assert done.stderr == b""
+    picture = done.stdout.decode("ascii").splitlines()[1:]
+    rows = [line for line in picture if "|" in line[:9] or "+" in line[:9]]
+    assert [row.count("#") for row in rows[:-1]] == sorted(row.count("#") for row in rows[:-1])
+    assert rows[-2].count("#") >= 45
+    assert rows[-1].endswith("+" + "-" * 51)
 
 
 def test_the_whole_schedule_by_default(capsys):

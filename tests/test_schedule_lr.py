@@ -372,7 +372,16 @@ def test_the_hook_goes_with_its_scheduler():
     ("make", "error", "why"),
     [
         (lambda: ScheduleLR(3, S), TypeError, "optimizer: int"),
-        (lambda: ScheduleLR(new(), 3), TypeError, "schedule: "),
+        (
+            lambda: ScheduleLR(new(), 3),
+            TypeError,
+            "schedule: must be a Schedule of .*, or the text of one, got the int 3$",
+        ),
+        (
+            lambda: ScheduleLR(new(), lambda t: 1.0),
+            TypeError,
+            "got the function <f.*: schedules.function.*LambdaLR takes",
+        ),
         (lambda: ScheduleLR(new(), "cosin(3)"), ValueError, "schedule: at position 1, there is no part 'cosin'"),
         (lambda: ScheduleLR(new(groups=3), [S, S]), ValueError, "schedule: there are 2 schedules for 3"),
         (lambda: ScheduleLR(new(), S, weight_decay=[S, S]), ValueError, "weight_decay: there are 2 schedules for 1"),

@@ -26,6 +26,7 @@ from .lookahead import Lookahead
 from .lr_finder import LRRangeTest, lr_find
 from .muon import Muon
 from .nadam import NAdam
+from .previewing import plot, preview
 from .radam import RAdam
 from .rmsprop import RMSprop
 from .rprop import Rprop
@@ -63,6 +64,8 @@ __all__ = [
     "lr_find",
     "lr_scheduler",
     "param_groups",
+    "plot",
+    "preview",
     "schedules",
     "stats",
     "step_in_backward",
@@ -74,6 +77,12 @@ for _name in torch.optim.__all__:
     if _name not in globals():
         globals()[_name] = getattr(torch.optim, _name)
         __all__ += [_name]
+
+
+def __dir__() -> list[str]:
+    """The public names; the files they come from are none of them."""
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
+
 
 # A bad ONEPASS_ISA or ONEPASS_TUNING raises here, not at the first step.
 _core.isa()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -29,6 +30,9 @@ def main(argv: list[str] | None = None) -> int:
         command = commands.add_parser(name, help=what)
         module.add_arguments(command)
         command.set_defaults(run=module.main)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what an ASCII locale has no characters for is written as \xNN
+            stream.reconfigure(errors="backslashreplace")
     args = parser.parse_args(argv)
     try:
         code: int = args.run(args)

@@ -9,16 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
+import operator
+import reprlib
+import sys
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
 
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.autograd import forward_ad
+from torch.nn import Module
 from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
+from torch.optim.optimizer import ParamsT
 
 from . import _core
 
@@ -70,6 +76,105 @@ def unhooked(cls: type[Optimizer]) -> Step:
 def number(value: float | Tensor) -> float:
     """A hyperparameter, which may be a tensor of one element, one that requires a gradient, too."""
     return value.item() if isinstance(value, Tensor) else float(value)
+
+
+def described(value: object) -> str:
+    """An argument's type and value, for an error message."""
+    return f"the {type(value).__name__} {reprlib.repr(value)}"
+
+
+def check_number(what: str, value: object) -> None:
+    """Check that a value is one number: an int or a float, a tensor of one element, or what converts to a float.
+
+    Raises:
+        TypeError: It is not a number; a text is none, even where ``float`` reads it.
+        ValueError: It is a tensor of no or several elements, or an int too large for a float.
+    """
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(f"{what} must be one number, got a tensor of shape {list(value.shape)}")
+    elif isinstance(value, str | bytes):
+        raise TypeError(f"{what} must be a number, got {described(value)}: convert it by float()")
+    else:
+        try:
+            float(value.item() if hasattr(value, "item") else value)  # type: ignore[arg-type]
+        except OverflowError:
+            raise ValueError(f"{what} must fit a float, got an int of {int(value).bit_length()} bits") from None  # type: ignore[call-overload]
+        except (TypeError, ValueError):
+            raise TypeError(f"{what} must be a number, got {described(value)}") from None
+
+
+def whole(what: str, value: Any) -> int:
+    """An argument that must be an integer; it may be a float without a fraction, such as 1e4.
+
+    Raises:
+        TypeError: It is no integer.
+    """
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{what} must be an integer, got {described(value)}") from None
+
+
+# What hyperparameters are by their names: one number, or a bool for each number of a tuple. True: it may be None.
+HyperTypes: TypeAlias = "Mapping[str, bool | tuple[bool, ...]]"
+
+
+def check_hyperparameters(where: str, types: HyperTypes, values: Mapping[str, Any]) -> None:
+    """Check the types of those hyperparameters that there are; their ranges are torch's constructors' affair.
+
+    Raises:
+        TypeError: One is not a number, or not a sequence of numbers. The message begins with ``where``.
+        ValueError: One has too many or too few numbers, or is a number that no step can use.
+    """
+    for name, optional in types.items():
+        if name not in values:
+            continue
+        value = values[name]
+        numbers = {name: (value, optional)}
+        if isinstance(optional, tuple):
+            count = len(optional)
+            if isinstance(value, str) or not hasattr(value, "__len__"):
+                raise TypeError(f"{where}: {name} must be {count} numbers, got {described(value)}")
+            if len(value) != count:
+                raise ValueError(f"{where}: {name} must be {count} numbers, got {described(value)}")
+            numbers = {f"{name}[{i}]": each for i, each in enumerate(zip(value, optional, strict=True))}
+        for part, (given, may_be_none) in numbers.items():
+            if given is not None or not may_be_none:
+                check_number(f"{where}: {part}", given)
+
+
+@contextlib.contextmanager
+def module_refused(where: str, params: object) -> Iterator[None]:
+    """Says what to do where torch refuses a module that was given in place of its parameters."""
+    try:
+        yield
+    except TypeError:
+        if not isinstance(params, Module):  # a ParameterList is one, and torch takes it
+            raise
+        raise TypeError(
+            f"{where}: params must be parameters or groups of them, got the module {type(params).__name__}: pass its "
+            "parameters()"
+        ) from None
+
+
+@contextlib.contextmanager
+def noted(check: Callable[[], None]) -> Iterator[None]:
+    """Adds what a check of the arguments raises to an exception of torch's constructor, which may not name them.
+
+    Torch's type and text stay. Python prints the note below them, from 3.11 on.
+    """
+    try:
+        yield
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        if sys.version_info >= (3, 11):
+            try:
+                check()
+            except (TypeError, ValueError) as fault:
+                error.add_note(str(fault))
+        raise
 
 
 def put_number(held: float | Tensor, value: float | Tensor) -> float | Tensor:
@@ -224,6 +329,21 @@ def _counts_steps(rule: str) -> bool:
     return _core.rules()[rule][3]
 
 
+_FLAGS = ("amsgrad", "centered", "decoupled_weight_decay", "nesterov")  # None is false
+
+
+@functools.cache
+def _hyper_types(rule: str) -> HyperTypes:
+    """What the hyperparameters of a rule are."""
+    types: dict[str, bool | tuple[bool, ...]] = {"lr": False, "weight_decay": False}  # also where no rule reads them
+    for text in _core.rules()[rule][0]:
+        name, bracket, _ = text.removesuffix("?").partition("[")
+        optional = text.endswith("?") or name in _FLAGS
+        before = types.get(name, ())
+        types[name] = (*before, optional) if bracket and isinstance(before, tuple) else optional
+    return types
+
+
 @functools.cache
 def _plain_request(threads: int) -> _core.StepRequest:
     """Return the request of nearly every step, which is made once."""
@@ -252,6 +372,25 @@ class Native(Optimizer):
     # Set by Lookahead during its step.
     _slow_weight_update: SlowWeightUpdate | None = None
 
+    def __init__(self, params: ParamsT, *args: Any, **kwargs: Any) -> None:
+        construct = super().__init__
+
+        def check() -> None:
+            self._check_types(inspect.signature(construct).bind_partial(params, *args, **kwargs).arguments)
+
+        with noted(check), module_refused(type(self).__name__, params):
+            construct(params, *args, **kwargs)
+        self._check_types(self.defaults)  # torch takes some with which no step can be made
+
+    def _check_types(self, values: Mapping[str, Any], group: int | None = None) -> None:
+        """Check the types of arguments, or of what a group has."""
+        where = type(self).__name__ + ("" if group is None else f": group {group}")
+        check_hyperparameters(where, self._hyper_types(), values)
+
+    @classmethod
+    def _hyper_types(cls) -> HyperTypes:
+        return _hyper_types(cls.rule)
+
     if TYPE_CHECKING:
 
         def step(self, closure: Callable[[], Any] | None = None) -> Any: ...
@@ -272,14 +411,19 @@ class Native(Optimizer):
             group.setdefault("state_dtype", state_dtype)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a parameter group; as torch's, and ``state_dtype`` is checked.
+        """Adds a parameter group; as torch's, and its hyperparameters are checked.
 
         Raises:
-            ValueError: The group's ``state_dtype`` is none that states can have.
+            TypeError: One is not a number, or not a sequence of numbers.
+            ValueError: One is of several numbers, or of too many or too few; or the group's ``state_dtype`` is none
+                that states can have.
         """
-        if isinstance(param_group, dict):  # else torch has its own error
-            _check_state_dtype(param_group.get("state_dtype"))
-        super().add_param_group(param_group)
+        number = len(self.param_groups)
+        group = param_group if isinstance(param_group, dict) else {}  # torch refuses others
+        _check_state_dtype(group.get("state_dtype"))
+        self._check_types(group, number)
+        with module_refused(f"{type(self).__name__}: group {number}", group.get("params")):
+            super().add_param_group(param_group)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for group in state["param_groups"]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from ._native import Native, unhooked
+from ._native import HyperTypes, Native, unhooked
 
 
 class Adafactor(Native, torch.optim.Adafactor):
@@ -73,6 +73,10 @@ class Adafactor(Native, torch.optim.Adafactor):
     ) -> None:
         super().__init__(params, lr, beta2_decay, eps, d, weight_decay, foreach=foreach, maximize=maximize)
         self._set_state_dtype(state_dtype)
+
+    @classmethod
+    def _hyper_types(cls) -> HyperTypes:
+        return {"lr": False, "beta2_decay": False, "eps": (True, False), "d": False, "weight_decay": False}
 
     @classmethod
     def _state_names(cls) -> list[str]:

@@ -28,6 +28,7 @@ from .adam import Adam
 from .adamax import Adamax
 from .adamw import AdamW
 from .asgd import ASGD
+from .catalog import class_name
 from .info import facts
 from .lion import Lion
 from .nadam import NAdam
@@ -249,7 +250,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="small sizes and few rounds: to see that it works")
     parser.add_argument("--rounds", type=int, default=None, help="samples of each contender (default 5; 3 if quick)")
     parser.add_argument("--threads", type=int, default=None, help="torch.set_num_threads")
-    parser.add_argument("--optimizers", nargs="+", choices=names, default=names, help="which to measure")
+    parser.add_argument(
+        "--optimizers", nargs="+", type=class_name, choices=names, default=names, help="which to measure"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import inspect
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from ._native import described
 from .grouping import param_groups
 
 
@@ -41,25 +43,60 @@ def create(name: str, params: nn.Module | ParamsT, **arguments: Any) -> Optimize
             others have the class's own ``weight_decay`` if none is given.
 
     Raises:
+        TypeError: ``name`` is no text, or ``no_decay``, ``layer_decay`` or ``lr_scale`` is given without a module.
         ValueError: There is no such optimizer, or an argument is out of its range.
     """
+    found = optimizer_named(name)
+    grouping = {key: arguments.pop(key) for key in ("no_decay", "layer_decay", "lr_scale") if key in arguments}
+    if isinstance(params, nn.Module):
+        if grouping:
+            both = {key: arguments[key] for key in ("lr", "weight_decay") if key in arguments}
+            default = inspect.signature(found).parameters.get("weight_decay")
+            if "no_decay" in grouping and default is not None:
+                both.setdefault("weight_decay", default.default)
+            params = param_groups(params, **both, **grouping)
+        else:
+            params = params.named_parameters()
+    elif grouping:
+        raise TypeError(
+            f"create: {next(iter(grouping))} needs a torch.nn.Module for params, got the {type(params).__name__}: pass "
+            "the model, not its parameters()"
+        )
+    optimizer: Optimizer = found(params, **arguments)
+    return optimizer
+
+
+def optimizer_named(name: str) -> type[Any]:
+    """Return the class of an optimizer, by a name as :func:`create` knows it.
+
+    Raises:
+        TypeError: ``name`` is no text.
+        ValueError: There is no such optimizer.
+    """
+    if not isinstance(name, str):
+        is_class = inspect.isclass(name)
+        got = f"the class {name.__name__}, which makes an optimizer when it is called" if is_class else described(name)
+        raise TypeError(f"create: name must be the name of an optimizer, such as 'adamw', got {got}")
     wanted = name.lower().replace("_", "").replace("-", "")
     known = {found.__name__.lower(): found for found in optimizers()}
     if wanted not in known:
         close = difflib.get_close_matches(wanted, known, 1)
         hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
         raise ValueError(f"there is no optimizer {name!r}: {hint}")
-    if isinstance(params, nn.Module):
-        grouping = {key: arguments.pop(key) for key in ("no_decay", "layer_decay", "lr_scale") if key in arguments}
-        if grouping:
-            both = {key: arguments[key] for key in ("lr", "weight_decay") if key in arguments}
-            default = inspect.signature(known[wanted]).parameters.get("weight_decay")
-            if "no_decay" in grouping and default is not None:
-                both.setdefault("weight_decay", default.default)
-            params = param_groups(params, **both, **grouping)
-        else:
-            params = params.named_parameters()
-    return known[wanted](params, **arguments)
+    return known[wanted]
+
+
+def class_name(name: str) -> str:
+    """Return the name of an optimizer's class: the type of an argument on the command line, for argparse."""
+    try:
+        return optimizer_named(name).__name__
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def plain_name(name: str) -> str:
+    """Return the name by which :func:`list_optimizers` lists an optimizer: a type for argparse, too."""
+    return class_name(name).lower()
 
 
 def takes_sparse(optimizer: type[Optimizer]) -> bool:

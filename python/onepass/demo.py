@@ -31,6 +31,7 @@ from torch.optim import Optimizer
 from . import __version__
 from .adam import Adam
 from .adamw import AdamW
+from .catalog import plain_name
 from .info import facts
 from .progress import Bar
 from .sgd import SGD
@@ -55,7 +56,7 @@ CHECK, APART_FACTOR, APART_RELATIVE, LOSS_RELATIVE, LOSS_NATS = 10, 10.0, 1e-4, 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of ``python -m onepass demo``."""
     parser.add_argument("--out", type=Path, default=Path("demo-results"), metavar="DIR", help="folder for the results")
-    parser.add_argument("--optimizer", choices=sorted(CLASSES), default="adamw", help="default: adamw")
+    parser.add_argument("--optimizer", type=plain_name, choices=sorted(CLASSES), default="adamw", help="default: adamw")
     parser.add_argument("--seed", type=int, default=0, help="of the initial parameters and the batches; default: 0")
     parser.add_argument("--threads", type=int, help="CPU threads; default: as many as torch takes")
     parser.add_argument("--quick", action="store_true", help="a few steps only, which learn little")

@@ -60,7 +60,12 @@ def explain(optimizer: Optimizer) -> Explanation:
         A row for each parameter. ``path`` is ``"kernel"``, with the GPU that it runs on, if any, for the reason;
         ``"torch"``, with the reason why the kernels cannot take it; or ``"error"``, with the message that a step would
         raise. Nothing is changed. Printed, it is a readable table.
+
+    Raises:
+        TypeError: It is no optimizer.
     """
+    if not hasattr(unwrapped(optimizer), "param_groups"):
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, but is a {type(optimizer).__name__}")
     optimizer = unwrapped(optimizer)
     while isinstance(optimizer, Lookahead):
         optimizer = unwrapped(optimizer.optimizer)

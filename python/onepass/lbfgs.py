@@ -11,12 +11,15 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from . import _core
-from ._native import hooked, unhooked, while_loading
+from ._native import HyperTypes, check_hyperparameters, hooked, module_refused, noted, unhooked, while_loading
 
 Closure = Callable[[], Any]
 
 # What all groups must agree on: there is one vector, and one history.
 _SHARED = ("max_iter", "max_eval", "tolerance_grad", "tolerance_change", "history_size", "line_search_fn")
+
+# Its hyperparameters that must be numbers.
+_TYPES: HyperTypes = {"lr": False, "tolerance_grad": False, "tolerance_change": False}
 
 # What of the state belongs to the history. The rest are counters.
 _HISTORY = ("d", "t", "old_dirs", "old_stps", "ro", "H_diag", "prev_flat_grad", "prev_loss", "al")
@@ -297,14 +300,19 @@ class LBFGS(torch.optim.LBFGS):
         history_size: int = 100,
         line_search_fn: str | None = None,
     ) -> None:
+        given = {"lr": lr, "tolerance_grad": tolerance_grad, "tolerance_change": tolerance_change}
         # torch's constructor takes one group; the others are added to what it has made. What is no iterable it refuses
         # itself, after it has looked at lr.
         others: list[Any] = []
-        if isinstance(params, Iterable) and not isinstance(params, Tensor | dict):
-            listed: list[Any] = list(params)
-            several = bool(listed) and isinstance(listed[0], dict)
-            params, others = (listed[:1], listed[1:]) if several else (listed, [])
-        super().__init__(params, lr, max_iter, max_eval, tolerance_grad, tolerance_change, history_size, line_search_fn)
+        with noted(lambda: check_hyperparameters("LBFGS", _TYPES, given)), module_refused("LBFGS", params):
+            if isinstance(params, Iterable) and not isinstance(params, Tensor | dict):
+                listed: list[Any] = list(params)
+                several = bool(listed) and isinstance(listed[0], dict)
+                params, others = (listed[:1], listed[1:]) if several else (listed, [])
+            super().__init__(
+                params, lr, max_iter, max_eval, tolerance_grad, tolerance_change, history_size, line_search_fn
+            )
+        check_hyperparameters("LBFGS", _TYPES, self.defaults)  # torch takes some with which no step can be made
         for group in others:
             self.add_param_group(group)
 
@@ -312,9 +320,14 @@ class LBFGS(torch.optim.LBFGS):
         """Adds a parameter group; after the first step, the history begins anew.
 
         Raises:
+            TypeError: One of its hyperparameters is not a number.
             ValueError: The group has another value than the first one for an argument other than ``lr``.
         """
-        super().add_param_group(param_group)
+        where = f"LBFGS: group {len(self.param_groups)}"
+        group = param_group if isinstance(param_group, dict) else {}  # torch refuses others
+        check_hyperparameters(where, _TYPES, group)
+        with module_refused(where, group.get("params")):
+            super().add_param_group(param_group)
         if len(self.param_groups) > 1:
             try:
                 self._shared_options()
@@ -353,6 +366,8 @@ class LBFGS(torch.optim.LBFGS):
     # -- the step ----------------------------------------------------------------------------------------------------
 
     def _make_step(self, closure: Closure) -> Any:
+        for number, group in enumerate(self.param_groups):
+            check_hyperparameters(f"LBFGS: group {number}", _TYPES, group)
         shared = self._shared_options()
         groups = [list(group["params"]) for group in self.param_groups]
         refused = self._native.refusals(groups)

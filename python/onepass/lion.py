@@ -86,14 +86,14 @@ class Lion(Native):
     ) -> None:
         if isinstance(lr, Tensor) and lr.numel() != 1:
             raise ValueError("Tensor lr must be 1-element")
+        defaults: dict[str, Any] = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize}
+        self._check_types(defaults)
         if not lr >= 0.0:
             raise ValueError(f"Invalid learning rate: {lr}")
-        beta1, beta2 = betas
-        for index, beta in enumerate((beta1, beta2)):
+        for index, beta in enumerate(betas):
             if not 0.0 <= beta < 1.0:
                 raise ValueError(f"Invalid beta parameter at index {index}: {beta}")
         if not weight_decay >= 0.0:
             raise ValueError(f"Invalid weight_decay value: {weight_decay}")
-        defaults: dict[str, Any] = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize}
         super().__init__(params, defaults)
         self._set_state_dtype(state_dtype)

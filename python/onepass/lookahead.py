@@ -12,7 +12,7 @@ from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
 from . import _core
-from ._native import SLOW_PARAM, Native, hooked, new_follower
+from ._native import SLOW_PARAM, Native, check_number, hooked, new_follower
 
 
 class _Wrapped:
@@ -103,7 +103,7 @@ class Lookahead(Optimizer):
         alpha: How far the slow weights go towards the parameters, in [0, 1].
 
     Raises:
-        TypeError: ``optimizer`` is no ``torch.optim.Optimizer``.
+        TypeError: ``optimizer`` is no ``torch.optim.Optimizer``, or ``alpha`` no number.
         ValueError: ``k`` or ``alpha`` is out of its range.
     """
 
@@ -330,6 +330,7 @@ def _checked(cycle: dict[str, Any]) -> dict[str, Any]:
     k, alpha, step = cycle["k"], cycle["alpha"], cycle["step"]
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         raise ValueError(f"Invalid k: {k}; it must be an int of at least 1")
+    check_number("alpha", alpha)
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"Invalid alpha: {alpha}; it must lie in [0, 1]")
     if not 0 <= step < k:

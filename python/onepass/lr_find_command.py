@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 from pathlib import Path
 
 import torch
 
+from .catalog import plain_name
 from .demo import ARGUMENTS, CLASSES, digits
+from .figure import check_path
 from .lr_finder import LRRangeTest, lr_find
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of ``python -m onepass lr-find``."""
-    parser.add_argument("--optimizer", choices=sorted(CLASSES), default="adamw", help="default: adamw")
+    parser.add_argument("--optimizer", type=plain_name, choices=sorted(CLASSES), default="adamw", help="default: adamw")
     parser.add_argument("--steps", type=int, default=100, help="optimizer steps; default: 100")
     parser.add_argument("--seed", type=int, default=0, help="of the initial parameters and the batches; default: 0")
     parser.add_argument("--table", action="store_true", help="print every step")
@@ -42,7 +43,7 @@ def main(args: argparse.Namespace) -> int:
     """Runs the test and tells what it suggests; returns 2 if it cannot run."""
     try:
         if args.png is not None:
-            importlib.import_module("matplotlib")
+            check_path(args.png)
         found = find(args.optimizer, args.steps, args.seed)
         if args.table:
             print(found.table())

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from ._native import put_number
+from ._native import check_number, described, put_number, whole
 from .figure import axes_to_fill, figure_of
 from .progress import Bar
 from .restoring import restored
@@ -60,6 +60,12 @@ class LRRangeTest:
         The steps before the :math:`1 / (1 - \text{smoothing})`-th are left out: their averages are over fewer losses
         than those to come, and so fall and rise with the noise. So is a loss that is not finite.
 
+        There is no suggestion where nothing can be read off the curve: the smoothed loss has not fallen, was lowest at
+        the last rate, so that none was too large, or fell by less than 7 standard deviations of the batches' noise.
+        Losses of nothing but such noise fall so far, from the first to the lowest, in less than one test of a hundred.
+        The noise of a loss is told by how far it is from the middle of its neighbours (a root mean square, up to the
+        lowest :math:`s`); the running average has :math:`\sqrt{(1 - \beta) / (1 + \beta)}` of it.
+
         Args:
             method: ``"steepest"``: the :math:`\eta` up to the minimum of :math:`s` at which
                 :math:`ds / d \log \eta` (central differences) is lowest. ``"minimum"``: a tenth of the :math:`\eta` at
@@ -69,15 +75,14 @@ class LRRangeTest:
                 (``fastai.callback.schedule.valley``). It heeds single leaps the least.
 
         Raises:
-            ValueError: There is no such method, the loss did not fall, or there are too few steps to tell.
+            ValueError: There is no such method, or nothing to suggest. The message says why.
         """
         if method not in METHODS:
             raise ValueError(f"Invalid method: {method!r}; it must be one of {tuple(METHODS)}")
-        settled, finite = self._settled, np.isfinite(self.smoothed)
-        lrs, smoothed = self.lrs[finite][settled:], self.smoothed[finite][settled:]
-        lowest = int(np.argmin(smoothed)) if len(smoothed) else 0
-        if lowest == 0:
-            raise ValueError(f"no learning rate to suggest: {self._why_none()}")
+        if why := self._why_none():
+            raise ValueError(f"no learning rate to suggest: {why}")
+        lrs, smoothed = self._curve
+        lowest = int(np.argmin(smoothed))
         if method == "minimum":
             return float(lrs[lowest] / 10)
         if method == "valley":
@@ -91,15 +96,41 @@ class LRRangeTest:
         """How many steps at the beginning are left out."""
         return round(1 / (1 - self.smoothing)) - 1
 
+    @property
+    def _curve(self) -> tuple[Floats, Floats]:
+        """The rates and smoothed losses that suggestions are read off."""
+        finite = np.isfinite(self.smoothed)
+        return self.lrs[finite][self._settled :], self.smoothed[finite][self._settled :]
+
     def _why_none(self) -> str:
-        """Why there is nothing to suggest."""
+        """Why there is nothing to suggest; empty if there is something."""
         steps, left_out = len(self.lrs), self._settled
-        if left_out and 0 < np.isfinite(self.smoothed).sum() < left_out + 2:
+        if not np.isfinite(self.losses[0]):
+            return f"the loss was {self.losses[0]} before the first step: look at the data, the model and the loss"
+        lrs, smoothed = self._curve
+        if left_out and len(smoothed) < 2:
             return f"{steps} steps are too few for the smoothing {self.smoothing:g}: the first {left_out} are left out"
-        return f"the loss did not fall in any of the {steps} steps"
+        lowest = int(np.argmin(smoothed))
+        if lowest == 0:
+            return f"the loss did not fall in any of the {steps} steps"
+        if left_out + lowest == steps - 1:
+            return f"the loss was lowest at the last rate, {lrs[-1]:.2e}: raise end"
+        fall, noise = smoothed[0] - smoothed[lowest], self._noise(left_out + lowest)
+        if fall < 7 * noise:
+            return f"the loss fell by {fall:.2g}, where its noise is {noise:.2g}: raise accumulate, smoothing or steps"
+        return ""
+
+    def _noise(self, end: int) -> float:
+        """The standard deviation of the smoothed loss that is the batches', from the losses up to the step ``end``."""
+        losses = self.losses[self._settled : end + 1]
+        if len(losses) < 5:
+            losses = self.losses[np.isfinite(self.losses)]
+        bends = np.diff(losses, 2)  # of independent losses, these have 6 times the variance; a trend has hardly any
+        variance = np.mean(bends**2) / 6 if len(bends) else 0.0
+        return math.sqrt(variance * (1 - self.smoothing) / (1 + self.smoothing))
 
     def suggestions(self) -> dict[str, float]:
-        """What each method suggests; empty if the loss did not fall, or there are too few steps to tell."""
+        """What each method suggests; empty if there is nothing to suggest (:meth:`suggestion`)."""
         try:
             return {method: self.suggestion(method) for method in METHODS}  # type: ignore[arg-type]
         except ValueError:
@@ -114,17 +145,19 @@ class LRRangeTest:
     def __str__(self) -> str:
         end = "; there the loss diverged" if self.diverged else ""
         lines = [f"LR range test: {len(self.lrs)} steps, lr {self.lrs[0]:.2e} to {self.lrs[-1]:.2e}{end}"]
-        found = self.suggestions()
-        lines += [f"  {method:8}  {lr:.2e}  {METHODS[method]}" for method, lr in found.items()]
-        return "\n".join(lines if found else [*lines, f"  no suggestion: {self._why_none()}"])
+        if why := self._why_none():
+            return "\n".join([*lines, f"  no suggestion: {why}"])
+        return "\n".join(
+            [*lines, *(f"  {name:8}  {lr:.2e}  {METHODS[name]}" for name, lr in self.suggestions().items())]
+        )
 
     def plot(self, ax: Axes | None = None, path: str | PathLike[str] | None = None) -> Figure:
         """Draws the losses over the learning rate, with the suggestions.
 
         Args:
             ax: Axes to draw into. By default a figure is made.
-            path: File to save the figure to; its suffix tells the format (.png, .svg, .pdf ...). With neither a path
-                nor axes the figure is shown, by :func:`matplotlib.pyplot.show`.
+            path: File to save the figure to; its suffix tells the format (.svg, .pdf, ...), PNG without one. With
+                neither a path nor axes the figure is shown, by :func:`matplotlib.pyplot.show`.
 
         Returns:
             The figure.
@@ -226,11 +259,28 @@ def lr_find(
 
     Raises:
         ValueError: An argument is out of its range; a group has no learning rate; ``loader`` has no batch, or not
-            enough and cannot begin anew; parameters are still to be initialised by a first batch (lazy modules).
-        TypeError: Not exactly one of ``loss_fn`` and ``forward`` is given.
+            enough and cannot begin anew, or for ``loss_fn`` batches that are no pairs; a loss is of several elements,
+            or does not depend on the parameters; ``optimizer`` has none of the model's parameters, or they are still to
+            be initialised by a first batch (lazy modules).
+        TypeError: Not exactly one of ``loss_fn`` and ``forward`` is given, an argument is of another type, or a loss is
+            no tensor.
     """
+    if not isinstance(model, nn.Module) or not hasattr(optimizer, "param_groups"):
+        raise TypeError(
+            "lr_find(model, optimizer, ...) takes a torch.nn.Module and an optimizer, "
+            f"got a {type(model).__name__} and a {type(optimizer).__name__}"
+        )
     if (loss_fn is None) == (forward is None):
         raise TypeError("lr_find takes either loss_fn or forward")
+    for name, function in (("loss_fn", loss_fn), ("forward", forward)):
+        if function is not None and not callable(function):
+            raise TypeError(f"{name} must be a function, got {described(function)}")
+    if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
+        raise TypeError(f"loader must give batches, got {described(loader)}")
+    numbers = {"start": start, "end": end, "smoothing": smoothing, "diverges_at": diverges_at}
+    for name, value in numbers.items():
+        check_number(name, value)
+    steps, accumulate = whole("steps", steps), whole("accumulate", accumulate)
     if not 0.0 <= smoothing < 1.0:
         raise ValueError(f"Invalid smoothing: {smoothing}; it must lie in [0, 1)")
     if not diverges_at > 1.0:
@@ -240,6 +290,9 @@ def lr_find(
     for name, p in model.named_parameters():
         if is_lazy(p):
             raise ValueError(f"parameter {name} is to be initialised by the first batch: run one through the model")
+    own = {id(p) for p in model.parameters()}
+    if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+        raise ValueError("optimizer has none of the model's parameters: it was made for another model")
     lrs = _rates(start, end, steps, ramp)
     ratios = _ratios(optimizer)
     if device is None:
@@ -247,10 +300,10 @@ def lr_find(
 
     def loss_of(batch: Any) -> Tensor:
         if forward is not None:
-            return forward(model, batch)
+            return _checked_loss("forward", forward(model, batch))
         assert loss_fn is not None
-        inputs, targets = batch
-        return loss_fn(model(inputs), targets)
+        inputs, targets = _pair(batch)
+        return _checked_loss("loss_fn", loss_fn(model(inputs), targets))
 
     losses: list[float] = []
     smoothed: list[float] = []
@@ -276,6 +329,30 @@ def lr_find(
             if diverged:
                 break
     return LRRangeTest(lrs[: len(losses)], np.array(losses), np.array(smoothed), diverged, smoothing)
+
+
+def _pair(batch: Any) -> tuple[Any, Any]:
+    """The two parts of a batch. A dict and a tensor of two would be taken apart, too, into what is not meant."""
+    if not isinstance(batch, Mapping | Tensor | str):
+        with contextlib.suppress(TypeError, ValueError):
+            inputs, targets = batch
+            return inputs, targets
+    size = f" of {len(batch)}" if hasattr(batch, "__len__") else ""
+    raise ValueError(
+        f"loader must give pairs (inputs, targets) for loss_fn, got a {type(batch).__name__}{size}: "
+        "use forward=, which computes the loss from the model and a batch"
+    )
+
+
+def _checked_loss(function: str, loss: Any) -> Tensor:
+    """A loss, which must be one number that autograd can differentiate."""
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"{function} must return the loss as a tensor, got {described(loss)}")
+    if loss.numel() != 1:
+        raise ValueError(f"{function} must return the loss as one number, got a tensor of shape {list(loss.shape)}")
+    if not loss.requires_grad:
+        raise ValueError(f"{function} returned a loss that does not depend on a parameter that requires a gradient")
+    return loss
 
 
 def _rates(start: float, end: float, steps: int, ramp: str) -> Floats:

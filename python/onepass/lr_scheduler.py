@@ -1,8 +1,8 @@
 """Learning-rate schedulers: those of torch, which here tell beforehand what they will do, and compose.
 
 Every class is a subclass of torch's of the same name: arguments, errors, attributes, ``state_dict`` and rates are
-torch's. Each has :meth:`~onepass.preview.Previewed.preview` and :meth:`~onepass.preview.Previewed.plot`. They work on
-torch's optimizers as well as on ours. Where torch has it wrong, the class says what it does instead:
+torch's. Each has :meth:`~onepass.previewing.Previewed.preview` and :meth:`~onepass.previewing.Previewed.plot`. They
+work on torch's optimizers as well as on ours. Where torch has it wrong, the class says what it does instead:
 :class:`SequentialLR`, :class:`ChainedScheduler`, :class:`CosineAnnealingLR`, :class:`LinearLR`, :class:`PolynomialLR`.
 
 ``last_epoch`` counts calls of ``step()``, whatever these are called after: batches for :class:`OneCycleLR` and
@@ -24,9 +24,9 @@ from torch import Tensor
 from torch.optim import Optimizer, lr_scheduler, swa_utils
 
 from ._native import put_number
-from .preview import Previewed
-from .preview import plot as plot
-from .preview import preview as preview
+from .previewing import Previewed
+from .previewing import plot as plot
+from .previewing import preview as preview
 from .schedule_lr import ScheduleLR as ScheduleLR
 from .schedule_lr import get_constant_schedule as get_constant_schedule
 from .schedule_lr import get_constant_schedule_with_warmup as get_constant_schedule_with_warmup

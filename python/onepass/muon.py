@@ -12,7 +12,7 @@ from torch.optim import _muon as torch_muon
 from torch.optim.optimizer import ParamsT
 
 from . import _core
-from ._native import Native, _transform, number, unhooked
+from ._native import HyperTypes, Native, _transform, number, unhooked
 
 # The scratch that parameters of one call share is at most so many elements, or that of a single parameter.
 SCRATCH = 1 << 24
@@ -86,6 +86,10 @@ class Muon(Native, torch.optim.Muon):
         super().__init__(params, lr, weight_decay, momentum, nesterov, ns_coefficients, eps, ns_steps, adjust_lr_fn)
         self._set_state_dtype(state_dtype)
 
+    @classmethod
+    def _hyper_types(cls) -> HyperTypes:
+        return {**super()._hyper_types(), "eps": False}
+
     def _new_state(self, group: dict[str, Any], p: Tensor, grad: Tensor, name: str) -> Tensor:
         return torch.zeros_like(grad, dtype=group.get("state_dtype"), memory_format=torch.preserve_format)
 
@@ -103,6 +107,8 @@ class Muon(Native, torch.optim.Muon):
         grad_factor = self._grad_factor()
         if grad_factor is None:
             return
+        for index, group in enumerate(self.param_groups):
+            self._check_types(group, index)
         if transform := _transform():
             self._step_by_torch_alone(transform, grad_factor)
             return

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
+import textwrap
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -16,8 +18,21 @@ from .schedules import Schedule, parse
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_WIDTH, _HEIGHT = 72, 14  # of the picture in the terminal, without its axes
-_BLOCKS = " ▁▂▃▄▅▆▇█"
+_WIDTH, _HEIGHT = 72, 14  # of the picture in the terminal at most, without its axes
+
+
+class _Strokes(NamedTuple):
+    """The characters of a picture."""
+
+    blocks: str  # from empty to full, in eighths
+    tick: str
+    left: str
+    corner: str
+    bottom: str
+
+
+_UNICODE = _Strokes(" ▁▂▃▄▅▆▇█", "┤", "│", "└", "─")
+_ASCII = _Strokes(" ..::||##", "+", "|", "+", "-")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,32 +43,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--png", type=Path, metavar="FILE", help="draw it there instead (needs matplotlib)")
 
 
-def text_picture(rates: NDArray[np.float64], width: int = _WIDTH, height: int = _HEIGHT) -> str:
+def text_picture(
+    rates: NDArray[np.float64], columns: int = 80, height: int = _HEIGHT, strokes: _Strokes = _UNICODE
+) -> str:
     """Draws the rate of each step in block characters, with both axes labelled.
 
     Args:
         rates: One for each step, at least one.
-        width: Columns, without the axis; a column shows the mean of its steps.
+        columns: What a line may have at most, labels included; a column of the picture shows the mean of its steps.
         height: Rows, without the axis.
+        strokes: The characters to draw with.
 
     Returns:
         Lines of text. The lowest row begins at 0, or at the lowest rate if that is negative.
     """
     low, high = min(0.0, rates.min()), max(0.0, rates.max())
     span = (high - low) or 1.0
-    width = min(width, len(rates))
-    edges = np.linspace(0, len(rates), width + 1).astype(int)
-    means = np.array([rates[a:b].mean() for a, b in pairwise(edges)])
-    eighths = np.rint((means - low) / span * height * 8).astype(int)
     labels = {0: f"{high:.4g}", height // 2: f"{low + span * (height - height // 2) / height:.4g}"}
     bottom = f"{low:.4g}"
     margin = max(map(len, [*labels.values(), bottom]))
+    width = max(1, min(_WIDTH, columns - margin - 2, len(rates)))
+    edges = np.linspace(0, len(rates), width + 1).astype(int)
+    means = np.array([rates[a:b].mean() for a, b in pairwise(edges)])
+    eighths = np.rint((means - low) / span * height * 8).astype(int)
     lines = []
     for row in range(height):
         filled = np.clip(eighths - 8 * (height - 1 - row), 0, 8)
-        tick = "┤" if row in labels else "│"
-        lines.append(f"{labels.get(row, ''):>{margin}} {tick}{''.join(_BLOCKS[n] for n in filled)}".rstrip())
-    lines.append(f"{bottom:>{margin}} └{'─' * width}")
+        tick = strokes.tick if row in labels else strokes.left
+        lines.append(f"{labels.get(row, ''):>{margin}} {tick}{''.join(strokes.blocks[n] for n in filled)}".rstrip())
+    lines.append(f"{bottom:>{margin}} {strokes.corner}{strokes.bottom * width}")
     last = f"{len(rates) - 1:,}"
     lines.append(f"{'':>{margin}}  0{last:>{max(width - 1, len(last) + 1)}}")
     lines.append(f"{'':>{margin}}  {'optimizer step':^{width}}".rstrip())
@@ -104,6 +122,18 @@ def main(args: argparse.Namespace) -> int:
     except (ImportError, OSError, ValueError, ArithmeticError, MemoryError) as error:
         print(f"onepass schedule: {error}", file=sys.stderr)
         return 2
+    columns = shutil.get_terminal_size().columns
+    strokes = _UNICODE if _can_print("".join(_UNICODE)) else _ASCII
     for each, schedule in zip(rates, schedules, strict=True):
-        print(f"{label}: {schedule!r}\n{text_picture(each)}")
+        title = textwrap.fill(f"{label}: {schedule!r}", columns, break_long_words=False, break_on_hyphens=False)
+        print(f"{title}\n{text_picture(each, columns, strokes=strokes)}")
     return 0
+
+
+def _can_print(text: str) -> bool:
+    """Whether standard output has these characters; an ASCII locale's has not."""
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True

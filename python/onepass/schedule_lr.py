@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from ._native import put_number, unwrapped
-from .preview import Previewed
+from ._native import described, put_number, unwrapped
+from .previewing import Previewed
 from .schedules import (
     Schedule,
     constant,
@@ -62,7 +62,15 @@ def _schedule(name: str, schedule: Schedule | str) -> Schedule:
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     if not isinstance(schedule, Schedule):
-        raise TypeError(f"{name}: a schedule is wanted, or the text of one, not {schedule!r}")
+        hint = (
+            ": schedules.function(f) makes one of a function, and LambdaLR takes functions"
+            if callable(schedule)
+            else ""
+        )
+        raise TypeError(
+            f"{name}: must be a Schedule of onepass.schedules, such as warmup(500) >> cosine(10_000), or the text of "
+            f"one, got {described(schedule)}{hint}"
+        )
     return schedule
 
 

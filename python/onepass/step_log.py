@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from . import _core
-from ._native import hyperparameters, unwrapped
+from ._native import hyperparameters, number, unwrapped
 
 
 class Writer(Protocol):
@@ -166,7 +166,7 @@ class StepLog:
         scalars = {
             f"{name}/{index}": value
             for index, group in enumerate(groups)
-            for name, value in hyperparameters(group).items()
+            for name, value in (hyperparameters(group) | _driven(group)).items()
         }
         # GradScaler's scale is still in the gradients that it leaves to the step to unscale; afterwards it may be gone.
         grad_norm = None if has_closure else _grad_norm(optimizer)
@@ -196,6 +196,16 @@ class StepLog:
         self._last = self.step, time.perf_counter()
 
 
+def _driven(group: dict[str, Any]) -> dict[str, float]:
+    """Momentum and betas of a group, where a scheduler drives them: it has noted there what they began with."""
+    driven: dict[str, float | Tensor] = {}
+    if group.keys() & {"initial_momentum", "base_momentum"} and "momentum" in group:
+        driven["momentum"] = group["momentum"]
+    if group.keys() & {"initial_betas", "base_momentum"} and "betas" in group:
+        driven |= {f"beta{i}": beta for i, beta in enumerate(group["betas"], 1)}
+    return {name: number(value) for name, value in driven.items()}
+
+
 def _moves(p: Tensor) -> bool:
     """Whether a step may move a parameter; one that has no shape yet cannot be looked at."""
     return (p.requires_grad or p.grad is not None) and not is_lazy(p)
@@ -216,6 +226,9 @@ def log_to(
     =========================== ======================================================================================
     ``PREFIX/lr/G``             learning rate of parameter group G (0, 1, ...) with which the step is made
     ``PREFIX/weight_decay/G``   its weight decay, where the optimizer has one
+    ``PREFIX/momentum/G``       its momentum, where a scheduler drives it (:class:`onepass.ScheduleLR`,
+                                :class:`~onepass.lr_scheduler.OneCycleLR`, :class:`~onepass.lr_scheduler.CyclicLR`)
+    ``PREFIX/beta1/G``, ...     its betas, where a scheduler drives one of them
     ``PREFIX/update_to_weight/G`` :math:`\|\theta' - \theta\| / \|\theta\|`, over all parameters of group G that require
                                 a gradient or have one; :math:`\theta` before the step, :math:`\theta'` after it; not
                                 written where :math:`\theta = 0`

@@ -10,7 +10,7 @@ from torchvision_on_cpu import import_torchvision
 NEEDED = ("accelerate", "lightning", "timm", "transformers")
 MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
 if MISSING:
-    raise pytest.UsageError(f"tests/ecosystem needs pip install '.[ecosystem]': {', '.join(MISSING)} not installed")
+    raise pytest.UsageError(f"{', '.join(MISSING)} not installed: pip install 'onepass[ecosystem]'")
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of the frameworks' own imports

@@ -132,6 +132,48 @@ def test_a_plateau_that_lightning_feeds(tmp_path):
     assert len(set(ours.rates)) > 1
 
 
+class Plateau(Automatic):
+    """A warm-up with a plateau, as docs/lightning.md has it: `said` is in the scheduler's dict, or it is fed."""
+
+    said = ("reduce_on_plateau", True)
+    feeds = False
+
+    def configure_optimizers(self):
+        optimizer = onepass.AdamW(self.net.parameters(), **KW)
+        plateau = {"patience": 0, "factor": 0.5, "threshold": 0.9}  # hardly any loss is so much better than the last
+        scheduler = onepass.ScheduleLR(optimizer, warmup(3), plateau=plateau)
+        config = {"scheduler": scheduler, "interval": "step", **dict([self.said])}
+        return {"optimizer": optimizer, "lr_scheduler": {**config, "monitor": "train_loss"}}
+
+    def on_train_epoch_end(self):
+        if self.feeds:
+            self.lr_schedulers().feed(self.trainer.callback_metrics["train_loss"])
+
+
+class Unsaid(Plateau):
+    said = ("interval", "step")
+
+
+class Fed(Unsaid):
+    feeds = True
+
+
+def test_a_plateau_in_a_schedule_is_fed_if_lightning_is_told_or_by_hand(tmp_path):
+    rates = {}
+    for make in (Plateau, Unsaid, Fed):
+        module = make(onepass.AdamW)
+        fit(module, tmp_path)
+        rates[make] = module.rates
+    whole = [KW["lr"] * min(t / 3, 1.0) for t in range(12)]
+    assert rates[Unsaid] == pytest.approx(whole)
+    # The first metric is the best so far; every other one halves.
+    assert rates[Plateau] == pytest.approx([rate * 0.5 ** max(t - 1, 0) for t, rate in enumerate(whole)])
+    assert rates[Fed] == pytest.approx(whole)  # the first of two epochs
+    module = Fed(onepass.AdamW)
+    fit(module, tmp_path, epochs=4)
+    assert module.rates[12::6] == pytest.approx([KW["lr"] * 0.5, KW["lr"] * 0.25])
+
+
 @pytest.mark.parametrize("make", [Manual, ManualWithClosure])
 def test_manual_optimization(tmp_path, make):
     compare(tmp_path, make)

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 
+from ._native import whole
 from .figure import axes_to_fill, figure_of
 
 if TYPE_CHECKING:
@@ -48,11 +49,12 @@ def preview(scheduler: LRScheduler, n: int, metrics: Iterable[float] | None = No
     Raises:
         ValueError: If ``n`` is negative, metrics are missing or too few; and whatever stepping the scheduler would
             raise, as :class:`~torch.optim.lr_scheduler.OneCycleLR` does after its last step.
-        TypeError: If the scheduler has no optimizer, or reads from a generator or the like, which a preview would use
-            up.
+        TypeError: If ``n`` is no integer, the scheduler has no optimizer, or it reads from a generator or the like,
+            which a preview would use up.
     """
     if not hasattr(scheduler, "optimizer"):
         raise TypeError(f"{type(scheduler).__name__} is not a scheduler: it has no optimizer")
+    n = whole("n", n)
     if n < 0:
         raise ValueError(f"n must be at least 0, not {n}")
     assumed = _steps(scheduler, n - 1, metrics)
@@ -189,14 +191,14 @@ def plot(
     """Draws the learning rates of the next ``n`` steps of one scheduler or several.
 
     Args:
-        schedulers: What to draw: a line for each, or, if its groups have different rates, for each group. None of them
-            is touched (:func:`preview`).
+        schedulers: What to draw: a line for each, or, if its groups have different rates, for all groups of the same
+            rates. None of them is touched (:func:`preview`).
         n: Number of steps, as the schedulers are stepped.
         labels: A name for each scheduler; by default, the name of its class.
         metrics: What plateaus are to assume, as for :func:`preview`.
         ax: Axes to draw into. By default a figure is made.
-        path: File to save the figure to; its suffix tells the format (.png, .svg, .pdf ...). With neither a path nor
-            axes the figure is shown, by :func:`matplotlib.pyplot.show`.
+        path: File to save the figure to; its suffix tells the format (.svg, .pdf, ...), PNG without one. With neither a
+            path nor axes the figure is shown, by :func:`matplotlib.pyplot.show`.
 
     Returns:
         The figure.
@@ -211,22 +213,62 @@ def plot(
         labels = [type(scheduler).__name__ for scheduler in schedulers]
     if len(labels) != len(schedulers):
         raise ValueError(f"expected a label for each of {len(schedulers)} schedulers, but got {len(labels)}")
+    n = whole("n", n)
     assumed = None if metrics is None else list(islice(metrics, max(n - 1, 0)))  # each scheduler reads it anew
     tables = [preview(scheduler, n, assumed) for scheduler in schedulers]
 
-    with axes_to_fill(ax, path, figsize=(6.4, 3.6), dpi=120) as filled:
+    lines = [line for label, table in zip(labels, tables, strict=True) for line in _lines(label, table)]
+    crowded = len(lines) > _IN_AXES
+    with axes_to_fill(ax, path, figsize=(8.4 if crowded else 6.4, 3.6), dpi=120) as filled:
         if ax is None:
             filled.grid(alpha=0.3)
         filled.set_xlabel("optimizer step")
         filled.set_ylabel("learning rate")
-        for label, table in zip(labels, tables, strict=True):
-            if (table == table[:, :1]).all():
-                filled.plot(table[:, 0], label=label)
-            else:
-                for group, lrs in enumerate(table.T):
-                    filled.plot(lrs, label=f"{label}, group {group}")
-        filled.legend()
+        colors = _shades(len(lines)) if crowded else [None] * len(lines)  # None: the axes' own
+        drawn = [
+            filled.plot(lrs, label=label, color=color)[0] for (label, lrs), color in zip(lines, colors, strict=True)
+        ]
+        if crowded:
+            shown = np.linspace(0, len(drawn) - 1, min(len(drawn), _IN_LEGEND)).round().astype(int)
+            handles = [drawn[i] for i in shown]
+            filled.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=6, frameon=False)
+        else:
+            filled.legend()
     return figure_of(filled)
+
+
+# With more lines than this, the legend is beside the axes, and the lines are shades in their order.
+_IN_AXES = 8
+_IN_LEGEND = 24  # lines that it names; of more, as many at even distances
+
+
+def _lines(label: str, table: NDArray[np.float64]) -> list[tuple[str, NDArray[np.float64]]]:
+    """The lines of a scheduler and their labels: one for all groups of the same rates."""
+    same: dict[bytes, list[int]] = {}
+    for group, lrs in enumerate(table.T):
+        same.setdefault((lrs + 0.0).tobytes(), []).append(group)
+    if len(same) == 1:
+        return [(label, table[:, 0])]
+    return [(f"{label}, {_groups(groups)}", table[:, groups[0]]) for groups in same.values()]
+
+
+def _groups(numbers: list[int]) -> str:
+    """The names of groups: "group 3", "groups 0-2, 5"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    texts = [f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs]
+    return f"group{'s' if len(numbers) > 1 else ''} {', '.join(texts)}"
+
+
+def _shades(n: int) -> list[Any]:
+    """Colours of n lines, from dark to light."""
+    from matplotlib import colormaps
+
+    return list(colormaps["viridis"](np.linspace(0.0, 0.92, n)))
 
 
 class Previewed:

@@ -298,6 +298,16 @@ def list_of_parameters_made_a_tuple(opt):
 
 
 @change
+def list_of_parameters_made_a_parameter_list(opt):
+    opt.param_groups[1]["params"] = torch.nn.ParameterList(opt.param_groups[1]["params"])
+
+
+@change
+def list_of_parameters_made_a_deque(opt):
+    opt.param_groups[1]["params"] = deque(opt.param_groups[1]["params"])
+
+
+@change
 def keys_added_to_a_group(opt):
     opt.param_groups[0] = {"name": "backbone", **opt.param_groups[0]}
     opt.param_groups[1]["initial_lr"] = 3.0

@@ -567,6 +567,59 @@ def test_a_dtype_that_no_optimizer_steps(row, dtype, steps):
     assert_same(odd.float(), torch.ones(4))
 
 
+# -- hyperparameters that are set later --------------------------------------------------------------------------------
+
+# What is put into a group between steps, the exception's type, and what its text has after "NAME: group 1: ".
+SET_LATER = [
+    ("betas", (0.9, 0.999, 0.5), ValueError, "betas must be 2 numbers, got"),
+    ("betas", (0.9,), ValueError, "betas must be 2 numbers, got"),
+    ("betas", 0.9, TypeError, "betas must be 2 numbers, got"),
+    ("betas", None, TypeError, "betas must be 2 numbers, got"),
+    ("betas", (0.9, "0.999"), TypeError, "betas[1] must be a number, "),
+    ("betas", (0.9, two()), ValueError, "betas[1] must be one number, got a tensor"),
+    ("etas", (0.5,), ValueError, "etas must be 2 numbers, got"),
+    ("lr", 10**400, ValueError, "lr must fit a float"),
+    ("weight_decay", 10**400, ValueError, "weight_decay must fit a float"),
+    ("lr", two(), ValueError, "lr must be one number, got a tensor"),
+    ("lr", "1e-3", TypeError, "lr must be a number, "),
+    ("lr", None, TypeError, "lr must be a number, "),
+]
+
+
+@pytest.mark.parametrize(
+    ("row", "name", "value", "kind", "text"),
+    # Rprop reads its lr only to make new states.
+    [
+        (row, *case)
+        for row in ELEMENTWISE
+        for case in SET_LATER
+        if row.takes(case[:1]) and (row.name, case[0]) != ("Rprop", "lr")
+    ],
+)
+def test_hyperparameters_set_later_with_which_no_step_can_be_made(row, name, value, kind, text):
+    opt = row.ours([{"params": leaves(row.shapes)}, {"params": leaves(row.shapes, seed=1)}], **row.full)
+    train(opt, 1)
+    before = snapshot(opt)
+    opt.param_groups[1][name] = value
+    for _ in range(2):
+        with pytest.raises(kind, match="^" + re.escape(f"{row.name}: group 1: {text}")):
+            train(opt, 1, first=1)
+        assert_same(snapshot(opt), before)
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [(row, name) for row in ELEMENTWISE for name in ("amsgrad", "nesterov", "centered") if row.takes([name])],
+)
+def test_a_flag_that_is_none_is_false(row, name):
+    ends = []
+    for value in (None, False):
+        opt = row.ours(leaves(row.shapes), **{**row.full, name: value})
+        train(opt, 3)
+        ends.append(snapshot(opt))
+    assert_same(*ends)
+
+
 # -- divisions by zero -----------------------------------------------------------------------------------------------
 
 

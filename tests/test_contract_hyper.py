@@ -146,7 +146,7 @@ def test_what_is_not_a_number_is_an_error_that_names_it(row, bad):
     opt = row.ours(leaves(), **row.full)
     train(opt)
     opt.param_groups[0]["lr"] = bad
-    with pytest.raises(TypeError, match=f"^{row.name}: group 0: lr must be a number, but is a {type(bad).__name__}"):
+    with pytest.raises(TypeError, match=f"^{row.name}: group 0: lr must be a number, got the {type(bad).__name__} "):
         opt.step()
     del opt.param_groups[0]["lr"]
     with pytest.raises(KeyError, match=f"{row.name}: group 0 has no lr"):

@@ -1,5 +1,7 @@
 #include "bindings/group_reader.h"
 
+#include <algorithm>
+
 #include "bindings/names.h"
 #include "bindings/torch.h"
 
@@ -52,6 +54,11 @@ bool read_flag(const py::dict& dict, const py::str& key, bool& mutable_value) {
   return answer == 1;
 }
 
+// Type and value, for a message.
+std::string described(const py::object& value) {
+  return "the " + type_name(value.ptr()) + " " + std::string(py::repr(value));
+}
+
 std::string group_label(const std::string& label, const Group& group) {
   return label + ": group " + std::to_string(group.index);
 }
@@ -61,14 +68,20 @@ std::string group_label(const std::string& label, const Group& group) {
 GroupReader::GroupReader(const RuleInfo& info) : info_(info) {
   for (std::string name : info.hyper_names) {
     const bool optional = name.ends_with('?');
-    if (optional) name.pop_back();
+    const bool flag = name.ends_with('!');
+    if (optional || flag) name.pop_back();
     const auto bracket = name.find('[');
-    if (bracket == std::string::npos) {
-      hyper_names_.push_back({interned(name), -1, optional});
-    } else {
-      hyper_names_.push_back({interned(name.substr(0, bracket)), std::stoi(name.substr(bracket + 1)), optional});
-    }
+    const int index = bracket == std::string::npos ? -1 : std::stoi(name.substr(bracket + 1));
+    hyper_names_.push_back(
+        {.key = interned(name.substr(0, bracket)), .index = index, .optional = optional, .flag = flag});
   }
+  for (HyperName& name : hyper_names_)
+    name.count = static_cast<int>(
+        std::ranges::count_if(hyper_names_, [&](const HyperName& other) { return other.key.is(name.key); }));
+}
+
+std::string GroupReader::HyperName::text() const {
+  return std::string(key) + (index < 0 ? "" : "[" + std::to_string(index) + "]");
 }
 
 bool GroupReader::resize(std::size_t count) {
@@ -87,12 +100,18 @@ py::object GroupReader::read(std::size_t index, const py::dict& dict, const std:
   group.index = index;
   read_values(group, dict, label);
   auto params = py::reinterpret_borrow<py::object>(lookup(dict.ptr(), names().params));
-  if (!params || !is_sequence(params.ptr())) throw py::type_error(group_label(label, group) + " has no list of params");
+  if (!params || PySequence_Check(params.ptr()) == 0)
+    throw py::type_error(group_label(label, group) + " has no list of params");
+  if (!is_sequence(params.ptr())) {  // a ParameterList, a deque
+    group.has_mutable_values = true;
+    params = py::reinterpret_steal<py::object>(PySequence_List(params.ptr()));
+    if (!params) throw py::error_already_set();
+  }
   Py_ssize_t position = 0;
   PyObject* key = nullptr;
   PyObject* value = nullptr;
   while (PyDict_Next(dict.ptr(), &position, &key, &value) != 0)
-    if (value != params.ptr())
+    if (key != names().params.ptr())
       group.items.emplace_back(py::reinterpret_borrow<py::object>(key), py::reinterpret_borrow<py::object>(value));
   group.dict = dict.ptr();
   return params;
@@ -109,11 +128,7 @@ void GroupReader::read_values(Group& group, const py::dict& dict, const std::str
       continue;
     }
     if (!value) throw py::key_error(group_label(label, group) + " has no " + std::string(name.key));
-    if (name.index >= 0) {
-      if (!PyTuple_CheckExact(value.ptr())) group.has_mutable_values = true;
-      value = py::reinterpret_steal<py::object>(PySequence_GetItem(value.ptr(), name.index));
-      if (!value) throw py::error_already_set();
-    }
+    if (name.index >= 0) value = element(group, value, name, label);
     group.hyper[h] = read_value(group, value, name, on_device, label);
     on_device.value = group.hyper[h];
   }
@@ -123,20 +138,43 @@ void GroupReader::read_values(Group& group, const py::dict& dict, const std::str
   group.takes_sparse = info_.takes_sparse(group.hyper.data());
 }
 
+py::object GroupReader::element(Group& group, const py::object& sequence, const HyperName& name,
+                                const std::string& label) const {
+  if (!PyTuple_CheckExact(sequence.ptr())) group.has_mutable_values = true;
+  const bool is_text = PyUnicode_Check(sequence.ptr()) != 0;
+  const Py_ssize_t size = is_text || PySequence_Check(sequence.ptr()) == 0 ? -1 : PySequence_Size(sequence.ptr());
+  if (size < 0) PyErr_Clear();  // it has no length
+  if (size != name.count) {
+    const std::string message = group_label(label, group) + ": " + std::string(name.key) + " must be " +
+                                std::to_string(name.count) + " numbers, got " + described(sequence);
+    if (size < 0) throw py::type_error(message);
+    throw py::value_error(message);
+  }
+  auto found = py::reinterpret_steal<py::object>(PySequence_GetItem(sequence.ptr(), name.index));
+  if (!found) throw py::error_already_set();
+  return found;
+}
+
 double GroupReader::read_value(Group& group, const py::object& value, const HyperName& name, cuda::Number& on_device,
                                const std::string& label) const {
-  if (name.optional && value.is_none()) return -1.0;
+  if (value.is_none() && (name.optional || name.flag)) return name.flag ? 0.0 : -1.0;
+  const auto what = [&] { return group_label(label, group) + ": " + name.text(); };
   py::object item = value;
   if (!is_constant(value.ptr())) {
     group.has_mutable_values = true;
     if (read_device_number(value.ptr(), on_device, group.device)) return 1.0;
+    if (is_tensor(value.ptr()) && value.attr("numel")().cast<std::int64_t>() != 1)
+      throw py::value_error(what() + " must be one number, got a tensor of shape " + shape_text(value));
     if (py::hasattr(value, "item")) item = value.attr("item")();
   }
   const double read = PyFloat_AsDouble(item.ptr());
   if (read == -1.0 && PyErr_Occurred() != nullptr) {
+    const bool too_large = PyErr_ExceptionMatches(PyExc_OverflowError) != 0;
     PyErr_Clear();
-    throw py::type_error(group_label(label, group) + ": " + std::string(name.key) + " must be a number, but is a " +
-                         type_name(item.ptr()));
+    if (too_large)
+      throw py::value_error(what() + " must fit a float, got an int of " +
+                            std::string(py::str(item.attr("bit_length")())) + " bits");
+    throw py::type_error(what() + " must be a number, got " + described(item));
   }
   return read;
 }

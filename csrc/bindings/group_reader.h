@@ -42,8 +42,9 @@ class GroupReader {
   // Makes room for so many groups. False if there were as many.
   bool resize(std::size_t count);
 
-  // Reads a group, which may run Python code (a tensor's item(), a sequence's __getitem__). Returns its list of
-  // parameters. Throws TypeError, KeyError or what that code throws, with a message that begins with `label`.
+  // Reads a group, which may run Python code (a tensor's item(), a sequence's __getitem__). Returns its parameters, a
+  // list or tuple. Throws TypeError, ValueError or KeyError with a message that begins with `label`, and what that code
+  // throws.
   pybind11::object read(std::size_t index, const pybind11::dict& dict, const std::string& label);
 
   // Reads the hyperparameters that are on a GPU, which waits for it: they are needed here.
@@ -59,10 +60,16 @@ class GroupReader {
   struct HyperName {
     pybind11::str key;
     int index;      // of the element, where the value is a sequence; else -1
+    int count = 0;  // of the sequence's elements
     bool optional;  // may be None or missing, which is read as -1
+    bool flag;      // true or false; None is false
+
+    std::string text() const;
   };
 
   void read_values(Group& group, const pybind11::dict& dict, const std::string& label) const;
+  pybind11::object element(Group& group, const pybind11::object& sequence, const HyperName& name,
+                           const std::string& label) const;
   double read_value(Group& group, const pybind11::object& value, const HyperName& name, cuda::Number& on_device,
                     const std::string& label) const;
 

@@ -39,6 +39,4 @@ struct Reading {
   }
 };
 
-inline std::string shape_text(pybind11::handle tensor) { return pybind11::str(pybind11::list(tensor.attr("shape"))); }
-
 }  // namespace onepass

@@ -9,11 +9,6 @@
 namespace py = pybind11;
 
 namespace onepass {
-namespace {
-
-bool is_tensor(PyObject* object) { return PyObject_IsInstance(object, torch().tensor_type.ptr()) == 1; }
-
-}  // namespace
 
 bool ParamReader::read_states(Reading& r) {
   const unsigned used = r.param.states_used = driver_.states_of(r.param.group->states_used, r.own());

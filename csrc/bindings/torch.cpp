@@ -49,6 +49,8 @@ void set_torch(py::object tensor_type, py::object parameter_type, py::object inc
 
 Torch& torch() { return *the_torch; }
 
+bool is_tensor(PyObject* object) { return PyObject_IsInstance(object, torch().tensor_type.ptr()) == 1; }
+
 bool is_plain(PyObject* tensor) {
   const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(tensor));
   return type == torch().tensor_type.ptr() || type == torch().parameter_type.ptr();
@@ -107,6 +109,8 @@ PyObject* lookup(PyObject* dict, const py::handle& key) {
   if (value == nullptr && PyErr_Occurred() != nullptr) throw py::error_already_set();
   return value;
 }
+
+std::string shape_text(py::handle tensor) { return py::str(py::list(tensor.attr("shape"))); }
 
 std::string type_name(PyObject* object) { return Py_TYPE(object)->tp_name; }
 

@@ -27,6 +27,9 @@ Torch& torch();
 // Whether it is a torch.Tensor or Parameter itself, not of a subclass.
 bool is_plain(PyObject* tensor);
 
+// Whether it is a torch.Tensor, or of a subclass.
+bool is_tensor(PyObject* object);
+
 // param.grad, which may be None.
 pybind11::object gradient_of(PyObject* param);
 
@@ -58,6 +61,7 @@ PyObject* lookup(PyObject* dict, const pybind11::handle& key);
 
 // For messages.
 std::string type_name(PyObject* object);
+std::string shape_text(pybind11::handle tensor);
 std::string text_of(PyObject* object, const char* attribute);
 
 }  // namespace onepass

@@ -23,7 +23,7 @@ struct MuonMomentum {
   struct Hyper {
     double momentum, nesterov;
   };
-  static constexpr std::array hyper_names{"momentum", "nesterov"};
+  static constexpr std::array hyper_names{"momentum", "nesterov!"};
   static constexpr std::array state_names{"momentum_buffer"};
   static constexpr std::array state_sets{all_states(state_names)};
   static constexpr bool counts_steps = false;

@@ -28,7 +28,7 @@ struct Rmsprop {
   struct Hyper {
     double lr, alpha, eps, weight_decay, momentum, centered;
   };
-  static constexpr std::array hyper_names{"lr", "alpha", "eps", "weight_decay", "momentum", "centered"};
+  static constexpr std::array hyper_names{"lr", "alpha", "eps", "weight_decay", "momentum", "centered!"};
   static constexpr std::array state_names{"square_avg", "momentum_buffer", "grad_avg"};
   static constexpr unsigned kSquares = state_bit(state_names, "square_avg");
   static constexpr unsigned kBuffer = state_bit(state_names, "momentum_buffer");

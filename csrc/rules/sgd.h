@@ -22,7 +22,7 @@ struct Sgd {
   struct Hyper {
     double lr, momentum, dampening, weight_decay, nesterov;
   };
-  static constexpr std::array hyper_names{"lr", "momentum", "dampening", "weight_decay", "nesterov"};
+  static constexpr std::array hyper_names{"lr", "momentum", "dampening", "weight_decay", "nesterov!"};
   static constexpr std::array state_names{"momentum_buffer"};
   static constexpr unsigned kBuffer = state_bit(state_names, "momentum_buffer");
   static constexpr std::array state_sets{0U, kBuffer};

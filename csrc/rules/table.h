@@ -12,7 +12,8 @@ namespace onepass {
 
 struct RuleInfo {
   const char* name;
-  std::span<const char* const> hyper_names;   // "lr", "betas[0]", ...: keys of a group; with "?" None or missing, too
+  // "lr", "betas[0]", ...: keys of a group. With "?" it may be None or missing; with "!" it is true or false.
+  std::span<const char* const> hyper_names;
   std::span<const char* const> state_names;   // in the order of the operands
   std::span<const char* const> scalar_names;  // numbers kept for each parameter, beside its step
   bool counts_steps;                          // whether each parameter has a counter `step`

@@ -329,16 +329,13 @@ def _counts_steps(rule: str) -> bool:
     return _core.rules()[rule][3]
 
 
-_FLAGS = ("amsgrad", "centered", "decoupled_weight_decay", "nesterov")  # None is false
-
-
 @functools.cache
 def _hyper_types(rule: str) -> HyperTypes:
     """What the hyperparameters of a rule are."""
     types: dict[str, bool | tuple[bool, ...]] = {"lr": False, "weight_decay": False}  # also where no rule reads them
     for text in _core.rules()[rule][0]:
-        name, bracket, _ = text.removesuffix("?").partition("[")
-        optional = text.endswith("?") or name in _FLAGS
+        name, bracket, _ = text.rstrip("?!").partition("[")
+        optional = text.endswith(("?", "!"))
         before = types.get(name, ())
         types[name] = (*before, optional) if bracket and isinstance(before, tuple) else optional
     return types

@@ -140,7 +140,7 @@ class Muon(Native, torch.optim.Muon):
         updates = [torch.empty_like(p, dtype=_update_dtype(p)) for _, p, _ in items]
         momentum: dict[tuple[float, ...], list[tuple[Tensor, ...]]] = {}
         for (group, p, grad), update in zip(items, updates, strict=True):
-            shared = (float(group["momentum"]), float(group["nesterov"]))
+            shared = (float(group["momentum"]), float(bool(group["nesterov"])))
             momentum.setdefault(shared, []).append((update, grad, self.state[p]["momentum_buffer"]))
         for hyper, rows in momentum.items():
             _core.apply("muon_momentum", list(hyper), 1.0, rows, grad_factor, threads)

@@ -38,6 +38,7 @@ from .schedule_lr import get_cosine_with_min_lr_schedule_with_warmup as get_cosi
 from .schedule_lr import get_inverse_sqrt_schedule as get_inverse_sqrt_schedule
 from .schedule_lr import get_linear_schedule_with_warmup as get_linear_schedule_with_warmup
 from .schedule_lr import get_polynomial_decay_schedule_with_warmup as get_polynomial_decay_schedule_with_warmup
+from .schedule_lr import get_scheduler as get_scheduler
 from .schedule_lr import get_wsd_schedule as get_wsd_schedule
 
 

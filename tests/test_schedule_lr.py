@@ -662,6 +662,23 @@ def test_another_base_is_told_of():
     assert other.param_groups[0]["lr"] == 0.4 * S(2)
 
 
+def test_a_base_that_was_not_given_here_is_not_told_of():
+    """OneCycleLR sets initial_lr, from which a ScheduleLR on the loaded optimizer has its base."""
+
+    def make(opt):
+        parts = [ScheduleLR(opt, S), onepass.lr_scheduler.OneCycleLR(opt, 0.5, 20)]
+        return onepass.lr_scheduler.SequentialLR(opt, parts, [5])
+
+    before = new(momentum=0.9)
+    scheduler = make(before)
+    run(before, scheduler, 3)
+    after = new(momentum=0.9)
+    after.load_state_dict(before.state_dict())
+    resumed = make(after)
+    resumed.load_state_dict(scheduler.state_dict())  # a warning would be an error
+    assert run(after, resumed, 5, first=3).tolist() == run(before, scheduler, 5, first=3).tolist()
+
+
 def test_the_same_base_in_another_dtype_is_not_told_of():
     opt = new()
     opt.param_groups[0]["lr"] = torch.tensor(0.1)

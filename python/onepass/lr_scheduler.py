@@ -62,8 +62,20 @@ _step_sequence = lr_scheduler.SequentialLR.step
 _step_chain = lr_scheduler.ChainedScheduler.step
 
 
-def _copied(lr: Any) -> Any:
-    return lr.clone() if isinstance(lr, Tensor) else lr
+_DRIVEN = ("lr", "momentum", "betas", "weight_decay")  # what schedulers drive
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_copied, value))
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def _put_back(held: Any, value: Any) -> Any:
+    """What takes the place of a hyperparameter, or of a tuple of them."""
+    if isinstance(value, tuple):
+        return tuple(map(_put_back, held, value))
+    return put_number(held, value)
 
 
 def _lrs(optimizer: Optimizer) -> list[Any]:
@@ -108,11 +120,17 @@ class LRScheduler(Previewed, lr_scheduler.LRScheduler):
             ValueError: It is of another number of parameter groups or of schedulers. Nothing is changed then.
         """
         _check_state(self, state_dict)
-        super().load_state_dict(dict(state_dict))  # a copy, because torch's classes take keys out of it
         groups = self.optimizer.param_groups
-        if "_last_lr" not in state_dict or getattr(self.optimizer, "_scheduled_groups", groups) is not groups:
+        before = [{key: _copied(group[key]) for key in _DRIVEN if key in group} for group in groups]
+        super().load_state_dict(dict(state_dict))  # a copy, because torch's classes take keys out of it
+        if getattr(self.optimizer, "_scheduled_groups", groups) is not groups:
+            for group, values in zip(groups, before, strict=True):
+                group.update((key, _put_back(group[key], value)) for key, value in values.items())  # of parts that put
             return
-        for leaf in _leaves(self):
+        if "_last_lr" not in state_dict:
+            return
+        finished, active = _in_turn(self)
+        for leaf in finished + active:
             _put_momentum(leaf)
         for group, lr in zip(groups, state_dict["_last_lr"], strict=True):
             group["lr"] = put_number(group["lr"], lr if isinstance(group["lr"], Tensor) else _plain(lr))
@@ -133,12 +151,30 @@ def _plain(lr: Any) -> Any:
 
 def _put_momentum(scheduler: Any) -> None:
     """Put the momentum or betas at ``last_epoch`` into the groups, if a scheduler drives them."""
+    if isinstance(scheduler, ScheduleLR):
+        scheduler._write_driven()
+        return
+    if not getattr(scheduler, "cycle_momentum", False):
+        return
     # Parts of a sequence have a negative last_epoch before they begin. OneCycleLR raises after its last step.
-    last = getattr(scheduler, "total_steps", scheduler.last_epoch)
-    if getattr(scheduler, "cycle_momentum", False) and 0 <= scheduler.last_epoch <= last:
+    if 0 <= scheduler.last_epoch <= getattr(scheduler, "total_steps", scheduler.last_epoch):
         scheduler._get_lr_called_within_step = True  # or get_lr, which sets the momentum as well, would warn
         scheduler.get_lr()
         scheduler._get_lr_called_within_step = False
+
+
+def _in_turn(scheduler: Any) -> tuple[list[Any], list[Any]]:
+    """The leaves of a scheduler in the order in which they last changed something: finished ones, and those in turn."""
+    if not hasattr(scheduler, "_schedulers"):
+        return [], _leaves(scheduler)
+    finished: list[Any] = []
+    active: list[Any] = []
+    turn = bisect_right(scheduler._milestones, scheduler.last_epoch) if hasattr(scheduler, "_milestones") else None
+    for index, part in enumerate(scheduler._schedulers):
+        earlier, now = _in_turn(part)
+        finished += earlier
+        (active if turn in (None, index) else finished).extend(now)
+    return finished, active
 
 
 def _note_groups(optimizer: Optimizer) -> None:

@@ -225,6 +225,8 @@ class ScheduleLR(Previewed, LRScheduler):
             raise TypeError(f"optimizer: {type(optimizer).__name__} is not an Optimizer")
         groups = optimizer.param_groups
         self.schedules = _per_group("schedule", schedule, len(groups))
+        # Otherwise they are those of an optimizer that was loaded, or what another scheduler has made of them.
+        self._bases_given = not any("initial_lr" in group for group in groups)
         self._driven: list[_Driven] = []
         if weight_decay is not None:
             self._drive(groups, last_epoch, "weight_decay", "weight_decay", None, weight_decay)
@@ -349,6 +351,12 @@ class ScheduleLR(Previewed, LRScheduler):
         for number, each in enumerate(values):
             self._driven[number].write(groups, each)
 
+    def _write_driven(self) -> None:
+        """Set what is driven beside the rate; before its first step a part of a sequence drives nothing."""
+        if self.last_epoch >= 0:
+            for driven in self._driven:
+                driven.write(self.optimizer.param_groups, driven.values(self.last_epoch))
+
     def step(self, metrics: SupportsFloat | None = None) -> None:
         """Goes on to the next step of the schedule; to be called after the optimizer's step.
 
@@ -428,8 +436,9 @@ class ScheduleLR(Previewed, LRScheduler):
 
         Args:
             state_dict: Of another ScheduleLR. If its schedules were others, a warning tells so, and those given here
-                hold. If its base values were others, a warning tells so, and those of the state hold; to change a
-                rate, assign ``base_lrs`` after this. A plateau that only one of the two has begins anew.
+                hold. If its base values were others than those given here, a warning tells so, and those of the state
+                hold; to change a rate, assign ``base_lrs`` after this. A plateau that only one of the two has begins
+                anew.
 
         Raises:
             ValueError: It is of another number of parameter groups, or drives something else, or is of another class.
@@ -446,7 +455,7 @@ class ScheduleLR(Previewed, LRScheduler):
                         UserWarning,
                         stacklevel=2,
                     )
-        for name, values in self._bases().items():
+        for name, values in self._bases().items() if self._bases_given else ():
             for number, (value, base) in enumerate(zip(values, bases[name], strict=True)):
                 if not math.isclose(value, base, rel_tol=1e-6):  # a tensor of float32 may hold the same rate
                     warnings.warn(

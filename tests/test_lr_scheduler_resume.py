@@ -354,3 +354,33 @@ def test_own_subclass_in_every_order():
         run(running, t)
         _, (resumed,) = resume(order, optimizer, lambda opt: [Root(opt)], saved(running.optimizer, running))
         assert run(resumed, AHEAD, t) == expected[t : t + AHEAD]
+
+
+WITH_ADDED = {
+    "LambdaLR": lambda opt: OURS.LambdaLR(opt, lambda t: 1 / (1 + t)),
+    "ExponentialLR": lambda opt: OURS.ExponentialLR(opt, 0.9),
+    "CosineAnnealingWarmRestarts": lambda opt: OURS.CosineAnnealingWarmRestarts(opt, 5, 2),
+    "sequence": lambda opt: OURS.SequentialLR(opt, [OURS.LambdaLR(opt, lambda t: 0.8), OURS.StepLR(opt, 2)], [7]),
+    "chain": lambda opt: OURS.ChainedScheduler([OURS.LambdaLR(opt, lambda t: 1 / (1 + t)), plateau(OURS, opt)]),
+    "ScheduleLR": lambda opt: ScheduleLR(opt, "sqrt(9)", momentum="linear(30)", plateau={"patience": 2}),
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("case", WITH_ADDED)
+def test_a_checkpoint_right_after_a_group_was_added(case, order):
+    """Before the step in which the group is taken up; the run is resumed with all its groups."""
+
+    def add(opt):
+        opt.add_param_group({"params": [torch.nn.Parameter(torch.zeros(2))], "lr": 0.3})
+        return opt
+
+    running = WITH_ADDED[case](optimizer())
+    for t in range(4):
+        step(running, t)
+    states = saved(add(running.optimizer), running)
+    _, (resumed,) = resume(order, lambda: add(optimizer()), lambda opt: [WITH_ADDED[case](opt)], states)
+    for t in range(4, 15):
+        assert numbers(resumed.optimizer) == numbers(running.optimizer), t
+        step(running, t)
+        step(resumed, t)

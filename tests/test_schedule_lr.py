@@ -203,6 +203,22 @@ def test_the_scheduler_alone_sets_the_rates_when_loaded():
     ]
 
 
+def test_a_value_that_someone_has_set_is_saved():
+    opt, scheduler = full_run()
+    go_on(opt, scheduler, 0, 4)
+    opt.param_groups[1].update(lr=0.7, weight_decay=0.6, betas=(0.5, 0.99))
+    other, resumed = full_run()
+    resumed.load_state_dict(scheduler.state_dict())
+    for key in ("lr", "weight_decay"):
+        assert [g[key] for g in other.param_groups] == [g[key] for g in opt.param_groups]
+    assert [g["betas"][0] for g in other.param_groups] == [g["betas"][0] for g in opt.param_groups]
+    assert resumed.get_last_lr() == [g["lr"] for g in opt.param_groups]
+    state = scheduler.state_dict()
+    del state["values"]  # as states were before
+    resumed.load_state_dict(state)
+    assert other.param_groups[1]["lr"] == 0.2 * step(3)(4)
+
+
 def test_state_is_numbers_and_texts():
     _, scheduler = full_run()
 
@@ -707,8 +723,11 @@ def test_base_lrs_that_are_set_beside_a_plateau_take_effect(in_place):
     resumed = ScheduleLR(other, constant(), plateau={"patience": 0, "factor": 0.5})
     with pytest.warns(UserWarning, match="base of 0.8"):
         resumed.load_state_dict(state)
-    assert [g["lr"] for g in other.param_groups] == [0.4, 0.1]
     assert resumed.base_lrs == [0.8, 0.2]
+    assert [g["lr"] for g in other.param_groups] == [0.05, 0.1]  # as when the state was saved
+    train(other, 1)
+    resumed.step()
+    assert [g["lr"] for g in other.param_groups] == [0.4, 0.1]
 
 
 def test_base_lrs_that_are_set_before_the_plateau_has_done_anything():

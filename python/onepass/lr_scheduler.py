@@ -29,6 +29,7 @@ anneals.
 
 from __future__ import annotations
 
+import contextlib
 from bisect import bisect_right
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, SupportsFloat
@@ -90,10 +91,13 @@ class LRScheduler(Previewed, lr_scheduler.LRScheduler):
         super()._initial_step()
         _note_groups(self.optimizer)
 
+    def _take_up_groups(self) -> None:
+        _take_up_groups(self)
+
     def _update_lr(self, epoch: int | None = None) -> None:
         if len(self.base_lrs) < len(self.optimizer.param_groups):
             try:
-                _take_up_groups(self)
+                self._take_up_groups()
             except ValueError:
                 if epoch is None:
                     self._step_count -= 1  # step() has counted this one
@@ -102,6 +106,8 @@ class LRScheduler(Previewed, lr_scheduler.LRScheduler):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state, with the keys of torch's; ``_last_lr`` is the rates that the groups have now."""
+        with contextlib.suppress(ValueError):  # which the next step will raise
+            self._take_up_groups()
         state: dict[str, Any] = super().state_dict()
         if "_last_lr" in state:
             own, lrs = state["_last_lr"], _lrs(self.optimizer)
@@ -460,7 +466,7 @@ class _Composition(LRScheduler):
     _schedulers: Any
 
     def _take_up_groups(self) -> None:
-        _take_up_groups(self)
+        super()._take_up_groups()
         for group in self.optimizer.param_groups:
             _initial_lr(group)  # from which parts begin
 
@@ -635,7 +641,7 @@ class _WarmRestarts(LRScheduler):
     def step(self, epoch: float | None = None) -> None:
         """Go on by one step, or to ``epoch``, which may be between two steps."""
         if len(self.base_lrs) < len(self.optimizer.param_groups):
-            _take_up_groups(self)
+            self._take_up_groups()
         super().step(epoch)  # type: ignore[arg-type]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 import warnings
@@ -399,6 +400,14 @@ class ScheduleLR(Previewed, LRScheduler):
         """The value that every schedule multiplies, by what it drives."""
         return {"lr": list(map(float, self.base_lrs)), **{d.name: list(d.bases) for d in self._driven}}
 
+    def _values(self) -> dict[str, list[float]]:
+        """What the groups hold now, which someone may have set, by what is driven."""
+        groups = self.optimizer.param_groups
+        held = {
+            d.name: [float(g[d.key] if d.index is None else g[d.key][d.index]) for g in groups] for d in self._driven
+        }
+        return {"lr": [float(group["lr"]) for group in groups], **held}
+
     def __repr__(self) -> str:
         drives = []
         for name, texts in self._texts().items():
@@ -410,6 +419,8 @@ class ScheduleLR(Previewed, LRScheduler):
 
     def state_dict(self) -> dict[str, Any]:
         """Tells where the schedule stands: numbers, and the schedules as texts."""
+        with contextlib.suppress(ValueError):  # which the next step will raise
+            self._take_up_groups()
         if self._plateau is not None:
             self._reduced_bases(self._plateau)
         return {
@@ -417,6 +428,8 @@ class ScheduleLR(Previewed, LRScheduler):
             "_step_count": self._step_count,
             "schedules": self._texts(),
             "bases": self._bases(),
+            # None beside a group that could not be taken up, and may not have them.
+            "values": self._values() if len(self.schedules) == len(self.optimizer.param_groups) else None,
             "plateau": None if self._plateau is None else dict(self._plateau.state_dict()),
         }
 
@@ -446,7 +459,8 @@ class ScheduleLR(Previewed, LRScheduler):
         self._take_up_groups()
         self._check_state(state_dict)
         bases: dict[str, list[float]] = state_dict["bases"]
-        for name, texts in self._texts().items():
+        own = self._texts()
+        for name, texts in own.items():
             for number, (text, saved) in enumerate(zip(texts, state_dict["schedules"][name], strict=True)):
                 if text != saved:
                     warnings.warn(
@@ -480,6 +494,17 @@ class ScheduleLR(Previewed, LRScheduler):
             self.last_epoch = state_dict["last_epoch"]
         else:
             self._update_lr(state_dict["last_epoch"])
+            if state_dict["schedules"] == own and (told := state_dict.get("values")):
+                self._put(told)
+
+    def _put(self, values: dict[str, list[float]]) -> None:
+        """Set what is driven to what another run's groups held."""
+        groups = self.optimizer.param_groups
+        for group, lr in zip(groups, values["lr"], strict=True):
+            group["lr"] = put_number(group["lr"], lr)
+        self._last_lr = [lr.clone() if isinstance(lr := group["lr"], Tensor) else lr for group in groups]
+        for driven in self._driven:
+            driven.write(groups, values[driven.name])
 
 
 def _nothing(base: float | Tensor) -> dict[str, Any]:

@@ -148,7 +148,7 @@ def metric(t):
 
 
 def takes_metrics(scheduler):
-    return isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+    return isinstance(scheduler, TORCH.ReduceLROnPlateau)
 
 
 def advance(scheduler, t):

@@ -503,3 +503,172 @@ def test_compositions_resumed_at_every_step(make):
         resumed.load_state_dict(states[1])
         assert [step(resumed) for _ in range(10)] == expected[t : t + 10], t
         step(running)
+
+
+# -- schedules without steps -------------------------------------------------------------------------------------------
+
+NO_STEPS = {
+    "linear": lambda m, opt: m.LinearLR(opt, total_iters=0),
+    "linear to zero": lambda m, opt: m.LinearLR(opt, 1.0, 0.0, total_iters=0),
+    "polynomial": lambda m, opt: m.PolynomialLR(opt, total_iters=0),
+    "warm-up switched off": lambda m, opt: m.SequentialLR(
+        opt, [m.LinearLR(opt, 0.1, total_iters=0), m.CosineAnnealingLR(opt, 7)], [0]
+    ),
+    "sequence": lambda m, opt: m.SequentialLR(opt, [m.LinearLR(opt, 0.1, total_iters=0), m.StepLR(opt, 2)], [3]),
+}
+
+
+@pytest.mark.parametrize("case", NO_STEPS)
+def test_schedules_without_steps_are_torchs(case):
+    ours, theirs = (run(NO_STEPS[case](m, optimizer()), 8) for m in (OURS, TORCH))
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("case", ["linear", "linear to zero", "polynomial"])
+def test_schedules_without_steps_on_an_optimizer_whose_rate_is_zero(case):
+    """There is no closed form to begin from; the rate stays, as with torch's."""
+
+    def second(m):
+        scheduler = m.LinearLR(optimizer(), 1.0, 0.0, total_iters=4)
+        run(scheduler, 4)
+        return run(NO_STEPS[case](m, scheduler.optimizer), 5)
+
+    assert second(OURS) == second(TORCH)
+
+
+def test_a_cosine_without_steps_fails_in_its_first_step_as_torchs():
+    for m in (TORCH, OURS):
+        scheduler = m.CosineAnnealingLR(optimizer(), 0)
+        assert numbers(scheduler.optimizer)[0][0] == 0.1
+        scheduler.optimizer.step()
+        with pytest.raises(ZeroDivisionError):
+            scheduler.step()
+
+
+# -- parameter groups that are added in mid-run ------------------------------------------------------------------------
+
+
+def add_group(opt, **options):
+    opt.add_param_group({"params": [torch.nn.Parameter(torch.zeros(2))], "lr": 0.3, **options})
+
+
+def outcome(m, case, opt):
+    """The rates of 60 steps with a group added after the third, or the error and whether it came before any change."""
+    scheduler = ALL[case](m, opt)
+    run(scheduler, 3)
+    add_group(opt)
+    rows = []
+    for t in range(3, 60):
+        before = str([{k: v for k, v in vars(scheduler).items() if k != "optimizer"}, opt.param_groups])
+        before += str([vars(part) for part in getattr(scheduler, "_schedulers", [])])
+        try:
+            rows += run(scheduler, 1, t)
+        except (ValueError, KeyError, RuntimeError) as error:
+            after = str([{k: v for k, v in vars(scheduler).items() if k != "optimizer"}, opt.param_groups])
+            after += str([vars(part) for part in getattr(scheduler, "_schedulers", [])])
+            return error, after == before
+    return rows
+
+
+# What has arguments for each group, or would not know what to do with another.
+FOR_THEIR_GROUPS = [
+    *("LambdaLR-1", "MultiplicativeLR-1", "ReduceLROnPlateau-2", "sequence of four", "chain with a cycle"),
+    *(case for case in ALL if case.startswith(("CyclicLR", "OneCycleLR", "SWALR"))),
+]
+
+
+@pytest.mark.parametrize("case", ALL)
+def test_a_group_is_taken_up_or_refused_before_anything_moves(case):
+    theirs, ours = outcome(TORCH, case, optimizer()), outcome(OURS, case, optimizer())
+    assert isinstance(ours, tuple) == (case in FOR_THEIR_GROUPS)
+    if isinstance(ours, tuple):
+        error, unchanged = ours
+        assert unchanged
+        if "Plateau" in case:
+            assert str(error) == str(theirs[0])
+        else:
+            assert isinstance(error, ValueError)
+            assert "parameter group 2 was added" in str(error)
+    elif not isinstance(theirs, tuple):
+        assert ours == theirs
+
+
+def test_the_rates_of_a_group_that_was_taken_up():
+    """torch's raise a bare zip() error in all of these, the cosine only where it turns."""
+
+    def third(make, steps, lr=0.3):
+        opt = optimizer()
+        scheduler = make(opt)
+        run(scheduler, 3)
+        add_group(opt, lr=lr)
+        return [row[2][0] for row in run(scheduler, steps, 3)]
+
+    assert third(lambda o: OURS.LambdaLR(o, lambda t: 1 / (1 + t)), 4) == [
+        0.3,
+        0.3 * (1 / 5),
+        0.3 * (1 / 6),
+        0.3 * (1 / 7),
+    ]
+    assert third(lambda o: OURS.MultiplicativeLR(o, lambda t: 0.5), 4) == [0.3, 0.15, 0.075, 0.0375]
+    cosine = [0.3, *(0.3 * (1 + math.cos(math.pi * t / 5)) / 2 for t in (4, 0, 1, 2))]
+    assert third(lambda o: OURS.CosineAnnealingWarmRestarts(o, 5), 5) == cosine
+    sequence = third(lambda o: OURS.SequentialLR(o, [OURS.StepLR(o, 9), OURS.ExponentialLR(o, 0.5)], [5]), 5)
+    assert sequence == [0.3, 0.3, 0.3, 0.15, 0.075]
+    turning = third(lambda o: OURS.CosineAnnealingLR(o, 5), 9)
+    assert max(turning) < 1.0
+
+
+def test_a_group_under_a_plateau_in_a_chain():
+    opt = optimizer()
+    scheduler = OURS.ChainedScheduler([OURS.ExponentialLR(opt, 0.5), plateau(OURS, opt)])
+    for t in range(7):
+        if t == 4:
+            assert opt.param_groups[0]["lr"] == pytest.approx(0.1 * 0.5**4 * 0.5, rel=1e-12)
+            add_group(opt)
+        opt.step()
+        scheduler.step(1.0)
+    # The plateau, which has halved the others before, halves all in the step to 5 and in that to 7.
+    assert opt.param_groups[0]["lr"] == pytest.approx(0.1 * 0.5**7 * 0.5**3, rel=1e-12)
+    assert opt.param_groups[2]["lr"] == pytest.approx(0.3 * 0.5**3 * 0.5**2, rel=1e-12)
+
+
+@pytest.mark.parametrize("m", [OURS, TORCH], ids=["ours", "torch's"])
+def test_a_plateau_with_its_own_lowest_rates_refuses_a_group_within_others(m):
+    opt = optimizer()
+    links = [m.ExponentialLR(opt, 0.5), m.ReduceLROnPlateau(opt, min_lr=[0.1, 0.2])]
+    scheduler = OURS.SequentialLR(opt, [OURS.ChainedScheduler(links)], [])
+    add_group(opt)
+    opt.step()
+    before = [numbers(opt), str(scheduler.state_dict())[:-200]]
+    with pytest.raises(ValueError, match=r"ReduceLROnPlateau: parameter group 2 was added .* min_lr is a list"):
+        scheduler.step(1.0)
+    assert [scheduler.last_epoch, links[0].last_epoch] == [0, 0]
+    assert numbers(opt) == before[0]
+
+
+def test_a_group_that_brings_what_the_scheduler_reads():
+    """As with torch's."""
+    for m in (TORCH, OURS):
+        opt = optimizer()
+        scheduler = m.OneCycleLR(opt, 0.1, 20)
+        run(scheduler, 3)
+        keys = ("initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum")
+        add_group(opt, **{key: opt.param_groups[0][key] for key in keys})
+        run(scheduler, 3, 3)
+        assert numbers(opt)[2] == numbers(opt)[0]
+        opt = optimizer()
+        scheduler = m.SWALR(opt, 0.05, anneal_epochs=3)
+        add_group(opt, swa_lr=0.2)
+        run(scheduler, 5)
+        assert numbers(opt)[2][0] == pytest.approx(0.2)
+
+
+def test_a_tensor_rate_of_a_new_group_stays_its_own():
+    opt = optimizer(tensor_lr=True)
+    scheduler = OURS.LambdaLR(opt, lambda t: 0.5**t)
+    lr = torch.tensor(0.4, dtype=torch.float64)
+    add_group(opt, lr=lr)
+    run(scheduler, 3)
+    assert opt.param_groups[2]["lr"] is lr
+    assert float(lr) == 0.05
+    assert float(opt.param_groups[2]["initial_lr"]) == 0.4

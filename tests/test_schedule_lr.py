@@ -203,6 +203,22 @@ def test_the_scheduler_alone_sets_the_rates_when_loaded():
     ]
 
 
+def test_a_value_that_someone_has_set_is_saved():
+    opt, scheduler = full_run()
+    go_on(opt, scheduler, 0, 4)
+    opt.param_groups[1].update(lr=0.7, weight_decay=0.6, betas=(0.5, 0.99))
+    other, resumed = full_run()
+    resumed.load_state_dict(scheduler.state_dict())
+    for key in ("lr", "weight_decay"):
+        assert [g[key] for g in other.param_groups] == [g[key] for g in opt.param_groups]
+    assert [g["betas"][0] for g in other.param_groups] == [g["betas"][0] for g in opt.param_groups]
+    assert resumed.get_last_lr() == [g["lr"] for g in opt.param_groups]
+    state = scheduler.state_dict()
+    del state["values"]  # as states were before
+    resumed.load_state_dict(state)
+    assert other.param_groups[1]["lr"] == 0.2 * step(3)(4)
+
+
 def test_state_is_numbers_and_texts():
     _, scheduler = full_run()
 
@@ -468,7 +484,8 @@ def test_transformers(name, options):
     """To 1e-12 of the first rate, as both round near the end of a cosine, up to the last training step."""
     from transformers import optimization  # not at the top: it takes seconds
 
-    ours, theirs = new(groups=2, lr=0.1), new(groups=2, lr=0.1)
+    groups = 1 if options.keys() & {"min_lr", "lr_end"} or "polynomial" in name else 2  # a last rate is each group's
+    ours, theirs = new(groups=groups, lr=0.1), new(groups=groups, lr=0.1)
     for opt in (ours, theirs):
         opt.defaults["lr"] = 0.1
     n = options.get("num_training_steps", 150) + 1
@@ -505,7 +522,7 @@ def test_after_the_last_training_step_the_rate_is_held(name):
         (lambda o: schedule_lr.get_wsd_schedule(o, 1, 2, 9, decay_type="x"), "decay_type: 'x'"),
         (lambda o: schedule_lr.get_cosine_with_min_lr_schedule_with_warmup(o, 1, 2), "min_lr, min_lr_rate"),
         (lambda o: schedule_lr.get_polynomial_decay_schedule_with_warmup(o, 1, 2, lr_end=1.0), "lr_end"),
-        (lambda o: schedule_lr.get_linear_schedule_with_warmup(o, -1, 2), "warmup: steps"),
+        (lambda o: schedule_lr.get_linear_schedule_with_warmup(o, -1, 2), "num_warmup_steps must be >= 0, got -1"),
     ],
 )
 def test_bad_arguments_of_the_family(make, why):
@@ -537,3 +554,386 @@ def test_the_state_of_another_scheduler_is_refused():
 def test_no_betas_beside_a_momentum():
     scheduler = ScheduleLR(new(onepass.AdamW), S, momentum=constant(), betas=())
     assert scheduler.optimizer.param_groups[0]["betas"] == (0.9, 0.999)
+
+
+# -- parameter groups that are added in mid-run ------------------------------------------------------------------------
+
+
+def add_group(opt, **options):
+    opt.add_param_group({"params": leaves([(3,)], seed=9), "lr": 0.7, **options})
+
+
+@pytest.mark.parametrize("cls", ADAMS)
+def test_a_group_is_taken_up_where_one_schedule_serves_all(cls):
+    opt = new(cls, 2, weight_decay=0.2, betas=(0.8, 0.9))
+    scheduler = ScheduleLR(opt, S, weight_decay=linear(40), betas=(None, linear(50)), plateau={"patience": 0})
+    run(opt, scheduler, 3)
+    scheduler.feed(1.0)
+    scheduler.feed(1.0)
+    add_group(opt, weight_decay=0.5, betas=(0.7, 0.6))
+    assert opt.param_groups[2]["lr"] == 0.7
+    train(opt, 1)
+    scheduler.step()
+    assert [g["lr"] for g in opt.param_groups] == [0.1 * 0.1 * S(4), 0.2 * 0.1 * S(4), 0.7 * S(4)]
+    assert [g["weight_decay"] for g in opt.param_groups] == [w * linear(40)(4) for w in (0.2, 0.2, 0.5)]
+    assert [g["betas"] for g in opt.param_groups] == [
+        (b, c * linear(50)(4)) for b, c in ((0.8, 0.9), (0.8, 0.9), (0.7, 0.6))
+    ]
+    assert [opt.param_groups[2][f"initial_{key}"] for key in ("lr", "weight_decay", "betas")] == [0.7, 0.5, (0.7, 0.6)]
+    scheduler.feed(1.0)  # which takes them all
+    assert [g["lr"] for g in opt.param_groups] == pytest.approx([0.001 * S(4), 0.002 * S(4), 0.07 * S(4)], rel=1e-14)
+    other = new(cls, 3, weight_decay=0.2, betas=(0.8, 0.9))
+    other.load_state_dict(opt.state_dict())
+    resumed = ScheduleLR(other, S, weight_decay=linear(40), betas=(None, linear(50)), plateau={"patience": 0})
+    resumed.load_state_dict(scheduler.state_dict())
+    train(opt, 1)
+    train(other, 1)
+    scheduler.step()
+    resumed.step()
+    assert hypers(other) == hypers(opt)
+
+
+def test_the_schedules_of_transformers_take_up_a_group():
+    opt = new(groups=2)
+    scheduler = schedule_lr.get_cosine_schedule_with_warmup(opt, 3, 20)
+    run(opt, scheduler, 4)
+    add_group(opt)
+    run(opt, scheduler, 1)
+    assert opt.param_groups[2]["lr"] == 0.7 * (warmup(3) >> cosine(17))(5)
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "why"),
+    [
+        (
+            lambda o, p: ScheduleLR(o, [S, "linear(9)"], plateau=p),
+            {},
+            "schedule: parameter group 2 was added .* different schedules",
+        ),
+        (
+            lambda o, p: ScheduleLR(o, S, momentum=[S, "linear(9)"], plateau=p),
+            {},
+            "momentum: parameter group 2 was added",
+        ),
+        (
+            lambda o, p: ScheduleLR(o, S, plateau={**p, "min_lr": [0.1, 0.2]}),
+            {},
+            "plateau: parameter group 2 was added .*min_lr",
+        ),
+        (
+            lambda o, p: ScheduleLR(o, S, momentum=S, plateau=p),
+            {"momentum": None},
+            "momentum: parameter group 2 has no momentum",
+        ),
+    ],
+)
+@pytest.mark.parametrize("how", ["step", "feed", "metrics"])
+def test_a_group_that_is_not_provided_for_is_refused_before_anything_moves(make, options, why, how):
+    opt = new(groups=2, momentum=0.9)
+    scheduler = make(opt, {"patience": 1})
+    run(opt, scheduler, 3)
+    add_group(opt)
+    opt.param_groups[2].update(options)
+    before = [str(scheduler.state_dict()), hypers(opt)]
+    with pytest.raises(ValueError, match=why):
+        {"step": scheduler.step, "feed": lambda: scheduler.feed(1.0), "metrics": lambda: scheduler.step(1.0)}[how]()
+    assert [str(scheduler.state_dict()), hypers(opt)] == before
+
+
+def test_a_schedule_that_fails_changes_nothing():
+    opt = new(onepass.AdamW, betas=(0.9, 0.5))
+    scheduler = ScheduleLR(opt, S, weight_decay=linear(9), betas=(None, function(lambda t: 1.0 + t // 3)))
+    run(opt, scheduler, 2)
+    before = [str(scheduler.state_dict()), hypers(opt)]
+    with pytest.raises(ValueError, match=r"betas\[1\] of parameter group 0 would be 1.0 at step 3"):
+        scheduler.step()
+    assert [str(scheduler.state_dict()), hypers(opt)] == before
+
+
+def test_a_group_that_is_gone_is_told_of():
+    opt = new(groups=3)
+    scheduler = ScheduleLR(opt, S)
+    del opt.param_groups[1]
+    with pytest.raises(ValueError, match="the optimizer has 2 parameter groups, this ScheduleLR was made for 3"):
+        scheduler.step()
+    assert scheduler.last_epoch == 0
+
+
+def test_a_group_within_torchs_sequential_is_taken_up():
+    opt = new(groups=2)
+    scheduler = lr_scheduler.SequentialLR(opt, [ScheduleLR(opt, linear(4)), ScheduleLR(opt, S)], [2])
+    add_group(opt)
+    run(opt, scheduler, 4)
+    assert [g["lr"] for g in opt.param_groups] == [0.1 * S(2), 0.2 * S(2), 0.7 * S(2)]
+
+
+# -- base values -------------------------------------------------------------------------------------------------------
+
+
+def test_another_base_is_told_of():
+    before = ScheduleLR(new(onepass.AdamW, weight_decay=0.1), S, weight_decay=S)
+    other = new(onepass.AdamW, lr=0.4, weight_decay=0.3)
+    scheduler = ScheduleLR(other, S, weight_decay=S)
+    with pytest.warns(UserWarning, match="made with a base of") as told:
+        scheduler.load_state_dict(before.state_dict())
+    assert [str(w.message).split(", and")[0] for w in told] == [
+        "state_dict: it was made with a base of 0.1 for lr of parameter group 0, not 0.4",
+        "state_dict: it was made with a base of 0.1 for weight_decay of parameter group 0, not 0.3",
+    ]
+    train(other, 1)
+    scheduler.step()
+    assert other.param_groups[0]["lr"] == 0.1 * S(1)
+    scheduler.base_lrs = [0.4]
+    scheduler.step()
+    assert other.param_groups[0]["lr"] == 0.4 * S(2)
+
+
+def test_a_base_that_was_not_given_here_is_not_told_of():
+    """OneCycleLR sets initial_lr, from which a ScheduleLR on the loaded optimizer has its base."""
+
+    def make(opt):
+        parts = [ScheduleLR(opt, S), onepass.lr_scheduler.OneCycleLR(opt, 0.5, 20)]
+        return onepass.lr_scheduler.SequentialLR(opt, parts, [5])
+
+    before = new(momentum=0.9)
+    scheduler = make(before)
+    run(before, scheduler, 3)
+    after = new(momentum=0.9)
+    after.load_state_dict(before.state_dict())
+    resumed = make(after)
+    resumed.load_state_dict(scheduler.state_dict())  # a warning would be an error
+    assert run(after, resumed, 5, first=3).tolist() == run(before, scheduler, 5, first=3).tolist()
+
+
+def test_the_same_base_in_another_dtype_is_not_told_of():
+    opt = new()
+    opt.param_groups[0]["lr"] = torch.tensor(0.1)
+    scheduler = ScheduleLR(new(), S)
+    scheduler.load_state_dict(ScheduleLR(opt, S).state_dict())  # a warning would be an error
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_base_lrs_that_are_set_beside_a_plateau_take_effect(in_place):
+    opt = new(groups=2)
+    scheduler = ScheduleLR(opt, constant(), plateau={"patience": 0, "factor": 0.5})
+    train(opt, 1)
+    scheduler.step(1.0)
+    scheduler.step(1.0)
+    assert [g["lr"] for g in opt.param_groups] == [0.05, 0.1]
+    if in_place:
+        scheduler.base_lrs[0] = 0.8
+    else:
+        scheduler.base_lrs = [0.8, 0.2]
+    state = scheduler.state_dict()
+    scheduler.step()
+    assert [g["lr"] for g in opt.param_groups] == [0.4, 0.1]  # the plateau's half stays
+    scheduler.step(1.0)
+    assert [g["lr"] for g in opt.param_groups] == [0.2, 0.05]
+    other = new(groups=2)
+    resumed = ScheduleLR(other, constant(), plateau={"patience": 0, "factor": 0.5})
+    with pytest.warns(UserWarning, match="base of 0.8"):
+        resumed.load_state_dict(state)
+    assert resumed.base_lrs == [0.8, 0.2]
+    assert [g["lr"] for g in other.param_groups] == [0.05, 0.1]  # as when the state was saved
+    train(other, 1)
+    resumed.step()
+    assert [g["lr"] for g in other.param_groups] == [0.4, 0.1]
+
+
+def test_base_lrs_that_are_set_before_the_plateau_has_done_anything():
+    opt = new()
+    scheduler = ScheduleLR(opt, S, plateau={"patience": 3})
+    scheduler.base_lrs = [0.3]
+    run(opt, scheduler, 2)
+    assert opt.param_groups[0]["lr"] == 0.3 * S(2)
+
+
+def test_repr():
+    assert repr(ScheduleLR(new(), S)) == "ScheduleLR(SGD, 'warmup(5) >> cosine(15, end=0.1)', last_epoch=0)"
+    scheduler = ScheduleLR(
+        new(torch.optim.AdamW, 2), ["step(3)", constant()], weight_decay="linear(3)", betas=(None, "linear(9)"),
+        plateau={"factor": 0.5},
+    )  # fmt: skip
+    assert repr(scheduler) == (
+        "ScheduleLR(AdamW, ['step(3)', 'constant()'], weight_decay='linear(3)', betas[1]='linear(9)', "
+        "plateau={'mode': 'min', 'factor': 0.5, ...}, last_epoch=0)"
+    )
+
+
+# -- transformers: numbers of steps, last rates, names -----------------------------------------------------------------
+
+W, TOTAL = 0.1 * 155, 100.4
+FRACTIONS = [
+    ("get_constant_schedule_with_warmup", {"num_warmup_steps": W}),
+    ("get_linear_schedule_with_warmup", {"num_warmup_steps": W, "num_training_steps": 100}),
+    ("get_linear_schedule_with_warmup", {"num_warmup_steps": 0.1 * 100, "num_training_steps": 1e2}),
+    ("get_linear_schedule_with_warmup", {"num_warmup_steps": 10, "num_training_steps": TOTAL}),
+    ("get_cosine_schedule_with_warmup", {"num_warmup_steps": W, "num_training_steps": 100}),
+    ("get_cosine_schedule_with_warmup", {"num_warmup_steps": W, "num_training_steps": TOTAL, "num_cycles": 2.3}),
+    ("get_cosine_with_hard_restarts_schedule_with_warmup", {"num_warmup_steps": W, "num_training_steps": 100}),
+    (
+        "get_cosine_with_hard_restarts_schedule_with_warmup",
+        {"num_warmup_steps": 0.3, "num_training_steps": TOTAL, "num_cycles": 7},
+    ),
+    (
+        "get_cosine_with_hard_restarts_schedule_with_warmup",
+        {"num_warmup_steps": 3, "num_training_steps": 100, "num_cycles": 2.4},
+    ),
+    ("get_polynomial_decay_schedule_with_warmup", {"num_warmup_steps": W, "num_training_steps": 100, "power": 2.5}),
+    ("get_inverse_sqrt_schedule", {"num_warmup_steps": W}),
+    ("get_inverse_sqrt_schedule", {"num_warmup_steps": W, "timescale": 33.3}),
+    (
+        "get_cosine_with_min_lr_schedule_with_warmup",
+        {"num_warmup_steps": W, "num_training_steps": 100, "min_lr_rate": 0.2},
+    ),
+    *(
+        (
+            "get_wsd_schedule",
+            {
+                "num_warmup_steps": W,
+                "num_decay_steps": 20.7,
+                "num_stable_steps": 30.2,
+                "warmup_type": kind,
+                "decay_type": kind,
+                "min_lr_ratio": 0.1,
+            },
+        )
+        for kind in ("linear", "cosine", "1-sqrt")
+    ),
+    ("get_wsd_schedule", {"num_warmup_steps": W, "num_decay_steps": 0.2 * 100, "num_training_steps": 100}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), FRACTIONS)
+def test_numbers_of_steps_that_are_not_whole(name, options):
+    from transformers import optimization  # not at the top: it takes seconds
+
+    ours, theirs = new(), new()
+    ours.defaults["lr"] = theirs.defaults["lr"] = 0.1
+    n = math.ceil(options.get("num_training_steps", 150))
+    got = run(ours, getattr(schedule_lr, name)(ours, **options), n)
+    expected = run(theirs, getattr(optimization, name)(theirs, **options), n)
+    np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-13)
+    assert np.unique(got).size > 10
+
+
+def test_schedules_that_differ_by_a_part_of_a_step_are_told_apart():
+    scheduler = schedule_lr.get_linear_schedule_with_warmup(new(), W, 100)
+    assert repr(scheduler.schedules[0]) == "warmup(15.5) >> linear(84.5)"
+    other = schedule_lr.get_linear_schedule_with_warmup(new(), 16, 100)
+    with pytest.warns(UserWarning, match=r"made with warmup\(15.5\) >> linear\(84.5\)"):
+        other.load_state_dict(scheduler.state_dict())
+    copied = pickle.loads(pickle.dumps(scheduler))
+    assert copied.schedules == scheduler.schedules
+    assert scheduler.preview(20).tolist() == copied.preview(20).tolist()
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "why"),
+    [
+        (lambda o: schedule_lr.get_cosine_schedule_with_warmup(o, "3", 9), TypeError, "num_warmup_steps: .*'3'"),
+        (lambda o: schedule_lr.get_cosine_schedule_with_warmup(o, 3, math.inf), TypeError, "num_training_steps: .*inf"),
+        (lambda o: schedule_lr.get_cosine_schedule_with_warmup(o, 3, None), TypeError, "num_training_steps: .*None"),
+        (lambda o: schedule_lr.get_cosine_schedule_with_warmup(o, 3, 9, "x"), TypeError, "num_cycles: "),
+        (lambda o: schedule_lr.get_wsd_schedule(o, 3, -1, 9), ValueError, "num_decay_steps must be >= 0, got -1"),
+        (lambda o: schedule_lr.get_wsd_schedule(o, 3, 1, None, -0.5), ValueError, "num_stable_steps must be >= 0"),
+        (lambda o: schedule_lr.get_inverse_sqrt_schedule(o, 3, -1), ValueError, "timescale must be >= 0, got -1"),
+        (lambda o: schedule_lr.get_inverse_sqrt_schedule(o, 3, 0), ValueError, "timescale must be > 0, got 0"),
+        (
+            lambda o: schedule_lr.get_cosine_with_hard_restarts_schedule_with_warmup(o, 3, 9, 0),
+            ValueError,
+            "num_cycles must be > 0, got 0",
+        ),
+        (
+            lambda o: schedule_lr.get_polynomial_decay_schedule_with_warmup(o, 3, 9, power=0),
+            ValueError,
+            "power must be > 0, got 0",
+        ),
+    ],
+)
+def test_errors_of_the_family_name_the_argument(make, error, why):
+    with pytest.raises(error, match=why):
+        make(new())
+
+
+@pytest.mark.parametrize("tensor_lr", [False, True])
+def test_a_last_rate_is_that_of_every_group(tensor_lr):
+    def fresh():
+        opt = new(torch.optim.AdamW, 3)  # whose default for lr is 1e-3
+        for group in opt.param_groups if tensor_lr else ():
+            group["lr"] = torch.tensor(group["lr"], dtype=torch.float64)
+        return opt
+
+    opt = fresh()
+    got = run(opt, schedule_lr.get_cosine_with_min_lr_schedule_with_warmup(opt, 2, 10, min_lr=0.01), 12)
+    assert got[2].tolist() == pytest.approx([0.1, 0.2, 0.3])
+    assert got[-1].tolist() == pytest.approx([0.01, 0.01, 0.01], rel=1e-12)
+    opt = fresh()
+    scheduler = schedule_lr.get_polynomial_decay_schedule_with_warmup(opt, 2, 10, lr_end=0.02)
+    assert run(opt, scheduler, 12)[-1].tolist() == pytest.approx([0.02, 0.02, 0.02], rel=1e-12)
+    again = schedule_lr.get_polynomial_decay_schedule_with_warmup(opt, 2, 10, lr_end=0.02, last_epoch=5)
+    assert again.schedules == scheduler.schedules  # by the first rates, not by those that the groups have now
+    with pytest.raises(ValueError, match=r"lr_end must be below .* got 0.1; that of group 0 is 0.1"):
+        schedule_lr.get_polynomial_decay_schedule_with_warmup(fresh(), 2, 10, lr_end=0.1)
+
+
+def test_a_group_whose_rate_is_zero_has_no_last_rate():
+    opt = new(groups=2)
+    opt.param_groups[1]["lr"] = 0.0
+    scheduler = schedule_lr.get_polynomial_decay_schedule_with_warmup(opt, 2, 10)
+    assert run(opt, scheduler, 12)[:, 1].tolist() == [0.0] * 12
+
+
+NAMED = {
+    "linear": {},
+    "cosine": {"num_cycles": 1.5},
+    "cosine_with_restarts": {"num_cycles": 3},
+    "polynomial": {"power": 2.0, "lr_end": 1e-4},
+    "constant": {"ignored": 3},
+    "constant_with_warmup": {"ignored": 3},
+    "inverse_sqrt": {"timescale": 20},
+    "cosine_with_min_lr": {"min_lr": 0.01},
+    "warmup_stable_decay": {"num_decay_steps": 10},
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_schedulers_by_name(name):
+    from transformers import optimization  # not at the top: it takes seconds
+    from transformers.trainer_utils import SchedulerType
+
+    def rates(get, name):
+        opt = new()
+        opt.defaults["lr"] = 0.1
+        return run(opt, get(name, opt, 7, 50, NAMED[name]), 50)
+
+    expected = rates(optimization.get_scheduler, name)
+    np.testing.assert_allclose(rates(schedule_lr.get_scheduler, name), expected, rtol=1e-12, atol=1e-13)
+    opt = new()
+    by_member = schedule_lr.get_scheduler(SchedulerType(name), opt, 7, 50, NAMED[name])
+    assert isinstance(by_member, ScheduleLR)
+
+
+def test_a_plateau_by_name():
+    scheduler = onepass.lr_scheduler.get_scheduler(
+        "reduce_lr_on_plateau", new(), scheduler_specific_kwargs={"factor": 0.5}
+    )
+    assert type(scheduler) is onepass.lr_scheduler.ReduceLROnPlateau
+    assert scheduler.factor == 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "why"),
+    [
+        (("linear",), ValueError, "num_warmup_steps: the schedule 'linear' needs it"),
+        (("linear", 3), ValueError, "num_training_steps: the schedule 'linear' needs it"),
+        (("inverse_sqrt",), ValueError, "num_warmup_steps: the schedule 'inverse_sqrt' needs it"),
+        (("greedy",), ValueError, "name: 'greedy' is not known; known are linear, cosine"),
+        ((3,), ValueError, "name: 3 is not known"),
+        (("cosine", 3, 9, {"num_cycle": 2}), TypeError, "num_cycle"),
+    ],
+)
+def test_schedulers_by_name_that_cannot_be_made(arguments, error, why):
+    name, *rest = arguments
+    with pytest.raises(error, match=why):
+        schedule_lr.get_scheduler(name, new(), *rest)

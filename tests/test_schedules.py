@@ -289,6 +289,8 @@ def test_one_cycles_of_a_few_steps(steps, peak):
         ("wsd(1, 2, 3)", warmup(1) >> constant(2) >> linear(3)),
         ("step(3).take(9).shift(1).clamp(low=.2).repeat()", step(3).take(9).shift(1).clamp(low=0.2).repeat()),
         ("((cosine(3)))", cosine(3)),
+        ("warmup(1e4) >> cosine(steps=2.5e3)", warmup(10_000) >> cosine(2_500)),
+        ("multistep([1e2, 300.0]).take(5.0).repeat(2.0)", multistep([100, 300]).take(5).repeat(2)),
     ],
 )  # fmt: skip
 def test_parse(text, expected):
@@ -354,7 +356,11 @@ def test_any_text_is_a_schedule_or_a_value_error(text):
     ("make", "error", "why"),
     [
         (lambda: cosine(-1), ValueError, "cosine: steps"),
-        (lambda: cosine(1.0), TypeError, "cosine: steps"),
+        (lambda: cosine(1.5), TypeError, "cosine: steps: a whole number of steps is wanted, not 1.5"),
+        (lambda: cosine(-1e4), ValueError, "cosine: steps"),
+        (lambda: cosine(math.inf), TypeError, "cosine: steps"),
+        (lambda: cosine(math.nan), TypeError, "cosine: steps"),
+        (lambda: multistep([3, 4.5]), TypeError, "multistep: milestones"),
         (lambda: cosine("3"), TypeError, "cosine: steps"),
         (lambda: linear(3, math.nan), TypeError, "linear: start"),
         (lambda: linear(3, 1, math.inf), TypeError, "linear: end"),
@@ -390,6 +396,15 @@ def test_any_text_is_a_schedule_or_a_value_error(text):
 def test_bad_input_is_named(make, error, why):
     with pytest.raises(error, match=why):
         make()
+
+
+def test_whole_floats_are_numbers_of_steps():
+    for count in (1e4, 0.1 * 100_000, np.float64(1e4), np.float32(1e4), np.int64(10_000)):
+        schedule = warmup(count) >> constant()
+        assert schedule == warmup(10_000) >> constant()
+        assert repr(schedule) == "warmup(10000) >> constant()"
+    assert multistep([1e2, 300.0]).milestones == (100, 300)
+    assert step(3.0) == step(3)
 
 
 def test_schedules_do_not_change():

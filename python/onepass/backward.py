@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.nn import Parameter
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from ._native import unwrapped
@@ -246,6 +246,6 @@ def step_in_backward(optimizer: Optimizer) -> StepInBackward:
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, but is a {type(optimizer).__name__}")
     optimizer = unwrapped(optimizer)
-    if isinstance(optimizer, torch.optim.LBFGS | Lookahead):
+    if isinstance(optimizer, LBFGS | Lookahead):
         raise TypeError(f"{type(optimizer).__name__} looks at all parameters together, and cannot step in backward")
     return StepInBackward(optimizer)

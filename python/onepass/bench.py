@@ -41,6 +41,8 @@ from .timing import Maker, Result, Run, Shapes, check, gradients, parameters, sa
 CHECKED_STEPS = 3
 WARM_UP = 3
 
+_TORCHS: dict[str, Any] = dict(vars(torch.optim))  # someone may replace torch's names by ours later
+
 
 class Subject(NamedTuple):
     """An optimizer and its peers."""
@@ -57,7 +59,7 @@ class Subject(NamedTuple):
     def optimizers(self) -> dict[str, Callable[..., Optimizer]]:
         """Each contender's name and its constructor, ours first."""
         found: dict[str, Callable[..., Optimizer]] = {"onepass": functools.partial(self.ours, **self.arguments)}
-        torchs = getattr(torch.optim, self.name, None)
+        torchs = _TORCHS.get(self.name)
         if torchs is None:  # then the peer is the formula in torch's operations
             in_torch = type(self.name, (self.ours,), {"step": cast(Any, self.ours).torch_step})
             found["default"] = functools.partial(in_torch, **self.arguments)

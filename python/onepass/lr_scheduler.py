@@ -5,17 +5,31 @@ torch's. Each has :meth:`~onepass.previewing.Previewed.preview` and :meth:`~onep
 work on torch's optimizers as well as on ours. Where torch has it wrong, the class says what it does instead:
 :class:`SequentialLR`, :class:`ChainedScheduler`, :class:`CosineAnnealingLR`, :class:`LinearLR`, :class:`PolynomialLR`.
 
+``load_state_dict`` of optimizer and scheduler resumes a run with the rates of the run that never stopped, whether the
+optimizer is loaded before or after the scheduler is made, or last. ``state_dict()["_last_lr"]`` is the rates that the
+parameter groups have when it is called. ``load_state_dict`` puts these into the groups, with the momentum or betas
+that :class:`OneCycleLR` and :class:`CyclicLR` drive, unless the optimizer was loaded since the scheduler was made: then
+the groups have their rates from the optimizer's state, or from what was set since. So several schedulers that are
+stepped by hand may be loaded in any order. torch's states of several schedulers tell the rate that each has set, not
+the last one: make the schedulers before the optimizer is loaded, as torch's documentation asks for.
+
+A parameter group that is added later (``add_param_group``) is taken up in the next step where one argument serves all
+groups: its ``initial_lr``, if it has none, is its rate then. Otherwise that step raises a ValueError which names the
+group, and changes nothing. So do the steps of :class:`CyclicLR`, :class:`OneCycleLR` and :class:`SWALR`, unless the
+group brings the keys that the last two read.
+
 ``last_epoch`` counts calls of ``step()``, whatever these are called after: batches for :class:`OneCycleLR` and
-:class:`CyclicLR`, as a rule. A run that was stopped is best taken up again with ``load_state_dict`` of optimizer and
-scheduler. Without the scheduler's, load the optimizer's and give the constructor ``last_epoch=n - 1`` after n calls
-(the index of the last step that was done), but :class:`SequentialLR` n itself. There are five that torch does not take
-up rightly so, and that need their ``state_dict``: :class:`StepLR`, :class:`MultiStepLR` and :class:`ConstantLR` where
-the n-th call has changed the rate (they change it once more), :class:`CosineAnnealingWarmRestarts` with a ``T_mult``
-above 1 from n = 2 ``T_0`` on, and :class:`SWALR` while it anneals.
+:class:`CyclicLR`, as a rule. To resume without the scheduler's state_dict, load the optimizer's and give the
+constructor ``last_epoch=n - 1`` after n calls (the index of the last step that was done), but :class:`SequentialLR` n
+itself. There are five that torch does not take up rightly so, and that need their ``state_dict``: :class:`StepLR`,
+:class:`MultiStepLR` and :class:`ConstantLR` where the n-th call has changed the rate (they change it once more),
+:class:`CosineAnnealingWarmRestarts` with a ``T_mult`` above 1 from n = 2 ``T_0`` on, and :class:`SWALR` while it
+anneals.
 """
 
 from __future__ import annotations
 
+import contextlib
 from bisect import bisect_right
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, SupportsFloat
@@ -23,7 +37,7 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 from torch import Tensor
 from torch.optim import Optimizer, lr_scheduler, swa_utils
 
-from ._native import put_number
+from ._native import number, put_number
 from .previewing import Previewed
 from .previewing import plot as plot
 from .previewing import preview as preview
@@ -38,17 +52,239 @@ from .schedule_lr import get_cosine_with_min_lr_schedule_with_warmup as get_cosi
 from .schedule_lr import get_inverse_sqrt_schedule as get_inverse_sqrt_schedule
 from .schedule_lr import get_linear_schedule_with_warmup as get_linear_schedule_with_warmup
 from .schedule_lr import get_polynomial_decay_schedule_with_warmup as get_polynomial_decay_schedule_with_warmup
+from .schedule_lr import get_scheduler as get_scheduler
 from .schedule_lr import get_wsd_schedule as get_wsd_schedule
+
+# Bound here: someone may replace torch's names by those of this module.
+_TorchScheduler = lr_scheduler.LRScheduler
+_TorchPlateau = lr_scheduler.ReduceLROnPlateau
+_TorchSWALR = swa_utils.SWALR
+_step_sequence = lr_scheduler.SequentialLR.step
+_step_chain = lr_scheduler.ChainedScheduler.step
+
+
+_DRIVEN = ("lr", "momentum", "betas", "weight_decay")  # what schedulers drive
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_copied, value))
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def _put_back(held: Any, value: Any) -> Any:
+    """What takes the place of a hyperparameter, or of a tuple of them."""
+    if isinstance(value, tuple):
+        return tuple(map(_put_back, held, value))
+    return put_number(held, value)
+
+
+def _lrs(optimizer: Optimizer) -> list[Any]:
+    """The rates of all groups; of tensors, copies."""
+    return [_copied(group["lr"]) for group in optimizer.param_groups]
 
 
 class LRScheduler(Previewed, lr_scheduler.LRScheduler):
     """The base of all schedulers, and of your own: ``get_lr()`` returns each group's rate at ``self.last_epoch``."""
 
+    def _initial_step(self) -> None:
+        super()._initial_step()
+        _note_groups(self.optimizer)
 
-def _lrs(optimizer: Optimizer) -> list[Any]:
-    """The rates of all groups; of tensors, copies."""
-    lrs = [group["lr"] for group in optimizer.param_groups]
-    return [lr.clone() if isinstance(lr, Tensor) else lr for lr in lrs]
+    def _take_up_groups(self) -> None:
+        _take_up_groups(self)
+
+    def _update_lr(self, epoch: int | None = None) -> None:
+        if len(self.base_lrs) < len(self.optimizer.param_groups):
+            try:
+                self._take_up_groups()
+            except ValueError:
+                if epoch is None:
+                    self._step_count -= 1  # step() has counted this one
+                raise
+        super()._update_lr(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, with the keys of torch's; ``_last_lr`` is the rates that the groups have now."""
+        with contextlib.suppress(ValueError):  # which the next step will raise
+            self._take_up_groups()
+        state: dict[str, Any] = super().state_dict()
+        if "_last_lr" in state:
+            own, lrs = state["_last_lr"], _lrs(self.optimizer)
+            _tell_rates(state, own if list(map(_plain, own)) == list(map(_plain, lrs)) else lrs)
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state of this class or of torch's, and put the rates of the saved run into the groups.
+
+        The groups keep the rates they have if the optimizer was loaded after this scheduler was made.
+
+        Args:
+            state_dict: What ``state_dict()`` returned. It is not changed.
+
+        Raises:
+            ValueError: It is of another number of parameter groups or of schedulers. Nothing is changed then.
+        """
+        _check_state(self, state_dict)
+        groups = self.optimizer.param_groups
+        before = [{key: _copied(group[key]) for key in _DRIVEN if key in group} for group in groups]
+        super().load_state_dict(dict(state_dict))  # a copy, because torch's classes take keys out of it
+        if getattr(self.optimizer, "_scheduled_groups", groups) is not groups:
+            for group, values in zip(groups, before, strict=True):
+                group.update((key, _put_back(group[key], value)) for key, value in values.items())  # of parts that put
+            return
+        if "_last_lr" not in state_dict:
+            return
+        finished, active = _in_turn(self)
+        for leaf in finished + active:
+            _put_momentum(leaf)
+        for group, lr in zip(groups, state_dict["_last_lr"], strict=True):
+            group["lr"] = put_number(group["lr"], lr if isinstance(group["lr"], Tensor) else _plain(lr))
+        self._last_lr = _lrs(self.optimizer)
+
+
+def _tell_rates(state: dict[str, Any], lrs: list[Any]) -> None:
+    """Let a state and those of its parts, torch's included, tell the rates that the groups have."""
+    state["_last_lr"] = lrs
+    for part in state.get("_schedulers", []):
+        if "_last_lr" in part:
+            _tell_rates(part, lrs)
+
+
+def _plain(lr: Any) -> Any:
+    return number(lr) if isinstance(lr, Tensor) else lr
+
+
+def _put_momentum(scheduler: Any) -> None:
+    """Put the momentum or betas at ``last_epoch`` into the groups, if a scheduler drives them."""
+    if isinstance(scheduler, ScheduleLR):
+        scheduler._write_driven()
+        return
+    if not getattr(scheduler, "cycle_momentum", False):
+        return
+    # Parts of a sequence have a negative last_epoch before they begin. OneCycleLR raises after its last step.
+    if 0 <= scheduler.last_epoch <= getattr(scheduler, "total_steps", scheduler.last_epoch):
+        scheduler._get_lr_called_within_step = True  # or get_lr, which sets the momentum as well, would warn
+        scheduler.get_lr()
+        scheduler._get_lr_called_within_step = False
+
+
+def _in_turn(scheduler: Any) -> tuple[list[Any], list[Any]]:
+    """The leaves of a scheduler in the order in which they last changed something: finished ones, and those in turn."""
+    if not hasattr(scheduler, "_schedulers"):
+        return [], _leaves(scheduler)
+    finished: list[Any] = []
+    active: list[Any] = []
+    turn = bisect_right(scheduler._milestones, scheduler.last_epoch) if hasattr(scheduler, "_milestones") else None
+    for index, part in enumerate(scheduler._schedulers):
+        earlier, now = _in_turn(part)
+        finished += earlier
+        (active if turn in (None, index) else finished).extend(now)
+    return finished, active
+
+
+def _note_groups(optimizer: Optimizer) -> None:
+    """Remember the list of groups that a scheduler was made for. An optimizer that is loaded has a new list."""
+    optimizer._scheduled_groups = optimizer.param_groups  # type: ignore[attr-defined]
+
+
+def _check_state(scheduler: Any, state: dict[str, Any]) -> None:
+    """Raise if a state, or that of a part, is of another number of groups or of schedulers."""
+    if isinstance(scheduler, ScheduleLR):
+        scheduler._check_state(state)
+        return
+    name = type(scheduler.plateau if isinstance(scheduler, _Plateau) else scheduler).__name__
+    groups = len(scheduler.optimizer.param_groups)
+    if "_last_lr" in state and len(state["_last_lr"]) != groups:
+        raise ValueError(
+            f"state_dict: it is of {len(state['_last_lr'])} parameter groups, the optimizer of this {name} has {groups}"
+        )
+    if "_schedulers" in state and hasattr(scheduler, "_schedulers"):
+        if len(state["_schedulers"]) != len(scheduler._schedulers):
+            raise ValueError(
+                f"state_dict: it is of {len(state['_schedulers'])} schedulers, "
+                f"this {name} has {len(scheduler._schedulers)}"
+            )
+        for part, part_state in zip(scheduler._schedulers, state["_schedulers"], strict=True):
+            _check_state(part, part_state)
+
+
+# torch's schedulers fail in the middle of a step after a group was added, or at a later one, or go on without knowing
+# the new group's first rate, which compositions need.
+
+
+def _take_up_groups(scheduler: Any) -> None:
+    """Take up the parameter groups that were added since a scheduler was made.
+
+    Args:
+        scheduler: One of ours or of torch's.
+
+    Raises:
+        ValueError: The scheduler, or a part of it, has arguments for each group. Nothing has been changed.
+    """
+    leaves = _leaves(scheduler)
+    for leaf in leaves:
+        _refuse_groups(leaf)
+    for leaf in leaves:
+        _add_groups(leaf)
+
+
+def _leaves(scheduler: Any) -> list[Any]:
+    """A scheduler, or the parts of a composition and of those within."""
+    if hasattr(scheduler, "_schedulers"):
+        return [leaf for part in scheduler._schedulers for leaf in _leaves(part)]
+    return [scheduler.plateau if isinstance(scheduler, _Plateau) else scheduler]
+
+
+def _known_groups(scheduler: Any) -> int:
+    """The number of groups that a scheduler was made for, where it matters to it."""
+    if isinstance(scheduler, _TorchPlateau):
+        return len(scheduler.min_lrs)
+    return len(getattr(scheduler, "base_lrs", scheduler.optimizer.param_groups))
+
+
+def _refuse_groups(scheduler: Any) -> None:
+    if isinstance(scheduler, ScheduleLR):
+        scheduler._refuse_groups()
+        return
+    for index, group in enumerate(scheduler.optimizer.param_groups):
+        if index >= _known_groups(scheduler) and (refusal := _refusal(scheduler, group)):
+            raise ValueError(
+                f"{type(scheduler).__name__}: parameter group {index} was added after the scheduler was made, and "
+                f"{refusal}. Make a new scheduler for all groups"
+            )
+
+
+def _add_groups(scheduler: Any) -> None:
+    groups, known = scheduler.optimizer.param_groups, _known_groups(scheduler)
+    if isinstance(scheduler, ScheduleLR):
+        scheduler._add_groups()
+    elif known < len(groups) and not isinstance(scheduler, _TorchPlateau):  # which looks for new groups itself
+        scheduler.base_lrs = [*scheduler.base_lrs, *map(_initial_lr, groups[known:])]
+        if lambdas := getattr(scheduler, "lr_lambdas", None):
+            scheduler.lr_lambdas = [*lambdas, *lambdas[:1] * (len(groups) - len(lambdas))]
+
+
+def _refusal(scheduler: Any, group: dict[str, Any]) -> str:
+    """Why a scheduler cannot take up a group; "" if it can."""
+    lambdas = getattr(scheduler, "lr_lambdas", [])
+    if any(f is not lambdas[0] for f in lambdas):
+        return "lr_lambda is a list with a function for each group"
+    if isinstance(scheduler, _TorchPlateau):
+        return "min_lr is a list with a number for each group" if scheduler.default_min_lr is None else ""
+    if hasattr(scheduler, "max_lrs"):  # CyclicLR
+        return "base_lr and max_lr are those of the groups before it"
+    needed = ["swa_lr"] if isinstance(scheduler, _TorchSWALR) else []
+    if hasattr(scheduler, "_schedule_phases"):  # OneCycleLR
+        needed = ["initial_lr", "max_lr", "min_lr"]
+        needed += ["max_momentum", "base_momentum"] if scheduler.cycle_momentum else []
+    missing = [key for key in needed if key not in group]
+    return f"has no {', '.join(missing)}" if missing else ""
+
+
+def _initial_lr(group: dict[str, Any]) -> Any:
+    """The rate that a group began with; by default, that which it has."""
+    return _copied(group.setdefault("initial_lr", _copied(group["lr"])))
 
 
 # Some schedulers multiply the rate before, and no factor leads out of a rate that has come down to zero. torch's begin
@@ -61,11 +297,15 @@ def _in_use(optimizer: Optimizer) -> bool:
     return not has_scheduler or getattr(optimizer, "_opt_called", False)
 
 
-def _leave(floor: float, scheduler: Any) -> None:
+def _leave(floor: float, steps: int, scheduler: Any) -> None:
     """Sets rates from which recursion cannot lead away to what the scheduler's closed form says."""
-    closed_form = scheduler._get_closed_form_lr()
-    for group, base, lr in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, closed_form, strict=True):
-        if abs(group["lr"] - floor) <= 1e-12 * abs(base):  # the recursion's rounding may leave a little
+    groups = scheduler.optimizer.param_groups
+    # The recursion's rounding may leave a little.
+    stuck = [abs(g["lr"] - floor) <= 1e-12 * abs(base) for g, base in zip(groups, scheduler.base_lrs, strict=True)]
+    if not steps or not any(stuck):
+        return  # a schedule without steps has no closed form
+    for group, is_stuck, lr in zip(groups, stuck, scheduler._get_closed_form_lr(), strict=True):
+        if is_stuck:
             group["lr"] = put_number(group["lr"], lr)
     scheduler._last_lr = _lrs(scheduler.optimizer)
 
@@ -90,7 +330,7 @@ class CosineAnnealingLR(LRScheduler, lr_scheduler.CosineAnnealingLR):
         in_use = _in_use(optimizer)
         super().__init__(optimizer, T_max, eta_min, last_epoch)
         if in_use:
-            _leave(eta_min, self)
+            _leave(eta_min, T_max, self)
 
 
 class LinearLR(LRScheduler, lr_scheduler.LinearLR):
@@ -120,7 +360,7 @@ class LinearLR(LRScheduler, lr_scheduler.LinearLR):
         in_use = _in_use(optimizer)
         super().__init__(optimizer, start_factor, end_factor, total_iters, last_epoch)
         if in_use:
-            _leave(0.0, self)
+            _leave(0.0, total_iters, self)
 
 
 class PolynomialLR(LRScheduler, lr_scheduler.PolynomialLR):
@@ -139,7 +379,7 @@ class PolynomialLR(LRScheduler, lr_scheduler.PolynomialLR):
         in_use = _in_use(optimizer)
         super().__init__(optimizer, total_iters, power, last_epoch)
         if in_use:
-            _leave(0.0, self)
+            _leave(0.0, total_iters, self)
 
 
 class ReduceLROnPlateau(LRScheduler, lr_scheduler.ReduceLROnPlateau):
@@ -149,6 +389,28 @@ class ReduceLROnPlateau(LRScheduler, lr_scheduler.ReduceLROnPlateau):
     then. For the arguments see :class:`torch.optim.lr_scheduler.ReduceLROnPlateau`.
     """
 
+    def _reset(self) -> None:
+        super()._reset()
+        _note_groups(self.optimizer)
+
+    def step(self, metrics: SupportsFloat, epoch: int | None = None) -> None:  # type: ignore[override]
+        """Look at a metric, and reduce the rate if it has not improved for too long.
+
+        Args:
+            metrics: The metric.
+            epoch: Deprecated; the number of this step.
+
+        Raises:
+            RuntimeError: The rate is to be reduced, a parameter group was added, and ``min_lr`` is a list without a
+                number for it. Nothing has been changed.
+        """
+        before = dict(self.__dict__) if self.default_min_lr is None else {}
+        try:
+            super().step(metrics, epoch)
+        except RuntimeError:
+            self.__dict__.update(before)
+            raise
+
 
 class _Plateau:
     """A plateau as a part of others, which are stepped without a metric, too: it leaves the rate as it is then."""
@@ -157,8 +419,8 @@ class _Plateau:
         self.optimizer = plateau.optimizer
         self.plateau = plateau
         self.metrics: SupportsFloat | None = None
-        for group, lr in zip(self.optimizer.param_groups, _lrs(self.optimizer), strict=True):
-            group.setdefault("initial_lr", lr)  # as all schedulers but torch's plateau do
+        for group in self.optimizer.param_groups:
+            _initial_lr(group)  # which all schedulers but torch's plateau set
 
     def step(self) -> None:
         if self.metrics is not None:
@@ -189,19 +451,24 @@ def _to_initial_lr(optimizer: Optimizer) -> None:
 
 def _begin(part: Any) -> None:
     """Lets a part begin, which may have been stepped before."""
-    if isinstance(part, lr_scheduler.LRScheduler) and not isinstance(part, _Composition):
+    if isinstance(part, _TorchScheduler) and not isinstance(part, _Composition):
         part.last_epoch = -1
     part._initial_step()
 
 
 def _parts(schedulers: Sequence[Any]) -> list[Any]:
-    return [_Plateau(s) if isinstance(s, lr_scheduler.ReduceLROnPlateau) else s for s in schedulers]
+    return [_Plateau(s) if isinstance(s, _TorchPlateau) else s for s in schedulers]
 
 
 class _Composition(LRScheduler):
     """What :class:`SequentialLR` and :class:`ChainedScheduler` have in common: they pass metrics on, and nest."""
 
     _schedulers: Any
+
+    def _take_up_groups(self) -> None:
+        super()._take_up_groups()
+        for group in self.optimizer.param_groups:
+            _initial_lr(group)  # from which parts begin
 
     def _step_with(self, metrics: SupportsFloat) -> None:
         self._offer(metrics)
@@ -262,6 +529,7 @@ class SequentialLR(_Composition, lr_scheduler.SequentialLR):
         last_epoch: int = -1,
     ) -> None:
         super().__init__(optimizer, _parts(schedulers), milestones)
+        _note_groups(optimizer)
         stepped = getattr(optimizer, "_opt_called", False)
         optimizer._opt_called = True  # type: ignore[attr-defined]  # or the first of these steps would warn
         for _ in range(last_epoch):
@@ -277,7 +545,9 @@ class SequentialLR(_Composition, lr_scheduler.SequentialLR):
         if metrics is not None:
             self._step_with(metrics)
         else:
-            lr_scheduler.SequentialLR.step(self)  # which super() would be slower to find
+            if len(self._last_lr) != len(self.optimizer.param_groups):
+                self._take_up_groups()
+            _step_sequence(self)
 
     def _begin(self) -> None:
         self.last_epoch = 0
@@ -310,6 +580,7 @@ class ChainedScheduler(_Composition, lr_scheduler.ChainedScheduler):
 
     def __init__(self, schedulers: Sequence[lr_scheduler.LRScheduler], optimizer: Optimizer | None = None) -> None:
         super().__init__(_parts(schedulers), optimizer)
+        _note_groups(self.optimizer)
         if any(isinstance(link, _Plateau) for link in self._schedulers):
             self._reductions = [1.0] * len(self.optimizer.param_groups)
 
@@ -321,13 +592,17 @@ class ChainedScheduler(_Composition, lr_scheduler.ChainedScheduler):
         """
         if metrics is not None:
             self._step_with(metrics)
-        elif self._reductions is not None:
+            return
+        if len(self._last_lr) != len(self.optimizer.param_groups):
+            self._take_up_groups()
+        if self._reductions is not None:
             self._step_reduced(self._reductions)
         else:
-            lr_scheduler.ChainedScheduler.step(self)  # which super() would be slower to find
+            _step_chain(self)
 
     def _step_reduced(self, reductions: list[float]) -> None:
         groups = self.optimizer.param_groups
+        reductions = reductions + [1.0] * (len(groups) - len(reductions))  # of groups that were added
         for group, reduction in zip(groups, reductions, strict=True):
             if reduction > 0.0:
                 group["lr"] = put_number(group["lr"], group["lr"] / reduction)
@@ -362,8 +637,19 @@ class SWALR(LRScheduler, swa_utils.SWALR):
     """
 
 
+class _WarmRestarts(LRScheduler):
+    def step(self, epoch: float | None = None) -> None:
+        """Go on by one step, or to ``epoch``, which may be between two steps."""
+        if len(self.base_lrs) < len(self.optimizer.param_groups):
+            self._take_up_groups()
+        super().step(epoch)  # type: ignore[arg-type]
+
+
+# What is ours in the classes that are made in the loop below.
+_BASES = {"CosineAnnealingWarmRestarts": _WarmRestarts}
+
 if TYPE_CHECKING:
-    # Those to which nothing is added but the preview.
+    # Those that have nothing else to themselves.
 
     class LambdaLR(LRScheduler, lr_scheduler.LambdaLR): ...
 
@@ -379,7 +665,7 @@ if TYPE_CHECKING:
 
     class CyclicLR(LRScheduler, lr_scheduler.CyclicLR): ...
 
-    class CosineAnnealingWarmRestarts(LRScheduler, lr_scheduler.CosineAnnealingWarmRestarts): ...
+    class CosineAnnealingWarmRestarts(_WarmRestarts, lr_scheduler.CosineAnnealingWarmRestarts): ...
 
     class OneCycleLR(LRScheduler, lr_scheduler.OneCycleLR): ...
 
@@ -393,7 +679,9 @@ for _name in [*lr_scheduler.__all__, "_LRScheduler"]:
     if _name not in globals() and hasattr(lr_scheduler, _name):
         _theirs = getattr(lr_scheduler, _name)
         if isinstance(_theirs, type) and issubclass(_theirs, lr_scheduler.LRScheduler):
-            _theirs = type(_name, (LRScheduler, _theirs), {"__module__": __name__, "__doc__": _theirs.__doc__})
+            _theirs = type(
+                _name, (_BASES.get(_name, LRScheduler), _theirs), {"__module__": __name__, "__doc__": _theirs.__doc__}
+            )
         globals()[_name] = _theirs
 
 __all__ = [*lr_scheduler.__all__, "SWALR"]

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from operator import mul
 from typing import Any, SupportsFloat, TypeAlias
 from weakref import ref
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ._native import described, put_number, unwrapped
 from .previewing import Previewed
 from .schedules import (
     Schedule,
+    _real,
     constant,
     cosine,
     hard_restarts,
@@ -39,6 +43,7 @@ __all__ = [
     "get_inverse_sqrt_schedule",
     "get_linear_schedule_with_warmup",
     "get_polynomial_decay_schedule_with_warmup",
+    "get_scheduler",
     "get_wsd_schedule",
 ]
 
@@ -89,12 +94,14 @@ class _Driven:
     """A hyperparameter beside the learning rate that schedules drive.
 
     Attributes:
+        argument: The argument of ScheduleLR that it was given as.
         key: Its name in the parameter groups.
         index: Which of betas it is; None if it is no tuple.
         schedules: One for each parameter group.
         bases: For each group, the value that the schedule multiplies.
     """
 
+    argument: str
     key: str
     index: int | None
     schedules: list[Schedule]
@@ -104,7 +111,29 @@ class _Driven:
     def name(self) -> str:
         return self.key if self.index is None else f"{self.key}[{self.index}]"
 
-    def write(self, groups: list[dict[str, Any]], t: int) -> None:
+    def check(self, number: int, group: dict[str, Any]) -> None:
+        """Raise if a group does not have what is driven."""
+        held = group.get(self.key)
+        if held is None or (self.index is not None and self.index >= len(held)):
+            what = self.key if self.index is None else "such beta"
+            raise ValueError(f"{self.argument}: parameter group {number} has no {what}")
+
+    def first(self, number: int, group: dict[str, Any], last_epoch: int) -> float:
+        """Return the value that a group began with; by default, if it begins now, that which it has."""
+        self.check(number, group)
+        held = group[self.key]
+        first = tuple(map(float, held)) if self.index is not None else float(held)
+        name = f"initial_{self.key}"
+        initial = group.setdefault(name, first) if last_epoch == -1 else group.get(name)
+        if initial is None:
+            raise KeyError(
+                f"last_epoch: parameter group {number} has no {name}, so the schedule cannot go on at "
+                f"{last_epoch}. Load the optimizer's state_dict first"
+            )
+        return initial if self.index is None else initial[self.index]  # type: ignore[no-any-return]
+
+    def values(self, t: int) -> list[float]:
+        """Return the value of each group at a step."""
         values = [base * factor for base, factor in zip(self.bases, _factors(self.schedules, t), strict=True)]
         if self.index is not None:
             for number, value in enumerate(values):
@@ -112,6 +141,9 @@ class _Driven:
                     raise ValueError(
                         f"{self.name} of parameter group {number} would be {value} at step {t}, not in [0, 1)"
                     )
+        return values
+
+    def write(self, groups: list[dict[str, Any]], values: list[float]) -> None:
         for group, value in zip(groups, values, strict=True):
             if self.index is None:
                 group[self.key] = put_number(group[self.key], value)
@@ -173,6 +205,9 @@ class ScheduleLR(Previewed, LRScheduler):
         last_epoch: -1 to begin. To go on after n calls of ``step()`` without a state_dict: n - 1, as torch counts, with
             an optimizer whose own state has been loaded. A plateau begins anew then.
 
+    ``base_lrs`` may be assigned to; a plateau's reductions of it stay. A parameter group that is added later is driven
+    from the next step on, from the values it has then, if one schedule serves all groups.
+
     Beside torch's ``initial_lr`` the parameter groups get ``initial_weight_decay``, ``initial_momentum`` and
     ``initial_betas`` where these are driven.
 
@@ -199,6 +234,8 @@ class ScheduleLR(Previewed, LRScheduler):
             raise TypeError(f"optimizer: {type(optimizer).__name__} is not an Optimizer")
         groups = optimizer.param_groups
         self.schedules = _per_group("schedule", schedule, len(groups))
+        # Otherwise they are those of an optimizer that was loaded, or what another scheduler has made of them.
+        self._bases_given = not any("initial_lr" in group for group in groups)
         self._driven: list[_Driven] = []
         if weight_decay is not None:
             self._drive(groups, last_epoch, "weight_decay", "weight_decay", None, weight_decay)
@@ -231,39 +268,88 @@ class ScheduleLR(Previewed, LRScheduler):
         schedules: Schedules,
     ) -> None:
         """Takes up one more hyperparameter to drive."""
-        bases = []
-        for number, group in enumerate(groups):
-            held = group.get(key)
-            if held is None or (index is not None and index >= len(held)):
-                raise ValueError(f"{argument}: parameter group {number} has no {key if index is None else 'such beta'}")
-            first = tuple(map(float, held)) if index is not None else float(held)
-            initial = group.setdefault(f"initial_{key}", first) if last_epoch == -1 else group.get(f"initial_{key}")
-            if initial is None:
-                raise KeyError(
-                    f"last_epoch: parameter group {number} has no initial_{key}, so the schedule cannot go on at "
-                    f"{last_epoch}. Load the optimizer's state_dict first"
-                )
-            bases.append(initial if index is None else initial[index])
-        self._driven.append(_Driven(key, index, _per_group(argument, schedules, len(groups)), bases))
+        driven = _Driven(argument, key, index, _per_group(argument, schedules, len(groups)), [])
+        driven.bases = [driven.first(number, group, last_epoch) for number, group in enumerate(groups)]
+        self._driven.append(driven)
+
+    def _take_up_groups(self) -> None:
+        """Take up the parameter groups that were added to the optimizer since the last step, or change nothing."""
+        self._refuse_groups()
+        self._add_groups()
+
+    def _all_schedules(self) -> list[tuple[str, list[Schedule]]]:
+        """The schedules, by the arguments that they were given as."""
+        return [("schedule", self.schedules), *((driven.argument, driven.schedules) for driven in self._driven)]
+
+    def _refuse_groups(self) -> None:
+        """Raise if there are groups that the schedules are not for."""
+        groups, known = self.optimizer.param_groups, len(self.schedules)
+        if known > len(groups):
+            raise ValueError(f"the optimizer has {len(groups)} parameter groups, this ScheduleLR was made for {known}")
+        if known == len(groups):
+            return
+        why = f"parameter group {known} was added after this ScheduleLR was made, and"
+        for argument, schedules in self._all_schedules():
+            if any(schedule != schedules[0] for schedule in schedules):
+                raise ValueError(f"{argument}: {why} those before it have different schedules. Make a new ScheduleLR")
+        if self._plateau is not None and self._plateau.default_min_lr is None:
+            raise ValueError(f"plateau: {why} min_lr is a list with a number for each group. Make a new ScheduleLR")
+        for driven in self._driven:
+            for number in range(known, len(groups)):
+                driven.check(number, groups[number])
+
+    def _add_groups(self) -> None:
+        """Let the schedules, each of which serves all groups, drive the new ones from the values they have."""
+        known = len(self.schedules)
+        added = self.optimizer.param_groups[known:]
+        for driven in self._driven:
+            driven.bases = [*driven.bases, *(driven.first(known + i, group, -1) for i, group in enumerate(added))]
+        for _, schedules in self._all_schedules():
+            schedules += schedules[:1] * len(added)
+        for group in added:
+            lr = group["lr"]
+            base = group.setdefault("initial_lr", lr.clone() if isinstance(lr, Tensor) else lr)
+            self.base_lrs = [*self.base_lrs, base.clone() if isinstance(base, Tensor) else base]
+            if self._plateau is not None:
+                self._plateau.optimizer.add_param_group(_nothing(base))
 
     def _new_plateau(self, options: Mapping[str, Any]) -> ReduceLROnPlateau:
         """Torch's own, over an optimizer of nothing but base_lrs."""
         try:
-            nothing = [{"params": [torch.empty(0)], "lr": float(base)} for base in self.base_lrs]
-            return ReduceLROnPlateau(torch.optim.SGD(nothing), **options)
+            return ReduceLROnPlateau(SGD(list(map(_nothing, self.base_lrs))), **options)
         except (TypeError, ValueError) as error:
             raise type(error)(f"plateau: {error}") from None
 
+    def _reduced_bases(self, plateau: ReduceLROnPlateau) -> list[float | Tensor]:
+        """Return what the plateau has left of base_lrs. If someone has set these, its factor stays."""
+        groups = plateau.optimizer.param_groups
+        for group, base in zip(groups, map(float, self.base_lrs), strict=True):
+            if group["initial_lr"] != base:
+                factor = group["lr"] / group["initial_lr"] if group["initial_lr"] else 1.0
+                group.update(lr=base * factor, initial_lr=base)
+        plateau._last_lr = [group["lr"] for group in groups]
+        return plateau._last_lr
+
     def get_lr(self) -> list[float | Tensor]:
         """The rate of each group at the step ``last_epoch``."""
-        bases = self.base_lrs if self._plateau is None else self._plateau.get_last_lr()
+        bases = self.base_lrs if self._plateau is None else self._reduced_bases(self._plateau)
         return list(map(mul, bases, _factors(self.schedules, self.last_epoch)))
 
     def _update_lr(self, epoch: int | None = None) -> None:
         # Not torch's own, whose guard for get_lr takes as long as all of this.
-        self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
+        before = self.last_epoch
+        self.last_epoch = t = before + 1 if epoch is None else epoch
         groups = self.optimizer.param_groups
-        lrs = list(self.get_lr())
+        try:
+            if len(self.schedules) != len(groups):
+                self._take_up_groups()  # not done by step() where torch's SequentialLR begins its parts
+            lrs = list(self.get_lr())
+            values = [driven.values(t) for driven in self._driven] if self._driven else []
+        except Exception:
+            self.last_epoch = before
+            if epoch is None:
+                self._step_count -= 1  # step() has counted this one
+            raise
         for number, (group, lr) in enumerate(zip(groups, lrs, strict=True)):
             if isinstance(held := group["lr"], Tensor):
                 put_number(held, lr)
@@ -271,8 +357,14 @@ class ScheduleLR(Previewed, LRScheduler):
             else:
                 group["lr"] = lr
         self._last_lr = lrs
-        for driven in self._driven:
-            driven.write(groups, self.last_epoch)
+        for number, each in enumerate(values):
+            self._driven[number].write(groups, each)
+
+    def _write_driven(self) -> None:
+        """Set what is driven beside the rate; before its first step a part of a sequence drives nothing."""
+        if self.last_epoch >= 0:
+            for driven in self._driven:
+                driven.write(self.optimizer.param_groups, driven.values(self.last_epoch))
 
     def step(self, metrics: SupportsFloat | None = None) -> None:
         """Goes on to the next step of the schedule; to be called after the optimizer's step.
@@ -281,8 +373,11 @@ class ScheduleLR(Previewed, LRScheduler):
             metrics: What the plateau watches, if it is to look at it now.
 
         Raises:
-            ValueError: There are metrics and no plateau.
+            ValueError: There are metrics and no plateau; a beta would leave [0, 1); a parameter group was added that
+                the schedules are not for. Nothing has been changed.
         """
+        if len(self.schedules) != len(self.optimizer.param_groups):
+            self._take_up_groups()
         if metrics is not None:
             self.feed(metrics)
         if self._real_steps is None or self._real_steps.take():
@@ -299,6 +394,8 @@ class ScheduleLR(Previewed, LRScheduler):
         """
         if self._plateau is None:
             raise ValueError("metrics: this ScheduleLR has no plateau to feed")
+        self._take_up_groups()
+        self._reduced_bases(self._plateau)
         self._plateau.step(metrics)
         self._update_lr(self.last_epoch)
 
@@ -307,41 +404,85 @@ class ScheduleLR(Previewed, LRScheduler):
         schedules = {"lr": self.schedules, **{driven.name: driven.schedules for driven in self._driven}}
         return {name: list(map(repr, each)) for name, each in schedules.items()}
 
+    def _bases(self) -> dict[str, list[float]]:
+        """The value that every schedule multiplies, by what it drives."""
+        return {"lr": list(map(float, self.base_lrs)), **{d.name: list(d.bases) for d in self._driven}}
+
+    def _values(self) -> dict[str, list[float]]:
+        """What the groups hold now, which someone may have set, by what is driven."""
+        groups = self.optimizer.param_groups
+        held = {
+            d.name: [float(g[d.key] if d.index is None else g[d.key][d.index]) for g in groups] for d in self._driven
+        }
+        return {"lr": [float(group["lr"]) for group in groups], **held}
+
+    def __repr__(self) -> str:
+        drives = []
+        for name, texts in self._texts().items():
+            text = repr(texts[0] if len(set(texts)) == 1 else texts)
+            drives.append(text if name == "lr" else f"{name}={text}")
+        if (plateau := self._plateau) is not None:
+            drives.append(f"plateau={{'mode': {plateau.mode!r}, 'factor': {plateau.factor}, ...}}")
+        return f"ScheduleLR({type(self.optimizer).__name__}, {', '.join(drives)}, last_epoch={self.last_epoch})"
+
     def state_dict(self) -> dict[str, Any]:
         """Tells where the schedule stands: numbers, and the schedules as texts."""
+        with contextlib.suppress(ValueError):  # which the next step will raise
+            self._take_up_groups()
+        if self._plateau is not None:
+            self._reduced_bases(self._plateau)
         return {
             "last_epoch": self.last_epoch,
             "_step_count": self._step_count,
             "schedules": self._texts(),
-            "bases": {"lr": list(map(float, self.base_lrs)), **{d.name: list(d.bases) for d in self._driven}},
+            "bases": self._bases(),
+            # None beside a group that could not be taken up, and may not have them.
+            "values": self._values() if len(self.schedules) == len(self.optimizer.param_groups) else None,
             "plateau": None if self._plateau is None else dict(self._plateau.state_dict()),
         }
+
+    def _check_state(self, state_dict: dict[str, Any]) -> None:
+        """Raise if a state is not of a ScheduleLR for the same groups that drives the same."""
+        if "bases" not in state_dict:
+            raise ValueError("state_dict: it is not that of a ScheduleLR; to go on without one, give last_epoch=")
+        bases, own = state_dict["bases"], self._bases()
+        if {name: len(each) for name, each in bases.items()} != {name: len(each) for name, each in own.items()}:
+            raise ValueError(
+                f"state_dict: it drives {', '.join(bases)} of {len(bases['lr'])} parameter groups, "
+                f"this scheduler {', '.join(own)} of {len(own['lr'])}"
+            )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on where another was, and sets the optimizer's hyperparameters to what they are there.
 
         Args:
             state_dict: Of another ScheduleLR. If its schedules were others, a warning tells so, and those given here
-                hold. A plateau that only one of the two has begins anew.
+                hold. If its base values were others than those given here, a warning tells so, and those of the state
+                hold; to change a rate, assign ``base_lrs`` after this. A plateau that only one of the two has begins
+                anew.
 
         Raises:
             ValueError: It is of another number of parameter groups, or drives something else, or is of another class.
         """
-        if "bases" not in state_dict:
-            raise ValueError("state_dict: it is not that of a ScheduleLR; to go on without one, give last_epoch=")
+        self._take_up_groups()
+        self._check_state(state_dict)
         bases: dict[str, list[float]] = state_dict["bases"]
         own = self._texts()
-        if {name: len(each) for name, each in bases.items()} != {name: len(each) for name, each in own.items()}:
-            raise ValueError(
-                f"state_dict: it drives {', '.join(bases)} of {len(bases['lr'])} parameter groups, "
-                f"this scheduler {', '.join(own)} of {len(own['lr'])}"
-            )
         for name, texts in own.items():
             for number, (text, saved) in enumerate(zip(texts, state_dict["schedules"][name], strict=True)):
                 if text != saved:
                     warnings.warn(
                         f"state_dict: it was made with {saved} for {name} of parameter group {number}, and goes on "
                         f"with {text}",
+                        UserWarning,
+                        stacklevel=2,
+                    )
+        for name, values in self._bases().items() if self._bases_given else ():
+            for number, (value, base) in enumerate(zip(values, bases[name], strict=True)):
+                if not math.isclose(value, base, rel_tol=1e-6):  # a tensor of float32 may hold the same rate
+                    warnings.warn(
+                        f"state_dict: it was made with a base of {base} for {name} of parameter group {number}, not "
+                        f"{value}, and goes on with {base}; to change a rate, assign base_lrs after load_state_dict",
                         UserWarning,
                         stacklevel=2,
                     )
@@ -354,14 +495,74 @@ class ScheduleLR(Previewed, LRScheduler):
         self._step_count = state_dict["_step_count"]
         if self._plateau is not None and state_dict["plateau"] is not None:
             self._plateau.load_state_dict(state_dict["plateau"])
-            for group, lr in zip(self._plateau.optimizer.param_groups, self._plateau.get_last_lr(), strict=True):
-                group["lr"] = lr
-        self._update_lr(state_dict["last_epoch"])
+            lrs = zip(self._plateau.optimizer.param_groups, self._plateau.get_last_lr(), bases["lr"], strict=True)
+            for group, lr, base in lrs:
+                group.update(lr=lr, initial_lr=base)
+        if state_dict["last_epoch"] < 0:  # a part of a sequence that has not begun
+            self.last_epoch = state_dict["last_epoch"]
+        else:
+            self._update_lr(state_dict["last_epoch"])
+            if state_dict["schedules"] == own and (told := state_dict.get("values")):
+                self._put(told)
+
+    def _put(self, values: dict[str, list[float]]) -> None:
+        """Set what is driven to what another run's groups held."""
+        groups = self.optimizer.param_groups
+        for group, lr in zip(groups, values["lr"], strict=True):
+            group["lr"] = put_number(group["lr"], lr)
+        self._last_lr = [lr.clone() if isinstance(lr := group["lr"], Tensor) else lr for group in groups]
+        for driven in self._driven:
+            driven.write(groups, values[driven.name])
+
+
+def _nothing(base: float | Tensor) -> dict[str, Any]:
+    """A parameter group of nothing but a base_lr, for a plateau."""
+    return {"params": [torch.empty(0)], "lr": float(base), "initial_lr": float(base)}
 
 
 # -- the schedules of transformers -------------------------------------------------------------------------------------
-# The same names, arguments and rates as in transformers.optimization. Where two of its cosines rise again after the
-# last training step, these hold.
+# The same names, arguments and rates as in transformers.optimization, but for two things. Where two of its cosines rise
+# again after the last training step, these hold. A last rate (min_lr, lr_end) is that of every parameter group;
+# transformers divides it by the optimizer's default for lr, and multiplies each group's own lr by the quotient.
+# Numbers of steps need not be whole, as there: num_warmup_steps=0.1 * total.
+
+
+def _count(name: str, value: Any) -> float:
+    """Return a number that is not negative, as an int if it is whole."""
+    count = _real(name, value)
+    if count < 0:
+        raise ValueError(f"{name} must be >= 0, got {value!r}")
+    return int(count) if count.is_integer() else count
+
+
+def _positive(name: str, value: Any) -> float:
+    count = _count(name, value)
+    if not count:
+        raise ValueError(f"{name} must be > 0, got {value!r}")
+    return count
+
+
+def _part(make: type[Schedule], *args: Any, **kwargs: Any) -> Schedule:
+    """Return a part whose numbers of steps and cycles need not be whole, which those that people write have to be."""
+    wanted = {**dict(zip([field.name for field in fields(make)], args, strict=False)), **kwargs}
+    counts = {
+        field.name: wanted[field.name] for field in fields(make) if "int" in str(field.type) and field.name in wanted
+    }
+    part = make(**wanted | {name: math.ceil(count) for name, count in counts.items()})
+    for name, count in counts.items():
+        object.__setattr__(part, name, count)
+    return part
+
+
+def _rest(steps: float, before: float) -> float:
+    return max(steps - before, 0)
+
+
+def _ending(optimizer: Optimizer, rate: float, make: Callable[[float], Schedule]) -> list[Schedule]:
+    """Return a schedule for each group that ends at a rate; ``make`` takes the factor that is its last."""
+    bases = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
+    made = {base: make(rate / base if base else 0.0) for base in bases}
+    return [made[base] for base in bases]
 
 
 def get_constant_schedule(optimizer: Optimizer, last_epoch: int = -1) -> ScheduleLR:
@@ -369,90 +570,119 @@ def get_constant_schedule(optimizer: Optimizer, last_epoch: int = -1) -> Schedul
     return ScheduleLR(optimizer, constant(), last_epoch=last_epoch)
 
 
-def get_constant_schedule_with_warmup(optimizer: Optimizer, num_warmup_steps: int, last_epoch: int = -1) -> ScheduleLR:
+def get_constant_schedule_with_warmup(
+    optimizer: Optimizer, num_warmup_steps: float, last_epoch: int = -1
+) -> ScheduleLR:
     """``warmup(num_warmup_steps) >> constant()``."""
-    return ScheduleLR(optimizer, warmup(num_warmup_steps) >> constant(), last_epoch=last_epoch)
+    rise = _part(warmup, _count("num_warmup_steps", num_warmup_steps))
+    return ScheduleLR(optimizer, rise >> constant(), last_epoch=last_epoch)
+
+
+def _rise_and_rest(num_warmup_steps: float, num_training_steps: float) -> tuple[Schedule, float]:
+    """Return the warm-up, and the steps that are left after it."""
+    rise = _count("num_warmup_steps", num_warmup_steps)
+    return _part(warmup, rise), _rest(_count("num_training_steps", num_training_steps), rise)
 
 
 def get_linear_schedule_with_warmup(
-    optimizer: Optimizer, num_warmup_steps: int, num_training_steps: int, last_epoch: int = -1
+    optimizer: Optimizer, num_warmup_steps: float, num_training_steps: float, last_epoch: int = -1
 ) -> ScheduleLR:
     """``warmup(..) >> linear(..)``, which is at 0 after ``num_training_steps``."""
-    decay = linear(_rest(num_training_steps, num_warmup_steps))
-    return ScheduleLR(optimizer, warmup(num_warmup_steps) >> decay, last_epoch=last_epoch)
+    rise, rest = _rise_and_rest(num_warmup_steps, num_training_steps)
+    return ScheduleLR(optimizer, rise >> _part(linear, rest), last_epoch=last_epoch)
 
 
 def get_cosine_schedule_with_warmup(
-    optimizer: Optimizer, num_warmup_steps: int, num_training_steps: int, num_cycles: float = 0.5, last_epoch: int = -1
+    optimizer: Optimizer,
+    num_warmup_steps: float,
+    num_training_steps: float,
+    num_cycles: float = 0.5,
+    last_epoch: int = -1,
 ) -> ScheduleLR:
     """``warmup(..) >> cosine(.., cycles=num_cycles)``; by default at 0 after ``num_training_steps``."""
-    decay = cosine(_rest(num_training_steps, num_warmup_steps), cycles=num_cycles)
-    return ScheduleLR(optimizer, warmup(num_warmup_steps) >> decay, last_epoch=last_epoch)
+    rise, rest = _rise_and_rest(num_warmup_steps, num_training_steps)
+    decay = _part(cosine, rest, cycles=_real("num_cycles", num_cycles))
+    return ScheduleLR(optimizer, rise >> decay, last_epoch=last_epoch)
 
 
 def get_cosine_with_hard_restarts_schedule_with_warmup(
-    optimizer: Optimizer, num_warmup_steps: int, num_training_steps: int, num_cycles: int = 1, last_epoch: int = -1
+    optimizer: Optimizer,
+    num_warmup_steps: float,
+    num_training_steps: float,
+    num_cycles: float = 1,
+    last_epoch: int = -1,
 ) -> ScheduleLR:
     """``warmup(..) >> hard_restarts(.., cycles=num_cycles)``, which is at 0 after ``num_training_steps``."""
-    decay = hard_restarts(_rest(num_training_steps, num_warmup_steps), num_cycles)
-    return ScheduleLR(optimizer, warmup(num_warmup_steps) >> decay, last_epoch=last_epoch)
+    rise, rest = _rise_and_rest(num_warmup_steps, num_training_steps)
+    decay = _part(hard_restarts, rest, _positive("num_cycles", num_cycles))
+    return ScheduleLR(optimizer, rise >> decay, last_epoch=last_epoch)
 
 
 def get_polynomial_decay_schedule_with_warmup(
     optimizer: Optimizer,
-    num_warmup_steps: int,
-    num_training_steps: int,
+    num_warmup_steps: float,
+    num_training_steps: float,
     lr_end: float = 1e-7,
     power: float = 1.0,
     last_epoch: int = -1,
 ) -> ScheduleLR:
-    """``warmup(..) >> polynomial(.., power, end=lr_end / lr)``, with the optimizer's default for lr.
+    """``warmup(..) >> polynomial(.., power, end=lr_end / lr)``, with the lr of each parameter group.
 
     Raises:
-        ValueError: ``lr_end`` is not below the optimizer's default for lr.
+        ValueError: ``lr_end`` is not below the lr of a parameter group, unless that is 0.
     """
-    lr = float(optimizer.defaults["lr"])
-    if not lr > lr_end:
-        raise ValueError(f"lr_end: {lr_end} is not below the optimizer's lr, {lr}")
-    decay = polynomial(_rest(num_training_steps, num_warmup_steps), power, end=lr_end / lr)
-    return ScheduleLR(optimizer, warmup(num_warmup_steps) >> decay, last_epoch=last_epoch)
+    rise, rest = _rise_and_rest(num_warmup_steps, num_training_steps)
+    for number, group in enumerate(optimizer.param_groups):
+        lr = float(group.get("initial_lr", group["lr"]))
+        if lr and not lr > lr_end:
+            raise ValueError(f"lr_end must be below the lr of each parameter group, got {lr_end}; that of group "
+                             f"{number} is {lr}")  # fmt: skip
+    exponent = _positive("power", power)
+    schedules = _ending(optimizer, lr_end, lambda end: rise >> _part(polynomial, rest, exponent, end=end))
+    return ScheduleLR(optimizer, schedules, last_epoch=last_epoch)
 
 
 def get_inverse_sqrt_schedule(
-    optimizer: Optimizer, num_warmup_steps: int, timescale: int | None = None, last_epoch: int = -1
+    optimizer: Optimizer, num_warmup_steps: float, timescale: float | None = None, last_epoch: int = -1
 ) -> ScheduleLR:
     """``warmup(..) >> inverse_sqrt(timescale)``; the timescale is that of the warm-up, or 10,000 without one."""
-    decay = inverse_sqrt(num_warmup_steps or 10_000 if timescale is None else timescale)
-    return ScheduleLR(optimizer, warmup(num_warmup_steps) >> decay, last_epoch=last_epoch)
+    rise = _count("num_warmup_steps", num_warmup_steps)
+    decay = _part(inverse_sqrt, rise or 10_000 if timescale is None else _positive("timescale", timescale))
+    return ScheduleLR(optimizer, _part(warmup, rise) >> decay, last_epoch=last_epoch)
 
 
 def get_cosine_with_min_lr_schedule_with_warmup(
     optimizer: Optimizer,
-    num_warmup_steps: int,
-    num_training_steps: int,
+    num_warmup_steps: float,
+    num_training_steps: float,
     num_cycles: float = 0.5,
     last_epoch: int = -1,
     min_lr: float | None = None,
     min_lr_rate: float | None = None,
 ) -> ScheduleLR:
-    """``warmup(..) >> cosine(.., end=min_lr_rate)``, where ``min_lr`` is ``min_lr_rate`` times the default for lr.
+    """``warmup(..) >> cosine(.., end=min_lr_rate)``; ``min_lr`` is the last rate of each parameter group.
 
     Raises:
         ValueError: Not exactly one of ``min_lr`` and ``min_lr_rate`` is given.
     """
     if (min_lr is None) == (min_lr_rate is None):
         raise ValueError("min_lr, min_lr_rate: exactly one of them must be given")
-    end = min_lr_rate if min_lr is None else min_lr / float(optimizer.defaults["lr"])
-    decay = cosine(_rest(num_training_steps, num_warmup_steps), end=end or 0.0, cycles=num_cycles)
-    return ScheduleLR(optimizer, warmup(num_warmup_steps) >> decay, last_epoch=last_epoch)
+    rise, rest = _rise_and_rest(num_warmup_steps, num_training_steps)
+
+    def ending(end: float) -> Schedule:
+        return rise >> _part(cosine, rest, end=end, cycles=_real("num_cycles", num_cycles))
+
+    if min_lr is None:
+        return ScheduleLR(optimizer, ending(_real("min_lr_rate", min_lr_rate)), last_epoch=last_epoch)
+    return ScheduleLR(optimizer, _ending(optimizer, _real("min_lr", min_lr), ending), last_epoch=last_epoch)
 
 
 def get_wsd_schedule(
     optimizer: Optimizer,
-    num_warmup_steps: int,
-    num_decay_steps: int,
-    num_training_steps: int | None = None,
-    num_stable_steps: int | None = None,
+    num_warmup_steps: float,
+    num_decay_steps: float,
+    num_training_steps: float | None = None,
+    num_stable_steps: float | None = None,
     warmup_type: str = "linear",
     decay_type: str = "cosine",
     min_lr_ratio: float = 0,
@@ -466,16 +696,17 @@ def get_wsd_schedule(
     Raises:
         ValueError: Neither ``num_training_steps`` nor ``num_stable_steps`` is given, or a type is not known.
     """
-    low = min_lr_ratio
+    low = _real("min_lr_ratio", min_lr_ratio)
+    rise, fall = _count("num_warmup_steps", num_warmup_steps), _count("num_decay_steps", num_decay_steps)
     rises = {
-        "linear": warmup(num_warmup_steps, low),
-        "cosine": cosine(num_warmup_steps, low, 1.0),
-        "1-sqrt": polynomial(num_warmup_steps, 0.5, low, 1.0),
+        "linear": _part(warmup, rise, low),
+        "cosine": _part(cosine, rise, low, 1.0),
+        "1-sqrt": _part(polynomial, rise, 0.5, low, 1.0),
     }
     falls = {
-        "linear": linear(num_decay_steps, end=low),
-        "cosine": cosine(num_decay_steps, end=low, cycles=num_cycles),
-        "1-sqrt": sqrt(num_decay_steps, end=low),
+        "linear": _part(linear, fall, end=low),
+        "cosine": _part(cosine, fall, end=low, cycles=_real("num_cycles", num_cycles)),
+        "1-sqrt": _part(sqrt, fall, end=low),
     }
     for name, chosen in (("warmup_type", warmup_type), ("decay_type", decay_type)):
         if chosen not in rises:
@@ -483,12 +714,66 @@ def get_wsd_schedule(
     if num_stable_steps is None:
         if num_training_steps is None:
             raise ValueError("num_training_steps, num_stable_steps: one of them must be given")
-        num_stable_steps = _rest(num_training_steps, num_warmup_steps + num_decay_steps)
-    elif num_training_steps is not None:
-        warnings.warn("num_stable_steps is given, so num_training_steps is not used", UserWarning, stacklevel=2)
-    stages = rises[warmup_type] >> constant(num_stable_steps) >> falls[decay_type] >> constant(value=low)
+        stable = _rest(_count("num_training_steps", num_training_steps), rise + fall)
+    else:
+        stable = _count("num_stable_steps", num_stable_steps)
+        if num_training_steps is not None:
+            warnings.warn("num_stable_steps is given, so num_training_steps is not used", UserWarning, stacklevel=2)
+    stages = rises[warmup_type] >> _part(constant, stable) >> falls[decay_type] >> constant(value=low)
     return ScheduleLR(optimizer, stages, last_epoch=last_epoch)
 
 
-def _rest(steps: int, before: int) -> int:
-    return max(steps - before, 0)
+_BY_NAME: dict[str, Callable[..., ScheduleLR]] = {
+    "linear": get_linear_schedule_with_warmup,
+    "cosine": get_cosine_schedule_with_warmup,
+    "cosine_with_restarts": get_cosine_with_hard_restarts_schedule_with_warmup,
+    "polynomial": get_polynomial_decay_schedule_with_warmup,
+    "constant": get_constant_schedule,
+    "constant_with_warmup": get_constant_schedule_with_warmup,
+    "inverse_sqrt": get_inverse_sqrt_schedule,
+    "cosine_with_min_lr": get_cosine_with_min_lr_schedule_with_warmup,
+    "warmup_stable_decay": get_wsd_schedule,
+}
+
+
+def get_scheduler(
+    name: str,
+    optimizer: Optimizer,
+    num_warmup_steps: float | None = None,
+    num_training_steps: float | None = None,
+    scheduler_specific_kwargs: dict[str, Any] | None = None,
+) -> LRScheduler:
+    """Return a schedule by the name that transformers has for it (``lr_scheduler_type``).
+
+    Args:
+        name: "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup",
+            "inverse_sqrt", "cosine_with_min_lr", "warmup_stable_decay", "reduce_lr_on_plateau"; or a member of
+            transformers' ``SchedulerType``.
+        optimizer: Whose rates are driven.
+        num_warmup_steps: For all but "constant" and "reduce_lr_on_plateau".
+        num_training_steps: For all but these, "constant_with_warmup" and "inverse_sqrt".
+        scheduler_specific_kwargs: What else the function of that schedule takes; not used by the two constant ones.
+
+    Returns:
+        A :class:`ScheduleLR`, or :class:`~onepass.lr_scheduler.ReduceLROnPlateau`.
+
+    Raises:
+        ValueError: The name is not known, or a number of steps is missing.
+        TypeError: The schedule does not take one of the arguments.
+    """
+    known = getattr(name, "value", name)
+    more = scheduler_specific_kwargs or {}
+    if known == "reduce_lr_on_plateau":
+        from . import lr_scheduler  # which imports this module
+
+        return lr_scheduler.ReduceLROnPlateau(optimizer, **more)
+    if known not in _BY_NAME:
+        raise ValueError(f"name: {known!r} is not known; known are {', '.join(_BY_NAME)}, reduce_lr_on_plateau")
+    make = _BY_NAME[known]
+    taken = inspect.signature(make).parameters
+    counts = {"num_warmup_steps": num_warmup_steps, "num_training_steps": num_training_steps}
+    counts = {argument: count for argument, count in counts.items() if argument in taken}
+    for argument, count in counts.items():
+        if count is None and taken[argument].default is inspect.Parameter.empty:
+            raise ValueError(f"{argument}: the schedule {known!r} needs it")
+    return make(optimizer, **counts, **({} if known in ("constant", "constant_with_warmup") else more))

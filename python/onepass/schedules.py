@@ -63,6 +63,12 @@ __all__ = [
 
 
 def _steps(name: str, value: Any) -> int:
+    # Floats, too, as people write 1e4 and 0.1 * total.
+    whole = isinstance(value, float | np.floating) and value.is_integer()
+    return _index(name, int(value) if whole else value)
+
+
+def _index(name: str, value: Any) -> int:
     try:
         count = operator.index(value)
     except TypeError:
@@ -169,7 +175,7 @@ class Schedule:
             if t.dtype.kind not in "iu":
                 raise TypeError(f"t: whole steps are wanted, not an array of {t.dtype}")
             return np.fromiter(map(self, t.ravel().tolist()), np.float64, t.size).reshape(t.shape)
-        return self._held(_steps("t", t))
+        return self._held(_index("t", t))
 
     def _held(self, t: int) -> float:
         """The value at any step that is not negative."""

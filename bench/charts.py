@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
-from onepass.timing import Result
+from onepass.cli.timing import Result
 
 Points: TypeAlias = list[tuple[float, float]]
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import figures
-from onepass.timing import Result
+from onepass.cli.timing import Result
 
 NOISE = 0.03
 MOOD = 1.25

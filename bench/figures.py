@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from onepass import bench
-from onepass.timing import Result
+from onepass.cli import bench
+from onepass.cli.timing import Result
 
 ROOT = Path(__file__).parents[1]
 OURS, LIMIT = "onepass", "limit"

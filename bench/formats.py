@@ -2,7 +2,7 @@
 
 ``bfloat16`` and ``float16`` have everything in that format, ``mixed`` has bfloat16 parameters and gradients with
 float32 states, ``states`` float32 parameters and gradients with bfloat16 states. The limit is a loop over arrays of the
-same bytes (:mod:`onepass.limit`).
+same bytes (:mod:`onepass.cli.limit`).
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
-from onepass import limit
-from onepass.bench import CHECKED_STEPS, SUBJECTS, Subject, stepped
-from onepass.timing import Result, Run, gradients, parameters, time_in_turn
+from onepass.cli import limit
+from onepass.cli.bench import CHECKED_STEPS, SUBJECTS, Subject, stepped
+from onepass.cli.timing import Result, Run, gradients, parameters, time_in_turn
 from torch import Tensor
 from torch.optim import Optimizer
 

@@ -27,8 +27,8 @@ from typing import Any, NamedTuple
 
 import onepass
 import torch
-from onepass.bench import Subject
-from onepass.timing import Result, Samples, check, sample_in_turn
+from onepass.cli.bench import Subject
+from onepass.cli.timing import Result, Samples, check, sample_in_turn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchvision_on_cpu import import_torchvision

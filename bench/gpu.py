@@ -41,9 +41,9 @@ from typing import Any, NamedTuple
 
 import onepass
 import torch
-from onepass import bench, timing
-from onepass.catalog import class_name
-from onepass.info import facts
+from onepass.cli import bench, timing
+from onepass.cli.info import facts
+from onepass.training.catalog import class_name
 from torch import Tensor
 from torch.optim import Optimizer
 

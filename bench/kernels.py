@@ -23,7 +23,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from onepass.timing import Result
+    from onepass.cli.timing import Result
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "bench"
@@ -127,7 +127,7 @@ def rows_measured(quick: bool, rounds: int, only: str = ".") -> list[Row]:
 def measure(quick: bool, rounds: int) -> Iterator[Result | str]:
     """For bench/run.py: all that fits a cache, and in float32 on the best instruction set what does not."""
     from onepass import _core
-    from onepass.timing import Result
+    from onepass.cli.timing import Result
 
     try:
         rows = rows_measured(quick, rounds, f"/4096/|^traffic/|/float32/{_core.isa()}/")

@@ -1,8 +1,8 @@
 """Large models: how far is a step from what memory allows, and from the peers?
 
 64M float32 elements in 16 tensors: far more than a cache holds. The limit beside each is a loop over the same arrays
-with additions only, the fastest of several (:mod:`onepass.limit`). Those optimizers that are not element-wise have a
-workload each.
+with additions only, the fastest of several (:mod:`onepass.cli.limit`). Those optimizers that are not element-wise have
+a workload each.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 import onepass
 import peers
 import torch
-from onepass.bench import SUBJECTS, Subject, compare
-from onepass.timing import Result, Run, check, gradients, parameters, time_in_turn
+from onepass.cli.bench import SUBJECTS, Subject, compare
+from onepass.cli.timing import Result, Run, check, gradients, parameters, time_in_turn
 from torch import Tensor
 from torch.optim import Optimizer
 

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import onepass
 import torch
-from onepass.timing import Maker, Run
+from onepass.cli.timing import Maker, Run
 from torch import Tensor
 from torch.optim import Optimizer
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import figures
 from figures import LIMIT, OURS, QUESTIONS, ROOT, TORCH, number, strongest, times
-from onepass.timing import Result
+from onepass.cli.timing import Result
 
 README = ROOT / "README.md"
 BLOCK = r"<!-- bench/report.py: (\S+) -->\n(.*?)\n?<!-- end -->"

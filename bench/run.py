@@ -19,8 +19,8 @@ from typing import Any
 import figures
 import peers
 import torch
-from onepass.bench import as_json, from_json, line_of, machine
-from onepass.timing import Result
+from onepass.cli.bench import as_json, from_json, line_of, machine
+from onepass.cli.timing import Result
 
 QUESTIONS = tuple(figures.QUESTIONS)
 

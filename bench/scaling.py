@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 
 import onepass
 import torch
-from onepass import _core, limit
-from onepass.bench import ADAMW, CHECKED_STEPS, SUBJECTS, Subject, compare, stepped
-from onepass.timing import Result, Run, gradients, time_in_turn
+from onepass import _core
+from onepass.cli import limit
+from onepass.cli.bench import ADAMW, CHECKED_STEPS, SUBJECTS, Subject, compare, stepped
+from onepass.cli.timing import Result, Run, gradients, time_in_turn
 from torch import Tensor
 
 SHARED = 10**8  # elements up to which torch is measured as well

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
-from onepass.bench import ADAMW, CHECKED_STEPS
-from onepass.timing import Result, Run, gradients, parameters, time_in_turn
+from onepass.cli.bench import ADAMW, CHECKED_STEPS
+from onepass.cli.timing import Result, Run, gradients, parameters, time_in_turn
 from torch import Tensor
 
 COUNTS = (100, 1000)

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 
 import peers
 import torch
-from onepass.bench import ADAMW, FRESH, MLP, SUBJECTS, Subject, compare, fresh, stepped
-from onepass.timing import Maker, Result, Run, check, gradients, parameters, time_in_turn
+from onepass.cli.bench import ADAMW, FRESH, MLP, SUBJECTS, Subject, compare, fresh, stepped
+from onepass.cli.timing import Maker, Result, Run, check, gradients, parameters, time_in_turn
 from torch.optim import Optimizer
 
 COUNTS = LENGTHS = (10, 100, 1000, 10_000)

@@ -28,8 +28,8 @@ from typing import Any
 import onepass
 import torch
 from onepass import lr_scheduler as ours
-from onepass.demo import digits
-from onepass.timing import Result, Run, Samples, sample_in_turn, time_in_turn
+from onepass.cli.demo import digits
+from onepass.cli.timing import Result, Run, Samples, sample_in_turn, time_in_turn
 from torch import Tensor, nn
 from torch.optim import lr_scheduler as torchs
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import onepass
 import torch
-from onepass.timing import Result, Run, Samples, Shapes, check, gradients, parameters, time_in_turn
+from onepass.cli.timing import Result, Run, Samples, Shapes, check, gradients, parameters, time_in_turn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import onepass
 import torch
-from onepass.demo import CharTransformer, digits, stdlib_text
-from onepass.timing import SAMPLE, Result, Samples, check, sample_in_turn
+from onepass.cli.demo import CharTransformer, digits, stdlib_text
+from onepass.cli.timing import SAMPLE, Result, Samples, check, sample_in_turn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 

@@ -17,8 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
-from onepass.demo import Task
-from onepass.progress import Bar
+from onepass.cli.demo import Task
+from onepass.training.progress import Bar
 from PIL import Image
 from torch import Tensor, nn
 

@@ -15,9 +15,10 @@ import numpy as np
 import onepass
 import torch
 from matplotlib.axes import Axes
-from onepass import demo
-from onepass.demo import Task
+from onepass.cli import demo
+from onepass.cli.demo import Task
 from onepass.examples.common import BLUE, CYCLE, GREY, HALO, ORANGE, Gallery, Numbers, alone, evaluate, label
+from onepass.training.lr_finder import METHODS
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -199,7 +200,7 @@ def run(gallery: Gallery) -> None:
     plan = Plan.of(gallery.quick)
     task = demo.digits("adamw", gallery.quick)
     gallery.print(f"{plan.samples:,} images to each optimizer, {BATCH} to a step; means of {plan.seeds} seeds.")
-    gallery.print(f"Rates by lr_find: {onepass.lr_finder.METHODS[SUGGESTION]}; of one noisy test each, so another")
+    gallery.print(f"Rates by lr_find: {METHODS[SUGGESTION]}; of one noisy test each, so another")
     gallery.print("seed's may be half or twice as large. Those marked * are the optimizer's own:")
     gallery.print("Adadelta's is a mere factor of steps that have a size of their own, Rprop's the size of the first")
     gallery.print("step alone, LBFGS's the first trial of its line search (a few evaluations each of 512 images).")

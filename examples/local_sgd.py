@@ -25,7 +25,7 @@ import onepass
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from onepass.demo import Task, digits
+from onepass.cli.demo import Task, digits
 from onepass.examples.common import BLUE, GREEN, ORANGE, RED, TEAL, Gallery, Numbers, alone, label
 from torch import Tensor
 from torch.nn import Module

@@ -16,7 +16,7 @@ import onepass
 import torch
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch, Rectangle
-from onepass.demo import Task, digits
+from onepass.cli.demo import Task, digits
 from onepass.examples.common import GREY, HALO, INK, Gallery, Numbers, alone, evaluate
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter

@@ -17,7 +17,7 @@ from typing import Any
 
 import onepass
 import torch
-from onepass import _native
+from onepass.optimizers import base
 from torch.optim import Optimizer
 
 ROOT = Path(__file__).parents[1]
@@ -31,12 +31,12 @@ _handed: list[dict[str, Any]] = [{}]
 def _instead(**changed: Any) -> Iterator[None]:
     """Hands over something else, in the place of these arguments."""
     _handed.append(changed)
-    _native._set_torch(**changed)
+    base._set_torch(**changed)
     try:
         yield
     finally:
         _handed.pop()
-        _native._set_torch(**_handed[-1])
+        base._set_torch(**_handed[-1])
 
 
 @contextlib.contextmanager

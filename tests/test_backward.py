@@ -9,7 +9,7 @@ import pytest
 import torch
 from cases import ROWS, for_rows
 from contract import assert_same, snapshot
-from onepass.backward import FreedGradient
+from onepass.training.backward import FreedGradient
 from reference import params_of
 from torch import nn
 

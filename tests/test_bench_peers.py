@@ -12,7 +12,7 @@ from pathlib import Path
 import onepass
 import pytest
 import torch
-from onepass import bench, timing
+from onepass.cli import bench, timing
 from torch._dynamo.utils import counters
 
 SCRIPT = Path(__file__).parent.parent / "bench" / "peers.py"

@@ -7,8 +7,8 @@ import compare
 import figures
 import pytest
 import report
-from onepass import bench
-from onepass.timing import Result
+from onepass.cli import bench
+from onepass.cli.timing import Result
 
 ROUNDS = (0.98, 1.0, 1.01, 0.99, 1.02)  # of the median: what a calm machine does
 CLASSES = [subject.name for subject in bench.SUBJECTS]

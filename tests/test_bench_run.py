@@ -8,7 +8,7 @@ from pathlib import Path
 import onepass
 import pytest
 import torch
-from onepass import bench, timing
+from onepass.cli import bench, timing
 
 BENCH = Path(__file__).parents[1] / "bench"
 CLASSES = {subject.name for subject in bench.SUBJECTS}

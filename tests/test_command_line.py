@@ -8,8 +8,10 @@ import sys
 import onepass
 import pytest
 import torch
-from onepass import _core, bench, lr_find_command
+from onepass import _core
 from onepass.__main__ import main
+from onepass.cli import bench
+from onepass.cli import lr_find as lr_find_command
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

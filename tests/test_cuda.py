@@ -490,7 +490,7 @@ def test_without_the_module():
 import sys
 sys.modules["onepass._cuda"] = None
 import onepass
-from onepass.info import facts
+from onepass.cli.info import facts
 assert onepass._core.cuda_built() == ""
 assert onepass._core.cuda_refusal(0) == "onepass was built without CUDA kernels"
 assert facts()["CUDA kernels"].startswith("not built")

@@ -253,7 +253,7 @@ def test_dir_has_public_names_only():
 
 def test_preview_and_plot_are_functions_wherever_they_are_taken_from():
     """Whichever submodule is imported first."""
-    for first in ("onepass.lr_scheduler", "onepass.previewing", "onepass.bench", "onepass"):
+    for first in ("onepass.lr_scheduler", "onepass.schedules.preview", "onepass.cli.bench", "onepass"):
         code = f"import {first}, onepass, inspect; assert all(map(inspect.isfunction, (onepass.preview, onepass.plot)))"
         done = python(code)
         assert done.returncode == 0, done.stderr

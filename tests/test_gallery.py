@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from onepass import gallery_command
 from onepass.__main__ import main
+from onepass.cli import gallery as gallery_command
 from onepass.examples import batch_sizes, learning_rate, momentum, pitfalls, schedules, trajectories
 from onepass.examples.common import Gallery
 

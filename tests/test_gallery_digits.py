@@ -6,7 +6,7 @@ import numpy as np
 import onepass
 import pytest
 import torch
-from onepass import demo
+from onepass.cli import demo
 from onepass.examples import digits
 from onepass.examples.common import Gallery
 from onepass.examples.digits import BATCH, ENTRIES, Entry, Plan, Run, Runs

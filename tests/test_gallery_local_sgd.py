@@ -13,7 +13,7 @@ import onepass
 import pytest
 import torch
 import torch.distributed as dist
-from onepass.demo import digits
+from onepass.cli.demo import digits
 from onepass.examples import local_sgd
 from onepass.examples.common import Gallery
 from onepass.examples.local_sgd import MOMENTUM, Plan, launch

@@ -5,7 +5,7 @@ import pytest
 import torch
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
-from onepass.demo import digits
+from onepass.cli.demo import digits
 from onepass.examples import tensorboard_run
 from onepass.examples.common import Gallery
 from onepass.schedules import parse

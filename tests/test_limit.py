@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from onepass import SGD, AdamW, _traffic, limit
+from onepass import SGD, AdamW, _traffic
+from onepass.cli import limit
 
 LOOPS = _traffic.loops()
 LENGTHS = (0, 1, 3, 15, 16, 17, 255, 256, 257, 4099)

@@ -325,7 +325,7 @@ def test_several_logs_numbers_and_prefixes():
 def test_times(monkeypatch):
     """With a clock that ticks once whenever it is read."""
     ticks = iter(range(1000))
-    monkeypatch.setattr("onepass.step_log.time.perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr("onepass.training.step_log.time.perf_counter", lambda: float(next(ticks)))
     opt = onepass.SGD(leaves(), lr=0.25)
     writer = Recorder()
     onepass.log_to(writer, opt, interval=2)

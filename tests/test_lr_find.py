@@ -13,9 +13,11 @@ import onepass
 import pytest
 import torch
 from matplotlib import pyplot
-from onepass import LRRangeTest, lr_find, lr_find_command, lr_finder
-from onepass.demo import ARGUMENTS, CLASSES, digits
-from onepass.restoring import restored
+from onepass import LRRangeTest, lr_find
+from onepass.cli import lr_find as lr_find_command
+from onepass.cli.demo import ARGUMENTS, CLASSES, digits
+from onepass.training import lr_finder
+from onepass.training.restoring import restored
 from reference import bits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset

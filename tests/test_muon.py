@@ -231,8 +231,8 @@ def test_scratch_is_shared_out(monkeypatch):
     params = model()
     steps = [gradients(params, step) for step in range(1, 4)]
     results = []
-    for scratch in (onepass.muon.SCRATCH, 100, 1):
-        monkeypatch.setattr(onepass.muon, "SCRATCH", scratch)
+    for scratch in (onepass.optimizers.muon.SCRATCH, 100, 1):
+        monkeypatch.setattr(onepass.optimizers.muon, "SCRATCH", scratch)
         optimizer = ROW.ours(copies(params), **ROW.full)
         run(optimizer, steps)
         results.append(everything(optimizer))

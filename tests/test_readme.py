@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onepass
 import torch
-from onepass import catalog
+from onepass.training import catalog
 
 README = Path(__file__).parents[1] / "README.md"
 TABLE = r"<!-- python -m onepass info --optimizers -->\n(.*?)\n<!-- end -->"

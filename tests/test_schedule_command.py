@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 from onepass.__main__ import main
-from onepass.schedule_command import text_picture
+from onepass.cli.schedule import text_picture
 
 EXPRESSION = "warmup(500) >> cosine(10000)"
 

@@ -12,9 +12,8 @@ import onepass
 import pytest
 import torch
 from contract import assert_same, give_gradients, leaves, snapshot, train
-from onepass import schedule_lr
-from onepass.schedule_lr import ScheduleLR
-from onepass.schedules import constant, cosine, exponential, function, linear, step, warmup
+from onepass.schedules import constant, cosine, exponential, function, linear, schedule_lr, step, warmup
+from onepass.schedules.schedule_lr import ScheduleLR
 from reference import params_of
 from torch.optim import lr_scheduler
 

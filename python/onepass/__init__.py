@@ -9,31 +9,31 @@ from torch.optim import Optimizer
 
 from . import _core, lr_scheduler, schedules, swa_utils
 from ._core import __version__
-from .adadelta import Adadelta
-from .adafactor import Adafactor
-from .adagrad import Adagrad
-from .adam import Adam
-from .adamax import Adamax
-from .adamw import AdamW
-from .asgd import ASGD
-from .backward import step_in_backward
-from .catalog import create, list_optimizers
-from .grouping import param_groups
-from .introspect import explain, stats
-from .lbfgs import LBFGS
-from .lion import Lion
-from .lookahead import Lookahead
-from .lr_finder import LRRangeTest, lr_find
-from .muon import Muon
-from .nadam import NAdam
-from .previewing import plot, preview
-from .radam import RAdam
-from .rmsprop import RMSprop
-from .rprop import Rprop
-from .schedule_lr import ScheduleLR
-from .sgd import SGD
-from .sparse_adam import SparseAdam
-from .step_log import log_to
+from .optimizers.adadelta import Adadelta
+from .optimizers.adafactor import Adafactor
+from .optimizers.adagrad import Adagrad
+from .optimizers.adam import Adam
+from .optimizers.adamax import Adamax
+from .optimizers.adamw import AdamW
+from .optimizers.asgd import ASGD
+from .optimizers.lbfgs import LBFGS
+from .optimizers.lion import Lion
+from .optimizers.lookahead import Lookahead
+from .optimizers.muon import Muon
+from .optimizers.nadam import NAdam
+from .optimizers.radam import RAdam
+from .optimizers.rmsprop import RMSprop
+from .optimizers.rprop import Rprop
+from .optimizers.sgd import SGD
+from .optimizers.sparse_adam import SparseAdam
+from .schedules.preview import plot, preview
+from .schedules.schedule_lr import ScheduleLR
+from .training.backward import step_in_backward
+from .training.catalog import create, list_optimizers
+from .training.grouping import param_groups
+from .training.introspect import explain, stats
+from .training.lr_finder import LRRangeTest, lr_find
+from .training.step_log import log_to
 
 __all__ = [
     "ASGD",
@@ -77,6 +77,13 @@ for _name in torch.optim.__all__:
     if _name not in globals():
         globals()[_name] = getattr(torch.optim, _name)
         __all__ += [_name]
+
+
+# By their public paths, which pickles store: modules may move.
+for _name in __all__:
+    _public: object = globals()[_name]
+    if getattr(_public, "__module__", "").startswith(f"{__name__}."):
+        _public.__module__ = __name__
 
 
 def __dir__() -> list[str]:

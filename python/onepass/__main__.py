@@ -8,16 +8,17 @@ import os
 import signal
 import sys
 
-from . import __version__, bench, demo, gallery_command, info, lr_find_command, schedule_command
+from . import __version__
+from .cli import bench, demo, gallery, info, lr_find, schedule
 
 # Each module declares its options in `add_arguments` and does its work in `main`.
 COMMANDS = {
     "info": (info, "what is installed and what this machine has"),
     "demo": (demo, "train two real models with torch.optim and with onepass"),
     "bench": (bench, "step throughput against torch.optim, checked and then timed"),
-    "gallery": (gallery_command, "classic experiments of optimization, as pictures"),
-    "schedule": (schedule_command, "the picture of a learning-rate schedule"),
-    "lr-find": (lr_find_command, "the learning rate range test on handwritten digits"),
+    "gallery": (gallery, "classic experiments of optimization, as pictures"),
+    "schedule": (schedule, "the picture of a learning-rate schedule"),
+    "lr-find": (lr_find, "the learning rate range test on handwritten digits"),
 }
 
 

@@ -1,8 +1,8 @@
 """Learning-rate schedulers: those of torch, which here tell beforehand what they will do, and compose.
 
 Every class is a subclass of torch's of the same name: arguments, errors, attributes, ``state_dict`` and rates are
-torch's. Each has :meth:`~onepass.previewing.Previewed.preview` and :meth:`~onepass.previewing.Previewed.plot`. They
-work on torch's optimizers as well as on ours. Where torch has it wrong, the class says what it does instead:
+torch's. Each has ``preview`` and ``plot`` as methods (:func:`onepass.preview`, :func:`onepass.plot`). They work on
+torch's optimizers as well as on ours. Where torch has it wrong, the class says what it does instead:
 :class:`SequentialLR`, :class:`ChainedScheduler`, :class:`CosineAnnealingLR`, :class:`LinearLR`, :class:`PolynomialLR`.
 
 ``load_state_dict`` of optimizer and scheduler resumes a run with the rates of the run that never stopped, whether the
@@ -37,23 +37,27 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 from torch import Tensor
 from torch.optim import Optimizer, lr_scheduler, swa_utils
 
-from ._native import number, put_number
-from .previewing import Previewed
-from .previewing import plot as plot
-from .previewing import preview as preview
-from .schedule_lr import ScheduleLR as ScheduleLR
-from .schedule_lr import get_constant_schedule as get_constant_schedule
-from .schedule_lr import get_constant_schedule_with_warmup as get_constant_schedule_with_warmup
-from .schedule_lr import get_cosine_schedule_with_warmup as get_cosine_schedule_with_warmup
-from .schedule_lr import (
+from .optimizers.arguments import number, put_number
+from .schedules.preview import Previewed
+from .schedules.preview import plot as plot
+from .schedules.preview import preview as preview
+from .schedules.schedule_lr import ScheduleLR as ScheduleLR
+from .schedules.transformers import get_constant_schedule as get_constant_schedule
+from .schedules.transformers import get_constant_schedule_with_warmup as get_constant_schedule_with_warmup
+from .schedules.transformers import get_cosine_schedule_with_warmup as get_cosine_schedule_with_warmup
+from .schedules.transformers import (
     get_cosine_with_hard_restarts_schedule_with_warmup as get_cosine_with_hard_restarts_schedule_with_warmup,
 )
-from .schedule_lr import get_cosine_with_min_lr_schedule_with_warmup as get_cosine_with_min_lr_schedule_with_warmup
-from .schedule_lr import get_inverse_sqrt_schedule as get_inverse_sqrt_schedule
-from .schedule_lr import get_linear_schedule_with_warmup as get_linear_schedule_with_warmup
-from .schedule_lr import get_polynomial_decay_schedule_with_warmup as get_polynomial_decay_schedule_with_warmup
-from .schedule_lr import get_scheduler as get_scheduler
-from .schedule_lr import get_wsd_schedule as get_wsd_schedule
+from .schedules.transformers import (
+    get_cosine_with_min_lr_schedule_with_warmup as get_cosine_with_min_lr_schedule_with_warmup,
+)
+from .schedules.transformers import get_inverse_sqrt_schedule as get_inverse_sqrt_schedule
+from .schedules.transformers import get_linear_schedule_with_warmup as get_linear_schedule_with_warmup
+from .schedules.transformers import (
+    get_polynomial_decay_schedule_with_warmup as get_polynomial_decay_schedule_with_warmup,
+)
+from .schedules.transformers import get_scheduler as get_scheduler
+from .schedules.transformers import get_wsd_schedule as get_wsd_schedule
 
 # Bound here: someone may replace torch's names by those of this module.
 _TorchScheduler = lr_scheduler.LRScheduler

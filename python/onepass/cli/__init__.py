@@ -1,0 +1,1 @@
+"""The commands of ``python -m onepass``, and what times a step."""

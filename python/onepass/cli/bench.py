@@ -1,0 +1,310 @@
+"""``python -m onepass bench``: step throughput against torch.optim, in one run; a look of less than two minutes.
+
+How it measures is said in :mod:`onepass.timing`. The whole set of questions, with peers beyond torch, is in ``bench/``
+of the source tree, which shares this code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import inspect
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ..optimizers.adadelta import Adadelta
+from ..optimizers.adagrad import Adagrad
+from ..optimizers.adam import Adam
+from ..optimizers.adamax import Adamax
+from ..optimizers.adamw import AdamW
+from ..optimizers.asgd import ASGD
+from ..optimizers.lion import Lion
+from ..optimizers.nadam import NAdam
+from ..optimizers.radam import RAdam
+from ..optimizers.rmsprop import RMSprop
+from ..optimizers.rprop import Rprop
+from ..optimizers.sgd import SGD
+from ..training.catalog import class_name
+from . import limit
+from .info import facts
+from .timing import Maker, Result, Run, Shapes, check, gradients, parameters, sample_in_turn, time_in_turn
+
+CHECKED_STEPS = 3
+WARM_UP = 3
+
+_TORCHS: dict[str, Any] = dict(vars(torch.optim))  # someone may replace torch's names by ours later
+
+
+class Subject(NamedTuple):
+    """An optimizer and its peers."""
+
+    ours: type[Optimizer]
+    arguments: dict[str, Any]
+    tolerance: float = 1e-6  # of parameters after the checked steps: 0.1 % of an update
+
+    @property
+    def name(self) -> str:
+        """The class's name."""
+        return self.ours.__name__
+
+    def optimizers(self) -> dict[str, Callable[..., Optimizer]]:
+        """Each contender's name and its constructor, ours first."""
+        found: dict[str, Callable[..., Optimizer]] = {"onepass": functools.partial(self.ours, **self.arguments)}
+        torchs = _TORCHS.get(self.name)
+        if torchs is None:  # then the peer is the formula in torch's operations
+            in_torch = type(self.name, (self.ours,), {"step": cast(Any, self.ours).torch_step})
+            found["default"] = functools.partial(in_torch, **self.arguments)
+            return found
+        known = inspect.signature(torchs).parameters
+        for name, flags in PEERS.items():
+            if name == "default" or name in known:
+                known_flags = {flag: value for flag, value in flags.items() if flag in known}
+                found[name] = functools.partial(torchs, **self.arguments, **known_flags)
+        return found
+
+    def makers(self) -> dict[str, Maker]:
+        """Each contender's name and how to make its step, ours first."""
+
+        def maker(make: Callable[..., Optimizer]) -> Maker:
+            return lambda params: make(params).step
+
+        return {name: maker(make) for name, make in self.optimizers().items()}
+
+    def check(self, peer: str, ours: list[Tensor], theirs: list[Tensor]) -> None:
+        """Compares with a peer after the same steps."""
+        check(f"{self.name} against {peer}", ours, theirs, self.ours is Lion, self.tolerance)
+
+
+# torch's own choice on a CPU is its default, a loop over the tensors. Four of its classes have a fused form.
+PEERS: dict[str, dict[str, bool]] = {
+    "default": {"foreach": False, "fused": False},
+    "foreach": {"foreach": True},
+    "fused": {"fused": True},
+}
+
+SUBJECTS = [
+    Subject(SGD, {"lr": 1e-3, "momentum": 0.9}),
+    Subject(Adam, {"lr": 1e-3}),
+    Subject(AdamW, {"lr": 1e-3}),
+    Subject(Lion, {"lr": 1e-4, "weight_decay": 1e-2}),
+    Subject(Adagrad, {"lr": 1e-2}),
+    Subject(RMSprop, {"lr": 1e-3}),
+    Subject(Adadelta, {}),
+    Subject(Adamax, {"lr": 1e-3}),
+    Subject(NAdam, {"lr": 1e-3}),
+    Subject(RAdam, {"lr": 1e-3}),
+    Subject(ASGD, {"lr": 1e-2}),
+    Subject(Rprop, {"lr": 1e-3}),
+]
+ADAMW = SUBJECTS[2]
+
+MLP: Shapes = [(64, 64), (64,)] * 3
+SIZES: dict[str, tuple[Shapes, Shapes]] = {  # workload -> shapes, in full and for a quick look
+    "large: 16 x 1M": ([(1 << 20,)] * 16, [(64 << 10,)] * 16),
+    "small: 1000 x 100": ([(100,)] * 1000, [(100,)] * 100),
+    "MLP: 6 tensors": (MLP, MLP),
+}
+FRESH = "small, fresh gradients"
+
+
+def stepped(
+    subject: Subject, makers: dict[str, Maker], grads: list[Tensor], left_out: list[str] | None = None
+) -> dict[str, tuple[list[Tensor], Run]]:
+    """Every contender's parameters and its step, once it has made the first steps and agreed with ours.
+
+    Args:
+        subject: What is compared.
+        makers: Each contender, ours first.
+        grads: Their gradients.
+        left_out: If given, a contender that does not agree is left out, and it is said here, unless it is torch's
+            default, which all are judged by.
+
+    Raises:
+        AssertionError: One does not agree.
+    """
+    made: dict[str, tuple[list[Tensor], Run]] = {}
+    for name, make in makers.items():
+        params = parameters(grads)
+        made[name] = params, make(params)
+        try:
+            for _ in range(CHECKED_STEPS):
+                made[name][1]()
+            subject.check(name, made["onepass"][0], params)
+        except AssertionError as error:
+            leave_out(name, error, left_out)
+            del made[name]
+    return made
+
+
+def compare(
+    subject: Subject,
+    workload: str,
+    grads: list[Tensor],
+    rounds: int,
+    more: dict[str, Maker] | None = None,
+    left_out: list[str] | None = None,
+) -> Result:
+    """Ours and all peers on the same gradients, and the limit that memory sets, where it does.
+
+    Args:
+        subject: What is compared.
+        workload: What this is called.
+        grads: The gradients; parameters are made to fit them.
+        rounds: Samples of each contender.
+        more: Peers beyond torch.
+        left_out: As of :func:`stepped`.
+    """
+    made = stepped(subject, {**subject.makers(), **(more or {})}, grads, left_out)
+    runs = {name: run for name, (_, run) in made.items()}
+    elements, moved = sum(map(Tensor.numel, grads)), 0
+    if elements > 1 << 22 and subject in SUBJECTS:
+        rows = limit.arrays_of(runs["onepass"], made["onepass"][0])
+        moved = limit.moved_by(rows)
+        runs |= limit.runs(rows)
+    samples = limit.fastest(time_in_turn(runs, rounds))
+    return Result(workload, subject.name, elements, len(grads), samples, moved)
+
+
+def fresh(
+    subject: Subject,
+    workload: str,
+    shapes: Shapes,
+    rounds: int,
+    more: dict[str, Maker] | None = None,
+    left_out: list[str] | None = None,
+) -> Result:
+    """Steps on gradients that a backward pass has just made: new tensors, new Python objects."""
+    inputs = gradients(shapes)
+    made = stepped(subject, {**subject.makers(), **(more or {})}, inputs, left_out)
+
+    def sample(name: str) -> float:
+        params, step = made[name]
+        for p in params:
+            p.grad = None
+        torch.stack([(p * x).sum() for p, x in zip(params, inputs, strict=True)]).sum().backward()  # type: ignore[no-untyped-call]
+        start = time.perf_counter()
+        step()
+        return time.perf_counter() - start
+
+    sample_in_turn(made, WARM_UP, sample)
+    samples = sample_in_turn(made, rounds, sample)
+    # Rounding adds up over the steps that have been made since the first check.
+    steps = CHECKED_STEPS + WARM_UP + rounds
+    subject = subject._replace(tolerance=subject.tolerance * steps / CHECKED_STEPS)
+    for name, (params, _) in made.items():
+        try:
+            subject.check(name, made["onepass"][0], params)
+        except AssertionError as error:
+            leave_out(name, error, left_out)
+            del samples[name]
+    return Result(workload, subject.name, sum(map(Tensor.numel, inputs)), len(inputs), samples)
+
+
+def leave_out(name: str, error: AssertionError, left_out: list[str] | None) -> None:
+    """Notes a contender that does not agree; raises the error if there is no list, or if all are judged by this one."""
+    if left_out is None or name in ("onepass", "default"):
+        raise error
+    left_out.append(f"{error}, so it is not timed")
+
+
+def measure(quick: bool, rounds: int, chosen: list[str]) -> Iterator[Result]:
+    """Runs the comparisons of the quick look."""
+    subjects = [s for s in SUBJECTS if s.name in chosen]
+    for workload, sizes in SIZES.items():
+        for subject in subjects:
+            yield compare(subject, workload, gradients(sizes[quick]), rounds)
+    for subject in subjects:
+        yield fresh(subject, FRESH, SIZES["small: 1000 x 100"][quick], rounds)
+
+
+def line_of(result: Result) -> str:
+    """A result as one line: our time in the unit of its size, and every contender's as a multiple of it."""
+    ours = result.seconds()
+    if result.elements >= 1 << 20:
+        time_text = f"{ours / result.elements * 1e9:7.3f} ns/parameter"
+    elif result.tensors > 10:
+        time_text = f"{ours / result.tensors * 1e6:7.3f} us/tensor   "
+    else:
+        time_text = f"{ours * 1e6:7.2f} us          "
+    others = ", ".join(f"{name} {ratio:.2f}x" for name, ratio in result.ratios().items())
+    spread = f"+-{result.spread():.0%}"
+    return f"{result.workload:<28} {result.optimizer:<11} {result.first:<15} {time_text} {spread:>6}  {others}"
+
+
+def machine() -> str:
+    """What the figures hold for, in a line."""
+    known = facts()
+    return f"{known['processor']}; {known['chosen']}, {torch.get_num_threads()} threads; torch {torch.__version__}"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of the command."""
+    names = [s.name for s in SUBJECTS]
+    parser.add_argument("--quick", action="store_true", help="small sizes and few rounds: to see that it works")
+    parser.add_argument("--rounds", type=int, default=None, help="samples of each contender (default 5; 3 if quick)")
+    parser.add_argument("--threads", type=int, default=None, help="torch.set_num_threads")
+    parser.add_argument(
+        "--optimizers", nargs="+", type=class_name, choices=names, default=names, help="which to measure"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Measures, prints a line for each comparison, and writes the file that was asked for.
+
+    Returns 1 if a result is wrong, 2 if it cannot run.
+    """
+    rounds = (3 if args.quick else 5) if args.rounds is None else args.rounds
+    try:
+        if rounds < 1:
+            raise ValueError(f"--rounds: {rounds} are too few")
+        if args.threads is not None:
+            torch.set_num_threads(args.threads)
+        if args.json is not None:
+            args.json.open("a").close()  # what cannot be written is told before all is measured
+    except (OSError, ValueError, RuntimeError) as error:  # torch raises the latter for --threads 0
+        print(f"onepass bench: {error}", file=sys.stderr)
+        return 2
+    print(machine())
+    print("the first contender's time, and the others' as multiples of it")
+    print("(limit: the same memory traffic with additions only, by the fastest of several loops)")
+    print("--quick: sizes are smaller than their names say\n" if args.quick else "")
+    results = []
+    try:
+        for result in measure(args.quick, rounds, args.optimizers):
+            results.append(result)
+            print(line_of(result), flush=True)
+    except AssertionError as error:
+        print(f"wrong result, not timed: {error}", file=sys.stderr)
+        return 1
+    if args.json is not None:
+        args.json.write_text(as_json(results, rounds))
+    return 0
+
+
+def as_json(results: list[Result], rounds: int, **more: Any) -> str:
+    """All figures, and what they hold for, as the text of a file."""
+    known = {name: text for name, text in facts().items() if name != "OpenMP runtime"}  # that has paths in it
+    rows = [
+        {**asdict(r), "samples": {name: [float(f"{s:.4g}") for s in samples] for name, samples in r.samples.items()}}
+        for r in results
+    ]
+    machine = {**known, "date": time.strftime("%Y-%m-%d")}
+    told = {"machine": machine, "rounds": rounds, **more}
+    lines = ",\n  ".join(json.dumps(row) for row in rows)
+    return json.dumps(told, indent=1)[:-2] + f',\n "results": [\n  {lines}\n ]\n}}\n'
+
+
+def from_json(text: str) -> tuple[dict[str, Any], list[Result]]:
+    """What :func:`as_json` has written: all but the results, and the results."""
+    told = json.loads(text)
+    return told, [Result(**row) for row in told.pop("results")]

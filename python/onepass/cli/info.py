@@ -1,0 +1,88 @@
+"""``python -m onepass info``: what is installed, what this machine has, and what was chosen."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+
+import torch
+
+from .. import _core
+from ..training import catalog
+
+
+def _openmp_runtimes() -> list[str]:
+    """The OpenMP libraries in this process; more than one is a defect."""
+    names = ("libgomp", "libomp", "libiomp")
+    try:
+        with open("/proc/self/maps") as maps:
+            paths = {line.split(maxsplit=5)[5].strip() for line in maps if any(f"/{n}" in line for n in names)}
+    except OSError:  # not Linux
+        return []
+    return sorted(paths)
+
+
+def processor() -> str:
+    """The processor's name, as the operating system tells it."""
+    try:
+        with open("/proc/cpuinfo") as info:
+            names = [line.split(":", 1)[1].strip() for line in info if line.startswith("model name")]
+        return names[0] if names else platform.machine()
+    except OSError:
+        return platform.processor() or platform.machine()
+
+
+def _cuda_devices() -> str:
+    """The GPUs that torch sees, each with why the kernels cannot run there, if they cannot."""
+    if not torch.cuda.is_available():
+        return "none seen by torch"
+    told = []
+    for device in range(torch.cuda.device_count()):
+        why = _core.cuda_refusal(device)
+        told.append(torch.cuda.get_device_name(device) + (f" (not for our kernels: {why})" if why else ""))
+    return ", ".join(told)
+
+
+def facts() -> dict[str, str]:
+    """All that ``info`` prints, a text for each name."""
+    isas = ", ".join(name + ("" if supported else " (not supported here)") for name, supported in _core.isas().items())
+
+    def forced(variable: str) -> str:
+        return f" (forced by {variable})" if os.environ.get(variable) else ""
+
+    ahead = _core.tunings()[_core.tuning()]
+    prefetch = f"prefetch {ahead} tiles ahead" if ahead else "no prefetch"
+    return {
+        "onepass": _core.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "processor": f"{processor()}, {os.cpu_count()} logical cores",
+        "instruction sets": isas,
+        "chosen": _core.isa() + forced("ONEPASS_ISA"),
+        "tuning": f"{_core.tuning()}: {prefetch}{forced('ONEPASS_TUNING')}",
+        "threads": f"{torch.get_num_threads()} (torch.set_num_threads)",
+        "OpenMP runtime": ", ".join(_openmp_runtimes()) or "unknown",
+        "DLPack exchange API": ".".join(map(str, _core.dlpack_version())),
+        "CUDA kernels": _core.cuda_built()
+        or "not built (there was no CUDA compiler): parameters on a GPU are stepped by torch's own code",
+        "CUDA devices": _cuda_devices(),
+        "kernels for": ", ".join(_core.rules()),
+    }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of the command."""
+    parser.add_argument("--optimizers", action="store_true", help="the table of optimizers instead, in Markdown")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Prints the facts, or the table of optimizers."""
+    if args.optimizers:
+        print(catalog.markdown())
+        return 0
+    found = facts()
+    width = max(map(len, found))
+    for name, text in found.items():
+        print(f"{name:<{width}}  {text}")
+    return 0

@@ -1,0 +1,58 @@
+"""The limit that memory sets on a step: the fastest of several plain loops that read and write the same arrays.
+
+The loops (:mod:`onepass._traffic`) differ in prefetch and in the order of the arrays, because what is fastest differs
+from processor to processor. All are timed in turn with the contenders, and the one of the best median is the limit.
+"""
+
+from __future__ import annotations
+
+import statistics
+
+import torch
+from torch import Tensor
+
+from .. import _traffic
+from .timing import Run, Samples
+
+LIMIT = "limit"
+_PREFIX = f"{LIMIT}: "
+
+
+def arrays_of(step: Run, params: list[Tensor]) -> list[list[Tensor]]:
+    """Return the arrays that an optimizer's step reads and updates.
+
+    Args:
+        step: The bound method of an optimizer that has stepped.
+        params: Its parameters.
+
+    Returns:
+        A row for each parameter: the gradient, which is read, and the flat arrays that are updated.
+    """
+    state = step.__self__.state  # type: ignore[attr-defined]
+    rows = []
+    for p in params:
+        assert p.grad is not None
+        arrays = [value for value in state[p].values() if value.dim() > 0]  # not the step counter and other numbers
+        rows.append([array.view(-1) for array in (p.grad, p.detach(), *arrays)])
+    return rows
+
+
+def moved_by(rows: list[list[Tensor]]) -> int:
+    """Return the bytes that such a step moves: each array is read, and all but the first of each row are written."""
+    return sum(2 * sum(array.nbytes for array in row) - row[0].nbytes for row in rows)
+
+
+def runs(rows: list[list[Tensor]]) -> dict[str, Run]:
+    """Return what calls each loop on these arrays of float32, by a name that :func:`fastest` knows."""
+
+    def run(loop: str) -> Run:
+        return lambda: _traffic.add(loop, rows, torch.get_num_threads())
+
+    return {_PREFIX + loop: run(loop) for loop in _traffic.loops()}
+
+
+def fastest(samples: Samples) -> Samples:
+    """Return the samples with those of the fastest loop, by the median, as ``limit`` in place of all loops'."""
+    others = {name: times for name, times in samples.items() if not name.startswith(_PREFIX)}
+    loops = [times for name, times in samples.items() if name.startswith(_PREFIX)]
+    return {**others, LIMIT: min(loops, key=statistics.median)} if loops else others

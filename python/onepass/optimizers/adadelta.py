@@ -1,0 +1,73 @@
+"""Adadelta."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from .base import Native
+from .hooks import unhooked
+
+
+class Adadelta(Native, torch.optim.Adadelta):
+    r"""Adadelta, a drop-in for :class:`torch.optim.Adadelta`.
+
+    With the gradient :math:`g_t` (negated with ``maximize``), element by element:
+
+    .. math::
+        g_t' &= g_t + \lambda \theta_{t-1} \\
+        v_t &= \rho v_{t-1} + (1 - \rho) g_t'^2 \\
+        d_t &= \frac{\sqrt{u_{t-1} + \epsilon}}{\sqrt{v_t + \epsilon}} g_t' \\
+        u_t &= \rho u_{t-1} + (1 - \rho) d_t^2 \\
+        \theta_t &= \theta_{t-1} - \gamma d_t
+
+    Source: Zeiler 2012, "ADADELTA: An Adaptive Learning Rate Method", arXiv:1212.5701.
+
+    Args:
+        params: Parameters, named parameters, or parameter groups; any shape and strides. float32, float64, bfloat16,
+            float16 and their complex kinds on CPUs and GPUs are stepped by the kernels, anything else by torch.
+        lr: Learning rate :math:`\gamma`; a float, or a tensor of one element.
+        rho: Decay rate :math:`\rho` of both averages, in [0, 1].
+        eps: Added under the roots, :math:`\epsilon`.
+        weight_decay: L2 penalty :math:`\lambda`.
+        foreach: Accepted for torch's sake; only torch's own code, where it steps a parameter, heeds it.
+        capturable: As ``foreach``; True counts steps on the GPU, so that a CUDA graph can capture the step.
+        maximize: Ascend instead of descend.
+        differentiable: Run torch's implementation, through which autograd can differentiate.
+        state_dtype: dtype of ``square_avg`` and ``acc_delta``: torch.float32, float64, bfloat16 or float16; None for
+            the parameter's, as torch has it.
+
+    Raises:
+        ValueError: A hyperparameter is out of its range.
+    """
+
+    rule = "adadelta"
+    torch_step = unhooked(torch.optim.Adadelta)
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1.0,
+        rho: float = 0.9,
+        eps: float = 1e-6,
+        weight_decay: float = 0,
+        foreach: bool | None = None,
+        *,
+        capturable: bool = False,
+        maximize: bool = False,
+        differentiable: bool = False,
+        state_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            rho,
+            eps,
+            weight_decay,
+            foreach=foreach,
+            capturable=capturable,
+            maximize=maximize,
+            differentiable=differentiable,
+        )
+        self._set_state_dtype(state_dtype)

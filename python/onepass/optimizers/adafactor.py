@@ -1,0 +1,100 @@
+"""Adafactor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from .arguments import HyperTypes
+from .base import Native
+from .hooks import unhooked
+
+
+class Adafactor(Native, torch.optim.Adafactor):
+    r"""Adafactor, a drop-in for :class:`torch.optim.Adafactor`.
+
+    With the gradient :math:`G_t` (negated with ``maximize``), a matrix of :math:`n` rows and :math:`m` columns, or a
+    batch of such matrices:
+
+    .. math::
+        w_t &= t^\tau \\
+        R_t &= R_{t-1} + w_t (\tfrac{1}{m} (G_t \odot G_t) 1_m - R_{t-1}) \\
+        C_t &= C_{t-1} + w_t (\tfrac{1}{n} 1_n^\top (G_t \odot G_t) - C_{t-1}) \\
+        V_t &= R_t C_t / \max(\tfrac{1}{n} 1_n^\top R_t, \epsilon_1) \\
+        U_t &= G_t / \sqrt{\max(V_t, \epsilon_1^2)} \\
+        \alpha_t &= \max(\epsilon_2, \operatorname{RMS}(\theta_{t-1})) \min(\gamma, 1 / \sqrt{t}) \\
+        \theta_t &= \theta_{t-1} - \gamma \lambda \theta_{t-1} - \alpha_t U_t / \max(1, \operatorname{RMS}(U_t) / d)
+
+    A vector has :math:`V_t = V_{t-1} + w_t (G_t \odot G_t - V_{t-1})` instead. RMS is the root mean square of the whole
+    parameter. All sums are added up in float64, in an order that depends on the parameter's shape alone.
+
+    Source: Shazeer and Stern 2018, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost", arXiv:1804.04235,
+    in torch's form: :math:`\gamma` bounds the relative step size, :math:`\epsilon_1` is applied to the estimate
+    rather than to the squared gradients, and the weight decay is decoupled.
+
+    Args:
+        params: Parameters, named parameters, or parameter groups; any shape and strides. float32, float64, bfloat16 and
+            float16 on the CPU are stepped by the kernels, anything else by torch.
+        lr: Upper bound :math:`\gamma` of the relative step size, and the rate of the weight decay; a float, or a tensor
+            of one element.
+        beta2_decay: Exponent :math:`\tau \le 0` of the decay.
+        eps: :math:`\epsilon_1` and :math:`\epsilon_2`. Where the first is None, it is the machine epsilon of the
+            parameter's dtype. (torch takes that of the first parameter for all of a group.)
+        d: Threshold of the clipping, 1 or more.
+        weight_decay: :math:`\lambda`.
+        foreach: Accepted for torch's sake; only torch's own code, where it steps a parameter, heeds it.
+        maximize: Ascend instead of descend.
+        state_dtype: dtype of ``row_var``, ``col_var`` and ``variance``: torch.float32, float64, bfloat16 or float16;
+            None for the gradient's, as torch has it.
+
+    An empty parameter is left as it is, where torch divides by zero.
+
+    Raises:
+        ValueError: A hyperparameter is out of its range.
+        RuntimeError: At the step, if a parameter is complex or a gradient sparse.
+    """
+
+    rule = "adafactor"
+    torch_step = unhooked(torch.optim.Adafactor)
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-2,
+        beta2_decay: float = -0.8,
+        eps: tuple[float | None, float] = (None, 1e-3),
+        d: float = 1.0,
+        weight_decay: float = 0.0,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(params, lr, beta2_decay, eps, d, weight_decay, foreach=foreach, maximize=maximize)
+        self._set_state_dtype(state_dtype)
+
+    @classmethod
+    def _hyper_types(cls) -> HyperTypes:
+        return {"lr": False, "beta2_decay": False, "eps": (True, False), "d": False, "weight_decay": False}
+
+    @classmethod
+    def _state_names(cls) -> list[str]:
+        return ["row_var", "col_var", "variance"]
+
+    def _step_with_scaler(self, found_inf: Tensor) -> bool:
+        return False  # it has no kernels on a GPU
+
+    def _group_to_convert(self, group: dict[str, Any], p: Tensor) -> dict[str, Any]:
+        eps1, eps2 = group["eps"]
+        return {**group, "eps": (torch.finfo(p.dtype).eps if eps1 is None else eps1, eps2)}
+
+    def _new_state(self, group: dict[str, Any], p: Tensor, grad: Tensor, name: str) -> Tensor:
+        dtype = group.get("state_dtype")
+        if name == "variance":
+            return torch.zeros_like(grad, dtype=dtype, memory_format=torch.preserve_format)
+        shape = list(grad.shape)
+        shape[-1 if name == "row_var" else -2] = 1
+        return grad.new_zeros(shape, dtype=dtype)

@@ -1,0 +1,83 @@
+"""Adam."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from .base import Native
+from .hooks import unhooked
+
+
+class Adam(Native, torch.optim.Adam):
+    r"""Adam, a drop-in for :class:`torch.optim.Adam`.
+
+    At step :math:`t`, with the gradient :math:`g_t` (negated with ``maximize``), element by element:
+
+    .. math::
+        g_t' &= g_t + \lambda \theta_{t-1} \quad\text{(unless the decay is decoupled)} \\
+        m_t &= \beta_1 m_{t-1} + (1 - \beta_1) g_t' \\
+        v_t &= \beta_2 v_{t-1} + (1 - \beta_2) g_t'^2 \\
+        w_t &= \max(w_{t-1}, v_t) \text{ with amsgrad, else } v_t \\
+        \theta_t &= \theta_{t-1} - \gamma \lambda \theta_{t-1} \text{ (if decoupled)}
+                    - \gamma \frac{m_t / (1 - \beta_1^t)}{\sqrt{w_t / (1 - \beta_2^t)} + \epsilon}
+
+    Sources: Kingma and Ba 2015, arXiv:1412.6980; AMSGrad: Reddi et al. 2018, arXiv:1904.09237.
+
+    Args:
+        params: Parameters, named parameters, or parameter groups; any shape and strides. float32, float64, bfloat16,
+            float16 and their complex kinds on CPUs and GPUs are stepped by the kernels, anything else by torch.
+        lr: Learning rate :math:`\gamma`; a float, or a tensor of one element.
+        betas: Decay rates :math:`\beta_1, \beta_2` of the two averages, in [0, 1).
+        eps: Added to the denominator, :math:`\epsilon`.
+        weight_decay: :math:`\lambda`, an L2 penalty unless ``decoupled_weight_decay``.
+        amsgrad: Divide by the largest average so far.
+        foreach: Accepted for torch's sake; only torch's own code, where it steps a parameter, heeds it.
+        maximize: Ascend instead of descend.
+        capturable: As ``foreach``; True counts steps on the GPU, so that a CUDA graph can capture the step.
+        differentiable: Run torch's implementation, through which autograd can differentiate.
+        fused: As ``foreach``; True leaves ``GradScaler``'s scale to the step, and counts steps on the GPU.
+        decoupled_weight_decay: Decay the weights directly, as :class:`AdamW` does.
+        state_dtype: dtype of ``exp_avg``, ``exp_avg_sq`` and ``max_exp_avg_sq``: torch.float32, float64, bfloat16 or
+            float16; None for the parameter's, as torch has it. bfloat16 halves the states' memory and is faster.
+
+    Raises:
+        ValueError: A hyperparameter is out of its range.
+    """
+
+    rule = "adam"
+    torch_step = unhooked(torch.optim.Adam)
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        amsgrad: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        decoupled_weight_decay: bool = False,
+        state_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            foreach=foreach,
+            maximize=maximize,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+            decoupled_weight_decay=decoupled_weight_decay,
+        )
+        self._set_state_dtype(state_dtype)

@@ -1,0 +1,82 @@
+"""AdamW."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from .base import Native
+from .hooks import unhooked
+
+
+class AdamW(Native, torch.optim.AdamW):
+    r"""Adam with decoupled weight decay, a drop-in for :class:`torch.optim.AdamW`.
+
+    At step :math:`t`, with the gradient :math:`g_t` (negated with ``maximize``), element by element:
+
+    .. math::
+        m_t &= \beta_1 m_{t-1} + (1 - \beta_1) g_t \\
+        v_t &= \beta_2 v_{t-1} + (1 - \beta_2) g_t^2 \\
+        w_t &= \max(w_{t-1}, v_t) \text{ with amsgrad, else } v_t \\
+        \theta_t &= \theta_{t-1} - \gamma \lambda \theta_{t-1}
+                    - \gamma \frac{m_t / (1 - \beta_1^t)}{\sqrt{w_t / (1 - \beta_2^t)} + \epsilon}
+
+    A sparse gradient, which torch's class refuses, steps the rows that it has entries for: their averages, their decay
+    and their parameters. All other rows stay as they are and do not decay, while :math:`t` counts on for the whole
+    parameter.
+
+    Source: Loshchilov and Hutter 2019, arXiv:1711.05101.
+
+    Args:
+        params: As :class:`Adam`'s.
+        lr: Learning rate :math:`\gamma`; a float, or a tensor of one element.
+        betas: Decay rates :math:`\beta_1, \beta_2` of the two averages, in [0, 1).
+        eps: Added to the denominator, :math:`\epsilon`.
+        weight_decay: :math:`\lambda`.
+        amsgrad: Divide by the largest average so far.
+        maximize: Ascend instead of descend.
+        foreach: Accepted for torch's sake; only torch's own code, where it steps a parameter, heeds it.
+        capturable: As ``foreach``; True counts steps on the GPU, so that a CUDA graph can capture the step.
+        differentiable: Run torch's implementation, through which autograd can differentiate.
+        fused: As ``foreach``; True leaves ``GradScaler``'s scale to the step, and counts steps on the GPU.
+        state_dtype: dtype of the states, as :class:`Adam`'s.
+
+    Raises:
+        ValueError: A hyperparameter is out of its range.
+        RuntimeError: At the step, if a gradient is sparse and its parameter complex, not contiguous or not on the CPU.
+    """
+
+    rule = "adam"
+    torch_step = unhooked(torch.optim.AdamW)
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        state_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            maximize=maximize,
+            foreach=foreach,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+        )
+        self._set_state_dtype(state_dtype)

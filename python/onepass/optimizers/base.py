@@ -1,0 +1,507 @@
+"""What every optimizer of this package shares: a step that runs in the compiled core.
+
+:class:`Native` goes in front of a ``torch.optim`` class. Everything but the step (constructor, parameter groups, hooks,
+state names, ``state_dict``) stays torch's own. The step reads the optimizer, hands the parameters that the kernels
+cover to the core in one call, and leaves the rest to torch's implementation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
+
+from .. import _core
+from .arguments import HyperTypes, check_hyperparameters, module_refused, noted
+from .hooks import Step, hooked
+from .torch_private import (
+    check_capturable,
+    dlpack_exchange_api,
+    interpreter,
+    is_in_forward_mode,
+    is_making_fx,
+    profiler_enabled,
+    scalar_dtype,
+)
+
+if TYPE_CHECKING:
+    from .lookahead import SlowWeightUpdate
+
+
+def _workspace(size: int, cuda: int) -> Tensor:
+    """Memory of torch's for the kernels, on a GPU."""
+    return torch.empty(size, dtype=torch.uint8, device=torch.device("cuda", cuda))
+
+
+def _exchange_device(cuda: int) -> int:
+    """Makes a GPU torch's current one; tells which was, or -1 if it was this one."""
+    before = torch.cuda.current_device()
+    if before == cuda:
+        return -1
+    torch.cuda.set_device(cuda)
+    return before
+
+
+def _set_torch(
+    exchange_api: object = dlpack_exchange_api,
+    workspace: Callable[[int, int], Tensor] = _workspace,
+    exchange_device: Callable[[int], int] = _exchange_device,
+) -> None:
+    """Hand over to the core what it uses of torch. Tests call it again, with something else."""
+    increment_version = torch.autograd.graph.increment_version
+    _core.set_torch(torch.Tensor, torch.nn.Parameter, increment_version, exchange_api, workspace, exchange_device)
+
+
+_set_torch()
+
+SLOW_PARAM = "slow_param"  # the state that holds Lookahead's slow weights
+
+STATE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def _update(self: Native, closure: Callable[[], Any] | None = None) -> Any:
+    """Performs a single optimization step.
+
+    Args:
+        closure: Reevaluates the model, with gradients enabled, and returns the loss.
+
+    Returns:
+        What the closure returned; None without one.
+
+    Raises:
+        ValueError: A gradient or state does not fit its parameter, or memory overlaps. The message names the
+            parameter; nothing has been written.
+    """
+    loss = None
+    if closure is not None:
+        with torch.enable_grad():
+            loss = closure()
+    if profiler_enabled():
+        with torch.profiler.record_function(f"onepass::{self.rule}"):
+            self._step_all()
+    else:
+        self._step_all()
+    return loss
+
+
+@contextlib.contextmanager
+def _scaled_gradients(params: list[Tensor], factor: float) -> Iterator[None]:
+    """Lends the parameters scaled copies of their gradients; the gradients themselves are not written."""
+    grads = [p.grad for p in params]
+    try:
+        for p, grad in zip(params, grads, strict=True):
+            p.grad = grad * factor if grad is not None else None
+        yield
+    finally:
+        for p, grad in zip(params, grads, strict=True):
+            p.grad = grad
+
+
+def _check_capture(optimizer: Optimizer) -> None:
+    if (
+        torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        and torch.cuda.is_current_stream_capturing()
+        and "capturable" in optimizer.param_groups[0]
+    ):
+        check_capturable(optimizer)
+
+
+def transform() -> str:
+    """What records or transforms torch's operations now, and so would not see the kernels; mostly nothing, "".
+
+    Its tensors look like others, and even have memory: what lies there is not what they mean.
+    """
+    if interpreter() is not None:
+        return "torch.func"
+    if is_making_fx():
+        return "make_fx"
+    return "forward-mode derivatives" if is_in_forward_mode() else ""
+
+
+@functools.cache
+def _counts_steps(rule: str) -> bool:
+    return _core.rules()[rule][3]
+
+
+@functools.cache
+def _hyper_types(rule: str) -> HyperTypes:
+    """What the hyperparameters of a rule are."""
+    types: dict[str, bool | tuple[bool, ...]] = {"lr": False, "weight_decay": False}  # also where no rule reads them
+    for text in _core.rules()[rule][0]:
+        name, bracket, _ = text.rstrip("?!").partition("[")
+        optional = text.endswith(("?", "!"))
+        before = types.get(name, ())
+        types[name] = (*before, optional) if bracket and isinstance(before, tuple) else optional
+    return types
+
+
+@functools.cache
+def _plain_request(threads: int) -> _core.StepRequest:
+    """Return the request of nearly every step, which is made once."""
+    return _core.StepRequest(1.0, threads)
+
+
+def _has_kernels(device: torch.device) -> bool:
+    """Whether there are kernels for tensors on this device."""
+    return device.type == "cpu" or (device.type == "cuda" and not _core.cuda_refusal(device.index))
+
+
+def new_follower(p: Tensor) -> Tensor:
+    """Return a tensor that follows a parameter; it begins as a copy."""
+    return p.detach().clone(memory_format=torch.preserve_format)
+
+
+class Native(Optimizer):
+    """An optimizer whose step runs in the compiled core.
+
+    A subclass names its rule of ``csrc/rules`` and torch's step for what the kernels do not cover.
+    """
+
+    rule: ClassVar[str]
+    torch_step: ClassVar[Step]
+
+    # Set by Lookahead during its step.
+    _slow_weight_update: SlowWeightUpdate | None = None
+
+    def __init__(self, params: ParamsT, *args: Any, **kwargs: Any) -> None:
+        construct = super().__init__
+
+        def check() -> None:
+            self._check_types(inspect.signature(construct).bind_partial(params, *args, **kwargs).arguments)
+
+        with noted(check), module_refused(type(self).__name__, params):
+            construct(params, *args, **kwargs)
+        self._check_types(self.defaults)  # torch takes some with which no step can be made
+
+    def _check_types(self, values: Mapping[str, Any], group: int | None = None) -> None:
+        """Check the types of arguments, or of what a group has."""
+        where = type(self).__name__ + ("" if group is None else f": group {group}")
+        check_hyperparameters(where, self._hyper_types(), values)
+
+    @classmethod
+    def _hyper_types(cls) -> HyperTypes:
+        return _hyper_types(cls.rule)
+
+    if TYPE_CHECKING:
+
+        def step(self, closure: Callable[[], Any] | None = None) -> Any:
+            """Perform a single optimization step."""
+    else:
+        step = hooked(_update, "Native")
+
+    def _set_state_dtype(self, state_dtype: torch.dtype | None) -> None:
+        """Adds the argument ``state_dtype`` to what torch's constructor has set up.
+
+        None leaves no trace: torch.distributed.checkpoint asks a checkpoint for every key that groups hold, and so
+        reads those of torch's classes, too.
+        """
+        _check_state_dtype(state_dtype)
+        if state_dtype is None:
+            return
+        self.defaults["state_dtype"] = state_dtype
+        for group in self.param_groups:
+            group.setdefault("state_dtype", state_dtype)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a parameter group; as torch's, and its hyperparameters are checked.
+
+        Raises:
+            TypeError: One is not a number, or not a sequence of numbers.
+            ValueError: One is of several numbers, or of too many or too few; or the group's ``state_dtype`` is none
+                that states can have.
+        """
+        number = len(self.param_groups)
+        group = param_group if isinstance(param_group, dict) else {}  # torch refuses others
+        _check_state_dtype(group.get("state_dtype"))
+        self._check_types(group, number)
+        with module_refused(f"{type(self).__name__}: group {number}", group.get("params")):
+            super().add_param_group(param_group)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for group in state["param_groups"]:
+            if isinstance(name := group.get("state_dtype"), str):  # in a state_dict
+                group["state_dtype"] = getattr(torch, name, name)
+                _check_state_dtype(group["state_dtype"])
+        super().__setstate__(state)
+        if (state_dtype := self.defaults.get("state_dtype")) is not None:
+            for group in self.param_groups:
+                group.setdefault("state_dtype", state_dtype)
+
+    # -- the step ----------------------------------------------------------------------------------------------------
+
+    @property
+    def _plan(self) -> _core.Plan:
+        # Made when it is first needed, and never pickled or copied: it is a cache of what the optimizer holds.
+        plan: _core.Plan | None = self.__dict__.get("_cached_plan")
+        if plan is None:
+            plan = self.__dict__["_cached_plan"] = _core.Plan(self.rule)
+        return plan
+
+    def _grad_factor(self) -> float | None:
+        """What gradients are to be multiplied by, to undo GradScaler's scale; None if the step is to be skipped."""
+        if (found_inf := getattr(self, "found_inf", None)) is not None and found_inf.item():
+            return None
+        grad_scale = getattr(self, "grad_scale", None)
+        return 1.0 if grad_scale is None else 1.0 / float(grad_scale.item())
+
+    def _step_with_scaler(self, found_inf: Tensor) -> bool:
+        """Steps with GradScaler's numbers left on their GPU; False, with nothing done, where that cannot be."""
+        if _core.cuda_device(found_inf) < 0 or self._slow_weight_update:
+            return False
+        if not all(map(self._counts_on_device, self.param_groups)) and _counts_steps(self.rule):
+            return False
+        grad_scale = getattr(self, "grad_scale", None)
+        request = _core.StepRequest(1.0, torch.get_num_threads(), grad_scale=grad_scale, found_inf=found_inf)
+        return self._plan.step(self, request).stepped
+
+    def _step_all(self) -> None:
+        _check_capture(self)
+        transformed_by = transform()
+        found_inf = getattr(self, "found_inf", None)
+        if found_inf is not None and not transformed_by and self._step_with_scaler(found_inf):
+            return
+        grad_factor = self._grad_factor()
+        if grad_factor is None:
+            return
+        update = self._slow_weight_update
+        if transformed_by:
+            self._step_by_torch_alone(transformed_by, grad_factor)
+            return
+        threads = torch.get_num_threads()
+        if grad_factor == 1.0 and update is None:
+            request = _plain_request(threads)
+        else:
+            request = _core.StepRequest(grad_factor, threads, update.followers if update else [])
+        result = self._plan.step(self, request)
+        if not result.stepped:
+            self._step_by_torch(result.fallback, grad_factor)
+            request = _core.StepRequest(grad_factor, threads, update.followers if update else [], fallback_stepped=True)
+            result = self._plan.step(self, request)
+        if update:
+            update.after(result.unfollowed)
+
+    def _step_by_torch_alone(self, reason: str, grad_factor: float) -> None:
+        """Steps all parameters by torch's own implementation."""
+        params = [(p, g, i) for g, group in enumerate(self.param_groups) for i, p in enumerate(group["params"])]
+        fallback = [(g, i, reason) for p, g, i in params if p.grad is not None]
+        if fallback:
+            self._step_by_torch(fallback, grad_factor)
+            _core.count({}, {reason: len(fallback)})
+        if self._slow_weight_update:
+            self._slow_weight_update.after([p for p, _, _ in params])
+
+    def _step_by_torch(self, fallback: list[tuple[int, int, str]], grad_factor: float) -> None:
+        """Steps some of the parameters by torch's own implementation, on the same states."""
+        params_of: dict[int, list[Tensor]] = {}
+        for number, index, _ in fallback:
+            params_of.setdefault(number, []).append(self.param_groups[number]["params"][index])
+        if self._slow_weight_update:
+            self._slow_weight_update.before(p for params in params_of.values() for p in params)
+        # A stand-in that shares everything with this optimizer but sees only those parameters.
+        part = object.__new__(type(self))
+        part.__dict__.update({k: v for k, v in self.__dict__.items() if k not in ("grad_scale", "found_inf")})
+        as_they_are: list[dict[str, Any]] = []
+        to_convert: list[tuple[dict[str, Any], Tensor, torch.dtype]] = []
+        for number, params in params_of.items():
+            group = self.param_groups[number]
+            dtypes = {p: self._common_dtype(group, p) for p in params}
+            as_they_are.append({**group, "params": [p for p in params if dtypes[p] is None]})
+            to_convert += [(group, p, dtype) for p, dtype in dtypes.items() if dtype is not None]
+        with contextlib.ExitStack() as stack:
+            if grad_factor != 1.0:
+                stack.enter_context(_scaled_gradients([p for ps in params_of.values() for p in ps], grad_factor))
+            if any(group["params"] for group in as_they_are):
+                part.param_groups = as_they_are
+                type(self).torch_step(part)
+            for group, p, dtype in to_convert:
+                self._step_converted(part, group, p, dtype)
+
+    def _common_dtype(self, group: dict[str, Any], p: Tensor) -> torch.dtype | None:
+        """The dtype that a parameter and its states can all be converted to; None if they have the same one already.
+
+        torch's implementation takes no states of another dtype than the parameter's.
+        """
+        held = (self.state[p].get(name) for name in self._state_names()) if p in self.state else ()
+        dtypes = [state.dtype for state in held if isinstance(state, Tensor)]
+        if not p.is_complex() and (state_dtype := group.get("state_dtype")) is not None:
+            dtypes.append(state_dtype)
+        if all(dtype == p.dtype for dtype in dtypes):
+            return None
+        return functools.reduce(torch.promote_types, dtypes, p.dtype)
+
+    def _step_converted(self, part: Optimizer, group: dict[str, Any], p: Tensor, dtype: torch.dtype) -> None:
+        """Steps a parameter by torch's own implementation, in a dtype that its states can be converted to."""
+        with torch.set_grad_enabled(bool(group.get("differentiable"))):
+            copy, grad = p.to(dtype), p.grad
+            copy.grad = None if grad is None else grad.to(dtype)
+            names = self._state_names()
+            state = dict(self.state[p]) if p in self.state else {}
+            converted = {name: state[name].to(dtype) for name in names if isinstance(state.get(name), Tensor)}
+            part.param_groups = [{**self._group_to_convert(group, p), "params": [copy]}]
+            part.state = defaultdict(dict, {copy: {**state, **converted}})
+            type(self).torch_step(part)
+            p.copy_(copy)
+            for name, value in part.state[copy].items():
+                if name in converted:
+                    state[name].copy_(value)
+                elif name not in names or not isinstance(value, Tensor):
+                    self.state[p][name] = value
+                else:  # made by this step
+                    self.state[p][name] = value.to(None if p.is_complex() else group.get("state_dtype") or p.dtype)
+
+    def _group_to_convert(self, group: dict[str, Any], p: Tensor) -> dict[str, Any]:
+        """The group, with what follows from the parameter's dtype written out."""
+        return group
+
+    @classmethod
+    def _state_names(cls) -> list[str]:
+        """All states that a parameter can have, of its shape or derived from it."""
+        return _core.rules()[cls.rule][1]
+
+    def _explain(self) -> list[tuple[int, int, str, str]]:
+        """Group, index, path and reason of every parameter, as :func:`onepass.explain` tells them."""
+        if reason := transform():
+            groups = enumerate(self.param_groups)
+            return [(g, i, "torch", reason) for g, group in groups for i in range(len(group["params"]))]
+        return self._plan.explain(self)
+
+    def _create_states(
+        self,
+        wanted: list[tuple[dict[str, Any], Tensor, Tensor, list[str], list[str]]],
+        scalar_names: list[str],
+    ) -> list[tuple[Tensor, str]]:
+        """Create the states that are missing; all of them, or on an exception none.
+
+        Args:
+            wanted: Group, parameter, gradient, and the names of the states and followers that the parameter must have.
+            scalar_names: The scalars that each parameter has beside its states: ``step``, and those of the rule.
+
+        Returns:
+            The parameter and the name of each.
+        """
+        created: list[tuple[Tensor, str]] = []
+        try:
+            for group, p, grad, state_names, follower_names in wanted:
+                state = self.state[p]
+                for name in scalar_names:
+                    if name not in state:
+                        state[name] = self._new_scalar(group, p, name)
+                        created.append((p, name))
+                for name in (*state_names, *follower_names):
+                    if state.get(name) is None:
+                        follows = name in follower_names
+                        state[name] = new_follower(p) if follows else self._new_state(group, p, grad, name)
+                        created.append((p, name))
+        except BaseException:
+            self._discard_states(created)
+            for _, p, *_ in wanted:
+                if p in self.state and not self.state[p]:
+                    del self.state[p]
+            raise
+        return created
+
+    def _discard_states(self, created: list[tuple[Tensor, str]]) -> None:
+        """Delete states that were created for a step that is not made."""
+        for p, name in created:
+            del self.state[p][name]
+            if not self.state[p]:
+                del self.state[p]
+
+    def _initial_scalar(self, group: dict[str, Any], name: str) -> float:
+        """Return the value of a scalar before the first step."""
+        return 0.0
+
+    def _counts_on_device(self, group: dict[str, Any]) -> bool:
+        """Whether torch keeps the scalars of a parameter on its device."""
+        return bool(group.get("capturable") or group.get("fused"))
+
+    def _new_scalar(self, group: dict[str, Any], p: Tensor, name: str) -> Any:
+        """Return a new scalar that is kept for each parameter, as torch makes it."""
+        dtype = scalar_dtype(group.get("fused"))
+        device = p.device if self._counts_on_device(group) else "cpu"
+        return torch.full((), self._initial_scalar(group, name), dtype=dtype, device=device)
+
+    def _new_state(self, group: dict[str, Any], p: Tensor, grad: Tensor, name: str) -> Tensor:
+        """A new state tensor, as torch makes it but for ``state_dtype``."""
+        dtype = None if p.is_complex() else group.get("state_dtype")
+        return torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state_dict, as torch's class makes it.
+
+        A ``state_dtype`` is in it by its name, as torch.distributed.checkpoint can neither gather a dtype nor keep one.
+        """
+        saved = super().state_dict()
+        for group in saved["param_groups"]:
+            if isinstance(state_dtype := group.get("state_dtype"), torch.dtype):
+                group["state_dtype"] = str(state_dtype).removeprefix("torch.")
+        return saved
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads a state_dict of this class or of torch's.
+
+        As ``torch.optim.Optimizer.load_state_dict``, except that states keep the dtype they were saved with, where
+        torch casts them to the parameter's. A checkpoint that knows no ``state_dtype`` (torch's) takes that of this
+        optimizer, if it has one.
+        """
+        saved: dict[str, Any] = {}
+        own: list[torch.dtype | None] = []
+
+        def look(_: Optimizer, final: dict[str, Any]) -> None:
+            saved.update(final)
+            own.extend(group.get("state_dtype") for group in self.param_groups)
+
+        def restore(_: Optimizer) -> None:
+            for saved_group, group, state_dtype in zip(saved["param_groups"], self.param_groups, own, strict=True):
+                if "state_dtype" not in saved_group and state_dtype is not None:
+                    group["state_dtype"] = state_dtype
+                forced = group.get("state_dtype") if "state_dtype" not in saved_group else None
+                for key, p in zip(saved_group["params"], group["params"], strict=True):
+                    if _has_kernels(p.device) and key in saved["state"]:
+                        _restore_dtypes(self.state[p], saved["state"][key], self._state_names(), forced)
+
+        with while_loading(self, look, restore):
+            super().load_state_dict(state_dict)
+
+
+@contextlib.contextmanager
+def while_loading(
+    optimizer: Optimizer,
+    look: Callable[[Optimizer, dict[str, Any]], None],
+    restore: Callable[[Optimizer], None],
+) -> Iterator[None]:
+    """Calls both between the user's own hooks: those that may change a state_dict, and those that see the result."""
+    before = optimizer.register_load_state_dict_pre_hook(look)
+    after = optimizer.register_load_state_dict_post_hook(restore, prepend=True)
+    try:
+        yield
+    finally:
+        before.remove()
+        after.remove()
+
+
+def _check_state_dtype(state_dtype: object) -> None:
+    if state_dtype is not None and state_dtype not in STATE_DTYPES:
+        raise ValueError(f"Invalid state_dtype: {state_dtype}; it must be one of {STATE_DTYPES} or None")
+
+
+def _restore_dtypes(
+    state: dict[str, Any], saved: dict[str, Any], state_names: Collection[str], forced: torch.dtype | None
+) -> None:
+    """Gives a loaded state the dtypes that it was saved with; the tensors of these names, if given, another one."""
+    for name, value in saved.items():
+        if name in ("step", SLOW_PARAM) or not isinstance(value, Tensor) or not value.is_floating_point():
+            continue
+        dtype = (forced if name in state_names else None) or value.dtype
+        if state[name].dtype != dtype:
+            state[name] = value.to(device=state[name].device, dtype=dtype)

@@ -1,0 +1,340 @@
+"""Lookahead."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .. import _core
+from .arguments import check_number
+from .base import SLOW_PARAM, Native, new_follower
+from .hooks import hooked
+from .torch_private import disable_dynamo
+
+
+class _Wrapped:
+    """An attribute that is the wrapped optimizer's own: there is one of it, whatever is put in its place there."""
+
+    def __set_name__(self, _: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, lookahead: Lookahead | None, _: type | None = None) -> Any:
+        return self if lookahead is None else getattr(lookahead.optimizer, self.name)
+
+    def __set__(self, lookahead: Lookahead, value: Any) -> None:
+        setattr(lookahead.optimizer, self.name, value)
+
+    def __delete__(self, lookahead: Lookahead) -> None:
+        delattr(lookahead.optimizer, self.name)
+
+
+class SlowWeightUpdate:
+    """The slow weights in one step: ``slow += blend * (param - slow); param = slow`` where the kernels do not do it.
+
+    Slow weights become states only after the step, as torch's classes create theirs when they find none at all.
+
+    Args:
+        optimizer: The wrapped optimizer, whose states hold the slow weights.
+        name: Their name among the states.
+        blend: The weight of the update in the last step of a cycle; None in the others.
+    """
+
+    def __init__(self, optimizer: Optimizer, name: str, blend: float | None) -> None:
+        self.followers = [_core.Follower("slow weights", name, blend, True)]
+        self._blend = blend
+        self._optimizer = optimizer
+        self._name = name
+        self._begun: dict[Tensor, Tensor] = {}
+
+    def _slow_param(self, p: Tensor) -> Tensor | None:
+        return _slow_param(self._optimizer, self._name, p)
+
+    def before(self, params: Iterable[Tensor]) -> None:
+        """Copy the parameters that have a gradient and no slow weights yet. Call this before they are stepped."""
+        for p in params:
+            if self._slow_param(p) is None and p.grad is not None and p not in self._begun:
+                self._begun[p] = new_follower(p)
+
+    @torch.no_grad()
+    def after(self, params: Iterable[Tensor]) -> None:
+        """Update the slow weights of these parameters, all of which have been stepped."""
+        for p, begun in self._begun.items():
+            self._optimizer.state[p][self._name] = begun
+        if self._blend is None:
+            return
+        pairs = [(p, slow) for p in dict.fromkeys(params) if (slow := self._slow_param(p)) is not None]
+        for p, slow in pairs:
+            slow.lerp_(p.to(slow.dtype), self._blend)
+        for p, slow in pairs:  # when all are known: parameters may share memory
+            p.copy_(slow)
+
+
+class Lookahead(Optimizer):
+    r"""k steps forward, 1 step back: slow weights that follow those of another optimizer at a distance.
+
+    The wrapped optimizer steps the parameters :math:`\theta` (the fast weights) as it always does. At every
+    :math:`k`-th step, element by element,
+
+    .. math::
+        \phi &= \phi + \alpha (\theta - \phi) \\
+        \theta &= \phi
+
+    where the slow weights :math:`\phi` begin as the parameter is before the first step in which it has a gradient. The
+    wrapped optimizer's own states go on as they are.
+
+    Kernels make the :math:`k`-th step in one pass, at the cost of one more state: :math:`\theta` is not rounded to the
+    parameter's dtype before :math:`\phi` is computed. Parameters that have no gradient in that very step, or are
+    stepped by torch, follow in torch's operations.
+
+    It is an optimizer itself, for learning rate schedules, ``torch.amp.GradScaler`` and checkpoints. ``param_groups``,
+    ``state`` and ``defaults`` are the wrapped optimizer's; slow weights are the state ``slow_param``, in the
+    parameter's dtype, and each group holds under ``lookahead`` one dict, shared by all: ``k``, ``alpha``, and the
+    ``step`` within the cycle. A ``state_dict`` is that of the wrapped optimizer with these, and either loads the
+    other's: a checkpoint without slow weights begins a new cycle. Steps that a GradScaler skips do not count.
+
+    Source: Zhang et al. 2019, "Lookahead Optimizer: k steps forward, 1 step back", arXiv:1907.08610, algorithm 1.
+
+    Args:
+        optimizer: Any optimizer, of torch, of onepass or another; it begins a new cycle.
+        k: Steps in a cycle, at least 1.
+        alpha: How far the slow weights go towards the parameters, in [0, 1].
+
+    Raises:
+        TypeError: ``optimizer`` is no ``torch.optim.Optimizer``, or ``alpha`` no number.
+        ValueError: ``k`` or ``alpha`` is out of its range.
+    """
+
+    optimizer: Optimizer  #: The wrapped one.
+    _depth: int  # how many other Lookaheads it wraps
+    _cycle: dict[str, Any]  # k, alpha, step
+
+    # `del` after each step and hasattr() before it are GradScaler's way with the last three.
+    param_groups = _Wrapped()
+    state = _Wrapped()
+    defaults = _Wrapped()
+    grad_scale = _Wrapped()
+    found_inf = _Wrapped()
+    _step_supports_amp_scaling = _Wrapped()
+
+    def __init__(self, optimizer: Optimizer, k: int = 5, alpha: float = 0.5) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"optimizer must be a torch.optim.Optimizer, but is a {type(optimizer).__name__}")
+        # Not Optimizer.__init__, which would make param_groups and state of its own.
+        self.__setstate__(
+            {
+                "optimizer": optimizer,
+                "_depth": optimizer._depth + 1 if isinstance(optimizer, Lookahead) else 0,
+                "_cycle": _checked({"k": k, "alpha": alpha, "step": 0}),
+            }
+        )
+        self._forget()
+        self._share_cycle()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: self.__dict__[name] for name in ("optimizer", "_depth", "_cycle")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._lent = False  # the parameters hold the slow weights
+        super().__setstate__(state)
+
+    @property
+    def k(self) -> int:
+        """Steps in a cycle."""
+        return int(self._cycle["k"])
+
+    @property
+    def alpha(self) -> float:
+        """How far the slow weights go towards the parameters."""
+        return float(self._cycle["alpha"])
+
+    # -- the step ----------------------------------------------------------------------------------------------------
+
+    def _update(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Performs a single step of the wrapped optimizer; every k-th moves the slow weights.
+
+        Args:
+            closure: As the wrapped optimizer takes it.
+
+        Returns:
+            What the wrapped optimizer's step returns.
+
+        Raises:
+            RuntimeError: It is called within ``slow_weights()``.
+        """
+        if self._lent:
+            raise RuntimeError("Lookahead: step() was called within slow_weights()")
+        found_inf = getattr(self, "found_inf", None)
+        if found_inf is not None and found_inf.item():
+            return self._step_wrapped(closure)  # which leaves everything as it is
+        step = self._cycle["step"] + 1
+        ends = step >= self.k
+        update = SlowWeightUpdate(self.optimizer, self._slow_name, self.alpha if ends else None)
+        loss = self._step_natively(closure, update) if self._is_native else self._step_anyhow(closure, update)
+        self._cycle["step"] = 0 if ends else step
+        return loss
+
+    step = hooked(_update, "Lookahead")
+
+    def _step_wrapped(self, closure: Callable[[], Any] | None) -> Any:
+        return self.optimizer.step() if closure is None else self.optimizer.step(closure)
+
+    @property
+    def _is_native(self) -> bool:
+        """Whether one step of the wrapped optimizer is one call of the kernels, whatever a subclass may override."""
+        kind = type(self.optimizer)
+        return issubclass(kind, Native) and all(
+            getattr(kind, name) is getattr(Native, name) for name in ("step", "_step_all")
+        )
+
+    def _step_natively(self, closure: Callable[[], Any] | None, update: SlowWeightUpdate) -> Any:
+        assert isinstance(self.optimizer, Native)
+        self.optimizer._slow_weight_update = update
+        try:
+            return self._step_wrapped(closure)
+        finally:
+            del self.optimizer._slow_weight_update
+
+    def _step_anyhow(self, closure: Callable[[], Any] | None, update: SlowWeightUpdate) -> Any:
+        def watched() -> Any:
+            assert closure is not None
+            loss = closure()
+            update.before(self._params())
+            return loss
+
+        if closure is None:
+            update.before(self._params())
+        loss = self._step_wrapped(None if closure is None else watched)
+        update.after(self._params())
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Resets the gradients, as the wrapped optimizer does it."""
+        self.optimizer.zero_grad(set_to_none)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a parameter group to the wrapped optimizer."""
+        self.optimizer.add_param_group(param_group)
+        self._share_cycle()
+
+    # -- slow weights ------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def slow_weights(self) -> Iterator[None]:
+        """Within this context the parameters hold the slow weights, to evaluate or save the model with them.
+
+        Parameters that have none yet stay as they are. At the end, also by an exception, all are what they were. It
+        takes the memory of another copy of the parameters.
+
+        Raises:
+            RuntimeError: It is entered within itself.
+        """
+        if self._lent:
+            raise RuntimeError("Lookahead: slow_weights() was entered within slow_weights()")
+        slow_params = {p: self._slow_param(p) for p in self._params()}
+        pairs = [(p, slow) for p, slow in slow_params.items() if slow is not None]
+        fast = [p.detach().clone() for p, _ in pairs]
+        self._lent = True
+        try:
+            with torch.no_grad():
+                for p, slow in pairs:
+                    p.copy_(slow)
+            yield
+        finally:
+            self._lent = False
+            with torch.no_grad():
+                for (p, _), was in zip(pairs, fast, strict=True):
+                    p.copy_(was)
+
+    @property
+    def _slow_name(self) -> str:
+        return f"{SLOW_PARAM}_{self._depth}" if self._depth else SLOW_PARAM
+
+    def _slow_param(self, p: Tensor) -> Tensor | None:
+        return _slow_param(self.optimizer, self._slow_name, p)
+
+    def _params(self) -> Iterator[Tensor]:
+        return (p for group in self.param_groups for p in group["params"])
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    @property
+    def _cycle_name(self) -> str:
+        return f"lookahead_{self._depth}" if self._depth else "lookahead"
+
+    def _share_cycle(self) -> None:
+        for group in self.param_groups:
+            group[self._cycle_name] = self._cycle
+
+    def _forget(self) -> None:
+        """Begins a new cycle, without slow weights."""
+        self._cycle["step"] = 0
+        for state in self.state.values():
+            if isinstance(state, dict):
+                state.pop(self._slow_name, None)
+
+    @disable_dynamo
+    def state_dict(self) -> dict[str, Any]:
+        """The wrapped optimizer's state_dict, in which each group holds ``lookahead``: k, alpha and step."""
+        for before in self._optimizer_state_dict_pre_hooks.values():
+            before(self)
+        state_dict = self.optimizer.state_dict()
+        for group in state_dict["param_groups"]:
+            group[self._cycle_name] = dict(self._cycle)
+        for after in self._optimizer_state_dict_post_hooks.values():
+            state_dict = after(self, state_dict) or state_dict
+        return state_dict
+
+    @disable_dynamo
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads a state_dict of this class, with its k, alpha and step, or of the wrapped optimizer's.
+
+        One without slow weights begins a new cycle, of this optimizer's k and alpha.
+
+        Raises:
+            ValueError: It does not fit; nothing has been loaded.
+        """
+        state_dict = state_dict.copy()
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = before(self, state_dict) or state_dict
+        found = [group[self._cycle_name] for group in state_dict["param_groups"] if self._cycle_name in group]
+        cycle = _checked(found[0] if found else self._cycle)
+        self.optimizer.load_state_dict(state_dict)
+        self._cycle = cycle
+        if not found or all(self._slow_param(p) is None for p in self._params()):
+            self._forget()
+        self._share_cycle()
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
+
+
+def _slow_param(optimizer: Optimizer, name: str, p: Tensor) -> Tensor | None:
+    held = optimizer.state.get(p, {}).get(name)  # state[p] would make a dict
+    if not isinstance(held, Tensor):
+        return None
+    if held.shape != p.shape:
+        raise ValueError(f"Lookahead: the state {name} has shape {list(held.shape)}, its {_describe(optimizer, p)}")
+    return held
+
+
+def _describe(optimizer: Optimizer, p: Tensor) -> str:
+    groups = enumerate(optimizer.param_groups)
+    group, index = next((g, i) for g, group in groups for i, q in enumerate(group["params"]) if q is p)
+    return f"parameter {index} of group {group} has shape {list(p.shape)} and dtype {p.dtype}"
+
+
+def _checked(cycle: dict[str, Any]) -> dict[str, Any]:
+    """A dict of its own with these k, alpha and step, if they are in their ranges."""
+    k, alpha, step = cycle["k"], cycle["alpha"], cycle["step"]
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise ValueError(f"Invalid k: {k}; it must be an int of at least 1")
+    check_number("alpha", alpha)
+    if not 0.0 <= alpha <= 1.0:
+        raise ValueError(f"Invalid alpha: {alpha}; it must lie in [0, 1]")
+    if not 0 <= step < k:
+        raise ValueError(f"Invalid step in a cycle of {k}: {step}")
+    return {"k": k, "alpha": float(alpha), "step": int(step)}

@@ -1,0 +1,186 @@
+"""Muon."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from .. import _core
+from .arguments import HyperTypes, number
+from .base import Native, transform
+from .hooks import unhooked
+from .torch_private import adjusted_lr, muon, newton_schulz
+
+# The scratch that parameters of one call share is at most so many elements, or that of a single parameter.
+SCRATCH = 1 << 24
+
+# A parameter on its way through a step: its group, itself, its gradient.
+Item = tuple[dict[str, Any], Tensor, Tensor]
+
+
+class Muon(Native, torch.optim.Muon):
+    r"""Muon, a drop-in for :class:`torch.optim.Muon`: momentum, orthogonalized. For matrices only.
+
+    With the gradient :math:`G_t`, a matrix of :math:`n` rows and :math:`m` columns:
+
+    .. math::
+        B_t &= \mu B_{t-1} + (1 - \mu) G_t \\
+        \tilde{B}_t &= (1 - \mu) G_t + \mu B_t \text{ with nesterov, else } B_t \\
+        O_t &= \mathrm{NS}_k^{(a, b, c)}(\tilde{B}_t) \\
+        \theta_t &= \theta_{t-1} - \gamma \lambda \theta_{t-1} - \gamma' O_t
+
+    NS divides by the norm (:math:`\epsilon` at least) and iterates
+    :math:`X \leftarrow a X + (b X X^\top + c (X X^\top)^2) X`, :math:`k` times, in bfloat16. The iterations are torch's
+    own matrix products; what is element-wise runs in the kernels. The rate :math:`\gamma'` is
+    :math:`\gamma \sqrt{\max(1, n / m)}` or, to match the RMS of AdamW's updates, :math:`0.2 \gamma \sqrt{\max(n, m)}`.
+
+    A bfloat16 momentum buffer stays what it is without Nesterov momentum, too, where torch's iterations normalize it in
+    place. An empty parameter is left as it is, where torch divides by zero.
+
+    Sources: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks",
+    https://kellerjordan.github.io/posts/muon/; Liu et al. 2025, "Muon is Scalable for LLM Training", arXiv:2502.16982.
+
+    Args:
+        params: Parameters, named parameters, or parameter groups; matrices of any strides. float32, float64, bfloat16
+            and float16 on CPUs and GPUs are stepped by the kernels, anything else by torch.
+        lr: Learning rate :math:`\gamma`; a float, or a tensor of one element.
+        weight_decay: :math:`\lambda`, decoupled.
+        momentum: :math:`\mu`.
+        nesterov: Nesterov momentum.
+        ns_coefficients: :math:`a, b, c`.
+        eps: :math:`\epsilon`.
+        ns_steps: Number of iterations :math:`k`, less than 100.
+        adjust_lr_fn: ``"original"`` (None means the same) or ``"match_rms_adamw"``: which :math:`\gamma'`.
+        state_dtype: dtype of ``momentum_buffer``: torch.float32, float64, bfloat16 or float16; None for the gradient's,
+            as torch has it.
+
+    Raises:
+        ValueError: A hyperparameter is out of its range, or a parameter is not a matrix.
+        RuntimeError: At the step, if a parameter is complex or a gradient sparse.
+    """
+
+    rule = "muon_momentum"
+    torch_step = unhooked(torch.optim.Muon)
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-3,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        ns_coefficients: tuple[float, float, float] = (
+            muon.DEFAULT_A,
+            muon.DEFAULT_B,
+            muon.DEFAULT_C,
+        ),
+        eps: float = muon.EPS,
+        ns_steps: int = muon.DEFAULT_NS_STEPS,
+        adjust_lr_fn: str | None = None,
+        *,
+        state_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(params, lr, weight_decay, momentum, nesterov, ns_coefficients, eps, ns_steps, adjust_lr_fn)
+        self._set_state_dtype(state_dtype)
+
+    @classmethod
+    def _hyper_types(cls) -> HyperTypes:
+        return {**super()._hyper_types(), "eps": False}
+
+    def _new_state(self, group: dict[str, Any], p: Tensor, grad: Tensor, name: str) -> Tensor:
+        return torch.zeros_like(grad, dtype=group.get("state_dtype"), memory_format=torch.preserve_format)
+
+    # The step is more than one rule over all elements: the plan only divides the parameters.
+
+    def _explain(self) -> list[tuple[int, int, str, str]]:
+        def path(group: int, index: int, path: str, reason: str) -> tuple[int, int, str, str]:
+            if path == "kernel" and self.param_groups[group]["params"][index].is_complex():
+                return group, index, "torch", "complex parameter"
+            return group, index, path, reason
+
+        return [path(*row) for row in super()._explain()]
+
+    def _step_all(self) -> None:
+        grad_factor = self._grad_factor()
+        if grad_factor is None:
+            return
+        for index, group in enumerate(self.param_groups):
+            self._check_types(group, index)
+        if reason := transform():
+            self._step_by_torch_alone(reason, grad_factor)
+            return
+        items, fallback = self._divide()
+        for group, _, _ in items:
+            _check_iterations(group)
+        if fallback:
+            self._step_by_torch(fallback, grad_factor)
+        self._create_states([(group, p, grad, ["momentum_buffer"], []) for group, p, grad in items], [])
+        threads = torch.get_num_threads()
+        for part in _parts([item for item in items if item[1].numel() > 0]):
+            self._step_part(part, grad_factor, threads)
+        _core.count(Counter(p.device.type for _, p, _ in items), Counter(reason for _, _, reason in fallback))
+
+    def _divide(self) -> tuple[list[Item], list[tuple[int, int, str]]]:
+        """Return what the kernels step, and (group, index, reason) of what torch steps."""
+        kernel, fallback = self._plan.divide(self)
+        items: list[Item] = []
+        for g, index in kernel:
+            group = self.param_groups[g]
+            p = group["params"][index]
+            if p.is_complex():
+                fallback.append((g, index, "complex parameter"))
+            else:
+                items.append((group, p, p.grad.resolve_neg()))
+        return items, fallback
+
+    def _step_part(self, items: list[Item], grad_factor: float, threads: int) -> None:
+        updates = [torch.empty_like(p, dtype=_update_dtype(p)) for _, p, _ in items]
+        momentum: dict[tuple[float, ...], list[tuple[Tensor, ...]]] = {}
+        for (group, p, grad), update in zip(items, updates, strict=True):
+            shared = (float(group["momentum"]), float(bool(group["nesterov"])))
+            momentum.setdefault(shared, []).append((update, grad, self.state[p]["momentum_buffer"]))
+        for hyper, rows in momentum.items():
+            _core.apply("muon_momentum", list(hyper), 1.0, rows, grad_factor, threads)
+
+        descent: dict[tuple[float, ...], list[tuple[Tensor, ...]]] = {}
+        for (group, p, _), update in zip(items, updates, strict=True):
+            ortho = _orthogonalize(group, update)
+            lr = number(group["lr"])
+            shared = (lr * group["weight_decay"], adjusted_lr(lr, group["adjust_lr_fn"], p.shape))
+            descent.setdefault(shared, []).append((p, ortho))
+        for hyper, rows in descent.items():
+            _core.apply("muon", list(hyper), 1.0, rows, 1.0, threads)
+
+
+def _update_dtype(p: Tensor) -> torch.dtype:
+    """Of what the iterations are given, and so of the momentum's arithmetic; they cast it to bfloat16 in any case."""
+    return torch.float64 if p.dtype == torch.float64 else torch.bfloat16
+
+
+def _orthogonalize(group: dict[str, Any], update: Tensor) -> Tensor:
+    return newton_schulz(update, group["ns_coefficients"], group["ns_steps"], group["eps"])
+
+
+def _check_iterations(group: dict[str, Any]) -> None:
+    """Raises what torch would in the middle of the step, before anything is written."""
+    if group["ns_steps"] >= 100 or len(group["ns_coefficients"]) != 3:
+        _orthogonalize(group, torch.zeros(1, 1))
+
+
+def _parts(items: list[Item]) -> Iterator[list[Item]]:
+    """The items in runs that fit the scratch."""
+    part: list[Item] = []
+    size = 0
+    for item in items:
+        if part and size + item[1].numel() > SCRATCH:
+            yield part
+            part, size = [], 0
+        part.append(item)
+        size += item[1].numel()
+    if part:
+        yield part

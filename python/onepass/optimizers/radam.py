@@ -1,0 +1,80 @@
+"""RAdam."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from .base import Native
+from .hooks import unhooked
+
+
+class RAdam(Native, torch.optim.RAdam):
+    r"""RAdam, Adam with a rectified learning rate, a drop-in for :class:`torch.optim.RAdam`.
+
+    At step :math:`t`, with the gradient :math:`g_t` (negated with ``maximize``), element by element:
+
+    .. math::
+        g_t' &= g_t + \lambda \theta_{t-1} \quad\text{(unless the decay is decoupled)} \\
+        m_t &= \beta_1 m_{t-1} + (1 - \beta_1) g_t' \\
+        v_t &= \beta_2 v_{t-1} + (1 - \beta_2) g_t'^2 \\
+        \rho_\infty &= \frac{2}{1 - \beta_2} - 1, \qquad
+        \rho_t = \rho_\infty - \frac{2 t \beta_2^t}{1 - \beta_2^t} \\
+        d_t &= \sqrt{\frac{(\rho_t - 4)(\rho_t - 2) \rho_\infty}{(\rho_\infty - 4)(\rho_\infty - 2) \rho_t}}
+               \frac{\sqrt{1 - \beta_2^t}}{\sqrt{v_t} + \epsilon} \text{ if } \rho_t > 5 \text{, else } 1 \\
+        \theta_t &= \theta_{t-1} - \gamma \lambda \theta_{t-1} \text{ (if decoupled)}
+                    - \gamma \frac{m_t}{1 - \beta_1^t} d_t
+
+    Source: Liu et al. 2020, "On the Variance of the Adaptive Learning Rate and Beyond", arXiv:1908.03265, algorithm 2.
+
+    Args:
+        params: Parameters, named parameters, or parameter groups; any shape and strides. float32, float64, bfloat16,
+            float16 and their complex kinds on CPUs and GPUs are stepped by the kernels, anything else by torch.
+        lr: Learning rate :math:`\gamma`; a float, or a tensor of one element.
+        betas: Decay rates :math:`\beta_1, \beta_2` of the two averages, in [0, 1).
+        eps: Added to the denominator, :math:`\epsilon`.
+        weight_decay: :math:`\lambda`, an L2 penalty unless ``decoupled_weight_decay``.
+        decoupled_weight_decay: Decay the weights directly, as :class:`AdamW` does.
+        foreach: Accepted for torch's sake; only torch's own code, where it steps a parameter, heeds it.
+        maximize: Ascend instead of descend.
+        capturable: As ``foreach``; True counts steps on the GPU, so that a CUDA graph can capture the step.
+        differentiable: Run torch's implementation, through which autograd can differentiate.
+        state_dtype: dtype of ``exp_avg`` and ``exp_avg_sq``: torch.float32, float64, bfloat16 or float16; None for the
+            parameter's, as torch has it.
+
+    Raises:
+        ValueError: A hyperparameter is out of its range.
+    """
+
+    rule = "radam"
+    torch_step = unhooked(torch.optim.RAdam)
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        decoupled_weight_decay: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        state_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            decoupled_weight_decay,
+            foreach=foreach,
+            maximize=maximize,
+            capturable=capturable,
+            differentiable=differentiable,
+        )
+        self._set_state_dtype(state_dtype)

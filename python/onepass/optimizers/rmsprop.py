@@ -1,0 +1,82 @@
+"""RMSprop."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from .base import Native
+from .hooks import unhooked
+
+
+class RMSprop(Native, torch.optim.RMSprop):
+    r"""RMSprop, a drop-in for :class:`torch.optim.RMSprop`.
+
+    With the gradient :math:`g_t` (negated with ``maximize``), element by element:
+
+    .. math::
+        g_t' &= g_t + \lambda \theta_{t-1} \\
+        v_t &= \alpha v_{t-1} + (1 - \alpha) g_t'^2 \\
+        a_t &= \alpha a_{t-1} + (1 - \alpha) g_t' \text{ with centered, else } 0 \\
+        b_t &= \mu b_{t-1} + \frac{g_t'}{\sqrt{v_t - a_t^2} + \epsilon} \\
+        \theta_t &= \theta_{t-1} - \gamma b_t
+
+    The variance :math:`v_t - a_t^2` is held at zero where rounding takes it below; torch makes NaN of it there.
+
+    Sources: Tieleman and Hinton 2012, "Lecture 6.5: rmsprop", in the course Neural Networks for Machine Learning;
+    centered: Graves 2013, "Generating Sequences With Recurrent Neural Networks", arXiv:1308.0850.
+
+    Args:
+        params: Parameters, named parameters, or parameter groups; any shape and strides. float32, float64, bfloat16,
+            float16 and their complex kinds on CPUs and GPUs are stepped by the kernels, anything else by torch.
+        lr: Learning rate :math:`\gamma`; a float, or a tensor of one element.
+        alpha: Decay rate :math:`\alpha` of the averages.
+        eps: Added to the denominator, :math:`\epsilon`.
+        weight_decay: L2 penalty :math:`\lambda`.
+        momentum: :math:`\mu`.
+        centered: Divide by the standard deviation of the gradient instead of its root mean square.
+        capturable: As ``foreach``; True counts steps on the GPU, so that a CUDA graph can capture the step.
+        foreach: Accepted for torch's sake; only torch's own code, where it steps a parameter, heeds it.
+        maximize: Ascend instead of descend.
+        differentiable: Run torch's implementation, through which autograd can differentiate.
+        state_dtype: dtype of ``square_avg``, ``momentum_buffer`` and ``grad_avg``: torch.float32, float64, bfloat16 or
+            float16; None for the parameter's, as torch has it.
+
+    Raises:
+        ValueError: A hyperparameter is out of its range.
+    """
+
+    rule = "rmsprop"
+    torch_step = unhooked(torch.optim.RMSprop)
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        momentum: float = 0,
+        centered: bool = False,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+        *,
+        state_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            alpha,
+            eps,
+            weight_decay,
+            momentum,
+            centered,
+            capturable=capturable,
+            foreach=foreach,
+            maximize=maximize,
+            differentiable=differentiable,
+        )
+        self._set_state_dtype(state_dtype)

@@ -1,0 +1,86 @@
+"""Rprop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from .arguments import number
+from .base import Native
+from .hooks import unhooked
+
+
+class Rprop(Native, torch.optim.Rprop):
+    r"""Resilient backpropagation, a drop-in for :class:`torch.optim.Rprop`.
+
+    With the gradient :math:`g_t` (negated with ``maximize``), element by element:
+
+    .. math::
+        f_t &= \eta_+, \eta_- \text{ or } 1 \text{ if } g_t \text{ and } g_{t-1}'
+               \text{ have the same sign, opposite signs, or one is zero} \\
+        s_t &= \min(\max(f_t s_{t-1}, s_{\min}), s_{\max}) \\
+        g_t' &= 0 \text{ after a change of sign, else } g_t \\
+        \theta_t &= \theta_{t-1} - \operatorname{sign}(g_t') s_t
+
+    from :math:`s_0 = \gamma`. The learning rate acts on the first step only; of NaN the sign is zero, as in torch. So
+    it is of a denormal gradient, because kernels flush denormal numbers to zero: its element stays where it is, while
+    torch's code moves it by a whole step size.
+
+    Sources: Riedmiller and Braun 1993, "A direct adaptive method for faster backpropagation learning: the RPROP
+    algorithm"; this variant: Igel and Hüsken 2003, "Empirical evaluation of the improved Rprop learning algorithms".
+
+    Args:
+        params: Parameters, named parameters, or parameter groups; any shape and strides. float32, float64, bfloat16,
+            float16 and their complex kinds on CPUs and GPUs are stepped by the kernels, anything else by torch.
+        lr: Learning rate :math:`\gamma`; a float, or a tensor of one element.
+        etas: Factors :math:`\eta_- < 1 < \eta_+`.
+        step_sizes: Smallest and largest step, :math:`s_{\min}, s_{\max}`.
+        capturable: As ``foreach``; True counts steps on the GPU, so that a CUDA graph can capture the step.
+        foreach: Accepted for torch's sake; only torch's own code, where it steps a parameter, heeds it.
+        maximize: Ascend instead of descend.
+        differentiable: Run torch's implementation, through which autograd can differentiate.
+        state_dtype: dtype of ``prev`` and ``step_size``: torch.float32, float64, bfloat16 or float16; None for the
+            parameter's and the gradient's, as torch has it.
+
+    Raises:
+        ValueError: A hyperparameter is out of its range.
+    """
+
+    rule = "rprop"
+    torch_step = unhooked(torch.optim.Rprop)
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-2,
+        etas: tuple[float, float] = (0.5, 1.2),
+        step_sizes: tuple[float, float] = (1e-6, 50),
+        *,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+        state_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            etas,
+            step_sizes,
+            capturable=capturable,
+            foreach=foreach,
+            maximize=maximize,
+            differentiable=differentiable,
+        )
+        self._set_state_dtype(state_dtype)
+
+    def _new_state(self, group: dict[str, Any], p: Tensor, grad: Tensor, name: str) -> Tensor:
+        if name == "prev":
+            return super()._new_state(group, p, grad, name)
+        lr = number(group["lr"])
+        if p.is_complex():
+            return torch.full_like(grad, complex(lr, lr))
+        return torch.full_like(grad, lr, dtype=group.get("state_dtype"))

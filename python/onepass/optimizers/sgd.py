@@ -1,0 +1,90 @@
+"""SGD."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from .arguments import number
+from .base import Native
+from .hooks import unhooked
+
+
+class SGD(Native, torch.optim.SGD):
+    r"""Stochastic gradient descent, a drop-in for :class:`torch.optim.SGD`.
+
+    With the gradient :math:`g_t` (negated with ``maximize``), element by element:
+
+    .. math::
+        g_t' &= g_t + \lambda \theta_{t-1} \\
+        b_t &= g_t' \text{ at the first step, then } \mu b_{t-1} + (1 - \tau) g_t' \\
+        d_t &= g_t' + \mu b_t \text{ with nesterov, else } b_t \text{ (without momentum } g_t') \\
+        \theta_t &= \theta_{t-1} - \gamma d_t
+
+    A sparse gradient steps the rows that it has entries for, by a kernel if there is neither momentum nor weight decay;
+    then the step is the same as with the zeros of the other rows written out.
+
+    Source: Sutskever et al. 2013, "On the importance of initialization and momentum in deep learning", in the form that
+    torch uses (the learning rate is not part of the momentum buffer).
+
+    Args:
+        params: Parameters, named parameters, or parameter groups; any shape and strides. float32, float64, bfloat16,
+            float16 and their complex kinds on CPUs and GPUs are stepped by the kernels, anything else by torch.
+        lr: Learning rate :math:`\gamma`; a float, or a tensor of one element.
+        momentum: :math:`\mu`.
+        dampening: :math:`\tau`.
+        weight_decay: L2 penalty :math:`\lambda`.
+        nesterov: Nesterov momentum; needs a momentum and no dampening.
+        maximize: Ascend instead of descend.
+        foreach: Accepted for torch's sake; only torch's own code, where it steps a parameter, heeds it.
+        differentiable: Run torch's implementation, through which autograd can differentiate.
+        fused: As ``foreach``; True leaves ``GradScaler``'s scale to the step.
+        state_dtype: dtype of ``momentum_buffer``: torch.float32, float64, bfloat16 or float16; None for the gradient's,
+            as torch has it.
+
+    Raises:
+        ValueError: A hyperparameter is out of its range.
+    """
+
+    rule = "sgd"
+    torch_step = unhooked(torch.optim.SGD)
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float | Tensor = 0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        state_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            momentum,
+            dampening,
+            weight_decay,
+            nesterov,
+            maximize=maximize,
+            foreach=foreach,
+            differentiable=differentiable,
+            fused=fused,
+        )
+        self._set_state_dtype(state_dtype)
+
+    def _new_state(self, group: dict[str, Any], p: Tensor, grad: Tensor, name: str) -> Tensor:
+        # The first step writes every element before it reads one. torch clones what it takes for the gradient.
+        if group["maximize"]:
+            grad = -grad
+        if number(group["weight_decay"]) != 0:
+            grad = grad.add(p, alpha=number(group["weight_decay"]))
+        return torch.empty_like(grad, dtype=None if p.is_complex() else group.get("state_dtype"))

@@ -1,0 +1,66 @@
+"""SparseAdam."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from .base import Native
+from .hooks import unhooked
+
+
+class SparseAdam(Native, torch.optim.SparseAdam):
+    r"""Adam for sparse gradients, a drop-in for :class:`torch.optim.SparseAdam`.
+
+    At the parameter's step :math:`t`, with the gradient :math:`g_t` (negated with ``maximize``), for the elements that
+    the gradient has entries for:
+
+    .. math::
+        m_t &= \beta_1 m_{t-1} + (1 - \beta_1) g_t \\
+        v_t &= \beta_2 v_{t-1} + (1 - \beta_2) g_t^2 \\
+        \theta_t &= \theta_{t-1}
+                    - \gamma \frac{\sqrt{1 - \beta_2^t}}{1 - \beta_1^t} \frac{m_t}{\sqrt{v_t} + \epsilon}
+
+    All others, and their averages, stay as they are. Entries of the same index are added up. Where :class:`AdamW` adds
+    :math:`\epsilon` to the corrected root, here it is added to :math:`\sqrt{v_t}` itself.
+
+    Source: Kingma and Ba 2015, arXiv:1412.6980, in the form that torch uses.
+
+    Args:
+        params: Parameters, named parameters, or parameter groups; dense and real. Contiguous ones of float32, float64,
+            bfloat16 and float16 on the CPU are stepped by the kernels, anything else by torch. Their gradients are
+            sparse (``layout=torch.sparse_coo``), such as ``torch.nn.Embedding(..., sparse=True)`` gives.
+        lr: Learning rate :math:`\gamma`, above 0; a float, or a tensor of one element.
+        betas: Decay rates :math:`\beta_1, \beta_2` of the two averages, in [0, 1).
+        eps: Added to the denominator, :math:`\epsilon`, above 0.
+        maximize: Ascend instead of descend.
+        state_dtype: dtype of ``exp_avg`` and ``exp_avg_sq``: torch.float32, float64, bfloat16 or float16; None for the
+            parameter's, as torch has it.
+
+    Raises:
+        ValueError: A hyperparameter is out of its range, or a parameter is sparse or complex; at the step, if an index
+            lies outside of the parameter.
+        RuntimeError: At the step, if a gradient is dense.
+    """
+
+    rule = "sparse_adam"
+    torch_step = unhooked(torch.optim.SparseAdam)
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        maximize: bool = False,
+        *,
+        state_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(params, lr, betas, eps, maximize)
+        self._set_state_dtype(state_dtype)
+
+    def _new_scalar(self, group: dict[str, Any], p: Tensor, name: str) -> Any:
+        return 0  # torch counts in Python's integers here

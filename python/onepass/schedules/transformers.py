@@ -1,0 +1,285 @@
+"""The schedules of transformers, by its names."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from .parts import (
+    Schedule,
+    _real,
+    constant,
+    cosine,
+    hard_restarts,
+    inverse_sqrt,
+    linear,
+    polynomial,
+    sqrt,
+    warmup,
+)
+from .schedule_lr import ScheduleLR
+
+# -- the schedules of transformers -------------------------------------------------------------------------------------
+# The same names, arguments and rates as in transformers.optimization, but for two things. Where two of its cosines rise
+# again after the last training step, these hold. A last rate (min_lr, lr_end) is that of every parameter group;
+# transformers divides it by the optimizer's default for lr, and multiplies each group's own lr by the quotient.
+# Numbers of steps need not be whole, as there: num_warmup_steps=0.1 * total.
+
+
+def _count(name: str, value: Any) -> float:
+    """Return a number that is not negative, as an int if it is whole."""
+    count = _real(name, value)
+    if count < 0:
+        raise ValueError(f"{name} must be >= 0, got {value!r}")
+    return int(count) if count.is_integer() else count
+
+
+def _positive(name: str, value: Any) -> float:
+    count = _count(name, value)
+    if not count:
+        raise ValueError(f"{name} must be > 0, got {value!r}")
+    return count
+
+
+def _part(make: type[Schedule], *args: Any, **kwargs: Any) -> Schedule:
+    """Return a part whose numbers of steps and cycles need not be whole, which those that people write have to be."""
+    wanted = {**dict(zip([field.name for field in fields(make)], args, strict=False)), **kwargs}
+    counts = {
+        field.name: wanted[field.name] for field in fields(make) if "int" in str(field.type) and field.name in wanted
+    }
+    part = make(**wanted | {name: math.ceil(count) for name, count in counts.items()})
+    for name, count in counts.items():
+        object.__setattr__(part, name, count)
+    return part
+
+
+def _rest(steps: float, before: float) -> float:
+    return max(steps - before, 0)
+
+
+def _ending(optimizer: Optimizer, rate: float, make: Callable[[float], Schedule]) -> list[Schedule]:
+    """Return a schedule for each group that ends at a rate; ``make`` takes the factor that is its last."""
+    bases = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
+    made = {base: make(rate / base if base else 0.0) for base in bases}
+    return [made[base] for base in bases]
+
+
+def get_constant_schedule(optimizer: Optimizer, last_epoch: int = -1) -> ScheduleLR:
+    """``constant()``."""
+    return ScheduleLR(optimizer, constant(), last_epoch=last_epoch)
+
+
+def get_constant_schedule_with_warmup(
+    optimizer: Optimizer, num_warmup_steps: float, last_epoch: int = -1
+) -> ScheduleLR:
+    """``warmup(num_warmup_steps) >> constant()``."""
+    rise = _part(warmup, _count("num_warmup_steps", num_warmup_steps))
+    return ScheduleLR(optimizer, rise >> constant(), last_epoch=last_epoch)
+
+
+def _rise_and_rest(num_warmup_steps: float, num_training_steps: float) -> tuple[Schedule, float]:
+    """Return the warm-up, and the steps that are left after it."""
+    rise = _count("num_warmup_steps", num_warmup_steps)
+    return _part(warmup, rise), _rest(_count("num_training_steps", num_training_steps), rise)
+
+
+def get_linear_schedule_with_warmup(
+    optimizer: Optimizer, num_warmup_steps: float, num_training_steps: float, last_epoch: int = -1
+) -> ScheduleLR:
+    """``warmup(..) >> linear(..)``, which is at 0 after ``num_training_steps``."""
+    rise, rest = _rise_and_rest(num_warmup_steps, num_training_steps)
+    return ScheduleLR(optimizer, rise >> _part(linear, rest), last_epoch=last_epoch)
+
+
+def get_cosine_schedule_with_warmup(
+    optimizer: Optimizer,
+    num_warmup_steps: float,
+    num_training_steps: float,
+    num_cycles: float = 0.5,
+    last_epoch: int = -1,
+) -> ScheduleLR:
+    """``warmup(..) >> cosine(.., cycles=num_cycles)``; by default at 0 after ``num_training_steps``."""
+    rise, rest = _rise_and_rest(num_warmup_steps, num_training_steps)
+    decay = _part(cosine, rest, cycles=_real("num_cycles", num_cycles))
+    return ScheduleLR(optimizer, rise >> decay, last_epoch=last_epoch)
+
+
+def get_cosine_with_hard_restarts_schedule_with_warmup(
+    optimizer: Optimizer,
+    num_warmup_steps: float,
+    num_training_steps: float,
+    num_cycles: float = 1,
+    last_epoch: int = -1,
+) -> ScheduleLR:
+    """``warmup(..) >> hard_restarts(.., cycles=num_cycles)``, which is at 0 after ``num_training_steps``."""
+    rise, rest = _rise_and_rest(num_warmup_steps, num_training_steps)
+    decay = _part(hard_restarts, rest, _positive("num_cycles", num_cycles))
+    return ScheduleLR(optimizer, rise >> decay, last_epoch=last_epoch)
+
+
+def get_polynomial_decay_schedule_with_warmup(
+    optimizer: Optimizer,
+    num_warmup_steps: float,
+    num_training_steps: float,
+    lr_end: float = 1e-7,
+    power: float = 1.0,
+    last_epoch: int = -1,
+) -> ScheduleLR:
+    """``warmup(..) >> polynomial(.., power, end=lr_end / lr)``, with the lr of each parameter group.
+
+    Raises:
+        ValueError: ``lr_end`` is not below the lr of a parameter group, unless that is 0.
+    """
+    rise, rest = _rise_and_rest(num_warmup_steps, num_training_steps)
+    for number, group in enumerate(optimizer.param_groups):
+        lr = float(group.get("initial_lr", group["lr"]))
+        if lr and not lr > lr_end:
+            raise ValueError(f"lr_end must be below the lr of each parameter group, got {lr_end}; that of group "
+                             f"{number} is {lr}")  # fmt: skip
+    exponent = _positive("power", power)
+    schedules = _ending(optimizer, lr_end, lambda end: rise >> _part(polynomial, rest, exponent, end=end))
+    return ScheduleLR(optimizer, schedules, last_epoch=last_epoch)
+
+
+def get_inverse_sqrt_schedule(
+    optimizer: Optimizer, num_warmup_steps: float, timescale: float | None = None, last_epoch: int = -1
+) -> ScheduleLR:
+    """``warmup(..) >> inverse_sqrt(timescale)``; the timescale is that of the warm-up, or 10,000 without one."""
+    rise = _count("num_warmup_steps", num_warmup_steps)
+    decay = _part(inverse_sqrt, rise or 10_000 if timescale is None else _positive("timescale", timescale))
+    return ScheduleLR(optimizer, _part(warmup, rise) >> decay, last_epoch=last_epoch)
+
+
+def get_cosine_with_min_lr_schedule_with_warmup(
+    optimizer: Optimizer,
+    num_warmup_steps: float,
+    num_training_steps: float,
+    num_cycles: float = 0.5,
+    last_epoch: int = -1,
+    min_lr: float | None = None,
+    min_lr_rate: float | None = None,
+) -> ScheduleLR:
+    """``warmup(..) >> cosine(.., end=min_lr_rate)``; ``min_lr`` is the last rate of each parameter group.
+
+    Raises:
+        ValueError: Not exactly one of ``min_lr`` and ``min_lr_rate`` is given.
+    """
+    if (min_lr is None) == (min_lr_rate is None):
+        raise ValueError("min_lr, min_lr_rate: exactly one of them must be given")
+    rise, rest = _rise_and_rest(num_warmup_steps, num_training_steps)
+
+    def ending(end: float) -> Schedule:
+        return rise >> _part(cosine, rest, end=end, cycles=_real("num_cycles", num_cycles))
+
+    if min_lr is None:
+        return ScheduleLR(optimizer, ending(_real("min_lr_rate", min_lr_rate)), last_epoch=last_epoch)
+    return ScheduleLR(optimizer, _ending(optimizer, _real("min_lr", min_lr), ending), last_epoch=last_epoch)
+
+
+def get_wsd_schedule(
+    optimizer: Optimizer,
+    num_warmup_steps: float,
+    num_decay_steps: float,
+    num_training_steps: float | None = None,
+    num_stable_steps: float | None = None,
+    warmup_type: str = "linear",
+    decay_type: str = "cosine",
+    min_lr_ratio: float = 0,
+    num_cycles: float = 0.5,
+    last_epoch: int = -1,
+) -> ScheduleLR:
+    """Warm-up, stable, decay: ``warmup(..) >> constant(..) >> cosine(..) >> constant(value=min_lr_ratio)``.
+
+    Warm-up and decay are each "linear", "cosine" or "1-sqrt".
+
+    Raises:
+        ValueError: Neither ``num_training_steps`` nor ``num_stable_steps`` is given, or a type is not known.
+    """
+    low = _real("min_lr_ratio", min_lr_ratio)
+    rise, fall = _count("num_warmup_steps", num_warmup_steps), _count("num_decay_steps", num_decay_steps)
+    rises = {
+        "linear": _part(warmup, rise, low),
+        "cosine": _part(cosine, rise, low, 1.0),
+        "1-sqrt": _part(polynomial, rise, 0.5, low, 1.0),
+    }
+    falls = {
+        "linear": _part(linear, fall, end=low),
+        "cosine": _part(cosine, fall, end=low, cycles=_real("num_cycles", num_cycles)),
+        "1-sqrt": _part(sqrt, fall, end=low),
+    }
+    for name, chosen in (("warmup_type", warmup_type), ("decay_type", decay_type)):
+        if chosen not in rises:
+            raise ValueError(f"{name}: {chosen!r} is not known; known are {', '.join(rises)}")
+    if num_stable_steps is None:
+        if num_training_steps is None:
+            raise ValueError("num_training_steps, num_stable_steps: one of them must be given")
+        stable = _rest(_count("num_training_steps", num_training_steps), rise + fall)
+    else:
+        stable = _count("num_stable_steps", num_stable_steps)
+        if num_training_steps is not None:
+            warnings.warn("num_stable_steps is given, so num_training_steps is not used", UserWarning, stacklevel=2)
+    stages = rises[warmup_type] >> _part(constant, stable) >> falls[decay_type] >> constant(value=low)
+    return ScheduleLR(optimizer, stages, last_epoch=last_epoch)
+
+
+_BY_NAME: dict[str, Callable[..., ScheduleLR]] = {
+    "linear": get_linear_schedule_with_warmup,
+    "cosine": get_cosine_schedule_with_warmup,
+    "cosine_with_restarts": get_cosine_with_hard_restarts_schedule_with_warmup,
+    "polynomial": get_polynomial_decay_schedule_with_warmup,
+    "constant": get_constant_schedule,
+    "constant_with_warmup": get_constant_schedule_with_warmup,
+    "inverse_sqrt": get_inverse_sqrt_schedule,
+    "cosine_with_min_lr": get_cosine_with_min_lr_schedule_with_warmup,
+    "warmup_stable_decay": get_wsd_schedule,
+}
+
+
+def get_scheduler(
+    name: str,
+    optimizer: Optimizer,
+    num_warmup_steps: float | None = None,
+    num_training_steps: float | None = None,
+    scheduler_specific_kwargs: dict[str, Any] | None = None,
+) -> LRScheduler:
+    """Return a schedule by the name that transformers has for it (``lr_scheduler_type``).
+
+    Args:
+        name: "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup",
+            "inverse_sqrt", "cosine_with_min_lr", "warmup_stable_decay", "reduce_lr_on_plateau"; or a member of
+            transformers' ``SchedulerType``.
+        optimizer: Whose rates are driven.
+        num_warmup_steps: For all but "constant" and "reduce_lr_on_plateau".
+        num_training_steps: For all but these, "constant_with_warmup" and "inverse_sqrt".
+        scheduler_specific_kwargs: What else the function of that schedule takes; not used by the two constant ones.
+
+    Returns:
+        A :class:`ScheduleLR`, or :class:`~onepass.lr_scheduler.ReduceLROnPlateau`.
+
+    Raises:
+        ValueError: The name is not known, or a number of steps is missing.
+        TypeError: The schedule does not take one of the arguments.
+    """
+    known = getattr(name, "value", name)
+    more = scheduler_specific_kwargs or {}
+    if known == "reduce_lr_on_plateau":
+        from .. import lr_scheduler  # which imports this module
+
+        return lr_scheduler.ReduceLROnPlateau(optimizer, **more)
+    if known not in _BY_NAME:
+        raise ValueError(f"name: {known!r} is not known; known are {', '.join(_BY_NAME)}, reduce_lr_on_plateau")
+    make = _BY_NAME[known]
+    taken = inspect.signature(make).parameters
+    counts = {"num_warmup_steps": num_warmup_steps, "num_training_steps": num_training_steps}
+    counts = {argument: count for argument, count in counts.items() if argument in taken}
+    for argument, count in counts.items():
+        if count is None and taken[argument].default is inspect.Parameter.empty:
+            raise ValueError(f"{argument}: the schedule {known!r} needs it")
+    return make(optimizer, **counts, **({} if known in ("constant", "constant_with_warmup") else more))

@@ -1,0 +1,119 @@
+"""The optimizers of this package by name, and as a table: from the classes, the registry of rules, and `explain`."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
+
+from ..optimizers.arguments import described
+from .grouping import param_groups
+
+
+def optimizers() -> Iterator[type[Optimizer]]:
+    """All optimizers with kernels; Lookahead, which wraps any, is not among them."""
+    import onepass
+
+    for name in sorted(onepass.__all__, key=str.lower):
+        found = getattr(onepass, name)
+        if inspect.isclass(found) and issubclass(found, Optimizer) and hasattr(found, "_state_names"):
+            yield found
+
+
+def list_optimizers() -> list[str]:
+    """The names that :func:`create` knows: those of the optimizers, in small letters."""
+    return [found.__name__.lower() for found in optimizers()]
+
+
+def create(name: str, params: nn.Module | ParamsT, **arguments: Any) -> Optimizer:
+    """Makes an optimizer by its name.
+
+    Args:
+        name: Such as ``"adamw"``; see :func:`list_optimizers`. Capital letters, ``_`` and ``-`` do not matter.
+        params: A module, whose named parameters are taken; or what the optimizer's class takes.
+        **arguments: What its class takes besides. For a module, ``no_decay``, ``layer_decay`` and ``lr_scale``
+            are those of :func:`onepass.param_groups`, which is called if one of them is given; with ``no_decay``, the
+            others have the class's own ``weight_decay`` if none is given.
+
+    Raises:
+        TypeError: ``name`` is no text, or ``no_decay``, ``layer_decay`` or ``lr_scale`` is given without a module.
+        ValueError: There is no such optimizer, or an argument is out of its range.
+    """
+    found = optimizer_named(name)
+    grouping = {key: arguments.pop(key) for key in ("no_decay", "layer_decay", "lr_scale") if key in arguments}
+    if isinstance(params, nn.Module):
+        if grouping:
+            both = {key: arguments[key] for key in ("lr", "weight_decay") if key in arguments}
+            default = inspect.signature(found).parameters.get("weight_decay")
+            if "no_decay" in grouping and default is not None:
+                both.setdefault("weight_decay", default.default)
+            params = param_groups(params, **both, **grouping)
+        else:
+            params = params.named_parameters()
+    elif grouping:
+        raise TypeError(
+            f"create: {next(iter(grouping))} needs a torch.nn.Module for params, got the {type(params).__name__}: pass "
+            "the model, not its parameters()"
+        )
+    optimizer: Optimizer = found(params, **arguments)
+    return optimizer
+
+
+def optimizer_named(name: str) -> type[Any]:
+    """Return the class of an optimizer, by a name as :func:`create` knows it.
+
+    Raises:
+        TypeError: ``name`` is no text.
+        ValueError: There is no such optimizer.
+    """
+    if not isinstance(name, str):
+        is_class = inspect.isclass(name)
+        got = f"the class {name.__name__}, which makes an optimizer when it is called" if is_class else described(name)
+        raise TypeError(f"create: name must be the name of an optimizer, such as 'adamw', got {got}")
+    wanted = name.lower().replace("_", "").replace("-", "")
+    known = {found.__name__.lower(): found for found in optimizers()}
+    if wanted not in known:
+        close = difflib.get_close_matches(wanted, known, 1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
+        raise ValueError(f"there is no optimizer {name!r}: {hint}")
+    return known[wanted]
+
+
+def class_name(name: str) -> str:
+    """Return the name of an optimizer's class: the type of an argument on the command line, for argparse."""
+    try:
+        return optimizer_named(name).__name__
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def plain_name(name: str) -> str:
+    """Return the name by which :func:`list_optimizers` lists an optimizer: a type for argparse, too."""
+    return class_name(name).lower()
+
+
+def takes_sparse(optimizer: type[Optimizer]) -> bool:
+    """Whether its kernels take sparse gradients, with its default hyperparameters."""
+    from .introspect import explain
+
+    p = torch.nn.Parameter(torch.zeros(2, 2))
+    p.grad = torch.sparse_coo_tensor(torch.tensor([[1]]), torch.ones(1, 2), (2, 2), check_invariants=True)
+    (row,) = explain(optimizer([p]))  # type: ignore[call-arg]
+    return row.path == "kernel"
+
+
+def markdown() -> str:
+    """The table, as README shows it."""
+    lines = ["| `onepass` | in place of | states | sparse gradients |", "|---|---|---|---|"]
+    for found in optimizers():
+        theirs = f"`torch.optim.{found.__name__}`" if hasattr(torch.optim, found.__name__) else "(torch has none)"
+        states = ", ".join(f"`{name}`" for name in found._state_names())  # type: ignore[attr-defined]
+        lines.append(f"| `{found.__name__}` | {theirs} | {states} | {'yes' if takes_sparse(found) else ''} |")
+    return "\n".join(lines)

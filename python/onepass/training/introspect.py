@@ -1,0 +1,102 @@
+"""Telling the truth: which path each tensor takes, and how many took it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+
+from .. import _core
+from ..optimizers.arguments import hyperparameters
+from ..optimizers.base import Native
+from ..optimizers.hooks import unwrapped
+from ..optimizers.lbfgs import LBFGS
+from ..optimizers.lookahead import Lookahead
+from .backward import freed_aside
+
+
+@dataclass(frozen=True)
+class Row:
+    """The path of one parameter."""
+
+    group: int
+    index: int
+    name: str | None
+    shape: tuple[int, ...]
+    dtype: str
+    path: str
+    reason: str
+
+
+class Explanation(list[Row]):
+    """A list of :class:`Row`, one for each parameter in order; printed, a table."""
+
+    def __init__(self, title: str, rows: list[Row], groups: list[dict[str, Any]]) -> None:
+        super().__init__(rows)
+        self.title = title
+        self.groups = [hyperparameters(group) for group in groups]  #: of each, learning rate and weight decay
+
+    def __str__(self) -> str:
+        lines = [self.title]
+        for index, group in enumerate(self.groups):
+            told = ", ".join(f"{name} {value:g}" for name, value in group.items())
+            lines.append(f"  group {index}: {told}" if told else f"  group {index}")
+            for row in (row for row in self if row.group == index):
+                name = f" {row.name}" if row.name else ""
+                what = f"    parameter {row.index}{name}: {row.dtype} {list(row.shape)}"
+                lines.append(f"{what} -> {row.path}" + (f" ({row.reason})" if row.reason else ""))
+        return "\n".join(lines)
+
+
+def explain(optimizer: Optimizer) -> Explanation:
+    """Tells which path each parameter of an optimizer would take if it were stepped now, and why.
+
+    Args:
+        optimizer: Any optimizer. One of torch's own is told to be on torch's path throughout; of Lookahead
+            and of accelerate's wrapper, the optimizer within is told of, of ZeroRedundancyOptimizer this process's
+            share.
+
+    Returns:
+        A row for each parameter. ``path`` is ``"kernel"``, with the GPU that it runs on, if any, for the reason;
+        ``"torch"``, with the reason why the kernels cannot take it; or ``"error"``, with the message that a step would
+        raise. Nothing is changed. Printed, it is a readable table.
+
+    Raises:
+        TypeError: It is no optimizer.
+    """
+    if not hasattr(unwrapped(optimizer), "param_groups"):
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, but is a {type(optimizer).__name__}")
+    optimizer = unwrapped(optimizer)
+    while isinstance(optimizer, Lookahead):
+        optimizer = unwrapped(optimizer.optimizer)
+    if isinstance(share := getattr(optimizer, "optim", None), Optimizer):  # ZeroRedundancyOptimizer's
+        optimizer = share
+    if isinstance(optimizer, Native | LBFGS):
+        isa = _core.isa()
+        with freed_aside(p for group in optimizer.param_groups for p in group["params"]):
+            found = optimizer._explain()
+        title = f"{type(optimizer).__name__}, kernels for {isa}"
+    else:
+        groups = enumerate(optimizer.param_groups)
+        why = "not an optimizer of onepass"
+        found = [(g, i, "torch", why) for g, group in groups for i in range(len(group["params"]))]
+        title = type(optimizer).__name__
+    rows = []
+    for group, index, path, reason in found:
+        held = optimizer.param_groups[group]
+        p = held["params"][index]
+        name = next(iter(held.get("param_names", [])[index : index + 1]), None)
+        shape = () if is_lazy(p) else tuple(p.shape)
+        rows.append(Row(group, index, name, shape, str(p.dtype).removeprefix("torch."), path, reason))
+    return Explanation(title, rows, optimizer.param_groups)
+
+
+def stats() -> dict[str, dict[str, Any]]:
+    """Tensors stepped since import.
+
+    Returns:
+        ``{"kernel": {backend: count}, "torch": {reason: count}}``. A parameter counts once for each step.
+    """
+    return _core.stats()

@@ -375,9 +375,7 @@ def steps_of_all_sorts_of_tensors() -> list:
         meta = torch.nn.Parameter(torch.ones(2, device="meta"))
         meta.grad = torch.ones(2, device="meta")
         opt.add_param_group({"params": [meta]})
-        with pytest.raises(ValueError, match="meta") as error:
-            opt.step()
-        ends.append(str(error.value))
+        ends.append(onepass.explain(opt)[-1].reason)
         for p in params:
             both = (p.detach(), *opt.state[p].values())
             ends += [(torch.view_as_real(t) if t.is_complex() else t).tolist() for t in both]

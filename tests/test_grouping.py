@@ -254,7 +254,7 @@ def test_every_optimizer_has_a_name():
         arguments = {} if name in ("lbfgs",) else {"lr": 0.5}
         opt = onepass.create(name, weights, **arguments)
         assert type(opt).__name__.lower() == name
-        assert type(opt).__module__.startswith("onepass.")
+        assert type(opt).__module__ == "onepass"
         assert opt.param_groups[0]["lr"] == arguments.get("lr", 1.0)
 
 

@@ -69,7 +69,8 @@ def everything(optimizer) -> list[bytes]:
 @pytest.fixture
 def no_iterations(monkeypatch):
     """Newton-Schulz leaves its input as it is, but for what its dtype makes of it."""
-    monkeypatch.setattr(torch_muon, "_zeropower_via_newtonschulz", lambda update, *_: update.bfloat16())
+    for module, name in ((torch_muon, "_zeropower_via_newtonschulz"), (onepass.optimizers.muon, "newton_schulz")):
+        monkeypatch.setattr(module, name, lambda update, *_: update.bfloat16())
 
 
 # -- numbers ---------------------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ import onepass
 import pytest
 import torch
 from contract import assert_same, give_gradients, leaves, snapshot, train
-from onepass.schedules import constant, cosine, exponential, function, linear, schedule_lr, step, warmup
+from onepass.schedules import constant, cosine, exponential, function, linear, step, warmup
+from onepass.schedules import transformers as family
 from onepass.schedules.schedule_lr import ScheduleLR
 from reference import params_of
 from torch.optim import lr_scheduler
@@ -488,10 +489,10 @@ def test_transformers(name, options):
     for opt in (ours, theirs):
         opt.defaults["lr"] = 0.1
     n = options.get("num_training_steps", 150) + 1
-    got = run(ours, getattr(schedule_lr, name)(ours, **options), n)
+    got = run(ours, getattr(family, name)(ours, **options), n)
     expected = run(theirs, getattr(optimization, name)(theirs, **options), n)
     np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-13)
-    resumed = getattr(schedule_lr, name)(ours, **options, last_epoch=40)
+    resumed = getattr(family, name)(ours, **options, last_epoch=40)
     torchs = getattr(optimization, name)(theirs, **options, last_epoch=40)
     np.testing.assert_allclose(resumed.get_last_lr(), torchs.get_last_lr(), rtol=1e-12, atol=1e-13)
 
@@ -501,8 +502,8 @@ def test_transformers_signatures():
 
     from transformers import optimization  # not at the top: it takes seconds
 
-    for name in set(schedule_lr.__all__) - {"ScheduleLR"}:
-        ours, theirs = (inspect.signature(getattr(m, name)).parameters for m in (schedule_lr, optimization))
+    for name in set(family.__all__):
+        ours, theirs = (inspect.signature(getattr(m, name)).parameters for m in (family, optimization))
         assert {n: p.default for n, p in ours.items()} == {n: p.default for n, p in theirs.items()}, name
         assert list(ours) == list(theirs)
 
@@ -510,18 +511,18 @@ def test_transformers_signatures():
 @pytest.mark.parametrize("name", ["get_cosine_schedule_with_warmup", "get_linear_schedule_with_warmup"])
 def test_after_the_last_training_step_the_rate_is_held(name):
     opt = new()
-    assert run(opt, getattr(schedule_lr, name)(opt, 5, 10), 30)[10:, 0].tolist() == [0.0] * 20
+    assert run(opt, getattr(family, name)(opt, 5, 10), 30)[10:, 0].tolist() == [0.0] * 20
 
 
 @pytest.mark.parametrize(
     ("make", "why"),
     [
-        (lambda o: schedule_lr.get_wsd_schedule(o, 1, 2), "num_training_steps, num_stable_steps"),
-        (lambda o: schedule_lr.get_wsd_schedule(o, 1, 2, 9, warmup_type="x"), "warmup_type: 'x'"),
-        (lambda o: schedule_lr.get_wsd_schedule(o, 1, 2, 9, decay_type="x"), "decay_type: 'x'"),
-        (lambda o: schedule_lr.get_cosine_with_min_lr_schedule_with_warmup(o, 1, 2), "min_lr, min_lr_rate"),
-        (lambda o: schedule_lr.get_polynomial_decay_schedule_with_warmup(o, 1, 2, lr_end=1.0), "lr_end"),
-        (lambda o: schedule_lr.get_linear_schedule_with_warmup(o, -1, 2), "num_warmup_steps must be >= 0, got -1"),
+        (lambda o: family.get_wsd_schedule(o, 1, 2), "num_training_steps, num_stable_steps"),
+        (lambda o: family.get_wsd_schedule(o, 1, 2, 9, warmup_type="x"), "warmup_type: 'x'"),
+        (lambda o: family.get_wsd_schedule(o, 1, 2, 9, decay_type="x"), "decay_type: 'x'"),
+        (lambda o: family.get_cosine_with_min_lr_schedule_with_warmup(o, 1, 2), "min_lr, min_lr_rate"),
+        (lambda o: family.get_polynomial_decay_schedule_with_warmup(o, 1, 2, lr_end=1.0), "lr_end"),
+        (lambda o: family.get_linear_schedule_with_warmup(o, -1, 2), "num_warmup_steps must be >= 0, got -1"),
     ],
 )
 def test_bad_arguments_of_the_family(make, why):
@@ -531,7 +532,7 @@ def test_bad_arguments_of_the_family(make, why):
 
 def test_wsd_with_both_counts_warns():
     with pytest.warns(UserWarning, match="num_stable_steps"):
-        schedule_lr.get_wsd_schedule(new(), 1, 2, 9, 3)
+        family.get_wsd_schedule(new(), 1, 2, 9, 3)
 
 
 def test_a_function_of_ones_own_is_known_again_in_the_next_process():
@@ -594,7 +595,7 @@ def test_a_group_is_taken_up_where_one_schedule_serves_all(cls):
 
 def test_the_schedules_of_transformers_take_up_a_group():
     opt = new(groups=2)
-    scheduler = schedule_lr.get_cosine_schedule_with_warmup(opt, 3, 20)
+    scheduler = family.get_cosine_schedule_with_warmup(opt, 3, 20)
     run(opt, scheduler, 4)
     add_group(opt)
     run(opt, scheduler, 1)
@@ -810,16 +811,16 @@ def test_numbers_of_steps_that_are_not_whole(name, options):
     ours, theirs = new(), new()
     ours.defaults["lr"] = theirs.defaults["lr"] = 0.1
     n = math.ceil(options.get("num_training_steps", 150))
-    got = run(ours, getattr(schedule_lr, name)(ours, **options), n)
+    got = run(ours, getattr(family, name)(ours, **options), n)
     expected = run(theirs, getattr(optimization, name)(theirs, **options), n)
     np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-13)
     assert np.unique(got).size > 10
 
 
 def test_schedules_that_differ_by_a_part_of_a_step_are_told_apart():
-    scheduler = schedule_lr.get_linear_schedule_with_warmup(new(), W, 100)
+    scheduler = family.get_linear_schedule_with_warmup(new(), W, 100)
     assert repr(scheduler.schedules[0]) == "warmup(15.5) >> linear(84.5)"
-    other = schedule_lr.get_linear_schedule_with_warmup(new(), 16, 100)
+    other = family.get_linear_schedule_with_warmup(new(), 16, 100)
     with pytest.warns(UserWarning, match=r"made with warmup\(15.5\) >> linear\(84.5\)"):
         other.load_state_dict(scheduler.state_dict())
     copied = pickle.loads(pickle.dumps(scheduler))
@@ -830,21 +831,21 @@ def test_schedules_that_differ_by_a_part_of_a_step_are_told_apart():
 @pytest.mark.parametrize(
     ("make", "error", "why"),
     [
-        (lambda o: schedule_lr.get_cosine_schedule_with_warmup(o, "3", 9), TypeError, "num_warmup_steps: .*'3'"),
-        (lambda o: schedule_lr.get_cosine_schedule_with_warmup(o, 3, math.inf), TypeError, "num_training_steps: .*inf"),
-        (lambda o: schedule_lr.get_cosine_schedule_with_warmup(o, 3, None), TypeError, "num_training_steps: .*None"),
-        (lambda o: schedule_lr.get_cosine_schedule_with_warmup(o, 3, 9, "x"), TypeError, "num_cycles: "),
-        (lambda o: schedule_lr.get_wsd_schedule(o, 3, -1, 9), ValueError, "num_decay_steps must be >= 0, got -1"),
-        (lambda o: schedule_lr.get_wsd_schedule(o, 3, 1, None, -0.5), ValueError, "num_stable_steps must be >= 0"),
-        (lambda o: schedule_lr.get_inverse_sqrt_schedule(o, 3, -1), ValueError, "timescale must be >= 0, got -1"),
-        (lambda o: schedule_lr.get_inverse_sqrt_schedule(o, 3, 0), ValueError, "timescale must be > 0, got 0"),
+        (lambda o: family.get_cosine_schedule_with_warmup(o, "3", 9), TypeError, "num_warmup_steps: .*'3'"),
+        (lambda o: family.get_cosine_schedule_with_warmup(o, 3, math.inf), TypeError, "num_training_steps: .*inf"),
+        (lambda o: family.get_cosine_schedule_with_warmup(o, 3, None), TypeError, "num_training_steps: .*None"),
+        (lambda o: family.get_cosine_schedule_with_warmup(o, 3, 9, "x"), TypeError, "num_cycles: "),
+        (lambda o: family.get_wsd_schedule(o, 3, -1, 9), ValueError, "num_decay_steps must be >= 0, got -1"),
+        (lambda o: family.get_wsd_schedule(o, 3, 1, None, -0.5), ValueError, "num_stable_steps must be >= 0"),
+        (lambda o: family.get_inverse_sqrt_schedule(o, 3, -1), ValueError, "timescale must be >= 0, got -1"),
+        (lambda o: family.get_inverse_sqrt_schedule(o, 3, 0), ValueError, "timescale must be > 0, got 0"),
         (
-            lambda o: schedule_lr.get_cosine_with_hard_restarts_schedule_with_warmup(o, 3, 9, 0),
+            lambda o: family.get_cosine_with_hard_restarts_schedule_with_warmup(o, 3, 9, 0),
             ValueError,
             "num_cycles must be > 0, got 0",
         ),
         (
-            lambda o: schedule_lr.get_polynomial_decay_schedule_with_warmup(o, 3, 9, power=0),
+            lambda o: family.get_polynomial_decay_schedule_with_warmup(o, 3, 9, power=0),
             ValueError,
             "power must be > 0, got 0",
         ),
@@ -864,22 +865,22 @@ def test_a_last_rate_is_that_of_every_group(tensor_lr):
         return opt
 
     opt = fresh()
-    got = run(opt, schedule_lr.get_cosine_with_min_lr_schedule_with_warmup(opt, 2, 10, min_lr=0.01), 12)
+    got = run(opt, family.get_cosine_with_min_lr_schedule_with_warmup(opt, 2, 10, min_lr=0.01), 12)
     assert got[2].tolist() == pytest.approx([0.1, 0.2, 0.3])
     assert got[-1].tolist() == pytest.approx([0.01, 0.01, 0.01], rel=1e-12)
     opt = fresh()
-    scheduler = schedule_lr.get_polynomial_decay_schedule_with_warmup(opt, 2, 10, lr_end=0.02)
+    scheduler = family.get_polynomial_decay_schedule_with_warmup(opt, 2, 10, lr_end=0.02)
     assert run(opt, scheduler, 12)[-1].tolist() == pytest.approx([0.02, 0.02, 0.02], rel=1e-12)
-    again = schedule_lr.get_polynomial_decay_schedule_with_warmup(opt, 2, 10, lr_end=0.02, last_epoch=5)
+    again = family.get_polynomial_decay_schedule_with_warmup(opt, 2, 10, lr_end=0.02, last_epoch=5)
     assert again.schedules == scheduler.schedules  # by the first rates, not by those that the groups have now
     with pytest.raises(ValueError, match=r"lr_end must be below .* got 0.1; that of group 0 is 0.1"):
-        schedule_lr.get_polynomial_decay_schedule_with_warmup(fresh(), 2, 10, lr_end=0.1)
+        family.get_polynomial_decay_schedule_with_warmup(fresh(), 2, 10, lr_end=0.1)
 
 
 def test_a_group_whose_rate_is_zero_has_no_last_rate():
     opt = new(groups=2)
     opt.param_groups[1]["lr"] = 0.0
-    scheduler = schedule_lr.get_polynomial_decay_schedule_with_warmup(opt, 2, 10)
+    scheduler = family.get_polynomial_decay_schedule_with_warmup(opt, 2, 10)
     assert run(opt, scheduler, 12)[:, 1].tolist() == [0.0] * 12
 
 
@@ -907,9 +908,9 @@ def test_schedulers_by_name(name):
         return run(opt, get(name, opt, 7, 50, NAMED[name]), 50)
 
     expected = rates(optimization.get_scheduler, name)
-    np.testing.assert_allclose(rates(schedule_lr.get_scheduler, name), expected, rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(rates(family.get_scheduler, name), expected, rtol=1e-12, atol=1e-13)
     opt = new()
-    by_member = schedule_lr.get_scheduler(SchedulerType(name), opt, 7, 50, NAMED[name])
+    by_member = family.get_scheduler(SchedulerType(name), opt, 7, 50, NAMED[name])
     assert isinstance(by_member, ScheduleLR)
 
 
@@ -935,4 +936,4 @@ def test_a_plateau_by_name():
 def test_schedulers_by_name_that_cannot_be_made(arguments, error, why):
     name, *rest = arguments
     with pytest.raises(error, match=why):
-        schedule_lr.get_scheduler(name, new(), *rest)
+        family.get_scheduler(name, new(), *rest)

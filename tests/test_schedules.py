@@ -417,7 +417,7 @@ def test_schedules_do_not_change():
 
 def test_every_part_is_known_to_all():
     parts = set(onepass.schedules.__all__) - {"Schedule", "function", "parse"}
-    assert parts == set(onepass.schedules._PARTS)
+    assert parts == set(onepass.schedules.parser._PARTS)
 
 
 def test_an_argument_that_is_named_twice_is_refused():

@@ -26,6 +26,19 @@ from .parts import (
 )
 from .schedule_lr import ScheduleLR
 
+__all__ = [
+    "get_constant_schedule",
+    "get_constant_schedule_with_warmup",
+    "get_cosine_schedule_with_warmup",
+    "get_cosine_with_hard_restarts_schedule_with_warmup",
+    "get_cosine_with_min_lr_schedule_with_warmup",
+    "get_inverse_sqrt_schedule",
+    "get_linear_schedule_with_warmup",
+    "get_polynomial_decay_schedule_with_warmup",
+    "get_scheduler",
+    "get_wsd_schedule",
+]
+
 # -- the schedules of transformers -------------------------------------------------------------------------------------
 # The same names, arguments and rates as in transformers.optimization, but for two things. Where two of its cosines rise
 # again after the last training step, these hold. A last rate (min_lr, lr_end) is that of every parameter group;

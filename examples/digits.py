@@ -161,7 +161,10 @@ def find(task: Task, entry: Entry, steps: int) -> float:
     test = onepass.lr_find(
         model, optimizer, nn.functional.cross_entropy, loader, start=1e-4, end=10, steps=steps, progress=False
     )
-    return test.suggestion(SUGGESTION)
+    try:
+        return test.suggestion(SUGGESTION)
+    except ValueError:  # too few steps to tell the fall from noise, as in the quick gallery
+        return float(test.lrs[np.nanargmin(test.smoothed)]) / 10
 
 
 def train(task: Task, entry: Entry, lr: float, seed: int, samples: int, check: int) -> Run:

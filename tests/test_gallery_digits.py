@@ -97,9 +97,9 @@ def test_the_rate_is_lr_finds(task, name):
     generator = torch.Generator().manual_seed(100)
     loader = [task.draw(generator) for _ in range(20)]
     test = onepass.lr_find(
-        model, optimizer, nn.CrossEntropyLoss(), loader, start=1e-4, end=10, steps=25, progress=False
+        model, optimizer, nn.CrossEntropyLoss(), loader, start=1e-4, end=10, steps=60, progress=False
     )
-    rate = digits.find(task, entry(name), 25)
+    rate = digits.find(task, entry(name), 60)
     assert rate == test.suggestion("minimum")
     assert rate == test.lrs[np.nanargmin(test.smoothed[4:]) + 4] / 10
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-from torch.optim.optimizer import ParamsT
 
+from . import signatures
 from .base import Native
 from .hooks import unhooked
 
 
-class Adadelta(Native, torch.optim.Adadelta):
+class Adadelta(Native, signatures.Adadelta):
     r"""Adadelta, a drop-in for :class:`torch.optim.Adadelta`.
 
     With the gradient :math:`g_t` (negated with ``maximize``), element by element:
@@ -44,30 +43,3 @@ class Adadelta(Native, torch.optim.Adadelta):
 
     rule = "adadelta"
     torch_step = unhooked(torch.optim.Adadelta)
-
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float | Tensor = 1.0,
-        rho: float = 0.9,
-        eps: float = 1e-6,
-        weight_decay: float = 0,
-        foreach: bool | None = None,
-        *,
-        capturable: bool = False,
-        maximize: bool = False,
-        differentiable: bool = False,
-        state_dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(
-            params,
-            lr,
-            rho,
-            eps,
-            weight_decay,
-            foreach=foreach,
-            capturable=capturable,
-            maximize=maximize,
-            differentiable=differentiable,
-        )
-        self._set_state_dtype(state_dtype)

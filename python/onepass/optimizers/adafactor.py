@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
 
+from . import signatures
 from .arguments import HyperTypes
 from .base import Native
 from .hooks import unhooked
 
 
-class Adafactor(Native, torch.optim.Adafactor):
+class Adafactor(Native, signatures.Adafactor):
     r"""Adafactor, a drop-in for :class:`torch.optim.Adafactor`.
 
     With the gradient :math:`G_t` (negated with ``maximize``), a matrix of :math:`n` rows and :math:`m` columns, or a
@@ -59,22 +59,6 @@ class Adafactor(Native, torch.optim.Adafactor):
 
     rule = "adafactor"
     torch_step = unhooked(torch.optim.Adafactor)
-
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float | Tensor = 1e-2,
-        beta2_decay: float = -0.8,
-        eps: tuple[float | None, float] = (None, 1e-3),
-        d: float = 1.0,
-        weight_decay: float = 0.0,
-        *,
-        foreach: bool | None = None,
-        maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(params, lr, beta2_decay, eps, d, weight_decay, foreach=foreach, maximize=maximize)
-        self._set_state_dtype(state_dtype)
 
     @classmethod
     def _hyper_types(cls) -> HyperTypes:

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
 
+from . import signatures
 from .arguments import number
 from .base import Native
 from .hooks import unhooked
@@ -41,7 +41,7 @@ def _torch_step(self: torch.optim.Optimizer) -> None:
 _adagrad = unhooked(torch.optim.Adagrad)
 
 
-class Adagrad(Native, torch.optim.Adagrad):
+class Adagrad(Native, signatures.Adagrad):
     r"""Adagrad, a drop-in for :class:`torch.optim.Adagrad`.
 
     At step :math:`t`, with the gradient :math:`g_t` (negated with ``maximize``), element by element:
@@ -83,39 +83,12 @@ class Adagrad(Native, torch.optim.Adagrad):
     rule = "adagrad"
     torch_step = _torch_step
 
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float | Tensor = 1e-2,
-        lr_decay: float = 0,
-        weight_decay: float = 0,
-        initial_accumulator_value: float = 0,
-        eps: float = 1e-10,
-        foreach: bool | None = None,
-        *,
-        maximize: bool = False,
-        differentiable: bool = False,
-        fused: bool | None = None,
-        decoupled_weight_decay: bool = False,
-        state_dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(
-            params,
-            lr,
-            lr_decay,
-            weight_decay,
-            initial_accumulator_value,
-            eps,
-            foreach=foreach,
-            maximize=maximize,
-            differentiable=differentiable,
-            fused=fused,
-        )
+    def _take_arguments(self, *, decoupled_weight_decay: bool = False, state_dtype: torch.dtype | None = None) -> None:
         if decoupled_weight_decay:  # False leaves no trace, as None does of state_dtype
             self.defaults["decoupled_weight_decay"] = decoupled_weight_decay
             for group in self.param_groups:
                 group.setdefault("decoupled_weight_decay", decoupled_weight_decay)
-        self._set_state_dtype(state_dtype)
+        super()._take_arguments(state_dtype=state_dtype)
         for group in self.param_groups:  # torch's constructor has made the states already
             for p in group["params"]:
                 if group.get("state_dtype") is not None and not p.is_complex():

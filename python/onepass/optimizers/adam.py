@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-from torch.optim.optimizer import ParamsT
 
+from . import signatures
 from .base import Native
 from .hooks import unhooked
 
 
-class Adam(Native, torch.optim.Adam):
+class Adam(Native, signatures.Adam):
     r"""Adam, a drop-in for :class:`torch.optim.Adam`.
 
     At step :math:`t`, with the gradient :math:`g_t` (negated with ``maximize``), element by element:
@@ -48,36 +47,3 @@ class Adam(Native, torch.optim.Adam):
 
     rule = "adam"
     torch_step = unhooked(torch.optim.Adam)
-
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float | Tensor = 1e-3,
-        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0,
-        amsgrad: bool = False,
-        *,
-        foreach: bool | None = None,
-        maximize: bool = False,
-        capturable: bool = False,
-        differentiable: bool = False,
-        fused: bool | None = None,
-        decoupled_weight_decay: bool = False,
-        state_dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(
-            params,
-            lr,
-            betas,
-            eps,
-            weight_decay,
-            amsgrad,
-            foreach=foreach,
-            maximize=maximize,
-            capturable=capturable,
-            differentiable=differentiable,
-            fused=fused,
-            decoupled_weight_decay=decoupled_weight_decay,
-        )
-        self._set_state_dtype(state_dtype)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-from torch.optim.optimizer import ParamsT
 
+from . import signatures
 from .base import Native
 from .hooks import unhooked
 
 
-class AdamW(Native, torch.optim.AdamW):
+class AdamW(Native, signatures.AdamW):
     r"""Adam with decoupled weight decay, a drop-in for :class:`torch.optim.AdamW`.
 
     At step :math:`t`, with the gradient :math:`g_t` (negated with ``maximize``), element by element:
@@ -49,34 +48,3 @@ class AdamW(Native, torch.optim.AdamW):
 
     rule = "adam"
     torch_step = unhooked(torch.optim.AdamW)
-
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float | Tensor = 1e-3,
-        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 1e-2,
-        amsgrad: bool = False,
-        *,
-        maximize: bool = False,
-        foreach: bool | None = None,
-        capturable: bool = False,
-        differentiable: bool = False,
-        fused: bool | None = None,
-        state_dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(
-            params,
-            lr,
-            betas,
-            eps,
-            weight_decay,
-            amsgrad,
-            maximize=maximize,
-            foreach=foreach,
-            capturable=capturable,
-            differentiable=differentiable,
-            fused=fused,
-        )
-        self._set_state_dtype(state_dtype)

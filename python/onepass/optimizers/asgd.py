@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.optim.optimizer import ParamsT
 
+from . import signatures
 from .arguments import number
 from .base import Native
 from .hooks import unhooked
 
 
-class ASGD(Native, torch.optim.ASGD):
+class ASGD(Native, signatures.ASGD):
     r"""Averaged stochastic gradient descent, a drop-in for :class:`torch.optim.ASGD`.
 
     At step :math:`t`, with the gradient :math:`g_t` (negated with ``maximize``), element by element:
@@ -51,35 +50,6 @@ class ASGD(Native, torch.optim.ASGD):
 
     rule = "asgd"
     torch_step = unhooked(torch.optim.ASGD)
-
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float | Tensor = 1e-2,
-        lambd: float = 1e-4,
-        alpha: float = 0.75,
-        t0: float = 1e6,
-        weight_decay: float = 0,
-        foreach: bool | None = None,
-        maximize: bool = False,
-        differentiable: bool = False,
-        capturable: bool = False,
-        *,
-        state_dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(
-            params,
-            lr,
-            lambd,
-            alpha,
-            t0,
-            weight_decay,
-            foreach=foreach,
-            maximize=maximize,
-            differentiable=differentiable,
-            capturable=capturable,
-        )
-        self._set_state_dtype(state_dtype)
 
     def _counts_on_device(self, group: dict[str, Any]) -> bool:
         return True  # torch has them there always

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.optimizer import ParamsT
 
 from .. import _core
 from .arguments import HyperTypes, check_hyperparameters, module_refused, noted
+from .constructors import constructor
 from .hooks import Step, hooked
 from .torch_private import (
     check_capturable,
@@ -171,15 +171,41 @@ class Native(Optimizer):
     # Set by Lookahead during its step.
     _slow_weight_update: SlowWeightUpdate | None = None
 
-    def __init__(self, params: ParamsT, *args: Any, **kwargs: Any) -> None:
-        construct = super().__init__
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Give a class of this package the constructor of torch's class, unless it has one of its own."""
+        super().__init_subclass__(**kwargs)
+        if "torch_step" in vars(cls) and "__init__" not in vars(cls):
+            theirs = cls.__mro__[cls.__mro__.index(Native) + 1]
+            made = constructor(theirs, Native.__init__, cls._take_arguments)
+            made.__qualname__ = f"{cls.__qualname__}.__init__"
+            cls.__init__ = made  # type: ignore[method-assign]
 
-        def check() -> None:
-            self._check_types(inspect.signature(construct).bind_partial(params, *args, **kwargs).arguments)
+    if not TYPE_CHECKING:  # type checkers see torch's constructors, with our arguments (signatures.pyi)
 
-        with noted(check), module_refused(type(self).__name__, params):
-            construct(params, *args, **kwargs)
-        self._check_types(self.defaults)  # torch takes some with which no step can be made
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            construct = super().__init__
+            params = args[0] if args else kwargs.get("params")
+
+            def check() -> None:
+                known = inspect.signature(construct).parameters
+                self._check_types({**dict(zip(known, args, strict=False)), **kwargs})
+
+            with noted(check), module_refused(type(self).__name__, params):
+                construct(*args, **kwargs)
+            self._check_types(self.defaults)  # torch takes some with which no step can be made
+
+    def _take_arguments(self, *, state_dtype: torch.dtype | None = None) -> None:
+        """Take the arguments that torch's class does not have, after it has taken its own.
+
+        None leaves no trace: torch.distributed.checkpoint asks a checkpoint for every key that groups hold, and so
+        reads those of torch's classes, too.
+        """
+        _check_state_dtype(state_dtype)
+        if state_dtype is None:
+            return
+        self.defaults["state_dtype"] = state_dtype
+        for group in self.param_groups:
+            group.setdefault("state_dtype", state_dtype)
 
     def _check_types(self, values: Mapping[str, Any], group: int | None = None) -> None:
         """Check the types of arguments, or of what a group has."""
@@ -196,19 +222,6 @@ class Native(Optimizer):
             """Perform a single optimization step."""
     else:
         step = hooked(_update, "Native")
-
-    def _set_state_dtype(self, state_dtype: torch.dtype | None) -> None:
-        """Adds the argument ``state_dtype`` to what torch's constructor has set up.
-
-        None leaves no trace: torch.distributed.checkpoint asks a checkpoint for every key that groups hold, and so
-        reads those of torch's classes, too.
-        """
-        _check_state_dtype(state_dtype)
-        if state_dtype is None:
-            return
-        self.defaults["state_dtype"] = state_dtype
-        for group in self.param_groups:
-            group.setdefault("state_dtype", state_dtype)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a parameter group; as torch's, and its hyperparameters are checked.

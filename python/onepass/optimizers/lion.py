@@ -96,4 +96,4 @@ class Lion(Native):
         if not weight_decay >= 0.0:
             raise ValueError(f"Invalid weight_decay value: {weight_decay}")
         super().__init__(params, defaults)
-        self._set_state_dtype(state_dtype)
+        self._take_arguments(state_dtype=state_dtype)

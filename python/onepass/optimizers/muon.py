@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
 
 from .. import _core
+from . import signatures
 from .arguments import HyperTypes, number
 from .base import Native, transform
 from .hooks import unhooked
-from .torch_private import adjusted_lr, muon, newton_schulz
+from .torch_private import adjusted_lr, newton_schulz
 
 # The scratch that parameters of one call share is at most so many elements, or that of a single parameter.
 SCRATCH = 1 << 24
@@ -23,7 +23,7 @@ SCRATCH = 1 << 24
 Item = tuple[dict[str, Any], Tensor, Tensor]
 
 
-class Muon(Native, torch.optim.Muon):
+class Muon(Native, signatures.Muon):
     r"""Muon, a drop-in for :class:`torch.optim.Muon`: momentum, orthogonalized. For matrices only.
 
     With the gradient :math:`G_t`, a matrix of :math:`n` rows and :math:`m` columns:
@@ -66,27 +66,6 @@ class Muon(Native, torch.optim.Muon):
 
     rule = "muon_momentum"
     torch_step = unhooked(torch.optim.Muon)
-
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 1e-3,
-        weight_decay: float = 0.1,
-        momentum: float = 0.95,
-        nesterov: bool = True,
-        ns_coefficients: tuple[float, float, float] = (
-            muon.DEFAULT_A,
-            muon.DEFAULT_B,
-            muon.DEFAULT_C,
-        ),
-        eps: float = muon.EPS,
-        ns_steps: int = muon.DEFAULT_NS_STEPS,
-        adjust_lr_fn: str | None = None,
-        *,
-        state_dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(params, lr, weight_decay, momentum, nesterov, ns_coefficients, eps, ns_steps, adjust_lr_fn)
-        self._set_state_dtype(state_dtype)
 
     @classmethod
     def _hyper_types(cls) -> HyperTypes:

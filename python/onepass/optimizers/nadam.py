@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.optim.optimizer import ParamsT
 
+from . import signatures
 from .base import Native
 from .hooks import unhooked
 
 
-class NAdam(Native, torch.optim.NAdam):
+class NAdam(Native, signatures.NAdam):
     r"""NAdam, Adam with Nesterov momentum, a drop-in for :class:`torch.optim.NAdam`.
 
     At step :math:`t`, with the gradient :math:`g_t` (negated with ``maximize``), element by element:
@@ -50,37 +49,6 @@ class NAdam(Native, torch.optim.NAdam):
 
     rule = "nadam"
     torch_step = unhooked(torch.optim.NAdam)
-
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float | Tensor = 2e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0,
-        momentum_decay: float = 4e-3,
-        decoupled_weight_decay: bool = False,
-        *,
-        foreach: bool | None = None,
-        maximize: bool = False,
-        capturable: bool = False,
-        differentiable: bool = False,
-        state_dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(
-            params,
-            lr,
-            betas,
-            eps,
-            weight_decay,
-            momentum_decay,
-            decoupled_weight_decay,
-            foreach=foreach,
-            maximize=maximize,
-            capturable=capturable,
-            differentiable=differentiable,
-        )
-        self._set_state_dtype(state_dtype)
 
     def _initial_scalar(self, group: dict[str, Any], name: str) -> float:
         return 1.0 if name == "mu_product" else 0.0

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-from torch.optim.optimizer import ParamsT
 
+from . import signatures
 from .base import Native
 from .hooks import unhooked
 
 
-class RAdam(Native, torch.optim.RAdam):
+class RAdam(Native, signatures.RAdam):
     r"""RAdam, Adam with a rectified learning rate, a drop-in for :class:`torch.optim.RAdam`.
 
     At step :math:`t`, with the gradient :math:`g_t` (negated with ``maximize``), element by element:
@@ -49,32 +48,3 @@ class RAdam(Native, torch.optim.RAdam):
 
     rule = "radam"
     torch_step = unhooked(torch.optim.RAdam)
-
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float | Tensor = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0,
-        decoupled_weight_decay: bool = False,
-        *,
-        foreach: bool | None = None,
-        maximize: bool = False,
-        capturable: bool = False,
-        differentiable: bool = False,
-        state_dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(
-            params,
-            lr,
-            betas,
-            eps,
-            weight_decay,
-            decoupled_weight_decay,
-            foreach=foreach,
-            maximize=maximize,
-            capturable=capturable,
-            differentiable=differentiable,
-        )
-        self._set_state_dtype(state_dtype)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-from torch.optim.optimizer import ParamsT
 
+from . import signatures
 from .base import Native
 from .hooks import unhooked
 
 
-class RMSprop(Native, torch.optim.RMSprop):
+class RMSprop(Native, signatures.RMSprop):
     r"""RMSprop, a drop-in for :class:`torch.optim.RMSprop`.
 
     With the gradient :math:`g_t` (negated with ``maximize``), element by element:
@@ -49,34 +48,3 @@ class RMSprop(Native, torch.optim.RMSprop):
 
     rule = "rmsprop"
     torch_step = unhooked(torch.optim.RMSprop)
-
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float | Tensor = 1e-2,
-        alpha: float = 0.99,
-        eps: float = 1e-8,
-        weight_decay: float = 0,
-        momentum: float = 0,
-        centered: bool = False,
-        capturable: bool = False,
-        foreach: bool | None = None,
-        maximize: bool = False,
-        differentiable: bool = False,
-        *,
-        state_dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(
-            params,
-            lr,
-            alpha,
-            eps,
-            weight_decay,
-            momentum,
-            centered,
-            capturable=capturable,
-            foreach=foreach,
-            maximize=maximize,
-            differentiable=differentiable,
-        )
-        self._set_state_dtype(state_dtype)

@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
 
+from . import signatures
 from .arguments import number
 from .base import Native
 from .hooks import unhooked
 
 
-class Rprop(Native, torch.optim.Rprop):
+class Rprop(Native, signatures.Rprop):
     r"""Resilient backpropagation, a drop-in for :class:`torch.optim.Rprop`.
 
     With the gradient :math:`g_t` (negated with ``maximize``), element by element:
@@ -51,31 +51,6 @@ class Rprop(Native, torch.optim.Rprop):
 
     rule = "rprop"
     torch_step = unhooked(torch.optim.Rprop)
-
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float | Tensor = 1e-2,
-        etas: tuple[float, float] = (0.5, 1.2),
-        step_sizes: tuple[float, float] = (1e-6, 50),
-        *,
-        capturable: bool = False,
-        foreach: bool | None = None,
-        maximize: bool = False,
-        differentiable: bool = False,
-        state_dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(
-            params,
-            lr,
-            etas,
-            step_sizes,
-            capturable=capturable,
-            foreach=foreach,
-            maximize=maximize,
-            differentiable=differentiable,
-        )
-        self._set_state_dtype(state_dtype)
 
     def _new_state(self, group: dict[str, Any], p: Tensor, grad: Tensor, name: str) -> Tensor:
         if name == "prev":

@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
 
+from . import signatures
 from .arguments import number
 from .base import Native
 from .hooks import unhooked
 
 
-class SGD(Native, torch.optim.SGD):
+class SGD(Native, signatures.SGD):
     r"""Stochastic gradient descent, a drop-in for :class:`torch.optim.SGD`.
 
     With the gradient :math:`g_t` (negated with ``maximize``), element by element:
@@ -51,35 +51,6 @@ class SGD(Native, torch.optim.SGD):
 
     rule = "sgd"
     torch_step = unhooked(torch.optim.SGD)
-
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float | Tensor = 1e-3,
-        momentum: float = 0,
-        dampening: float = 0,
-        weight_decay: float | Tensor = 0,
-        nesterov: bool = False,
-        *,
-        maximize: bool = False,
-        foreach: bool | None = None,
-        differentiable: bool = False,
-        fused: bool | None = None,
-        state_dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(
-            params,
-            lr,
-            momentum,
-            dampening,
-            weight_decay,
-            nesterov,
-            maximize=maximize,
-            foreach=foreach,
-            differentiable=differentiable,
-            fused=fused,
-        )
-        self._set_state_dtype(state_dtype)
 
     def _new_state(self, group: dict[str, Any], p: Tensor, grad: Tensor, name: str) -> Tensor:
         # The first step writes every element before it reads one. torch clones what it takes for the gradient.

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
 
+from . import signatures
 from .base import Native
 from .hooks import unhooked
 
 
-class SparseAdam(Native, torch.optim.SparseAdam):
+class SparseAdam(Native, signatures.SparseAdam):
     r"""Adam for sparse gradients, a drop-in for :class:`torch.optim.SparseAdam`.
 
     At the parameter's step :math:`t`, with the gradient :math:`g_t` (negated with ``maximize``), for the elements that
@@ -48,19 +48,6 @@ class SparseAdam(Native, torch.optim.SparseAdam):
 
     rule = "sparse_adam"
     torch_step = unhooked(torch.optim.SparseAdam)
-
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float | Tensor = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        maximize: bool = False,
-        *,
-        state_dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(params, lr, betas, eps, maximize)
-        self._set_state_dtype(state_dtype)
 
     def _new_scalar(self, group: dict[str, Any], p: Tensor, name: str) -> Any:
         return 0  # torch counts in Python's integers here

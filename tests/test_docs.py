@@ -7,6 +7,7 @@ import sys
 
 import onepass
 import pytest
+import torch
 from onepass import lr_scheduler, schedules, swa_utils
 from pages import FRAMEWORKS, NEED_THE_EXTRA, ROOT, assert_trained_by_kernels, blocks, pages, script
 
@@ -46,6 +47,7 @@ def test_links_lead_to_files(page):
 def test_the_blocks_of_a_page_run(name, tmp_path, monkeypatch):
     """In their order, as one script."""
     monkeypatch.chdir(tmp_path)
+    torch.set_num_threads(1)  # the models are small: a second thread only waits
     names = {"__name__": "__main__"}
     for block in blocks(pages()[name]):
         exec(compile(block, name, "exec"), names)

@@ -22,6 +22,9 @@ autodoc_typehints = "none"  # the types would hide the arguments in signatures a
 autodoc_member_order = "bysource"
 napoleon_numpy_docstring = False
 
+nitpicky = True  # a reference to a name of onepass that does not exist is a warning
+nitpick_ignore_regex = [("py:.*", r"(torch|matplotlib)\..*|fnmatch|Floats")]
+
 html_theme = "furo"
 html_title = f"onepass {release}"
 

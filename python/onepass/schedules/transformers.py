@@ -325,7 +325,7 @@ def get_scheduler(
         scheduler_specific_kwargs: What else the function of that schedule takes; not used by the two constant ones.
 
     Returns:
-        A :class:`ScheduleLR`, or :class:`~onepass.lr_scheduler.ReduceLROnPlateau`.
+        A :class:`~onepass.ScheduleLR`, or :class:`~onepass.lr_scheduler.ReduceLROnPlateau`.
 
     Raises:
         ValueError: The name is not known, or a number of steps is missing.

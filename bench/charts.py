@@ -103,7 +103,7 @@ def rows(axes: Axes, names: Iterable[str]) -> None:
 
 
 def speedup(results: list[Result]) -> Figure | None:
-    """How many times as long as ours the strongest peer and torch's default take, for each class."""
+    """Draw the step times of the strongest peer and of torch's default relative to onepass, for each class."""
     large, small = figures.all_classes(results, "large"), figures.all_classes(results, "small: 1000 x 100")
     kinds = {"large": large, "small": small}
     found = {name: rows for name, rows in kinds.items() if any(figures.peers(r) for r in rows.values())}
@@ -156,7 +156,7 @@ def speedup_panel(axes: Axes, found: dict[str, Result], classes: list[str]) -> N
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}x"))
     axes.grid(axis="x")
     axes.set_axisbelow(True)
-    axes.set_xlabel("time of a step over onepass's (1x: equally fast)")
+    axes.set_xlabel("step time relative to onepass (1x: equally fast)")
 
 
 def roofline(results: list[Result]) -> Figure | None:
@@ -188,7 +188,7 @@ def roofline(results: list[Result]) -> Figure | None:
     axes.grid(axis="x")
     axes.set_axisbelow(True)
     axes.spines["bottom"].set_bounds(0, top)
-    axes.set_xlabel("GB/s, of the bytes that a step has to move")
+    axes.set_xlabel("GB/s of the bytes that a step must read and write")
     axes.set_title(figures.size(found), pad=24)
     handles = [*swatches((BLUE, LIGHT)), Line2D([], [], color=INK, lw=2)]
     texts = [OURS, "strongest peer", "limit: the same traffic with additions only"]

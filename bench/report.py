@@ -1,7 +1,7 @@
 """Tables and pictures of the figures in a file that the benchmarks have written.
 
     python bench/report.py FILE.json                   # tables in Markdown, a section for each question
-    python bench/report.py FILE.json --readme          # and the short ones into README.md, between their marks
+    python bench/report.py FILE.json --docs            # and the tables of README.md and docs/benchmarks.md
     python bench/report.py FILE.json --pictures DIR    # and pictures (charts.py)
 
 A ratio is the other's time over that of the first contender in the same run: over 1, the first is ahead. Where onepass
@@ -24,6 +24,7 @@ from figures import LIMIT, OURS, QUESTIONS, ROOT, TORCH, number, strongest, time
 from onepass.cli.timing import Result
 
 README = ROOT / "README.md"
+BENCHMARKS = ROOT / "docs" / "benchmarks.md"
 BLOCK = r"<!-- bench/report.py: (\S+) -->\n(.*?)\n?<!-- end -->"
 BEYOND = "strongest other"
 
@@ -220,7 +221,7 @@ def missing(told: dict[str, Any]) -> str:
     return f"Not measured: {', '.join(texts)}." if texts else ""
 
 
-# The short tables of README.md.
+# The tables of docs/benchmarks.md.
 
 
 def large_table(results: dict[str, Result]) -> str:
@@ -270,8 +271,8 @@ def rest_table(results: Iterable[Result], shown: Sequence[Result]) -> str:
     return table(["", "first", "a step", "others"], rows) if rows else ""
 
 
-def readme_block(path: Path | str) -> str:
-    """What README.md shows of a file of figures."""
+def benchmarks_block(path: Path | str) -> str:
+    """Return the tables of a file of figures that docs/benchmarks.md shows."""
     told, results = figures.load(path)
     large, hot = figures.all_classes(results, "large"), figures.all_classes(results, "small: 1000 x 100")
     fresh = figures.all_classes(results, "small", fresh=True)
@@ -300,31 +301,79 @@ def missing_frameworks(told: dict[str, Any]) -> str:
     )
 
 
-def write_readme(path: Path, readme: Path) -> None:
-    """Puts a file's block in place of the one that is there.
+# The table of README.md.
+
+
+def short_table(large: dict[str, Result], small: dict[str, Result]) -> str:
+    """A row for each optimizer: the time of large and of small tensors, and of torch's implementations beside it."""
+
+    def cells(found: Result | None, unit: float, of: str) -> list[str]:
+        if found is None:
+            return [""] * 3
+        each = number(found.seconds() / getattr(found, of) / unit)
+        return [each, *(cell(found.ratios().get(name), found) for name in ("default", "fused"))]
+
+    rows = [
+        [name, *cells(large.get(name), 1e-9, "elements"), *cells(small.get(name), 1e-6, "tensors")]
+        for name in figures.ELEMENTWISE
+        if name in large or name in small
+    ]
+    return table(["", "ns/parameter", "default", "fused", "us/tensor", "default", "fused"], rows)
+
+
+def readme_block(path: Path | str) -> str:
+    """Return the table of a file of figures that README.md shows.
 
     Raises:
-        ValueError: There is not one block.
+        ValueError: The file has neither large tensors nor small ones.
+    """
+    told, results = figures.load(path)
+    large, small = figures.all_classes(results, "large"), figures.all_classes(results, "small", fresh=True)
+    if not large and not small:
+        raise ValueError(f"{path} has neither large tensors nor small ones with new gradients: nothing for README.md")
+    measured = [
+        text
+        for text, found in (
+            (f"ns/parameter: {figures.size(large)}" if large else "", large),
+            (f"us/tensor: {figures.size(small)}, new gradients at every step" if small else "", small),
+        )
+        if found
+    ]
+    where = ", ".join(filter(None, [figures.machine(told), figures.when(told)]))
+    return f"{where}. {'; '.join(measured)}.\n\n{short_table(large, small)}"
+
+
+def write_block(path: Path, page: Path, block: str) -> None:
+    """Replace the block between the marks of a page.
+
+    Args:
+        path: The file of figures, whose name the first mark has.
+        page: The Markdown file.
+        block: The new text.
+
+    Raises:
+        ValueError: The page does not have exactly one block.
     """
     name = path.resolve().relative_to(ROOT).as_posix()
-    block = f"<!-- bench/report.py: {name} -->\n{readme_block(path.resolve())}\n<!-- end -->"
-    text, found = re.subn(BLOCK, lambda _: block, readme.read_text(), flags=re.S)
+    marked = f"<!-- bench/report.py: {name} -->\n{block}\n<!-- end -->"
+    text, found = re.subn(BLOCK, lambda _: marked, page.read_text(), flags=re.S)
     if found != 1:
-        raise ValueError(f"{readme} has {found} blocks <!-- bench/report.py: ... -->, not one")
-    readme.write_text(text)
+        raise ValueError(f"{page} has {found} blocks <!-- bench/report.py: ... -->, not one")
+    page.write_text(text)
 
 
 def main(arguments: list[str] | None = None) -> int:
     assert __doc__
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("file", type=Path, help="what a benchmark wrote with --json")
-    parser.add_argument("--readme", action="store_true", help="write the short tables into README.md")
+    parser.add_argument("--docs", action="store_true", help="write the tables of README.md and docs/benchmarks.md")
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="draw PNG and SVG there")
     args = parser.parse_args(arguments)
     try:
         print(report(args.file.resolve()))
-        if args.readme:
-            write_readme(args.file, README)
+        if args.docs:
+            write_block(args.file, README, readme_block(args.file.resolve()))
+            write_block(args.file, BENCHMARKS, benchmarks_block(args.file.resolve()))
     except (OSError, ValueError) as error:
         parser.error(str(error))
     if args.pictures:

@@ -1,17 +1,33 @@
-"""The scripts that the pages in docs/ show, and what is expected of what they print. A page is their only source."""
+"""The code that README.md and docs/ show. A page is the only source of its code.
+
+A page in docs/frameworks/ is one script. On any other page, the blocks together are one.
+"""
 
 import ast
 import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PAGES = {page.stem: page for page in sorted((ROOT / "docs").glob("*.md"))}
+FRAMEWORKS = {page.stem: page for page in sorted((ROOT / "docs" / "frameworks").glob("*.md"))}
 NEED_THE_EXTRA = {"accelerate", "lightning", "timm", "transformers"}
 
 
+def blocks(page: Path) -> list[str]:
+    """Return the Python blocks of a page."""
+    return re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.S | re.M)
+
+
+def pages() -> dict[str, Path]:
+    """Return README.md and the pages of docs/ that have Python blocks, except those of frameworks."""
+    found = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    return {
+        page.relative_to(ROOT).as_posix(): page for page in found if page not in FRAMEWORKS.values() and blocks(page)
+    }
+
+
 def script(name: str, folder: Path) -> Path:
-    """Writes the one Python script of a page into a folder."""
-    (code,) = re.findall(r"^```python\n(.*?)^```$", PAGES[name].read_text(), re.S | re.M)
+    """Write the script of a framework's page into a folder."""
+    (code,) = blocks(FRAMEWORKS[name])
     path = folder / "train.py"  # not the page's name, which is a package's
     path.write_text(code)
     return path

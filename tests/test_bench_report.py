@@ -1,4 +1,4 @@
-"""bench/report.py, charts.py and compare.py, on made-up figures; and README.md shows what its file of figures says."""
+"""bench/report.py, charts.py and compare.py on made-up figures; README.md and docs/benchmarks.md show their file."""
 
 import json
 import re
@@ -136,7 +136,7 @@ def test_counts_are_short(n, text):
 
 
 def test_the_table_of_large_tensors(file):
-    block = report.readme_block(file)
+    block = report.benchmarks_block(file)
     assert "**Large tensors**, 67.1M elements in 16 tensors:" in block
     head = ["", "ns/parameter", "of the limit", "GB/s", "default", "foreach", "fused", "strongest other"]
     assert row(block, "") == head
@@ -145,14 +145,14 @@ def test_the_table_of_large_tensors(file):
 
 
 def test_the_table_of_small_tensors_has_both_kinds_of_gradients_in_a_cell(file):
-    block = report.readme_block(file)
+    block = report.benchmarks_block(file)
     ratios = ["14.3x / 14.3x", "5.0x / 5.0x", "**0.93x** / **0.93x**", "2.5x compiled / **0.80x** compiled"]
     assert row(block, "AdamW", 1) == ["AdamW", "0.800 / 2.00", *ratios]
     assert row(block, "Lion", 1) == ["Lion", "0.500 / -", "30x / -", "", "", ""]
 
 
-def test_the_other_tables_of_the_readme(file):
-    block = report.readme_block(file)
+def test_the_other_tables_of_the_benchmarks_page(file):
+    block = report.benchmarks_block(file)
     assert row(block, "SparseAdam, 1M x 64, 4096 rows") == [
         "SparseAdam, 1M x 64, 4096 rows",
         "",
@@ -172,23 +172,23 @@ def test_the_other_tables_of_the_readme(file):
 
 def test_the_table_of_frameworks(tmp_path, file, results):
     wanted = ["Lightning", "AdamW", "1.00 ms", "4.0x", "1.50x", "18.2%", "7.5%", "5.0%"]
-    for text in (report.readme_block(file), report.report(file)):
+    for text in (report.benchmarks_block(file), report.report(file)):
         assert row(text, "Lightning") == wanted
     note = "frameworks: timm is not measured: ModuleNotFoundError: No module named 'timm'"
     notes = ["small: something else", note]
-    block = report.readme_block(written(tmp_path / "notes.json", results, notes=notes))
+    block = report.benchmarks_block(written(tmp_path / "notes.json", results, notes=notes))
     assert block.count("timm is not measured: ModuleNotFoundError: No module named 'timm'.") == 1
     assert "something else" not in block
     whole, part = results[-2:]
-    assert "In other frameworks" not in report.readme_block(written(tmp_path / "whole.json", [whole]))
-    assert row(report.readme_block(written(tmp_path / "part.json", [part])), "Lightning") == wanted[:5]
+    assert "In other frameworks" not in report.benchmarks_block(written(tmp_path / "whole.json", [whole]))
+    assert row(report.benchmarks_block(written(tmp_path / "part.json", [part])), "Lightning") == wanted[:5]
     slower = made(part.workload, "AdamW", 1e-3, {"onepass": 1, "default": 4.0, "fused": 0.9})
-    assert row(report.readme_block(written(tmp_path / "slower.json", [slower])), "Lightning")[4] == "**0.90x**"
+    assert row(report.benchmarks_block(written(tmp_path / "slower.json", [slower])), "Lightning")[4] == "**0.90x**"
 
 
 def test_the_block_tells_what_the_figures_hold_for(file):
     told, _ = figures.load(file)
-    first, *_, last = report.readme_block(file).splitlines()
+    first, *_, last = report.benchmarks_block(file).splitlines()
     for text in (
         told["machine"]["processor"],
         told["machine"]["date"],
@@ -230,7 +230,7 @@ def test_whatever_is_absent_breaks_nothing(tmp_path, results, kept):
     file = written(tmp_path / "few.json", [results[i] for i in kept], missing={}, peers={})
     text = report.report(file)
     assert all(results[i].workload in text for i in kept)
-    assert report.readme_block(file)
+    assert report.benchmarks_block(file)
     assert "Not measured" not in text
 
 
@@ -244,29 +244,51 @@ def test_a_quick_look_can_be_reported(tmp_path, capsys):
     file.write_text(bench.as_json(results, 3))
     assert report.main([str(file)]) == 0
     assert capsys.readouterr().out.count("| Rprop |") == 4
-    assert "1.05M elements in 16 tensors" in report.readme_block(file)
+    assert "1.05M elements in 16 tensors" in report.benchmarks_block(file)
 
 
-# README.md.
+# README.md and docs/benchmarks.md.
 
 
-def test_the_readme_shows_what_its_file_says():
-    blocks = re.findall(report.BLOCK, report.README.read_text(), re.S)
+@pytest.mark.parametrize(
+    ("page", "block"), [(report.README, report.readme_block), (report.BENCHMARKS, report.benchmarks_block)]
+)
+def test_a_page_shows_what_its_file_says(page, block):
+    blocks = re.findall(report.BLOCK, page.read_text(), re.S)
     assert len(blocks) == 1
     for name, text in blocks:
-        assert text == report.readme_block(name)
+        assert text == block(name)
 
 
-def test_the_readmes_block_is_replaced(tmp_path, monkeypatch, file):
-    monkeypatch.setattr(report, "ROOT", tmp_path)
-    readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- bench/report.py: old.json -->\nold\n<!-- end -->\nafter\n")
-    report.write_readme(file, readme)
+def test_the_short_table(file, tmp_path, results):
     block = report.readme_block(file)
-    assert readme.read_text() == f"before\n<!-- bench/report.py: figures.json -->\n{block}\n<!-- end -->\nafter\n"
-    readme.write_text("no marks\n")
+    assert "67.1M elements in 16 tensors" in block
+    assert row(block, "AdamW") == ["AdamW", "0.931", "14.3x", "**0.93x**", "2.00", "14.3x", "**0.93x**"]
+    assert row(block, "Lion") == ["Lion", "0.466", "7.0x", "", "", "", ""]
+    with pytest.raises(ValueError, match="neither large tensors nor small ones"):
+        report.readme_block(written(tmp_path / "none.json", [r for r in results if r.question == "training"]))
+
+
+def test_a_block_is_replaced(tmp_path, monkeypatch, file):
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    page = tmp_path / "README.md"
+    page.write_text("before\n<!-- bench/report.py: old.json -->\nold\n<!-- end -->\nafter\n")
+    report.write_block(file, page, "new")
+    assert page.read_text() == "before\n<!-- bench/report.py: figures.json -->\nnew\n<!-- end -->\nafter\n"
+    page.write_text("no marks\n")
     with pytest.raises(ValueError, match="0 blocks"):
-        report.write_readme(file, readme)
+        report.write_block(file, page, "new")
+
+
+def test_both_pages_are_written(tmp_path, monkeypatch, file, capsys):
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    for name in ("README", "BENCHMARKS"):
+        page = tmp_path / f"{name}.md"
+        page.write_text("<!-- bench/report.py: old.json -->\nold\n<!-- end -->\n")
+        monkeypatch.setattr(report, name, page)
+    assert report.main([str(file), "--docs"]) == 0
+    assert report.readme_block(file) in (tmp_path / "README.md").read_text()
+    assert report.benchmarks_block(file) in (tmp_path / "BENCHMARKS.md").read_text()
 
 
 # Pictures.

@@ -89,7 +89,16 @@ def _lrs(optimizer: Optimizer) -> list[Any]:
 
 
 class LRScheduler(Previewed, lr_scheduler.LRScheduler):
-    """The base of all schedulers, and of your own: ``get_lr()`` returns each group's rate at ``self.last_epoch``."""
+    """The base of all schedulers, and of your own: ``get_lr()`` returns each group's rate at ``self.last_epoch``.
+
+    Example:
+        >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
+        >>> class Halving(onepass.lr_scheduler.LRScheduler):
+        ...     def get_lr(self):
+        ...         return [lr * 0.5**self.last_epoch for lr in self.base_lrs]
+        >>> Halving(optimizer).preview(3)[:, 0].tolist()
+        [0.5, 0.25, 0.125]
+    """
 
     def _initial_step(self) -> None:
         super()._initial_step()
@@ -328,6 +337,12 @@ class CosineAnnealingLR(LRScheduler, lr_scheduler.CosineAnnealingLR):
 
     Source: Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", arXiv:1608.03983 (without
     the restarts).
+
+    Example:
+        >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
+        >>> scheduler = onepass.lr_scheduler.CosineAnnealingLR(optimizer, T_max=4)
+        >>> [round(lr, 3) for lr in scheduler.preview(5)[:, 0].tolist()]
+        [0.5, 0.427, 0.25, 0.073, 0.0]
     """
 
     def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0, last_epoch: int = -1) -> None:  # noqa: N803
@@ -351,6 +366,12 @@ class LinearLR(LRScheduler, lr_scheduler.LinearLR):
 
     Raises:
         ValueError: If a factor is out of its range.
+
+    Example:
+        >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
+        >>> scheduler = onepass.lr_scheduler.LinearLR(optimizer, start_factor=0.5, total_iters=2)
+        >>> [round(lr, 3) for lr in scheduler.preview(4)[:, 0].tolist()]
+        [0.25, 0.375, 0.5, 0.5]
     """
 
     def __init__(
@@ -377,6 +398,12 @@ class PolynomialLR(LRScheduler, lr_scheduler.PolynomialLR):
         total_iters: Steps down to zero.
         power: The exponent.
         last_epoch: The index of the last step done, to take up a run again; -1 for a new one.
+
+    Example:
+        >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
+        >>> scheduler = onepass.lr_scheduler.PolynomialLR(optimizer, total_iters=4, power=2.0)
+        >>> [round(lr, 3) for lr in scheduler.preview(5)[:, 0].tolist()]
+        [0.5, 0.281, 0.125, 0.031, 0.0]
     """
 
     def __init__(self, optimizer: Optimizer, total_iters: int = 5, power: float = 1.0, last_epoch: int = -1) -> None:
@@ -391,6 +418,12 @@ class ReduceLROnPlateau(LRScheduler, lr_scheduler.ReduceLROnPlateau):
 
     It may be a part of :class:`SequentialLR` and :class:`ChainedScheduler`, whose ``step(metrics)`` takes its metric
     then. For the arguments see :class:`torch.optim.lr_scheduler.ReduceLROnPlateau`.
+
+    Example:
+        >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
+        >>> scheduler = onepass.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=1)
+        >>> scheduler.preview(5, metrics=[1.0, 1.0, 1.0, 1.0])[:, 0].tolist()
+        [0.5, 0.5, 0.5, 0.25, 0.25]
     """
 
     def _reset(self) -> None:
@@ -523,6 +556,14 @@ class SequentialLR(_Composition, lr_scheduler.SequentialLR):
     Raises:
         ValueError: If there is no part, a part is on another optimizer, or milestones are not one less than parts.
         TypeError: If a part is no scheduler.
+
+    Example:
+        >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
+        >>> warmup = onepass.lr_scheduler.LinearLR(optimizer, start_factor=0.5, total_iters=2)
+        >>> decay = onepass.lr_scheduler.ExponentialLR(optimizer, gamma=0.5)
+        >>> scheduler = onepass.lr_scheduler.SequentialLR(optimizer, [warmup, decay], milestones=[2])
+        >>> [round(lr, 3) for lr in scheduler.preview(5)[:, 0].tolist()]
+        [0.25, 0.375, 0.5, 0.25, 0.125]
     """
 
     def __init__(
@@ -578,6 +619,14 @@ class ChainedScheduler(_Composition, lr_scheduler.ChainedScheduler):
     Raises:
         ValueError: If there is no link, or one is on another optimizer.
         TypeError: If a link is no scheduler.
+
+    Example:
+        >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
+        >>> decay = onepass.lr_scheduler.ExponentialLR(optimizer, gamma=0.5)
+        >>> plateau = onepass.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1)
+        >>> scheduler = onepass.lr_scheduler.ChainedScheduler([decay, plateau])
+        >>> scheduler.preview(3)[:, 0].tolist()
+        [0.5, 0.25, 0.125]
     """
 
     _reductions: list[float] | None = None  # what plateaus have made of each group's rate; None without plateaus
@@ -638,6 +687,12 @@ class SWALR(LRScheduler, swa_utils.SWALR):
     For the arguments see :class:`torch.optim.swa_utils.SWALR`.
 
     Source: Izmailov et al., "Averaging Weights Leads to Wider Optima and Better Generalization", arXiv:1803.05407.
+
+    Example:
+        >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
+        >>> scheduler = onepass.lr_scheduler.SWALR(optimizer, swa_lr=0.1, anneal_epochs=4)
+        >>> [round(lr, 3) for lr in scheduler.preview(6)[:, 0].tolist()]
+        [0.5, 0.441, 0.3, 0.159, 0.1, 0.1]
     """
 
 

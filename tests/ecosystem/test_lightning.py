@@ -133,7 +133,7 @@ def test_a_plateau_that_lightning_feeds(tmp_path):
 
 
 class Plateau(Automatic):
-    """A warm-up with a plateau, as docs/lightning.md has it: `said` is in the scheduler's dict, or it is fed."""
+    """A warm-up with a plateau as docs/frameworks/lightning.md shows: `said` is in the dict, or the plateau is fed."""
 
     said = ("reduce_on_plateau", True)
     feeds = False

@@ -39,6 +39,14 @@ class Adadelta(Native, signatures.Adadelta):
 
     Raises:
         ValueError: A hyperparameter is out of its range.
+
+    Example:
+        >>> model = torch.nn.Linear(4, 2)
+        >>> optimizer = onepass.Adadelta(model.parameters(), lr=1.0)
+        >>> model(torch.ones(8, 4)).sum().backward()
+        >>> optimizer.step()
+        >>> sorted(optimizer.state[model.weight])
+        ['acc_delta', 'square_avg', 'step']
     """
 
     rule = "adadelta"

@@ -55,6 +55,14 @@ class Adafactor(Native, signatures.Adafactor):
     Raises:
         ValueError: A hyperparameter is out of its range.
         RuntimeError: At the step, if a parameter is complex or a gradient sparse.
+
+    Example:
+        >>> model = torch.nn.Linear(4, 2)
+        >>> optimizer = onepass.Adafactor(model.parameters(), lr=0.01)
+        >>> model(torch.ones(8, 4)).sum().backward()
+        >>> optimizer.step()
+        >>> sorted(optimizer.state[model.weight])
+        ['col_var', 'row_var', 'step']
     """
 
     rule = "adafactor"

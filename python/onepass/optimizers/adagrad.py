@@ -78,6 +78,14 @@ class Adagrad(Native, signatures.Adagrad):
     Raises:
         ValueError: A hyperparameter is out of its range.
         RuntimeError: At the step, if a gradient is sparse and the decay is not decoupled.
+
+    Example:
+        >>> model = torch.nn.Linear(4, 2)
+        >>> optimizer = onepass.Adagrad(model.parameters(), lr=0.01)
+        >>> model(torch.ones(8, 4)).sum().backward()
+        >>> optimizer.step()
+        >>> sorted(optimizer.state[model.weight])
+        ['step', 'sum']
     """
 
     rule = "adagrad"

@@ -43,6 +43,14 @@ class Adam(Native, signatures.Adam):
 
     Raises:
         ValueError: A hyperparameter is out of its range.
+
+    Example:
+        >>> model = torch.nn.Linear(4, 2)
+        >>> optimizer = onepass.Adam(model.parameters(), lr=1e-3)
+        >>> model(torch.ones(8, 4)).sum().backward()
+        >>> optimizer.step()
+        >>> sorted(optimizer.state[model.weight])
+        ['exp_avg', 'exp_avg_sq', 'step']
     """
 
     rule = "adam"

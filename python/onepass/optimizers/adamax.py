@@ -38,6 +38,14 @@ class Adamax(Native, signatures.Adamax):
 
     Raises:
         ValueError: A hyperparameter is out of its range.
+
+    Example:
+        >>> model = torch.nn.Linear(4, 2)
+        >>> optimizer = onepass.Adamax(model.parameters(), lr=2e-3)
+        >>> model(torch.ones(8, 4)).sum().backward()
+        >>> optimizer.step()
+        >>> sorted(optimizer.state[model.weight])
+        ['exp_avg', 'exp_inf', 'step']
     """
 
     rule = "adamax"

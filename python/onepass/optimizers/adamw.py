@@ -44,6 +44,14 @@ class AdamW(Native, signatures.AdamW):
     Raises:
         ValueError: A hyperparameter is out of its range.
         RuntimeError: At the step, if a gradient is sparse and its parameter complex, not contiguous or not on the CPU.
+
+    Example:
+        >>> model = torch.nn.Linear(4, 2)
+        >>> optimizer = onepass.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
+        >>> model(torch.ones(8, 4)).sum().backward()
+        >>> optimizer.step()
+        >>> sorted(optimizer.state[model.weight])
+        ['exp_avg', 'exp_avg_sq', 'step']
     """
 
     rule = "adam"

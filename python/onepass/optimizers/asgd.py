@@ -46,6 +46,14 @@ class ASGD(Native, signatures.ASGD):
 
     Raises:
         ValueError: A hyperparameter is out of its range.
+
+    Example:
+        >>> model = torch.nn.Linear(4, 2)
+        >>> optimizer = onepass.ASGD(model.parameters(), lr=0.01)
+        >>> model(torch.ones(8, 4)).sum().backward()
+        >>> optimizer.step()
+        >>> sorted(optimizer.state[model.weight])
+        ['ax', 'eta', 'mu', 'step']
     """
 
     rule = "asgd"

@@ -281,6 +281,18 @@ class LBFGS(torch.optim.LBFGS):
 
     Raises:
         ValueError: A hyperparameter is out of its range.
+
+    Example:
+        >>> x = torch.nn.Parameter(torch.tensor([3.0, -2.0]))
+        >>> optimizer = onepass.LBFGS([x], line_search_fn="strong_wolfe")
+        >>> def closure():
+        ...     optimizer.zero_grad()
+        ...     loss = (x - 1).square().sum()
+        ...     loss.backward()
+        ...     return loss
+        >>> first_loss = optimizer.step(closure)
+        >>> bool((x - 1).abs().max() < 1e-3)
+        True
     """
 
     torch_step = unhooked(torch.optim.LBFGS)

@@ -69,6 +69,14 @@ class Lion(Native):
     Raises:
         ValueError: A hyperparameter is out of its range.
         RuntimeError: At the step, if a gradient is sparse and its parameter complex, not contiguous or not on the CPU.
+
+    Example:
+        >>> model = torch.nn.Linear(4, 2)
+        >>> optimizer = onepass.Lion(model.parameters(), lr=1e-4, weight_decay=0.1)
+        >>> model(torch.ones(8, 4)).sum().backward()
+        >>> optimizer.step()
+        >>> sorted(optimizer.state[model.weight])
+        ['exp_avg']
     """
 
     rule = "lion"

@@ -107,6 +107,17 @@ class Lookahead(Optimizer):
     Raises:
         TypeError: ``optimizer`` is no ``torch.optim.Optimizer``, or ``alpha`` no number.
         ValueError: ``k`` or ``alpha`` is out of its range.
+
+    Example:
+        >>> model = torch.nn.Linear(4, 2)
+        >>> optimizer = onepass.Lookahead(onepass.AdamW(model.parameters(), lr=1e-3), k=5, alpha=0.5)
+        >>> for _ in range(5):
+        ...     optimizer.zero_grad()
+        ...     model(torch.ones(8, 4)).sum().backward()
+        ...     optimizer.step()
+        >>> with optimizer.slow_weights():
+        ...     bool(torch.equal(model.weight, optimizer.state[model.weight]["slow_param"]))
+        True
     """
 
     optimizer: Optimizer  #: The wrapped one.

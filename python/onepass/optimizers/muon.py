@@ -62,6 +62,14 @@ class Muon(Native, signatures.Muon):
     Raises:
         ValueError: A hyperparameter is out of its range, or a parameter is not a matrix.
         RuntimeError: At the step, if a parameter is complex or a gradient sparse.
+
+    Example:
+        >>> model = torch.nn.Linear(4, 2, bias=False)  # matrices only
+        >>> optimizer = onepass.Muon(model.parameters(), lr=0.02)
+        >>> model(torch.ones(8, 4)).sum().backward()
+        >>> optimizer.step()
+        >>> sorted(optimizer.state[model.weight])
+        ['momentum_buffer']
     """
 
     rule = "muon_momentum"

@@ -45,6 +45,14 @@ class NAdam(Native, signatures.NAdam):
 
     Raises:
         ValueError: A hyperparameter is out of its range.
+
+    Example:
+        >>> model = torch.nn.Linear(4, 2)
+        >>> optimizer = onepass.NAdam(model.parameters(), lr=2e-3)
+        >>> model(torch.ones(8, 4)).sum().backward()
+        >>> optimizer.step()
+        >>> sorted(optimizer.state[model.weight])
+        ['exp_avg', 'exp_avg_sq', 'mu_product', 'step']
     """
 
     rule = "nadam"

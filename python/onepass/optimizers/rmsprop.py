@@ -44,6 +44,14 @@ class RMSprop(Native, signatures.RMSprop):
 
     Raises:
         ValueError: A hyperparameter is out of its range.
+
+    Example:
+        >>> model = torch.nn.Linear(4, 2)
+        >>> optimizer = onepass.RMSprop(model.parameters(), lr=0.01, momentum=0.9)
+        >>> model(torch.ones(8, 4)).sum().backward()
+        >>> optimizer.step()
+        >>> sorted(optimizer.state[model.weight])
+        ['momentum_buffer', 'square_avg', 'step']
     """
 
     rule = "rmsprop"

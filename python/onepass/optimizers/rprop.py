@@ -47,6 +47,14 @@ class Rprop(Native, signatures.Rprop):
 
     Raises:
         ValueError: A hyperparameter is out of its range.
+
+    Example:
+        >>> model = torch.nn.Linear(4, 2)
+        >>> optimizer = onepass.Rprop(model.parameters(), lr=0.01)
+        >>> model(torch.ones(8, 4)).sum().backward()
+        >>> optimizer.step()
+        >>> sorted(optimizer.state[model.weight])
+        ['prev', 'step', 'step_size']
     """
 
     rule = "rprop"

@@ -47,6 +47,14 @@ class SGD(Native, signatures.SGD):
 
     Raises:
         ValueError: A hyperparameter is out of its range.
+
+    Example:
+        >>> model = torch.nn.Linear(4, 2)
+        >>> optimizer = onepass.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        >>> model(torch.ones(8, 4)).sum().backward()
+        >>> optimizer.step()
+        >>> sorted(optimizer.state[model.weight])
+        ['momentum_buffer']
     """
 
     rule = "sgd"

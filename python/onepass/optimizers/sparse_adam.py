@@ -44,6 +44,14 @@ class SparseAdam(Native, signatures.SparseAdam):
         ValueError: A hyperparameter is out of its range, or a parameter is sparse or complex; at the step, if an index
             lies outside of the parameter.
         RuntimeError: At the step, if a gradient is dense.
+
+    Example:
+        >>> embedding = torch.nn.Embedding(1000, 16, sparse=True)
+        >>> optimizer = onepass.SparseAdam(embedding.parameters(), lr=1e-3)
+        >>> embedding(torch.tensor([3, 7])).sum().backward()
+        >>> optimizer.step()  # updates rows 3 and 7
+        >>> sorted(optimizer.state[embedding.weight])
+        ['exp_avg', 'exp_avg_sq', 'step']
     """
 
     rule = "sparse_adam"

@@ -61,6 +61,11 @@ def parse(text: str) -> Schedule:
 
     Raises:
         ValueError: It cannot be read. The message shows where, and what is known.
+
+    Example:
+        >>> from onepass.schedules import cosine, parse, warmup
+        >>> parse("warmup(500) >> cosine(10_000, end=0.1)") == warmup(500) >> cosine(10_000, end=0.1)
+        True
     """
     return _Reader(text).read()
 

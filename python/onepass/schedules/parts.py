@@ -85,7 +85,16 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
 
 @dataclass(frozen=True, repr=False)
 class Schedule:
-    """A factor for every step; what all parts and compositions share."""
+    """A factor for every step; what all parts and compositions share.
+
+    Example:
+        >>> from onepass.schedules import cosine, warmup
+        >>> schedule = warmup(2) >> cosine(4, end=0.1)
+        >>> schedule.length, schedule(1), schedule(2)
+        (6, 0.5, 1.0)
+        >>> schedule(np.arange(3)).tolist()
+        [0.0, 0.5, 1.0]
+    """
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -352,6 +361,12 @@ class constant(Schedule):
     Args:
         steps: How long, before something else can follow; without end by default.
         value: The value.
+
+    Example:
+        >>> from onepass.schedules import constant
+        >>> schedule = constant(3, value=0.5)
+        >>> [round(schedule(t), 3) for t in range(3)]
+        [0.5, 0.5, 0.5]
     """
 
     steps: int | None = None
@@ -369,6 +384,12 @@ class linear(_Timed):
         steps: From start to end.
         start: The value at t = 0.
         end: The value at t = steps.
+
+    Example:
+        >>> from onepass.schedules import linear
+        >>> schedule = linear(4, end=0.2)
+        >>> [round(schedule(t), 3) for t in range(5)]
+        [1.0, 0.8, 0.6, 0.4, 0.2]
     """
 
     start: float = 1.0
@@ -385,6 +406,12 @@ class warmup(_Timed):
     Args:
         steps: From start to 1.
         start: The value at t = 0.
+
+    Example:
+        >>> from onepass.schedules import warmup
+        >>> schedule = warmup(4)
+        >>> [round(schedule(t), 3) for t in range(5)]
+        [0.0, 0.25, 0.5, 0.75, 1.0]
     """
 
     start: float = 0.0
@@ -404,6 +431,12 @@ class cosine(_Timed):
         start: The value at t = 0.
         end: The value at t = steps, if it is half a wave.
         cycles: How many waves.
+
+    Example:
+        >>> from onepass.schedules import cosine
+        >>> schedule = cosine(4)
+        >>> [round(schedule(t), 3) for t in range(5)]
+        [1.0, 0.854, 0.5, 0.146, 0.0]
     """
 
     start: float = 1.0
@@ -423,6 +456,12 @@ class polynomial(_Timed):
         power: The exponent, above 0.
         start: The value at t = 0.
         end: The value at t = steps.
+
+    Example:
+        >>> from onepass.schedules import polynomial
+        >>> schedule = polynomial(4, power=2.0)
+        >>> [round(schedule(t), 3) for t in range(5)]
+        [1.0, 0.562, 0.25, 0.062, 0.0]
     """
 
     power: float = 1.0
@@ -446,6 +485,12 @@ class sqrt(_Timed):
         steps: From start to end.
         start: The value at t = 0.
         end: The value at t = steps.
+
+    Example:
+        >>> from onepass.schedules import sqrt
+        >>> schedule = sqrt(4)
+        >>> [round(schedule(t), 3) for t in range(5)]
+        [1.0, 0.5, 0.293, 0.134, 0.0]
     """
 
     start: float = 1.0
@@ -464,6 +509,12 @@ class geometric(_Timed):
         steps: From start to end.
         start: The value at t = 0, above 0.
         end: The value at t = steps, above 0.
+
+    Example:
+        >>> from onepass.schedules import geometric
+        >>> schedule = geometric(2, end=0.01)
+        >>> [round(schedule(t), 3) for t in range(3)]
+        [1.0, 0.1, 0.01]
     """
 
     start: float = 1.0
@@ -488,6 +539,12 @@ class exponential(Schedule):
 
     Args:
         gamma: The factor, above 0 and at most 1.
+
+    Example:
+        >>> from onepass.schedules import exponential
+        >>> schedule = exponential(0.5)
+        >>> [round(schedule(t), 3) for t in range(4)]
+        [1.0, 0.5, 0.25, 0.125]
     """
 
     gamma: float
@@ -507,6 +564,12 @@ class step(Schedule):
     Args:
         every: The steps between two stairs, at least 1.
         gamma: The factor of a stair, above 0 and at most 1.
+
+    Example:
+        >>> from onepass.schedules import step
+        >>> schedule = step(2, gamma=0.5)
+        >>> [round(schedule(t), 3) for t in range(5)]
+        [1.0, 1.0, 0.5, 0.5, 0.25]
     """
 
     every: int
@@ -528,6 +591,12 @@ class multistep(Schedule):
     Args:
         milestones: Steps, in ascending order.
         gamma: The factor of a stair, above 0 and at most 1.
+
+    Example:
+        >>> from onepass.schedules import multistep
+        >>> schedule = multistep([2, 3], gamma=0.5)
+        >>> [round(schedule(t), 3) for t in range(5)]
+        [1.0, 1.0, 0.5, 0.25, 0.25]
     """
 
     milestones: tuple[int, ...]
@@ -550,6 +619,12 @@ class inverse_sqrt(Schedule):
 
     Args:
         timescale: Steps, at least 1: the value is 1/2 after three times as many.
+
+    Example:
+        >>> from onepass.schedules import inverse_sqrt
+        >>> schedule = inverse_sqrt(4)
+        >>> [round(schedule(t), 3) for t in range(5)]
+        [1.0, 0.894, 0.816, 0.756, 0.707]
     """
 
     timescale: int
@@ -574,6 +649,12 @@ class restarts(Schedule):
         mult: How many times as long each wave is as the one before (T_mult), at least 1.
         start: The value at the beginning of a wave.
         end: The value that each wave falls towards.
+
+    Example:
+        >>> from onepass.schedules import restarts
+        >>> schedule = restarts(2, mult=2)
+        >>> [round(schedule(t), 3) for t in range(7)]
+        [1.0, 0.5, 1.0, 0.854, 0.5, 0.146, 1.0]
     """
 
     period: int
@@ -607,6 +688,12 @@ class hard_restarts(_Timed):
         cycles: How many waves, at least 1.
         start: The value at the beginning of a wave.
         end: The value that each wave falls towards.
+
+    Example:
+        >>> from onepass.schedules import hard_restarts
+        >>> schedule = hard_restarts(4, cycles=2)
+        >>> [round(schedule(t), 3) for t in range(5)]
+        [1.0, 0.5, 1.0, 0.5, 0.0]
     """
 
     cycles: int = 1
@@ -636,6 +723,12 @@ class one_cycle(_Timed):
         peak: The part of the steps in which it rises, from 0 to 1.
         start: The value at t = 0; torch's 1 / div_factor.
         end: The value at t = steps - 1; torch's 1 / (div_factor * final_div_factor).
+
+    Example:
+        >>> from onepass.schedules import one_cycle
+        >>> schedule = one_cycle(10, peak=0.3)
+        >>> [round(schedule(t), 3) for t in range(10)]
+        [0.04, 0.52, 1.0, 0.95, 0.812, 0.611, 0.389, 0.188, 0.05, 0.0]
     """
 
     peak: float = 0.3
@@ -666,6 +759,12 @@ class function(Schedule):
     Args:
         f: Tells the value at a step. It must depend on the step alone.
         steps: The step from which on its value is held; without end by default.
+
+    Example:
+        >>> from onepass.schedules import function
+        >>> schedule = function(lambda t: 1 / (t + 1))
+        >>> [round(schedule(t), 3) for t in range(4)]
+        [1.0, 0.5, 0.333, 0.25]
     """
 
     f: Callable[[int], float]
@@ -691,5 +790,11 @@ def wsd(warmup_steps: int, stable_steps: int, decay_steps: int, end: float = 0.0
         stable_steps: The steps at 1.
         decay_steps: The steps of the fall from 1 to ``end``.
         end: The last value.
+
+    Example:
+        >>> from onepass.schedules import wsd
+        >>> schedule = wsd(2, 2, 2)
+        >>> [round(schedule(t), 3) for t in range(7)]
+        [0.0, 0.5, 1.0, 1.0, 1.0, 0.5, 0.0]
     """
     return warmup(warmup_steps) >> constant(stable_steps) >> linear(decay_steps, end=end)

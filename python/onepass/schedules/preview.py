@@ -51,6 +51,12 @@ def preview(scheduler: LRScheduler, n: int, metrics: Iterable[float] | None = No
             raise, as :class:`~torch.optim.lr_scheduler.OneCycleLR` does after its last step.
         TypeError: If ``n`` is no integer, the scheduler has no optimizer, or it reads from a generator or the like,
             which a preview would use up.
+
+    Example:
+        >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
+        >>> scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5)
+        >>> onepass.preview(scheduler, 5)[:, 0].tolist()
+        [0.5, 0.5, 0.25, 0.25, 0.125]
     """
     if not hasattr(scheduler, "optimizer"):
         raise TypeError(f"{type(scheduler).__name__} is not a scheduler: it has no optimizer")
@@ -206,6 +212,11 @@ def plot(
     Raises:
         ImportError: If matplotlib is not installed: ``pip install onepass[plots]``.
         ValueError: If there is no scheduler, or not one label for each; and what :func:`preview` raises.
+
+    Example:
+        >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
+        >>> scheduler = onepass.ScheduleLR(optimizer, "warmup(10) >> cosine(90)")
+        >>> figure = onepass.plot(scheduler, n=100, path=folder / "schedule.png")
     """
     if not schedulers:
         raise ValueError("no scheduler to draw")

@@ -191,6 +191,12 @@ class ScheduleLR(Previewed, LRScheduler):
         ValueError: The text of a schedule cannot be read; there are not as many schedules as groups; the optimizer
             does not have what is to be driven; a beta would leave [0, 1).
         KeyError: ``last_epoch`` is given, and a group does not know its first values.
+
+    Example:
+        >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
+        >>> scheduler = onepass.ScheduleLR(optimizer, "warmup(2) >> linear(4)")
+        >>> scheduler.preview(7)[:, 0].tolist()
+        [0.0, 0.25, 0.5, 0.375, 0.25, 0.125, 0.0]
     """
 
     def __init__(

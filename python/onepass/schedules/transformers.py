@@ -85,14 +85,28 @@ def _ending(optimizer: Optimizer, rate: float, make: Callable[[float], Schedule]
 
 
 def get_constant_schedule(optimizer: Optimizer, last_epoch: int = -1) -> ScheduleLR:
-    """``constant()``."""
+    """``constant()``.
+
+    Example:
+        >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
+        >>> scheduler = onepass.lr_scheduler.get_constant_schedule(optimizer)
+        >>> [round(lr, 3) for lr in scheduler.preview(3)[:, 0].tolist()]
+        [0.5, 0.5, 0.5]
+    """
     return ScheduleLR(optimizer, constant(), last_epoch=last_epoch)
 
 
 def get_constant_schedule_with_warmup(
     optimizer: Optimizer, num_warmup_steps: float, last_epoch: int = -1
 ) -> ScheduleLR:
-    """``warmup(num_warmup_steps) >> constant()``."""
+    """``warmup(num_warmup_steps) >> constant()``.
+
+    Example:
+        >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
+        >>> scheduler = onepass.lr_scheduler.get_constant_schedule_with_warmup(optimizer, num_warmup_steps=2)
+        >>> [round(lr, 3) for lr in scheduler.preview(4)[:, 0].tolist()]
+        [0.0, 0.25, 0.5, 0.5]
+    """
     rise = _part(warmup, _count("num_warmup_steps", num_warmup_steps))
     return ScheduleLR(optimizer, rise >> constant(), last_epoch=last_epoch)
 
@@ -106,7 +120,15 @@ def _rise_and_rest(num_warmup_steps: float, num_training_steps: float) -> tuple[
 def get_linear_schedule_with_warmup(
     optimizer: Optimizer, num_warmup_steps: float, num_training_steps: float, last_epoch: int = -1
 ) -> ScheduleLR:
-    """``warmup(..) >> linear(..)``, which is at 0 after ``num_training_steps``."""
+    """``warmup(..) >> linear(..)``, which is at 0 after ``num_training_steps``.
+
+    Example:
+        >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
+        >>> from onepass.lr_scheduler import get_linear_schedule_with_warmup
+        >>> scheduler = get_linear_schedule_with_warmup(optimizer, num_warmup_steps=2, num_training_steps=6)
+        >>> [round(lr, 3) for lr in scheduler.preview(7)[:, 0].tolist()]
+        [0.0, 0.25, 0.5, 0.375, 0.25, 0.125, 0.0]
+    """
     rise, rest = _rise_and_rest(num_warmup_steps, num_training_steps)
     return ScheduleLR(optimizer, rise >> _part(linear, rest), last_epoch=last_epoch)
 
@@ -118,7 +140,15 @@ def get_cosine_schedule_with_warmup(
     num_cycles: float = 0.5,
     last_epoch: int = -1,
 ) -> ScheduleLR:
-    """``warmup(..) >> cosine(.., cycles=num_cycles)``; by default at 0 after ``num_training_steps``."""
+    """``warmup(..) >> cosine(.., cycles=num_cycles)``; by default at 0 after ``num_training_steps``.
+
+    Example:
+        >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
+        >>> from onepass.lr_scheduler import get_cosine_schedule_with_warmup
+        >>> scheduler = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=2, num_training_steps=6)
+        >>> [round(lr, 3) for lr in scheduler.preview(7)[:, 0].tolist()]
+        [0.0, 0.25, 0.5, 0.427, 0.25, 0.073, 0.0]
+    """
     rise, rest = _rise_and_rest(num_warmup_steps, num_training_steps)
     decay = _part(cosine, rest, cycles=_real("num_cycles", num_cycles))
     return ScheduleLR(optimizer, rise >> decay, last_epoch=last_epoch)
@@ -131,7 +161,15 @@ def get_cosine_with_hard_restarts_schedule_with_warmup(
     num_cycles: float = 1,
     last_epoch: int = -1,
 ) -> ScheduleLR:
-    """``warmup(..) >> hard_restarts(.., cycles=num_cycles)``, which is at 0 after ``num_training_steps``."""
+    """``warmup(..) >> hard_restarts(.., cycles=num_cycles)``, which is at 0 after ``num_training_steps``.
+
+    Example:
+        >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
+        >>> from onepass.lr_scheduler import get_cosine_with_hard_restarts_schedule_with_warmup
+        >>> scheduler = get_cosine_with_hard_restarts_schedule_with_warmup(optimizer, 2, 6, num_cycles=2)
+        >>> [round(lr, 3) for lr in scheduler.preview(7)[:, 0].tolist()]
+        [0.0, 0.25, 0.5, 0.25, 0.5, 0.25, 0.0]
+    """
     rise, rest = _rise_and_rest(num_warmup_steps, num_training_steps)
     decay = _part(hard_restarts, rest, _positive("num_cycles", num_cycles))
     return ScheduleLR(optimizer, rise >> decay, last_epoch=last_epoch)
@@ -149,6 +187,12 @@ def get_polynomial_decay_schedule_with_warmup(
 
     Raises:
         ValueError: ``lr_end`` is not below the lr of a parameter group, unless that is 0.
+
+    Example:
+        >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
+        >>> scheduler = onepass.lr_scheduler.get_polynomial_decay_schedule_with_warmup(optimizer, 2, 6, lr_end=0.1)
+        >>> [round(lr, 3) for lr in scheduler.preview(7)[:, 0].tolist()]
+        [0.0, 0.25, 0.5, 0.4, 0.3, 0.2, 0.1]
     """
     rise, rest = _rise_and_rest(num_warmup_steps, num_training_steps)
     for number, group in enumerate(optimizer.param_groups):
@@ -164,7 +208,14 @@ def get_polynomial_decay_schedule_with_warmup(
 def get_inverse_sqrt_schedule(
     optimizer: Optimizer, num_warmup_steps: float, timescale: float | None = None, last_epoch: int = -1
 ) -> ScheduleLR:
-    """``warmup(..) >> inverse_sqrt(timescale)``; the timescale is that of the warm-up, or 10,000 without one."""
+    """``warmup(..) >> inverse_sqrt(timescale)``; the timescale is that of the warm-up, or 10,000 without one.
+
+    Example:
+        >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
+        >>> scheduler = onepass.lr_scheduler.get_inverse_sqrt_schedule(optimizer, num_warmup_steps=2)
+        >>> [round(lr, 3) for lr in scheduler.preview(5)[:, 0].tolist()]
+        [0.0, 0.25, 0.5, 0.408, 0.354]
+    """
     rise = _count("num_warmup_steps", num_warmup_steps)
     decay = _part(inverse_sqrt, rise or 10_000 if timescale is None else _positive("timescale", timescale))
     return ScheduleLR(optimizer, _part(warmup, rise) >> decay, last_epoch=last_epoch)
@@ -183,6 +234,12 @@ def get_cosine_with_min_lr_schedule_with_warmup(
 
     Raises:
         ValueError: Not exactly one of ``min_lr`` and ``min_lr_rate`` is given.
+
+    Example:
+        >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
+        >>> scheduler = onepass.lr_scheduler.get_cosine_with_min_lr_schedule_with_warmup(optimizer, 2, 6, min_lr=0.1)
+        >>> [round(lr, 3) for lr in scheduler.preview(7)[:, 0].tolist()]
+        [0.0, 0.25, 0.5, 0.441, 0.3, 0.159, 0.1]
     """
     if (min_lr is None) == (min_lr_rate is None):
         raise ValueError("min_lr, min_lr_rate: exactly one of them must be given")
@@ -214,6 +271,13 @@ def get_wsd_schedule(
 
     Raises:
         ValueError: Neither ``num_training_steps`` nor ``num_stable_steps`` is given, or a type is not known.
+
+    Example:
+        >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
+        >>> from onepass.lr_scheduler import get_wsd_schedule
+        >>> scheduler = get_wsd_schedule(optimizer, num_warmup_steps=2, num_decay_steps=2, num_training_steps=6)
+        >>> [round(lr, 3) for lr in scheduler.preview(7)[:, 0].tolist()]
+        [0.0, 0.25, 0.5, 0.5, 0.5, 0.25, 0.0]
     """
     low = _real("min_lr_ratio", min_lr_ratio)
     rise, fall = _count("num_warmup_steps", num_warmup_steps), _count("num_decay_steps", num_decay_steps)
@@ -274,11 +338,18 @@ def get_scheduler(
         scheduler_specific_kwargs: What else the function of that schedule takes; not used by the two constant ones.
 
     Returns:
-        A :class:`ScheduleLR`, or :class:`~onepass.lr_scheduler.ReduceLROnPlateau`.
+        A :class:`~onepass.ScheduleLR`, or :class:`~onepass.lr_scheduler.ReduceLROnPlateau`.
 
     Raises:
         ValueError: The name is not known, or a number of steps is missing.
         TypeError: The schedule does not take one of the arguments.
+
+    Example:
+        >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
+        >>> from onepass.lr_scheduler import get_scheduler
+        >>> scheduler = get_scheduler("linear", optimizer, num_warmup_steps=2, num_training_steps=6)
+        >>> [round(lr, 3) for lr in scheduler.preview(7)[:, 0].tolist()]
+        [0.0, 0.25, 0.5, 0.375, 0.25, 0.125, 0.0]
     """
     known = getattr(name, "value", name)
     more = scheduler_specific_kwargs or {}

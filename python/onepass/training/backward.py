@@ -242,6 +242,15 @@ def step_in_backward(optimizer: Optimizer) -> StepInBackward:
     Raises:
         TypeError: It is no ``torch.optim.Optimizer``, or one that looks at all parameters together: LBFGS, Lookahead.
         RuntimeError: Later, from ``optimizer.step(closure)``, and from what uses a gradient that is gone.
+
+    Example:
+        >>> model = torch.nn.Linear(4, 2)
+        >>> before = model.weight.detach().clone()
+        >>> handle = onepass.step_in_backward(onepass.SGD(model.parameters(), lr=0.1))
+        >>> model(torch.ones(8, 4)).sum().backward()  # also updates the model
+        >>> torch.equal(model.weight, before)
+        False
+        >>> handle.remove()
     """
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, but is a {type(optimizer).__name__}")

@@ -28,7 +28,12 @@ def optimizers() -> Iterator[type[Optimizer]]:
 
 
 def list_optimizers() -> list[str]:
-    """The names that :func:`create` knows: those of the optimizers, in small letters."""
+    """The names that :func:`create` knows: those of the optimizers, in small letters.
+
+    Example:
+        >>> "adamw" in onepass.list_optimizers()
+        True
+    """
     return [found.__name__.lower() for found in optimizers()]
 
 
@@ -45,6 +50,12 @@ def create(name: str, params: nn.Module | ParamsT, **arguments: Any) -> Optimize
     Raises:
         TypeError: ``name`` is no text, or ``no_decay``, ``layer_decay`` or ``lr_scale`` is given without a module.
         ValueError: There is no such optimizer, or an argument is out of its range.
+
+    Example:
+        >>> model = torch.nn.Linear(4, 2)
+        >>> optimizer = onepass.create("adamw", model, lr=1e-3, weight_decay=0.1, no_decay=["bias"])
+        >>> [group["weight_decay"] for group in optimizer.param_groups]
+        [0.1, 0.0]
     """
     found = optimizer_named(name)
     grouping = {key: arguments.pop(key) for key in ("no_decay", "layer_decay", "lr_scale") if key in arguments}

@@ -64,6 +64,13 @@ def param_groups(
         TypeError: ``model`` is no ``nn.Module``, or an argument is of another type.
         ValueError: An argument is out of its range, ``lr`` is missing, a pattern matches no parameter, or the model has
             no such list of layers, or several of equal length.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.LayerNorm(8))
+        >>> groups = onepass.param_groups(model, weight_decay=0.1)
+        >>> [(group["weight_decay"], [name for name, _ in group["params"]]) for group in groups]
+        [(0.1, ['0.weight']), (0.0, ['0.bias', '1.weight', '1.bias'])]
+        >>> optimizer = onepass.AdamW(groups, lr=1e-3)
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, but is a {type(model).__name__}")

@@ -65,6 +65,12 @@ def explain(optimizer: Optimizer) -> Explanation:
 
     Raises:
         TypeError: It is no optimizer.
+
+    Example:
+        >>> model = torch.nn.Linear(4, 2)
+        >>> model(torch.ones(8, 4)).sum().backward()
+        >>> [row.path for row in onepass.explain(onepass.AdamW(model.parameters()))]
+        ['kernel', 'kernel']
     """
     if not hasattr(unwrapped(optimizer), "param_groups"):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, but is a {type(optimizer).__name__}")
@@ -98,5 +104,9 @@ def stats() -> dict[str, dict[str, Any]]:
 
     Returns:
         ``{"kernel": {backend: count}, "torch": {reason: count}}``. A parameter counts once for each step.
+
+    Example:
+        >>> sorted(onepass.stats())
+        ['kernel', 'torch']
     """
     return _core.stats()

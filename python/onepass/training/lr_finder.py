@@ -46,6 +46,13 @@ class LRRangeTest:
         smoothed: The bias-corrected exponential running average of ``losses``.
         diverged: Whether the test ended because of the loss, before all its steps.
         smoothing: What one step of the running average keeps of it.
+
+    Example:
+        >>> lrs = np.geomspace(1e-4, 1.0, 9)
+        >>> losses = np.array([9.0, 8.9, 8.5, 7.0, 3.0, 1.0, 0.5, 2.0, 30.0])
+        >>> result = onepass.LRRangeTest(lrs, losses, smoothed=losses)
+        >>> round(result.suggestion("minimum"), 4)
+        0.01
     """
 
     lrs: Floats
@@ -264,6 +271,17 @@ def lr_find(
             be initialised by a first batch (lazy modules).
         TypeError: Not exactly one of ``loss_fn`` and ``forward`` is given, an argument is of another type, or a loss is
             no tensor.
+
+    Example:
+        >>> model = torch.nn.Linear(4, 1)
+        >>> optimizer = onepass.SGD(model.parameters(), lr=0.1)
+        >>> x = torch.ones(8, 4)
+        >>> loader = [(x, x.sum(1, keepdim=True))]
+        >>> found = onepass.lr_find(model, optimizer, torch.nn.functional.mse_loss, loader, steps=50, progress=False)
+        >>> len(found.lrs) == len(found.losses) <= 50
+        True
+        >>> optimizer.param_groups[0]["lr"]  # unchanged
+        0.1
     """
     if not isinstance(model, nn.Module) or not hasattr(optimizer, "param_groups"):
         raise TypeError(

@@ -223,23 +223,22 @@ def log_to(
 ) -> StepLog:
     r"""Logs what an optimizer's steps do, as scalars, for TensorBoard.
 
-    Each step whose number is a multiple of ``interval`` writes, under its number,
+    Each step whose number is a multiple of ``interval`` writes these scalars under its number. G is the index of a
+    parameter group: 0, 1, ...
 
-    =========================== ======================================================================================
-    ``PREFIX/lr/G``             learning rate of parameter group G (0, 1, ...) with which the step is made
-    ``PREFIX/weight_decay/G``   its weight decay, where the optimizer has one
-    ``PREFIX/momentum/G``       its momentum, where a scheduler drives it (:class:`onepass.ScheduleLR`,
-                                :class:`~onepass.lr_scheduler.OneCycleLR`, :class:`~onepass.lr_scheduler.CyclicLR`)
-    ``PREFIX/beta1/G``, ...     its betas, where a scheduler drives one of them
-    ``PREFIX/update_to_weight/G`` :math:`\|\theta' - \theta\| / \|\theta\|`, over all parameters of group G that require
-                                a gradient or have one; :math:`\theta` before the step, :math:`\theta'` after it; not
-                                written where :math:`\theta = 0`
-    ``PREFIX/grad_norm``        :math:`\|g\|` over the gradients of all groups, as the step takes them: clipped if they
-                                have been clipped, without GradScaler's scale; with a closure, those that it has left
-    ``PREFIX/step_seconds``     seconds that ``step()`` took, a closure included
-    ``PREFIX/iteration_seconds`` seconds from step to step (forward, backward, data and all), the mean since the last
-                                step that was logged; the log's own work is not in it
-    =========================== ======================================================================================
+    - ``PREFIX/lr/G``: learning rate of the step.
+    - ``PREFIX/weight_decay/G``: weight decay, where the optimizer has one.
+    - ``PREFIX/momentum/G``: momentum, where a scheduler drives it (:class:`onepass.ScheduleLR`,
+      :class:`~onepass.lr_scheduler.OneCycleLR`, :class:`~onepass.lr_scheduler.CyclicLR`).
+    - ``PREFIX/beta1/G``, ``PREFIX/beta2/G``: betas, where a scheduler drives one of them.
+    - ``PREFIX/update_to_weight/G``: :math:`\|\theta' - \theta\| / \|\theta\|` over the parameters of the group that
+      require a gradient or have one, with :math:`\theta` before the step and :math:`\theta'` after it. Not written
+      where :math:`\theta = 0`.
+    - ``PREFIX/grad_norm``: :math:`\|g\|` over the gradients of all groups as the step uses them: after clipping, and
+      without GradScaler's scale. With a closure, the gradients that it leaves.
+    - ``PREFIX/step_seconds``: time of ``step()`` in seconds, including a closure.
+    - ``PREFIX/iteration_seconds``: mean time from one step to the next in seconds (forward, backward, data) since the
+      last logged step, without the time of the log itself.
 
     Norms are Euclidean, on a CPU summed in double. Those of DTensors are of whole tensors: then every process of their
     mesh has to log the same steps, and all write the same numbers. The other steps are only counted, so the cost is
@@ -269,6 +268,19 @@ def log_to(
     Raises:
         TypeError: ``writer`` has no ``add_scalar``, or ``optimizer`` is no ``torch.optim.Optimizer``.
         ValueError: ``interval`` or ``first_step`` is out of its range.
+
+    Example:
+        >>> class Writer:  # in place of torch.utils.tensorboard.SummaryWriter("runs/1")
+        ...     def add_scalar(self, tag, value, step):
+        ...         tags.append(tag)
+        >>> tags = []
+        >>> model = torch.nn.Linear(4, 2)
+        >>> optimizer = onepass.AdamW(model.parameters(), lr=1e-3)
+        >>> model(torch.ones(8, 4)).sum().backward()
+        >>> with onepass.log_to(Writer(), optimizer, interval=1):
+        ...     optimizer.step()
+        >>> "optimizer/lr/0" in tags, "optimizer/grad_norm" in tags
+        (True, True)
     """
     if not callable(getattr(writer, "add_scalar", None)):
         raise TypeError(f"writer must have a method add_scalar(tag, value, step), but is a {type(writer).__name__}")

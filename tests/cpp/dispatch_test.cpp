@@ -1,4 +1,5 @@
-// The lists of instruction sets and tunings, and how one is chosen and forced. environment_test.cpp has the variables.
+// The lists of instruction sets and tunings, and how one is chosen and forced. environment_test.cpp tests the
+// environment variables.
 #include "cpu/dispatch.h"
 
 #include <doctest/doctest.h>

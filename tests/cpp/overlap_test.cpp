@@ -1,4 +1,4 @@
-// Overlaps of strided memory, against the sets of bytes that tensors really have.
+// Overlaps of strided memory, against the sets of the tensors' bytes.
 #include "overlap.h"
 
 #include <doctest/doctest.h>

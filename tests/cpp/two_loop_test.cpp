@@ -1,4 +1,4 @@
-// The two-loop recursion on inner products, against the matrix that it stands for.
+// The two-loop recursion on inner products, against the matrix of its definition.
 #include "cpu/two_loop.h"
 
 #include <doctest/doctest.h>
@@ -52,7 +52,7 @@ struct Pairs {
   }
 };
 
-// What a pass of Products finds for these pairs, the last of which is the new one.
+// Returns the result of a pass of Products for these pairs, the last of which is the new one.
 Found found_for(const Pairs& pairs, std::size_t first, std::size_t past, const Vector& gradient) {
   Found found{.width = (past - first) * Products::sums, .sums = {}, .largest = std::vector<double>(3)};
   for (std::size_t group = 0; group < 3; ++group) {
@@ -72,7 +72,8 @@ Found found_for(const Pairs& pairs, std::size_t first, std::size_t past, const V
   return found;
 }
 
-// -H g with H built as the textbook has it: H = (I - rho s y') H (I - rho y s') + rho s s', beginning with gamma D.
+// Returns -H g, with H built as in the textbook: H = (I - rho s y') H (I - rho y s') + rho s s', beginning with gamma
+// D.
 Vector expected(const Pairs& pairs, std::size_t first, std::size_t past, Vector g, const std::vector<double>& weights) {
   const auto masked = [&](Vector v) {
     for (std::size_t i = 0; i < kSize; ++i)

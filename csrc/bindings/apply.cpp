@@ -40,8 +40,9 @@ void apply(const std::string& rule_name, const std::vector<double>& hyper, doubl
   const std::unique_ptr<RuleDriver> driver = make_rule_driver(rule_name);
   const RuleInfo& info = driver->info();
   if (hyper.size() != info.hyper_names.size() || !info.scalar_names.empty())
-    throw std::invalid_argument("rule " + rule_name + " takes " + std::to_string(info.hyper_names.size()) +
-                                " hyperparameters, and scalars that only a plan reads");
+    throw std::invalid_argument("apply: hyper of rule " + rule_name + " must have " +
+                                std::to_string(info.hyper_names.size()) +
+                                " numbers, and the rule must have no scalars");
   const unsigned states = info.states_used(hyper.data());
 
   if (const char* divisor = info.zero_divisor(hyper.data(), step, nullptr); divisor != nullptr)

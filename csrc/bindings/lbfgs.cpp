@@ -60,7 +60,7 @@ py::object readable_gradient(PyObject* param, py::object grad) {
   py::object copy = py::handle(param).attr("detach")().attr("clone")();
   copy.attr("copy_")(grad);
   grad = copy;
-  if (!reads()) throw std::logic_error("a copy of a parameter cannot be read");
+  if (!reads()) throw std::logic_error("kernels cannot read a copy of a parameter that they can read");
   return grad;
 }
 
@@ -97,7 +97,7 @@ Lbfgs::Readable Lbfgs::prepare(const py::list& groups, bool gradients) {
     PyObject* const param = readable.params[k].ptr();
     TensorView own;
     if (const std::string why = why_torch(param, own); !why.empty())
-      throw py::value_error(named(g, i) + " has become a " + why + " within the step");
+      throw py::value_error(named(g, i) + " was changed during the step, and kernels cannot read it: " + why);
     if (!gradients) {
       readable.tensors.push_back(readable.params[k]);
       continue;
@@ -346,7 +346,8 @@ Lbfgs::Direction Lbfgs::direction(const py::list& list_y, const py::list& list_s
   check_vectors({out}, "d");
   const std::vector<Pair> all = pairs(all_y, all_s);
   if (all.empty()) history_ = {}, held_.clear();
-  if (all.size() != history_.size()) throw std::logic_error("a direction was asked for without an update");
+  if (all.size() != history_.size())
+    throw std::logic_error("direction() needs an update() of the same history before it");
   const History::Direction wanted = history_.direction(found_, first_, weights_);
   const Combine pass{
       .pairs = all, .factors = wanted.factors, .gradient = vector(gradient, "gradient"), .out = vector(out, "d")};

@@ -69,7 +69,7 @@ py::object norms(const std::vector<std::vector<py::object>>& lists, const py::ob
   if (!tensors) return py::none();
   std::optional<Operand> from = Operand{};
   if (!origin.is_none()) from = operand_of(origin, *tensors);
-  if (!from) throw py::value_error("origin is not a vector that these tensors were copied to");
+  if (!from) throw py::value_error("origin must be a flat vector that copy() has filled from tensors of these sizes");
   return norms_by(*tensors, Distance{.parts = tensors->parts, .from = *from}, origin, threads);
 }
 

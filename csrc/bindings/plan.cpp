@@ -182,7 +182,7 @@ void Plan::read_until_stable(const StepRequest& request, StepWork& work) {
     if (!found_shared && !work.ran_python) return;
     work.restart();
   }
-  throw std::runtime_error(label_ + ": the optimizer changes while it is being read");
+  throw std::runtime_error(label_ + ": the optimizer was changed while step() was reading it");
 }
 
 void Plan::read(const py::object& optimizer, const StepRequest& request, StepWork& work) {
@@ -213,7 +213,8 @@ py::object Plan::step(const py::object& optimizer, const StepRequest& request) {
       optimizer.attr("_discard_states")(created);
       throw;
     }
-    if (!work.missing.empty()) throw std::runtime_error(label_ + ": states that were created are not there");
+    if (!work.missing.empty())
+      throw std::runtime_error(label_ + ": states that _create_states has created are missing from optimizer.state");
   }
   run(work, request.threads);
   for (const std::size_t k : work.fallback) the_stats.torch[params_[k].reason] += 1;

@@ -33,7 +33,7 @@ ONEPASS_INLINE ConstantsOf<Rule, T> constants_of(const Job& job) {
 
 // Applies the rule to n elements of plain arrays. States that are not in `Set` are read as the constant zero, and their
 // new values are dropped, so they cost nothing. Two operands may be the same array (a gradient that is the parameter).
-// They never overlap otherwise, which `ivdep` tells the vectoriser.
+// They never overlap otherwise, which `ivdep` declares to the vectoriser.
 template <class Rule, class T, unsigned Set, std::size_t... State>
 ONEPASS_INLINE void apply(const ConstantsOf<Rule, T>& constants, T factor, T* const* arrays, std::int64_t n,
                           std::index_sequence<State...> /*states*/) {

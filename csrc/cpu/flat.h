@@ -25,7 +25,7 @@ struct Part {
   const Layout* layout = nullptr;  // null: the tensor's memory has the vector's order
 };
 
-// A range of the vector that one thread works on. It lies in one parameter group.
+// A range of the vector that one thread works on. It is in one parameter group.
 struct Chunk {
   std::int64_t begin, end;
   std::size_t group;

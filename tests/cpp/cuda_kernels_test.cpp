@@ -463,7 +463,7 @@ class Counted {
   std::optional<BoundJob> bound_;
 };
 
-TEST_CASE("constants are made and numbers advanced as on the host") {
+TEST_CASE("constants and numbers after the step are those of the host") {
   for (const Setting& setting : kSettings)
     for (const bool wide : {false, true})
       for (unsigned where = 0; where < 3 * 3 * 3 * 3; ++where) {
@@ -558,7 +558,7 @@ TEST_CASE("gradients are divided by the scale as on the host") {
     }
 }
 
-TEST_CASE("a step with infinite gradients is not made, and not counted") {
+TEST_CASE("a step with infinite gradients is skipped, and not counted") {
   const float scale = 65536.0F;
   for (const Setting& setting : kSettings)
     for (const float found : {1.0F, 2.0F}) {

@@ -143,7 +143,7 @@ class Model {
 
 Model adam() { return Model(RuleId::adam, 2); }
 
-// -- what tables must say --------------------------------------------------------------------------------------------
+// -- contents of tables ----------------------------------------------------------------------------------------------
 
 std::size_t constants_size(const Launch& launch) { return info_of(launch.rule).constants_size[launch.wide ? 1 : 0]; }
 
@@ -353,7 +353,7 @@ std::vector<Launch> step(const Model& model, const Scaler& scaler = {}) {
 
 // -- launches --------------------------------------------------------------------------------------------------------
 
-TEST_CASE("chunks are long where every multiprocessor has enough of them") {
+TEST_CASE("chunks are long if every multiprocessor has enough of them") {
   struct {
     std::int64_t elements;
     int multiprocessors;
@@ -371,7 +371,7 @@ TEST_CASE("chunks are long where every multiprocessor has enough of them") {
   for (const auto& row : table) CHECK(chunk_length(row.elements, row.multiprocessors) == row.want);
 }
 
-TEST_CASE("nothing to do is no launch") {
+TEST_CASE("without work there is no launch") {
   Model model = adam();
   CHECK(step(model).empty());
   model.add(0);
@@ -402,7 +402,7 @@ TEST_CASE("blocks at the ends of chunks") {
   CHECK(step(model).size() == 1);
 }
 
-TEST_CASE("groups, formats and signs share a launch, a table for each arithmetic") {
+TEST_CASE("groups, formats and signs share a launch; each arithmetic type has a table") {
   Model model = adam();
   for (int group = 0; group < 200; ++group) {
     model.add_group();
@@ -419,7 +419,7 @@ TEST_CASE("groups, formats and signs share a launch, a table for each arithmetic
   CHECK(launches[1].header.rows == 4);
 }
 
-TEST_CASE("constants stand once in a table, whoever shares them") {
+TEST_CASE("a table has shared constants once") {
   Model model = adam();
   for (int i = 0; i < 10; ++i) model.add(100);
   model.add_group();
@@ -431,7 +431,7 @@ TEST_CASE("constants stand once in a table, whoever shares them") {
   CHECK(launches[0].words.size() == 20 * (kRowWords + 4) + 2 * constants);
 }
 
-TEST_CASE("hyperparameters stand once in a table, whoever shares them") {
+TEST_CASE("a table has shared hyperparameters once") {
   Model model = adam();
   model.add_group(true);
   for (int i = 0; i < 10; ++i) model.add(100);
@@ -446,7 +446,7 @@ TEST_CASE("hyperparameters stand once in a table, whoever shares them") {
 
 // -- limits ----------------------------------------------------------------------------------------------------------
 
-TEST_CASE("as many tensors in a table as have room") {
+TEST_CASE("a table has as many tensors as fit") {
   const std::size_t constants = (info_of(RuleId::adam).constants_size[0] + 7) / 8;
   const std::size_t most = (LargeTable::kWords - constants) / (kRowWords + 4);
   for (const std::size_t tensors : {most - 1, most, most + 1, 2 * most, 5 * most}) {
@@ -482,7 +482,7 @@ TEST_CASE("layouts of as many dimensions as torch has") {
   CHECK(step(model).size() == 9);  // 6 of some 590 words each in a table
 }
 
-TEST_CASE("as many blocks as a launch can have") {
+TEST_CASE("a launch has at most the largest number of blocks") {
   Model model = adam();
   for (int i = 0; i < 7; ++i) model.add(std::int64_t{kChunk} << 29);
   model.add(std::int64_t{kChunk} * 0x7fffffff);
@@ -497,7 +497,7 @@ TEST_CASE("as many blocks as a launch can have") {
   CHECK(blocks == std::vector<std::uint32_t>{third, third, 1U << 29, 0x7fffffff, 0x7fffffff, 2});
 }
 
-TEST_CASE("more empty tensors that count than a position can tell") {
+TEST_CASE("more empty tensors that count steps than a 16-bit position can skip") {
   Model model = adam();
   model.add_group(true);
   model.add(10);
@@ -507,9 +507,9 @@ TEST_CASE("more empty tensors that count than a position can tell") {
   CHECK(launches.back().header.rows == 1);
 }
 
-// -- what a table says once ------------------------------------------------------------------------------------------
+// -- values of the header --------------------------------------------------------------------------------------------
 
-TEST_CASE("jobs that differ in what a table says once go to tables of their own") {
+TEST_CASE("jobs that differ in values of the header go to separate tables") {
   Model model = adam();
   const auto add = [&](double factor, bool has_follower, double weight) {
     Job& job = model.add(100).job;
@@ -538,7 +538,7 @@ TEST_CASE("jobs that differ in what a table says once go to tables of their own"
   CHECK(launches() == 6);
 }
 
-TEST_CASE("followers of other weights and flags go to tables of their own") {
+TEST_CASE("followers with other weights and flags go to separate tables") {
   struct Each {
     Followers followers;
     std::size_t launches;  // of this row and the earlier ones
@@ -577,7 +577,7 @@ TEST_CASE("the sign of a factor of zero") {
   CHECK(row_of<Row>(launches[0], 1).maximize == 1);
 }
 
-TEST_CASE("addresses of the gradient scaler's numbers stand in every table") {
+TEST_CASE("every table has the addresses of GradScaler's values") {
   Model model = adam();
   model.add(100);
   model.add(100, true);
@@ -606,9 +606,9 @@ TEST_CASE("where vectors begin, for every misalignment of every operand") {
     }
 }
 
-// -- chance ----------------------------------------------------------------------------------------------------------
+// -- random ----------------------------------------------------------------------------------------------------------
 
-TEST_CASE("models of everything") {
+TEST_CASE("random models") {
   constexpr std::array formats{Format::float32, Format::float32, Format::bfloat16, Format::float64};
   for (std::uint64_t seed = 0; seed < 20; ++seed) {
     CAPTURE(seed);
@@ -637,7 +637,7 @@ TEST_CASE("models of everything") {
 
 // -- errors ----------------------------------------------------------------------------------------------------------
 
-TEST_CASE("what goes wrong at a launch is told, and nothing is launched after it") {
+TEST_CASE("an error of a launch is reported, and nothing is launched after it") {
   static int launches;
   Backend failing = kRecorder;
   failing.launch = [](Work, RuleId, bool, const LargeTable&, void*) {

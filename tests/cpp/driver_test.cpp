@@ -44,7 +44,7 @@ void check(const Problem& problem, std::int64_t piece = INT64_MAX / 2) {
 // A little more than two tiles of float32, and four of float64.
 constexpr std::int64_t kLongest = 2 * 1024 + 70;
 
-TEST_CASE("every length, in place and through tiles") {
+TEST_CASE("every length, in place and in tiles") {
   const Setting& cheap = setting_of("lion");
   for (const bool wide : {false, true}) {
     auto mixed = all_of(Format::bfloat16);
@@ -226,7 +226,7 @@ TEST_CASE("followers in views, whole and in pieces") {
 }
 
 // Exact values, without the reference: weights of 0 and 1, and halves between powers of two.
-TEST_CASE("where a follower goes") {
+TEST_CASE("the values of a follower") {
   const Setting still = make_setting<Sgd>("sgd, lr = 0", {}, 2);
   struct {
     double param, follower, weight, want;
@@ -295,7 +295,7 @@ TEST_CASE("a follower is updated from the parameter before it is rounded to its 
   for (const Isa& isa : supported_isas()) CHECK(difference(stepped(isa, active_tuning(), problem, 1000), want) == "");
 }
 
-// -- promises --------------------------------------------------------------------------------------------------------
+// -- aliasing --------------------------------------------------------------------------------------------------------
 
 TEST_CASE("a gradient that is the parameter itself") {
   for (const Setting& setting : kSettings) {

@@ -325,7 +325,7 @@ TEST_CASE("every instruction set and number of threads gives the same bits") {
   force_isa("");
 }
 
-TEST_CASE("a tensor's bits depend neither on its neighbours nor on what the room held") {
+TEST_CASE("a tensor's bits depend neither on its neighbours nor on the old contents of the memory for sums") {
   std::vector<FactoredProblem> together = model();
   const std::vector<FactoredProblem> before = together;
   step(together, 2);
@@ -339,7 +339,7 @@ TEST_CASE("a tensor's bits depend neither on its neighbours nor on what the room
   }
 }
 
-TEST_CASE("nothing to do") {
+TEST_CASE("no work") {
   FactoredRoom room;
   run_factored({}, 4, room);
   for (const auto& [slices, rows, columns] :

@@ -240,7 +240,7 @@ TEST_CASE("distance: from a vector, and from zero") {
   }
 }
 
-TEST_CASE("gather: what is not finite is the largest, wherever it stands") {
+TEST_CASE("gather: a value that is not finite is the largest, at every position") {
   constexpr double inf = std::numeric_limits<double>::infinity();
   constexpr double nan = std::numeric_limits<double>::quiet_NaN();
   for (const bool wide : {false, true}) {
@@ -445,7 +445,7 @@ TEST_CASE("an empty vector, and no groups") {
   }
 }
 
-TEST_CASE("a team is as large as the work deserves") {
+TEST_CASE("the number of threads depends on the bytes") {
   constexpr std::int64_t mib = std::int64_t{1} << 20;
   CHECK(team_size(0, 8) == 1);
   CHECK(team_size(4 * mib - 1, 8) == 1);

@@ -139,7 +139,7 @@ TEST_CASE_TEMPLATE("every pattern decodes to its value and encodes to itself", C
   }
 }
 
-TEST_CASE_TEMPLATE("between two neighbours the nearer is taken, and in the middle the even one", C, ALL_CODES) {
+TEST_CASE_TEMPLATE("rounding to the nearer neighbour, and in the middle to the even one", C, ALL_CODES) {
   using T = typename C::T;
   using Codec = typename C::Codec;
   std::vector<T> values;
@@ -166,7 +166,7 @@ TEST_CASE_TEMPLATE("between two neighbours the nearer is taken, and in the middl
   }
 }
 
-TEST_CASE_TEMPLATE("the ends of the range, and what lies beyond", C, ALL_CODES) {
+TEST_CASE_TEMPLATE("the ends of the range, and values beyond it", C, ALL_CODES) {
   using T = typename C::T;
   using Codec = typename C::Codec;
   constexpr bool half = std::is_same_v<Codec, Float16>;

@@ -80,7 +80,7 @@ TEST_CASE("make_layout and is_flat") {
 }
 
 // Whatever is ordered and merged, the elements of parameter and gradient form the same pairs.
-TEST_CASE("a layout has the elements of what it was made from") {
+TEST_CASE("a layout has the elements of the strides that it was made from") {
   const Ints shape = {2, 3, 1, 4};
   Ints order = {0, 1, 2, 3};
   const auto strides_in = [&](const Ints& dims, std::int64_t step) {

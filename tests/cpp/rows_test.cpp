@@ -83,7 +83,7 @@ Numbers some_rows(std::int64_t entries, std::int64_t count) {
   return rows;
 }
 
-TEST_CASE("entries are ordered by row, and those of a row as they came") {
+TEST_CASE("entries are sorted by row, and keep their order within a row") {
   for (const std::int64_t entries : {0, 1, 2, 3, 10, 1000, 5000}) {
     for (const std::int64_t count : {std::int64_t{1}, std::int64_t{2}, std::int64_t{7}, std::int64_t{2048},
                                      std::int64_t{2049}, std::int64_t{1} << 33, INT64_MAX}) {
@@ -113,7 +113,7 @@ TEST_CASE("entries are ordered by row, and those of a row as they came") {
   }
 }
 
-TEST_CASE("rows that are coalesced stay as they are") {
+TEST_CASE("coalesced rows do not change") {
   Rows rows = read_rows(indices_of({3, 1, 3}, 3), Numbers{5}, 1);
   coalesce(rows);
   const Rows once = rows;

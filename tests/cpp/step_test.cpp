@@ -134,7 +134,7 @@ TEST_CASE("steps of several threads at once") {
 // Every rounding mode, with and without flushing, with exception flags raised.
 constexpr std::uint32_t kModes[] = {0x1f80, 0x3f80, 0x5f80, 0x7f80, 0x9f80, 0x1fc0, 0xffc0, 0x1fbf};
 
-TEST_CASE("neither the caller's mode matters to a step, nor a step to the caller's mode") {
+TEST_CASE("a step neither depends on the caller's floating-point mode nor changes it") {
   const std::uint32_t before = _mm_getcsr();
   const std::vector<Problem> problems = model(setting_of("adam, amsgrad, decoupled"));
   const std::vector<Problem> want = expected(problems);

@@ -162,7 +162,7 @@ TEST_CASE("a new gradient with an old history: the last pair of the pass was not
   check(combined(history.direction(found, 0, kWeights[1]), pairs, 0, g), expected(pairs, 0, 3, g, kWeights[1]));
 }
 
-TEST_CASE("a pair that has no positive curvature in the groups that count is passed over") {
+TEST_CASE("a pair that has no positive curvature in the groups that count is skipped") {
   Pairs pairs(3);
   for (std::size_t i = 5; i < kSize; ++i) pairs.y[1][i] = -pairs.s[1][i];  // positive in the first group only
   History history;

@@ -1,18 +1,19 @@
-// The kernels without Python, one tensor a step: built with -DONEPASS_BENCH=ON, and run by bench/kernels.py.
+// The kernels without Python, one tensor for each step: built with -DONEPASS_BENCH=ON, and run by bench/kernels.py.
 //
 //   RULE/FORMATS/ISA/ELEMENTS[/threads:N]                every rule of the registry, in one typical setting
-//   traffic/float32/LOOP/ELEMENTS/updated:N[/threads:N]  additions only: N arrays, each updated by the same one more
+//   traffic/float32/LOOP/ELEMENTS/updated:N[/threads:N]  additions only: one array is added to N others
 //
-// Beside Google Benchmark's own flags there is --memory_elements=N, the number of elements that stands for "in memory".
+// Beside Google Benchmark's flags there is --memory_elements=N: the number of elements of benchmarks that are limited
+// by memory.
 //
-// Nothing is timed before it is checked. An operand's elements repeat a short pattern, so the step of the pattern by
-// its definition (tests/cpp/reference.h) tells what every byte of every operand must be after the first step, which is
-// made just as those are that are timed: by the same instruction set and threads, over all elements.
+// Every kernel is checked before it is timed. An operand's elements repeat a short pattern, so the step of the pattern
+// by its definition (tests/cpp/reference.h) gives the expected bytes of every operand after the first step. That step
+// runs as the timed ones do: with the same instruction set and threads, over all elements.
 //
-// bytes_per_second counts each operand once for every time that it must move: the gradient is read, the parameter and
-// the states that the step uses are read and written. Caches are not accounted for, nor is what a store fetches first,
-// as all that is written is also read. Time is the wall's clock's. That Debian's Google Benchmark "was built as DEBUG",
-// of which it warns, matters before and after the iterations that it times, not between them.
+// bytes_per_second counts each operand once for every time that it must move: the gradient is read; the parameter and
+// the states that the step uses are read and written. It does not account for caches. A store does not fetch more,
+// because everything that is written is also read. Times are wall-clock times. Debian's Google Benchmark warns that it
+// "was built as DEBUG". This affects the time before and after the timed iterations, not the iterations.
 #include <benchmark/benchmark.h>
 #include <omp.h>
 
@@ -47,18 +48,19 @@ namespace {
 
 constexpr std::int64_t kInCache = 4096;  // elements: 64 KiB in the four float32 arrays of Adam
 constexpr std::int64_t kInMemory = std::int64_t{32} << 20;
-constexpr std::int64_t kPattern = 1021;  // elements; prime, so it is out of step with tiles and threads
+constexpr std::int64_t kPattern = 1021;  // elements; prime, so that it does not align with tiles and threads
 constexpr int kMostUpdated = 4;          // arrays of a rule
 
 using Bytes = std::span<const std::byte>;
 Bytes bytes_of(std::span<const float> values) { return std::as_bytes(values); }
 
-bool failed = false;  // some check, and so the program
+bool failed = false;  // whether a check has failed
 
 // -- memory ----------------------------------------------------------------------------------------------------------
 
-// Room for so many elements of operand k, of any format. Kept, as fetching it from the system takes longer than a step;
-// for each number of elements apart, so that small arrays lie as malloc lays small ones.
+// Returns memory for this many elements of operand k, of any format. It is kept, because getting it from the system
+// takes longer than a step. Each number of elements has its own memory, so that small arrays are placed as malloc
+// places them.
 std::byte* room(std::int64_t elements, std::size_t k) {
   static std::map<std::int64_t, std::array<Memory, kMaxOperands>> rooms;
   Memory& memory = rooms[elements][k];
@@ -66,7 +68,7 @@ std::byte* room(std::int64_t elements, std::size_t k) {
   return memory.data();
 }
 
-// Calls visit(byte, pattern or its beginning) for each repetition of a pattern in so many bytes.
+// Calls visit(byte, pattern) for each repetition of a pattern in this many bytes; the last pattern may be cut.
 template <class Visit>
 void for_each_repetition(Bytes pattern, std::size_t size, Visit&& visit) {
   for (std::size_t at = 0; at < size; at += pattern.size())
@@ -91,7 +93,7 @@ bool is_filled(const std::byte* data, Bytes pattern, std::size_t size) {
 class Subject {
  public:
   virtual ~Subject() = default;
-  // Makes the arrays and the first step, and returns what is wrong with its result; nothing if it is right.
+  // Fills the arrays, makes the first step, and returns what is wrong with its result; empty if it is correct.
   virtual std::string begin() = 0;
   virtual void step() = 0;
 
@@ -146,7 +148,7 @@ class RuleStep : public Subject {
     return wrong;
   }
 
-  // The gradient changes its sign each time: a parameter that always went the same way would leave its format.
+  // The gradient changes its sign at each step, so that the parameter does not leave the range of its format.
   void step() override {
     job_.grad_factor = -job_.grad_factor;
     run_step(pattern_.setting.rule, {&job_, 1}, threads_);
@@ -180,7 +182,7 @@ class TrafficStep : public Subject {
   std::string begin() override {
     const auto count = static_cast<std::size_t>(updated);
     const auto size = static_cast<std::size_t>(elements) * sizeof(float);
-    // Array 0 is the one that is read. All numbers, and their sums, are exact.
+    // Array 0 is the one that is read. All values and their sums are exact.
     const auto pattern = [](std::size_t k, int steps) {
       std::vector<float> values;
       for (std::int64_t i = 0; i < kPattern; ++i)
@@ -211,8 +213,8 @@ class TrafficStep : public Subject {
 
 using MakeSubject = std::function<std::unique_ptr<Subject>()>;
 
-// Google Benchmark calls this several times on end for one result, with growing numbers of iterations: the arrays are
-// made, and the first step checked, at the first of these.
+// Google Benchmark calls this several times in a row for one result, with growing numbers of iterations. The first call
+// fills the arrays and checks the first step.
 void measure(benchmark::State& state, const MakeSubject& make) {
   static const MakeSubject* current = nullptr;
   static std::unique_ptr<Subject> subject;
@@ -234,16 +236,16 @@ void measure(benchmark::State& state, const MakeSubject& make) {
   state.counters["updated"] = subject->updated;
 }
 
-// By the wall's clock: the processor time of the calling thread would not tell what the others do.
+// Wall-clock time, because the processor time of the calling thread does not include the other threads.
 void add(const std::string& name, int threads, MakeSubject make) {
-  static std::deque<MakeSubject> makes;  // whose addresses stay
+  static std::deque<MakeSubject> makes;  // a deque, because addresses of its elements do not change
   const MakeSubject& kept = makes.emplace_back(std::move(make));
   benchmark::RegisterBenchmark((name + (threads > 1 ? "/threads:" + std::to_string(threads) : "")).c_str(),
                                [&kept](benchmark::State& state) { measure(state, kept); })
       ->UseRealTime();
 }
 
-// The row of the rule's own name; where there is none (each of SGD's is named after what it has), the last one.
+// Returns the setting with the rule's name; if there is none (SGD), the last setting of the rule.
 const Setting& typical_setting(RuleId rule) {
   const Setting* found = nullptr;
   for (const Setting& setting : kSettings) {
@@ -285,7 +287,7 @@ void add_traffic(std::span<const Extent> extents) {
             });
 }
 
-// The number of --memory_elements, which is taken out of the arguments.
+// Returns the value of --memory_elements, and removes it from the arguments.
 std::int64_t take_memory_elements(int& argc, char** argv) {
   static constexpr std::string_view flag = "--memory_elements=";
   std::int64_t elements = kInMemory;

@@ -1,7 +1,7 @@
 # The module onepass._cuda.
 
-# Machine code of one device runs on all later ones of the same major version; its virtual code is compiled by the
-# driver for whatever comes after. The front end has to run only once, since no newer instruction is used.
+# Machine code of one device runs on all later devices of the same major version. For later major versions, the driver
+# compiles the virtual code. The front end runs only once, because no newer instructions are used.
 execute_process(COMMAND ${CMAKE_CUDA_COMPILER} --list-gpu-code OUTPUT_VARIABLE known COMMAND_ERROR_IS_FATAL ANY)
 string(REGEX MATCHALL "[0-9]+" known "${known}")
 set(devices 70 75 80 90 100 120)
@@ -21,7 +21,7 @@ set(flags -O3 --expt-relaxed-constexpr -fmad=false -ftz=true -prec-div=true -pre
   "-gencode=arch=compute_${oldest},code=[${codes},compute_${oldest}]"
   -Xcompiler=-Wall,-Wextra,-Wshadow,-Wconversion,-Wno-unknown-pragmas)
 if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 13)
-  list(APPEND flags --compress-mode=size)  # a few MB instead of 30; the drivers of 12.4 and later can read it
+  list(APPEND flags --compress-mode=size)  # a few MB instead of 30; needs a driver of CUDA 12.4 or later
 endif()
 if(ONEPASS_WERROR)
   list(APPEND flags -Werror=all-warnings)
@@ -39,6 +39,6 @@ pybind11_add_module(_cuda csrc/cuda/module.cpp $<TARGET_OBJECTS:onepass_cuda_flo
 target_include_directories(_cuda PRIVATE csrc)
 target_compile_options(_cuda PRIVATE ${ONEPASS_WARNINGS})
 target_compile_definitions(_cuda PRIVATE ONEPASS_CUDA_VERSION="${CUDAToolkit_VERSION}" ONEPASS_CUDA_DEVICES="${names}")
-# The runtime is linked in, and looks for the driver when it is first used: the module can be imported anywhere.
+# The runtime is linked statically, and loads the driver when it is first used, so the module can be imported anywhere.
 target_link_libraries(_cuda PRIVATE CUDA::cudart_static)
 install(TARGETS _cuda DESTINATION onepass)

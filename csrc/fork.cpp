@@ -8,7 +8,7 @@ namespace onepass {
 namespace {
 
 std::atomic<unsigned> count{0};
-std::thread::id survivor;  // written in a child that has a single thread
+std::thread::id survivor;  // written while the child has a single thread
 
 [[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] {
   survivor = std::this_thread::get_id();

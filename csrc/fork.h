@@ -1,4 +1,4 @@
-// What a forked child has to know: it has none of its parent's other threads.
+// Forks. A forked child has none of its parent's other threads.
 #pragma once
 
 #include <thread>

@@ -1,4 +1,4 @@
-// What a step works on: one job for each tensor, in terms of raw memory.
+// Jobs: one tensor's share of a step, as raw memory.
 #pragma once
 
 #include <array>
@@ -11,7 +11,7 @@
 
 namespace onepass {
 
-// The operands of a job: those of its rule (parameter, gradient, states), and the followers, for every rule.
+// The operands of a job: those of its rule (parameter, gradient, states), then the followers.
 inline constexpr std::size_t kParam = 0;
 inline constexpr std::size_t kGrad = 1;
 inline constexpr std::size_t kFirstState = 2;
@@ -24,15 +24,15 @@ struct Operand {
   Format format = Format::float32;
 };
 
-// What happens to a follower f after the rule: f += weight * (p - f), where p is the parameter, and then, with
-// sets_param, p = f.
+// A follower f is updated after the rule: f += weight * (p - f), where p is the parameter, and then, with sets_param,
+// p = f.
 struct Follower {
   double weight = 0.0;
   bool sets_param = false;
   bool operator==(const Follower&) const = default;
 };
 
-// Where the elements lie when not all operands are packed in the same order. Strides are in elements.
+// Shape and strides, in elements, of operands that are not all packed in the same order.
 struct Layout {
   std::vector<std::int64_t> shape;
   std::array<std::vector<std::int64_t>, kMaxOperands> strides;
@@ -43,9 +43,9 @@ struct Rows;
 struct Job {
   std::int64_t length = 0;          // elements
   const Layout* layout = nullptr;   // null: element i of every operand lies at data + i * size
-  const Rows* rows = nullptr;       // null: all of the tensor; else these rows of parameter and states, row-major
+  const Rows* rows = nullptr;       // null: the whole tensor; else these rows of parameter and states, row-major
   const void* constants = nullptr;  // the rule's `Constants<float>`, or `Constants<double>` if wide
-  double grad_factor = 1.0;         // what gradients are multiplied by: 1 / loss scale, negative to maximize
+  double grad_factor = 1.0;         // factor of gradients: 1 / loss scale, negative to maximize
   bool wide = false;                // arithmetic in float64 rather than float32
   std::array<Operand, kMaxOperands> operands;
   // Follower i is operand kFirstFollower + i, absent where that has no data. They are updated in this order.

@@ -6,7 +6,7 @@
 namespace onepass {
 namespace {
 
-// The elements of a range as groups that repeat at a distance of `pitch`: the smallest strides make a group, the others
+// The elements of a range as groups that repeat at a distance of `pitch`: the smallest strides form a group, the others
 // repeat it.
 struct Groups {
   std::int64_t width;  // bytes from the first to the last of a group
@@ -26,7 +26,7 @@ Groups groups_of(const MemoryRange& range, std::int64_t least_pitch) {
   return groups;
 }
 
-// Whether the groups of `a`, repeated for ever, leave gaps into which those of `b` fit.
+// Whether the groups of `a`, repeated without end, leave gaps into which those of `b` fit.
 bool fit_together(const MemoryRange& a, const MemoryRange& b, std::int64_t least_pitch) {
   const Groups of_a = groups_of(a, least_pitch);
   const Groups of_b = groups_of(b, least_pitch);
@@ -57,7 +57,7 @@ bool overlap(const MemoryRange& a, const MemoryRange& b) {
 std::vector<MemoryOverlap> find_overlaps(std::vector<MemoryRange>& ranges) {
   std::ranges::stable_sort(ranges, {}, &MemoryRange::first);
   std::vector<MemoryOverlap> overlaps;
-  std::vector<const MemoryRange*> open;  // those so far that reach to where the next begins
+  std::vector<const MemoryRange*> open;  // earlier ranges that end after the next one begins
   for (const MemoryRange& range : ranges) {
     if (range.empty()) continue;
     std::erase_if(open, [&](const MemoryRange* other) { return other->past <= range.first; });

@@ -36,12 +36,13 @@ TensorView require_view(PyObject* tensor, const std::string& what, bool may_be_o
 
 void apply(const std::string& rule_name, const std::vector<double>& hyper, double step, const py::list& rows,
            double grad_factor, int threads) {
-  find_rule(rule_name);  // Adafactor is no element-wise rule
+  find_rule(rule_name);  // throws for Adafactor, which is not element-wise
   const std::unique_ptr<RuleDriver> driver = make_rule_driver(rule_name);
   const RuleInfo& info = driver->info();
   if (hyper.size() != info.hyper_names.size() || !info.scalar_names.empty())
-    throw std::invalid_argument("rule " + rule_name + " takes " + std::to_string(info.hyper_names.size()) +
-                                " hyperparameters, and scalars that only a plan reads");
+    throw std::invalid_argument("apply: hyper of rule " + rule_name + " must have " +
+                                std::to_string(info.hyper_names.size()) +
+                                " numbers, and the rule must have no scalars");
   const unsigned states = info.states_used(hyper.data());
 
   if (const char* divisor = info.zero_divisor(hyper.data(), step, nullptr); divisor != nullptr)

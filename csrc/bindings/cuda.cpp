@@ -11,7 +11,7 @@ namespace py = pybind11;
 namespace onepass {
 namespace {
 
-// What a device cannot do does not change, but asking takes a moment.
+// The module, and the answers of its devices. They do not change, and asking is slow.
 struct Loaded {
   const cuda::Backend* backend = nullptr;
   std::map<int, std::string> refusals;
@@ -29,7 +29,7 @@ Loaded load() {
 
 Loaded* the_loaded = nullptr;
 
-// Under the GIL, which an import may let go of: so it comes before anything is kept.
+// Needs the GIL. An import may release it, so another thread may load the module first.
 Loaded& loaded() {
   if (the_loaded == nullptr) {
     Loaded found = load();
@@ -67,8 +67,8 @@ OnDevice::~OnDevice() {
 void step_on_cuda(RuleId rule, int device, std::span<const cuda::DeviceJob> jobs, const cuda::Scaler& scaler) {
   if (const std::string why = cuda_refusal(device); !why.empty())
     throw std::runtime_error("no kernels for cuda:" + std::to_string(device) + ": " + why);
-  // Memory for the constants that are made on the GPU. It is torch's: what comes later on the same stream may use it
-  // anew, whenever that may be, and nothing else.
+  // Memory for the constants that are made on the GPU. It belongs to torch's allocator, which gives it only to later
+  // work on the same stream.
   py::object held;
   std::byte* workspace = nullptr;
   if (const std::size_t size = cuda::workspace_size(rule, jobs); size != 0) {

@@ -1,4 +1,4 @@
-// The CUDA kernels as the bindings see them: a module that is loaded when a tensor on a GPU is first met.
+// The module with the CUDA kernels, which is loaded when a tensor on a GPU is first met.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -11,16 +11,16 @@
 
 namespace onepass {
 
-// What the kernels were compiled with and for; empty if onepass was built without them.
+// Returns the compiler and the devices of the kernels; empty if onepass was built without them.
 std::string cuda_built();
 
-// Forgets the module, which is imported again when it is next needed.
+// Forgets the module. It is imported again when it is next needed.
 void forget_cuda();
 
-// Why the kernels cannot step tensors on this GPU; empty if they can.
+// Returns why the kernels cannot step tensors on this GPU; empty if they can.
 std::string cuda_refusal(int device);
 
-// Makes a device the current one, as torch and the CUDA runtime know it, as long as it lives. Needs the GIL.
+// Makes a device the current one, for torch and the CUDA runtime, during its lifetime. Needs the GIL.
 class OnDevice {
  public:
   explicit OnDevice(int device);
@@ -32,7 +32,8 @@ class OnDevice {
   int before_;
 };
 
-// Steps all jobs, on torch's current stream of the device. Throws std::runtime_error.
+// Steps all jobs, on torch's current stream of the device. Throws std::runtime_error if the kernels cannot run there or
+// a launch fails.
 void step_on_cuda(RuleId rule, int device, std::span<const cuda::DeviceJob> jobs, const cuda::Scaler& scaler);
 
 }  // namespace onepass

@@ -18,8 +18,8 @@ std::optional<Format> format_of(std::uint8_t code, int bits) {
   return std::nullopt;
 }
 
-// Gives a view a shape and strides of its own. They belong to it alone: other threads read tensors at the same time,
-// whenever torch lets go of the GIL.
+// Gives a view a shape and strides of its own. They are not shared between views, because other threads read tensors
+// while torch has released the GIL.
 void keep(TensorView& view, std::vector<std::int64_t> shape, const std::vector<std::int64_t>& strides) {
   const std::size_t ndim = shape.size();
   shape.insert(shape.end(), strides.begin(), strides.end());
@@ -48,7 +48,7 @@ DlpackReader::DlpackReader(const py::handle& exchange_api) {
 
 bool DlpackReader::view(PyObject* tensor, TensorView& out) {
   dlpack::Tensor exported{};
-  std::vector<std::int64_t> sizes;  // copies, where they are needed
+  std::vector<std::int64_t> sizes;  // copies of shape and strides, if they are needed
   std::vector<std::int64_t> strides;
   const auto copy = [&] {
     sizes.assign(exported.shape, exported.shape + exported.ndim);
@@ -71,7 +71,7 @@ bool DlpackReader::view(PyObject* tensor, TensorView& out) {
     exported.strides = strides.data();
     if (managed->deleter != nullptr) managed->deleter(managed);
   }
-  // torch has tensors of zeros without memory, and storages can be resized to nothing.
+  // torch has tensors of zeros without memory (_efficientzerotensor), and a storage can be resized to 0 bytes.
   const std::span<const std::int64_t> shape(exported.shape, static_cast<std::size_t>(exported.ndim));
   if (exported.data == nullptr && std::ranges::find(shape, 0) == shape.end()) return false;
   out.data = static_cast<std::byte*>(exported.data) + exported.byte_offset;

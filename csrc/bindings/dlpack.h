@@ -1,4 +1,4 @@
-// Tensors' memory, read through DLPack's C exchange API.
+// The memory of tensors, read through DLPack's C exchange API.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -14,19 +14,19 @@
 
 namespace onepass {
 
-// What a tensor looks like in memory. A complex tensor appears as real, with a last dimension of 2. Shape and strides
-// are borrowed from torch, and hold until Python code can run again, or stand in `room`.
+// A tensor's memory. A complex tensor is viewed as real, with a last dimension of 2. Shape and strides are in `room`,
+// or borrowed from torch and valid until Python code can run again.
 struct TensorView {
   std::byte* data = nullptr;
-  std::optional<Format> format;  // none: a dtype that no codec reads
+  std::optional<Format> format;  // none: a dtype without a codec
   bool on_cpu = false;
-  int cuda = -1;  // the number of the GPU that it is on; -1: none of CUDA's
+  int cuda = -1;  // the index of its CUDA device; -1: on none
   bool complex = false;
   bool int64 = false;
   int ndim = 0;
   const std::int64_t* shape = nullptr;
   const std::int64_t* strides = nullptr;
-  std::shared_ptr<const std::vector<std::int64_t>> room;  // both, where torch does not hold them so
+  std::shared_ptr<const std::vector<std::int64_t>> room;  // shape and strides, if they differ from torch's
 };
 
 inline std::span<const std::int64_t> shape_of(const TensorView& view) {
@@ -38,7 +38,7 @@ inline std::span<const std::int64_t> strides_of(const TensorView& view) {
 }
 
 inline bool same_numbers(const std::int64_t* a, const std::int64_t* b, int n) {
-  for (int i = 0; i < n; ++i)  // a handful: quicker than a call of memcmp
+  for (int i = 0; i < n; ++i)  // for a few numbers faster than a call of memcmp
     if (a[i] != b[i]) return false;
   return true;
 }
@@ -49,7 +49,7 @@ inline std::int64_t elements_of(const TensorView& view) {
   return elements;
 }
 
-// Whether it is one float of 32 or 64 bits, in any number of dimensions.
+// Whether it is one float32 or float64 value, in any number of dimensions.
 inline bool is_one_float(const TensorView& view) {
   for (int d = 0; d < view.ndim; ++d)
     if (view.shape[d] != 1) return false;
@@ -64,14 +64,15 @@ inline bool same_shape(const TensorView& a, const TensorView& b) {
 
 class DlpackReader {
  public:
-  // Takes the functions of `torch.Tensor.__dlpack_c_exchange_api__`, a capsule, or None where torch has none. Throws if
-  // it has none that fit.
+  // `exchange_api` is the capsule `torch.Tensor.__dlpack_c_exchange_api__`, or None if torch has none. Throws
+  // py::import_error for None, and if the capsule has no version 1.
   explicit DlpackReader(const pybind11::handle& exchange_api);
 
-  // Views a tensor. False, with no Python error set, if torch does not export it (sparse, meta) or it has no memory.
+  // Views a tensor. Returns false, with no Python error set, if torch does not export it (sparse, meta) or it has no
+  // memory.
   bool view(PyObject* tensor, TensorView& out);
 
-  // torch's current stream on a GPU.
+  // Returns torch's current stream on a GPU.
   void* current_stream(int cuda) const;
 
   std::pair<unsigned, unsigned> version() const { return {major_, minor_}; }

@@ -1,5 +1,5 @@
-// The part of DLPack's C ABI, version 1.3, that the core uses. Declared here, so that onepass is built without torch's
-// headers. tests/cpp/dlpack_abi_test.cpp compares it with the header of DLPack that torch brings.
+// The part of DLPack's C ABI, version 1.3, that the core uses. It is declared here so that onepass is built without
+// torch's headers. tests/cpp/dlpack_abi_test.cpp compares it with torch's dlpack.h.
 #pragma once
 
 #include <cstddef>
@@ -10,7 +10,7 @@ namespace onepass::dlpack {
 enum DeviceType : std::int32_t {
   kCpu = 1,
   kCuda = 2,
-  kCudaHost = 3,  // page-locked for CUDA, but the CPU's memory
+  kCudaHost = 3,  // memory of the CPU, page-locked for CUDA
 };
 
 enum TypeCode : std::uint8_t {
@@ -21,12 +21,12 @@ enum TypeCode : std::uint8_t {
 };
 
 struct Device {
-  std::int32_t type;  // a DeviceType, or one that is not named here
+  std::int32_t type;  // a DeviceType, or a value that is not declared here
   std::int32_t id;
 };
 
 struct DataType {
-  std::uint8_t code;  // a TypeCode, or one that is not named here
+  std::uint8_t code;  // a TypeCode, or a value that is not declared here
   std::uint8_t bits;
   std::uint16_t lanes;
 };
@@ -52,13 +52,13 @@ struct ManagedTensor {
   Tensor tensor;
 };
 
-// DLPackExchangeAPI, with its header's members. Where `major` is not 1, only `previous` may be read as well. Functions
-// return 0, or -1 with a Python exception set.
+// DLPackExchangeAPI, with the members of its header. If `major` is not 1, only the versions and `previous` may be read.
+// Functions return 0, or -1 with a Python exception set.
 struct ExchangeApi {
   std::uint32_t major;
   std::uint32_t minor;
   ExchangeApi* previous;
-  void (*allocate)();  // of no use here, as is to_python
+  void (*allocate)();  // not used, as is to_python
   int (*from_python)(void* object, ManagedTensor** out);
   void (*to_python)();
   int (*borrow_from_python)(void* object, Tensor* out);  // may be null

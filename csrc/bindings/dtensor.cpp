@@ -11,11 +11,11 @@ namespace {
 
 struct DTensor {
   PyObject* type;
-  PyObject* local;  // the slots
+  PyObject* local;  // this and the next: descriptors of the class
   PyObject* spec;
 };
 
-// torch's class, whose module is imported by those who have one; null until then.
+// Returns torch's class, or null if its module has not been imported. Without it there are no DTensors.
 const DTensor* find_dtensor() {
   static const DTensor* found = nullptr;
   if (found == nullptr) {
@@ -34,7 +34,7 @@ py::object spec_of(PyObject* dtensor) { return get_member(find_dtensor()->spec, 
 bool same_member(const char* name, const py::object& spec, const py::object& other) {
   const py::object mine = spec.attr(name);
   const py::object others = other.attr(name);
-  const int answer = PyObject_RichCompareBool(mine.ptr(), others.ptr(), Py_EQ);  // true at once if they are one object
+  const int answer = PyObject_RichCompareBool(mine.ptr(), others.ptr(), Py_EQ);  // fast if they are the same object
   if (answer < 0) throw py::error_already_set();
   return answer == 1;
 }

@@ -1,4 +1,4 @@
-// DTensors: tensors that are spread over processes. A step works on the part that this process holds.
+// DTensors: tensors that are distributed over processes. A step works on the local part, which this process holds.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -13,24 +13,24 @@ namespace onepass {
 // Whether it is a torch.distributed.tensor.DTensor.
 bool is_dtensor(PyObject* tensor);
 
-// What a DTensor holds in this process.
+// Returns the local part of a DTensor.
 pybind11::object local_of(PyObject* dtensor);
 
-// Whether torch would take this tensor, which is no DTensor, for a replicated one beside DTensors.
+// Whether torch would treat this tensor, which is not a DTensor, as replicated in an operation with DTensors.
 bool passes_for_replicated(PyObject* tensor);
 
-// How a parameter is spread over processes, and how the specs of its gradient and states were found to compare with its
-// own. A spec (DTensorSpec) is never changed by torch once tensors share it, so one is compared once and then
-// recognised.
+// How a parameter is distributed over processes, and the results of comparing the specs of its gradient and states with
+// its own. torch does not change a spec (DTensorSpec) that tensors share, so a spec is compared once, and then
+// recognised as the same object.
 class Spread {
  public:
-  // Takes the spec of a parameter; findings for another one are forgotten.
+  // Reads the spec of a parameter. If it is another object than before, the results are forgotten.
   void read(PyObject* dtensor);
 
   enum class Match { same, other_shape, other_mesh, other_placements };
 
-  // Whether the gradient or state that is this operand is spread as the parameter. Sets `ran_python` where the
-  // comparison may run Python code.
+  // Compares the gradient or state that is this operand with the parameter. Sets `ran_python` if the comparison may
+  // have run Python code.
   Match compare(std::size_t operand, PyObject* dtensor, PyObject* param, bool& ran_python);
 
  private:

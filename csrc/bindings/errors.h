@@ -5,7 +5,7 @@
 
 namespace onepass {
 
-// Python's ZeroDivisionError, which torch raises where a constant of the step is divided by zero.
+// Python's ZeroDivisionError. torch raises it where a constant of the step is divided by zero.
 struct ZeroDivision : std::runtime_error {
   using std::runtime_error::runtime_error;
 };

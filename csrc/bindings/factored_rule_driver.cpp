@@ -10,10 +10,10 @@
 namespace onepass {
 namespace {
 
-// States in the order of the rule's names: those of a matrix are operands kRowVar and kColumnVar.
+// The operands of the states are in the order of the rule's names: kRowVar and kColumnVar of a matrix, then this one.
 constexpr std::size_t kVariance = kColumnVar + 1;
 
-// The distance from 1 to the next number.
+// Returns the distance from 1 to the next larger number.
 double epsilon_of(Format format) {
   return with_format(format, []<class Codec>(Codec) { return std::ldexp(1.0, 1 - Codec::kSignificantBits); });
 }
@@ -63,7 +63,7 @@ void FactoredRuleDriver::locate_elements(StepWork& work, Job& job, const Views& 
   made.slices = job.length;
   if (job.length == 0) return;
 
-  // The dimensions that count slices, and how each operand goes along them.
+  // The leading dimensions count slices. `strides` are those of each operand along them.
   const auto leading = static_cast<std::size_t>(matrix ? param.ndim - 2 : param.ndim);
   std::array<std::span<const std::int64_t>, kMaxOperands> strides;
   for (std::size_t k = 0; k < kFactoredOperands; ++k) {

@@ -1,4 +1,4 @@
-// Adafactor, whose states are means over rows and columns, for the second driver (cpu/factored.h).
+// The rule driver of Adafactor, whose states are means over rows and columns (cpu/factored.h).
 #pragma once
 
 #include <memory>

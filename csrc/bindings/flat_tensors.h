@@ -1,4 +1,4 @@
-// Tensors as the parts of one flat vector (cpu/flat.h): from Python's objects to what its passes read.
+// Python's tensors as the parts of one flat vector (cpu/flat.h).
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 
 namespace onepass {
 
-// Those of all groups, valid until Python code can run again.
+// The tensors of all groups. Valid until Python code can run again.
 struct FlatTensors {
   std::vector<PyObject*> used;  // the tensors, borrowed
   std::vector<Part> parts;
@@ -20,7 +20,7 @@ struct FlatTensors {
 
   std::int64_t length() const { return ends.empty() ? 0 : ends.back(); }
   void open_group() { ends.push_back(length()); }
-  void add(PyObject* tensor, const TensorView& view);  // to the last group; a view without data is zeros
+  void add(PyObject* tensor, const TensorView& view);  // to the last group; a view without data stands for zeros
 };
 
 }  // namespace onepass

@@ -54,7 +54,7 @@ bool ParamReader::read_gradient(Reading& r) {
   if (r.gradient.indices) return read_sparse_gradient(r);
   if (!torch().dlpack.view(grad, view)) {
     if (!is_sparse(grad)) return r.fall_back("gradient without strided memory");
-    if (!r.param.sparse) {  // the first one: read it as such. An export that fails takes torch half a millisecond.
+    if (!r.param.sparse) {  // remembered, because an export that fails takes torch half a millisecond
       r.param.sparse = work_.ran_python = true;
       resolve_gradient(r.param, r.number);
       return read_gradient(r);
@@ -67,8 +67,8 @@ bool ParamReader::read_gradient(Reading& r) {
   return true;
 }
 
-// Of a sparse gradient, its values take the gradient's place in the job, which then is for some rows alone. They are
-// sorted later; their indices are checked and copied now, and nothing depends on the tensor's claim to be coalesced.
+// The values of a sparse gradient are the gradient of a job for some rows. The indices are checked and copied here, and
+// sorted later. Whether the tensor claims to be coalesced does not matter.
 bool ParamReader::read_sparse_gradient(Reading& r) {
   const TensorView& own = r.own();
   if (!r.param.group->takes_sparse) return r.fall_back("sparse gradient");

@@ -12,7 +12,7 @@ namespace {
 
 bool is_sequence(PyObject* object) { return PyList_Check(object) != 0 || PyTuple_Check(object) != 0; }
 
-// The list of parameters, if the dict holds the very objects that the group was read from; else null.
+// Returns the list of parameters if the dict holds the same objects that the group was read from; else null.
 PyObject* params_if_unchanged(const Group& group, PyObject* dict) {
   if (group.dict != dict || group.has_mutable_values) return nullptr;
   Py_ssize_t position = 0;
@@ -31,7 +31,7 @@ PyObject* params_if_unchanged(const Group& group, PyObject* dict) {
   return item == group.items.end() ? params : nullptr;
 }
 
-// Whether a hyperparameter is one float on a GPU, the same one as others of its group.
+// Reads a hyperparameter that is one float on a GPU, the same GPU as others of its group. Returns false if it is not.
 bool read_device_number(PyObject* value, cuda::Number& number, int& device) {
   TensorView view;
   if (!is_plain(value) || !torch().dlpack.view(value, view) || view.cuda < 0 || !is_one_float(view) ||
@@ -42,10 +42,10 @@ bool read_device_number(PyObject* value, cuda::Number& number, int& device) {
   return true;
 }
 
-// Whether an object never changes, so that its value is that of the last step.
+// Whether an object is immutable, so that the same object has the same value.
 bool is_constant(PyObject* value) { return PyFloat_CheckExact(value) || PyLong_Check(value) || value == Py_None; }
 
-// A flag that is no bool, such as a tensor, may change in place.
+// Reads a flag; false if it is missing. A flag that is not a bool, such as a tensor, may change in place.
 bool read_flag(const py::dict& dict, const py::str& key, bool& mutable_value) {
   const auto value = py::reinterpret_borrow<py::object>(lookup(dict.ptr(), key));
   if (value && !is_constant(value.ptr())) mutable_value = true;
@@ -54,7 +54,7 @@ bool read_flag(const py::dict& dict, const py::str& key, bool& mutable_value) {
   return answer == 1;
 }
 
-// Type and value, for a message.
+// Returns type and value, for a message.
 std::string described(const py::object& value) {
   return "the " + type_name(value.ptr()) + " " + std::string(py::repr(value));
 }
@@ -96,7 +96,7 @@ py::object GroupReader::read(std::size_t index, const py::dict& dict, const std:
   if (PyObject* params = params_if_unchanged(group, dict.ptr()); params != nullptr)
     return py::reinterpret_borrow<py::object>(params);
 
-  group = Group{};  // should this one be refused, it is read again at the next step
+  group = Group{};  // if reading throws, the group is read again at the next step
   group.index = index;
   read_values(group, dict, label);
   auto params = py::reinterpret_borrow<py::object>(lookup(dict.ptr(), names().params));

@@ -1,4 +1,4 @@
-// Parameter groups: from Python's dicts to hyperparameters.
+// Reads parameter groups: Python's dicts into hyperparameters.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -16,38 +16,38 @@
 
 namespace onepass {
 
-// What is known of a parameter group.
+// A parameter group as it was last read.
 struct Group {
   std::size_t index = 0;
-  const PyObject* dict = nullptr;  // whose items these are; null: to be read
-  // What the dict held when it was read, but for `params`.
+  const PyObject* dict = nullptr;  // the dict that it was read from; null: not read yet
+  // The items of the dict when it was read, without `params`.
   std::vector<std::pair<pybind11::object, pybind11::object>> items;
-  bool has_mutable_values = true;  // a tensor lr: that it is the same object proves nothing
+  bool has_mutable_values = true;  // such as a tensor lr: the same object may have another value
   std::array<double, kMaxHyper> hyper{};
-  // The same with those that are tensors on a GPU, whose values are unknown here: 1 stands for them in `hyper`.
+  // The same, including those that are tensors on a GPU. Their values are not known on the CPU: `hyper` has 1 for them.
   std::array<cuda::Number, kMaxHyper> device_hyper{};
-  int device = -1;  // the GPU that they are on; -1: there are none
+  int device = -1;  // the GPU of these tensors; -1: there are none
   double sign = 1.0;
   bool differentiable = false;
-  unsigned states_used = 0;  // a bit for each that parameters may have
+  unsigned states_used = 0;  // a bit for each state that parameters may have
   bool takes_sparse = false;
 };
 
-// Reads the groups of one optimizer. Values are read only where a group holds other objects than at the last step: a
-// schedule that sets group["lr"] puts a new float there, and comparing a dozen pointers is several times cheaper.
+// Reads the groups of one optimizer. Values are read only if a group holds other objects than at the last step (a
+// schedule that sets group["lr"] puts a new float there): comparing a dozen pointers is several times cheaper.
 class GroupReader {
  public:
   explicit GroupReader(const RuleInfo& info);
 
-  // Makes room for so many groups. False if there were as many.
+  // Sets the number of groups. Returns false if it has not changed; otherwise all groups are forgotten.
   bool resize(std::size_t count);
 
-  // Reads a group, which may run Python code (a tensor's item(), a sequence's __getitem__). Returns its parameters, a
-  // list or tuple. Throws TypeError, ValueError or KeyError with a message that begins with `label`, and what that code
-  // throws.
+  // Reads a group and returns its parameters, a list or tuple. May run Python code (a tensor's item(), a sequence's
+  // __getitem__). Throws TypeError, ValueError or KeyError with a message that begins with `label`, and the exceptions
+  // of that code.
   pybind11::object read(std::size_t index, const pybind11::dict& dict, const std::string& label);
 
-  // Reads the hyperparameters that are on a GPU, which waits for it: they are needed here.
+  // Reads the values of hyperparameters that are on a GPU, and waits for it.
   void fetch_from_device(Group& group, const pybind11::dict& dict) const;
 
   Group& operator[](std::size_t index) { return groups_[index]; }
@@ -59,10 +59,10 @@ class GroupReader {
  private:
   struct HyperName {
     pybind11::str key;
-    int index;      // of the element, where the value is a sequence; else -1
+    int index;      // of the element, if the value is a sequence; else -1
     int count = 0;  // of the sequence's elements
     bool optional;  // may be None or missing, which is read as -1
-    bool flag;      // true or false; None is false
+    bool flag;      // true or false; None is read as false
 
     std::string text() const;
   };

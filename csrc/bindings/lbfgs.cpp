@@ -17,7 +17,7 @@ namespace py = pybind11;
 namespace onepass {
 namespace {
 
-// A pair of less curvature is not taken, as in torch.
+// A pair of less curvature is not added to the history, as in torch.
 constexpr double kLeastCurvature = 1e-10;
 
 // Calls visit(group, index, param) for all parameters in order.
@@ -33,7 +33,7 @@ std::string named(std::size_t group, std::size_t index) {
   return "LBFGS: parameter " + std::to_string(index) + " of group " + std::to_string(group);
 }
 
-// Why kernels cannot take a parameter; empty if they can.
+// Returns why kernels cannot step a parameter; empty if they can.
 std::string why_torch(PyObject* param, TensorView& view) {
   if (!is_plain(param)) return "tensor subclass " + type_name(param);
   if (!torch().dlpack.view(param, view)) {
@@ -46,7 +46,7 @@ std::string why_torch(PyObject* param, TensorView& view) {
   return {};
 }
 
-// The gradient as a tensor that kernels can read.
+// Returns the gradient as a tensor that kernels can read.
 py::object readable_gradient(PyObject* param, py::object grad) {
   const auto reads = [&] {
     TensorView view;
@@ -60,11 +60,11 @@ py::object readable_gradient(PyObject* param, py::object grad) {
   py::object copy = py::handle(param).attr("detach")().attr("clone")();
   copy.attr("copy_")(grad);
   grad = copy;
-  if (!reads()) throw std::logic_error("a copy of a parameter cannot be read");
+  if (!reads()) throw std::logic_error("kernels cannot read a copy of a parameter that they can read");
   return grad;
 }
 
-// How many refer to a tensor's memory, in torch's own counting; -1 if this torch does not tell.
+// Returns torch's reference count of a storage; -1 if this torch does not have it.
 std::int64_t users_of(const py::object& storage) {
   const py::object count = py::getattr(py::module_::import("torch._C"), "_storage_Use_Count", py::none());
   return count.is_none() ? -1 : count(storage.attr("_cdata")).cast<std::int64_t>();
@@ -97,7 +97,7 @@ Lbfgs::Readable Lbfgs::prepare(const py::list& groups, bool gradients) {
     PyObject* const param = readable.params[k].ptr();
     TensorView own;
     if (const std::string why = why_torch(param, own); !why.empty())
-      throw py::value_error(named(g, i) + " has become a " + why + " within the step");
+      throw py::value_error(named(g, i) + " was changed during the step, and kernels cannot read it: " + why);
     if (!gradients) {
       readable.tensors.push_back(readable.params[k]);
       continue;
@@ -192,7 +192,7 @@ void Lbfgs::begin(const py::list& groups, std::vector<double> weights, int threa
     history_ = {};
     held_.clear();
   }
-  // The dtype that all of them can be converted to without loss.
+  // The format that all of them can be converted to without loss.
   Format format = params.parts.empty() ? Format::float32 : params.parts.front().tensor.format;
   for (const FlatTensors* tensors : {&params, &gradients})
     for (const Part& part : tensors->parts)
@@ -220,7 +220,7 @@ py::object Lbfgs::buffer() {
   return tensor;
 }
 
-// A flat vector of the state: any dtype, but as long as all parameters together.
+// Returns a flat vector of the state as an operand: of any dtype, and as long as all parameters together.
 Operand Lbfgs::vector(const py::handle& tensor, const std::string& what) const {
   const TensorView view = require_view(tensor.ptr(), "LBFGS: its state " + what);
   if (elements_of(view) != length() || view.ndim != 1 || (length() > 1 && view.strides[0] != 1))
@@ -271,7 +271,7 @@ std::vector<Pair> Lbfgs::pairs(const Objects& all_y, const Objects& all_s) const
   return pairs;
 }
 
-// Whether the products in hand are those of these pairs.
+// Whether the history has the products of these pairs.
 bool Lbfgs::knows(const Objects& all_y, const Objects& all_s) const {
   if (held_.size() != all_y.size() || held_.size() != all_s.size()) return false;
   for (std::size_t k = 0; k < held_.size(); ++k) {
@@ -285,7 +285,7 @@ bool Lbfgs::knows(const Objects& all_y, const Objects& all_s) const {
 
 void Lbfgs::hold(const py::object& y, const py::object& s) { held_.push_back({y, s, version_of(y), version_of(s)}); }
 
-// The products of a history that came from elsewhere: a checkpoint, another optimizer.
+// Computes the products of a history that this object has not made: from a checkpoint, or another optimizer.
 void Lbfgs::learn(const Objects& all_y, const Objects& all_s) {
   history_ = {};
   held_.clear();
@@ -346,7 +346,8 @@ Lbfgs::Direction Lbfgs::direction(const py::list& list_y, const py::list& list_s
   check_vectors({out}, "d");
   const std::vector<Pair> all = pairs(all_y, all_s);
   if (all.empty()) history_ = {}, held_.clear();
-  if (all.size() != history_.size()) throw std::logic_error("a direction was asked for without an update");
+  if (all.size() != history_.size())
+    throw std::logic_error("direction() needs an update() of the same history before it");
   const History::Direction wanted = history_.direction(found_, first_, weights_);
   const Combine pass{
       .pairs = all, .factors = wanted.factors, .gradient = vector(gradient, "gradient"), .out = vector(out, "d")};
@@ -361,25 +362,25 @@ Lbfgs::Direction Lbfgs::direction(const py::list& list_y, const py::list& list_s
 }
 
 void define_lbfgs(py::module_& m) {
-  py::class_<Lbfgs>(m, "Lbfgs", "What L-BFGS computes on flat vectors: see bindings/lbfgs.h.")
+  py::class_<Lbfgs>(m, "Lbfgs", "L-BFGS's operations on flat vectors: see bindings/lbfgs.h.")
       .def(py::init<>())
       .def(
-          "__enter__", [](Lbfgs& self) { self.mutex().lock(); }, "Waits until no other thread makes a step.")
+          "__enter__", [](Lbfgs& self) { self.mutex().lock(); }, "Wait until no other thread makes a step.")
       .def("__exit__", [](Lbfgs& self, const py::args&) { self.mutex().unlock(); })
       .def_property_readonly("length", &Lbfgs::length)
       .def("refusals", &Lbfgs::refusals, py::arg("groups"),
-           "(group, index, reason) of the parameters that the kernels cannot take.")
+           "Return (group, index, reason) of the parameters that the kernels cannot step.")
       .def("begin", &Lbfgs::begin, py::arg("groups"), py::arg("weights"), py::arg("threads"),
-           "Begins a step on lists of parameters, each list with its weight.")
-      .def("buffer", &Lbfgs::buffer, "A flat vector that nobody else holds.")
+           "Begin a step on lists of parameters, each list with its weight.")
+      .def("buffer", &Lbfgs::buffer, "Return a flat vector to which there is no other reference.")
       .def("gather", &Lbfgs::gather, py::arg("groups"), py::arg("gradients"), py::arg("out"), py::arg("direction"),
-           "Copies gradients or parameters to a flat vector. Returns the largest magnitude of each group, and the "
-           "product with the direction.")
+           "Copy gradients or parameters to a flat vector. Return the largest magnitude of each group, and the product "
+           "with the direction.")
       .def("move", &Lbfgs::move, py::arg("groups"), py::arg("x"), py::arg("direction"), py::arg("step"),
-           py::arg("keep"), "parameters = x + step * direction; with keep, x = parameters before.")
+           py::arg("keep"), "Set parameters = x + step * direction. With keep, first set x = parameters.")
       .def("update", &Lbfgs::update, py::arg("all_y"), py::arg("all_s"), py::arg("gradient"), py::arg("previous"),
            py::arg("direction"), py::arg("step"), py::arg("size"),
-           "Adds the newest pair to the history. Returns 1 / s.y and s.y / y.Dy, or None if it was not taken.")
+           "Add the newest pair to the history. Return 1 / s.y and s.y / y.Dy, or None if it was not added.")
       .def(
           "direction",
           [](Lbfgs& self, const py::list& all_y, const py::list& all_s, const py::object& gradient,
@@ -388,7 +389,8 @@ void define_lbfgs(py::module_& m) {
             return py::make_tuple(found.slope, found.norm, found.largest, found.alpha);
           },
           py::arg("all_y"), py::arg("all_s"), py::arg("gradient"), py::arg("out"),
-          "out = -H gradient. Returns gradient . out, the sum and the maximum of |out|, and the recursion's alphas.");
+          "Set out = -H gradient. Return gradient . out, the sum and the maximum of |out|, and the recursion's "
+          "alphas.");
 }
 
 }  // namespace onepass

@@ -1,7 +1,7 @@
-// L-BFGS on an optimizer's tensors: from Python's objects to the passes of cpu/flat.h.
+// L-BFGS on an optimizer's tensors: turns Python's objects into the passes of cpu/flat.h.
 //
-// Where tensors lie is read again in every call. What is kept between calls is numbers (the division into groups), the
-// products of the history beside the very pairs that they were computed for, and buffers.
+// Addresses are read again in every call. Kept between calls are the division into groups, the products of the history
+// with the pairs that they were computed for, and buffers.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -20,33 +20,33 @@ namespace onepass {
 
 class Lbfgs {
  public:
-  // Held for the whole of a step, which is several calls.
+  // Locked during a whole step, which is several calls.
   StepMutex& mutex() { return mutex_; }
 
-  // A list of (group, index, reason) of the parameters that the kernels cannot take; empty if they take all.
+  // Returns a list of (group, index, reason) of the parameters that the kernels cannot step.
   pybind11::list refusals(const pybind11::list& groups) const;
 
-  // Begins a step on groups of parameters (a list of lists), each with its weight D. The kernels must take them all.
+  // Begins a step on groups of parameters (a list of lists), each with its weight D. `refusals` must be empty for them.
   void begin(const pybind11::list& groups, std::vector<double> weights, int threads);
 
   std::int64_t length() const { return flat_.length(); }
 
-  // A flat vector that nobody else holds; what is in it is not defined. It is free again when the last reference to it,
-  // other than ours, is gone, and so is the last other tensor in its memory (a view).
+  // Returns a flat vector to which there is no other reference. Its values are not defined. It is free again when all
+  // other references to it and all other tensors in its memory (views) are gone.
   pybind11::object buffer();
 
-  // out = gradients (missing ones are zeros), or parameters. Returns the largest magnitude of each group, and
-  // out . direction (0 if that is None).
+  // Sets out = gradients (zeros where one is missing), or parameters. Returns the largest magnitude of each group, and
+  // out . direction (0 if the direction is None).
   std::pair<std::vector<double>, double> gather(const pybind11::list& groups, bool gradients,
                                                 const pybind11::object& out, const pybind11::object& direction);
 
-  // parameters = x + step * direction. With `keep`, x is first overwritten with the parameters.
+  // Sets parameters = x + step * direction. With `keep`, x is first overwritten with the parameters.
   void move(const pybind11::list& groups, const pybind11::object& x, const pybind11::object& direction, double step,
             bool keep);
 
-  // Measures the new pair s = step * direction, y = gradient - previous, and appends it to the lists if its curvature
-  // s.y is above 1e-10; of the older pairs, those beyond `size` are dropped. Returns 1 / s.y and s.y / y.Dy, or None if
-  // the pair was not taken.
+  // Computes the new pair s = step * direction, y = gradient - previous, and appends it to the lists if its curvature
+  // s.y is above 1e-10. The oldest pairs beyond `size` are dropped. Returns 1 / s.y and s.y / y.Dy, or None if the pair
+  // was not added.
   pybind11::object update(pybind11::list list_y, pybind11::list list_s, const pybind11::object& gradient,
                           const pybind11::object& previous, const pybind11::object& direction, double step,
                           std::size_t size);
@@ -56,16 +56,16 @@ class Lbfgs {
     std::vector<double> alpha;
   };
 
-  // out = -H gradient, for the gradient that `update` has seen last, or -D gradient if the lists are empty.
+  // Sets out = -H gradient, for the gradient of the last `update`, or -D gradient if the lists are empty.
   Direction direction(const pybind11::list& list_y, const pybind11::list& list_s, const pybind11::object& gradient,
                       const pybind11::object& out);
 
  private:
-  // Parameters or their gradients as kernels read them, before anybody has looked where they lie.
+  // Parameters or their gradients as kernels read them, before their addresses are read.
   struct Readable {
     std::vector<pybind11::object> params;                     // of all groups
-    std::vector<pybind11::object> tensors;                    // these or their gradients, None where there is none
-    std::vector<std::pair<std::size_t, std::size_t>> places;  // of each: group and index
+    std::vector<pybind11::object> tensors;                    // the same, or their gradients; None: no gradient
+    std::vector<std::pair<std::size_t, std::size_t>> places;  // group and index of each
     std::size_t groups = 0;
   };
 
@@ -80,7 +80,7 @@ class Lbfgs {
   static Readable prepare(const pybind11::list& groups, bool gradients);
   static void check_vectors(const Objects& vectors, const std::string& what);
 
-  // From these on, none does until the pass has been run.
+  // From these on, no Python code runs until the pass has been run.
   static FlatTensors locate(const Readable& readable);
   FlatTensors locate_again(const Readable& readable, bool gradients) const;
   Operand vector(const pybind11::handle& tensor, const std::string& what) const;
@@ -101,7 +101,7 @@ class Lbfgs {
   struct Buffer {
     pybind11::object tensor;
     pybind11::object storage;
-    std::int64_t users;  // of the storage, where the tensor is the only one in it
+    std::int64_t users;  // reference count of the storage while only this tensor uses it
 
     bool is_free() const;
   };
@@ -109,8 +109,8 @@ class Lbfgs {
 
   History history_;
   std::vector<HeldPair> held_;
-  Found found_;            // by the last update: the products with the gradient
-  std::size_t first_ = 0;  // in which the history's oldest pair has this place
+  Found found_;            // result of the last update: the products with the gradient
+  std::size_t first_ = 0;  // index in found_ of the history's oldest pair
 
   StepMutex mutex_;
 };

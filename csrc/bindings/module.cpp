@@ -28,9 +28,11 @@ PYBIND11_MODULE(_core, m) {
 
   m.def("set_torch", &set_torch, py::arg("tensor_type"), py::arg("parameter_type"), py::arg("increment_version"),
         py::arg("exchange_api"), py::arg("workspace"), py::arg("exchange_device"),
-        "Hands over what the core uses of torch. A later call replaces all of it, and onepass._cuda is imported again "
-        "when it is next needed. Raises ImportError if torch has no DLPack exchange API.");
-  m.def("dlpack_version", [] { return torch().dlpack.version(); }, "Version of torch's DLPack exchange API.");
+        "Set what the core uses of torch. A later call replaces all of it, and onepass._cuda is imported again when it "
+        "is "
+        "next needed. Raises ImportError if torch has no DLPack exchange API.");
+  m.def(
+      "dlpack_version", [] { return torch().dlpack.version(); }, "Return the version of torch's DLPack exchange API.");
 
   m.def(
       "isas",
@@ -39,11 +41,11 @@ PYBIND11_MODULE(_core, m) {
         for (const Isa& isa : compiled_isas()) all[isa.name] = isa.supported();
         return all;
       },
-      "The compiled instruction sets, best first, each with whether this machine supports it.");
+      "Return the compiled instruction sets, best first, each with whether this machine supports it.");
   m.def(
-      "isa", [] { return active_isa().name; }, "The instruction set in use. Raises ValueError for a bad ONEPASS_ISA.");
-  m.def("force_isa", &force_isa, py::arg("name"),
-        "Uses another instruction set from now on. For tests and benchmarks.");
+      "isa", [] { return active_isa().name; },
+      "Return the instruction set in use. Raises ValueError if ONEPASS_ISA is not available.");
+  m.def("force_isa", &force_isa, py::arg("name"), "Use another instruction set from now on. For tests and benchmarks.");
   m.def(
       "tunings",
       [] {
@@ -51,13 +53,15 @@ PYBIND11_MODULE(_core, m) {
         for (const Tuning& tuning : tunings()) all[tuning.name] = tuning.tiles_ahead;
         return all;
       },
-      "The tunings, each with its prefetch distance in tiles; 0 is no prefetch.");
+      "Return the tunings, each with its prefetch distance in tiles; 0 is no prefetch.");
   m.def(
-      "tuning", [] { return active_tuning().name; }, "The tuning in use. Raises ValueError for a bad ONEPASS_TUNING.");
+      "tuning", [] { return active_tuning().name; },
+      "Return the tuning in use. Raises ValueError if ONEPASS_TUNING is unknown.");
   m.def("force_tuning", &force_tuning, py::arg("name"),
-        "Uses another tuning from now on; the processor's own if the name is empty. For tests and benchmarks.");
+        "Use another tuning from now on; the processor's own if the name is empty. For tests and benchmarks.");
   m.def(
-      "openmp_threads", [] { return omp_get_max_threads(); }, "Threads of the OpenMP runtime this module is bound to.");
+      "openmp_threads", [] { return omp_get_max_threads(); },
+      "Return the number of threads of the OpenMP runtime that this module uses.");
 
   m.def(
       "rules",
@@ -75,17 +79,19 @@ PYBIND11_MODULE(_core, m) {
         }
         return all;
       },
-      "The registry: name -> (hyperparameters, states, scalars kept for each parameter, whether it counts steps).");
+      "Return all rules: name -> (hyperparameters, states, scalars kept for each parameter, whether it counts steps).");
 
-  m.def("cuda_built", &cuda_built, "What the CUDA kernels were compiled with and for; empty if there are none.");
-  m.def("cuda_refusal", &cuda_refusal, py::arg("device"), "Why they cannot run on a GPU; empty if they can.");
+  m.def("cuda_built", &cuda_built,
+        "Return the compiler and the devices of the CUDA kernels; empty if there are no kernels.");
+  m.def("cuda_refusal", &cuda_refusal, py::arg("device"),
+        "Return why the CUDA kernels cannot run on a GPU; empty if they can.");
   m.def(
       "cuda_device",
       [](const py::handle& tensor) {
         TensorView view;
         return torch().dlpack.view(tensor.ptr(), view) ? view.cuda : -1;
       },
-      py::arg("tensor"), "The number of the GPU that a tensor is on; -1 if it is on none.");
+      py::arg("tensor"), "Return the index of the CUDA device that a tensor is on; -1 if it is on none.");
 
   m.def(
       "stats",
@@ -95,19 +101,21 @@ PYBIND11_MODULE(_core, m) {
         all["torch"] = stats().torch;
         return all;
       },
-      "Tensors stepped since import.");
+      "Return how many tensors have been stepped since import, by kernels and by torch's implementation.");
   m.def(
       "count",
       [](const std::map<std::string, std::uint64_t>& kernel, const std::map<std::string, std::uint64_t>& torch) {
         for (const auto& [backend, tensors] : kernel) stats().kernel[backend] += tensors;
         for (const auto& [reason, tensors] : torch) stats().torch[reason] += tensors;
       },
-      py::arg("kernel"), py::arg("torch"), "Adds to `stats`: tensors stepped by kernels, and by torch for a reason.");
+      py::arg("kernel"), py::arg("torch"),
+      "Add to `stats`: tensors stepped by kernels for each backend, and by torch's implementation for each reason.");
 
-  m.def("apply", &apply, py::arg("rule"), py::arg("hyper"), py::arg("step"), py::arg("rows"), py::arg("grad_factor"),
-        py::arg("threads"),
-        "Applies an element-wise rule to rows of tensors (parameter, gradient, and the states in use), in one call. "
-        "Raises ValueError for a tensor that kernels cannot take; nothing has been written then.");
+  m.def(
+      "apply", &apply, py::arg("rule"), py::arg("hyper"), py::arg("step"), py::arg("rows"), py::arg("grad_factor"),
+      py::arg("threads"),
+      "Apply an element-wise rule to rows of tensors (parameter, gradient, and the states in use), in one call. Raises "
+      "ValueError for a tensor that kernels cannot read; nothing has been written then.");
 
   define_plan(m);
   define_lbfgs(m);

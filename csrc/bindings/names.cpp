@@ -17,7 +17,7 @@ const Names& names() {
       .differentiable = interned("differentiable"),
       .param_names = interned("param_names"),
       .step = interned("step"),
-  };  // never destroyed: Python may be gone by then
+  };  // never destroyed, because Python may be finalized before
   return *kNames;
 }
 

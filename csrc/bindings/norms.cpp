@@ -17,7 +17,7 @@ namespace py = pybind11;
 namespace onepass {
 namespace {
 
-// The tensors of all lists; nothing if kernels cannot read one of them.
+// Returns the tensors of all lists; nullopt if kernels cannot read one of them.
 std::optional<FlatTensors> read(const std::vector<std::vector<py::object>>& lists) {
   for (const auto& list : lists)
     for (const py::object& tensor : list) {
@@ -37,14 +37,14 @@ std::optional<FlatTensors> read(const std::vector<std::vector<py::object>>& list
   return tensors;
 }
 
-// A flat vector that holds all tensors without loss.
+// Returns the format of a flat vector that holds all tensors without loss.
 Format format_of(const FlatTensors& tensors) {
   for (const Part& part : tensors.parts)
     if (part.tensor.format == Format::float64) return Format::float64;
   return Format::float32;
 }
 
-// A flat vector as an operand; nothing if these tensors cannot have been copied to it.
+// Returns a flat vector as an operand; nullopt if it does not fit these tensors.
 std::optional<Operand> operand_of(const py::object& vector, const FlatTensors& tensors) {
   TensorView view;
   const bool fits = torch().dlpack.view(vector.ptr(), view) && view.ndim == 1 && view.format == format_of(tensors) &&
@@ -69,7 +69,7 @@ py::object norms(const std::vector<std::vector<py::object>>& lists, const py::ob
   if (!tensors) return py::none();
   std::optional<Operand> from = Operand{};
   if (!origin.is_none()) from = operand_of(origin, *tensors);
-  if (!from) throw py::value_error("origin is not a vector that these tensors were copied to");
+  if (!from) throw py::value_error("origin must be a flat vector that copy() has filled from tensors of these sizes");
   return norms_by(*tensors, Distance{.parts = tensors->parts, .from = *from}, origin, threads);
 }
 
@@ -94,11 +94,12 @@ py::object copy(const std::vector<std::vector<py::object>>& lists, py::object ro
 
 void define_norms(py::module_& m) {
   m.def("norms", &norms, py::arg("lists"), py::arg("origin"), py::arg("threads"),
-        "The Euclidean norm of each list of tensors, or of their difference from `origin`, if it is not None: a flat "
-        "vector that `copy` has filled. None if kernels cannot read one of them.");
-  m.def("copy", &copy, py::arg("lists"), py::arg("room"), py::arg("threads"),
-        "Copies lists of tensors to a flat vector, `room` if it fits, and returns it with the Euclidean norm of each "
-        "list. None if kernels cannot read one of them.");
+        "Return the Euclidean norm of each list of tensors or, if `origin` is not None, of their difference from it: a "
+        "flat vector that `copy` has filled. Return None if kernels cannot read a tensor.");
+  m.def(
+      "copy", &copy, py::arg("lists"), py::arg("room"), py::arg("threads"),
+      "Copy lists of tensors to a flat vector, `room` if it fits, and return it with the Euclidean norm of each list. "
+      "Return None if kernels cannot read a tensor.");
 }
 
 }  // namespace onepass

@@ -1,4 +1,4 @@
-// Norms of lists of tensors: what the log of a run's steps is made of.
+// Norms of lists of tensors, for `log_to`.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -7,7 +7,7 @@ namespace py = pybind11;
 namespace onepass {
 namespace {
 
-// Keeps Python's garbage collector from running, and with it finalizers: Python code.
+// Disables Python's garbage collector, which could run finalizers, and so Python code.
 class NoGarbageCollection {
  public:
   NoGarbageCollection() : was_enabled_(PyGC_Disable() != 0) {}
@@ -31,7 +31,7 @@ bool lets_others_run(std::int64_t bytes, std::size_t tensors) {
 }
 
 Owned::Owned(std::span<PyObject* const> objects) {
-  const NoGarbageCollection pause;  // a storage's Python object is made when it is first asked for
+  const NoGarbageCollection pause;  // torch may create a storage's Python object here
   references_.reserve(2 * objects.size());
   for (PyObject* object : objects) {
     references_.push_back(py::reinterpret_borrow<py::object>(object));

@@ -40,7 +40,7 @@ ParamReader::ParamReader(const RuleNames& names, const RuleDriver& driver, Group
       label_(label),
       work_(work) {}
 
-// Which parameter it is, for messages.
+// Returns which parameter it is, for messages.
 std::string ParamReader::label_of(const Param& param) const {
   const std::size_t group = param.group->index;
   std::string message = label_ + ": parameter " + std::to_string(param.index) + " of group " + std::to_string(group);
@@ -91,13 +91,13 @@ bool ParamReader::read_own(Reading& r) {
   job.grad_factor = request_.grad_factor * param.group->sign;
   job.length = elements_of(own);
   if (r.is_shard()) param.spread.read(r.object);
-  if (own.complex && !param.complex) {  // its gradient may be conjugated
+  if (own.complex && !param.complex) {  // its gradient may be lazily conjugated
     param.complex = work_.ran_python = true;
     resolve_gradient(param, r.number);
   }
   if (is_lazy_now(r, kParam, r.local)) return r.fall_back("negated or conjugated parameter");
 
-  // Whether the parameter is packed is remembered with the very shape and strides that it was found for.
+  // Whether the parameter is packed is remembered with the shape and strides that it was found for.
   const auto ndim = static_cast<std::size_t>(own.ndim);
   r.packed = param.packed.size() == 2 * ndim && same_numbers(param.packed.data(), own.shape, own.ndim) &&
              same_numbers(param.packed.data() + ndim, own.strides, own.ndim);
@@ -114,8 +114,8 @@ bool ParamReader::read_own(Reading& r) {
   return true;
 }
 
-// Whether this process holds the same part of a gradient or state as of its parameter. One of another size is refused
-// in every process alike, also where the parts happen to fit.
+// Whether this process holds the same part of a gradient or state as of its parameter. Another shape of the whole
+// tensor is an error in every process, also where the local parts happen to have the same shape.
 bool ParamReader::is_spread_as_param(Reading& r, std::size_t operand, PyObject* tensor, const std::string& what) {
   switch (r.param.spread.compare(operand, tensor, r.object, work_.ran_python)) {
     case Spread::Match::same:
@@ -130,8 +130,8 @@ bool ParamReader::is_spread_as_param(Reading& r, std::size_t operand, PyObject* 
   return false;
 }
 
-// Whether torch negates or conjugates the tensor lazily. Asked again when the object or its memory is another and, of a
-// complex tensor, at each step, for z.conj() lies where z does.
+// Whether torch negates or conjugates the tensor lazily. torch is asked again if the object or its address has changed
+// and, for a complex tensor, at each step, because z.conj() has the address of z.
 bool ParamReader::is_lazy_now(Reading& r, std::size_t operand, PyObject* tensor) {
   TensorView& view = r.views[operand];
   Param::Laziness& known = r.param.laziness[operand];
@@ -139,11 +139,11 @@ bool ParamReader::is_lazy_now(Reading& r, std::size_t operand, PyObject* tensor)
   if (same && (work_.is_reread || (!known.lazy && !view.complex))) return known.lazy;
   work_.ran_python = true;
   known = {tensor, view.data, is_lazy(tensor, view.complex)};
-  torch().dlpack.view(tensor, view);  // the last one may not hold any more
+  torch().dlpack.view(tensor, view);  // again, because Python code may have run
   return known.lazy;
 }
 
-// Takes an operand into the job, if it fits the parameter.
+// Sets an operand of the job. Throws if its device or shape do not fit the parameter.
 void ParamReader::set_operand(Reading& r, std::size_t operand, PyObject* tensor, const std::string& what) {
   const TensorView& view = r.views[operand];
   if (!same_device(view, r.own()))
@@ -155,11 +155,11 @@ void ParamReader::set_operand(Reading& r, std::size_t operand, PyObject* tensor,
 
 // -- memory ----------------------------------------------------------------------------------------------------------
 
-// Notes all memory that this step writes for the parameter. Where it has moved, it will be looked at for overlaps.
+// Notes all memory that this step writes for the parameter. If it has changed, overlaps are searched for again.
 void ParamReader::note_memory(Reading& r, bool& memory_moved) {
   const auto note_move = [&] {
     memory_moved = true;
-    r.param.shared = r.param.overlaps_itself = false;  // to be found out again
+    r.param.shared = r.param.overlaps_itself = false;  // find_shared_memory finds them again
   };
   const auto note = [&](std::size_t slot, std::byte* first, std::int64_t bytes) {
     auto& known = r.param.written[slot];
@@ -202,8 +202,9 @@ void ParamReader::forget_memory(Param& param, bool& memory_moved) {
   memory_moved = true;
 }
 
-// A gradient may be the parameter itself, element by element; where it lies otherwise in the parameter's memory, or in
-// its states', what torch's sequence of operations would make of it is for torch to say.
+// Whether the gradient overlaps the parameter or its states. A gradient that is the parameter itself, element by
+// element, does not count. Otherwise the result depends on torch's sequence of operations, so torch's implementation
+// steps it.
 bool ParamReader::gradient_overlaps(const Reading& r) {
   const TensorView& grad = r.views[kGrad];
   const std::size_t size = size_of(*grad.format);
@@ -227,15 +228,15 @@ bool ParamReader::gradient_overlaps(const Reading& r) {
 
 // -- GPUs ------------------------------------------------------------------------------------------------------------
 
-// Where the constants of the parameter's step are made: here or, if some of the values that they follow from are on its
-// GPU, there; then the job is told of all these values.
+// Chooses where the constants of the parameter's step are made: on the CPU or, if some of the values that they depend
+// on are on its GPU, there. In that case the job gets all these values.
 bool ParamReader::choose_constants_device(Reading& r) {
   Group& group = *r.param.group;
   const bool counts_there = !names_.scalars.empty() && r.scalars[0].on_gpu;
   for (std::size_t n = 0; n < names_.scalars.size(); ++n)
     if (r.scalars[n].on_gpu != counts_there)
       return r.fall_back("numbers of which some are on the CPU and some on a GPU");
-  // Scalars that are brought forward here follow from hyperparameters.
+  // Scalars that are advanced on the CPU depend on the hyperparameters.
   const bool needed_here = r.own().cuda != group.device || (!counts_there && !info_.scalar_names.empty());
   if (group.device >= 0 && needed_here) {
     groups_.fetch_from_device(group, work_.groups[group.index]);
@@ -252,7 +253,7 @@ bool ParamReader::choose_constants_device(Reading& r) {
   return true;
 }
 
-// Whether every element lies where a GPU can read it. (torch itself makes no tensors that do not.)
+// Whether every element has an address that a GPU can read. (All tensors that torch makes do.)
 bool ParamReader::is_aligned(Reading& r) {
   if (r.own().on_cpu) return true;
   for (const Operand& operand : r.job().operands)
@@ -263,7 +264,7 @@ bool ParamReader::is_aligned(Reading& r) {
 
 // -- the job ---------------------------------------------------------------------------------------------------------
 
-// Followers that the driver does not update in this step were read for the checks alone.
+// Sets the job's followers. Those that the driver does not update in this step were read only to be checked.
 void ParamReader::set_followers(Reading& r) const {
   Job& job = r.job();
   r.param.followed = !request_.followers.empty() && job.rows == nullptr && driver_.takes_followers();
@@ -292,7 +293,7 @@ void ParamReader::make_constants(Reading& r) {
     if (const char* divisor = info_.zero_divisor(hyper.data(), step, scalars.data()); divisor != nullptr)
       throw ZeroDivision(label_of(r.param) + ": " + divisor + " is zero");
     ConstantsBuffer& buffer = work_.constants.emplace_back();
-    const StepMode mode;  // or a caller's rounding mode would be in the constants
+    const StepMode mode;  // so that the constants do not depend on the caller's rounding mode
     made = {hyper, step, scalars, scalars, buffer.bytes};
     info_.prepare(hyper.data(), step, scalars.data(), r.job().wide, buffer.bytes);
     info_.advance(hyper.data(), step, made.advanced.data());
@@ -306,7 +307,7 @@ void ParamReader::add_job(Reading& r) {
   Job& job = r.job();
   for (std::size_t n = 0; n < names_.scalars.size(); ++n)
     if (!r.scalars[n].on_gpu) work_.scalars.push_back(r.scalars[n]);
-  if (job.rows == nullptr) {  // else the gradient's values have a shape of their own
+  if (job.rows == nullptr) {  // a sparse gradient's values have another shape, and everything is row-major
     bool flat = r.packed;
     for (std::size_t k = 0; k < kMaxOperands; ++k)
       if (job.operands[k].data != nullptr || k < kFirstState) flat = flat && r.has_strides_of_param(k);

@@ -1,9 +1,8 @@
-// Parameters: from Python's tensors to jobs.
+// Reads parameters: turns Python's tensors into jobs.
 //
-// Nothing about a tensor's memory is remembered. Where a tensor lies, its shape and its format are read again at every
-// step, so whatever a user does to tensors between steps, a step works on what is there now. What is kept is what can
-// be checked by comparing: findings about memory (packed, shared, not lazy) beside the very addresses and strides that
-// they were found for.
+// Nothing about a tensor's memory is remembered. Its address, shape and format are read again at every step, so a step
+// uses the current memory, whatever a user does to tensors between steps. Findings about memory (packed, shared, not
+// lazy) are kept with the addresses and strides that they were found for, and compared.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -23,25 +22,25 @@
 
 namespace onepass {
 
-// What is remembered of a parameter.
+// What is remembered of a parameter between steps.
 struct Param {
-  PyObject* object = nullptr;  // borrowed, to be compared
+  PyObject* object = nullptr;  // borrowed, only compared
   PyObject* state = nullptr;   // its dict in optimizer.state; null if it has none
   Group* group = nullptr;
   std::size_t index = 0;  // in its group
-  bool fresh = false;     // its states have been created and not been stepped yet
+  bool fresh = false;     // its states have been created, but not stepped yet
   bool shared = false;    // another parameter's step writes to the same memory
   bool overlaps_itself = false;
   bool sparse = false;  // it has had a sparse gradient
   bool complex = false;
   bool followed = false;             // the last step's job updates its followers
   unsigned states_used = 0;          // a bit for each
-  std::string reason;                // why torch's code steps it
+  std::string reason;                // why torch's implementation steps it
   std::vector<std::int64_t> packed;  // the last shape and strides that were found to be packed
-  // Memory that its step writes: first and past last byte of each operand, of `step` and of the rule's scalars.
+  // Memory that its step writes: begin and end of each operand, of `step` and of the rule's scalars.
   std::array<std::pair<std::byte*, std::byte*>, kMaxOperands + 1 + kMaxScalars> written{};
-  std::vector<std::pair<std::size_t, Spacing>> spacings;  // of those with gaps, which are few: place in `written`
-  // Whether a tensor was found to be negated or conjugated lazily, and where it was then.
+  std::vector<std::pair<std::size_t, Spacing>> spacings;  // of those with gaps, which are few: index in `written`
+  // Whether a tensor was found to be lazily negated or conjugated, and its address at that time.
   struct Laziness {
     PyObject* tensor = nullptr;
     std::byte* data = nullptr;
@@ -50,11 +49,11 @@ struct Param {
   std::array<Laziness, kMaxOperands> laziness{};
   Spread spread;  // of a DTensor
 
-  // A range of `written`.
+  // Returns a range of `written`.
   MemoryRange range(std::size_t slot, std::size_t owner) const;
 };
 
-// The names that a rule's parameters are read by.
+// The keys of the states and scalars of a rule.
 struct RuleNames {
   explicit RuleNames(const RuleInfo& info);
 
@@ -70,20 +69,21 @@ class ParamReader {
   ParamReader(const RuleNames& names, const RuleDriver& driver, GroupReader& groups, const StepRequest& request,
               const std::string& label, StepWork& work);
 
-  // Takes the gradient of parameter `number` into the work, in the form that kernels read. May run Python code.
+  // Adds the gradient of parameter `number` to the work, in the form that kernels read. May run Python code.
   void resolve_gradient(Param& param, std::size_t number);
 
   enum class Outcome { no_gradient, job, missing_state, fallback };
 
-  // Adds the parameter's job to the work. Of a fallback, param.reason tells why. Where Python code has to run, which is
-  // so for tensors that are seen for the first time, work.ran_python is set. Throws py::value_error for what nobody can
-  // step, and ZeroDivision. `memory_moved` is set if the parameter's memory is not where it was.
+  // Adds the parameter's job to the work. For a fallback, param.reason is the reason. Sets work.ran_python if Python
+  // code had to run, which happens for tensors that are seen for the first time. Throws py::value_error if neither
+  // kernels nor torch can step the parameter, and ZeroDivision. Sets `memory_moved` if the parameter's memory has
+  // changed.
   Outcome read(Param& param, std::size_t number, bool& memory_moved);
 
-  // The GPU of the parameter that was read last; -1: it is on none.
+  // Returns the GPU of the parameter that was read last; -1 if it is on none.
   int last_device() const { return last_device_; }
 
-  // Why kernels cannot take a parameter, whatever its gradient and states; empty if they can.
+  // Returns why kernels cannot step a parameter, whatever its gradient and states; empty if they can.
   std::string unsupported_reason(Param& param, std::size_t number);
 
  private:
@@ -120,7 +120,7 @@ class ParamReader {
   StepWork& work_;
   int last_device_ = -1;
 
-  // The constants made last, which parameters of equal hyperparameters, steps and scalars share.
+  // The last constants, which parameters with equal hyperparameters, step and scalars share.
   struct MadeConstants {
     std::array<double, kMaxHyper> hyper;
     double step;

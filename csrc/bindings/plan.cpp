@@ -18,10 +18,10 @@ namespace {
 
 Stats the_stats;
 
-// Readings of the parameters after which an optimizer counts as one that user code changes all the time.
+// After this many readings of the parameters, the optimizer is assumed to be changed by other threads without end.
 constexpr int kMaxReadings = 8;
 
-// The result of a step that has done everything.
+// Returns the result of a complete step without followers.
 py::object complete_result() {
   static PyObject* const kComplete = [] {
     StepResult result;
@@ -89,8 +89,8 @@ void Plan::read_gradients(const StepRequest& request, StepWork& work) {
   for (std::size_t k = 0; k < params_.size(); ++k) params.resolve_gradient(params_[k], k);
 }
 
-// Which dict holds whose states. Hashing a tensor runs Python code, so optimizer.state is walked instead, and compared
-// with the last walk.
+// Finds the state dict of each parameter. Hashing a tensor runs Python code, so optimizer.state is walked instead, and
+// compared with the last walk.
 void Plan::match_states(StepWork& work) {
   PyObject* const state = work.state.ptr();
   Py_ssize_t position = 0;
@@ -145,8 +145,8 @@ void Plan::read_params(const StepRequest& request, StepWork& work) {
   }
 }
 
-// Finds parameters whose steps would write to the same memory. In one call they would race; torch's code steps them one
-// after the other. Within one parameter it can only be a mistake. True if the findings changed.
+// Finds parameters whose steps would write to the same memory. In one call they would race, so torch's implementation
+// steps them one after the other. An overlap within one parameter is an error. Returns true if the findings changed.
 bool Plan::find_shared_memory() {
   std::vector<MemoryRange> ranges;
   for (std::size_t k = 0; k < params_.size(); ++k)
@@ -172,8 +172,8 @@ bool Plan::find_shared_memory() {
   return changed;
 }
 
-// Reads states and parameters, and again if Python code had to run or memory turned out to be shared. What is found
-// then is remembered, so the second reading is the last, unless other threads go on changing the optimizer.
+// Reads states and parameters, and reads them again if Python code had to run or memory turned out to be shared. The
+// findings are remembered, so the second reading is the last, unless other threads change the optimizer.
 void Plan::read_until_stable(const StepRequest& request, StepWork& work) {
   for (int reading = 0; reading < kMaxReadings; ++reading) {
     match_states(work);
@@ -182,7 +182,7 @@ void Plan::read_until_stable(const StepRequest& request, StepWork& work) {
     if (!found_shared && !work.ran_python) return;
     work.restart();
   }
-  throw std::runtime_error(label_ + ": the optimizer changes while it is being read");
+  throw std::runtime_error(label_ + ": the optimizer was changed while step() was reading it");
 }
 
 void Plan::read(const py::object& optimizer, const StepRequest& request, StepWork& work) {
@@ -213,7 +213,8 @@ py::object Plan::step(const py::object& optimizer, const StepRequest& request) {
       optimizer.attr("_discard_states")(created);
       throw;
     }
-    if (!work.missing.empty()) throw std::runtime_error(label_ + ": states that were created are not there");
+    if (!work.missing.empty())
+      throw std::runtime_error(label_ + ": states that _create_states has created are missing from optimizer.state");
   }
   run(work, request.threads);
   for (const std::size_t k : work.fallback) the_stats.torch[params_[k].reason] += 1;
@@ -224,12 +225,12 @@ py::object Plan::step(const py::object& optimizer, const StepRequest& request) {
   return result.to_python();
 }
 
-// Returns what `_discard_states` takes.
+// Returns the list that `_discard_states` takes.
 py::object Plan::create_states(const py::object& optimizer, const StepRequest& request, StepWork& work) {
   py::list scalar_names;
   for (const py::str& name : names_.scalars) scalar_names.append(name);
   py::list wanted;
-  std::vector<Param*> fresh;  // not those that lack followers alone
+  std::vector<Param*> fresh;  // without those that lack only followers
   for (const std::size_t k : work.missing) {
     Param& param = params_[k];
     py::list state_names;
@@ -250,11 +251,11 @@ py::object Plan::create_states(const py::object& optimizer, const StepRequest& r
   return created;
 }
 
-// Leaves GradScaler's values to the kernels, if all of this step is made and counted where they are. Else false.
+// Passes GradScaler's values to the kernels. Returns false if not all of this step is made and counted on their GPU.
 bool Plan::take_scaler(const StepRequest& request, StepWork& work) {
   if (!work.jobs.empty() || !work.fallback.empty() || !work.scalars.empty() || work.device_jobs.size() > 1)
     return false;
-  // The first step is never among them: skipped, it has to stay the first, and states must not be there.
+  // Not the first step: if it is skipped, no states may have been created, and the next step is the first.
   if (!work.missing.empty()) return false;
   if (!driver_->info().counts_steps && std::ranges::any_of(params_, &Param::fresh)) return false;
 
@@ -320,7 +321,7 @@ py::list Plan::explain(const py::object& optimizer) {
   read_groups(optimizer, work);
   read_gradients(request, work);
   py::list rows;
-  // Read twice: the first time finds out where all memory lies, and so what is shared.
+  // Read twice: the first reading notes all memory, and so finds what is shared.
   for (const bool first : {true, false}) {
     work.restart();
     match_states(work);
@@ -377,7 +378,7 @@ StepRequest make_request(double grad_factor, int threads, std::vector<FollowerRe
           .found_inf = std::move(found_inf)};
 }
 
-// A plan holds values of the groups, which may refer to the optimizer that holds the plan.
+// A plan holds values of the groups. They may refer to the optimizer, which holds the plan.
 void let_garbage_collector_see(PyHeapTypeObject* heap_type) {
   PyTypeObject* const type = &heap_type->ht_type;
   type->tp_flags |= Py_TPFLAGS_HAVE_GC;
@@ -396,32 +397,32 @@ void let_garbage_collector_see(PyHeapTypeObject* heap_type) {
 
 void define_plan(py::module_& m) {
   py::class_<FollowerRequest>(m, "Follower",
-                              "A state of every parameter that a step updates from the new parameter: "
-                              "f += weight * (p - f) and then, with `sets_param`, p = f. Without a weight it stays.")
+                              "A state of every parameter that a step updates from the new parameter: f += weight * "
+                              "(p - f) and then, with `sets_param`, p = f. Without a weight it is not changed.")
       .def(py::init([](const std::string& what, py::str state_name, std::optional<double> weight, bool sets_param) {
              std::string label = "its " + what + " (" + std::string(state_name) + ")";
              return FollowerRequest{std::move(label), std::move(state_name), weight, sets_param};
            }),
            py::arg("what"), py::arg("state_name"), py::arg("weight"), py::arg("sets_param"));
 
-  py::class_<StepRequest>(m, "StepRequest", "What one step is asked to do; it may be used for several steps.")
+  py::class_<StepRequest>(m, "StepRequest", "The arguments of a step. A request may be used for several steps.")
       .def(py::init(&make_request), py::arg("grad_factor"), py::arg("threads"),
            py::arg("followers") = std::vector<FollowerRequest>(), py::arg("fallback_stepped") = false,
            py::arg("grad_scale") = py::none(), py::arg("found_inf") = py::none());
 
   m.attr("StepResult") = py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(step_result_type()));
 
-  py::class_<Plan>(m, "Plan", "One optimizer's step, from its Python objects to the kernels.",
+  py::class_<Plan>(m, "Plan", "The steps of one optimizer: reads its Python objects and runs the kernels.",
                    py::custom_type_setup(&let_garbage_collector_see))
       .def(py::init<const std::string&>(), py::arg("rule"))
+      .def("step", &Plan::step, py::arg("optimizer"), py::arg("request"),
+           "Step all parameters and return a StepResult. Nothing is done if torch's implementation has to step some of "
+           "them first, or if GradScaler's values cannot stay on their GPU.")
       .def(
-          "step", &Plan::step, py::arg("optimizer"), py::arg("request"),
-          "Steps all parameters. If torch's code has to step some of them first, or GradScaler's values cannot be left "
-          "on their GPU, nothing is done. Returns a StepResult.")
-      .def("divide", &Plan::divide, py::arg("optimizer"),
-           "The parameters with gradients that kernels can step, (group, index), and the others, (group, index, "
-           "reason). Raises what `step` would.")
-      .def("explain", &Plan::explain, py::arg("optimizer"), "(group, index, path, reason) of every parameter.");
+          "divide", &Plan::divide, py::arg("optimizer"),
+          "Return (group, index) of the parameters with gradients that kernels can step, and (group, index, reason) of "
+          "the others. Raises the errors of `step`.")
+      .def("explain", &Plan::explain, py::arg("optimizer"), "Return (group, index, path, reason) of every parameter.");
 }
 
 }  // namespace onepass

@@ -1,4 +1,4 @@
-// One optimizer's steps: what is remembered between them, and the phases of a step in order.
+// The plan of one optimizer: what is remembered between steps, and the phases of a step.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -19,7 +19,8 @@
 
 namespace onepass {
 
-// How many tensors have been stepped since import: by the kernels, and by torch's own code for each reason.
+// How many tensors have been stepped since import: by kernels for each backend, and by torch's implementation for each
+// reason.
 struct Stats {
   std::map<std::string, std::uint64_t> kernel{{"cpu", 0}, {"cuda", 0}};
   std::map<std::string, std::uint64_t> torch;
@@ -32,16 +33,16 @@ class Plan {
   explicit Plan(const std::string& rule);
 
   // Reads the optimizer, checks everything, creates missing states, and steps all parameters. Returns a StepResult.
-  // If torch's code has to step some parameters, nothing is done and the result names them; a second request with
-  // `fallback_stepped` steps the others. With GradScaler's values, nothing is done unless the whole step is made and
-  // counted on their GPU. On an exception nothing has been written.
+  // If torch's implementation has to step some parameters, nothing is done and the result names them; a second request
+  // with `fallback_stepped` steps the others. With GradScaler's values, nothing is done unless the whole step is made
+  // and counted on their GPU. On an exception nothing has been written.
   pybind11::object step(const pybind11::object& optimizer, const StepRequest& request);
 
-  // The parameters with gradients that kernels can step, (group, index), and those that they cannot, (group, index,
-  // reason). Throws what `step` would.
+  // Returns (group, index) of the parameters with gradients that kernels can step, and (group, index, reason) of the
+  // others. Throws the exceptions of `step`.
   std::pair<pybind11::list, pybind11::list> divide(const pybind11::object& optimizer);
 
-  // What `step` would do, as (group, index, path, reason) for each parameter; path is "kernel", "torch" or "error".
+  // Returns how `step` would step each parameter: (group, index, path, reason). path is "kernel", "torch" or "error".
   pybind11::list explain(const pybind11::object& optimizer);
 
   // For Python's garbage collector.
@@ -49,7 +50,7 @@ class Plan {
   void clear() { groups_.clear(); }
 
  private:
-  // The phases of reading. The first two may run Python code; the work owns what they have found.
+  // The phases of reading. The first two may run Python code; the work holds references to what they read.
   void read_groups(const pybind11::object& optimizer, StepWork& work);
   void read_gradients(const StepRequest& request, StepWork& work);
   void match_states(StepWork& work);
@@ -70,7 +71,7 @@ class Plan {
   GroupReader groups_;
   std::string label_;  // the optimizer's class name, for messages
   std::vector<Param> params_;
-  std::vector<std::pair<PyObject*, PyObject*>> states_;  // optimizer.state as it was last walked
+  std::vector<std::pair<PyObject*, PyObject*>> states_;  // items of optimizer.state at the last walk
   bool states_moved_ = true;
   bool memory_moved_ = true;
   StepMutex mutex_;

@@ -1,4 +1,4 @@
-// A parameter on its way into a job, which the parts of ParamReader hand to each other.
+// A parameter while it is read into a job. The parts of ParamReader share it.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -11,18 +11,18 @@
 
 namespace onepass {
 
-// The functions that read one return false, and why in param.reason, when torch's code has to take the parameter; what
-// nobody can step, they refuse.
+// The functions that read it return false, and set param.reason, if torch's implementation has to step the parameter.
+// They throw if neither kernels nor torch can.
 struct Reading {
   Param& param;
   std::size_t number;
   PyObject* object;
   const Gradient& gradient;
-  PyObject* local = nullptr;  // the part in memory: the object or, of a DTensor, what this process holds of it
+  PyObject* local = nullptr;  // the object or, of a DTensor, its local part
   cuda::DeviceJob device_job{};
   Views views{};
-  bool packed = false;   // the parameter's elements follow each other in memory, in some order of dimensions
-  bool missing = false;  // a state has yet to be created
+  bool packed = false;   // the parameter's elements are consecutive in memory, in some order of dimensions
+  bool missing = false;  // a state has to be created
   std::array<Scalar, 1 + kMaxScalars> scalars{};  // in the order of RuleNames::scalars
 
   Job& job() { return device_job.job; }

@@ -58,7 +58,7 @@ void write(const Scalar& scalar) {
 }  // namespace
 
 void RuleDriver::run(StepWork& work, int threads) {
-  // Launching on a GPU runs Python code, after which addresses hold only if the memory is held.
+  // Launching on a GPU runs Python code. References keep the memory valid meanwhile.
   std::optional<Owned> owned;
   if (!work.device_jobs.empty() && !work.jobs.empty()) owned.emplace(work.used);
   run_on_cuda(work);

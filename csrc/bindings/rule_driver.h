@@ -1,4 +1,4 @@
-// What the two kinds of rules, element-wise and factored, do differently with parameters.
+// The differences between the two kinds of rules, element-wise and factored.
 #pragma once
 
 #include <array>
@@ -24,20 +24,21 @@ class RuleDriver {
 
   const RuleInfo& info() const { return info_; }
 
-  // Why torch has to step a parameter; empty if kernels can.
+  // Returns why torch's implementation has to step a parameter; empty if kernels can.
   virtual std::string unsupported_reason(const TensorView& param) const = 0;
   virtual bool runs_on_cuda() const = 0;
-  virtual bool takes_shards() const = 0;  // whether the local part of a DTensor can be stepped without the rest
+  virtual bool takes_shards() const = 0;  // whether the local part of a DTensor can be stepped on its own
   virtual bool takes_followers() const = 0;
 
-  // The states of a parameter, a bit for each, of those that its group uses.
+  // Returns the set of states of a parameter, out of the set that its group uses.
   virtual unsigned states_of(unsigned used, const TensorView& param) const = 0;
   virtual bool state_shape_matches(std::size_t operand, const TensorView& state, const TensorView& param) const = 0;
 
-  // Completes a job: where the elements of its operands lie. `flat`: all are packed in the same order.
+  // Completes a job: adds its layout if needed. `flat`: all operands are packed in the same order.
   virtual void locate_elements(StepWork& work, Job& job, const Views& views, bool flat) const = 0;
 
-  // Runs all jobs and writes the scalars. Jobs on GPUs come first: where a launch fails, nothing has been written here.
+  // Runs all jobs and writes the scalars. Jobs on GPUs come first, so that nothing on the CPU has been written if a
+  // launch fails.
   void run(StepWork& work, int threads);
 
  private:
@@ -47,7 +48,7 @@ class RuleDriver {
   const RuleInfo& info_;
 };
 
-// The driver of a rule by its name. Throws std::invalid_argument if there is no such rule.
+// Returns the driver of a rule by its name. Throws std::invalid_argument if there is no such rule.
 std::unique_ptr<RuleDriver> make_rule_driver(const std::string& rule);
 
 }  // namespace onepass

@@ -16,7 +16,7 @@ StepMutex::StepMutex() : mutex_(std::make_unique<std::mutex>()), forks_(fork_cou
 void StepMutex::lock() {
   if (forks_ != fork_count()) {
     if (owner_ != std::thread::id() && owner_ != fork_survivor()) {
-      // Its owner is a thread of the parent. A mutex that is locked must not be destroyed.
+      // The owner is a thread of the parent. A locked mutex must not be destroyed.
       [[maybe_unused]] const auto* abandoned = std::exchange(mutex_, std::make_unique<std::mutex>()).release();
       owner_ = {};
     }

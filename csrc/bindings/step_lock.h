@@ -1,4 +1,4 @@
-// One step of an optimizer at a time.
+// Allows one step of an optimizer at a time.
 #pragma once
 
 #include <memory>
@@ -7,20 +7,20 @@
 
 namespace onepass {
 
-// A mutex whose waiters let go of the GIL, and which a forked child never finds locked by a thread that it does not
-// have. Needs the GIL.
+// A mutex that releases the GIL while it waits. In a forked child, it is not locked by a thread that exists only in the
+// parent. Needs the GIL.
 class StepMutex {
  public:
   StepMutex();
 
-  // Throws std::runtime_error if this thread holds it already.
+  // Throws std::runtime_error if this thread has locked it already.
   void lock();
   void unlock();
 
  private:
   std::unique_ptr<std::mutex> mutex_;
   std::thread::id owner_;
-  unsigned forks_;  // fork_count() when the mutex was last taken
+  unsigned forks_;  // fork_count() when the mutex was last locked
 };
 
 using StepLock = std::lock_guard<StepMutex>;

@@ -6,12 +6,12 @@ namespace onepass {
 
 PyTypeObject* step_result_type() {
   static PyStructSequence_Field fields[] = {
-      {"stepped", "Whether the step was made; if not, nothing was done."},
-      {"fallback", "(group, index, reason) of the parameters that torch's code has to step first."},
+      {"stepped", "Whether the step was made. If not, nothing was done."},
+      {"fallback", "(group, index, reason) of the parameters that torch's implementation has to step first."},
       {"unfollowed", "The parameters whose followers were not updated."},
       {nullptr, nullptr},
   };
-  static PyStructSequence_Desc description{"onepass._core.StepResult", "What came of a step.", fields, 3};
+  static PyStructSequence_Desc description{"onepass._core.StepResult", "The result of a step.", fields, 3};
   static PyTypeObject* const kType = PyStructSequence_NewType(&description);
   if (kType == nullptr) throw py::error_already_set();
   return kType;

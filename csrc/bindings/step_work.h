@@ -1,4 +1,4 @@
-// One step: what it is asked to do, what it works on, and what came of it. Made for the step, and gone after it.
+// One step: its request, its work and its result.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -25,26 +25,26 @@ namespace onepass {
 struct FollowerRequest {
   std::string label;  // for messages
   pybind11::str state_name;
-  std::optional<double> weight;  // none: it stays as it is in this step
-  bool sets_param = false;       // and then p = f
+  std::optional<double> weight;  // none: it is not changed in this step
+  bool sets_param = false;       // p = f afterwards
 };
 
 struct StepRequest {
-  double grad_factor = 1.0;  // what gradients are multiplied by
+  double grad_factor = 1.0;  // factor of gradients
   int threads = 1;
   std::vector<FollowerRequest> followers;
-  bool fallback_stepped = false;  // torch's code has stepped the parameters of the last result's `fallback`
-  // GradScaler's two values in a GPU's memory (each a tensor or None): for steps that are made and counted on that GPU.
+  bool fallback_stepped = false;  // torch's implementation has stepped the parameters of the last result's `fallback`
+  // GradScaler's two values in a GPU's memory (each a tensor or None), for steps that are made and counted on that GPU.
   pybind11::object grad_scale = pybind11::none();
   pybind11::object found_inf = pybind11::none();
 
   bool has_scaler() const { return !grad_scale.is_none() || !found_inf.is_none(); }
 };
 
-// In Python a struct sequence, whose fields are read in a tenth of the time that a property takes.
+// In Python a struct sequence, because reading its fields takes a tenth of the time of reading a property.
 struct StepResult {
   bool stepped = false;       // false: nothing was done
-  pybind11::list fallback;    // (group, index, reason) of parameters that torch's code has to step first
+  pybind11::list fallback;    // (group, index, reason) of parameters that torch's implementation has to step first
   pybind11::list unfollowed;  // parameters whose followers this step has not updated
 
   pybind11::object to_python() const;
@@ -54,59 +54,60 @@ PyTypeObject* step_result_type();
 
 // -- work ------------------------------------------------------------------------------------------------------------
 
-// A scalar that is kept for each parameter (`step` or one of the rule's), and its value after the step.
+// A scalar of one parameter (`step` or one of the rule's), and its value after the step.
 struct Scalar {
   std::byte* data = nullptr;
   Format format = Format::float32;
   double value = 0.0;
-  PyObject* dict = nullptr;  // not a tensor but a Python int, under `step` in this dict (SparseAdam's)
-  bool on_gpu = false;       // where only a kernel reads it
+  PyObject* dict = nullptr;  // not null: the scalar is a Python int, `step` in this dict (SparseAdam)
+  bool on_gpu = false;       // only a kernel reads and writes it
 };
 
 // A parameter's gradient, as kernels read it.
 struct Gradient {
   pybind11::object original;  // p.grad
-  pybind11::object readable;  // the same or, of a DTensor, what this process holds; with its values in memory
-  pybind11::object indices;   // of a sparse gradient, whose values are `readable`
+  pybind11::object readable;  // p.grad or its local part, without lazy negation; of a sparse gradient, its values
+  pybind11::object indices;   // of a sparse gradient
 };
 
 struct ConstantsBuffer {
   alignas(64) std::byte bytes[kMaxConstantBytes];
 };
 
+// Everything that one step works on. Made for the step, and destroyed after it.
 struct StepWork {
-  // Objects that the step works on, held until it ends.
+  // References to the objects that the step works on.
   pybind11::object state;                // optimizer.state
   std::vector<pybind11::dict> groups;    // the parameter groups
   std::vector<pybind11::object> params;  // of all groups
   std::vector<Gradient> gradients;       // of each parameter
   std::vector<pybind11::object> states;  // of each parameter, its dict in optimizer.state; null if it has none
-  std::list<pybind11::object> locals;    // of DTensors, what this process holds
+  std::list<pybind11::object> locals;    // the local parts of DTensors
 
-  // What is to be done for which parameters, by their numbers.
+  // Jobs, and lists of parameters by their numbers.
   std::vector<Job> jobs;  // on the CPU
   std::map<int, std::vector<cuda::DeviceJob>> device_jobs;
   std::vector<FactoredJob> factored_jobs;  // Adafactor's, in place of `jobs`
   cuda::Scaler scaler;
-  std::vector<Scalar> scalars;        // to be written after the step
-  std::vector<std::size_t> stepped;   // that have a job
-  std::vector<std::size_t> missing;   // that lack a state
-  std::vector<std::size_t> fallback;  // that torch's code steps
-  std::vector<PyObject*> used;        // the objects whose memory jobs and scalars are in
+  std::vector<Scalar> scalars;        // written after the step
+  std::vector<std::size_t> stepped;   // parameters with a job
+  std::vector<std::size_t> missing;   // parameters that lack a state
+  std::vector<std::size_t> fallback;  // parameters that torch's implementation steps
+  std::vector<PyObject*> used;        // the objects whose memory jobs and scalars use
 
   // What jobs point to.
   std::list<Layout> layouts;
   std::list<Rows> rows;
   std::list<ConstantsBuffer> constants;
 
-  // Python code has run, or may have, since the first address was read: addresses are to be read again.
+  // Python code has or may have run since the first address was read, so addresses have to be read again.
   bool ran_python = false;
   bool is_reread = false;
 
-  // Makes room for the jobs of so many parameters. Growing vectors would cost a small step a tenth of its time.
+  // Reserves memory for the jobs of this many parameters. Growing vectors would cost a small step a tenth of its time.
   void reserve(std::size_t count);
 
-  // Forgets the jobs and what belongs to them, to read parameters again.
+  // Clears the jobs and what belongs to them, so that parameters can be read again.
   void restart();
 
   std::int64_t bytes() const;

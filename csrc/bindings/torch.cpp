@@ -10,9 +10,9 @@ namespace py = pybind11;
 namespace onepass {
 namespace {
 
-Torch* the_torch = nullptr;  // never deleted: when statics are destroyed, Python is gone
+Torch* the_torch = nullptr;  // never deleted, because Python is finalized before statics are destroyed
 
-// A property or method of torch.Tensor, looked up once instead of once per tensor.
+// Returns a property or method of torch.Tensor, which callers look up once instead of once per tensor.
 PyObject* tensor_member(const char* name) { return py::getattr(torch().tensor_type, name).release().ptr(); }
 
 py::object call(PyObject* method, PyObject* tensor) {
@@ -42,7 +42,7 @@ void set_torch(py::object tensor_type, py::object parameter_type, py::object inc
   if (the_torch == nullptr) {
     the_torch = new Torch(std::move(given));
   } else {
-    *the_torch = std::move(given);  // in place, for those who hold a reference
+    *the_torch = std::move(given);  // in place, because callers hold references
   }
   forget_cuda();
 }

@@ -1,4 +1,4 @@
-// A rule over arrays, vectorised by the compiler.
+// Applies a rule to plain arrays, in a loop that the compiler vectorises.
 #pragma once
 
 #include <cstddef>
@@ -22,7 +22,7 @@ constexpr bool is_used(std::size_t operand) {
 template <class Rule, class T>
 using ConstantsOf = typename Rule::template Constants<T>;
 
-// A job's constants, with those that the set of states fixes as constants of the compiler (`settle`, if the rule has
+// Returns a job's constants. Those that the set of states fixes are compile-time constants (`settle`, if the rule has
 // it).
 template <class Rule, class T, unsigned Set>
 ONEPASS_INLINE ConstantsOf<Rule, T> constants_of(const Job& job) {
@@ -31,9 +31,9 @@ ONEPASS_INLINE ConstantsOf<Rule, T> constants_of(const Job& job) {
   return constants;
 }
 
-// The rule over n elements of plain arrays. States that are not in `Set` read as zero, and what the rule makes of them
-// is dropped; being constants, they cost nothing. Operands may be one and the same array (a gradient that is the
-// parameter); they never overlap otherwise, which is what `ivdep` promises the vectoriser.
+// Applies the rule to n elements of plain arrays. States that are not in `Set` are read as the constant zero, and their
+// new values are dropped, so they cost nothing. Two operands may be the same array (a gradient that is the parameter).
+// They never overlap otherwise, which `ivdep` declares to the vectoriser.
 template <class Rule, class T, unsigned Set, std::size_t... State>
 ONEPASS_INLINE void apply(const ConstantsOf<Rule, T>& constants, T factor, T* const* arrays, std::int64_t n,
                           std::index_sequence<State...> /*states*/) {
@@ -41,7 +41,7 @@ ONEPASS_INLINE void apply(const ConstantsOf<Rule, T>& constants, T factor, T* co
   const T* grad = arrays[kGrad];
   [[maybe_unused]] T* const states[] = {arrays[kFirstState + State]..., nullptr};
 #pragma GCC ivdep
-#pragma GCC unroll 1  // gcc vectorises no loop that it has unrolled, as it would one over a register
+#pragma GCC unroll 1  // gcc unrolls a loop over a single register, and then does not vectorise it
   for (std::int64_t i = 0; i < n; ++i) {
     T p = param[i];
     [[maybe_unused]] T s[] = {((Set >> State & 1) != 0 ? states[State][i] : T(0))..., T(0)};
@@ -51,19 +51,19 @@ ONEPASS_INLINE void apply(const ConstantsOf<Rule, T>& constants, T factor, T* co
   }
 }
 
-// Elements of a tile, for each operand. Small, because the tiles of all operands share the L1 cache with the lines that
-// are prefetched.
+// Elements of a tile, for each operand. It is small, because the tiles of all operands share the L1 cache with the
+// lines that are prefetched.
 template <class T>
 inline constexpr std::int64_t kTile = 1024 / sizeof(T);
 inline constexpr std::int64_t kLine = 64;  // bytes of a cache line
 
-// Prefetches so many bytes. (Inlined, for gcc removes a call to a function that does nothing but prefetch.)
+// Prefetches `bytes` bytes. Inlined, because gcc removes a call to a function that only prefetches.
 ONEPASS_INLINE void prefetch(const std::byte* from, std::int64_t bytes) {
   for (std::int64_t b = 0; b < bytes; b += kLine) __builtin_prefetch(from + b);
 }
 
-// Calls visit(begin, count) for elements [0, n): for each tile, after prefetch_tile(begin) of the one `tiles_ahead` of
-// it, or, if that is 0, once for all.
+// Calls visit(begin, count) for each tile of elements [0, n), each after prefetch_tile(begin) for the tile that is
+// `tiles_ahead` tiles further. If `tiles_ahead` is 0, calls visit once for all elements.
 template <class T, class Prefetch, class Visit>
 ONEPASS_INLINE void for_each_prefetched(std::int64_t n, std::int64_t tiles_ahead, Prefetch&& prefetch_tile,
                                         Visit&& visit) {
@@ -75,8 +75,9 @@ ONEPASS_INLINE void for_each_prefetched(std::int64_t n, std::int64_t tiles_ahead
   }
 }
 
-// Steps n elements, whose operands begin at `data`, with this prefetch distance: a rule with a set of states, for one
-// combination of formats. The loop over tiles is in here, because a call for each would load all constants again.
+// Steps n elements whose operands begin at `data`, with this prefetch distance. There is one for each rule, set of
+// states and combination of formats. The loop over tiles is inside it, because a call for each tile would load all
+// constants again.
 using Apply = void (*)(const Job& job, std::byte* const* data, std::int64_t n, std::int64_t tiles_ahead);
 
 template <class Rule, class T, unsigned Set>
@@ -98,7 +99,7 @@ void apply_to_arrays(const Job& job, std::byte* const* data, std::int64_t n, std
       });
 }
 
-// Whether all operands that there are satisfy a condition on their number and themselves.
+// Whether all operands of a job, without its followers, satisfy condition(index, operand).
 template <class Condition>
 ONEPASS_INLINE bool all_operands(const Job& job, Condition&& condition) {
   bool all = true;

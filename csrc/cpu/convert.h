@@ -13,7 +13,7 @@
 
 namespace onepass::inline ONEPASS_TARGET {
 
-// Loads and stores that make no claim on alignment: tensors may begin at any byte.
+// A type for loads and stores that need no alignment: tensors may begin at any byte.
 template <class Storage>
 struct Unaligned {
   using type [[gnu::aligned(1), gnu::may_alias]] = Storage;
@@ -34,7 +34,7 @@ auto* as_bytes(T* array) {
 template <class Codec, class T>
 inline constexpr bool kByVectors = std::is_same_v<T, float> && sizeof(typename Codec::Storage) == 2;
 
-// Convert as many elements as are a multiple of a register's, and return their number.
+// Convert whole registers of elements, and return the number of elements converted.
 template <class Codec>
 std::int64_t decode_vectors(const std::byte* from, float* to, std::int64_t n) {
   std::int64_t i = 0;
@@ -79,12 +79,12 @@ void encode_run(const T* from, std::byte* to, std::int64_t stride, std::int64_t 
   }
 }
 
-// Where an element of an operand lies; offset is in elements.
+// Returns the address of an operand's element; `offset` is in elements.
 ONEPASS_INLINE std::byte* element(const Operand& operand, std::int64_t offset) {
   return operand.data + offset * static_cast<std::int64_t>(size_of(operand.format));
 }
 
-// Elements of an operand, whatever its format, to and from a plain array; offset and stride are in elements.
+// Copy elements of an operand in any format to and from a plain array; `offset` and `stride` are in elements.
 template <class T>
 void read_run(const Operand& source, std::int64_t offset, std::int64_t stride, T* to, std::int64_t n) {
   std::byte* from = element(source, offset);

@@ -25,7 +25,7 @@ extern const Kernels kernels;
 namespace {
 
 #ifdef ONEPASS_X86_64
-// The compiler's own detection asks the operating system, too (XGETBV).
+// The compiler's detection includes the support of the operating system (XGETBV).
 bool has_avx2() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 }

@@ -1,14 +1,14 @@
 // The element-wise driver: one pass over a range of a tensor, by the first of these that applies:
 //
-// - All operands are packed arrays of the arithmetic type: the rule runs over them where they lie.
-// - All are packed, in one of the usual combinations of formats: each has a kernel of its own, which loads a
-//   register of every operand, converts, applies the rule, converts and stores.
-// - Otherwise operands are decoded into tiles that stay in the L1 cache, and encoded back after the rule.
+// - All operands are packed arrays of the arithmetic type: the rule runs over them in place.
+// - All are packed, in one of the usual combinations of formats: a kernel for each combination loads a register of
+//   every operand, converts it, applies the rule, converts and stores.
+// - Otherwise operands are decoded into tiles that stay in the L1 cache, and encoded again after the rule.
 //
-// So a rule meets only plain arrays of the arithmetic type.
+// So a rule reads and writes only plain arrays of the arithmetic type.
 //
-// With a sparse gradient the range is one of the touched rows, laid end to end. Rows that are long are used where they
-// lie, short ones collected in the tile; the gradient's entries for a row are added up on their way into the tile.
+// With a sparse gradient the range counts the elements of the touched rows, one row after the other. Long rows are used
+// in place, short ones are collected in the tile. The gradient's entries for a row are added up while they are decoded.
 #pragma once
 
 #include <cstddef>
@@ -41,7 +41,7 @@ inline bool has_followers(const Job& job) {
   return false;
 }
 
-// Steps elements [begin, end) of packed operands where they lie.
+// Steps elements [begin, end) of packed operands in place.
 inline void run_packed(Apply rule, const Job& job, std::int64_t begin, std::int64_t end, const Tuning& tuning) {
   std::byte* data[kFirstFollower] = {};
   for (std::size_t k = 0; k < kFirstFollower; ++k)
@@ -64,7 +64,7 @@ void run_in_tiles(Apply rule, const Job& job, std::int64_t begin, std::int64_t e
   std::int64_t n = 0;
   for (std::int64_t at = begin; at < end; at += n) {
     n = end - at < kTile<T> ? end - at : kTile<T>;
-    std::int64_t offset = at;  // of the element in operands that are used in place
+    std::int64_t offset = at;  // of the first element in operands that are used in place
     if (long_rows) {
       const std::int64_t column = at % job.rows->length;
       offset = row_number(*job.rows, at / job.rows->length) * job.rows->length + column;
@@ -112,7 +112,7 @@ void run_with(const Job& job, std::int64_t begin, std::int64_t end, const Tuning
   run_in_tiles<T>(in_arrays, job, begin, end, tuning);
 }
 
-// Steps elements [begin, end) of a job: a kernel. The states that it has must be one of the rule's `state_sets`.
+// A kernel: steps elements [begin, end) of a job. The job's states must be one of the rule's `state_sets`.
 template <class Rule, class T>
 void run(const Job& job, std::int64_t begin, std::int64_t end, const Tuning& tuning) {
   unsigned held = 0;

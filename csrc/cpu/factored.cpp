@@ -11,14 +11,14 @@
 namespace onepass {
 namespace {
 
-// Slices of up to so many elements are small. Larger ones pay for a visit of their own.
+// Slices of up to this many elements are small, and several are stepped at once.
 constexpr std::int64_t kSmallSlice = 64;
-// Lines run along the columns unless these are so few, and fewer than the rows.
+// Lines are rows. If there are fewer columns than this, and fewer than rows, lines are columns.
 constexpr std::int64_t kFewColumns = 16;
-// What a thread takes at once, in elements: some 30 us.
+// Elements that a thread takes at once: some 30 us.
 constexpr std::int64_t kPiece = std::int64_t{64} << 10;
-// Tensors go through the phases together up to so many elements for each thread: what the first phase has read, the
-// next then finds in the cache.
+// Tensors go through the phases together, up to this many elements for each thread, so that the next phase finds in the
+// cache what the last one has read.
 constexpr std::int64_t kBatch = std::int64_t{512} << 10;
 
 FactoredAxis axis_of(const FactoredJob& job, std::size_t variance) {
@@ -30,7 +30,7 @@ FactoredAxis axis_of(const FactoredJob& job, std::size_t variance) {
           .variance_stride = strides[variance]};
 }
 
-// Divides a job into blocks, with room for their sums.
+// Divides a job into blocks, and takes memory for their sums.
 FactoredWork divide(const FactoredJob& job, FactoredRoom& room) {
   const auto numbers = [&](std::int64_t count) {
     return static_cast<double*>(room.take(static_cast<std::size_t>(count) * sizeof(double)));
@@ -59,13 +59,13 @@ FactoredWork divide(const FactoredJob& job, FactoredRoom& room) {
   return work;
 }
 
-// A run of one job's blocks or combinations.
+// A range of one job's blocks or combinations.
 struct Piece {
   const FactoredWork* work;
   std::int64_t begin, end;
 };
 
-// Runs one phase over all jobs of a batch; `count` tells how many blocks or combinations of a job there are.
+// Runs one phase over all jobs of a batch. `count` returns the number of a job's blocks or combinations.
 template <class Count>
 void run_phase(std::span<const FactoredWork> batch, FactoredKernel FactoredKernels::* phase, int team, Count&& count) {
   std::vector<Piece> pieces;

@@ -1,14 +1,14 @@
 // The second driver: Adafactor's step, whose second moments are means over the rows and the columns of a matrix.
 //
-// A tensor is a batch of slices of `rows` x `columns` elements. It is divided into blocks, by its shape alone, and a
-// step goes over them in phases, each of which any number of threads may share:
+// A tensor is a batch of slices of `rows` x `columns` elements. It is divided into blocks by its shape alone. A step
+// goes over them in phases, and each phase may run on any number of threads:
 //
 //   measure   one pass over gradient and parameter: sums of squares of every block, by row and by column
 //   combine   the sums of all blocks, in order, into the new row and column variances
 //   norm      one pass over the gradient: the sum of squares of the update
 //   apply     one pass over gradient and parameter
 //
-// Small slices, of which a tile holds many, are measured, combined and normed at once: lanes of the vectors are then
+// A tile holds many small slices. For them, `measure` includes combine and norm, and the lanes of the vectors are
 // slices. A vector of n elements is n slices of one element.
 #pragma once
 
@@ -30,21 +30,21 @@ inline constexpr std::size_t kFactoredOperands = kFirstState + 2;
 
 struct FactoredJob {
   std::int64_t slices = 1, rows = 1, columns = 1;
-  const Layout* batch = nullptr;  // of the slices; null: one, or each a single element and packed
+  const Layout* batch = nullptr;  // of the slices; null: one slice, or packed slices of one element
   std::array<Operand, kFactoredOperands> operands;
   // In elements, within a slice; zero where an operand has one value for a whole row or column.
   std::array<std::int64_t, kFactoredOperands> row_strides{}, column_strides{};
   AdafactorConstants constants;
-  double grad_factor = 1.0;  // what gradients are multiplied by: 1 / loss scale, negative to maximize
+  double grad_factor = 1.0;  // factor of gradients: 1 / loss scale, negative to maximize
   bool wide = false;         // arithmetic in float64 rather than float32
 
   std::int64_t length() const { return slices * rows * columns; }
 };
 
-// Memory for the sums of a step, kept for the next: fresh pages would cost more than what is done with them.
+// Memory for the sums of a step. It is kept for the next step, because fresh pages would cost more than the sums.
 class FactoredRoom {
  public:
-  void* take(std::size_t bytes);  // until `clear`
+  void* take(std::size_t bytes);  // valid until `clear`
   void clear();
 
  private:
@@ -54,14 +54,14 @@ class FactoredRoom {
   std::size_t total_ = 0;
 };
 
-// Steps every job, with up to `threads` threads. Bits do not depend on the number of threads. An empty tensor is left
-// as it is, its variances too.
+// Steps every job, with up to `threads` threads. Bits do not depend on the number of threads. An empty tensor and its
+// variances are not changed.
 void run_factored(std::span<const FactoredJob> jobs, int threads, FactoredRoom& room);
 
 // -- between run_factored and the kernels ----------------------------------------------------------------------------
 
-// A block of large slices is so many lines of so many places: long runs of memory, with room for a sum for each place
-// in the L1 cache. A block of small slices is a tile; and what `combine` does at once is a tile of an axis.
+// A block of large slices has kBlockLines lines of kBlockWidth places: long runs of memory, and a sum for each place
+// fits the L1 cache. A block of small slices is one tile. `combine` works on a tile of an axis at once.
 inline constexpr std::int64_t kBlockLines = 64;
 inline constexpr std::int64_t kBlockWidth = 4096;
 inline constexpr std::int64_t kFactoredTile = 1024;
@@ -72,26 +72,26 @@ inline constexpr std::int64_t blocks_in(std::int64_t length, std::int64_t size) 
 struct FactoredAxis {
   std::int64_t length = 0;
   std::array<std::int64_t, 2> strides{};  // of parameter and gradient
-  std::size_t variance = 0;               // the operand that has a value for each place on the axis
+  std::size_t variance = 0;               // the operand with a value for each place on the axis
   std::int64_t variance_stride = 0;
-  std::int64_t parts = 0;  // how many sums there are for each place: one for each range of the other axis
-  void* sums = nullptr;    // T[slices][parts][length]; `combine` leaves the roots of the variances in the first part
+  std::int64_t parts = 0;  // number of sums for each place: one for each range of the other axis
+  void* sums = nullptr;    // T[slices][parts][length]; `combine` writes the roots of the variances to the first part
 };
 
 struct FactoredWork {
   const FactoredJob* job = nullptr;
-  std::int64_t lanes = 0;         // small slices to a block; zero: slices are large
+  std::int64_t lanes = 0;         // small slices in a block; zero: slices are large
   std::int64_t blocks = 0;        // of all slices
   std::int64_t combinations = 0;  // tasks of the phase `combine`
   FactoredAxis lines,
-      places;  // of a large slice: along the first a block has kBlockLines, along the second kBlockWidth
+      places;  // of a large slice: a block has kBlockLines along the first and kBlockWidth along the second
   double* param_squares = nullptr;   // a sum for each block
   double* update_squares = nullptr;  // a sum for each block
   double* row_totals = nullptr;      // [slices][tiles of rows]: sums of the row variances
   double step_size = 0.0;
 };
 
-// Does blocks, or combinations, [begin, end).
+// Runs a phase over blocks, or combinations, [begin, end).
 using FactoredKernel = void (*)(const FactoredWork& work, std::int64_t begin, std::int64_t end);
 
 struct FactoredKernels {

@@ -14,7 +14,7 @@ namespace onepass::inline ONEPASS_TARGET {
 
 static_assert(kFactoredTile == kSumTile);
 
-// Constants of the element-wise patch.
+// The constants of a step in the arithmetic type.
 template <class T>
 struct FactoredConstants {
   explicit FactoredConstants(const FactoredWork& work)
@@ -33,7 +33,7 @@ struct FactoredConstants {
 
 ONEPASS_INLINE std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 
-// The offset of a slice's first element.
+// Returns the offset of a slice's first element.
 inline std::int64_t slice_offset(const FactoredJob& job, std::size_t operand, std::int64_t slice) {
   std::int64_t first = 0;
   for_each_run(nullptr, job.batch, operand, slice, 1,
@@ -43,7 +43,7 @@ inline std::int64_t slice_offset(const FactoredJob& job, std::size_t operand, st
 
 // -- large slices ----------------------------------------------------------------------------------------------------
 
-// Where a block lies in its slice.
+// The position of a block in its slice.
 struct Block {
   Block(const FactoredWork& work, std::int64_t index) {
     const std::int64_t across = blocks_in(work.places.length, kBlockWidth);
@@ -71,9 +71,9 @@ T* roots_of(const FactoredAxis& axis, std::int64_t slice) {
   return sums_of<T>(axis, slice, 0);
 }
 
-// A patch of a block that fits a tile: some whole lines, or a run of one.
+// A part of a block that fits a tile: some whole lines, or a run of one line.
 struct Patch {
-  std::int64_t line, place, height, width;  // from the block's first
+  std::int64_t line, place, height, width;  // line and place relative to the block's
   std::int64_t elements() const { return height * width; }
 };
 
@@ -86,7 +86,7 @@ ONEPASS_INLINE void for_patches(const Block& block, Visit&& visit) {
       visit(Patch{line, place, least(height, block.height - line), least(width, block.width - place)});
 }
 
-// One operand of a block, patch by patch, as an array without gaps: in place, or decoded into a tile.
+// One operand of a block, patch by patch, as a packed array: in place, or decoded into a tile.
 template <class T>
 class Elements {
  public:
@@ -101,7 +101,7 @@ class Elements {
                 reinterpret_cast<std::uintptr_t>(operand_.data) % sizeof(T) == 0;
   }
 
-  // What is done to the elements lasts if `write` is called.
+  // Changes to the elements are stored if `write` is called.
   T* read(const Patch& patch) {
     if (in_place_) return reinterpret_cast<T*>(element(operand_, offset_of(patch, 0)));
     for (std::int64_t i = 0; i < patch.height; ++i)
@@ -152,7 +152,7 @@ void measure_block(const FactoredWork& work, std::int64_t index) {
   work.param_squares[index] = squares;
 }
 
-// New variances of at most a tile of places on an axis, and their roots; returns the sum of the variances.
+// Computes the new variances of at most a tile of places on an axis, and their roots. Returns the sum of the variances.
 template <class T>
 double combine_places(const FactoredWork& work, const FactoredAxis& axis, std::int64_t slice, std::int64_t first,
                       std::int64_t n, std::int64_t averaged) {
@@ -169,14 +169,14 @@ double combine_places(const FactoredWork& work, const FactoredAxis& axis, std::i
   read_run(operand, offset, axis.variance_stride, variance, n);
   for (std::int64_t k = 0; k < n; ++k) variance[k] = c.average(variance[k], T(totals[k] * share));
   write_run(operand, offset, axis.variance_stride, variance, n);
-  // The step goes by the variances as they are stored.
+  // The step uses the variances as they are stored.
   read_run(operand, offset, axis.variance_stride, variance, n);
   T* const roots = roots_of<T>(axis, slice) + first;
   for (std::int64_t k = 0; k < n; ++k) roots[k] = Adafactor::inverse_root(variance[k]);
   return sum_of<T>(n, [&](std::int64_t k) { return variance[k]; });
 }
 
-// A combination is a tile of rows or of columns: first those of the lines, then those of the places.
+// A combination is a tile of one axis: first the tiles of the lines, then those of the places.
 template <class T>
 void combine_one(const FactoredWork& work, std::int64_t index) {
   const std::int64_t of_lines = blocks_in(work.lines.length, kFactoredTile);
@@ -193,7 +193,7 @@ void combine_one(const FactoredWork& work, std::int64_t index) {
   if (axis.variance == kRowVar) work.row_totals[slice * blocks_in(axis.length, kFactoredTile) + tile] = total;
 }
 
-// What the roots of the lines are multiplied by.
+// Returns the factor of the lines' roots.
 template <class T>
 T scale_of(const FactoredWork& work, std::int64_t slice) {
   const std::int64_t tiles = blocks_in(work.job->rows, kFactoredTile);
@@ -202,7 +202,7 @@ T scale_of(const FactoredWork& work, std::int64_t slice) {
   return T(Adafactor::row_scale(total / static_cast<double>(work.job->rows), work.job->constants.eps1));
 }
 
-// The update of some lines, of arrays without gaps.
+// Computes the update of some lines, of packed arrays.
 template <class T>
 void update_lines(const FactoredConstants<T>& c, const T* grad, const T* line_roots, T scale, const T* place_roots,
                   const Patch& patch, T* update) {
@@ -214,7 +214,7 @@ void update_lines(const FactoredConstants<T>& c, const T* grad, const T* line_ro
   }
 }
 
-// Calls visit(patch, update) with the update of all parts of a block.
+// Calls visit(patch, update) for all patches of a block.
 template <class T, class Visit>
 ONEPASS_INLINE void for_updates(const FactoredWork& work, const Block& block, const FactoredConstants<T>& c,
                                 Visit&& visit) {
@@ -258,7 +258,7 @@ void apply_block(const FactoredWork& work, std::int64_t index) {
 
 // -- small slices ----------------------------------------------------------------------------------------------------
 
-// A block of small slices. Its arrays are [rows][columns][slices], so that loops run over slices.
+// A block of small slices. Its arrays are [rows][columns][slices], so that the inner loops run over slices.
 template <class T>
 class Lanes {
  public:
@@ -269,7 +269,7 @@ class Lanes {
 
   std::int64_t elements() const { return job_.rows * job_.columns * count_; }
 
-  // The elements of all slices: where they lie, or else decoded into the tile.
+  // Returns the elements of all slices: in place, or decoded into the tile.
   T* read_all(std::size_t operand, T* tile) const {
     if (in_place(operand)) return reinterpret_cast<T*>(element(job_.operands[operand], first_));
     T* const elements = tile;
@@ -283,13 +283,13 @@ class Lanes {
       for (std::int64_t j = 0; j < job_.columns; ++j, tile += count_) write(operand, i, j, tile);
   }
 
-  // All new variances.
+  // Computes all new variances.
   void combine() const {
     combine_axis(kRowVar, job_.rows, job_.columns, job_.columns, 1);
     if (!is_vector()) combine_axis(kColumnVar, job_.columns, 1, job_.rows, job_.columns);
   }
 
-  // The update, by the variances as they are stored.
+  // Computes the update, with the variances as they are stored.
   void update(T* update) const {
     T row_roots[kFactoredTile];
     T column_roots[kFactoredTile];
@@ -334,7 +334,7 @@ class Lanes {
     return row * job_.row_strides[operand] + column * job_.column_strides[operand];
   }
 
-  // One element of each slice.
+  // Read and write one element of each slice.
   void read(std::size_t operand, std::int64_t row, std::int64_t column, T* lanes) const {
     for_each_run(nullptr, job_.batch, operand, first_, count_,
                  [&](std::int64_t offset, std::int64_t stride, std::int64_t n) {
@@ -350,8 +350,8 @@ class Lanes {
                  });
   }
 
-  // New variances of `length` rows (or columns) of `averaged` elements each. In the array of gradients, rows lie
-  // `pitch` apart, and elements of a row `step`.
+  // Computes the new variances of `length` rows (or columns) of `averaged` elements each. In the array of gradients,
+  // rows are `pitch` apart, and elements of a row `step` apart.
   void combine_axis(std::size_t variance, std::int64_t length, std::int64_t pitch, std::int64_t averaged,
                     std::int64_t step) const {
     T sums[kFactoredTile];

@@ -10,8 +10,8 @@
 namespace onepass {
 namespace {
 
-// Chunks are added up in order, whichever threads they were on: so they have a fixed size, and begin anew with each
-// group, lest a group's sums depend on its neighbours.
+// The sums of chunks are added up in order, independent of the threads. So chunks have a fixed size. Each group begins
+// a new chunk, so that its sums do not depend on its neighbours.
 constexpr std::int64_t kChunk = 16'384;
 
 std::vector<Chunk> chunks_of(const Flat& flat) {

@@ -1,5 +1,5 @@
 // The passes of cpu/flat.h over one chunk, in tiles that stay in the L1 cache. Products and sums are formed in double:
-// next to reading the history that is free, and 32-bit numbers lose nothing in it and cannot overflow.
+// beside reading the history this takes no time, products of float32 values are exact, and they cannot overflow.
 #pragma once
 
 #include <bit>
@@ -15,13 +15,13 @@
 
 namespace onepass::inline ONEPASS_TARGET {
 
-// Elements [at, at + n) of a flat vector: where they lie if that is a plain array, else `room`.
+// Returns where to write elements of a flat vector from `at` on: in place if it is a plain array, else `room`.
 template <class T>
 T* place(const Operand& vector, std::int64_t at, T* room) {
   return is_plain_array<T>(vector) ? reinterpret_cast<T*>(vector.data) + at : room;
 }
 
-// The same, with the numbers in it.
+// Returns elements [at, at + n) of a flat vector: in place if it is a plain array, else decoded into `room`.
 template <class T>
 const T* load(const Operand& vector, std::int64_t at, std::int64_t n, T* room) {
   T* tile = place(vector, at, room);
@@ -29,7 +29,7 @@ const T* load(const Operand& vector, std::int64_t at, std::int64_t n, T* room) {
   return tile;
 }
 
-// Writes what stands at `place(vector, at, room)` back.
+// Encodes the elements that were written to `place(vector, at, room)`, if that was `room`.
 template <class T>
 void store(const Operand& vector, std::int64_t at, std::int64_t n, const T* room, const T* tile) {
   if (tile == room) encode(vector, nullptr, Part::kFlat, at, n, tile);
@@ -50,17 +50,16 @@ ONEPASS_INLINE double dot(const T* a, const double* b, std::int64_t n) {
   return sum_of<double>(n, [&](std::int64_t i) { return static_cast<double>(a[i]) * b[i]; });
 }
 
-// Asks for what lies a tile beyond the next `Count` elements. The history is many vectors, read a tile at a time, and
-// at the start of each tile the processor would have to find out anew that it is being read in order. (Inlined, for
-// gcc takes a function that does nothing else for one that does nothing.)
+// Prefetches `Count` elements one tile ahead. The history is many vectors, read one tile at a time, and the hardware
+// prefetcher would start again in each tile. Inlined, because gcc removes a call to a function that only prefetches.
 template <std::int64_t Count, class T>
 ONEPASS_INLINE void fetch_ahead(const T* elements) {
   const auto* from = reinterpret_cast<const std::byte*>(elements) + kSumTile * sizeof(T);
   for (std::size_t at = 0; at < Count * sizeof(T); at += 64) __builtin_prefetch(from + at, 0, 2);
 }
 
-// The largest magnitude; NaN if there is one. A number's bits without the sign are ordered as magnitudes are, with
-// infinity and then NaN on top, and the maximum of integers is what compilers vectorise.
+// Returns the largest magnitude; NaN if an element is NaN. The bits of a float without its sign, as an integer, have
+// the order of magnitudes, with infinity and then NaN above. Compilers vectorise a maximum of integers.
 template <class T>
 double largest_of(const T* tile, std::int64_t n) {
   using Bits = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
@@ -72,8 +71,8 @@ double largest_of(const T* tile, std::int64_t n) {
   return static_cast<double>(std::bit_cast<T>(most));
 }
 
-// Calls visit(part, from, n, to) for all parts of [begin, begin + n): elements [from, from + n) of the part stand at
-// `to` in that range.
+// Calls visit(part, from, n, to) for all parts of [begin, begin + n): elements [from, from + n) of the part are at `to`
+// in that range.
 template <class Visit>
 ONEPASS_INLINE void for_each_part(std::span<const Part> parts, std::int64_t begin, std::int64_t n, Visit&& visit) {
   std::size_t first = 0;  // the first part that ends after `begin`
@@ -105,7 +104,7 @@ void copy_run(const std::byte* from, std::int64_t from_stride, std::byte* to, st
   }
 }
 
-// Copies elements [from, from + n) of a part to a packed array of its format, or back, as they are: denormals, too.
+// Copies elements [from, from + n) of a part to a packed array of its format, or back, with all bits: denormals, too.
 enum class Way { out_of_tensor, into_tensor };
 template <Way way>
 void copy_part(const Part& part, std::int64_t from, std::int64_t n, std::byte* packed) {
@@ -216,7 +215,7 @@ void products(const Products& pass, const Chunk& chunk, double* sums, double& /*
   alignas(64) double wide[2][kSumTile];
   for_each_tile(chunk, [&](std::int64_t at, std::int64_t n) {
     if (pass.previous.data != nullptr) write_pair<T>(pass, at, n);
-    // Read again what was written: with 16 bits it has been rounded.
+    // Read back what was written, which is rounded in a 16-bit format.
     const double* y = widened(load(pass.pairs.back().y, at, n, rooms[0]), n, wide[0]);
     const double* g = widened(load(pass.gradient, at, n, rooms[1]), n, wide[1]);
     double* found = sums;
@@ -268,7 +267,7 @@ void combine(const Combine& pass, const Chunk& chunk, double* sums, double& larg
     T* out = place(pass.out, at, result);
     for (std::int64_t i = 0; i < n; ++i) out[i] = static_cast<T>(total[i]);
     store(pass.out, at, n, result, out);
-    out = const_cast<T*>(load(pass.out, at, n, result));  // as it has been stored
+    out = const_cast<T*>(load(pass.out, at, n, result));  // as it is stored
     gradient = load(pass.gradient, at, n, rooms[0]);
     sums[0] += dot(out, widened(gradient, n, wide), n);
     sums[1] += sum_of<double>(n, [&](std::int64_t i) { return magnitude(static_cast<double>(out[i])); });

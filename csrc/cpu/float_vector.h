@@ -1,5 +1,5 @@
-// A register of float32, converted from and to storage formats without a trip through memory; with AVX2 and AVX-512
-// only. In SSE2's registers, four at a time, it takes 1.2 to 1.4 times as long as loops over tiles.
+// A register of float32, converted from and to storage formats without a copy in memory. With AVX2 and AVX-512 only:
+// with SSE2, four elements at a time, it takes 1.2 to 1.4 times as long as loops over tiles.
 #pragma once
 
 #include "formats/with_format.h"
@@ -19,7 +19,7 @@ namespace onepass::inline ONEPASS_TARGET {
 
 #if defined(__AVX512F__)
 inline constexpr std::int64_t kVectorWidth = 16;
-inline constexpr __mmask16 kAll = 0xffff;  // gcc 12 warns of its own header without a mask, and drops this one
+inline constexpr __mmask16 kAll = 0xffff;  // without a mask gcc 12 warns about its own header; it drops this one
 #else
 inline constexpr std::int64_t kVectorWidth = 8;
 #endif
@@ -39,7 +39,7 @@ ONEPASS_INLINE void store_bytes(std::byte* to, Vector vector) {
   std::memcpy(to, &vector, sizeof vector);
 }
 
-// gcc 12 takes __builtin_convertvector apart.
+// Not __builtin_convertvector, which gcc 12 splits into several instructions.
 ONEPASS_INLINE BitVector widened(HalfVector halves) {
 #if defined(__AVX512F__)
   return std::bit_cast<BitVector>(_mm512_maskz_cvtepu16_epi32(kAll, std::bit_cast<__m256i>(halves)));
@@ -58,9 +58,9 @@ ONEPASS_INLINE HalfVector upper_halves(BitVector bits) {
 #endif
 }
 
-// The bits of all conversions are the codecs' (formats/). The processor's own round to nearest even, keep the sign and
-// the upper payload of a NaN and make it quiet. That of bfloat16 takes denormals of float32, which a step does not
-// have, for zero; denormals of float16 survive in every mode.
+// All conversions have the bits of the codecs (formats/). The processor's conversions round to nearest even, keep the
+// sign and the upper payload of a NaN, and make it quiet. The one to bfloat16 treats float32 denormals, which a step
+// does not have, as zero. Denormals of float16 are kept in every floating-point mode.
 
 ONEPASS_INLINE FloatVector load_vector(Float32, const std::byte* from) { return load_bytes<FloatVector>(from); }
 ONEPASS_INLINE void store_vector(Float32, std::byte* to, FloatVector values) { store_bytes(to, values); }
@@ -69,7 +69,7 @@ ONEPASS_INLINE FloatVector load_vector(BFloat16, const std::byte* from) {
   return std::bit_cast<FloatVector>(widened(load_bytes<HalfVector>(from)) << 16);
 }
 
-// Bits of which the upper half is the number in bfloat16.
+// Returns bits whose upper half is the value in bfloat16.
 ONEPASS_INLINE BitVector rounded_to_bfloat16(FloatVector values) {
   const auto bits = std::bit_cast<BitVector>(values);
   return values != values ? bits | 0x400000U : bits + 0x7fffU + ((bits >> 16) & 1U);
@@ -100,7 +100,7 @@ ONEPASS_INLINE void store_vector(Float16, std::byte* to, FloatVector values) {
 #endif
 }
 
-// Two registers of elements that follow each other in memory: in their order, or in that of `Alternating`.
+// Two registers of consecutive elements: in their order, or in that of `Alternating`.
 struct VectorPair {
   FloatVector first, second;
 };
@@ -116,7 +116,7 @@ ONEPASS_INLINE void store_pair(Codec codec, std::byte* to, VectorPair values) {
   store_vector(codec, to + kVectorWidth * sizeof(typename Codec::Storage), values.second);
 }
 
-// bfloat16, in the order that takes the fewest instructions: elements 0, 2, 4, ... and elements 1, 3, 5, ...
+// bfloat16 in the order that needs the fewest instructions: elements 0, 2, 4, ... and elements 1, 3, 5, ...
 struct Alternating {
   using Storage = BFloat16::Storage;
 };

@@ -1,5 +1,5 @@
 // Followers: tensors that are updated from the new parameter while its tile is in the L1 cache, f += weight * (p - f).
-// With sets_param, p = f after it: Lookahead's slow weights (Zhang et al. 2019, arXiv:1907.08610, algorithm 1).
+// With sets_param, p = f afterwards: Lookahead's slow weights (Zhang et al. 2019, arXiv:1907.08610, algorithm 1).
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 
 namespace onepass::inline ONEPASS_TARGET {
 
-// One function for all rules: a call for each tile costs nothing beside the tile.
+// One function for all rules: the cost of a call is negligible beside a tile.
 template <class T>
 [[gnu::noinline]] void follow(const Job& job, std::int64_t begin, std::int64_t n, T* param) {
   alignas(64) T tile[kTile<T>];

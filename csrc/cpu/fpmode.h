@@ -1,5 +1,5 @@
-// The floating-point mode of a step: round to nearest, denormals flushed to zero on the way in and out. A denormal
-// costs an optimizer up to 16 times the normal time, and is far below anything a parameter could notice.
+// The floating-point mode of a step: round to nearest, and denormal operands and results are flushed to zero. Denormals
+// make a step up to 16 times slower, and are too small to change a parameter.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@
 
 namespace onepass {
 
-// Sets the mode of this thread, and restores the caller's when it goes.
+// Sets the mode of this thread. The destructor restores the caller's mode.
 class StepMode {
  public:
 #if defined(__SSE2__)

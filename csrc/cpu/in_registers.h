@@ -1,5 +1,5 @@
-// A rule over packed operands in 16-bit formats, which are converted in registers. In a cache this takes 0.5 to 0.95 of
-// the time of conversion through tiles.
+// Applies a rule to packed operands in 16-bit formats, which are converted in registers. In a cache this takes 0.5 to
+// 0.95 of the time of conversion through tiles.
 #pragma once
 
 #include "cpu/float_vector.h"
@@ -21,7 +21,7 @@
 
 namespace onepass::inline ONEPASS_TARGET {
 
-// Formats of a rule's operands.
+// The formats of a rule's operands.
 struct Formats {
   Format param_and_grad;
   Format states;
@@ -37,10 +37,10 @@ using Index = std::integral_constant<std::size_t, K>;
 inline constexpr std::int64_t kUnit = 2 * kVectorWidth;
 static_assert(kTile<float> % kUnit == 0);
 
-// The rule over packed operands in these formats; n is a multiple of kUnit.
+// Applies the rule to packed operands in these formats; n is a multiple of kUnit.
 template <class Rule, unsigned Set, Formats formats>
 void apply_in_registers(const Job& job, std::byte* const* data, std::int64_t n, std::int64_t tiles_ahead) {
-  // Any order of the elements is right if all operands have the same.
+  // Any order of the elements is correct if all operands have the same order.
   constexpr bool alternating =
       formats.param_and_grad == Format::bfloat16 && (formats.states == Format::bfloat16 || Set == 0);
   const auto constants = constants_of<Rule, float, Set>(job);
@@ -48,7 +48,7 @@ void apply_in_registers(const Job& job, std::byte* const* data, std::int64_t n, 
   [&]<std::size_t... K>(std::index_sequence<K...> /*operands*/) __attribute__((always_inline)) {
     std::byte* const own[] = {data[K]...};
     const auto step_unit = [&](std::int64_t i) __attribute__((always_inline)) {
-      // The compiler keeps each of these in a register.
+      // The compiler keeps each of these arrays in a register.
       alignas(64) float first[sizeof...(K)][kVectorWidth];
       alignas(64) float second[sizeof...(K)][kVectorWidth];
       const auto load = [&]<std::size_t k>(Index<k>) __attribute__((always_inline)) {
@@ -90,8 +90,8 @@ void apply_in_registers(const Job& job, std::byte* const* data, std::int64_t n, 
   }(std::make_index_sequence<kOperands<Rule>>{});
 }
 
-// The combinations that have kernels of their own: models in 16 bits with states like the parameters or in float32, and
-// states in bfloat16 beside float32.
+// The combinations that have kernels: 16-bit models with states in the same format or (bfloat16) in float32, and
+// float32 models with states in bfloat16.
 inline constexpr Formats kInRegisters[] = {
     {Format::bfloat16, Format::bfloat16},
     {Format::bfloat16, Format::float32},
@@ -103,7 +103,7 @@ inline bool all_in(const Job& job, const Formats& formats) {
   return all_operands(job, [&](std::size_t k, const Operand& operand) { return operand.format == formats.of(k); });
 }
 
-// The kernel for the formats of a job, or null if it is none of these combinations.
+// Returns the kernel for the formats of a job; null if there is none.
 template <class Rule, unsigned Set>
 Apply find_in_registers(const Job& job) {
   Apply found = nullptr;
@@ -118,7 +118,7 @@ Apply find_in_registers(const Job& job) {
   return found;
 }
 
-// Steps the last elements of a range, fewer than kUnit, by way of copies.
+// Steps the last elements of a range, fewer than kUnit, in copies.
 inline void apply_to_rest(Apply rule, const Job& job, std::int64_t begin, std::int64_t n) {
   alignas(64) std::byte copies[kFirstFollower][kUnit * sizeof(float)] = {};
   std::byte* data[kFirstFollower];

@@ -1,4 +1,4 @@
-// Compiled once for each instruction set, with ONEPASS_TARGET its name (see CMakeLists.txt).
+// Compiled once for each instruction set, with ONEPASS_TARGET as its name (see CMakeLists.txt).
 #include "cpu/kernels.h"
 
 #include "cpu/driver.h"

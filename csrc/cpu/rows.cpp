@@ -8,7 +8,7 @@
 namespace onepass {
 namespace {
 
-// Sorts by row, a digit at a time from the lowest, each time keeping the order of what is equal.
+// Sorts entries by row: a stable radix sort, from the lowest digit.
 void sort_by_row(std::vector<Rows::Entry>& entries) {
   constexpr int kDigitBits = 11;
   constexpr std::size_t kDigits = std::size_t{1} << kDigitBits;
@@ -18,7 +18,7 @@ void sort_by_row(std::vector<Rows::Entry>& entries) {
     const auto digit = [shift](const Rows::Entry& entry) {
       return static_cast<std::size_t>(entry.row >> shift) & (kDigits - 1);
     };
-    std::array<std::size_t, kDigits> place{};  // where the next entry with this digit goes
+    std::array<std::size_t, kDigits> place{};  // position of the next entry with this digit
     for (const Rows::Entry& entry : entries) ++place[digit(entry)];
     std::size_t before = 0;
     for (std::size_t& next : place) before += std::exchange(next, before);

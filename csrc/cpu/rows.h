@@ -1,9 +1,9 @@
-// Sparse gradients: which rows of a parameter they touch, and which of their entries add up to each.
+// Sparse gradients: the rows of a parameter that they touch, and the entries of each row.
 //
-// A sparse gradient is a list of entries. Its indices name a place in the first dimensions of the parameter; what the
-// remaining ones span there, one element at least, is called a row, and the entry has a value for each of its elements.
-// Several entries may name the same row: the gradient is their sum. Adding them up is left to the step (tile.h),
-// which reads every value once and writes no coalesced gradient; here they are put in order.
+// A sparse gradient is a list of entries. The indices of an entry select one position in the first dimensions of the
+// parameter. The elements of the remaining dimensions there, at least one, are called a row. The entry has a value for
+// each element of the row. Several entries may have the same row; the gradient is their sum. The step adds them up
+// (tile.h): it reads every value once and writes no coalesced gradient. This file sorts them.
 #pragma once
 
 #include <array>
@@ -13,7 +13,7 @@
 
 namespace onepass {
 
-// The indices of a sparse gradient: a matrix of a row for each dimension and a column for each entry.
+// The indices of a sparse gradient: a matrix with a row for each dimension and a column for each entry.
 struct Indices {
   const std::int64_t* data = nullptr;
   std::int64_t entries = 0;
@@ -31,18 +31,18 @@ struct Rows {
   };
 
   std::int64_t length = 0;          // elements in a row
-  std::vector<Entry> entries;       // as they come; once coalesced by row, and those of one row by position
-  std::vector<std::int64_t> first;  // once coalesced: the first entry of each touched row, and behind it the end
+  std::vector<Entry> entries;       // in the gradient's order; once coalesced, sorted by row and then by position
+  std::vector<std::int64_t> first;  // once coalesced: the first entry of each touched row, and then the end
 
-  // Touched rows.
+  // Returns the number of touched rows.
   std::int64_t count() const { return static_cast<std::int64_t>(first.size()) - 1; }
 };
 
-// The entries of a gradient whose indices are for dimensions of these sizes, not yet coalesced. Throws
-// std::out_of_range, with a message that names the index, if one lies outside.
+// Returns the entries of a gradient, not yet coalesced. `sizes` are those of the indexed dimensions, `length` is the
+// length of a row. Throws std::out_of_range with a message that names the index if one is out of range.
 Rows read_rows(const Indices& indices, std::span<const std::int64_t> sizes, std::int64_t length);
 
-// Brings the entries of each row together: a stable sort, so that they are added in the order in which they came.
+// Sorts the entries by row. The sort is stable, so the entries of a row are added in the gradient's order.
 void coalesce(Rows& rows);
 
 }  // namespace onepass

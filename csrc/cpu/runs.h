@@ -1,4 +1,4 @@
-// The runs of evenly spaced elements that a range of an operand consists of, for strided operands and sparse rows.
+// Divides a range of a strided operand or of sparse rows into runs of evenly spaced elements.
 #pragma once
 
 #include <cstddef>
@@ -11,13 +11,13 @@
 
 namespace onepass::inline ONEPASS_TARGET {
 
-// The number that row r of those that are touched has in the parameter.
+// Returns the index, in the parameter, of touched row r.
 inline std::int64_t row_number(const Rows& rows, std::int64_t r) {
   return rows.entries.data()[rows.first.data()[r]].row;
 }
 
-// Calls visit(offset, stride, count) for the runs of elements that make up [begin, begin + n) of an operand, in order;
-// offset and stride are in elements. Either of rows and layout, or none.
+// Calls visit(offset, stride, count) for each run of elements [begin, begin + n) of an operand, in order. `offset` and
+// `stride` are in elements. At most one of `rows` and `layout` is not null.
 template <class Visit>
 void for_each_run(const Rows* rows, const Layout* layout, std::size_t operand, std::int64_t begin, std::int64_t n,
                   Visit&& visit) {
@@ -49,7 +49,7 @@ void for_each_run(const Rows* rows, const Layout* layout, std::size_t operand, s
   }
 }
 
-// The same for elements [begin, begin + n) of an operand that is packed or has a layout.
+// Copy elements [begin, begin + n) of an operand that is packed or has a layout to and from a tile.
 template <class T>
 void decode(const Operand& source, const Layout* layout, std::size_t operand, std::int64_t begin, std::int64_t n,
             T* tile) {

@@ -10,7 +10,7 @@
 namespace onepass {
 namespace {
 
-// Work is counted in bytes moved, with a tensor's fixed cost expressed in the same coin.
+// Work is counted in bytes moved. The fixed cost of a tensor is counted as this many bytes.
 constexpr std::int64_t kJobOverhead = 1024;
 // Tensors are divided between threads at multiples of this many elements.
 constexpr std::int64_t kGranule = 1024;
@@ -19,12 +19,12 @@ std::int64_t grad_bytes(const Job& job) { return static_cast<std::int64_t>(size_
 
 std::int64_t cost_of(const Job& job) {
   std::int64_t bytes = job.length * job.bytes_per_element();
-  if (job.rows != nullptr)  // each entry is read, also where several add up to one row
+  if (job.rows != nullptr)  // every entry is read, also if several belong to one row
     bytes += (std::ssize(job.rows->entries) - job.rows->count()) * job.rows->length * grad_bytes(job);
   return kJobOverhead + bytes;
 }
 
-// The element before which this share, of 0 to 1, of the job's bytes is moved.
+// Returns the element before which this share (0 to 1) of the job's bytes is moved.
 double element_at(const Job& job, double share) {
   if (job.rows == nullptr || job.length == 0) return share * static_cast<double>(job.length);
   const Rows& rows = *job.rows;
@@ -33,7 +33,7 @@ double element_at(const Job& job, double share) {
     return static_cast<double>(row * row_bytes + rows.first[static_cast<std::size_t>(row)] * grad_bytes(job));
   };
   const double bytes = share * bytes_before(rows.count());
-  std::int64_t row = 0;  // the last one with no more than that before it
+  std::int64_t row = 0;  // the last row with at most `bytes` before it
   for (std::int64_t end = rows.count(); end - row > 1;) {
     const std::int64_t middle = row + (end - row) / 2;
     (bytes_before(middle) <= bytes ? row : end) = middle;
@@ -42,7 +42,7 @@ double element_at(const Job& job, double share) {
   return (static_cast<double>(row) + within) * static_cast<double>(rows.length);
 }
 
-// Calls work(job, begin, end) for share number `index` of `count` equal shares of all the work.
+// Calls work(job, begin, end) for share `index` of `count` equal shares of the whole work.
 template <class Work>
 void for_share(std::span<const Job> jobs, std::int64_t total, int index, int count, Work&& work) {
   const std::int64_t low = total / count * index;
@@ -50,7 +50,7 @@ void for_share(std::span<const Job> jobs, std::int64_t total, int index, int cou
   std::int64_t at = 0;
   for (const Job& job : jobs) {
     const std::int64_t cost = cost_of(job);
-    // The element at which a share that ends at `bound` ends in this job: the same for the thread before and after.
+    // Returns the element at which a share that ends at `bound` ends in this job. The next share begins there.
     const auto split = [&](std::int64_t bound) {
       if (bound <= at) return std::int64_t{0};
       if (bound >= at + cost) return job.length;

@@ -1,4 +1,4 @@
-// A whole step: all tensors of all groups, in at most one parallel region.
+// A whole step on the CPU: all tensors of all groups, in at most one parallel region.
 #pragma once
 
 #include <span>

@@ -1,9 +1,9 @@
-// Sums whose bits depend on nothing but the numbers: partial sums of a fixed size, in a fixed order.
+// Sums whose bits depend only on the values: partial sums of a fixed size, in a fixed order.
 //
 // A run of at most kSumTile elements is summed in kSumLanes lanes (element i in lane i mod kSumLanes) in the arithmetic
-// type, and the lanes are added in double, the lower half to the upper, until one is left. Whoever sums more adds the
-// sums of tiles in double, in order. So a compiler may use registers of any width, and a lane adds up 32 numbers at
-// most, which keeps its rounding below that of a sum over the whole tensor.
+// type. The lanes are added in double, the upper half to the lower, until one is left. Longer sums add the sums of
+// tiles in double, in order. So a compiler may use registers of any width. A lane adds up at most 32 values, which
+// keeps its rounding error below that of a sum over the whole tensor.
 #pragma once
 
 #include <cstdint>
@@ -15,8 +15,8 @@ namespace onepass::inline ONEPASS_TARGET {
 inline constexpr std::int64_t kSumTile = 1024;
 inline constexpr std::int64_t kSumLanes = 32;
 
-// The sums of several values over i < n, added to `sums` in one pass: value(i) must be a plain expression of element i
-// of some arrays. `before(i)` is called once for every run of lanes.
+// Adds the sums of several values over i < n to `sums`, in one pass. value(i) must be a plain expression of element i
+// of some arrays. `before(i)` is called once for every run of kSumLanes elements.
 template <class T, class Before, class... Values>
 ONEPASS_INLINE void add_sums_of(std::int64_t n, double* sums, Before&& before, Values&&... values) {
   T lanes[sizeof...(Values)][kSumLanes] = {};
@@ -43,7 +43,7 @@ ONEPASS_INLINE void add_sums_of(std::int64_t n, double* sums, Before&& before, V
   (finish(values), ...);
 }
 
-// The sum of one value.
+// Returns the sum of value(i) over i < n.
 template <class T, class Value>
 ONEPASS_INLINE double sum_of(std::int64_t n, Value&& value) {
   double sum = 0.0;

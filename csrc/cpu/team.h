@@ -1,4 +1,4 @@
-// The threads of a step: OpenMP's, as many as the work is worth.
+// The OpenMP threads of a step.
 #pragma once
 
 #include <omp.h>
@@ -9,7 +9,7 @@
 
 namespace onepass {
 
-// How many threads to use for so many bytes moved, of at most `threads`. One in a forked child.
+// Returns how many of at most `threads` threads to use for work that moves this many bytes. One in a forked child.
 int team_size(std::int64_t bytes, int threads);
 
 // Calls work(index, count) on each of `count` threads, all in the floating-point mode of a step.

@@ -1,4 +1,4 @@
-// Elements of a job's operands to and from tiles, for every format, layout and sparse gradient.
+// Decodes and encodes tiles of a job's operands, for every format, layout and sparse gradient.
 #pragma once
 
 #include <cstddef>
@@ -14,12 +14,12 @@
 
 namespace onepass::inline ONEPASS_TARGET {
 
-// From this length on a row is faster as a tile of its own, used in place, than copied.
+// Rows of at least this many elements are faster in place than copied to a tile.
 inline constexpr std::int64_t kLongRow = 64;
 inline constexpr std::int64_t kRowsAhead = 4;
 
-// Prefetches the beginning of touched row number r, whose address no hardware prefetcher can predict. The rest of a row
-// is read in order, which they do predict.
+// Prefetches the beginning of touched row r, whose address no hardware prefetcher can predict. The rest of a row is
+// read in order, which they predict.
 ONEPASS_INLINE void prefetch_row(const Job& job, std::int64_t r) {
   constexpr std::int64_t kBeginning = 4 * kLine;
   const Rows::Entry& entry = job.rows->entries.data()[job.rows->first.data()[r]];
@@ -32,7 +32,7 @@ ONEPASS_INLINE void prefetch_row(const Job& job, std::int64_t r) {
   }
 }
 
-// The gradient of rows: for each the sum of its entries, in the order in which they came.
+// Decodes the gradient of rows: for each row the sum of its entries, in the gradient's order.
 template <class Codec, class T>
 void decode_sums(const Job& job, std::int64_t begin, std::int64_t n, T* tile) {
   const Rows& rows = *job.rows;

@@ -16,7 +16,7 @@ bool is_intel() { return false; }
 bool is_amd() { return false; }
 #endif
 
-// A hardware prefetcher follows arrays that are read in order, but starts anew in each page. Measured on two cores:
+// A hardware prefetcher follows arrays that are read in order, but starts again in each page. Measured on two cores:
 // - intel: a Xeon with AVX-512 and bfloat16, pages of 4 KiB. Two tiles ahead took 0.8 to 0.95 of the time in float32
 //   and 0.6 to 0.8 in 16-bit formats; one tile ahead and four gained less.
 // - amd: an EPYC of the fourth generation (Zen 4). Two tiles ahead took 1.15 to 1.5 times as long in float32; in 16-bit

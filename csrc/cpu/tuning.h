@@ -1,4 +1,4 @@
-// Constants that one processor gains from and another loses by. They change times only, never bits.
+// Constants that make one processor faster and another slower. They change times only, never bits.
 #pragma once
 
 #include <cstdint>
@@ -9,21 +9,21 @@ namespace onepass {
 
 struct Tuning {
   const char* name;
-  bool (*fits)();            // whether it is for this processor
+  bool (*fits)();            // whether it applies to this processor
   std::int64_t tiles_ahead;  // prefetch distance of the element-wise driver; 0: no prefetch
 };
 
-// All of them, in order of preference. The last one fits every processor.
+// Returns all tunings, in order of preference. The last one fits every processor.
 std::span<const Tuning> tunings();
 
-// The one of this name, or the first that fits this processor if the name is empty. Throws std::invalid_argument, with
-// a message that lists all, for an unknown name.
+// Returns the tuning of this name, or the first that fits this processor if the name is empty. Throws
+// std::invalid_argument for an unknown name; the message lists all.
 const Tuning& choose_tuning(std::string_view name);
 
-// The one in use. Chosen at the first call, by choose_tuning(ONEPASS_TUNING).
+// Returns the tuning in use. It is chosen at the first call, by choose_tuning(ONEPASS_TUNING).
 const Tuning& active_tuning();
 
-// Replaces the one in use, as choose_tuning finds it. For tests and benchmarks.
+// Replaces the tuning in use by choose_tuning(name). For tests and benchmarks.
 void force_tuning(std::string_view name);
 
 }  // namespace onepass

@@ -25,7 +25,7 @@ void History::drop_oldest() {
 
 History::Direction History::direction(const Found& found, std::size_t first, std::span<const double> weights) const {
   const std::size_t n = size();
-  // Without groups that now have weight 0 a pair may have lost its positive curvature: then it is passed over.
+  // If groups now have weight 0, a pair may have lost its positive curvature. Such a pair is skipped.
   std::vector<double> curvature(n);
   double gamma = 1.0;
   for (std::size_t i = 0; i < n; ++i) {

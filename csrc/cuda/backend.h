@@ -1,5 +1,5 @@
-// What the core asks of the module with the kernels: a table of functions, so that neither is linked to the other, and
-// so that the tests can put an imitation on the CPU in its place.
+// The interface between the core and the module with the kernels: a table of functions. Neither is linked to the other,
+// and the tests can replace the kernels by an imitation on the CPU.
 #pragma once
 
 #include <cstddef>
@@ -10,21 +10,21 @@
 namespace onepass::cuda {
 
 enum class Work : int {
-  prepare,  // a counter of the table by each thread
-  step,     // a chunk of the table by each block
+  prepare,  // each thread runs a counter of the table
+  step,     // each block steps a chunk of a row
 };
 
-// What depends on a device is about the calling thread's current one, which torch has set.
+// Functions without an argument `device` use the calling thread's current device, which torch has set.
 struct Backend {
-  const char* built;  // with what compiler, and for which devices
-  // Why its kernels cannot run; null if they can.
+  const char* built;  // the compiler and the devices of the kernels
+  // Returns why the kernels cannot run; null if they can.
   const char* (*unusable)();
   int (*multiprocessors)(int device);
-  // Puts the work of a table on a stream. Null, or what went wrong.
+  // Launches the work of a table on a stream. Returns null, or the error.
   const char* (*launch)(Work work, RuleId rule, bool wide, const LargeTable& table, void* stream);
 };
 
-// The bytes of a table that are in use, and so have to travel.
+// Returns the bytes of a table that are in use.
 inline std::size_t size_of(const LargeTable& table) {
   return sizeof(Header) + table.header.words * sizeof(std::uint64_t);
 }

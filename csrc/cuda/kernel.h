@@ -1,8 +1,8 @@
-// The kernels: what one thread of one block does. Plain C++, so that the tests run the same lines on the CPU.
+// The kernels: the work of one thread of one block. Plain C++, so that the tests run the same lines on the CPU.
 //
-// A block takes one chunk of one row. Three ways lead through it: vectors of 16 bytes where all operands are plain
-// arrays, which is nearly always; vectors of each operand's own format; and element by element, for the ends of a
-// tensor and for strides. All of a thread's loads are issued before the first of them is used.
+// A block steps one chunk of one row, in one of three ways: vectors of 16 bytes if all operands are plain arrays, which
+// is the usual case; vectors of each operand's own format; and element by element, for the ends of a tensor and for
+// strides. All of a thread's loads are issued before the first of them is used.
 #pragma once
 
 #include <bit>
@@ -26,7 +26,7 @@ using cuda::Row;
 template <class T>
 inline constexpr int kWidth = 16 / sizeof(T);
 
-// A vector as it lies in memory; of narrow formats only the first bytes are in use.
+// A vector as it is stored. Narrow formats use only the first bytes.
 struct Vector {
   std::uint32_t words[4] = {};
 };
@@ -36,8 +36,9 @@ ONEPASS_INLINE Value* at_address(std::uint64_t address) {
   return reinterpret_cast<Value*>(address);
 }
 
-// 16, 8 or 4 bytes from or to the GPU's memory, at addresses that are multiples of as many. In assembler, because the
-// compiler does not know that these addresses are global ones, nor that `volatile` is meant for the order alone.
+// Load and store 16, 8 or 4 bytes of the GPU's memory, at addresses that are multiples of that size. In assembler,
+// because the compiler does not know that these addresses are global, and because `volatile` is needed only for the
+// order.
 template <int Words>
 ONEPASS_INLINE Vector load_words(std::uint64_t address) {
   Vector vector;
@@ -72,8 +73,8 @@ ONEPASS_INLINE void store_words(const Vector& vector, std::uint64_t address) {
 #endif
 }
 
-// A number as a step takes it. The compiler is asked to flush denormal floats; of doubles a GPU has denormals whatever
-// one asks for, so they are flushed where they are read and written.
+// Returns x, or zero if x is denormal. The compiler flushes denormal floats (-ftz=true). There is no such option for
+// doubles, so they are flushed where they are read and written.
 ONEPASS_INLINE float flushed(float x) { return x; }
 ONEPASS_INLINE double flushed(double x) {
 #ifdef __CUDA_ARCH__
@@ -89,7 +90,7 @@ ONEPASS_INLINE Format format_of(const Row& row, int operand) {
 
 // -- vectors of a format ---------------------------------------------------------------------------------------------
 
-// The elements that a thread steps at a time, as they lie in memory: each of `bytes` 2 to 8, at most 16 in all.
+// Load and store the elements that a thread steps at a time. Each has `bytes` bytes (2 to 8), all have at most 16.
 template <class T>
 ONEPASS_INLINE Vector load(std::uint64_t address, std::size_t bytes, bool aligned) {
   if (aligned) {
@@ -182,31 +183,31 @@ ONEPASS_INLINE void store_element(Format format, std::uint64_t data, std::int64_
 
 // -- the rule --------------------------------------------------------------------------------------------------------
 
-// Parameter, gradient, the rule's states, and after these the followers.
+// The number of the kernel's operands: parameter, gradient and the rule's states, and then the followers.
 template <class Rule>
 inline constexpr int kRuleOperands = static_cast<int>(kFirstState + Rule::state_names.size());
 template <class Rule>
 inline constexpr int kOperands = kRuleOperands<Rule> + static_cast<int>(kMaxFollowers);
 
-// Where in a row's operands the k-th of the kernel's stands.
+// Returns the index in a row's operands of the kernel's k-th operand.
 template <class Rule>
 ONEPASS_INLINE constexpr int operand_of(int k) {
   return k < kRuleOperands<Rule> ? k : static_cast<int>(kFirstFollower) + (k - kRuleOperands<Rule>);
 }
 
-// What the threads of a block share: its row, and what it is made of.
+// What the threads of a block share: its row, the constants, and the addresses of its operands.
 template <class Rule, class T>
 struct Stepper {
   Row row;
   typename Rule::template Constants<T> constants;
   T factor;
   const Follower* followers;
-  std::uint64_t data[kOperands<Rule>];  // addresses; 0: the row does not have it
+  std::uint64_t data[kOperands<Rule>];  // addresses; 0: the row does not have this operand
 
   ONEPASS_INLINE bool has(int k) const { return data[k] != 0; }
   ONEPASS_INLINE bool writes(int k) const { return has(k) && k != static_cast<int>(kGrad); }
 
-  // The rule, for the i-th elements of all operands.
+  // Applies the rule to the i-th elements of all operands.
   template <int Count>
   ONEPASS_INLINE void step_value(T (&values)[kOperands<Rule>][Count], int i) const {
     [&]<std::size_t... State>(std::index_sequence<State...> /*states*/) {
@@ -218,7 +219,7 @@ struct Stepper {
     }(std::make_index_sequence<Rule::state_names.size()>{});
   }
 
-  // The rule, and after it the followers (see cpu/followers.h).
+  // Applies the rule, and then updates the followers (see cpu/followers.h).
   template <int Count>
   ONEPASS_INLINE void apply(T (&values)[kOperands<Rule>][Count]) const {
 #pragma unroll
@@ -237,8 +238,8 @@ struct Stepper {
     }
   }
 
-  // Steps so many vectors from element `begin` on, a share of them in this thread: parameter and gradient of one
-  // format, all states of one, everything aligned, no followers.
+  // Steps this thread's share of `vectors` vectors from element `begin` on. Parameter and gradient have one format, all
+  // states have one format, all operands are aligned, and there are no followers.
   template <class Own, class States>
   ONEPASS_INLINE void step_vectors(std::int64_t begin, std::uint32_t vectors, std::uint32_t thread) const {
     constexpr int operands = kRuleOperands<Rule>;
@@ -280,7 +281,7 @@ struct Stepper {
     }
   }
 
-  // One vector, each operand in its own format, aligned or not.
+  // Steps one vector, with each operand in its own format, aligned or not.
   ONEPASS_INLINE void step_mixed(std::int64_t at) const {
     Vector vectors[kOperands<Rule>];
     const auto visit = [&](int k, auto&& work) {
@@ -308,7 +309,7 @@ struct Stepper {
         });
   }
 
-  // A single element, of a packed row or of one with a layout.
+  // Steps a single element of a row that is packed or has a layout.
   ONEPASS_INLINE void step_element(std::int64_t at, const std::uint64_t* layout) const {
     std::int64_t offsets[kOperands<Rule>];
 #pragma unroll
@@ -319,7 +320,7 @@ struct Stepper {
       auto rest = static_cast<std::uint64_t>(at);
       for (int d = dimensions; d-- > 0;) {
         std::uint64_t index;
-        if (rest >> 32 == 0 && shape[d] >> 32 == 0) {  // several times quicker
+        if (rest >> 32 == 0 && shape[d] >> 32 == 0) {  // 32-bit division is several times faster
           const auto size = static_cast<std::uint32_t>(shape[d]);
           index = static_cast<std::uint32_t>(rest) % size;
           rest = static_cast<std::uint32_t>(rest) / size;
@@ -349,7 +350,7 @@ struct Stepper {
 
 // -- a block ---------------------------------------------------------------------------------------------------------
 
-// The row that a block belongs to.
+// Returns the row that a block belongs to.
 template <class TableType>
 ONEPASS_INLINE std::uint32_t find_row(const TableType& table, std::uint32_t block) {
   const auto* rows = reinterpret_cast<const Row*>(table.words);
@@ -381,15 +382,15 @@ ONEPASS_INLINE Constants constants_of(const TableType& table, std::uint32_t at) 
 #pragma unroll
     for (std::size_t i = 0; i < count; ++i) words.words[i] = source[i];
   }
-  return __builtin_bit_cast(Constants, words);  // std::bit_cast is no device function for them
+  return __builtin_bit_cast(Constants, words);  // std::bit_cast of these types is not a device function
 }
 
-// Whether GradScaler has found that this step must not be made.
+// Whether GradScaler has found infinite or NaN gradients, so that the step is skipped.
 ONEPASS_INLINE bool is_skipped(const Header& header) {
   return header.found_inf != 0 && *at_address<const float>(header.found_inf) != 0.0F;
 }
 
-// All that thread number `thread` of block number `block` does.
+// Does the work of thread `thread` of block `block`.
 template <class Rule, class T, class TableType>
 ONEPASS_INLINE void step_chunk(const TableType& table, std::uint32_t block, std::uint32_t thread) {
   const Header& header = table.header;
@@ -407,7 +408,7 @@ ONEPASS_INLINE void step_chunk(const TableType& table, std::uint32_t block, std:
   for (int k = 0; k < kOperands<Rule>; ++k)
     if ((row.held >> operand_of<Rule>(k) & 1) != 0) stepper.data[k] = *pointer++;
 
-  // The first chunk has the elements before the first vector, too, and the last one those behind the last.
+  // The first chunk includes the elements before the first vector, and the last chunk those after the last vector.
   const std::int64_t number = block - row.first_block;
   const std::int64_t begin = number == 0 ? 0 : row.phase + number * header.chunk;
   const std::int64_t full = row.phase + (number + 1) * header.chunk;
@@ -447,7 +448,7 @@ ONEPASS_INLINE void step_chunk(const TableType& table, std::uint32_t block, std:
 
 // -- numbers in the GPU's memory -------------------------------------------------------------------------------------
 
-// One of several numbers, whose formats stand in `formats`, four bits each: a value or, more often, an address.
+// Read and write one of several numbers: a value or, more often, an address. `formats` has four bits for each.
 ONEPASS_INLINE double read_number(const std::uint64_t* numbers, std::uint64_t formats, int n) {
   const auto format = static_cast<unsigned>(formats >> (4 * n) & 0xfU);
   if (format == cuda::kValue) return std::bit_cast<double>(numbers[n]);

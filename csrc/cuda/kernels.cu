@@ -1,12 +1,13 @@
-// The kernels of all rules, compiled once for each arithmetic (see CMakeLists.txt): ONEPASS_REAL is float or double.
+// The kernels of all rules, compiled once for each arithmetic type, ONEPASS_REAL: float or double (see
+// cmake/cuda.cmake).
 #include "cuda/kernel.h"
 #include "cuda/kernels.h"
 #include "rules/all.h"
 
 namespace onepass::inline ONEPASS_TARGET {
 
-// Blocks for each multiprocessor: what leaves the loops enough registers. 1024 threads with 16 bytes of each operand on
-// their way are enough to keep the memory busy; of doubles, which need twice the registers, half as many.
+// Blocks for each multiprocessor, so that the loops have enough registers. 1024 threads that each load 16 bytes of each
+// operand saturate the memory. Doubles need twice the registers, so they have half the blocks.
 template <class T>
 inline constexpr int kBlocks = sizeof(T) == sizeof(float) ? 4 : 2;
 
@@ -23,7 +24,7 @@ __global__ void __launch_bounds__(cuda::kThreads) prepare_kernel(const __grid_co
 template <class Rule, class T, class TableType>
 cuda::Pair pair_of() {
   if constexpr (requires { requires !Rule::takes_dense; }) {
-    return {};  // for the rows of sparse gradients alone, which have no kernel here
+    return {};  // a rule for sparse gradients only, which have no CUDA kernels
   } else {
     return {reinterpret_cast<const void*>(&prepare_kernel<Rule, T, TableType>),
             reinterpret_cast<const void*>(&step_kernel<Rule, T, TableType>)};

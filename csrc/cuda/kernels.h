@@ -1,4 +1,4 @@
-// The kernels as the CUDA runtime takes them.
+// The kernels, as pointers that the CUDA runtime launches.
 #pragma once
 
 #include "cuda/table.h"
@@ -11,7 +11,7 @@ struct Pair {
   const void* step = nullptr;
 };
 
-// For each rule: with a small table as their argument, and with a large one.
+// For each rule, with a small table as the argument, and with a large one.
 struct Kernels {
   Pair small[kRules];
   Pair large[kRules];

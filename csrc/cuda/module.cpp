@@ -1,5 +1,5 @@
-// onepass._cuda: the kernels behind the table of functions that the core takes. Loaded when a tensor on a GPU is first
-// stepped; importing it needs neither a GPU nor a driver.
+// onepass._cuda: the kernels, behind the table of functions that the core uses. It is loaded when a tensor on a GPU is
+// first met. Importing it needs neither a GPU nor a driver.
 #include <cuda_runtime_api.h>
 #include <pybind11/pybind11.h>
 
@@ -16,13 +16,13 @@ namespace {
 
 const char* text_of(cudaError_t error) {
   if (error == cudaSuccess) return nullptr;
-  cudaGetLastError();  // or torch would find it, and take it for its own
+  cudaGetLastError();  // clears the error, which torch would report as its own
   return cudaGetErrorString(error);
 }
 
 const Kernels& kernels(bool wide) { return wide ? kernels_of<double>() : kernels_of<float>(); }
 
-// Why the kernels will never run on the current device. What may pass, like memory that is short, is thrown.
+// Returns why the kernels can never run on the current device. Throws for errors that may pass, such as lack of memory.
 const char* unusable() {
   cudaFuncAttributes attributes;
   const cudaError_t error =

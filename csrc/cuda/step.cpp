@@ -23,26 +23,26 @@ std::size_t constants_words(RuleId rule, bool wide) {
   return (info_of(rule).constants_size[wide ? 1 : 0] + sizeof(std::uint64_t) - 1) / sizeof(std::uint64_t);
 }
 
-// Collects rows (or counters), and the words that they point to, until a table is full.
+// Collects rows (or counters) and the words that they point to, until a table is full.
 template <class RowType>
 class Builder {
  public:
   bool empty() const { return rows_.empty(); }
 
-  // Whether there is room for another row that adds so many words and blocks.
+  // Whether another row that adds this many words and blocks fits.
   bool fits(std::size_t words, std::uint64_t blocks = 0) const {
     return (rows_.size() + 1) * kRowWords + words_.size() + words <= LargeTable::kWords &&
            blocks_ + blocks <= kMaxBlocks;
   }
 
-  // Adds words, and tells where they begin among those added.
+  // Adds words, and returns their position among the added words.
   std::uint16_t add(std::span<const std::uint64_t> words) {
     const auto at = static_cast<std::uint16_t>(words_.size());
     words_.insert(words_.end(), words.begin(), words.end());
     return at;
   }
 
-  // The same, for what several rows share: `make` is called for the first of them.
+  // The same for words that several rows share: `make` is called for the first of these rows.
   template <class Make>
   std::uint16_t add_shared(const void* what, Make&& make) {
     if (!shared_.empty() && shared_.back().first == what) return shared_.back().second;  // neighbours are often alike
@@ -58,7 +58,7 @@ class Builder {
 
   std::uint64_t blocks() const { return blocks_; }
 
-  // The table of all this, and a new beginning.
+  // Returns the table, and begins a new one.
   const LargeTable& close(const Header& header) {
     const auto rows = static_cast<std::uint16_t>(rows_.size() * kRowWords);
     for (RowType& row : rows_) shift(row, rows, header.workspace == 0);
@@ -78,7 +78,7 @@ class Builder {
  private:
   static constexpr std::size_t kRowWords = sizeof(RowType) / sizeof(std::uint64_t);
 
-  // What a row points to lies behind all rows.
+  // The words that a row points to are after all rows.
   static void shift(Row& row, std::uint16_t rows, bool has_constants) {
     row.pointers = static_cast<std::uint16_t>(row.pointers + rows);
     if (has_constants) row.constants = static_cast<std::uint16_t>(row.constants + rows);
@@ -127,7 +127,8 @@ Counter counter_of(const DeviceJob& job) {
 
 // -- rows ------------------------------------------------------------------------------------------------------------
 
-// Operands may be misaligned each in its own way. The vectors of a row begin where that suits the most bytes.
+// Chooses where the vectors of a row begin: where the operands that are then aligned have the most bytes. Each operand
+// may have another misalignment.
 void align(const Job& job, unsigned width, Row& row) {
   std::size_t most = 0;
   for (unsigned phase = 0; phase < width && row.aligned != row.held; ++phase) {
@@ -147,8 +148,8 @@ void align(const Job& job, unsigned width, Row& row) {
   }
 }
 
-// How to read a job whose operands are all aligned: are there one format of parameter and gradient, and one of states,
-// that the kernels know together?
+// Returns how to access a job whose operands are all aligned: by vectors if the kernels have its combination of one
+// format for parameter and gradient and one format for the states.
 Access access_of(const Job& job) {
   const auto all = [&](std::size_t first, std::size_t past, Format format) {
     for (std::size_t k = first; k < past; ++k)
@@ -191,7 +192,7 @@ Row row_of(const Job& job) {
   return row;
 }
 
-// Addresses of the operands that a job has.
+// The addresses of the operands that a job has.
 class Pointers {
  public:
   explicit Pointers(const Job& job) {
@@ -206,7 +207,7 @@ class Pointers {
   std::size_t count_ = 0;
 };
 
-// The number of dimensions, the shape, and the strides of each operand that the job has.
+// Returns the number of dimensions, the shape, and the strides of each operand that the job has.
 std::vector<std::uint64_t> layout_words(const Job& job) {
   std::vector<std::uint64_t> words;
   if (job.layout == nullptr) return words;
@@ -226,7 +227,7 @@ std::vector<std::uint64_t> constants_of(RuleId rule, const Job& job) {
   return words;
 }
 
-// Whether what a table says of followers holds for those that this job has.
+// Whether the followers of a table's header are those of this job.
 bool follows_as(const Job& job, const Header& header) {
   for (std::size_t i = 0; i < kMaxFollowers; ++i)
     if (job.operands[kFirstFollower + i].data != nullptr && job.followers[i] != header.followers[i]) return false;
@@ -248,17 +249,19 @@ struct Step {
       throw std::runtime_error("a kernel could not be launched on cuda:" + std::to_string(device) + ": " + error);
   }
 
-  // Where the constants of a job go that are made on the GPU, in words from the beginning of a table's workspace.
+  // Returns the position of a job's constants that are made on the GPU, in words from the beginning of the table's
+  // workspace.
   static std::uint16_t offset(std::uint64_t constants, const Header& header) {
     return static_cast<std::uint16_t>((constants - header.workspace) / sizeof(std::uint64_t));
   }
 
-  // Whether a row can tell: empty tensors have constants, too, any number of them between those of two rows.
+  // Whether this position fits a row's 16 bits. Empty tensors have constants but no row, and there may be any number of
+  // them between two rows.
   static bool reaches(std::uint64_t constants, const Header& header) {
     return (constants - header.workspace) / sizeof(std::uint64_t) <= std::numeric_limits<std::uint16_t>::max();
   }
 
-  // Counts the steps of all jobs of this arithmetic that count on the GPU.
+  // Counts the steps of all jobs of this arithmetic type that are counted on the GPU.
   void count(bool wide, std::uint64_t workspace) const {
     const std::size_t slot = constants_words(rule, wide) * sizeof(std::uint64_t);
     Builder<Counter> counters;
@@ -282,7 +285,7 @@ struct Step {
     flush();
   }
 
-  // Steps all jobs of this arithmetic.
+  // Steps all jobs of this arithmetic type.
   void step(bool wide, std::uint64_t workspace) const {
     const std::size_t slot = constants_words(rule, wide) * sizeof(std::uint64_t);
     Builder<Row> rows;
@@ -299,7 +302,7 @@ struct Step {
       const std::vector<std::uint64_t> layout = layout_words(job);
       const std::int64_t behind_head = std::max<std::int64_t>(job.length - row.phase, 1);
       const auto blocks = static_cast<std::uint64_t>((behind_head + common.chunk - 1) / common.chunk);
-      // What a table says once has to hold for all of its rows.
+      // The header of a table holds for all of its rows.
       const bool alike = std::abs(job.grad_factor) == header.grad_factor && follows_as(job, header) &&
                          (hyper != nullptr) == (header.workspace != 0);
       if (!alike || !reaches(constants, header) ||

@@ -1,5 +1,5 @@
-// bfloat16: the upper half of a binary32. Encoding rounds to nearest, ties to even; a NaN keeps its sign and its upper
-// payload and becomes quiet. float64 goes through float32, as in torch.
+// bfloat16: the upper half of a binary32. Encoding rounds to nearest, ties to even. A NaN keeps its sign and its upper
+// payload and becomes quiet. float64 is rounded to float32 first, as in torch.
 #pragma once
 
 #include <bit>

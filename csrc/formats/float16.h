@@ -1,8 +1,9 @@
-// IEEE 754 binary16. Encoding rounds to nearest, ties to even; beyond 65,504 (from 65,520 on) it is infinite; a NaN
-// keeps its sign and its upper payload and becomes quiet. float64 goes through float32, as in torch.
+// IEEE 754 binary16. Encoding rounds to nearest, ties to even; from 65,520 on the result is infinite (65,504 is the
+// largest number). A NaN keeps its sign and its upper payload and becomes quiet. float64 is rounded to float32 first,
+// as in torch.
 //
 // Written in integers and one float addition, so that it vectorises for every instruction set with the same bits, and
-// so that float16's own denormals survive while the step flushes float32's.
+// so that float16's denormals are kept although the step flushes those of float32.
 #pragma once
 
 #include <bit>
@@ -35,9 +36,9 @@ struct Float16 {
     const auto bits = std::bit_cast<std::uint32_t>(static_cast<float>(value));
     const std::uint32_t magnitude = bits & 0x7fffffffU;
     const std::uint32_t sign = (bits >> 16) & 0x8000U;
-    // Lower the exponent's bias by 112, round at bit 13 to nearest even; the carry runs into the exponent as it should.
+    // Lower the exponent's bias by 112 and round at bit 13 to nearest even. A carry into the exponent is correct.
     const std::uint32_t normal = (magnitude - (112U << 23) + 0xfffU + ((magnitude >> 13) & 1U)) >> 13;
-    // Below 2^-14 the result is a multiple of 2^-24, which is the last place of 0.5: the addition rounds.
+    // Below 2^-14 the result is a multiple of 2^-24, which is the last place of 0.5, so the addition rounds it.
     const std::uint32_t denormal =
         std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude) + 0.5F) - std::bit_cast<std::uint32_t>(0.5F);
     const std::uint32_t nan = 0x7e00U | ((magnitude >> 13) & 0x3ffU);

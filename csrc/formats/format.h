@@ -1,12 +1,12 @@
-// How numbers lie in memory. Each format is one header with `decode` and `encode`; this registry is all that the rest
-// of the code knows of them. with_format.h leads from an enumerator to its codec.
+// Storage formats. Each is one header with `decode` and `encode`. Other code uses them through this list, and through
+// with_format.h, which returns the codec of an enumerator.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
-// X(name, Codec, bytes): the enumerator, which is also torch's name of the dtype, the struct that holds its codec, and
-// the size of an element.
+// X(name, Codec, bytes): the enumerator, which is also torch's name of the dtype; the struct of its codec; the size of
+// an element.
 #define ONEPASS_FORMATS(X) \
   X(float32, Float32, 4)   \
   X(float64, Float64, 8)   \

@@ -1,4 +1,4 @@
-// From a Format at run time to its codec at compile time.
+// The codec of a format that is known at run time or at compile time.
 #pragma once
 
 #include "formats/bfloat16.h"
@@ -24,7 +24,7 @@ struct CodecOfFormat;
 ONEPASS_FORMATS(ONEPASS_X)
 #undef ONEPASS_X
 
-// The codec of a format that is known when the code is compiled.
+// The codec of a format that is known at compile time.
 template <Format format>
 using CodecOf = typename CodecOfFormat<format>::type;
 

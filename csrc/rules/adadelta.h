@@ -6,8 +6,8 @@
 //   u  = rho * u + (1 - rho) * d^2
 //   p  = p - lr * d
 //
-// The size of d is taken as the root of (u + eps) * g' / (v + eps) * g', in this order: one division and one root less,
-// and nothing in it overflows, as g'^2 / v is 1 / (1 - rho) at most.
+// |d| is computed as the root of (u + eps) * g' / (v + eps) * g', in this order. That saves one division and one root,
+// and nothing in it overflows, because g'^2 / v is 1 / (1 - rho) at most.
 #pragma once
 
 #include <array>

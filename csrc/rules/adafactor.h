@@ -8,10 +8,10 @@
 //   p    = p - lr * weight_decay * p
 //            - max(eps2, rms(p)) * min(lr, 1 / sqrt(t)) / max(1, rms(u) / d) * u
 //
-// A vector has v = v + w * (g^2 - v) instead of r and c. The root of v_ij is taken apart, 1 / sqrt(r_i / mean) for each
-// row and 1 / sqrt(c_j) for each column, which leaves one product and a limit of 1 / eps1 for each element.
+// A vector has v = v + w * (g^2 - v) instead of r and c. 1 / sqrt(v_ij) is the product of 1 / sqrt(r_i / mean) for each
+// row and 1 / sqrt(c_j) for each column, so an element costs one product and a limit of 1 / eps1.
 //
-// It is not a rule of registry.h: its means go across elements, and cpu/factored.h sees to them.
+// It is not a rule of registry.h, because its means go across elements. Its driver is cpu/factored.h.
 #pragma once
 
 #include <array>
@@ -23,11 +23,11 @@
 
 namespace onepass {
 
-struct AdafactorHyper {  // as in a parameter group; eps1 is -1 where it is for the parameter's dtype to say
+struct AdafactorHyper {  // as in a parameter group; eps1 is -1 if it follows from the parameter's dtype
   double lr, beta2_decay, eps1, eps2, d, weight_decay;
 };
 
-// What of them and of the step count a step works with.
+// The constants of a step, computed from the hyperparameters and the step count.
 struct AdafactorConstants {
   double weight = 1.0;  // w
   double rate = 0.0;    // min(lr, 1 / sqrt(t))
@@ -61,13 +61,13 @@ struct Adafactor {
             .d = h.d};
   }
 
-  // What u is multiplied by. An rms that is NaN counts for nothing.
+  // The factor of u. An rms that is NaN is ignored.
   static double step_size(const AdafactorConstants& c, double rms_param, double rms_update) {
     const double excess = rms_update / c.d;
     return (rms_param > c.eps2 ? rms_param : c.eps2) * c.rate / (excess > 1.0 ? excess : 1.0);
   }
 
-  // What the roots of the rows are multiplied by, for the mean of the r_i.
+  // The factor of the rows' roots: the root of the mean of the r_i.
   template <class T>
   ONEPASS_INLINE static T row_scale(T mean, T eps1) {
     return square_root(maximum(mean, eps1));
@@ -78,7 +78,7 @@ struct Adafactor {
     return T(1) / square_root(variance);
   }
 
-  // u, of a root that may be infinite or, where something is not a number, NaN.
+  // Returns u. The root may be infinite, or NaN if one of its operands is NaN.
   template <class T>
   ONEPASS_INLINE static T update(T g, T root, T limit) {
     return g * (limit < root ? limit : root);

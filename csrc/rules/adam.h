@@ -8,8 +8,8 @@
 //   p  = p - lr * weight_decay * p          if the decay is decoupled
 //          - lr / (1 - beta1^t) * m / (sqrt(w / (1 - beta2^t)) + eps)
 //
-// The bias correction is drawn out of the root and through the fraction, which leaves one division, and p is subtracted
-// from once, so it is rounded once.
+// The bias corrections are moved out of the root into the constants, which leaves one division. p is written by a
+// single subtraction, so it is rounded once.
 #pragma once
 
 #include <array>

@@ -1,6 +1,6 @@
-// The headers of all rules. registry.h is the list of rules; C++ has no loop that includes files, so their headers are
-// named here once more. A header that is missing here, or in the list, does not compile: the list names the struct, and
-// the struct its enumerator (`id`).
+// The headers of all rules. registry.h is the list of rules; C++ cannot include files from a list, so the headers are
+// named here again. A rule that is missing here, or in the list, does not compile: the list names the struct, and the
+// struct its enumerator (`id`).
 #pragma once
 
 #include "rules/adadelta.h"

@@ -29,7 +29,7 @@ struct Asgd {
   static constexpr std::array state_sets{all_states(state_names)};
   static constexpr bool counts_steps = true;
 
-  // The rate and the weight of this step were set by the one before: `lr` acts from the next step on.
+  // eta and mu of this step were computed by the last step. So a new `lr` acts from the next step on.
   struct Scalars {
     double eta, mu;
   };

@@ -1,4 +1,4 @@
-// Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/; the learning rate for a shape: Liu et al. 2025,
+// Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/; learning rate by shape: Liu et al. 2025,
 // arXiv:2502.16982). Two rules, with torch's matrix products between them:
 //
 //   muon_momentum:  buf = momentum * buf + (1 - momentum) * g
@@ -16,7 +16,7 @@
 
 namespace onepass::inline ONEPASS_TARGET {
 
-// The operand that it writes, in the place of the parameter, is u.
+// Its operand kParam is u.
 struct MuonMomentum {
   static constexpr RuleId id = RuleId::muon_momentum;
 
@@ -50,12 +50,12 @@ struct MuonMomentum {
   }
 };
 
-// What it reads in the place of the gradient is O.
+// Its operand kGrad is O.
 struct Muon {
   static constexpr RuleId id = RuleId::muon;
 
   struct Hyper {
-    double decay, adjusted_lr;  // lr * weight_decay, and lr as it is for matrices of this shape
+    double decay, adjusted_lr;  // lr * weight_decay, and lr adjusted for this shape
   };
   static constexpr std::array hyper_names{"decay", "adjusted_lr"};
   static constexpr std::array<const char*, 0> state_names{};

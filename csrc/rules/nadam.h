@@ -9,7 +9,7 @@
 //   p    = p - lr * weight_decay * p          if the decay is decoupled
 //            - lr * n / (sqrt(v / (1 - beta2^t)) + eps)
 //
-// As in adam.h, the correction of v is drawn through the fraction.
+// As in adam.h, the bias correction of v is moved into the constants.
 #pragma once
 
 #include <array>

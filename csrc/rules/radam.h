@@ -5,7 +5,7 @@
 //   v    = beta2 * v + (1 - beta2) * g'^2
 //   rho  = 2 / (1 - beta2) - 1,  rho_t = rho - 2 * t * beta2^t / (1 - beta2^t)
 //   r    = sqrt((rho_t - 4) (rho_t - 2) rho / ((rho - 4) (rho - 2) rho_t))
-//   d    = r * sqrt(1 - beta2^t) / (sqrt(v) + eps)  while rho_t > 5: v says enough; else 1
+//   d    = r * sqrt(1 - beta2^t) / (sqrt(v) + eps)  if rho_t > 5, else 1
 //   p    = p - lr * weight_decay * p          if the decay is decoupled
 //            - lr / (1 - beta1^t) * m * d
 #pragma once

@@ -1,8 +1,8 @@
-// Every element-wise rule, a line each. The kernels, the dispatch tables, the bindings and the tests are generated from
-// it, so a rule that stands here cannot be left out of any of them.
+// The list of all element-wise rules. The kernels, the dispatch tables, the bindings and parts of the tests are
+// generated from it, so none of them can lack a rule that is listed here.
 #pragma once
 
-// X(name, Type): the name by which Python asks for the rule, and the struct in its header.
+// X(name, Type): the rule's name in Python, and the struct in its header.
 #define ONEPASS_RULES(X)         \
   X(adadelta, Adadelta)          \
   X(adagrad, Adagrad)            \
@@ -34,7 +34,7 @@ inline constexpr int kRules = 0
     ;
 
 inline constexpr int kMaxStates = 4;           // state tensors of one rule
-inline constexpr int kMaxScalars = 2;          // numbers that one rule keeps for each parameter, beside its step
+inline constexpr int kMaxScalars = 2;          // scalars that one rule keeps for each parameter, beside its step
 inline constexpr int kMaxHyper = 16;           // hyperparameters of one rule
 inline constexpr int kMaxConstantBytes = 256;  // a rule's `Constants`
 

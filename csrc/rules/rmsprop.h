@@ -8,9 +8,9 @@
 //   buf = momentum * buf + d
 //   p   = p - lr * buf
 //
-// v - a^2, a variance, is computed from the averages before the step, as alpha * (v - a^2) + alpha * (1 - alpha) *
-// (g' - a)^2, which is the same: the difference of the new averages would cancel most digits of the second term. It is
-// held at zero where rounding takes it below; torch makes NaN of it there.
+// The variance v - a^2 is computed from the averages before the step, as alpha * (v - a^2) + alpha * (1 - alpha) *
+// (g' - a)^2, which is equal. The difference of the new averages would cancel most digits of the second term. Where
+// rounding makes the variance negative, zero is taken; torch's is NaN there.
 #pragma once
 
 #include <array>
@@ -64,7 +64,7 @@ struct Rmsprop {
             .centered = Flag<T>(h.centered != 0.0)};
   }
 
-  // Without the state grad_avg a step is not centered: its terms are left out when the code is compiled.
+  // Without the state grad_avg a step is not centered. The compiler then leaves out its terms.
   template <unsigned Set, class T>
   ONEPASS_INLINE static void settle(Constants<T>& c) {
     if constexpr ((Set & kGradients) == 0) c.centered = Flag<T>(false);
@@ -74,7 +74,7 @@ struct Rmsprop {
   ONEPASS_INLINE static void update(const Constants<T>& c, T& p, T g, T& square_avg, T& momentum_buffer, T& grad_avg) {
     g = g + c.weight_decay * only_if(c.decays, p);
     const T off = g - grad_avg;
-    // An infinite v keeps the variance infinite, though the square of a is infinite, too.
+    // An infinite v keeps the variance infinite, also where the square of a is infinite.
     const T variance = c.alpha * (square_avg - finite(grad_avg * grad_avg)) + c.spread * off * off;
     square_avg = c.square_average(square_avg, g);
     grad_avg = c.average(grad_avg, g);

@@ -43,17 +43,17 @@ struct Rprop {
 
   template <class T>
   ONEPASS_INLINE static void update(const Constants<T>& c, T& p, T g, T& prev, T& step_size) {
-    // A denormal that was loaded is no zero to the comparisons of all processors; one that was added to is.
+    // Not every processor compares a loaded denormal as zero. The addition flushes it.
     const T last = prev + T(0);
     const T before = choose(magnitude(last) > T(0), with_sign_of(last, T(1)), T(0));
     const T now = choose(magnitude(g) > T(0), with_sign_of(g, T(1)), T(0));
-    const T agreement = before * now;  // of signs: the product of the gradients might underflow
+    const T agreement = before * now;  // of signs, because the product of the gradients might underflow
     const T growth = choose(agreement > T(0), c.eta_plus, T(1));
     const T size = step_size * choose(agreement < T(0), c.eta_minus, growth);
     const T raised = size < c.smallest ? c.smallest : size;
     step_size = raised > c.largest ? c.largest : raised;
-    // Multiplied by zero, not left out: p has to go through arithmetic, or a denormal p would stay where compilers
-    // branch.
+    // Multiplied by zero, not skipped: a denormal p would not be flushed where a compiler branches around the
+    // arithmetic.
     p = p - choose(agreement < T(0), T(0), now) * step_size;
     prev = choose(agreement < T(0), T(0), g);
   }

@@ -26,7 +26,7 @@ struct Sgd {
   static constexpr std::array state_names{"momentum_buffer"};
   static constexpr unsigned kBuffer = state_bit(state_names, "momentum_buffer");
   static constexpr std::array state_sets{0U, kBuffer};
-  static constexpr bool counts_steps = false;  // `step` is 1 for a tensor whose states are new, else 2
+  static constexpr bool counts_steps = false;  // `step` is 1 if the states are new, else 2
 
   static unsigned states_used(const Hyper& h) { return h.momentum != 0.0 ? kBuffer : 0U; }
   static bool takes_sparse(const Hyper& h) { return h.momentum == 0.0 && h.weight_decay == 0.0; }

@@ -5,8 +5,8 @@
 //   v = v + (1 - beta2) * (g^2 - v)
 //   p = p - lr * sqrt(1 - beta2^t) / (1 - beta1^t) * m / (sqrt(v) + eps)
 //
-// Here eps is added to the root of v as it is, where Adam first corrects v's bias. An average that a huge gradient has
-// left infinite becomes NaN, as in torch.
+// eps is added to the root of v without bias correction; Adam corrects v's bias first. An average that a huge gradient
+// has made infinite becomes NaN, as in torch.
 #pragma once
 
 #include <array>

@@ -9,7 +9,7 @@
 
 namespace onepass::inline ONEPASS_TARGET {
 
-// The set of one state. A name that the rule does not have is an error of the compiler: there, `at` is no constant.
+// Returns the set of one state. A name that the rule does not have is a compile error, because `at` then throws.
 template <std::size_t Count>
 consteval unsigned state_bit(const std::array<const char*, Count>& state_names, std::string_view name) {
   std::size_t s = 0;
@@ -17,6 +17,7 @@ consteval unsigned state_bit(const std::array<const char*, Count>& state_names, 
   return 1U << s;
 }
 
+// Returns the set of all states.
 template <std::size_t Count>
 consteval unsigned all_states(const std::array<const char*, Count>& /*state_names*/) {
   return (1U << Count) - 1U;

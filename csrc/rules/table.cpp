@@ -11,7 +11,7 @@
 namespace onepass {
 namespace {
 
-// Numbers of one kind as the rule names them.
+// Returns an array of doubles as a struct with named members: Hyper or Scalars.
 template <class Named>
 Named unpack(const double* numbers) {
   Named named;
@@ -55,7 +55,7 @@ void construct(const double* hyper, double step, [[maybe_unused]] const double* 
 
 template <RuleId id, class Rule>
 constexpr RuleInfo describe(const char* name) {
-  static_assert(Rule::id == id, "a line of registry.h names a struct of another rule");
+  static_assert(Rule::id == id, "a line of registry.h names the struct of another rule");
   static_assert(sizeof(typename Rule::Hyper) == Rule::hyper_names.size() * sizeof(double));
   static_assert(Rule::hyper_names.size() <= kMaxHyper && Rule::state_names.size() <= kMaxStates);
   RuleInfo info{

@@ -55,6 +55,6 @@ PYBIND11_MODULE(_traffic, m) {
       "Return the names of all loops.");
   m.def(
       "add", &add, py::arg("loop"), py::arg("tensors"), py::arg("threads"),
-      "Add the first tensor of each row to the others by this loop. Tensors are flat, contiguous, float32, on the CPU, "
-      "and of one length in each row; a row has 2 to 7 of them.");
+      "Add the first tensor of each row to the others, by this loop. The 2 to 7 tensors of a row are flat, contiguous, "
+      "float32, on the CPU and of one length.");
 }

@@ -14,15 +14,15 @@ namespace {
 
 constexpr std::int64_t kFloatsInLine = 16;
 
-// Registers that every processor has. Wider ones gain nothing: memory is the limit.
+// Registers of 16 bytes, which every processor has. Wider ones are not faster, because memory is the limit.
 using Four [[gnu::vector_size(16), gnu::aligned(4), gnu::may_alias]] = float;
 constexpr std::int64_t kFour = 4;
 
 Four load(const float* from) { return *reinterpret_cast<const Four*>(from); }
 void store(float* to, Four values) { *reinterpret_cast<Four*>(to) = values; }
 
-// All arrays at once. The loads come before the stores: a processor may take a load to depend on a store before it that
-// has the same offset in another page. Prefetches so many bytes ahead; 0 is no prefetch.
+// Adds to all arrays at once. The loads come before the stores, because a processor may treat a load as dependent on an
+// earlier store to the same offset in another page. Prefetches `ahead` bytes ahead; 0 is no prefetch.
 template <std::int64_t ahead>
 struct Together {
   template <std::size_t N>
@@ -48,7 +48,7 @@ struct Together {
   }
 };
 
-// One array after the other, in tiles of so many bytes.
+// Adds to one array after the other, in tiles of `tile` bytes.
 template <std::int64_t tile>
 struct InTiles {
   template <std::size_t N>

@@ -1,5 +1,5 @@
-// The limit of the benchmarks: several plain loops that read and write the arrays of a step, with additions only. They
-// share no code and no choice with the kernels; the fastest of them on a machine is its limit.
+// The limit of the benchmarks: several plain loops that read and write the arrays of a step, with additions only. The
+// fastest of them on a machine is its limit. They share neither code nor constants with the kernels.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,7 @@ struct Traffic {
 
 inline constexpr std::size_t kMaxUpdated = 6;
 
-// A way to compute updated[k][i] += read[i] for all k, and i in [begin, end).
+// A loop that computes updated[k][i] += read[i] for all k, and i in [begin, end).
 struct Loop {
   const char* name;
   void (*add)(const Traffic& tensor, std::int64_t begin, std::int64_t end);
@@ -26,10 +26,10 @@ struct Loop {
 
 std::span<const Loop> loops();
 
-// Throws std::invalid_argument, with a message that lists all, for an unknown name.
+// Returns the loop of this name. Throws std::invalid_argument for an unknown name; the message lists all.
 const Loop& find_loop(std::string_view name);
 
-// Runs a loop over tensors of 1 to kMaxUpdated updated arrays. Elements are divided over the threads in equal ranges.
+// Runs a loop over tensors of 1 to kMaxUpdated updated arrays. Each thread gets an equal range of the elements.
 void move_traffic(const Loop& loop, std::span<const Traffic> tensors, int threads);
 
 }  // namespace onepass

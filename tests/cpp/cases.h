@@ -1,4 +1,4 @@
-// What the tests share: every rule by its number, and the settings that the kernels are tested with.
+// What the tests share: a visitor of the rules, and the settings that the kernels are tested with.
 #pragma once
 
 #include <algorithm>
@@ -35,10 +35,10 @@ struct Setting {
   RuleId rule;
   std::array<double, kMaxHyper> hyper{};  // in the order of hyper_names
   double step = 1.0;
-  std::array<double, kMaxScalars> scalars{};  // in the order of scalar_names, as the last step left them
+  std::array<double, kMaxScalars> scalars{};  // in the order of scalar_names, after the last step
 };
 
-// The members of a struct of doubles, in their order.
+// Returns the members of a struct of doubles, in their order.
 template <std::size_t Count, class Named>
 constexpr std::array<double, Count> doubles_of(const Named& named) {
   const auto values = std::bit_cast<std::array<double, sizeof(Named) / sizeof(double)>>(named);
@@ -60,7 +60,8 @@ constexpr Setting make_setting(std::string_view what, const typename Rule::Hyper
   return setting;
 }
 
-// Every rule stands here, each of its branches is taken by some row, and some rows leave a state unused.
+// Every rule is here. The rows of a rule take each of its branches and have each of its state sets. bench/kernels.cpp
+// times the row with the rule's name.
 inline constexpr Setting kSettings[] = {
     make_setting<Adadelta>("adadelta", {.lr = 0.5, .rho = 0.9, .eps = 1e-6}, 3),
     make_setting<Adadelta>("adadelta, decay", {.lr = 1.0, .rho = 0.8, .eps = 1e-3, .weight_decay = 0.1}, 3),
@@ -137,7 +138,7 @@ inline const Setting& setting_of(std::string_view what) {
   throw std::logic_error("no such setting");
 }
 
-// A rule's `Constants`, made as the bindings make them.
+// A rule's `Constants`, computed as in the bindings.
 class Constants {
  public:
   Constants(const Setting& setting, bool wide) {
@@ -155,7 +156,8 @@ class Constants {
 
 inline unsigned states_used(const Setting& setting) { return info_of(setting.rule).states_used(setting.hyper.data()); }
 
-// Parameter, gradient and all states that the rule can have; a setting may leave some of these out.
+// Returns the number of operands: parameter, gradient and all states that the rule can have. A setting may not use some
+// of the states.
 inline std::size_t operands_of(const Setting& setting) {
   return kFirstState + info_of(setting.rule).state_names.size();
 }
@@ -163,7 +165,7 @@ inline bool uses(const Setting& setting, std::size_t operand) {
   return operand < kFirstState || (states_used(setting) >> (operand - kFirstState) & 1U) != 0;
 }
 
-// The instruction sets that can be tested on this machine.
+// Returns the instruction sets that this machine supports.
 inline std::vector<Isa> supported_isas() {
   std::vector<Isa> isas;
   for (const Isa& isa : compiled_isas())

@@ -1,5 +1,5 @@
 // The CUDA kernels, imitated on the CPU, against the reference, to the bit: lengths, chunks, alignments, formats,
-// strides, and numbers that lie in the GPU's memory.
+// strides, and numbers in the GPU's memory.
 #include <doctest/doctest.h>
 
 #include <algorithm>
@@ -77,7 +77,7 @@ void check(const std::vector<Problem>& problems, std::int64_t chunk = kShort) {
 
 constexpr std::array kFormats{Format::float32, Format::float64, Format::bfloat16, Format::float16};
 
-// Some number of elements below a vector's width before each operand.
+// For each operand a number of elements before it, below a vector's width.
 std::array<std::size_t, kMaxOperands> some_elements(std::uint64_t seed) {
   std::array<std::size_t, kMaxOperands> ahead{};
   for (std::size_t k = 0; k < ahead.size(); ++k) ahead[k] = scramble(seed * kMaxOperands + k) % 4;
@@ -166,7 +166,7 @@ TEST_CASE("every mix of formats, aligned or not") {
   }
 }
 
-// Every number of a format comes back from a step that changes nothing, unless it is a denormal of float32.
+// A step that changes nothing returns every value of a format, except denormals of float32.
 TEST_CASE("every 16-bit pattern through vectors and single elements") {
   const Setting nothing = make_setting<Sgd>("sgd, lr = 0", {}, 2);
   for (const Format format : {Format::bfloat16, Format::float16})
@@ -200,7 +200,7 @@ TEST_CASE("views") {
     }
 }
 
-// Tensors of which only the first or the last elements exist: a step of the chunks that lie there.
+// Tensors of which only the first or the last elements exist. Only the chunks there are stepped.
 enum class End { first, last };
 
 template <class Rule, class T>
@@ -224,7 +224,7 @@ void step_chunks(const Job& job, End end, std::int64_t elements) {
   (job.wide ? step_chunks<Lion, double> : step_chunks<Lion, float>)(job, end, elements);
 }
 
-// The address of an element that lies so many before this one.
+// Returns the address of the element that is this many elements earlier.
 std::byte* before(const Operand& operand, std::int64_t elements) {
   const std::uint64_t bytes = static_cast<std::uint64_t>(elements) * size_of(operand.format);
   return reinterpret_cast<std::byte*>(reinterpret_cast<std::uintptr_t>(operand.data) - bytes);
@@ -396,7 +396,7 @@ TEST_CASE("a gradient that is the parameter itself") {
 
 // -- numbers in the GPU's memory -------------------------------------------------------------------------------------
 
-// Where the numbers of a parameter are: values, or in memory in this format.
+// Where the numbers of a parameter are: in the table as values, or in memory in this format.
 using Where = std::optional<Format>;
 constexpr std::array<Where, 3> kEverywhere{std::nullopt, Format::float32, Format::float64};
 
@@ -404,13 +404,13 @@ double stored(double value, Where where) {
   return where == Format::float32 ? double{static_cast<float>(value)} : value;
 }
 
-// A problem whose constants are made by the kernel that counts.
+// A problem whose constants are computed by the kernel `prepare`.
 class Counted {
  public:
   Counted(const Problem& problem, Where step, Where scalars, std::array<Where, 2> hypers) : problem_(problem) {
     Setting& setting = problem_.setting;
     const RuleInfo& info = info_of(setting.rule);
-    // What is stored in float32 is rounded before the step begins.
+    // Numbers that are stored in float32 are rounded before the step.
     for (std::size_t h = 0; h < info.hyper_names.size(); ++h) hyper_[h] = place(setting.hyper[h], hypers[h % 2]);
     for (std::size_t s = 0; s < info.scalar_names.size(); ++s) numbers_[1 + s] = place(setting.scalars[s], scalars);
     double made = setting.step - 1.0;
@@ -457,13 +457,13 @@ class Counted {
   }
 
   Problem problem_;
-  std::deque<std::uint64_t> memory_, want_;  // of the numbers: before, and as they have to be after
+  std::deque<std::uint64_t> memory_, want_;  // of the numbers: before the step, and the expected values after it
   std::array<Number, kMaxHyper> hyper_{};
   std::array<Number, 1 + kMaxScalars> numbers_{};
   std::optional<BoundJob> bound_;
 };
 
-TEST_CASE("constants are made and numbers advanced as on the host") {
+TEST_CASE("constants and numbers after the step are those of the host") {
   for (const Setting& setting : kSettings)
     for (const bool wide : {false, true})
       for (unsigned where = 0; where < 3 * 3 * 3 * 3; ++where) {
@@ -483,7 +483,7 @@ TEST_CASE("constants are made and numbers advanced as on the host") {
       }
 }
 
-// Tensors of all kinds, each at a step of its own.
+// Tensors of all kinds, each with another step count.
 std::deque<Counted> counted_model(const Setting& setting, std::int64_t tensors, double grad_factor = 1.0) {
   std::deque<Counted> model;
   for (std::int64_t i = 0; i < tensors; ++i) {
@@ -558,7 +558,7 @@ TEST_CASE("gradients are divided by the scale as on the host") {
     }
 }
 
-TEST_CASE("a step with infinite gradients is not made, and not counted") {
+TEST_CASE("a step with infinite gradients is skipped, and not counted") {
   const float scale = 65536.0F;
   for (const Setting& setting : kSettings)
     for (const float found : {1.0F, 2.0F}) {

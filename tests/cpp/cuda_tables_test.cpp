@@ -1,5 +1,5 @@
-// The host side of a step on a GPU: what its tables say, and in which order they are launched. No kernel runs here: the
-// backend records what it is asked for, and jobs are made of addresses that nobody follows.
+// The host side of a step on a GPU: the contents of its tables, and the order of launches. No kernel runs here: the
+// backend records the launches, and the addresses of jobs are not read.
 #include <doctest/doctest.h>
 
 #include <algorithm>
@@ -53,7 +53,7 @@ const char* record(Work work, RuleId rule, bool wide, const LargeTable& table, v
   return nullptr;
 }
 
-// So many multiprocessors that a chunk is never longer than it must be.
+// Enough multiprocessors for the shortest chunks.
 constexpr Backend kRecorder{
     .built = "a recorder",
     .unusable = []() -> const char* { return nullptr; },
@@ -79,7 +79,7 @@ std::byte* const kWorkspace = pointer(0x7000'0000'0000);
 void* const kStream = pointer(0x5000);
 constexpr int kDevice = 3;
 
-// The jobs of a step, group after group, and what they point to.
+// The jobs of a step, group by group, and the objects that they point to.
 class Model {
  public:
   explicit Model(RuleId rule, std::size_t states) : rule_(rule), states_(states) { add_group(); }
@@ -95,7 +95,7 @@ class Model {
     }
   }
 
-  // Of the last group: aligned, all operands in one format.
+  // Adds a job to the last group: aligned, all operands in one format.
   DeviceJob& add(std::int64_t length, bool wide = false) {
     DeviceJob& added = jobs_.emplace_back();
     added.job.length = length;
@@ -120,7 +120,7 @@ class Model {
     return &layout;
   }
 
-  // An address of its own, at the beginning of a vector.
+  // Returns an unused address, at the beginning of a vector.
   std::byte* place() { return pointer(next_ += 0x1000 - next_ % 0x1000); }
 
   std::vector<DeviceJob>& jobs() { return jobs_; }
@@ -143,7 +143,7 @@ class Model {
 
 Model adam() { return Model(RuleId::adam, 2); }
 
-// -- what tables must say --------------------------------------------------------------------------------------------
+// -- contents of tables ----------------------------------------------------------------------------------------------
 
 std::size_t constants_size(const Launch& launch) { return info_of(launch.rule).constants_size[launch.wide ? 1 : 0]; }
 
@@ -158,7 +158,7 @@ void check_number(std::uint64_t word, std::uint64_t formats, std::size_t n, cons
   }
 }
 
-// Returns where this counter puts the constants.
+// Returns the address where this counter writes the constants.
 std::uint64_t check_counter(const Launch& launch, std::size_t number, const DeviceJob& job) {
   const auto counter = row_of<Counter>(launch, number);
   const std::size_t hypers = info_of(launch.rule).hyper_names.size();
@@ -170,7 +170,7 @@ std::uint64_t check_counter(const Launch& launch, std::size_t number, const Devi
   return launch.header.workspace + counter.constants * sizeof(std::uint64_t);
 }
 
-// The formats that the kernels know together: of parameter and gradient, and of all states.
+// The combinations of formats that the kernels have: of parameter and gradient, and of all states.
 struct Known {
   Format own, states;
   bool wide;
@@ -193,7 +193,7 @@ bool is_of(const Known& known, const Job& job) {
          job.operands[kFirstFollower + 1].data == nullptr;
 }
 
-// Vectors where these are narrow enough, begun where most bytes are aligned.
+// Vectors if the formats are narrow enough, beginning where the most bytes are aligned.
 void check_access(const Row& row, const Job& job) {
   const std::size_t size = job.wide ? 8 : 4;
   const std::size_t width = 16 / size;
@@ -229,7 +229,7 @@ void check_row(const Launch& launch, std::size_t number, const DeviceJob& device
   CHECK(row.length == job.length);
   check_access(row, job);
 
-  // Its blocks follow those of the row before, reach its end, and the last one has something to do.
+  // Its blocks follow those of the last row and reach its end, and the last block has elements.
   if (number == 0) CHECK(row.first_block == 0);
   const std::uint32_t next = number + 1 < header.rows ? row_of<Row>(launch, number + 1).first_block : header.blocks;
   const std::int64_t blocks = std::int64_t{next} - row.first_block;
@@ -270,7 +270,7 @@ void check_row(const Launch& launch, std::size_t number, const DeviceJob& device
   }
 }
 
-// Whether a row may stand in a table beside the first one.
+// Whether a row may be in the same table as the first one.
 bool are_alike(const DeviceJob& first, const DeviceJob& other) {
   for (std::size_t i = 0; i < kMaxFollowers; ++i)
     if (other.job.operands[kFirstFollower + i].data != nullptr && first.job.followers[i] != other.job.followers[i])
@@ -288,7 +288,7 @@ std::size_t words_for(const Launch& launch, const Job& job) {
   return kRowWords + held + layout + (constants_size(launch) + 7) / 8;
 }
 
-// Runs a step of a model, and holds all that is launched to its jobs, one after the other.
+// Runs a step of a model, and compares the launches with its jobs, one after the other.
 std::vector<Launch> step(const Model& model, const Scaler& scaler = {}) {
   recorded.clear();
   run_step(kRecorder, model.rule(), model.jobs(), scaler, kWorkspace, kDevice, kStream);
@@ -302,7 +302,7 @@ std::vector<Launch> step(const Model& model, const Scaler& scaler = {}) {
     if (job.job.length > 0) expected[{Work::step, job.job.wide}].push_back(&job);
   }
 
-  std::map<const DeviceJob*, std::uint64_t> slots;  // where the constants of each are made
+  std::map<const DeviceJob*, std::uint64_t> slots;  // the address of each job's constants
   std::map<std::pair<Work, bool>, std::size_t> done;
   for (const Launch& launch : launches) {
     CHECK(launch.rule == model.rule());
@@ -324,7 +324,7 @@ std::vector<Launch> step(const Model& model, const Scaler& scaler = {}) {
         check_row(launch, number, *job, job->hyper != nullptr ? slots.at(job) : 0);
       }
     }
-    // Another launch begins where it has to.
+    // A new launch begins only if it is necessary.
     if (launch.work == Work::step && next < jobs.size() && are_alike(first, *jobs[next])) {
       const DeviceJob& following = *jobs[next];
       const std::uint64_t blocks = launch.header.blocks + std::uint64_t(following.job.length) / kChunk;
@@ -336,7 +336,7 @@ std::vector<Launch> step(const Model& model, const Scaler& scaler = {}) {
   }
   for (const auto& [key, jobs] : expected) CHECK(done[key] == jobs.size());
 
-  // The constants of no two jobs meet, and all lie in the workspace.
+  // The constants of two jobs do not overlap, and all are in the workspace.
   std::vector<std::pair<std::uint64_t, std::size_t>> places;
   for (const auto& [job, slot] : slots)
     places.emplace_back(slot, info_of(model.rule()).constants_size[job->job.wide ? 1 : 0]);
@@ -353,7 +353,7 @@ std::vector<Launch> step(const Model& model, const Scaler& scaler = {}) {
 
 // -- launches --------------------------------------------------------------------------------------------------------
 
-TEST_CASE("chunks are long where every multiprocessor has enough of them") {
+TEST_CASE("chunks are long if every multiprocessor has enough of them") {
   struct {
     std::int64_t elements;
     int multiprocessors;
@@ -371,7 +371,7 @@ TEST_CASE("chunks are long where every multiprocessor has enough of them") {
   for (const auto& row : table) CHECK(chunk_length(row.elements, row.multiprocessors) == row.want);
 }
 
-TEST_CASE("nothing to do is no launch") {
+TEST_CASE("without work there is no launch") {
   Model model = adam();
   CHECK(step(model).empty());
   model.add(0);
@@ -402,7 +402,7 @@ TEST_CASE("blocks at the ends of chunks") {
   CHECK(step(model).size() == 1);
 }
 
-TEST_CASE("groups, formats and signs share a launch, a table for each arithmetic") {
+TEST_CASE("groups, formats and signs share a launch; each arithmetic type has a table") {
   Model model = adam();
   for (int group = 0; group < 200; ++group) {
     model.add_group();
@@ -419,7 +419,7 @@ TEST_CASE("groups, formats and signs share a launch, a table for each arithmetic
   CHECK(launches[1].header.rows == 4);
 }
 
-TEST_CASE("constants stand once in a table, whoever shares them") {
+TEST_CASE("a table has shared constants once") {
   Model model = adam();
   for (int i = 0; i < 10; ++i) model.add(100);
   model.add_group();
@@ -431,7 +431,7 @@ TEST_CASE("constants stand once in a table, whoever shares them") {
   CHECK(launches[0].words.size() == 20 * (kRowWords + 4) + 2 * constants);
 }
 
-TEST_CASE("hyperparameters stand once in a table, whoever shares them") {
+TEST_CASE("a table has shared hyperparameters once") {
   Model model = adam();
   model.add_group(true);
   for (int i = 0; i < 10; ++i) model.add(100);
@@ -446,13 +446,13 @@ TEST_CASE("hyperparameters stand once in a table, whoever shares them") {
 
 // -- limits ----------------------------------------------------------------------------------------------------------
 
-TEST_CASE("as many tensors in a table as have room") {
+TEST_CASE("a table has as many tensors as fit") {
   const std::size_t constants = (info_of(RuleId::adam).constants_size[0] + 7) / 8;
   const std::size_t most = (LargeTable::kWords - constants) / (kRowWords + 4);
   for (const std::size_t tensors : {most - 1, most, most + 1, 2 * most, 5 * most}) {
     Model model = adam();
     for (std::size_t i = 0; i < tensors; ++i) model.add(100 + static_cast<std::int64_t>(i));
-    // A row is only begun if there is room for constants, too, though it may share its neighbour's.
+    // A row is added only if there is room for constants, too, although it may share those of its neighbour.
     const std::size_t slack = constants / (kRowWords + 4) + 1;
     const std::vector<Launch> launches = step(model);
     CHECK(launches.size() >= (tensors + most - 1) / most);
@@ -482,7 +482,7 @@ TEST_CASE("layouts of as many dimensions as torch has") {
   CHECK(step(model).size() == 9);  // 6 of some 590 words each in a table
 }
 
-TEST_CASE("as many blocks as a launch can have") {
+TEST_CASE("a launch has at most the largest number of blocks") {
   Model model = adam();
   for (int i = 0; i < 7; ++i) model.add(std::int64_t{kChunk} << 29);
   model.add(std::int64_t{kChunk} * 0x7fffffff);
@@ -497,7 +497,7 @@ TEST_CASE("as many blocks as a launch can have") {
   CHECK(blocks == std::vector<std::uint32_t>{third, third, 1U << 29, 0x7fffffff, 0x7fffffff, 2});
 }
 
-TEST_CASE("more empty tensors that count than a position can tell") {
+TEST_CASE("more empty tensors that count steps than a 16-bit position can skip") {
   Model model = adam();
   model.add_group(true);
   model.add(10);
@@ -507,9 +507,9 @@ TEST_CASE("more empty tensors that count than a position can tell") {
   CHECK(launches.back().header.rows == 1);
 }
 
-// -- what a table says once ------------------------------------------------------------------------------------------
+// -- values of the header --------------------------------------------------------------------------------------------
 
-TEST_CASE("jobs that differ in what a table says once go to tables of their own") {
+TEST_CASE("jobs that differ in values of the header go to separate tables") {
   Model model = adam();
   const auto add = [&](double factor, bool has_follower, double weight) {
     Job& job = model.add(100).job;
@@ -538,19 +538,19 @@ TEST_CASE("jobs that differ in what a table says once go to tables of their own"
   CHECK(launches() == 6);
 }
 
-TEST_CASE("followers of other weights and flags go to tables of their own") {
+TEST_CASE("followers with other weights and flags go to separate tables") {
   struct Each {
     Followers followers;
-    std::size_t launches;  // of this row and those before it
+    std::size_t launches;  // of this row and the earlier ones
   };
   const Each table[] = {
       {{Follower{0.3, true}, Follower{0.1, false}}, 1},
-      {{}, 1},                                            // has none
-      {{std::nullopt, Follower{0.1, false}}, 1},          // as the first row's
+      {{}, 1},                                            // no followers
+      {{std::nullopt, Follower{0.1, false}}, 1},          // the same as the first row's
       {{Follower{0.3, true}}, 1},                         //
       {{Follower{0.3, false}}, 2},                        // another flag
       {{Follower{0.4, false}}, 3},                        // another weight
-      {{Follower{0.4, false}, Follower{0.1, false}}, 4},  // the table says nothing of a second one
+      {{Follower{0.4, false}, Follower{0.1, false}}, 4},  // the table has no second one
       {{Follower{0.4, false}, Follower{0.1, true}}, 5},
       {{Follower{0.4, false}, Follower{0.2, true}}, 6},
       {{Follower{0.4, false}, Follower{0.2, true}}, 6},
@@ -577,7 +577,7 @@ TEST_CASE("the sign of a factor of zero") {
   CHECK(row_of<Row>(launches[0], 1).maximize == 1);
 }
 
-TEST_CASE("addresses of the gradient scaler's numbers stand in every table") {
+TEST_CASE("every table has the addresses of GradScaler's values") {
   Model model = adam();
   model.add(100);
   model.add(100, true);
@@ -606,9 +606,9 @@ TEST_CASE("where vectors begin, for every misalignment of every operand") {
     }
 }
 
-// -- chance ----------------------------------------------------------------------------------------------------------
+// -- random ----------------------------------------------------------------------------------------------------------
 
-TEST_CASE("models of everything") {
+TEST_CASE("random models") {
   constexpr std::array formats{Format::float32, Format::float32, Format::bfloat16, Format::float64};
   for (std::uint64_t seed = 0; seed < 20; ++seed) {
     CAPTURE(seed);
@@ -637,7 +637,7 @@ TEST_CASE("models of everything") {
 
 // -- errors ----------------------------------------------------------------------------------------------------------
 
-TEST_CASE("what goes wrong at a launch is told, and nothing is launched after it") {
+TEST_CASE("an error of a launch is reported, and nothing is launched after it") {
   static int launches;
   Backend failing = kRecorder;
   failing.launch = [](Work, RuleId, bool, const LargeTable&, void*) {

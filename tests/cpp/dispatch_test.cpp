@@ -1,4 +1,5 @@
-// The lists of instruction sets and tunings, and how one is chosen and forced. environment_test.cpp has the variables.
+// The lists of instruction sets and tunings, and how one is chosen and forced. environment_test.cpp tests the
+// environment variables.
 #include "cpu/dispatch.h"
 
 #include <doctest/doctest.h>
@@ -15,7 +16,7 @@
 namespace onepass::testing {
 namespace {
 
-TEST_CASE("best first, and last what every machine has") {
+TEST_CASE("instruction sets: the best first, the baseline last") {
   std::vector<std::string> names;
   for (const Isa& isa : compiled_isas()) names.emplace_back(isa.name);
 #if defined(ONEPASS_X86_64)
@@ -28,7 +29,7 @@ TEST_CASE("best first, and last what every machine has") {
   CHECK(compiled_isas().back().supported());
 }
 
-TEST_CASE("each has kernels of its own, for every rule and arithmetic type") {
+TEST_CASE("each instruction set has its own kernels, for every rule and arithmetic type") {
   std::set<Kernel> kernels;
   for (const Isa& isa : compiled_isas()) {
     for (int rule = 0; rule < kRules; ++rule) {
@@ -40,7 +41,7 @@ TEST_CASE("each has kernels of its own, for every rule and arithmetic type") {
   CHECK(kernels.count(nullptr) == 0);
 }
 
-TEST_CASE("chosen by name, or the best one") {
+TEST_CASE("an instruction set is chosen by name, or the best one is") {
   CHECK(std::string(choose_isa("").name) == supported_isas().front().name);
   for (const Isa& isa : supported_isas()) CHECK(std::string(choose_isa(isa.name).name) == isa.name);
 }
@@ -54,12 +55,12 @@ TEST_CASE("an unknown name throws, and lists what this machine has") {
   }
 }
 
-TEST_CASE("one that is compiled but not supported here throws, too") {
+TEST_CASE("a compiled set that this machine does not support throws, too") {
   for (const Isa& isa : compiled_isas())
     if (!isa.supported()) CHECK_THROWS_AS(choose_isa(isa.name), std::invalid_argument);
 }
 
-TEST_CASE("forced, and in use from then on") {
+TEST_CASE("a forced instruction set is used from then on") {
   for (const Isa& isa : supported_isas()) {
     force_isa(isa.name);
     CHECK(std::string(active_isa().name) == isa.name);
@@ -87,7 +88,7 @@ TEST_CASE("tunings: by name, or the first that fits this processor") {
   }
 }
 
-TEST_CASE("a tuning is forced, and in use from then on") {
+TEST_CASE("a forced tuning is used from then on") {
   for (const Tuning& tuning : tunings()) {
     force_tuning(tuning.name);
     CHECK(&active_tuning() == &tuning);

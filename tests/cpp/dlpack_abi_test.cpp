@@ -1,4 +1,4 @@
-// Our declaration of DLPack's ABI against the header of DLPack that torch brings (see CMakeLists.txt).
+// Our declaration of DLPack's ABI against torch's dlpack.h (see CMakeLists.txt).
 #include "bindings/dlpack_abi.h"
 
 #include <doctest/doctest.h>
@@ -21,8 +21,8 @@ static_assert(DLPACK_MAJOR_VERSION == 1, "DLPack has another ABI: dlpack_abi.h a
   CHECK(offsetof(Ours, our_member) == offsetof(Theirs, their_member)); \
   CHECK(sizeof(Ours::our_member) == sizeof(decltype(Theirs::their_member)))
 
-// Whether two functions return the same, and take as many arguments of the same sizes; pointers are to structs of
-// different names.
+// Whether two functions have the same return type, and the same number of arguments of the same sizes. Pointers are to
+// structs of different names.
 template <class Ours, class Theirs>
 struct CalledAlike : std::false_type {};
 template <class Result, class... Ours, class... Theirs>

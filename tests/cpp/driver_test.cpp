@@ -20,7 +20,7 @@
 namespace onepass::testing {
 namespace {
 
-// Calls the kernel for pieces of at most `piece` elements, as threads would.
+// Calls the kernel for pieces of at most `piece` elements, as several threads would.
 Problem stepped(const Isa& isa, const Tuning& tuning, Problem problem, std::int64_t piece) {
   const BoundJob bound(problem);
   const StepMode mode;
@@ -44,7 +44,7 @@ void check(const Problem& problem, std::int64_t piece = INT64_MAX / 2) {
 // A little more than two tiles of float32, and four of float64.
 constexpr std::int64_t kLongest = 2 * 1024 + 70;
 
-TEST_CASE("every length, in place and through tiles") {
+TEST_CASE("every length, in place and in tiles") {
   const Setting& cheap = setting_of("lion");
   for (const bool wide : {false, true}) {
     auto mixed = all_of(Format::bfloat16);
@@ -106,7 +106,7 @@ TEST_CASE("every mix of formats") {
   }
 }
 
-// Every number of a format comes back from a step that changes nothing, unless it is a denormal of float32.
+// A step that changes nothing returns every value of a format, except denormals of float32.
 TEST_CASE("every 16-bit pattern through the vectorised codecs") {
   const Setting nothing = make_setting<Sgd>("sgd, lr = 0", {}, 2);
   for (const Format format : {Format::bfloat16, Format::float16}) {
@@ -225,8 +225,8 @@ TEST_CASE("followers in views, whole and in pieces") {
   }
 }
 
-// What is exact does not hang on a reference: the ends of the range, and a half way between powers of two.
-TEST_CASE("where a follower goes") {
+// Exact values, without the reference: weights of 0 and 1, and halves between powers of two.
+TEST_CASE("the values of a follower") {
   const Setting still = make_setting<Sgd>("sgd, lr = 0", {}, 2);
   struct {
     double param, follower, weight, want;
@@ -252,7 +252,8 @@ TEST_CASE("where a follower goes") {
       }
 }
 
-// The parameter 1 and followers 5 and 9, halfway: which the second one follows is told by its neighbour's flag.
+// The parameter 1 and followers 5 and 9, with weight 1/2. The second one follows p or the first one, by the flag of the
+// first.
 TEST_CASE("followers are updated in their order") {
   const Setting still = make_setting<Sgd>("sgd, lr = 0", {}, 2);
   struct {
@@ -278,7 +279,7 @@ TEST_CASE("followers are updated in their order") {
   }
 }
 
-// A bfloat16 parameter holds 1 + 2^-10 as 1; its float32 follower takes the sum as it was before that.
+// A bfloat16 parameter stores 1 + 2^-10 as 1. Its float32 follower uses the sum before it is rounded.
 TEST_CASE("a follower is updated from the parameter before it is rounded to its format") {
   const Setting adding = make_setting<Sgd>("sgd, lr = 2^-10", {.lr = 0x1p-10}, 2);
   Spec spec{.followers = {Follower{1.0, false}}};
@@ -294,7 +295,7 @@ TEST_CASE("a follower is updated from the parameter before it is rounded to its 
   for (const Isa& isa : supported_isas()) CHECK(difference(stepped(isa, active_tuning(), problem, 1000), want) == "");
 }
 
-// -- promises --------------------------------------------------------------------------------------------------------
+// -- aliasing --------------------------------------------------------------------------------------------------------
 
 TEST_CASE("a gradient that is the parameter itself") {
   for (const Setting& setting : kSettings) {

@@ -1,5 +1,5 @@
-// The CUDA kernels on the CPU: the very lines that run on a GPU, thread after thread, behind the same table of
-// functions. A library of its own, so that pytest can load it, too.
+// The CUDA kernels on the CPU: the lines that run on a GPU, one thread after the other, behind the same table of
+// functions. A separate library, so that pytest can load it, too.
 #include <algorithm>
 
 #include "cpu/fpmode.h"
@@ -38,7 +38,7 @@ constexpr void (*kWide[])(Work, const LargeTable&) = {
 };
 
 const char* launch(Work work, RuleId rule, bool wide, const LargeTable& table, void*) {
-  // A kernel gets a copy of what is in use, and nothing else of the table.
+  // A kernel gets a copy of the part of the table that is in use, and nothing else.
   static thread_local LargeTable argument;
   std::ranges::fill(argument.words, 0xabababababababab);
   argument.header = table.header;

@@ -1,4 +1,4 @@
-// What the first call finds in ONEPASS_ISA and ONEPASS_TUNING. CMakeLists.txt runs this with several values, and
+// The effect of ONEPASS_ISA and ONEPASS_TUNING on the first call. CMakeLists.txt runs this with several values.
 // ONEPASS_EXPECT and ONEPASS_EXPECT_TUNING have the expected results: a name, `best`, or `error`.
 #include <doctest/doctest.h>
 
@@ -18,7 +18,7 @@ TEST_CASE("ONEPASS_ISA") {
   const char* expect = std::getenv("ONEPASS_EXPECT");
   REQUIRE(expect != nullptr);
   if (std::string(expect) == "error") {
-    // Every call fails until something is forced: a step never falls back in silence.
+    // Every call fails until one is forced. A step never uses another one silently.
     CHECK_THROWS_WITH_AS(active_isa(), doctest::Contains("ONEPASS_ISA=mmx is not available"), std::invalid_argument);
     CHECK_THROWS_AS(run_step(RuleId::sgd, {}, 1), std::invalid_argument);
     force_isa("");

@@ -120,8 +120,8 @@ bool same_bytes(const FactoredProblem& a, const FactoredProblem& b) {
 using Real = long double;
 using Numbers = std::vector<Real>;
 
-// Denormals are zero to a step, both of the arithmetic type and of what is stored; float16's are not denormal in
-// float32.
+// A step treats denormals as zero, those of the arithmetic type and those that are stored. float16's denormals are not
+// denormal in float32.
 Numbers numbers_of(FactoredProblem& problem, std::size_t k) {
   Numbers all;
   const double least = problem.options.wide && problem.tensors[k].format == Format::float64
@@ -135,7 +135,7 @@ Numbers numbers_of(FactoredProblem& problem, std::size_t k) {
   return all;
 }
 
-// The formulas of the paper in torch's form. Variances that a step has stored may be given: the update goes by them.
+// The formulas of the paper in torch's form. If the variances that a step has stored are given, the update uses them.
 struct Expected {
   Numbers param, row_var, column_var;
 };
@@ -194,7 +194,7 @@ Expected reference(FactoredProblem& problem, const Numbers* stored_rows = nullpt
   return want;
 }
 
-// Half the distance from 1 to the next number.
+// Returns half the distance from 1 to the next larger number.
 double rounding_of(Format format) {
   switch (format) {
     case Format::float64:
@@ -209,14 +209,14 @@ double rounding_of(Format format) {
   return 0;
 }
 
-// Within a dozen roundings of the arithmetic, and one of storage.
+// Whether a value is within a dozen rounding errors of the arithmetic and one of the storage.
 void check_close(const Numbers& got, const Numbers& want, const Numbers& old, Format format, bool wide) {
   REQUIRE(got.size() == want.size());
   const double arithmetic = rounding_of(wide ? Format::float64 : Format::float32);
   Real worst = 0;
   for (std::size_t k = 0; k < got.size(); ++k) {
     const Real size = std::fabs(want[k]) + std::fabs(want[k] - old[k]);
-    // float16's smallest numbers are 2^-24 apart; below float32's, arithmetic or conversions flush.
+    // float16's smallest numbers are 2^-24 apart. Below float32's smallest, arithmetic or conversions flush.
     const Real spacing = format == Format::float16 ? 0x1p-25 : 2 * Real(std::numeric_limits<float>::min());
     const Real room = 12 * arithmetic * size + 1.01 * rounding_of(format) * std::fabs(want[k]) + spacing;
     worst = std::max(worst, std::fabs(got[k] - want[k]) / room);
@@ -241,8 +241,7 @@ void check(const FactoredProblem& before, FactoredProblem& after) {
 
 // -- tests -----------------------------------------------------------------------------------------------------------
 
-// Small and large slices, vectors, every way that an axis can end within a block or a tile, rows as lines and as
-// places.
+// Small and large slices; vectors; every way that an axis can end in a block or a tile; rows as lines and as places.
 constexpr std::array<std::int64_t, 3> kShapes[] = {
     {1, 1, 1},    {1, 1, 2},      {1, 2, 1},    {1, 3, 4},     {1, 8, 8},    {5, 8, 8},     {17, 8, 8},
     {1, 13, 5},   {7, 1, 1},      {1024, 1, 1}, {1025, 1, 1},  {5000, 1, 1}, {2000, 3, 3},  {341, 3, 1},
@@ -287,7 +286,7 @@ TEST_CASE("every format, and strides of every kind") {
       }
 }
 
-// Tensors of all kinds; enough in all for five threads, and in several batches.
+// Tensors of all kinds, large enough together for five threads and for several batches.
 std::vector<FactoredProblem> model() {
   using enum Format;
   std::vector<FactoredProblem> problems;
@@ -326,7 +325,7 @@ TEST_CASE("every instruction set and number of threads gives the same bits") {
   force_isa("");
 }
 
-TEST_CASE("a tensor's bits depend neither on its neighbours nor on what the room held") {
+TEST_CASE("a tensor's bits depend neither on its neighbours nor on the old contents of the memory for sums") {
   std::vector<FactoredProblem> together = model();
   const std::vector<FactoredProblem> before = together;
   step(together, 2);
@@ -340,7 +339,7 @@ TEST_CASE("a tensor's bits depend neither on its neighbours nor on what the room
   }
 }
 
-TEST_CASE("nothing to do") {
+TEST_CASE("no work") {
   FactoredRoom room;
   run_factored({}, 4, room);
   for (const auto& [slices, rows, columns] :
@@ -352,7 +351,7 @@ TEST_CASE("nothing to do") {
   }
 }
 
-// A variance of zero, a limit of 1 / eps1, no limit at all; the clip and the lower bound of the step size.
+// A variance of zero with the limit 1 / eps1 and without a limit; the clipping and the lower bound of the step size.
 TEST_CASE("the limits") {
   const auto one = [](double gradient, double param, AdafactorHyper hyper, std::int64_t n) {
     std::vector<FactoredProblem> problems{make(1, n, n, {.hyper = hyper, .step = 1})};

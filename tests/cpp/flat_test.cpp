@@ -17,8 +17,7 @@ namespace {
 
 using enum Format;
 
-// -- the reference: every element and every sum by its definition
-// ------------------------------------------------------
+// -- the reference: every element and every sum by its definition ----------------------------------------------------
 
 // A sum as sums.h and flat.h define it: lanes of a tile, tiles of a chunk, chunks of a group.
 class Sum {
@@ -74,7 +73,7 @@ bool same(const Tensor& a, const Tensor& b) {
 
 bool same(double a, double b) { return std::bit_cast<std::uint64_t>(a) == std::bit_cast<std::uint64_t>(b); }
 
-// Groups of all kinds of lengths, some of many chunks, large enough in all to be worth several threads.
+// Groups of many lengths, some of several chunks, large enough together for several threads.
 Flat flat_of(bool wide) { return {{0, 1, 1050, 1050, 17'500, 350'003, 350'004}, wide, 1}; }
 
 struct Setup {
@@ -109,15 +108,14 @@ template <class Work>
     for (; i < flat.ends[group]; ++i) work(group, i);
 }
 
-// -- tensors as parts of the vector
-// ------------------------------------------------------------------------------------
+// -- tensors as parts of the vector ----------------------------------------------------------------------------------
 
-// Tensors that together make up the vector, some of them strided, two of them empty.
+// The tensors of the vector, some of them strided, two of them empty.
 struct Tensors {
   std::deque<Tensor> tensors;
   std::deque<Layout> layouts;
   std::vector<Part> parts;
-  std::vector<std::pair<std::size_t, std::int64_t>> places;  // of every element: tensor, and offset there
+  std::vector<std::pair<std::size_t, std::int64_t>> places;  // tensor and offset of every element
 
   Tensors(const Flat& flat, Format format, Format other) {
     std::int64_t at = 0;
@@ -242,7 +240,7 @@ TEST_CASE("distance: from a vector, and from zero") {
   }
 }
 
-TEST_CASE("gather: what is not finite is the largest, wherever it stands") {
+TEST_CASE("gather: a value that is not finite is the largest, at every position") {
   constexpr double inf = std::numeric_limits<double>::infinity();
   constexpr double nan = std::numeric_limits<double>::quiet_NaN();
   for (const bool wide : {false, true}) {
@@ -306,8 +304,7 @@ TEST_CASE("move: there, further, and back to the bit") {
   }
 }
 
-// -- the history
-// -------------------------------------------------------------------------------------------------------
+// -- the history -----------------------------------------------------------------------------------------------------
 
 template <class T>
 void check_products(const Setup& setup) {
@@ -359,7 +356,7 @@ void check_products(const Setup& setup) {
                   .direction = operand(direction),
                   .step = step};
     for (const bool again : {false, true}) {
-      if (again) pass.previous = pass.direction = {};  // the last pair stands
+      if (again) pass.previous = pass.direction = {};  // the last pair is not written again
       const Found found = run(each, pass);
       REQUIRE(found.sums.size() == totals.size());
       for (std::size_t k = 0; k < totals.size(); ++k) CHECK(same(found.sums[k], totals[k]));
@@ -448,7 +445,7 @@ TEST_CASE("an empty vector, and no groups") {
   }
 }
 
-TEST_CASE("a team is as large as the work deserves") {
+TEST_CASE("the number of threads depends on the bytes") {
   constexpr std::int64_t mib = std::int64_t{1} << 20;
   CHECK(team_size(0, 8) == 1);
   CHECK(team_size(4 * mib - 1, 8) == 1);

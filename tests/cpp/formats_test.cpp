@@ -1,4 +1,4 @@
-// bfloat16 and float16 against their definition, for all 65,536 patterns and everything between two of them.
+// bfloat16 and float16 against their definition, for all 65,536 patterns and values between two of them.
 #include <doctest/doctest.h>
 
 #include <bit>
@@ -17,7 +17,7 @@
 namespace onepass {
 namespace {
 
-// What the standard says of a 16-bit format.
+// The parameters of a 16-bit format in the standard.
 template <class Codec>
 struct Definition;
 template <>
@@ -34,7 +34,8 @@ constexpr std::uint16_t infinity_of() {
   return static_cast<std::uint16_t>(0x7fffU >> Definition<Codec>::fraction_bits << Definition<Codec>::fraction_bits);
 }
 
-// The magnitude that a pattern stands for. Infinity's is that of the next number, were there one: rounding sees it so.
+// Returns the magnitude of a pattern. For infinity it is the magnitude that the next number would have, as rounding
+// needs it.
 template <class Codec>
 double magnitude_of(unsigned bits) {
   using D = Definition<Codec>;
@@ -59,8 +60,8 @@ struct Encoding {
   std::uint16_t want;
 };
 
-// A format and an arithmetic type; in the step's floating-point mode or in the default one. The functions are not
-// inlined, so that nothing moves out of the mode.
+// A format and an arithmetic type, in the step's floating-point mode or in the default one. The functions are not
+// inlined, so that no operation moves out of the mode.
 template <class C, class Type, bool kInStep>
 struct Codes {
   using Codec = C;
@@ -96,7 +97,7 @@ struct Codes {
   }
 };
 
-// In the step, float64 passes through a float32 whose denormals are flushed. Only bfloat16 has numbers so small.
+// In a step, float64 is rounded to float32, whose denormals are flushed. Only bfloat16 has such small numbers.
 template <class C>
 bool flushed(double value) {
   return C::in_step && std::is_same_v<typename C::T, double> && std::fabs(value) < 0x1p-126;
@@ -138,7 +139,7 @@ TEST_CASE_TEMPLATE("every pattern decodes to its value and encodes to itself", C
   }
 }
 
-TEST_CASE_TEMPLATE("between two neighbours the nearer is taken, and in the middle the even one", C, ALL_CODES) {
+TEST_CASE_TEMPLATE("rounding to the nearer neighbour, and in the middle to the even one", C, ALL_CODES) {
   using T = typename C::T;
   using Codec = typename C::Codec;
   std::vector<T> values;
@@ -165,7 +166,7 @@ TEST_CASE_TEMPLATE("between two neighbours the nearer is taken, and in the middl
   }
 }
 
-TEST_CASE_TEMPLATE("the ends of the range, and what lies beyond", C, ALL_CODES) {
+TEST_CASE_TEMPLATE("the ends of the range, and values beyond it", C, ALL_CODES) {
   using T = typename C::T;
   using Codec = typename C::Codec;
   constexpr bool half = std::is_same_v<Codec, Float16>;
@@ -208,7 +209,8 @@ TEST_CASE_TEMPLATE("a NaN whose payload does not fit is still a quiet NaN of its
 
 TEST_CASE_TEMPLATE("float64 is rounded to float32 first", Codec, BFloat16, Float16) {
   using D = Definition<Codec>;
-  // Just above the middle between 1 and its successor, by less than float32 resolves: float32 makes it the middle.
+  // Above the middle between 1 and the next number, by less than half a unit of float32: float32 rounds it to the
+  // middle.
   const double above = 1.0 + std::ldexp(1.0, -D::fraction_bits - 1) + 0x1p-40;
   CHECK(Codec::encode(above) == Codec::encode(1.0));
   CHECK(Codec::encode(above) == Codec::encode(static_cast<float>(above)));

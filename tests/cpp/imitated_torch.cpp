@@ -1,5 +1,5 @@
-// torch's DLPack exchange API as it would be on a machine with a GPU: torch exports a tensor, and what is on the CPU is
-// said to be on the first GPU. Compiled into one library with emulated.cpp, for pytest (tests/imitation.py).
+// An imitation of torch's DLPack exchange API on a machine with a GPU: torch exports a tensor, and one on the CPU is
+// reported to be on the first GPU. Compiled into one library with emulated.cpp, for pytest (imitation.py).
 #include <algorithm>
 #include <span>
 
@@ -57,8 +57,8 @@ const ExchangeApi* table() {
 
 }  // namespace
 
-// The table for this one of torch's. With `tells_numbers`, tensors of one element for which it says yes stay on the
-// CPU.
+// Returns the table for this table of torch's. If `tells_numbers` is given, tensors of one element for which it returns
+// true stay on the CPU.
 extern "C" [[gnu::visibility("default")]] const ExchangeApi* onepass_imitated_torch(const ExchangeApi* exchange_api,
                                                                                     int (*tells_numbers)(void*)) {
   torchs = *exchange_api;

@@ -1,4 +1,4 @@
-// Layouts: what make_layout merges and how it orders, and what a tensor's strides say of its memory.
+// Layouts: what make_layout merges and how it orders dimensions, and the properties of a tensor's strides.
 #include "layout.h"
 
 #include <doctest/doctest.h>
@@ -19,7 +19,7 @@ Layout layout_of(const Ints& shape, const std::vector<Ints>& strides) {
   return make_layout(shape, spans);
 }
 
-// Where each element of each operand lies: one row an element, in no order.
+// The offset of each element in each operand: one row for each element, in no order.
 std::multiset<Ints> places(const Ints& shape, const std::vector<Ints>& strides) {
   std::multiset<Ints> rows{Ints(strides.size(), 0)};
   for (std::size_t d = 0; d < shape.size(); ++d) {
@@ -72,15 +72,15 @@ TEST_CASE("make_layout and is_flat") {
     CAPTURE(row.what);
     const Layout layout = layout_of(row.shape, row.strides);
     CHECK(is_flat(layout) == row.flat);
-    if (std::ranges::find(row.shape, 0) != row.shape.end()) continue;  // its strides mean nothing
+    if (std::ranges::find(row.shape, 0) != row.shape.end()) continue;  // strides of an empty tensor have no meaning
     CHECK(layout.shape == row.want_shape);
     for (std::size_t k = 0; k < row.want_strides.size(); ++k) CHECK(layout.strides[k] == row.want_strides[k]);
     for (std::size_t k = row.want_strides.size(); k < kMaxOperands; ++k) CHECK(layout.strides[k].empty());
   }
 }
 
-// Whatever is ordered and merged, parameter and gradient meet in the same pairs.
-TEST_CASE("a layout has the elements of what it was made from") {
+// Whatever is ordered and merged, the elements of parameter and gradient form the same pairs.
+TEST_CASE("a layout has the elements of the strides that it was made from") {
   const Ints shape = {2, 3, 1, 4};
   Ints order = {0, 1, 2, 3};
   const auto strides_in = [&](const Ints& dims, std::int64_t step) {

@@ -1,4 +1,4 @@
-// What no_leak.cmake must find: a kernel's object file with one fault.
+// A kernel's object file with one fault, which no_leak.cmake must find.
 #include "target.h"
 
 #if defined(LEAK_INLINE_FUNCTION)

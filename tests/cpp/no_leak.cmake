@@ -1,11 +1,11 @@
-# Holds the object file of one instruction set to csrc/target.h: every symbol that the linker could merge with another
-# object's lies in namespace onepass::<isa>, and nothing runs before dispatch has asked the processor.
+# Checks the object file of one instruction set against csrc/target.h: every symbol that the linker could merge with
+# another object's is in namespace onepass::<isa>, and no code runs before dispatch.
 #
 #   cmake -DNM=nm -DISA=avx2 -DOBJECT=kernels.cpp.o -P no_leak.cmake
 
 execute_process(COMMAND ${NM} --defined-only ${OBJECT} OUTPUT_VARIABLE output COMMAND_ERROR_IS_FATAL ANY)
 string(LENGTH ${ISA} length)
-set(namespace "N7onepass${length}${ISA}")  # as it stands in a mangled name
+set(namespace "N7onepass${length}${ISA}")  # in mangled names
 
 if(NOT output MATCHES "_Z${namespace}7kernelsE")
   message(FATAL_ERROR "${OBJECT} does not define the kernels of onepass::${ISA}")
@@ -15,7 +15,7 @@ string(REGEX MATCHALL "[^\n]+" lines "${output}")
 set(faults "")
 foreach(line IN LISTS lines)
   if(NOT line MATCHES "^[0-9a-f]+ ([A-Za-z]) (.+)$")
-    message(FATAL_ERROR "not understood: ${line}")
+    message(FATAL_ERROR "unexpected line of nm: ${line}")
   endif()
   set(type ${CMAKE_MATCH_1})
   set(symbol ${CMAKE_MATCH_2})

@@ -1,6 +1,7 @@
-// For the thread sanitizer, which does not see how libgomp, not built with it, begins and ends a parallel region. This
-// stands before libgomp's function and tells: what came before a region happens before it, and what it does happens
-// before what comes after. Races within a region are still found; nothing is suppressed.
+// For the thread sanitizer, which does not see how libgomp, which is not built with it, begins and ends a parallel
+// region. This function is called instead of libgomp's and calls it. It tells the sanitizer that everything before a
+// region happens before the region, and that the region happens before everything after it. Races within a region are
+// still found; nothing is suppressed.
 #include <dlfcn.h>
 #include <sanitizer/tsan_interface.h>
 

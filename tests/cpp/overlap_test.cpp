@@ -1,4 +1,4 @@
-// Overlaps of strided memory, against the sets of bytes that tensors really have.
+// Overlaps of strided memory, against the sets of the tensors' bytes.
 #include "overlap.h"
 
 #include <doctest/doctest.h>
@@ -84,7 +84,7 @@ TEST_CASE("tensors in each other's gaps do not overlap") {
   }
 }
 
-TEST_CASE("whatever shares a byte is found") {
+TEST_CASE("every overlap of two tensors is found") {
   std::mt19937 random(7);
   const auto draw = [&](int low, int high) { return std::uniform_int_distribution<std::int64_t>(low, high)(random); };
   int shared = 0;

@@ -1,4 +1,4 @@
-// A step by its definition, one element after the other: what the kernels must equal to the bit.
+// A step by its definition, element by element. The kernels must have the same bits.
 #pragma once
 
 #include <algorithm>
@@ -24,7 +24,7 @@ namespace onepass::testing {
 
 // -- memory ----------------------------------------------------------------------------------------------------------
 
-// The address sanitizer guards a block's end better than bytes can: it sees reads, too.
+// The address sanitizer guards the end of a block better than guard bytes, because it detects reads, too.
 inline constexpr std::size_t kGuardBefore = 64;
 #if defined(__SANITIZE_ADDRESS__)
 inline constexpr std::size_t kGuardAfter = 0;
@@ -59,11 +59,11 @@ class Memory {
   std::unique_ptr<std::byte[], Free> bytes_;
 };
 
-// One operand, with guards around it and its elements where the strides say.
+// One operand with guards around it, and its elements placed by the strides.
 struct Tensor {
   Format format = Format::float32;
   std::vector<std::int64_t> strides;  // in elements
-  std::size_t first = 0;              // where element 0 lies in memory
+  std::size_t first = 0;              // position of element 0 in memory
   Memory memory;
 
   std::byte* at(std::int64_t offset) {
@@ -102,7 +102,7 @@ inline std::uint64_t scramble(std::uint64_t x) {
   return x ^ (x >> 31);
 }
 
-// Numbers between 2^-6 and 2, of both signs, with some zeros and denormals of each format among them.
+// Values between 2^-6 and 2, of both signs, including some zeros and denormals of each format.
 inline double number(std::uint64_t seed) {
   static constexpr double rare[] = {0.0, -0.0, 0x3p-24, -0x5p-130, 0x7p-1070};
   const std::uint64_t bits = scramble(seed + 0x9e3779b97f4a7c15U);
@@ -112,7 +112,7 @@ inline double number(std::uint64_t seed) {
   return (bits >> 8 & 1U) != 0U ? magnitude : -magnitude;
 }
 
-// Follower i, where there is one.
+// Follower i, if there is one.
 using Followers = std::array<std::optional<Follower>, kMaxFollowers>;
 
 struct Spec {
@@ -126,7 +126,7 @@ struct Spec {
   Followers followers{};                               // the first has the states' strides, the second the parameter's
 };
 
-// Each alone and in either place, and two in every order of flags, with weights from 0 to 1.
+// Each follower alone at either position, and two in every order of flags, with weights from 0 to 1.
 inline std::vector<Followers> all_followers() {
   std::vector<Followers> all;
   constexpr double weights[] = {0.0, 0.3, 0.5, 0.8, 1.0};
@@ -141,7 +141,7 @@ inline std::vector<Followers> all_followers() {
   return all;
 }
 
-// Some of them, for what does not hang on the weights.
+// Some of them, for tests that do not depend on the weights.
 inline const Followers kFollowers[] = {
     {Follower{0.3, true}},
     {std::nullopt, Follower{0.7, false}},
@@ -290,7 +290,7 @@ class BoundJob {
 
 // -- the reference ---------------------------------------------------------------------------------------------------
 
-// Not inlined: nothing may move out of the step's floating-point mode.
+// Not inlined, so that no operation moves out of the step's floating-point mode.
 template <class Rule, class T>
 [[gnu::noinline]] void reference_step(Problem& problem, const typename Rule::template Constants<T>& constants) {
   constexpr auto states = std::make_index_sequence<Rule::state_names.size()>();
@@ -308,7 +308,7 @@ template <class Rule, class T>
       const auto [weight, sets_param] = *problem.followers[i];
       T& param = values[kParam];
       T& follower = values[kFirstFollower + i];
-      // From the nearer of the two, so that at 0 and 1 each is itself.
+      // From the nearer end, so that weights of 0 and 1 return an end to the bit.
       const T part = T(weight), rest = T(1.0 - weight), gap = param - follower;
       follower = part < T(0.5) ? follower + part * gap : param - rest * gap;
       if (sets_param) param = follower;
@@ -332,7 +332,7 @@ inline Problem expected(Problem problem) {
   return problem;
 }
 
-// Where two problems differ in any byte, guards, gaps and gradients included; empty if nowhere.
+// Returns where two problems differ in a byte, guards, gaps and gradients included; empty if nowhere.
 inline std::string difference(const Problem& got, const Problem& want) {
   for (std::size_t k = 0; k < want.tensors.size(); ++k) {
     const auto& a = got.tensors[k].memory;

@@ -1,4 +1,4 @@
-// Sparse gradients: their entries in order, and steps of the rows that they touch, to the bit.
+// Sparse gradients: the order of their entries, and steps of the rows that they touch, to the bit.
 #include "cpu/rows.h"
 
 #include <doctest/doctest.h>
@@ -74,7 +74,7 @@ TEST_CASE("an index out of range is named") {
   CHECK(message({INT64_MIN}, 1, {5}).starts_with("index -9223372036854775808 of entry 0"));
 }
 
-// Rows of entries that are few or many, near or far apart.
+// The rows of few or many entries, near or far apart.
 Numbers some_rows(std::int64_t entries, std::int64_t count) {
   Numbers rows;
   for (std::int64_t e = 0; e < entries; ++e)
@@ -83,7 +83,7 @@ Numbers some_rows(std::int64_t entries, std::int64_t count) {
   return rows;
 }
 
-TEST_CASE("entries are ordered by row, and those of a row as they came") {
+TEST_CASE("entries are sorted by row, and keep their order within a row") {
   for (const std::int64_t entries : {0, 1, 2, 3, 10, 1000, 5000}) {
     for (const std::int64_t count : {std::int64_t{1}, std::int64_t{2}, std::int64_t{7}, std::int64_t{2048},
                                      std::int64_t{2049}, std::int64_t{1} << 33, INT64_MAX}) {
@@ -113,7 +113,7 @@ TEST_CASE("entries are ordered by row, and those of a row as they came") {
   }
 }
 
-TEST_CASE("rows that are coalesced stay as they are") {
+TEST_CASE("coalesced rows do not change") {
   Rows rows = read_rows(indices_of({3, 1, 3}, 3), Numbers{5}, 1);
   coalesce(rows);
   const Rows once = rows;
@@ -127,8 +127,8 @@ TEST_CASE("rows that are coalesced stay as they are") {
 
 // A parameter and its states, of `shape[0]` rows, and a gradient with an entry for each of these row numbers.
 struct SparseProblem {
-  Problem whole;     // its gradient takes no part
-  Problem gradient;  // its parameter's place holds the values
+  Problem whole;     // its gradient is not used
+  Problem gradient;  // its parameter is the gradient's values
   Numbers numbers;
 };
 
@@ -160,7 +160,7 @@ class BoundSparseJob {
   Job job_;
 };
 
-// By its definition: each touched row by itself, with the sum of its entries, in the order of the entries.
+// The step by its definition: each touched row on its own, with the sum of its entries in their order.
 template <class T>
 [[gnu::noinline]] Problem expected_of(SparseProblem problem) {
   const StepMode mode;
@@ -204,7 +204,7 @@ Problem expected_rows(const SparseProblem& problem) {
   return problem.whole.wide ? expected_of<double>(problem) : expected_of<float>(problem);
 }
 
-// In pieces of at most this many elements, as threads would.
+// The step in pieces of at most this many elements, as several threads would.
 void check(const SparseProblem& problem, std::initializer_list<std::int64_t> pieces = {INT64_MAX / 2}) {
   const Problem want = expected_rows(problem);
   for (const Isa& isa : supported_isas()) {
@@ -285,7 +285,7 @@ TEST_CASE("any number of threads, however unevenly the entries are spread") {
   const Setting& setting = setting_of("sparse_adam");
   Numbers uneven = some_rows(20'000, 3000);
   for (std::size_t e = 0; e < uneven.size(); ++e)
-    if (e % 3 != 0) uneven[e] = 5;  // most of them are of one row
+    if (e % 3 != 0) uneven[e] = 5;  // most entries are of one row
   std::vector<SparseProblem> problems;
   problems.push_back(make_sparse(setting, 3000, 70, uneven));
   problems.push_back(make_sparse(setting, 10, 3, {}));

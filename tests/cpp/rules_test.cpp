@@ -1,4 +1,4 @@
-// The rules as mathematics: values worked out by hand, and whole runs against the formulas of the papers.
+// The rules: values worked out by hand, whole runs against the formulas of the papers, and their entries in the table.
 #include <doctest/doctest.h>
 
 #include <algorithm>
@@ -66,8 +66,8 @@ constexpr Row kByHand[] = {
      {1.25, 2, 16}},
     {make_setting<Adagrad>("NaN gradient", {.lr = 0.5}, 1), {1, nan, 12}, {nan, nan, nan}},
 
-    // After step 1 with g = 2, m = 1 and v = 1. With their bias corrected they are 2 and 4, and the change is
-    // lr * 2 / (2 + eps).
+    // After step 1 with g = 2, m = 1 and v = 1. With bias correction they are 2 and 4, and the change is lr * 2 / (2 +
+    // eps).
     {make_setting<Adam>("first step", {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.75, .eps = 2}, 1),
      {1, 2, 0, 0},
      {0.875, 2, 1, 1}},
@@ -280,7 +280,7 @@ constexpr Row kByHand[] = {
     {make_setting<Sgd>("NaN parameter", {.lr = 0.5, .momentum = 0.5}, 2), {nan, 0.5, 1}, {nan, 0.5, 1}},
     {make_setting<Sgd>("NaN momentum", {.lr = 0.5, .momentum = 0.5}, 2), {1, 0.5, nan}, {nan, 0.5, nan}},
 
-    // At step 1 the correction of m is 1/2, and of the root of v, too.
+    // At step 1 the correction of m is 1/2, and so is that of the root of v.
     {make_setting<SparseAdam>("first step", {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.75, .eps = 1}, 1),
      {1, 2, 0, 0},
      {0.875, 2, 1, 1}},
@@ -466,7 +466,7 @@ void step_by_formula(const Setting& setting, double& p, double g, double* state,
 }
 
 TEST_CASE_TEMPLATE("a run of every setting follows the formulas", T, float, double) {
-  // Rounding errors of 20 steps, with room to spare; what a wrong coefficient would do is far above it.
+  // Well above the rounding errors of 20 steps, and far below the effect of a wrong coefficient.
   const double tolerance = sizeof(T) == 8 ? 1e-13 : 1e-5;
   static constexpr double gradients[] = {0.5, -0.25, 3.0, 0.125, -2.0};
   for (Setting setting : kSettings) {
@@ -519,7 +519,7 @@ TEST_CASE("names, in the order of the operands, hyperparameters and scalars") {
       {RuleId::adadelta, {"lr", "rho", "eps", "weight_decay"}, {"square_avg", "acc_delta"}, {}, true},
       {RuleId::adagrad, {"lr", "lr_decay", "eps", "weight_decay", "decoupled_weight_decay?"}, {"sum"}, {}, true},
       {RuleId::adam,
-       {"lr", "betas[0]", "betas[1]", "eps", "weight_decay", "amsgrad", "decoupled_weight_decay"},
+       {"lr", "betas[0]", "betas[1]", "eps", "weight_decay", "amsgrad!", "decoupled_weight_decay!"},
        {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"},
        {},
        true},
@@ -527,24 +527,24 @@ TEST_CASE("names, in the order of the operands, hyperparameters and scalars") {
       {RuleId::asgd, {"lr", "lambd", "alpha", "t0", "weight_decay"}, {"ax"}, {"eta", "mu"}, true},
       {RuleId::lion, {"lr", "betas[0]", "betas[1]", "weight_decay"}, {"exp_avg"}, {}, false},
       {RuleId::muon, {"decay", "adjusted_lr"}, {}, {}, false},
-      {RuleId::muon_momentum, {"momentum", "nesterov"}, {"momentum_buffer"}, {}, false},
+      {RuleId::muon_momentum, {"momentum", "nesterov!"}, {"momentum_buffer"}, {}, false},
       {RuleId::nadam,
-       {"lr", "betas[0]", "betas[1]", "eps", "weight_decay", "momentum_decay", "decoupled_weight_decay"},
+       {"lr", "betas[0]", "betas[1]", "eps", "weight_decay", "momentum_decay", "decoupled_weight_decay!"},
        {"exp_avg", "exp_avg_sq"},
        {"mu_product"},
        true},
       {RuleId::radam,
-       {"lr", "betas[0]", "betas[1]", "eps", "weight_decay", "decoupled_weight_decay"},
+       {"lr", "betas[0]", "betas[1]", "eps", "weight_decay", "decoupled_weight_decay!"},
        {"exp_avg", "exp_avg_sq"},
        {},
        true},
       {RuleId::rmsprop,
-       {"lr", "alpha", "eps", "weight_decay", "momentum", "centered"},
+       {"lr", "alpha", "eps", "weight_decay", "momentum", "centered!"},
        {"square_avg", "momentum_buffer", "grad_avg"},
        {},
        true},
       {RuleId::rprop, {"etas[0]", "etas[1]", "step_sizes[0]", "step_sizes[1]"}, {"prev", "step_size"}, {}, true},
-      {RuleId::sgd, {"lr", "momentum", "dampening", "weight_decay", "nesterov"}, {"momentum_buffer"}, {}, false},
+      {RuleId::sgd, {"lr", "momentum", "dampening", "weight_decay", "nesterov!"}, {"momentum_buffer"}, {}, false},
       {RuleId::sparse_adam, {"lr", "betas[0]", "betas[1]", "eps"}, {"exp_avg", "exp_avg_sq"}, {}, true},
   };
   CHECK(std::size(table) == kRules);

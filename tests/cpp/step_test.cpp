@@ -57,7 +57,7 @@ std::vector<Problem> expected(const std::vector<Problem>& problems) {
   return want;
 }
 
-// Tensors of all kinds and sizes, empty ones among them, and large enough in all to be worth five threads.
+// Tensors of all kinds and sizes, including empty ones, and large enough together for five threads.
 std::vector<Problem> model(const Setting& setting) {
   using enum Format;
   std::vector<Problem> problems;
@@ -82,7 +82,8 @@ std::vector<Problem> model(const Setting& setting) {
 }
 
 #if defined(__linux__)
-// The first test here, when no other has started threads: without it, all might run on one thread and prove nothing.
+// The first test here, when no other has started threads. Without it, the others might run on one thread and prove
+// nothing.
 TEST_CASE("the model is large enough for five threads") {
   std::vector<Problem> problems = model(setting_of("lion, decay"));
   step(problems, 5);
@@ -133,7 +134,7 @@ TEST_CASE("steps of several threads at once") {
 // Every rounding mode, with and without flushing, with exception flags raised.
 constexpr std::uint32_t kModes[] = {0x1f80, 0x3f80, 0x5f80, 0x7f80, 0x9f80, 0x1fc0, 0xffc0, 0x1fbf};
 
-TEST_CASE("neither the caller's mode matters to a step, nor a step to the caller's mode") {
+TEST_CASE("a step neither depends on the caller's floating-point mode nor changes it") {
   const std::uint32_t before = _mm_getcsr();
   const std::vector<Problem> problems = model(setting_of("adam, amsgrad, decoupled"));
   const std::vector<Problem> want = expected(problems);
@@ -167,7 +168,7 @@ struct Denormal {
   double want;
 };
 
-// Denormals of the arithmetic type are zero, on the way in and out; those of float16 are not denormal in float32.
+// Denormals of the arithmetic type are read and written as zero. Those of float16 are not denormal in float32.
 const Denormal kDenormals[] = {
     {Format::float32, false, 0x1p-130, 0},          {Format::float32, false, 0x1p-126, 0x1p-126},
     {Format::float64, true, 0x1p-1040, 0},          {Format::float64, true, 0x1p-1022, 0x1p-1022},
@@ -178,10 +179,10 @@ const Denormal kDenormals[] = {
 };
 
 TEST_CASE("denormals are flushed in every thread") {
-  // The change is zero; without momentum, a step then returns the parameter as it was read.
+  // The change is zero. Without momentum, a step then writes the parameter as it was read.
   const Setting still = make_setting<Sgd>("sgd, lr = 0", {}, 2);
   const Setting halving = make_setting<Sgd>("sgd, momentum = 1/2", {.momentum = 0.5}, 2);
-  // What lies between them is enough that each of three small ones is in another thread's share.
+  // The tensors between them are large enough that each of three small ones is in another thread's share.
   Spec large{.wide = true};
   large.formats.fill(Format::float64);
   std::vector<Problem> problems(5, make_problem(still, {500'000}, large));
@@ -204,7 +205,7 @@ TEST_CASE("denormals are flushed in every thread") {
       step(problems, 3);
       for (const std::size_t i : {0U, 2U, 4U}) CHECK(difference(problems[i], after) == "");
     }
-    // The half of the smallest normal number is not normal.
+    // Half of the smallest normal number is denormal.
     std::vector<Problem> one(1, make_problem(halving, {1}, {.grad_factor = 0}));
     store(one[0].tensors[kFirstState], 0, 0x1p-126);
     step(one, 1);
@@ -217,7 +218,7 @@ TEST_CASE("denormals are flushed in every thread") {
 // -- memory and processes --------------------------------------------------------------------------------------------
 
 #if defined(HAS_POSIX)
-// Not even with the bits that stand there: this would be a fault.
+// Writing even the same bits to a gradient would be a fault.
 TEST_CASE("gradients in memory that cannot be written") {
   constexpr std::int64_t length = 20'000;
   for (const Isa& isa : supported_isas()) {
@@ -247,7 +248,7 @@ TEST_CASE("gradients in memory that cannot be written") {
   force_isa("");
 }
 
-// A child has one thread: a parallel region would wait for its parent's others forever.
+// A child has one thread. A parallel region would wait for its parent's threads without end.
 TEST_CASE("a forked child steps after its parent has stepped with threads") {
   const std::vector<Problem> problems = model(setting_of("lion, decay"));
   const std::vector<Problem> want = expected(problems);

@@ -1,4 +1,4 @@
-// The two-loop recursion on inner products, against the matrix that it stands for.
+// The two-loop recursion on inner products, against the matrix of its definition.
 #include "cpu/two_loop.h"
 
 #include <doctest/doctest.h>
@@ -52,7 +52,7 @@ struct Pairs {
   }
 };
 
-// What a pass of Products finds for these pairs, the last of which is the new one.
+// Returns the result of a pass of Products for these pairs, the last of which is the new one.
 Found found_for(const Pairs& pairs, std::size_t first, std::size_t past, const Vector& gradient) {
   Found found{.width = (past - first) * Products::sums, .sums = {}, .largest = std::vector<double>(3)};
   for (std::size_t group = 0; group < 3; ++group) {
@@ -72,7 +72,8 @@ Found found_for(const Pairs& pairs, std::size_t first, std::size_t past, const V
   return found;
 }
 
-// -H g with H built as the textbook has it: H = (I - rho s y') H (I - rho y s') + rho s s', beginning with gamma D.
+// Returns -H g, with H built as in the textbook: H = (I - rho s y') H (I - rho y s') + rho s s', beginning with gamma
+// D.
 Vector expected(const Pairs& pairs, std::size_t first, std::size_t past, Vector g, const std::vector<double>& weights) {
   const auto masked = [&](Vector v) {
     for (std::size_t i = 0; i < kSize; ++i)
@@ -161,7 +162,7 @@ TEST_CASE("a new gradient with an old history: the last pair of the pass was not
   check(combined(history.direction(found, 0, kWeights[1]), pairs, 0, g), expected(pairs, 0, 3, g, kWeights[1]));
 }
 
-TEST_CASE("a pair that has no positive curvature in the groups that count is passed over") {
+TEST_CASE("a pair that has no positive curvature in the groups that count is skipped") {
   Pairs pairs(3);
   for (std::size_t i = 5; i < kSize; ++i) pairs.y[1][i] = -pairs.s[1][i];  // positive in the first group only
   History history;

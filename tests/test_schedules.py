@@ -5,6 +5,7 @@ import copy
 import functools
 import math
 import pickle
+import pickletools
 from dataclasses import FrozenInstanceError
 
 import numpy as np
@@ -413,6 +414,13 @@ def test_schedules_do_not_change():
         schedule.steps = 4
     assert {schedule: 1}[cosine(3, 1)] == 1
     assert schedule != linear(3)
+
+
+def test_pickles_refer_to_public_paths():
+    composed = (warmup(3) >> cosine(4)).repeat(2).scale(0.5).shift(1).take(9).clamp(0.0, 1.0)
+    texts = {text for _, text, _ in pickletools.genops(pickle.dumps(composed)) if isinstance(text, str)}
+    assert {text for text in texts if text.startswith("onepass")} == {"onepass.schedules"}
+    assert pickle.loads(pickle.dumps(composed)) == composed
 
 
 def test_every_part_is_known_to_all():

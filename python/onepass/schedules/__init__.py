@@ -18,6 +18,7 @@ length 0 has no steps.
 Schedules are immutable, can be compared, hashed and pickled, and their ``repr`` is the text that :func:`parse` reads.
 """
 
+from . import parts
 from .parser import parse
 from .parts import (
     Schedule,
@@ -60,5 +61,8 @@ __all__ = [
     "wsd",
 ]
 
-for _name in __all__:  # by their public paths, which pickles store: modules may move
-    globals()[_name].__module__ = __name__
+# By public paths, which pickles store: modules may move. Compositions have private names, which are found here, too.
+for _name, _part in [*vars(parts).items(), ("parse", parse)]:
+    if getattr(_part, "__module__", "").startswith(f"{__name__}."):
+        globals()[_name] = _part
+        _part.__module__ = __name__

@@ -1,7 +1,5 @@
 #include "bindings/param_reader.h"
 
-#include <optional>
-
 #include "bindings/cuda.h"
 #include "bindings/errors.h"
 #include "bindings/names.h"
@@ -207,17 +205,14 @@ void ParamReader::forget_memory(Param& param, bool& memory_moved) {
 // steps it.
 bool ParamReader::gradient_overlaps(const Reading& r) {
   const TensorView& grad = r.views[kGrad];
-  const std::size_t size = size_of(*grad.format);
-  MemoryRange read{.first = grad.data,
-                   .past = grad.data + extent(shape_of(grad), strides_of(grad)) * static_cast<std::int64_t>(size)};
-  std::optional<Spacing> spacing;
+  const auto size = static_cast<std::int64_t>(size_of(*grad.format));
+  const std::byte* const past = grad.data + extent(shape_of(grad), strides_of(grad)) * size;
   const auto overlaps = [&](std::size_t slot) {
-    const MemoryRange written = r.param.range(slot, r.number);
-    if (!overlap(read, written)) return false;
-    if (spacing) return true;
-    spacing = spacing_of(shape_of(grad), strides_of(grad), size);
-    read.spacing = &*spacing;
-    return overlap(read, written);
+    const auto& [written_first, written_past] = r.param.written[slot];
+    if (grad.data >= written_past || written_first >= past) return false;
+    const Spacing spacing = spacing_of(shape_of(grad), strides_of(grad), size_of(*grad.format));
+    return overlap({.first = grad.data, .past = past, .owner = r.number, .spacing = &spacing},
+                   r.param.range(slot, r.number));
   };
   for (std::size_t k = kFirstState; k < kMaxOperands; ++k)
     if (overlaps(k)) return true;

@@ -1,5 +1,5 @@
 // torch's DLPack exchange API as it would be on a machine with a GPU: torch exports a tensor, and what is on the CPU is
-// said to be on the first GPU. Compiled into one library with emulated.cpp, for pytest (tests/imitation.py).
+// said to be on the first GPU. Compiled into one library with emulated.cpp, for pytest (tests/support/imitation.py).
 #include <algorithm>
 #include <span>
 

@@ -8,7 +8,7 @@ import onepass
 import torch
 from onepass.training import catalog
 
-README = Path(__file__).parents[1] / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 TABLE = r"<!-- python -m onepass info --optimizers -->\n(.*?)\n<!-- end -->"
 
 

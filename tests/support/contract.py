@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import os
 import subprocess
 import sys
@@ -83,6 +84,13 @@ def assert_same(actual: Any, expected: Any) -> None:
 
 def assert_close(actual: Any, expected: Any, **tolerance: float) -> None:
     torch.testing.assert_close(actual, expected, **(tolerance or CLOSE))
+
+
+def through_a_file(state_dict):
+    file = io.BytesIO()
+    torch.save(state_dict, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
 
 
 def torch_path(before: dict[str, Any]) -> set[str]:

@@ -8,7 +8,7 @@ import onepass
 import pytest
 import torch
 
-BENCH = Path(__file__).parent.parent / "bench"
+BENCH = Path(__file__).parents[2] / "bench"
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -1,4 +1,4 @@
-"""Adafactor, which is not element-wise: what tests/cases.py holds the others to, for means over rows and columns."""
+"""Adafactor, which is not element-wise: what support/cases.py holds the others to, for means over rows and columns."""
 
 import itertools
 import re
@@ -8,9 +8,10 @@ import pytest
 import reference
 import torch
 from cases import Row, copies, give
+from contract import through_a_file
+from machines import ISAS
+from parity import assert_as_exact_as_torch
 from reference import ROUNDING, bits, numbers, only_kernels, params_of, stored
-from test_bits import ISAS, through_a_file
-from test_parity import hold
 from torch.testing._internal.common_optimizers import OptimizerErrorEnum, optim_db
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -83,13 +84,13 @@ def explicit_eps(kwargs, dtype):
 @each_variant
 def test_parity(kwargs, dtype):
     with only_kernels():
-        hold(ROW, explicit_eps(kwargs, dtype), dtype, model(dtype))
+        assert_as_exact_as_torch(ROW, explicit_eps(kwargs, dtype), dtype, model(dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_sixteen_bits(dtype):
     with only_kernels():
-        hold(ROW, explicit_eps({"lr": 0.05, "weight_decay": 0.1}, dtype), dtype, model(dtype))
+        assert_as_exact_as_torch(ROW, explicit_eps({"lr": 0.05, "weight_decay": 0.1}, dtype), dtype, model(dtype))
 
 
 def checked_step(optimizer, roundings=12) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from onepass.cli import bench, timing
 
-BENCH = Path(__file__).parents[1] / "bench"
+BENCH = Path(__file__).parents[2] / "bench"
 CLASSES = {subject.name for subject in bench.SUBJECTS}
 
 

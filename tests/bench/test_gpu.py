@@ -11,7 +11,7 @@ import onepass
 import pytest
 import torch
 
-SCRIPT = Path(__file__).parent.parent / "bench" / "gpu.py"
+SCRIPT = Path(__file__).parents[2] / "bench" / "gpu.py"
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import io
 import itertools
 import math
 import pickle
@@ -13,6 +12,8 @@ import onepass
 import pytest
 import torch
 from cases import ELEMENTWISE, ROWS, copies, each_row, give, gradients, model
+from contract import through_a_file
+from machines import ISAS
 from onepass import Lookahead
 from reference import ROUNDING, bits, checked_step, numbers, only_kernels, params_of
 from torch import Tensor
@@ -190,9 +191,6 @@ def test_complex(by_torch):
     assert bits(z) == bits(pair)
     assert bits(slow_of(one, z)) == bits(slow_of(expected, pair))
     assert not by_torch
-
-
-ISAS = [name for name, supported in onepass._core.isas().items() if supported]
 
 
 @each_alpha
@@ -503,13 +501,6 @@ def test_slow_weights_that_are_removed_begin_anew(by_torch):
 
 
 # -- checkpoints -----------------------------------------------------------------------------------------------------
-
-
-def through_a_file(state_dict):
-    file = io.BytesIO()
-    torch.save(state_dict, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 def copied(optimizer):

@@ -13,7 +13,7 @@ from onepass.cli import gallery as gallery_command
 from onepass.examples import batch_sizes, learning_rate, momentum, pitfalls, schedules, trajectories
 from onepass.examples.common import Gallery
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 EXACT = 1e-12  # relative: float64
 
 

@@ -9,9 +9,10 @@ import pytest
 import reference
 import torch
 from cases import Row, copies, give
+from contract import through_a_file
+from machines import ISAS
+from parity import assert_as_exact_as_torch
 from reference import ROUNDING, bits, numbers, only_kernels, params_of, stored
-from test_bits import ISAS, through_a_file
-from test_parity import hold
 from torch.optim import _muon as torch_muon
 from torch.testing._internal.common_optimizers import OptimizerErrorEnum, optim_db
 
@@ -80,7 +81,7 @@ def no_iterations(monkeypatch):
 @pytest.mark.usefixtures("no_iterations")
 def test_parity_of_what_is_element_wise(kwargs, dtype):
     with only_kernels():
-        hold(ROW, kwargs, dtype, model(dtype))
+        assert_as_exact_as_torch(ROW, kwargs, dtype, model(dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

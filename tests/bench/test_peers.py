@@ -15,7 +15,7 @@ import torch
 from onepass.cli import bench, timing
 from torch._dynamo.utils import counters
 
-SCRIPT = Path(__file__).parent.parent / "bench" / "peers.py"
+SCRIPT = Path(__file__).parents[2] / "bench" / "peers.py"
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -20,7 +20,7 @@ import torch
 from onepass.optimizers import base
 from torch.optim import Optimizer
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 # -- what the core has been handed -----------------------------------------------------------------------------------
 

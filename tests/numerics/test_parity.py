@@ -4,61 +4,21 @@ import numpy as np
 import pytest
 import torch
 from cases import ROW, copies, each_case, each_own_case, each_row, give, gradients, model
-from reference import ROUNDING, Trajectory, bits, checked_step, hyper, numbers, only_kernels, params_of
+from parity import assert_as_exact_as_torch
+from reference import ROUNDING, Trajectory, bits, checked_step, only_kernels, params_of
 from torch.nn import Parameter
 
 pytestmark = pytest.mark.usefixtures("kernels_only", "one_thread")
 
 
-def hold(row, kwargs, dtype, params=None):
-    """After 100 steps, our distance from the formula is no more than that of torch's best.
-
-    So it is for the parameters and for each state; ours and torch's are then about twice torch's own error apart, at
-    most. The root mean square is the sharp measure (its margin is a fraction of one rounding of the largest number);
-    the largest of some 3000 errors is partly luck.
-    """
-    params = params or model(dtype)
-    ours = row.ours(copies(params), **kwargs)
-    theirs = [row.theirs(copies(params), **kwargs, **flavour) for flavour in row.flavours_for(kwargs)]
-    exact = Trajectory(row, ours)
-    for step in range(1, 101):
-        # All of them at the first step: torch's fused SGD fails if some have a momentum buffer and some have none.
-        grads = gradients(params, step)
-        for optimizer in (ours, *theirs):
-            give(optimizer, grads)
-            optimizer.step()
-        exact.step()
-
-    for name in exact.names():
-        want = exact.numbers(name)
-        ulp = 2 * ROUNDING[dtype] * abs(want).max()
-        off = [exact.of(optimizer, name) - want for optimizer in (ours, *theirs)]
-        largest, *their_largest = (abs(x).max() for x in off)
-        rms, *their_rms = (np.sqrt((x**2).mean()) for x in off)
-        # In float16, where Adam's eps is zero, much of torch's code makes NaN of some parameters; NAdam's all of it.
-        best, best_rms = (min((x for x in xs if x == x), default=8 * ulp) for xs in (their_largest, their_rms))
-        assert largest <= 1.1 * best + 4 * ulp, name
-        assert rms <= 1.1 * best_rms + 0.1 * ulp, name
-
-    for p, q in zip(params_of(ours), params_of(theirs[0]), strict=True):
-        assert list(ours.state[p]) == list(theirs[0].state[q])
-        for name in row.scalars:
-            torch.testing.assert_close(ours.state[p][name], theirs[0].state[q][name], rtol=1e-5, atol=1e-37)
-
-    # Where a rounding may have decided on the sign of an update, the parameter is some such updates away, or none.
-    doubtful = [(abs(numbers(p) - exact.values[p])[exact.doubts[p]], p) for p in params_of(ours)]
-    assert all((x <= 4.01 * hyper(ours.param_groups[0])["lr"]).all() for x, _ in doubtful)
-    assert sum(x.size for x, _ in doubtful) <= (10 if row.doubt else 0)
-
-
 @each_case
 def test_float32(row, kwargs):
-    hold(row, kwargs, torch.float32)
+    assert_as_exact_as_torch(row, kwargs, torch.float32)
 
 
 @each_case
 def test_float64(row, kwargs):
-    hold(row, kwargs, torch.float64)
+    assert_as_exact_as_torch(row, kwargs, torch.float64)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -121,7 +81,7 @@ def test_sixteen_bits(row, dtype):
             give(ours, gradients(params, step))
             checked_step(row, ours)
     else:
-        hold(row, row.full, dtype)
+        assert_as_exact_as_torch(row, row.full, dtype)
 
 
 @each_row

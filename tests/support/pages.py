@@ -4,7 +4,7 @@ import ast
 import re
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = {page.stem: page for page in sorted((ROOT / "docs").glob("*.md"))}
 NEED_THE_EXTRA = {"accelerate", "lightning", "timm", "transformers"}
 

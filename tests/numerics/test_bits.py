@@ -1,12 +1,13 @@
 """The same bits on every instruction set and number of threads, and across a checkpoint."""
 
-import io
 import itertools
 
 import onepass
 import pytest
 import torch
 from cases import copies, each_case, each_case_and_own_case, each_row, give, gradients, model
+from contract import through_a_file
+from machines import ISAS, TUNINGS
 from reference import Trajectory, bits, params_of
 
 pytestmark = pytest.mark.usefixtures("kernels_only")
@@ -22,10 +23,6 @@ def everything(row, optimizer) -> list[bytes]:
 
 
 # -- machines --------------------------------------------------------------------------------------------------------
-
-ISAS = [name for name, supported in onepass._core.isas().items() if supported]
-
-TUNINGS = list(onepass._core.tunings())
 
 # The core wakes one thread for every 2 MiB that a step moves. These move 10 MiB and more, three threads' worth.
 LARGE = [
@@ -117,13 +114,6 @@ def test_position_does_not_matter(row):
 
 
 # -- checkpoints -----------------------------------------------------------------------------------------------------
-
-
-def through_a_file(state_dict):
-    file = io.BytesIO()
-    torch.save(state_dict, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 def run(optimizer, gradients) -> None:

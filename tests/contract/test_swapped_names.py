@@ -2,8 +2,11 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+SUPPORT = Path(__file__).parents[1] / "support"
 
 # Each part is run twice, before and after the names are replaced, and must give the same.
 COMMON = """
@@ -92,7 +95,7 @@ def everything():
 """,
     "schedulers": """
 import sys
-sys.path.insert(0, TESTS)
+sys.path.insert(0, SUPPORT)
 import schedulers
 
 def everything():
@@ -166,8 +169,8 @@ def everything():
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_all_works_as_before_when_torchs_names_are_ours(part, request):
-    code = f"TESTS = {str(request.path.parent)!r}\n{COMMON}{PARTS[part]}"
+def test_all_works_as_before_when_torchs_names_are_ours(part):
+    code = f"SUPPORT = {str(SUPPORT)!r}\n{COMMON}{PARTS[part]}"
     code += "before = everything()\nswap()\nafter = everything()\n"
     code += "assert after == before, [key for key in before if before[key] != after[key]]\n"
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=200)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parent.parent / "bench" / "kernels.py"
+SCRIPT = Path(__file__).parents[2] / "bench" / "kernels.py"
 
 # Of the shape of docs/user_guide.md of Google Benchmark, in the random order of interleaved repetitions.
 REPORT = json.loads("""

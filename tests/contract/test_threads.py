@@ -1,4 +1,4 @@
-"""Several threads of the user's, each stepping; the step's own threads are a matter of test_bits.py."""
+"""Several threads of the user's, each stepping; the step's own threads are a matter of numerics/test_bits.py."""
 
 import sys
 import threading

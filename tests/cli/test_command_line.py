@@ -8,7 +8,6 @@ import sys
 import onepass
 import pytest
 import torch
-from onepass import _core
 from onepass.__main__ import main
 from onepass.cli import bench
 from onepass.cli import lr_find as lr_find_command
@@ -16,23 +15,22 @@ from onepass.cli import lr_find as lr_find_command
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def run(*args, ok=True):
-    done = subprocess.run(
-        [sys.executable, "-m", "onepass", *map(str, args)], capture_output=True, text=True, timeout=280
-    )
+def run(*args, ok=True, **env):
+    command = [sys.executable, "-m", "onepass", *map(str, args)]
+    done = subprocess.run(command, env={**os.environ, **env}, capture_output=True, text=True, timeout=280)
     assert (done.returncode == 0) is ok, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
 def test_info_tells_what_is_in_use():
-    told = dict(line.split("  ", 1) for line in run("info").splitlines())
-    told = {name: text.strip() for name, text in told.items()}
+    forced = run("info", ONEPASS_ISA="baseline", ONEPASS_TUNING="generic")
+    told = {name: text.strip() for name, text in (line.split("  ", 1) for line in forced.splitlines())}
     assert told["onepass"] == onepass.__version__
-    assert told["chosen"].split()[0] == _core.isa()
-    assert told["tuning"].split(":")[0] == _core.tuning()
-    assert all(isa in told["instruction sets"] for isa in _core.isas())
+    assert told["chosen"].split()[0] == "baseline"
+    assert told["tuning"].split(":")[0] == "generic"
+    assert "baseline" in told["instruction sets"]
     assert told["OpenMP runtime"].count("gomp") == 1
-    assert told["kernels for"] == ", ".join(_core.rules())
+    assert {"sgd", "adam", "lion"} <= {rule.lower() for rule in told["kernels for"].split(", ")}
 
 
 def test_bench_measures_every_optimizer_against_every_peer(tmp_path):
@@ -44,7 +42,7 @@ def test_bench_measures_every_optimizer_against_every_peer(tmp_path):
             (found,) = [r for r in results if r.optimizer == subject.name and r.workload == workload]
             assert set(subject.makers()) <= set(found.samples)
             assert all(len(samples) == 2 and min(samples) > 0 for samples in found.samples.values())
-    assert len(text.splitlines()) == len(results) + 5  # machine, three lines of explanation, an empty one
+    assert all(any(r.optimizer in line and r.workload in line for line in text.splitlines()) for r in results)
 
 
 def test_bench_times_nothing_that_is_wrong(monkeypatch, capsys):

@@ -45,6 +45,7 @@ addopts = -ra
 pythonpath = $PWD/tests/support
 markers =
     cuda: needs a GPU
+    slow: left out by tests/run quick
 faulthandler_timeout = 60
 INI
 export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1

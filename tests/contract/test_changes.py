@@ -313,6 +313,7 @@ def keys_added_to_a_group(opt):
     opt.param_groups[1]["initial_lr"] = 3.0
 
 
+@pytest.mark.slow
 @each_class
 @pytest.mark.parametrize("collection", [torch.nn.ParameterList, deque, tuple, iter])
 def test_parameters_come_in_any_collection_that_has_an_order(row, collection):
@@ -328,6 +329,7 @@ def test_parameters_come_in_any_collection_that_has_an_order(row, collection):
         assert_same(trained(collection([{"params": leaves(row.shapes)}])), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHANGES)
 @each_row
 def test_between_steps(row, name):

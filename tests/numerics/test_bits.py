@@ -34,6 +34,7 @@ LARGE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state_dtype", [None, torch.bfloat16], ids=str)
 @each_row
 def test_instruction_sets_and_threads(row, state_dtype):
@@ -72,6 +73,7 @@ def test_instruction_sets_every_flag(row, kwargs):
     assert all(result == results[0] for result in results)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @each_row
 def test_instruction_sets_every_bit_pattern(row, dtype):
@@ -122,6 +124,7 @@ def run(optimizer, gradients) -> None:
         optimizer.step()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state_dtype", [None, torch.bfloat16, torch.float32], ids=str)
 @each_case_and_own_case
 def test_resume(row, kwargs, state_dtype):
@@ -142,6 +145,7 @@ def test_resume(row, kwargs, state_dtype):
         assert all(second.state[p][n].dtype == (state_dtype or p.dtype) for n in row.states if n in second.state[p])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", ["to_torch", "from_torch"])
 @each_case
 def test_exchange_with_torch(row, kwargs, direction):

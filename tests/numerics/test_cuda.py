@@ -164,6 +164,7 @@ def test_state_dtypes(gpu, row, state_dtype, dtype):
     assert everything(row, there) == everything(row, here)
 
 
+@pytest.mark.slow
 @each_row
 def test_sizes(gpu, row):
     """Around the ends of vectors and chunks, and nothing at all."""

@@ -34,6 +34,7 @@ def parameter(values, dtype):
 # -- dtypes ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @each("state")
 @each("grad")
 @each("param")
@@ -156,6 +157,7 @@ def surroundings(t):
     return memory[~own.repeat_interleave(t.element_size())].numpy().tobytes()
 
 
+@pytest.mark.slow
 @layouts("grad_layout", [*LAYOUTS, _expanded, _expanded_scalar])
 @layouts("layout", LAYOUTS)
 @each_row

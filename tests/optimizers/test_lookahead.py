@@ -95,6 +95,7 @@ def checked_steps(row, optimizer, k, alpha, grads):
         checked_step(with_lookahead(row, alpha if t % k == 0 else None), optimizer)
 
 
+@pytest.mark.slow
 @each_alpha
 @each_k
 @each_row
@@ -193,6 +194,7 @@ def test_complex(by_torch):
     assert not by_torch
 
 
+@pytest.mark.slow
 @each_alpha
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_same_bits_on_every_instruction_set_and_number_of_threads(dtype, alpha):
@@ -282,6 +284,7 @@ INNER = {
 }
 
 
+@pytest.mark.slow
 @each_alpha
 @each_k
 @pytest.mark.parametrize("inner", INNER)
@@ -521,6 +524,7 @@ def loaded(optimizer):
     return other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", [copied, pickled, loaded])
 @pytest.mark.parametrize("phase", range(5))
 @pytest.mark.parametrize("kind", [onepass.AdamW, torch.optim.AdamW, onepass.SGD])

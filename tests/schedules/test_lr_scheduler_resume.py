@@ -55,6 +55,7 @@ def one_group(package=onepass, tensor_lr=False):
 CASES = [*((case, optimizer) for case in ALL), *((case, one_group) for case in filter(for_one_group, ALL))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tensor_lr", [False, True], ids=["float", "tensor"])
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize(("case", "new"), CASES, ids=[f"{case}-{new.__name__}" for case, new in CASES])

@@ -251,6 +251,7 @@ def test_dir_has_public_names_only():
     assert modules == {"lr_scheduler", "schedules", "swa_utils"}
 
 
+@pytest.mark.slow
 def test_preview_and_plot_are_functions_wherever_they_are_taken_from():
     """Whichever submodule is imported first."""
     for first in ("onepass.lr_scheduler", "onepass.schedules.preview", "onepass.cli.bench", "onepass"):
@@ -323,6 +324,7 @@ def test_positional_arguments_arrive_where_torch_has_them(row):
     assert {key: group[key] for key in names} == {key: values[key] for key in names}
 
 
+@pytest.mark.slow
 def test_base_classes_are_bound_when_the_module_is_imported():
     """Who puts ours in the place of torch's must not make it its own parent."""
     code = """

@@ -712,6 +712,7 @@ def test_parameters_that_share_memory_are_stepped_as_torch_does(row, how, groups
     run_both(row, script, path=path, **row.having(weight_decay=0.5))  # a decay makes their order count
 
 
+@pytest.mark.slow
 @each_row
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_columns_of_one_matrix_in_several_threads(row, dtype):

@@ -121,6 +121,7 @@ def by_file(state_dict):
 WITH_STATE_DTYPES = [{}, {"state_dtype": torch.bfloat16}, {"state_dtype": torch.float64}]
 
 
+@pytest.mark.slow
 @each_class
 @pytest.mark.parametrize("options", WITH_STATE_DTYPES, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -40,6 +40,7 @@ def test_arguments(name):
     assert parameters(getattr(OURS, name)) == parameters(getattr(TORCH, name))
 
 
+@pytest.mark.slow
 def test_names_of_other_versions_of_torch():
     """What torch has more is there, and can be previewed; what it lacks is not missed."""
     code = """

@@ -13,6 +13,7 @@ import matplotlib
 from figures import LIMIT, OURS, strongest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
@@ -36,7 +37,7 @@ COLOURS = {  # of the contenders, where each has a line
 }
 BESIDE: dict[str, Any] = {"xytext": (3, 0), "textcoords": "offset points", "va": "center"}
 HALO = [withStroke(linewidth=2.5, foreground="white")]  # so that no line of the grid runs through a text
-STYLE = {
+STYLE: dict[Any, Any] = {
     "figure.dpi": 100,
     "savefig.dpi": 200,
     "svg.hashsalt": "onepass",
@@ -87,9 +88,9 @@ def sign(picture: Figure, told: dict[str, Any]) -> None:
 
 def blank(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
     """An empty picture with room for the machine's line."""
-    picture = Figure(figsize=(width, height), layout="constrained")
+    layout = ConstrainedLayoutEngine(rect=(0.005, 0.04, 0.985, 0.955), wspace=0.04)
+    picture = Figure(figsize=(width, height), layout=layout)
     axes = picture.subplots(1, columns, sharey=True, squeeze=False)
-    picture.get_layout_engine().set(rect=(0.005, 0.04, 0.985, 0.955), wspace=0.04)
     return picture, list(axes[0])
 
 
@@ -139,13 +140,15 @@ def speedup_panel(axes: Axes, found: dict[str, Result], classes: list[str]) -> N
         bars.append((place, best[1], f"{figures.times(best[1])} {best[0]}", RED if best[1] < 1 else BLUE))
         if default:
             bars.append((y + 0.19, default, figures.times(default), LIGHT))
-    for y, ratio, text, colour in bars:
-        axes.barh(y, ratio - 1, 0.36, left=1, color=colour, zorder=2)
+    for place, ratio, text, colour in bars:
+        axes.barh(place, ratio - 1, 0.36, left=1, color=colour, zorder=2)
         ink = GREY if colour == LIGHT else INK
-        axes.annotate(text, (max(ratio, 1), y), fontsize=7.5, color=ink, path_effects=HALO, **BESIDE)
+        axes.annotate(text, (max(ratio, 1), place), fontsize=7.5, color=ink, path_effects=HALO, **BESIDE)
     least, longest = min(ratio for _, ratio, _, _ in bars), max(ratio for _, ratio, _, _ in bars)
     start = min(0.85, least * 0.9)
-    width = 72 * axes.figure.get_figwidth() / len(axes.figure.axes) * 0.84  # of the panel, in points
+    picture = axes.figure
+    assert isinstance(picture, Figure)
+    width = 72 * picture.get_figwidth() / len(picture.axes) * 0.84  # of the panel, in points
     ends = [math.log(max(ratio, 1) / start) / (1 - (6 + 4.6 * len(text)) / width) for _, ratio, text, _ in bars]
     axes.axvline(1, color=INK, lw=1, zorder=3)
     axes.set_xscale("log")
@@ -257,7 +260,7 @@ def lines(axes: Axes, found: dict[str, Points]) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     for name, points in found.items():
-        style = (
+        style: dict[str, Any] = (
             {"ls": "--", "lw": 1.2} if name == LIMIT else {"marker": "o", "ms": 3.5, "lw": 2.6 if name == OURS else 1.5}
         )
         axes.plot(*zip(*points, strict=True), color=colour(name), zorder=4 if name == OURS else 2, **style)
@@ -277,7 +280,7 @@ def lines(axes: Axes, found: dict[str, Points]) -> None:
     bottom, top = axes.get_ylim()
     heights = spread_out([math.log(y) for y, _ in ends], 0.045 * math.log(top / bottom), math.log(bottom))
     for (_, name), height in zip(ends, heights, strict=True):
-        bold = {"weight": "bold"} if name == OURS else {}
+        bold: dict[str, Any] = {"weight": "bold"} if name == OURS else {}
         axes.annotate("  " + name, (end, math.exp(height)), color=colour(name), path_effects=HALO, **BESIDE, **bold)
 
 

@@ -36,7 +36,7 @@ ALL = (
 
 
 def measure(quick: bool, rounds: int) -> Iterator[Result | str]:
-    shapes = [(64 << 10 if quick else 4 << 20,)] * 16
+    shapes: list[tuple[int, ...]] = [(64 << 10 if quick else 4 << 20,)] * 16
     for formats in ALL:
         for subject in SUBJECTS:
             if subject.name in PROBED:

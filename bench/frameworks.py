@@ -23,7 +23,7 @@ import time
 import types
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import onepass
 import torch
@@ -31,6 +31,7 @@ from onepass.cli.bench import Subject
 from onepass.cli.timing import Result, Samples, check, sample_in_turn
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Dataset
 from torchvision_on_cpu import import_torchvision
 
 STEPS, QUICK_STEPS = 30, 8
@@ -102,11 +103,17 @@ def gpt2() -> nn.Module:
 
     torch.manual_seed(0)
     sizes = {"vocab_size": 128, "n_positions": 32, "n_embd": 128, "n_layer": 6, "n_head": 4}
-    return GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
+    model: nn.Module = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
+    return model
 
 
 def sentences(count: int) -> Tensor:
     return torch.randint(0, 128, (count, 16), generator=torch.Generator().manual_seed(1))
+
+
+def batches(steps: int) -> DataLoader[Tensor]:
+    rows = cast("Dataset[Tensor]", sentences(4 * steps))  # a tensor has all that a DataLoader uses
+    return DataLoader(rows, batch_size=4)
 
 
 def run_transformers(make: Make, steps: int, watch: Watch) -> None:
@@ -114,7 +121,7 @@ def run_transformers(make: Make, steps: int, watch: Watch) -> None:
 
     class Recording(Trainer):
         def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-            loss = super().training_step(*args, **kwargs)
+            loss: Tensor = super().training_step(*args, **kwargs)
             watch.losses.append(loss.item())
             return loss
 
@@ -135,8 +142,7 @@ def run_accelerate(make: Make, steps: int, watch: Watch) -> None:
     accelerator = Accelerator(cpu=True)
     model = gpt2()
     optimizer = watch.put_on(make(model.parameters()))
-    loader = torch.utils.data.DataLoader(sentences(4 * steps), batch_size=4)
-    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    model, optimizer, loader = accelerator.prepare(model, optimizer, batches(steps))
     for batch in loader:
         loss = model(input_ids=batch, labels=batch).loss
         accelerator.backward(loss)
@@ -155,7 +161,7 @@ def run_lightning(make: Make, steps: int, watch: Watch) -> None:
             self.model = gpt2()
 
         def training_step(self, batch: Tensor, index: int) -> Tensor:
-            loss = self.model(input_ids=batch, labels=batch).loss
+            loss: Tensor = self.model(input_ids=batch, labels=batch).loss
             watch.losses.append(loss.item())
             return loss
 
@@ -164,7 +170,7 @@ def run_lightning(make: Make, steps: int, watch: Watch) -> None:
 
     options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = Trainer(accelerator="cpu", max_epochs=1, enable_checkpointing=False, **options)
-    trainer.fit(Module(), torch.utils.data.DataLoader(sentences(4 * steps), batch_size=4))
+    trainer.fit(Module(), batches(steps))
 
 
 def run_timm(make: Make, steps: int, watch: Watch) -> None:

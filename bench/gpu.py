@@ -166,11 +166,13 @@ TARGETS = [
 class ForeachLion(Optimizer):
     """Lion (Chen et al. 2023) in torch's foreach operations, for want of one in torch."""
 
-    def __init__(self, params, lr, weight_decay, betas=(0.9, 0.99)):
+    def __init__(
+        self, params: Iterable[Tensor], lr: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.99)
+    ) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "betas": betas})
 
     @torch.no_grad()
-    def step(self):
+    def step(self) -> None:  # type: ignore[override]  # no closure
         for group in self.param_groups:
             params = group["params"]
             grads = [p.grad for p in params]

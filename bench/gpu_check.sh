@@ -42,12 +42,14 @@ step() {
 cat >"$site/pytest.ini" <<INI
 [pytest]
 addopts = -ra
+pythonpath = $PWD/tests/support
 markers =
     cuda: needs a GPU
+    slow: left out by tests/run quick
 faulthandler_timeout = 60
 INI
 export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1
-pytest=(python3 -m pytest -c "$site/pytest.ini" --rootdir "$PWD" -p no:cacheprovider -q -m cuda tests/test_cuda.py)
+pytest=(python3 -m pytest -c "$site/pytest.ini" --rootdir "$PWD" -p no:cacheprovider -q -m cuda tests/numerics/test_cuda.py)
 
 # nvcc compiles for all devices at once rather than for one after the other.
 CUDAFLAGS="--threads=0 ${CUDAFLAGS:-}" step build 270 python3 -m pip install --disable-pip-version-check \

@@ -48,7 +48,7 @@ def huge(elements: int, dtype: torch.dtype, rounds: int) -> Result:
     p = torch.nn.Parameter(torch.empty(elements, dtype=dtype).normal_())
     p.grad = torch.empty_like(p).normal_()
     ends = [slice(0, ENDS), slice(elements - ENDS, elements)]
-    copies = [torch.nn.Parameter(p.detach()[end].clone()) for end in ends]
+    copies: list[Tensor] = [torch.nn.Parameter(p.detach()[end].clone()) for end in ends]
     for copy, end in zip(copies, ends, strict=True):
         copy.grad = p.grad[end].clone()
     # In 16 bits a small rate would move hardly any parameter.

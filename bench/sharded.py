@@ -22,7 +22,7 @@ def measure(quick: bool, rounds: int) -> Iterator[Result | str]:
     if not dist.is_available():
         yield "this torch has no torch.distributed"
         return
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     try:
         for count in COUNTS[: 1 if quick else None]:
             for length in LENGTHS[: 1 if quick else None]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import onepass
 import torch
@@ -81,9 +81,10 @@ class Tail:
 
     def step_on_scaled(self, found_inf: Tensor) -> None:
         """The step as GradScaler makes it when it leaves the scale to the optimizer."""
-        self.optimizer.grad_scale, self.optimizer.found_inf = torch.tensor(SCALE), found_inf.float()
-        self.optimizer.step()
-        del self.optimizer.grad_scale, self.optimizer.found_inf
+        optimizer: Any = self.optimizer
+        optimizer.grad_scale, optimizer.found_inf = torch.tensor(SCALE), found_inf.float()
+        optimizer.step()
+        del optimizer.grad_scale, optimizer.found_inf
 
     def update_average(self) -> None:
         self.average.update_parameters(self.model)
@@ -163,12 +164,13 @@ def measure(quick: bool, rounds: int) -> Iterator[Result]:
 def whole_tails(size: str, grads: list[Tensor], rounds: int) -> Iterator[Result]:
     """All contenders, with and without the copy; and their steps alone."""
     tails = {name: Tail(name, grads) for name in OPTIMIZERS}
-    documented, scaled_step, with_copy = [
+    contenders: list[dict[str, Run]] = [
         {n: functools.partial(t.whole, scaled and n in SCALED_STEP, copy) for n, t in tails.items()}
         for scaled, copy in ((False, False), (True, False), (True, True))
     ]
+    documented, scaled_step, with_copy = contenders
     for name, tail in tails.items():
-        for run in (documented, scaled_step, with_copy):
+        for run in contenders:
             for _ in range(CHECKED_TAILS):
                 tail.lend()
                 run[name]()

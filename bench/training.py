@@ -56,7 +56,8 @@ class WideEmbedding(nn.Module):
         self.head = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
 
     def forward(self, index: Tensor) -> Tensor:
-        return self.head(self.table(index).mean(1))
+        output: Tensor = self.head(self.table(index).mean(1))
+        return output
 
 
 def of_classes(output: Tensor, target: Tensor) -> Tensor:

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import matplotlib
 import numpy as np
 import torch
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
@@ -27,7 +28,7 @@ BLUE, ORANGE, GREEN, RED, VIOLET, YELLOW, TEAL, ROSE = CYCLE = (
     "#2f6aa8", "#d9822b", "#2f9e6e", "#cf3f54", "#8e5bb5", "#9a8a1c", "#2aa1a8", "#c76b9a",
 )  # fmt: skip
 HALO = [withStroke(linewidth=2.5, foreground="white")]  # around a text that lies on a drawing
-STYLE = {
+STYLE: dict[Any, Any] = {
     "figure.dpi": 110,
     "savefig.dpi": 110,
     "figure.constrained_layout.use": True,
@@ -38,7 +39,7 @@ STYLE = {
     "axes.edgecolor": GREY,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.prop_cycle": matplotlib.cycler(color=CYCLE),
+    "axes.prop_cycle": cycler(color=CYCLE),
     "text.color": INK,
     "xtick.color": GREY,
     "ytick.color": GREY,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import onepass
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 BATCH = 64
-SUGGESTION = "minimum"  # of lr_find: a tenth of the rate at which the loss is lowest
+SUGGESTION: Final = "minimum"  # of lr_find: a tenth of the rate at which the loss is lowest
 LEFT_OUT = {"SparseAdam": "it takes sparse gradients alone, and this net has dense ones"}
 Make = Callable[[nn.Module, float], Optimizer]
 
@@ -177,13 +177,13 @@ def train(task: Task, entry: Entry, lr: float, seed: int, samples: int, check: i
     looks: list[tuple[float, ...]] = []
     for step, (inputs, targets) in enumerate(data, 1):
 
-        def closure(inputs: Tensor = inputs, targets: Tensor = targets) -> Tensor:
+        def closure(inputs: Tensor = inputs, targets: Tensor = targets) -> float:
             model.zero_grad()
             loss = nn.functional.cross_entropy(model(inputs), targets)
             loss.backward()
-            return loss
+            return loss.item()
 
-        losses.append(optimizer.step(closure).item())  # LBFGS's first of several
+        losses.append(optimizer.step(closure))  # LBFGS's first of several
         if step % every == 0 or step == len(data):
             since = losses[int(looks[-1][0]) if looks else 0 :]
             looks.append((step, float(np.mean(since)), *evaluate(model, task)))

@@ -28,6 +28,7 @@ import torch.multiprocessing as mp
 from onepass.cli.demo import Task, digits
 from onepass.examples.common import BLUE, GREEN, ORANGE, RED, TEAL, Gallery, Numbers, alone, label
 from torch import Tensor
+from torch.multiprocessing.spawn import start_processes
 from torch.nn import Module
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
@@ -204,7 +205,8 @@ class Judge:
     def accuracy(self, parameters: Tensor) -> float:
         vector_to_parameters(parameters.float(), self.model.parameters())
         images, labels = self.held_out
-        return (self.model(images).argmax(1) == labels).double().mean().item()
+        right: Tensor = self.model(images).argmax(1) == labels
+        return right.double().mean().item()
 
 
 @dataclass(frozen=True)
@@ -248,7 +250,7 @@ def records(task: Task, series: Series) -> Iterator[Record]:
 def work(rank: int, ranks: int, file: str, results: Connection, job: Callable[..., Iterator[Any]], *args: Any) -> None:
     """What a process does, from its start to its end."""
     torch.set_num_threads(1)
-    store = dist.FileStore(file, ranks)
+    store = dist.FileStore(file, ranks)  # type: ignore[attr-defined]
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=PATIENCE)
     for result in job(*args):
         if rank == 0:
@@ -268,7 +270,7 @@ def launch(ranks: int, job: Callable[..., Iterator[Any]], *args: Any) -> Iterato
     results, end = mp.get_context("spawn").Pipe(duplex=False)
     with TemporaryDirectory() as folder:
         given = (ranks, str(Path(folder, "store")), end, job, *args)
-        started = mp.start_processes(work, given, ranks, join=False, daemon=True, start_method="spawn")
+        started = start_processes(work, given, ranks, join=False, daemon=True, start_method="spawn")
         end.close()
         try:
             while True:

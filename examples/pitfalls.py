@@ -60,7 +60,11 @@ def outcome(model: Line, optimizer: Optimizer, step: Callable[[], None]) -> Outc
 def in_order(*calls: str) -> Outcome:
     """A training step that makes these calls."""
     model, optimizer = begin()
-    actions = {"zero_grad": optimizer.zero_grad, "backward": lambda: backward(model), "step": optimizer.step}
+    actions: dict[str, Callable[[], object]] = {
+        "zero_grad": optimizer.zero_grad,
+        "backward": lambda: backward(model),
+        "step": optimizer.step,
+    }
 
     def step() -> None:
         for call in calls:

@@ -26,8 +26,9 @@ def loss(epoch: int) -> float:
 
 
 def warmup_and_cosine(optimizer: Optimizer) -> LRScheduler:
-    parts = [schedulers.LinearLR(optimizer, 0.1, total_iters=20), schedulers.CosineAnnealingLR(optimizer, 180)]
-    return schedulers.SequentialLR(optimizer, parts, milestones=[20])
+    warmup = schedulers.LinearLR(optimizer, 0.1, total_iters=20)
+    cosine = schedulers.CosineAnnealingLR(optimizer, 180)
+    return schedulers.SequentialLR(optimizer, [warmup, cosine], milestones=[20])
 
 
 def two_at_once(optimizer: Optimizer) -> LRScheduler:

@@ -123,7 +123,8 @@ def newton(surface: Surface, p: Tensor) -> Tensor:
     """The inverse Hessian times the gradient: what leads to the minimum of a quadratic, at a rate of one."""
     assert p.grad is not None
     hessian = torch.autograd.functional.hessian(lambda at: surface.f(*at), p.detach())
-    return torch.linalg.solve(hessian, p.grad)
+    direction: Tensor = torch.linalg.solve(hessian, p.grad)
+    return direction
 
 
 def lookahead(params: list[Tensor], lr: float, **options: Any) -> Optimizer:
@@ -211,14 +212,14 @@ def travel(surface: Surface, method: Method, lr: float, steps: int) -> Path:
     optimizer = method.make([p], lr=lr, **method.options)
     evaluations = 0
 
-    def closure() -> Tensor:
+    def closure() -> float:
         nonlocal evaluations
         evaluations += 1
         optimizer.zero_grad()
         loss: Tensor = surface.f(*p.flatten())
         loss.backward()
         p.grad = method.gradient(surface, p)
-        return loss
+        return loss.item()
 
     seen = [p.detach().flatten().tolist()]
     for _ in range(steps):
@@ -282,7 +283,7 @@ FRAME_MS, TRAIL = 80, 12  # how long a frame is seen, and for how many frames th
 
 def animate(gallery: Gallery, paths: dict[tuple[str, str], Path], frames: int) -> None:
     """All of them at once; what happens early is shown slowly, as the step grows with the square of the time."""
-    small = {"font.size": 8.5, "legend.fontsize": 8, "axes.titlesize": 9.5}
+    small: dict[Any, Any] = {"font.size": 8.5, "legend.fontsize": 8, "axes.titlesize": 9.5}
     with matplotlib.rc_context({**STYLE, **small}):
         figure = Figure(figsize=(11, 3.9), dpi=100)
         canvas = FigureCanvasAgg(figure)

@@ -44,7 +44,7 @@ def travel(start: tuple[float, float], make: Make, steps: int, velocity: tuple[f
     seen = [([p.item() for p in axes], kept("momentum_buffer"), kept("square_avg"))]
     for _ in range(steps):
         optimizer.zero_grad()
-        sum(p**2 for p in axes).backward()  # type: ignore[union-attr]
+        torch.stack([p**2 for p in axes]).sum().backward()
         optimizer.step()
         seen.append(([p.item() for p in axes], kept("momentum_buffer"), kept("square_avg")))
     return Path(*(np.array(column) for column in zip(*seen, strict=True)))

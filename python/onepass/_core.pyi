@@ -1,6 +1,7 @@
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final, final
 
+from _typeshed import structseq
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -48,10 +49,15 @@ class StepRequest:
         found_inf: Tensor | None = None,
     ) -> None: ...
 
-class StepResult:
-    stepped: bool
-    fallback: list[tuple[int, int, str]]
-    unfollowed: list[Tensor]
+@final
+class StepResult(structseq[Any], tuple[bool, list[tuple[int, int, str]], list[Tensor]]):
+    __match_args__: Final = ("stepped", "fallback", "unfollowed")
+    @property
+    def stepped(self) -> bool: ...
+    @property
+    def fallback(self) -> list[tuple[int, int, str]]: ...
+    @property
+    def unfollowed(self) -> list[Tensor]: ...
 
 class Plan:
     def __init__(self, rule: str) -> None: ...
@@ -60,7 +66,8 @@ class Plan:
     def explain(self, optimizer: Optimizer) -> list[tuple[int, int, str, str]]: ...
 
 class Lbfgs:
-    length: int
+    @property
+    def length(self) -> int: ...
     def __enter__(self) -> None: ...
     def __exit__(self, *args: object) -> None: ...
     def refusals(self, groups: list[list[Tensor]]) -> list[tuple[int, int, str]]: ...

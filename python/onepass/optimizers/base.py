@@ -107,7 +107,7 @@ def _scaled_gradients(params: list[Tensor], factor: float) -> Iterator[None]:
 
 def _check_capture(optimizer: Optimizer) -> None:
     if (
-        torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        torch.cuda.is_initialized()
         and torch.cuda.is_current_stream_capturing()
         and "capturable" in optimizer.param_groups[0]
     ):

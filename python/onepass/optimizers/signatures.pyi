@@ -1,4 +1,4 @@
-# Of torch 2.13, written by tests/signatures.py: its classes, with the arguments of ours.
+# Of torch 2.13, written by tests/support/signatures.py: its classes, with the arguments of ours.
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT

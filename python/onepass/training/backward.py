@@ -16,10 +16,16 @@ from torch.utils.hooks import RemovableHandle
 
 from ..optimizers.hooks import unwrapped
 from ..optimizers.lookahead import Lookahead
-from ..optimizers.torch_private import disable_dynamo, foreach_zero_, make_subclass
+from ..optimizers.torch_private import (
+    copy_operator,
+    disable_dynamo,
+    foreach_zero_,
+    foreach_zero_operator,
+    make_subclass,
+)
 
-_ZEROING = {torch.ops.aten.zero_.default, torch.ops.aten._foreach_zero_.default}
-_MOVING = {torch.ops.aten._to_copy.default, torch.ops.aten.detach.default}
+_ZEROING = {torch.ops.aten.zero_.default, foreach_zero_operator}
+_MOVING = {copy_operator, torch.ops.aten.detach.default}
 
 
 class FreedGradient(Tensor):

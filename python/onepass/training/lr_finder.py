@@ -412,7 +412,7 @@ def _step(optimizer: Optimizer, loss_of: Callable[[Any], Tensor], batches: list[
         total = torch.zeros(())
         for batch in batches:
             loss = loss_of(batch) / len(batches)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             total = total.to(loss) + loss.detach()
         seen.append(total.item())
         return total

@@ -41,7 +41,7 @@ def restored(*roots: object, generators: Iterable[torch.Generator] = ()) -> Iter
 
 def _random_states(generators: Iterable[torch.Generator]) -> Iterator[Undo]:
     yield _later(torch.set_rng_state, torch.get_rng_state())
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if torch.cuda.is_initialized():
         yield _later(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())
     for generator in generators:
         yield _later(generator.set_state, generator.get_state())

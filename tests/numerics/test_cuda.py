@@ -1,0 +1,780 @@
+"""The kernels of a GPU give the CPU's bits, whatever is stepped and wherever its steps are counted.
+
+Each test runs on an imitation (the kernels' source, compiled for the CPU, behind the same functions) and, where there
+is one, on a GPU. What needs a real one is at the end.
+"""
+
+import contextlib
+import copy
+import ctypes
+import io
+import subprocess
+import sys
+
+import imitation
+import onepass
+import pytest
+import torch
+from cases import (
+    ELEMENTWISE,
+    ROW,
+    copies,
+    each_case_and_own_case,
+    each_row,
+    for_rows,
+    give,
+    gradients,
+    model,
+)
+from reference import bits, only_kernels, params_of
+
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU: not run")
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+each_capturable = for_rows(row for row in ELEMENTWISE if "capturable" in row.arguments)
+
+
+class Machine:
+    """A GPU, or the imitation of one."""
+
+    def __init__(self, device: str, imitated: ctypes.CDLL | None) -> None:
+        self.device, self.imitated = device, imitated
+
+    @property
+    def is_real(self) -> bool:
+        return self.imitated is None
+
+    @contextlib.contextmanager
+    def on(self, numbers_too: bool = False):
+        """Tensors on `self.device` are on a GPU; on an imitated one numbers are only if said so."""
+        with contextlib.nullcontext() if self.imitated is None else imitation.gpu(self.imitated, numbers_too):
+            yield
+
+    def put(self, params: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Copies on the GPU, with strides and offsets as they are."""
+        if not self.is_real:
+            return copies(params)
+        return [p.detach().to(self.device).requires_grad_() for p in params]
+
+
+@pytest.fixture(params=["imitated", pytest.param("cuda", marks=[pytest.mark.cuda, NO_GPU])])
+def gpu(request):
+    if request.param == "cuda":
+        return Machine("cuda", None)
+    return Machine("cpu", request.getfixturevalue("imitated"))
+
+
+def everything(row, optimizer) -> list[bytes | None]:
+    """Bits of all parameters, states and numbers."""
+    held = []
+    for p in params_of(optimizer):
+        state = optimizer.state.get(p, {})
+        held.append(bits(p.detach().cpu()))
+        held += [bits(state[name].cpu()) if name in state else None for name in (*row.scalars, *row.states)]
+    return held
+
+
+def train(optimizer, params, steps=range(1, 8)) -> None:
+    """Steps with gradients that depend on the number of the step alone; `params` are those they are drawn for."""
+    for step in steps:
+        torch.manual_seed(step)
+        give(
+            optimizer,
+            [
+                None if g is None else g.to(p.device)
+                for g, p in zip(gradients(params, step), params_of(optimizer), strict=True)
+            ],
+        )
+        optimizer.step()
+
+
+def both(gpu, row, params, kwargs, numbers_too=False, **only_there):
+    """One optimizer trained on the CPU and one on the GPU, by kernels alone."""
+    here = row.ours(copies(params), **copy.deepcopy(kwargs))
+    there = row.ours(gpu.put(params), **copy.deepcopy(kwargs), **only_there)
+    train(here, params)
+    with gpu.on(numbers_too), only_kernels():
+        before = onepass.stats()["kernel"]
+        train(there, params)
+        assert onepass.stats()["kernel"]["cpu"] == before["cpu"]
+    return here, there
+
+
+# -- the imitation ---------------------------------------------------------------------------------------------------
+
+
+def test_an_imitated_gpu_and_what_is_on_it(imitated):
+    p = torch.tensor(1.5, requires_grad=True)
+    optimizer = onepass.NAdam([p], lr=torch.tensor([0.1]))
+    train(optimizer, [p], [1])
+    tensors = {"p": p, "grad": p.grad, "lr": optimizer.param_groups[0]["lr"], **optimizer.state[p]}
+    numbers = {"lr", "step", "mu_product"}
+    built = onepass._core.cuda_built()
+
+    def on_gpu():
+        return {name for name, tensor in tensors.items() if onepass._core.cuda_device(tensor) == 0}
+
+    assert on_gpu() == set()
+    with imitation.gpu(imitated, numbers_too=False):
+        assert onepass._core.cuda_built() == "an imitation on the CPU"
+        assert on_gpu() == set(tensors) - numbers
+        with imitation.gpu(imitated, numbers_too=True):
+            assert on_gpu() == set(tensors)
+        assert on_gpu() == set(tensors) - numbers
+    assert on_gpu() == set()
+    assert onepass._core.cuda_built() == built
+
+
+# -- numbers ---------------------------------------------------------------------------------------------------------
+
+
+@each_dtype
+@each_case_and_own_case
+def test_every_case(gpu, row, kwargs, dtype):
+    here, there = both(gpu, row, model(dtype), kwargs)
+    assert everything(row, there) == everything(row, here)
+
+
+@each_dtype
+@each_capturable
+def test_counted_on_the_gpu(gpu, row, dtype):
+    """Steps, the constants that follow from them, and all other numbers of a parameter."""
+    here, there = both(gpu, row, model(dtype), row.full, numbers_too=True, capturable=True)
+    for p, q in zip(params_of(here), params_of(there), strict=True):
+        for name in row.scalars:
+            assert there.state[q][name].device == q.device
+            assert there.state[q][name].dtype == here.state[p][name].dtype
+    if not gpu.is_real:
+        assert everything(row, there) == everything(row, here)
+        return
+    # A GPU's powers may be another rounding of the exact ones: so may be the constants.
+    for p, q in zip(params_of(here), params_of(there), strict=True):
+        assert torch.equal(there.state[q]["step"].cpu(), here.state[p]["step"])
+        for mine, theirs in [(p, q), *[(here.state[p][n], there.state[q][n]) for n in (*row.scalars, *row.states)]]:
+            # RAdam's rectification magnifies a rounding of beta2^t some hundred times while it is young.
+            eps = torch.finfo(mine.dtype).eps * (128 if mine.dtype == torch.float64 else 16)
+            torch.testing.assert_close(theirs.detach().cpu(), mine.detach(), rtol=eps, atol=eps)
+
+
+@each_dtype
+@pytest.mark.parametrize("state_dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@each_row
+def test_state_dtypes(gpu, row, state_dtype, dtype):
+    here, there = both(gpu, row, model(dtype), {**row.full, "state_dtype": state_dtype})
+    assert everything(row, there) == everything(row, here)
+
+
+@pytest.mark.slow
+@each_row
+def test_sizes(gpu, row):
+    """Around the ends of vectors and chunks, and nothing at all."""
+    sizes = [0, *range(1, 10), 1023, 1024, 1025, 4095, 4096, 4097, 8191, 8193, 70_001]
+    params = [torch.randn(n).to(dtype).requires_grad_() for n in sizes for dtype in (torch.float32, torch.bfloat16)]
+    here, there = both(gpu, row, params, row.full)
+    assert everything(row, there) == everything(row, here)
+
+
+def layouts(device: str, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Parameters of 6 x 10 numbers (or as many as these), in all manners of lying in memory."""
+
+    def base(*shape):
+        return torch.zeros(shape, dtype=dtype, device=device)
+
+    return [
+        base(6, 10),
+        base(10, 6).t(),
+        base(6, 20)[:, ::2],
+        base(7, 10)[1:],
+        base(61)[1:].view(6, 10),
+        base(62)[2:].view(6, 10),
+        base(63)[3:].view(6, 10),
+        base(2, 3, 5, 2).to(memory_format=torch.channels_last),
+        base(5, 2, 6).permute(2, 0, 1),
+        base(1, 6, 1, 10),
+    ]
+
+
+@each_dtype
+@each_row
+def test_layouts(gpu, row, dtype):
+    """Each layout of a parameter beside each layout of its gradient, its states as torch makes them."""
+
+    def made(device):
+        params = []
+        for number, like in enumerate(layouts(device, dtype)):
+            torch.manual_seed(number)
+            values = torch.randn(like.shape).to(dtype)
+            for k in range(len(layouts("cpu", dtype))):
+                p = layouts(device, dtype)[number]
+                p.copy_(values)
+                params.append((p.requires_grad_(), k))
+        return params
+
+    def stepped(device):
+        params = made(device)
+        optimizer = row.ours([p for p, _ in params], **row.full)
+        for step in range(1, 5):
+            torch.manual_seed(step)
+            for p, k in params:
+                values = torch.randn(60).to(dtype)
+                grad = layouts(device, dtype)[k]
+                fits = grad.shape == p.shape
+                grad = grad if fits else torch.zeros(p.shape, dtype=dtype, device=device)
+                grad.copy_(values.view(p.shape))
+                p.grad = grad
+            optimizer.step()
+        return optimizer
+
+    here = stepped("cpu")
+    with gpu.on(), only_kernels():
+        there = stepped(gpu.device)
+    assert everything(row, there) == everything(row, here)
+
+
+@each_row
+def test_groups(gpu, row):
+    """Groups of all variants and dtypes in one step, 3,000 tensors: more than one launch has room for."""
+    settings = [kw for kw in row.variants.values() if not row.eager or "initial_accumulator_value" not in kw]
+    settings = [kw for kw in settings if not any(isinstance(v, torch.Tensor) for v in kw.values())]
+    settings = [kw for kw in settings if not any(isinstance(b, torch.Tensor) for b in kw.get("betas", ()))]
+    count = 3000 // len(settings)
+
+    def stepped(put):
+        torch.manual_seed(0)
+        groups = []
+        for number, kwargs in enumerate(settings):
+            dtype = DTYPES[number % 4]
+            groups.append({"params": put([torch.randn(7).to(dtype).requires_grad_() for _ in range(count)]), **kwargs})
+        optimizer = row.ours(groups)
+        for step in range(1, 4):
+            torch.manual_seed(step)
+            for p in params_of(optimizer):
+                p.grad = torch.randn(7).to(p.dtype).to(p.device)
+            optimizer.step()
+        return optimizer
+
+    here = stepped(copies)
+    with gpu.on(), only_kernels():
+        there = stepped(gpu.put)
+    assert everything(row, there) == everything(row, here)
+
+
+@each_row
+def test_lookahead(gpu, row):
+    def stepped(put):
+        optimizer = onepass.Lookahead(row.ours(put(params), **row.full), k=2, alpha=0.3)
+        train(optimizer, params)
+        return optimizer.optimizer
+
+    params = model()
+    here = stepped(copies)
+    with gpu.on(), only_kernels():
+        there = stepped(gpu.put)
+    assert everything(row, there) == everything(row, here)
+    for p, q in zip(params_of(here), params_of(there), strict=True):
+        assert bits(here.state[p]["slow_param"]) == bits(there.state[q]["slow_param"].cpu())
+
+
+def test_complex_and_negated(gpu):
+    """Complex numbers as pairs; a gradient that torch negates or conjugates lazily."""
+    params = [torch.randn(5, 3, dtype=torch.complex64).requires_grad_() for _ in range(3)]
+
+    def stepped(put):
+        optimizer = onepass.AdamW(put(params), lr=0.01)
+        for step in range(1, 5):
+            torch.manual_seed(step)
+            for p, lazy in zip(params_of(optimizer), (lambda g: g, torch.conj, torch._neg_view), strict=True):
+                p.grad = lazy(torch.randn(5, 3, dtype=torch.complex64).to(p.device))
+            optimizer.step()
+        return optimizer
+
+    here = stepped(copies)
+    with gpu.on(), only_kernels():
+        there = stepped(gpu.put)
+    assert everything(ROW["AdamW"], there) == everything(ROW["AdamW"], here)
+
+
+def test_muon(gpu):
+    """Its element-wise parts are kernels, the matrix products between them torch's."""
+    params = [torch.randn(12, 8).requires_grad_(), torch.randn(3, 20).requires_grad_()]
+    here, there = onepass.Muon(copies(params), lr=0.02), onepass.Muon(gpu.put(params), lr=0.02)
+    train(here, params)
+    with gpu.on(), only_kernels():
+        train(there, params)
+    for p, q in zip(params_of(here), params_of(there), strict=True):
+        assert bits(here.state[p]["momentum_buffer"]) == bits(there.state[q]["momentum_buffer"].cpu())
+        tolerance = 0.03 if gpu.is_real else 0.0  # of bfloat16 products, in another order
+        torch.testing.assert_close(q.detach().cpu(), p.detach(), rtol=0, atol=tolerance)
+
+
+# -- hyperparameters and GradScaler's numbers on the GPU -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lr_dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    ("row", "capturable"),
+    [(row, False) for row in ELEMENTWISE] + [(row, True) for row in ELEMENTWISE if "capturable" in row.arguments],
+)
+def test_lr_on_the_gpu(gpu, row, lr_dtype, capturable):
+    """Read there, at every step anew, wherever steps are counted."""
+    params = model()
+    kwargs = {**row.full, **({"capturable": True} if capturable else {})}
+    kwargs.pop("lr", None)
+    schedule = [0.01, 0.02, 0.005, 0.0]
+    lr = torch.tensor(schedule[0], dtype=lr_dtype, device=gpu.device)
+    with gpu.on(numbers_too=True):
+        there = row.ours(gpu.put(params), lr=lr, **kwargs)
+    here = row.ours(
+        copies(params),
+        lr=float(torch.tensor(schedule[0], dtype=lr_dtype)),
+        **{**kwargs, "capturable": False} if "capturable" in kwargs else kwargs,
+    )
+    for step, rate in enumerate(schedule, 1):
+        lr.fill_(rate)
+        here.param_groups[0]["lr"] = float(torch.tensor(rate, dtype=lr_dtype))
+        train(here, params, [step])
+        with gpu.on(numbers_too=True), only_kernels():
+            train(there, params, [step])
+    if gpu.is_real:
+        for p, q in zip(params_of(here), params_of(there), strict=True):
+            torch.testing.assert_close(q.detach().cpu(), p.detach(), rtol=1e-6, atol=1e-7)
+    else:
+        assert everything(row, there) == everything(row, here)
+
+
+@for_rows(row for row in ELEMENTWISE if "capturable" in row.arguments or not row.counts_steps)
+def test_scaler_on_the_gpu(gpu, row):
+    """Gradients are unscaled, and an infinite one skips the step, without anybody here looking at it."""
+    on_gpu = {"capturable": True} if "capturable" in row.arguments else {}
+    params = model()
+    plain = row.ours(gpu.put(params), **row.full, **on_gpu)
+    scaled = row.ours(gpu.put(params), **row.full, **on_gpu)
+
+    def give_both(step, factor):
+        torch.manual_seed(step)
+        for p, q, grad in zip(params_of(plain), params_of(scaled), gradients(params, step), strict=True):
+            p.grad = None if grad is None else grad.to(p.device)
+            q.grad = None if grad is None else (grad * factor).to(q.device)
+
+    for step, (factor, bad) in enumerate([(1.0, False), (1024.0, False), (8.0, True), (0.5, False)], 1):
+        give_both(step, factor)
+        scaled.grad_scale = torch.tensor(factor, device=gpu.device)
+        scaled.found_inf = torch.tensor(float(bad), device=gpu.device)
+        with gpu.on(numbers_too=True), only_kernels():
+            before = everything(row, scaled)
+            scaled.step()
+            if bad:
+                assert everything(row, scaled) == before
+            else:
+                plain.step()
+    assert everything(row, scaled) == everything(row, plain)
+
+
+def test_scaler_beside_steps_that_are_counted_here(gpu):
+    """Then the step waits for the scaler's numbers, and is the same."""
+    for bad in (False, True):
+        params = model()
+        plain, scaled = (onepass.AdamW(gpu.put(params), lr=0.01) for _ in range(2))
+        for step in (1, 2):
+            torch.manual_seed(step)
+            for p, q, grad in zip(params_of(plain), params_of(scaled), gradients(params, step), strict=True):
+                p.grad = None if grad is None else grad.to(p.device)
+                q.grad = None if grad is None else (grad * 4).to(p.device)
+            scaled.grad_scale = torch.tensor(4.0, device=gpu.device)
+            scaled.found_inf = torch.tensor(float(bad and step == 2), device=gpu.device)
+            with gpu.on():
+                scaled.step()
+                if not (bad and step == 2):
+                    plain.step()
+        assert everything(ROW["AdamW"], scaled) == everything(ROW["AdamW"], plain)
+
+
+@pytest.mark.parametrize("bad", [False, True])
+def test_scaler_beside_a_class_without_kernels_there(gpu, bad):
+    p, q = gpu.put([torch.randn(4, 3).requires_grad_()] * 2)
+    scaled, plain = onepass.Adafactor([p]), onepass.Adafactor([q])
+    p.grad, q.grad = torch.full_like(p, 4.0), torch.full_like(q, 1.0)
+    scaled.grad_scale = torch.tensor(4.0, device=gpu.device)
+    scaled.found_inf = torch.tensor(float(bad), device=gpu.device)
+    with gpu.on(numbers_too=True):
+        scaled.step()
+    if bad:
+        assert not scaled.state
+    else:
+        plain.step()
+    assert bits(p.detach().cpu()) == bits(q.detach().cpu())
+
+
+# -- paths and errors ------------------------------------------------------------------------------------------------
+
+
+def test_rprop_takes_a_denormal_of_a_checkpoint_for_zero(gpu):
+    """torch leaves denormals in states; all processors have to read them alike."""
+
+    def stepped(put):
+        p = put([torch.randn(64).requires_grad_()])[0]
+        optimizer = onepass.Rprop([p])
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+        optimizer.state[p]["prev"].copy_(torch.tensor([-1e-40, 1e-40] * 32))
+        optimizer.step()
+        return optimizer
+
+    torch.manual_seed(0)
+    here = stepped(copies)
+    torch.manual_seed(0)
+    with gpu.on(), only_kernels():
+        there = stepped(gpu.put)
+    assert everything(ROW["Rprop"], there) == everything(ROW["Rprop"], here)
+
+
+def test_explained_and_counted(gpu):
+    params = gpu.put(model())
+    optimizer = onepass.AdamW(params)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    with gpu.on():
+        rows = onepass.explain(optimizer)
+        assert {row.path for row in rows} == {"kernel"}
+        assert {row.reason for row in rows} == {"cuda:0"}
+        before = onepass.stats()["kernel"]
+        optimizer.step()
+    after = onepass.stats()["kernel"]
+    assert after == {"cpu": before["cpu"], "cuda": before["cuda"] + len(params)}
+
+
+def test_a_sparse_gradient_is_torchs(gpu):
+    p = gpu.put([torch.randn(4, 3).requires_grad_()])[0]
+    p.grad = torch.ones_like(p).to_sparse(1)
+    optimizer = onepass.SGD([p], lr=0.1)
+    with gpu.on():
+        row = onepass.explain(optimizer)[0]
+        assert (row.path, row.reason) == ("torch", "sparse gradient on a GPU")
+        expected = p.detach() - 0.1
+        optimizer.step()
+    assert torch.equal(p.detach(), expected)
+
+
+def test_a_state_of_the_wrong_shape_writes_nothing(gpu):
+    params = gpu.put(model())
+    optimizer = onepass.AdamW(params)
+    with gpu.on():
+        train(optimizer, params, [1])
+        before = everything(ROW["AdamW"], optimizer)
+        optimizer.state[params[-1]]["exp_avg"] = torch.zeros(2, 2, device=params[-1].device)
+        for p in params:
+            p.grad = torch.ones_like(p)
+        with pytest.raises(ValueError, match=r"parameter \d+ of group 0 .*its state exp_avg has shape \[2, 2\]"):
+            optimizer.step()
+    after = everything(ROW["AdamW"], optimizer)
+    assert [a for a, b in zip(after, before, strict=True) if a != b] == [bits(torch.zeros(2, 2))]
+
+
+def test_the_module_is_loaded_only_when_it_is_needed():
+    code = """
+import sys, torch, onepass
+p = torch.ones(3, requires_grad=True)
+p.grad = torch.ones(3)
+onepass.AdamW([p]).step()
+assert "onepass._cuda" not in sys.modules
+import onepass._cuda  # needs neither a GPU nor a driver
+assert not torch.cuda.is_initialized()
+"""
+    if not onepass._core.cuda_built():
+        code = code[: code.index("import onepass._cuda")]
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_without_the_module():
+    """onepass works as before, and says what is missing."""
+    code = """
+import sys
+sys.modules["onepass._cuda"] = None
+import onepass
+from onepass.cli.info import facts
+assert onepass._core.cuda_built() == ""
+assert onepass._core.cuda_refusal(0) == "onepass was built without CUDA kernels"
+assert facts()["CUDA kernels"].startswith("not built")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# -- a real GPU ------------------------------------------------------------------------------------------------------
+
+real = [pytest.mark.cuda, NO_GPU]
+
+
+@pytest.fixture
+def cuda():
+    return Machine("cuda", None)
+
+
+def same(row, a, b) -> None:
+    assert everything(row, a) == everything(row, b)
+
+
+def captured_after_a_step(captured, plain):
+    """The graph of the second step of one optimizer, after the first of both."""
+    for optimizer in (captured, plain):
+        for p in params_of(optimizer):
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured.step()
+    return graph
+
+
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode", "ignore:The CUDA Graph is empty")
+class TestRealGpu:
+    pytestmark = real
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+    @each_row
+    def test_every_bit_pattern(self, cuda, row, dtype):
+        """Denormals, infinities, NaN and all else that 16 bits can hold, as parameter and as gradient."""
+        patterns = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32)
+        if dtype == torch.float32:
+            values = (patterns << 16).view(torch.float32)
+        else:
+            values = patterns.to(torch.int16).view(dtype)
+        shuffled = values[torch.randperm(len(values))]
+        here = row.ours([values.clone().requires_grad_(), shuffled.clone().requires_grad_()], **row.full)
+        there = row.ours(cuda.put(params_of(here)), **row.full)
+        for p, q, grad in zip(params_of(here), params_of(there), (shuffled, values), strict=True):
+            p.grad, q.grad = grad, grad.to("cuda")
+        for _ in range(3):
+            here.step()
+            there.step()
+        for p, q in zip(params_of(here), params_of(there), strict=True):
+            for mine, theirs in [(p, q), *[(here.state[p][n], there.state[q][n]) for n in row.states]]:
+                mine, theirs = mine.detach(), theirs.detach().cpu()
+                assert torch.equal(mine.isnan(), theirs.isnan())
+                known = ~mine.isnan()
+                assert bits(mine[known]) == bits(theirs[known])
+
+    @pytest.mark.parametrize("flags", [{}, {"fused": True}, {"capturable": True}], ids=str)
+    @each_row
+    def test_no_synchronisation(self, cuda, row, flags):
+        """Neither by torch nor by a copy that waits."""
+        optimizer = row.ours(cuda.put(model()), **row.full, **row.having(**flags))
+        train(optimizer, model(), [1])
+        torch.cuda.synchronize()
+        for p in params_of(optimizer):
+            p.grad = torch.ones_like(p)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            optimizer.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    @each_capturable
+    def test_graph(self, cuda, row):
+        """A captured step, replayed, is the step that is not captured."""
+        params = model()
+        captured, plain = (row.ours(cuda.put(params), **row.full, capturable=True) for _ in range(2))
+        torch.manual_seed(0)
+        grads = [[torch.randn(p.shape).cuda() for p in params] for _ in range(8)]
+        for p, q, grad in zip(params_of(captured), params_of(plain), grads[0], strict=True):
+            p.grad, q.grad = grad.clone(), grad.clone()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            captured.step()
+        torch.cuda.current_stream().wait_stream(stream)
+        plain.step()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured.step()
+        for step in grads[1:]:
+            for p, q, grad in zip(params_of(captured), params_of(plain), step, strict=True):
+                p.grad.copy_(grad)
+                q.grad.copy_(grad)
+            graph.replay()
+            plain.step()
+        same(row, captured, plain)
+
+    @pytest.mark.parametrize("name", ["SGD", "Lion"])
+    def test_graph_of_what_counts_nothing(self, cuda, name):
+        row = ROW[name]
+        captured, plain = (row.ours(cuda.put(model()), **row.full) for _ in range(2))
+        graph = captured_after_a_step(captured, plain)
+        for _ in range(3):
+            graph.replay()
+            plain.step()
+        same(row, captured, plain)
+
+    def test_graph_refuses_steps_that_are_counted_on_the_cpu(self, cuda):
+        optimizer = onepass.AdamW(cuda.put(model()))
+        train(optimizer, model(), [1])
+        torch.cuda.synchronize()
+        with pytest.raises(RuntimeError, match="capturable is False"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+            optimizer.step()
+
+    def test_graph_outlives_the_optimizer(self, cuda):
+        row = ROW["AdamW"]
+        captured, plain = (row.ours(cuda.put(model()), lr=0.01, capturable=True) for _ in range(2))
+        graph = captured_after_a_step(captured, plain)
+        params, state = params_of(captured), captured.state
+        del captured
+        junk = [torch.full((1 << 20,), 7.0, device="cuda") for _ in range(32)]  # takes whatever has been let go
+        for _ in range(3):
+            graph.replay()
+            plain.step()
+        del junk
+        for p, q in zip(params, params_of(plain), strict=True):
+            assert bits(p.detach().cpu()) == bits(q.detach().cpu())
+            assert bits(state[p]["exp_avg"].cpu()) == bits(plain.state[q]["exp_avg"].cpu())
+
+    def test_on_torchs_current_stream(self, cuda):
+        """Behind what is already on it, and before what comes after."""
+        params = [torch.randn(1 << 20).requires_grad_() for _ in range(4)]
+        there, here = onepass.AdamW(cuda.put(params), lr=0.01), onepass.AdamW(copies(params), lr=0.01)
+        stream = torch.cuda.Stream()
+        seen = []
+        torch.cuda.synchronize()
+        for step in range(1, 6):
+            torch.manual_seed(step)
+            grads = [torch.randn(1 << 20) for _ in params]
+            on_gpu = [g.cuda() for g in grads]
+            torch.cuda.synchronize()
+            with torch.cuda.stream(stream):
+                torch.cuda._sleep(20_000_000)
+                for p, grad in zip(params_of(there), on_gpu, strict=True):
+                    p.grad = grad * 1.0  # late, and freed right after the step
+                there.step()
+                for p in params_of(there):
+                    p.grad = None
+                for _ in range(4):
+                    torch.full((1 << 20,), float("nan"), device="cuda")  # into the gradients' memory, later
+                seen.append(params_of(there)[0].detach().clone())
+            for p, grad in zip(params_of(here), grads, strict=True):
+                p.grad = grad
+            here.step()
+            stream.synchronize()
+            assert bits(seen[-1].cpu()) == bits(params_of(here)[0].detach())
+        same(ROW["AdamW"], there, here)
+
+    def test_counted_steps_and_reused_memory(self, cuda):
+        """The memory of constants that are made on the GPU may be anybody's as soon as the step is on the stream."""
+        there, here = (onepass.AdamW(cuda.put(model()), lr=0.01, capturable=True) for _ in range(2))
+        for step in range(1, 6):
+            train(there, model(), [step])
+            for size in (16, 64, 256, 1024, 4096, 16384):
+                torch.full((size,), float("nan"), device="cuda")
+            train(here, model(), [step])
+            torch.cuda.synchronize()
+        same(ROW["AdamW"], there, here)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+    def test_beside_torchs_fused(self, cuda, name, dtype):
+        row = ROW[name]
+        params = [torch.randn(1000, 37).to(dtype).requires_grad_() for _ in range(5)]
+        ours = row.ours(cuda.put(params), **row.full, fused=True)
+        theirs = row.theirs(cuda.put(params), **row.full, fused=True)
+        for optimizer in (ours, theirs):
+            train(optimizer, params)
+        eps = torch.finfo(dtype).eps
+        for p, q in zip(params_of(ours), params_of(theirs), strict=True):
+            assert list(ours.state[p]) == list(theirs.state[q])
+            torch.testing.assert_close(p.detach(), q.detach(), rtol=8 * eps, atol=8 * eps)
+            for key, value in theirs.state[q].items():
+                assert ours.state[p][key].device == value.device
+                assert ours.state[p][key].dtype == value.dtype
+
+    def test_amp(self, cuda):
+        """A loop with autocast and GradScaler, beside torch's fused AdamW: the same steps are skipped."""
+
+        def trained(cls):
+            torch.manual_seed(0)
+            net = torch.nn.Sequential(torch.nn.Linear(20, 64), torch.nn.ReLU(), torch.nn.Linear(64, 1)).cuda()
+            optimizer = cls(net.parameters(), lr=0.01, fused=True)
+            scaler = torch.amp.GradScaler("cuda", init_scale=2.0**30)  # the first steps overflow
+            x = torch.randn(256, 20, device="cuda")
+            losses, steps = [], []
+            for _ in range(40):
+                with torch.autocast("cuda", dtype=torch.float16):
+                    loss = torch.nn.functional.mse_loss(net(x), x[:, :1].sin())
+                optimizer.zero_grad()
+                scaler.scale(loss).backward()
+                scaler.step(optimizer)
+                scaler.update()
+                losses.append(loss.item())
+                steps.append(max([s["step"].item() for s in optimizer.state.values()], default=0.0))
+            return torch.tensor(losses), steps
+
+        with only_kernels():
+            ours, our_steps = trained(onepass.AdamW)
+        theirs, their_steps = trained(torch.optim.AdamW)
+        first = our_steps.index(1.0)
+        assert 0 < first < 30
+        assert our_steps[: first + 1] == their_steps[: first + 1]
+        torch.testing.assert_close(ours, theirs, rtol=0.02, atol=1e-4)
+
+    @each_row
+    def test_a_checkpoint_moves_between_devices(self, cuda, row):
+        params = model()
+        here = row.ours(copies(params), **row.full)
+        train(here, params, range(1, 4))
+        saved = io.BytesIO()
+        torch.save(here.state_dict(), saved)
+        saved.seek(0)
+        there = row.ours(cuda.put(params_of(here)), **row.full)
+        there.load_state_dict(torch.load(saved, map_location="cuda", weights_only=True))
+        train(here, params, range(4, 7))
+        with only_kernels():
+            train(there, params, range(4, 7))
+        if "step" in row.scalars and len(row.scalars) == 1:
+            same(row, there, here)
+        else:
+            for p, q in zip(params_of(here), params_of(there), strict=True):
+                torch.testing.assert_close(q.detach().cpu(), p.detach(), rtol=2e-6, atol=1e-7)
+
+    @pytest.mark.parametrize("optimizer", [onepass.Adafactor, onepass.LBFGS])
+    def test_what_has_no_kernels_there_is_torchs(self, cuda, optimizer):
+        p = cuda.put([torch.randn(4, 3).requires_grad_()])[0]
+        p.grad = torch.ones_like(p)
+        assert [(row.path, row.reason) for row in onepass.explain(optimizer([p]))] == [("torch", "device cuda")]
+
+    def test_cpu_and_gpu_parameters_together(self, cuda):
+        params = model()
+        here = onepass.AdamW(copies(params) + copies(params), lr=0.01)
+        mixed = onepass.AdamW(copies(params) + cuda.put(params), lr=0.01)
+        train(here, params + params)
+        with only_kernels():
+            train(mixed, params + params)
+        same(ROW["AdamW"], mixed, here)
+
+    def test_a_gradient_on_another_device_is_refused(self, cuda):
+        """torch itself does not let one be assigned; it gets there when a parameter's memory is moved."""
+        p = torch.ones(3, requires_grad=True)
+        p.grad = torch.ones(3)
+        optimizer = onepass.AdamW([p])
+        p.data = p.data.cuda()
+        with pytest.raises(ValueError, match="its gradient is on device cpu, not on the parameter's"):
+            optimizer.step()
+        assert not optimizer.state
+
+    def test_a_tensor_of_more_than_two_to_the_31_elements(self, cuda):
+        count = (1 << 31) + 12_345
+        if torch.cuda.mem_get_info()[0] < 6 * count:
+            pytest.skip("the GPU's memory is too small: not run")
+        p = torch.zeros(count, dtype=torch.bfloat16, device="cuda").requires_grad_()
+        p.grad = torch.full_like(p, 3.0)
+        p.grad[-5:] = 7.0
+        onepass.SGD([p], lr=0.5).step()
+        with torch.no_grad():
+            assert bool((p[:-5] == -1.5).all())
+            assert bool((p[-5:] == -3.5).all())
+
+    @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is no second GPU: not run")
+    def test_two_gpus(self, cuda):
+        params = model()
+        here = onepass.AdamW(copies(params) + copies(params), lr=0.01)
+        there = onepass.AdamW([p.detach().to(f"cuda:{n}").requires_grad_() for n in (1, 0) for p in params], lr=0.01)
+        train(here, params + params)
+        with only_kernels():
+            train(there, params + params)
+        assert torch.cuda.current_device() == 0
+        same(ROW["AdamW"], there, here)

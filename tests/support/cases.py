@@ -1,0 +1,483 @@
+"""The table of cases: one row for each optimizer. What is tested for one is tested for all.
+
+To add an optimizer, write its formula in reference.py and a row here; hyperparameters of a new name get a strategy in
+numerics/test_fuzz.py, values to change to in contract/test_hyper.py and to refuse in contract/test_errors.py.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import onepass
+import pytest
+import reference
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+class PlainLion(Optimizer):
+    """Lion in torch's operations, for want of one in torch."""
+
+    def __init__(self, params, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0, *, maximize=False):
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize})
+
+    def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.no_grad():
+            for group in self.param_groups:
+                for p in group["params"]:
+                    if p.grad is None:
+                        continue
+                    if p.grad.is_sparse:
+                        raise RuntimeError("Lion does not support sparse gradients")
+                    self._update(group, p, -p.grad if group["maximize"] else p.grad)
+        return loss
+
+    def _update(self, group, p, grad):
+        beta1, beta2 = group["betas"]
+        lr = group["lr"].item() if isinstance(group["lr"], Tensor) else group["lr"]
+        m = self.state[p].setdefault("exp_avg", torch.zeros_like(p))
+        sign = self._sign(m.mul(beta1).add_(grad, alpha=1 - beta1))
+        p.mul_(1 - lr * group["weight_decay"]).sub_(lr * sign)
+        m.lerp_(grad, 1 - beta2)
+
+    def _sign(self, x):
+        """Of real and imaginary part each; torch's sign of NaN is 0, ours NaN: a broken run must show."""
+        if x.is_complex():
+            return torch.complex(self._sign(x.real), self._sign(x.imag))
+        return torch.where(x.isnan(), x, x.sign())
+
+
+SHAPES = ((), (5,), (4, 3), (2, 0), (2, 3, 4, 5))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Row:
+    """An optimizer, and all that the tests need to know of it."""
+
+    ours: type[Optimizer]
+    theirs: type[Optimizer]  # torch's class; a plain one above where torch has none
+    flavours: tuple[dict[str, Any], ...] = ({"foreach": False}, {"foreach": True})  # of torch's code
+    # Of one element, in reference.py. A class whose elements depend on each other has none: its numbers have tests of
+    # their own, and of those here it is in the ones for each class.
+    formula: Callable | None = None
+    doubt: Callable | None = None  # where the formula jumps, which elements may fall on either side
+    states: tuple[str, ...]  # all that it can have of one number for each element
+    scalars: tuple[str, ...] = ("step",)  # states of one number for each parameter
+    first: Callable = lambda **_: {}  # hyperparameters -> what states begin with where that is not zero
+    eager: bool = False  # whether the states are there from the beginning, not from the first gradient on
+    sparse: str = "neither"  # who takes sparse gradients: "both" ours and torch's, "ours" alone, or "neither"
+    wants_sparse: bool = False  # whether it takes no others
+    wants_closure: bool = False
+    shapes: tuple[tuple[int, ...], ...] = SHAPES  # of parameters that it takes
+    own: dict[str, Any] = field(default_factory=lambda: {"state_dtype": None})  # arguments that torch's class has not
+    full: dict[str, Any]  # keyword arguments with which it uses all states and terms, and learns
+    # Name -> keyword arguments; with a formula, every flag and argument of torch's occurs.
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
+    own_variants: dict[str, dict[str, Any]] = field(default_factory=dict)  # and with arguments that torch has not
+
+    @property
+    def name(self) -> str:
+        return self.ours.__name__
+
+    __name__ = name  # by which pytest calls the tests of a table
+
+    @property
+    def counts_steps(self) -> bool:
+        return "step" in self.scalars
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """What the formula reads and writes beside the parameter."""
+        return tuple(name for name in (*self.scalars, *self.states) if name != "step")
+
+    @property
+    def arguments(self) -> list[str]:
+        return list(inspect.signature(self.theirs).parameters)[1:]
+
+    def takes(self, kwargs: Iterable[str]) -> bool:
+        """Whether it has all of these arguments."""
+        return {*kwargs} <= {*self.arguments}
+
+    def having(self, **kwargs: Any) -> dict[str, Any]:
+        """Those of these arguments that it has."""
+        return {name: value for name, value in kwargs.items() if name in self.arguments}
+
+    @property
+    def undecayed(self) -> dict[str, Any]:
+        """`full`, but for what pulls at a parameter without a gradient: with these it stays."""
+        return {**self.full, **self.having(weight_decay=0.0, lambd=0.0)}
+
+    def flavours_for(self, kwargs: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Those that accept these arguments: foreach takes no tensors."""
+        values = [v[0] if isinstance(v, tuple) else v for v in kwargs.values()]
+        tensors = any(isinstance(v, Tensor) for v in values)
+        return (flavour for flavour in self.flavours if not (tensors and flavour.get("foreach")))
+
+
+FUSED_TOO = ({"foreach": False}, {"foreach": True}, {"fused": True})
+
+ADAM_VARIANTS = {
+    "default": {},
+    "lr": {"lr": 0.03},
+    "no_lr": {"lr": 0.0, "weight_decay": 0.1},
+    "betas": {"betas": (0.5, 0.75)},
+    "zero_betas": {"betas": (0.0, 0.0)},
+    "eps": {"eps": 0.1},
+    "no_decay": {"weight_decay": 0.0},
+    "weight_decay": {"lr": 0.01, "weight_decay": 0.3},
+    "maximize": {"maximize": True, "weight_decay": 0.1},
+    "amsgrad": {"amsgrad": True, "lr": 0.01},
+    "amsgrad_maximize": {"amsgrad": True, "maximize": True, "weight_decay": 0.1, "betas": (0.8, 0.9)},
+    "tensor_lr": {"lr": torch.tensor(0.01)},
+    "tensor_lr_1d": {"lr": torch.tensor([0.01], dtype=torch.float64), "weight_decay": 0.1, "amsgrad": True},
+    "tensor_betas": {"betas": (torch.tensor(0.8), torch.tensor(0.95)), "lr": torch.tensor(0.01)},
+}
+
+ROWS = [
+    Row(
+        ours=onepass.SGD,
+        theirs=torch.optim.SGD,
+        flavours=FUSED_TOO,
+        formula=reference.sgd,
+        states=("momentum_buffer",),
+        scalars=(),
+        sparse="both",
+        full={"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
+        variants={
+            "default": {},
+            "lr": {"lr": 0.1},
+            "weight_decay": {"lr": 0.01, "weight_decay": 0.3},
+            "momentum": {"lr": 0.01, "momentum": 0.9},
+            "momentum_decay": {"lr": 0.01, "momentum": 0.9, "weight_decay": 0.1},
+            "dampening": {"lr": 0.01, "momentum": 0.8, "dampening": 0.4},
+            "dampening_all": {"lr": 0.01, "momentum": 0.8, "dampening": 0.4, "weight_decay": 0.1, "maximize": True},
+            "nesterov": {"lr": 0.01, "momentum": 0.9, "nesterov": True},
+            "nesterov_all": {"lr": 0.01, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1, "maximize": True},
+            "maximize": {"lr": 0.01, "maximize": True},
+            "tensor_lr": {"lr": torch.tensor(0.01), "momentum": 0.9},
+            "tensor_lr_1d": {"lr": torch.tensor([0.01], dtype=torch.float64)},
+            "tensor_weight_decay": {"lr": 0.01, "weight_decay": torch.tensor(0.1)},
+        },
+    ),
+    Row(
+        ours=onepass.Adam,
+        theirs=torch.optim.Adam,
+        flavours=FUSED_TOO,
+        formula=reference.adam,
+        states=("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
+        full={"lr": 0.01, "amsgrad": True, "weight_decay": 0.1},
+        variants={
+            **ADAM_VARIANTS,
+            "decoupled": {"lr": 0.01, "weight_decay": 0.1, "decoupled_weight_decay": True},
+            "decoupled_amsgrad_maximize": {
+                "lr": 0.01,
+                "weight_decay": 0.1,
+                "decoupled_weight_decay": True,
+                "amsgrad": True,
+                "maximize": True,
+            },
+        },
+    ),
+    Row(
+        ours=onepass.AdamW,
+        theirs=torch.optim.AdamW,
+        flavours=FUSED_TOO,
+        sparse="ours",
+        formula=reference.adam,
+        states=("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
+        full={"lr": 0.01, "amsgrad": True, "weight_decay": 0.1},
+        variants=ADAM_VARIANTS,
+    ),
+    Row(
+        ours=onepass.Adagrad,
+        theirs=torch.optim.Adagrad,
+        flavours=FUSED_TOO,
+        formula=reference.adagrad,
+        states=("sum",),
+        first=lambda initial_accumulator_value, **_: {"sum": initial_accumulator_value},
+        eager=True,
+        sparse="both",
+        own={"decoupled_weight_decay": False, "state_dtype": None},
+        full={"lr": 0.05, "lr_decay": 0.01, "weight_decay": 0.1, "initial_accumulator_value": 0.1},
+        variants={
+            "default": {},
+            "lr": {"lr": 0.1},
+            "lr_decay": {"lr_decay": 0.1},
+            "weight_decay": {"weight_decay": 0.3},
+            "initial_accumulator_value": {"initial_accumulator_value": 0.5},
+            "eps": {"eps": 0.1},
+            "maximize": {"maximize": True, "weight_decay": 0.1, "lr_decay": 0.01},
+            "tensor_lr": {"lr": torch.tensor(0.01)},
+            "tensor_lr_1d": {"lr": torch.tensor([0.01], dtype=torch.float64), "weight_decay": 0.1},
+        },
+        own_variants={
+            "decoupled": {"lr": 0.1, "lr_decay": 0.1, "weight_decay": 0.3, "decoupled_weight_decay": True},
+            "decoupled_maximize": {"weight_decay": 0.3, "decoupled_weight_decay": True, "maximize": True},
+        },
+    ),
+    Row(
+        ours=onepass.RMSprop,
+        theirs=torch.optim.RMSprop,
+        formula=reference.rmsprop,
+        states=("square_avg", "momentum_buffer", "grad_avg"),
+        full={"lr": 0.002, "momentum": 0.9, "centered": True, "weight_decay": 0.1},
+        variants={
+            "default": {},
+            "lr": {"lr": 0.001},
+            "alpha": {"alpha": 0.7},
+            "zero_alpha": {"alpha": 0.0},
+            "eps": {"eps": 0.1},
+            "weight_decay": {"weight_decay": 0.3},
+            "momentum": {"momentum": 0.8},
+            "centered": {"centered": True, "alpha": 0.9},
+            "centered_momentum": {"centered": True, "momentum": 0.5, "weight_decay": 0.1, "lr": 0.001},
+            "maximize": {"maximize": True, "weight_decay": 0.1, "momentum": 0.5},
+            "maximize_centered": {"maximize": True, "centered": True},
+            "tensor_lr": {"lr": torch.tensor(0.01), "momentum": 0.5},
+            "tensor_lr_1d": {"lr": torch.tensor([0.01], dtype=torch.float64), "centered": True},
+        },
+    ),
+    Row(
+        ours=onepass.Adadelta,
+        theirs=torch.optim.Adadelta,
+        formula=reference.adadelta,
+        states=("square_avg", "acc_delta"),
+        full={"lr": 1.0, "rho": 0.8, "eps": 1e-4, "weight_decay": 0.1},
+        variants={
+            "default": {},
+            "lr": {"lr": 0.1},
+            "rho": {"rho": 0.5},
+            "zero_rho": {"rho": 0.0},
+            "rho_of_one": {"rho": 1.0},
+            "eps": {"eps": 0.1},
+            "weight_decay": {"weight_decay": 0.3},
+            "maximize": {"maximize": True, "weight_decay": 0.1},
+            "tensor_lr": {"lr": torch.tensor(0.5)},
+            "tensor_lr_1d": {"lr": torch.tensor([0.5], dtype=torch.float64), "weight_decay": 0.1},
+        },
+    ),
+    Row(
+        ours=onepass.Adamax,
+        theirs=torch.optim.Adamax,
+        formula=reference.adamax,
+        states=("exp_avg", "exp_inf"),
+        full={"lr": 0.01, "weight_decay": 0.1},
+        variants={
+            "default": {},
+            "lr": {"lr": 0.03},
+            "betas": {"betas": (0.5, 0.75)},
+            "zero_betas": {"betas": (0.0, 0.0)},
+            "eps": {"eps": 0.1},
+            "weight_decay": {"weight_decay": 0.3},
+            "maximize": {"maximize": True, "weight_decay": 0.1},
+            "tensor_lr": {"lr": torch.tensor(0.01)},
+            "tensor_lr_1d": {"lr": torch.tensor([0.01], dtype=torch.float64), "weight_decay": 0.1},
+        },
+    ),
+    Row(
+        ours=onepass.NAdam,
+        theirs=torch.optim.NAdam,
+        formula=reference.nadam,
+        states=("exp_avg", "exp_avg_sq"),
+        scalars=("step", "mu_product"),
+        first=lambda **_: {"mu_product": 1.0},
+        full={"lr": 0.01, "weight_decay": 0.1},
+        variants={
+            "default": {},
+            "lr": {"lr": 0.03},
+            "betas": {"betas": (0.5, 0.75)},
+            "zero_betas": {"betas": (0.0, 0.0)},
+            "eps": {"eps": 0.1},
+            "weight_decay": {"weight_decay": 0.3},
+            "momentum_decay": {"momentum_decay": 0.1, "weight_decay": 0.1},
+            "no_momentum_decay": {"momentum_decay": 0},
+            "decoupled": {"weight_decay": 0.3, "decoupled_weight_decay": True},
+            "maximize": {"maximize": True, "weight_decay": 0.1},
+            "maximize_decoupled": {"maximize": True, "weight_decay": 0.1, "decoupled_weight_decay": True, "lr": 0.01},
+            "tensor_lr": {"lr": torch.tensor(0.01)},
+            "tensor_lr_1d": {"lr": torch.tensor([0.01], dtype=torch.float64), "weight_decay": 0.1},
+        },
+    ),
+    Row(
+        ours=onepass.RAdam,
+        theirs=torch.optim.RAdam,
+        formula=reference.radam,
+        states=("exp_avg", "exp_avg_sq"),
+        full={"lr": 0.01, "weight_decay": 0.1},
+        variants={
+            "default": {},
+            "lr": {"lr": 0.03},
+            "betas": {"betas": (0.5, 0.75)},
+            "zero_betas": {"betas": (0.0, 0.0)},
+            "long": {"betas": (0.9, 0.9999)},
+            "eps": {"eps": 0.1},
+            "weight_decay": {"weight_decay": 0.3},
+            "decoupled": {"weight_decay": 0.3, "decoupled_weight_decay": True, "lr": 0.01},
+            "maximize": {"maximize": True, "weight_decay": 0.1},
+            "maximize_decoupled": {"maximize": True, "weight_decay": 0.1, "decoupled_weight_decay": True},
+            "tensor_lr": {"lr": torch.tensor(0.01)},
+            "tensor_lr_1d": {"lr": torch.tensor([0.01], dtype=torch.float64), "weight_decay": 0.1},
+        },
+    ),
+    Row(
+        ours=onepass.ASGD,
+        theirs=torch.optim.ASGD,
+        formula=reference.asgd,
+        states=("ax",),
+        scalars=("step", "eta", "mu"),
+        first=lambda lr, **_: {"eta": lr, "mu": 1.0},
+        full={"lr": 0.05, "lambd": 0.01, "alpha": 0.6, "t0": 1, "weight_decay": 0.1},
+        variants={
+            "default": {},
+            "lr": {"lr": 0.05},
+            "lambd": {"lambd": 0.3},
+            "no_lambd": {"lambd": 0},
+            "alpha": {"alpha": 0.5, "lambd": 0.1},
+            "t0": {"t0": 20},
+            "t0_zero": {"t0": 0, "lr": 0.1},
+            "weight_decay": {"weight_decay": 0.3},
+            "maximize": {"maximize": True, "weight_decay": 0.1, "t0": 5},
+            "tensor_lr": {"lr": torch.tensor(0.01), "t0": 5},
+            "tensor_lr_1d": {"lr": torch.tensor([0.01], dtype=torch.float64), "weight_decay": 0.1},
+        },
+    ),
+    Row(
+        ours=onepass.Rprop,
+        theirs=torch.optim.Rprop,
+        formula=reference.rprop,
+        states=("prev", "step_size"),
+        first=lambda lr, **_: {"step_size": lr},
+        full={"lr": 0.002},
+        variants={
+            "default": {},
+            "lr": {"lr": 0.1},
+            "etas": {"etas": (0.3, 1.7)},
+            "step_sizes": {"step_sizes": (0.004, 0.02)},
+            "maximize": {"maximize": True},
+            "maximize_all": {"maximize": True, "etas": (0.8, 1.1), "step_sizes": (0.0, 1.0)},
+            "tensor_lr": {"lr": torch.tensor(0.01)},
+            "tensor_lr_1d": {"lr": torch.tensor([0.01], dtype=torch.float64)},
+        },
+    ),
+    Row(
+        ours=onepass.Lion,
+        theirs=PlainLion,
+        sparse="ours",
+        flavours=({},),
+        formula=reference.lion,
+        doubt=reference.lion_doubt,
+        states=("exp_avg",),
+        scalars=(),
+        full={"lr": 0.01, "weight_decay": 0.1},
+        variants={
+            "default": {},
+            "lr": {"lr": 0.01},
+            "betas": {"betas": (0.5, 0.75)},
+            "zero_betas": {"betas": (0.0, 0.0)},
+            "weight_decay": {"lr": 0.01, "weight_decay": 0.3},
+            "maximize": {"maximize": True, "weight_decay": 0.1},
+            "tensor_lr": {"lr": torch.tensor(0.01), "weight_decay": 0.1},
+        },
+    ),
+    Row(
+        ours=onepass.SparseAdam,
+        theirs=torch.optim.SparseAdam,
+        flavours=({},),
+        states=("exp_avg", "exp_avg_sq"),
+        sparse="both",
+        wants_sparse=True,
+        shapes=((5,), (4, 3), (2, 3, 4)),
+        full={"lr": 0.01, "betas": (0.8, 0.9)},
+        variants={
+            "default": {},
+            "lr": {"lr": 0.1},
+            "betas": {"betas": (0.5, 0.75)},
+            "zero_betas": {"betas": (0.0, 0.0)},
+            "eps": {"eps": 0.1},
+            "maximize": {"maximize": True},
+            "tensor_lr": {"lr": torch.tensor(0.01)},
+            "tensor_lr_1d": {"lr": torch.tensor([0.01], dtype=torch.float64)},
+        },
+    ),
+    Row(
+        ours=onepass.Adafactor,
+        theirs=torch.optim.Adafactor,
+        states=("row_var", "col_var", "variance"),
+        shapes=((), (5,), (4, 3), (2, 3, 4, 5)),
+        full={"lr": 0.01, "weight_decay": 0.1},
+    ),
+    Row(
+        ours=onepass.Muon,
+        theirs=torch.optim.Muon,
+        flavours=({},),
+        states=("momentum_buffer",),
+        scalars=(),
+        shapes=((5, 1), (4, 3), (2, 7)),
+        full={"lr": 0.01, "weight_decay": 0.1},
+    ),
+    Row(
+        ours=onepass.LBFGS,
+        theirs=torch.optim.LBFGS,
+        flavours=({},),
+        states=(),
+        scalars=(),
+        wants_closure=True,
+        own={},
+        full={"lr": 0.1, "max_iter": 3},
+    ),
+]
+
+ELEMENTWISE = [row for row in ROWS if row.formula]
+CASES = [pytest.param(row, kw, id=f"{row.name}-{name}") for row in ELEMENTWISE for name, kw in row.variants.items()]
+OWN_CASES = [
+    pytest.param(row, kw, id=f"{row.name}-{name}") for row in ELEMENTWISE for name, kw in row.own_variants.items()
+]
+
+ROW = {row.name: row for row in ROWS}
+SCALARS = {name for row in ROWS for name in row.scalars}
+
+
+def for_rows(rows: Iterable[Row]) -> pytest.MarkDecorator:
+    """Runs a test for each of these rows."""
+    return pytest.mark.parametrize("row", list(rows))
+
+
+each_class = for_rows(ROWS)
+each_row = for_rows(ELEMENTWISE)
+each_of_torchs = for_rows(row for row in ELEMENTWISE if issubclass(row.ours, row.theirs))
+each_case = pytest.mark.parametrize(("row", "kwargs"), CASES)
+each_own_case = pytest.mark.parametrize(("row", "kwargs"), OWN_CASES)
+each_case_and_own_case = pytest.mark.parametrize(("row", "kwargs"), CASES + OWN_CASES)
+
+
+# -- models and gradients --------------------------------------------------------------------------------------------
+
+
+def model(dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """Parameters of every kind of shape, packed in several orders."""
+    params = [torch.randn(shape) for shape in [(), (0,), (3, 0, 2), (1,), (1, 1), (7,), (33, 65), (1031,)]]
+    params.append(torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last))
+    params.append(torch.randn(5, 9, 2).permute(2, 0, 1))
+    return [p.to(dtype).requires_grad_() for p in params]
+
+
+def copies(params: list[Tensor]) -> list[Tensor]:
+    return [p.detach().clone().requires_grad_() for p in params]
+
+
+def gradients(params: list[Tensor], step: int) -> list[Tensor | None]:
+    """Fresh gradients, with exact zeros among them; after the first step some are missing."""
+    kept = [step == 1 or (7 * step + 3 * i) % 11 > 0 for i in range(len(params))]
+    return [torch.randn_like(p) * (torch.rand_like(p) > 0.02) if k else None for p, k in zip(params, kept, strict=True)]
+
+
+def give(optimizer: torch.optim.Optimizer, grads: list[Tensor | None]) -> None:
+    """Copies of the gradients to the optimizer's parameters."""
+    for p, grad in zip(reference.params_of(optimizer), grads, strict=True):
+        p.grad = None if grad is None else grad.clone()

@@ -234,7 +234,7 @@ def _step(self: LBFGS, closure: Closure) -> Any:
 
 
 class LBFGS(torch.optim.LBFGS):
-    r"""L-BFGS with an optional strong Wolfe line search, a drop-in for :class:`torch.optim.LBFGS`.
+    r"""L-BFGS with an optional strong Wolfe line search, a drop-in replacement for :class:`torch.optim.LBFGS`.
 
     All parameters together form one vector :math:`\theta`. With its gradient :math:`g`, and the last ``history_size``
     pairs :math:`s_i = \theta_{i+1} - \theta_i`, :math:`y_i = g_{i+1} - g_i` for which :math:`s_i \cdot y_i > 10^{-10}`,
@@ -280,7 +280,7 @@ class LBFGS(torch.optim.LBFGS):
         line_search_fn: ``"strong_wolfe"`` or None.
 
     Raises:
-        ValueError: A hyperparameter is out of its range.
+        ValueError: A hyperparameter is out of range.
 
     Example:
         >>> x = torch.nn.Parameter(torch.tensor([3.0, -2.0]))

@@ -52,7 +52,7 @@ _HOOKED_CODE = cast(Any, Optimizer.profile_hook_step(_with_hooks)).__code__
 
 
 def hooked(update: Step, owner: str) -> Step:
-    """Return the method ``step`` of the class ``owner``: ``update`` with step hooks and, if needed, a profiler scope."""
+    """Return the method ``step`` of the class ``owner``: ``update`` with step hooks, and a profiler scope if needed."""
     hooked_update = Optimizer.profile_hook_step(update)
 
     @functools.wraps(update)

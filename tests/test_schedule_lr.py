@@ -832,9 +832,9 @@ def test_schedules_that_differ_by_a_part_of_a_step_are_told_apart():
     ("make", "error", "why"),
     [
         (lambda o: family.get_cosine_schedule_with_warmup(o, "3", 9), TypeError, "num_warmup_steps: .*'3'"),
-        (lambda o: family.get_cosine_schedule_with_warmup(o, 3, math.inf), TypeError, "num_training_steps: .*inf"),
-        (lambda o: family.get_cosine_schedule_with_warmup(o, 3, None), TypeError, "num_training_steps: .*None"),
-        (lambda o: family.get_cosine_schedule_with_warmup(o, 3, 9, "x"), TypeError, "num_cycles: "),
+        (lambda o: family.get_cosine_schedule_with_warmup(o, 3, math.inf), TypeError, "num_training_steps must be .*inf"),
+        (lambda o: family.get_cosine_schedule_with_warmup(o, 3, None), TypeError, "num_training_steps must be .*None"),
+        (lambda o: family.get_cosine_schedule_with_warmup(o, 3, 9, "x"), TypeError, "num_cycles must be "),
         (lambda o: family.get_wsd_schedule(o, 3, -1, 9), ValueError, "num_decay_steps must be >= 0, got -1"),
         (lambda o: family.get_wsd_schedule(o, 3, 1, None, -0.5), ValueError, "num_stable_steps must be >= 0"),
         (lambda o: family.get_inverse_sqrt_schedule(o, 3, -1), ValueError, "timescale must be >= 0, got -1"),

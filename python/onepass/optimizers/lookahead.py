@@ -345,10 +345,10 @@ def _checked(cycle: dict[str, Any]) -> dict[str, Any]:
     """Return a new dict of k, alpha and step after checking their ranges."""
     k, alpha, step = cycle["k"], cycle["alpha"], cycle["step"]
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise ValueError(f"Invalid k: {k}; it must be an int of at least 1")
+        raise ValueError(f"k must be an int >= 1, got {k}")
     check_number("alpha", alpha)
     if not 0.0 <= alpha <= 1.0:
-        raise ValueError(f"Invalid alpha: {alpha}; it must lie in [0, 1]")
+        raise ValueError(f"alpha must be in [0, 1], got {alpha}")
     if not 0 <= step < k:
-        raise ValueError(f"Invalid step in a cycle of {k}: {step}")
+        raise ValueError(f"step must be >= 0 and < k = {k}, got {step}")
     return {"k": k, "alpha": float(alpha), "step": int(step)}

@@ -245,9 +245,9 @@ class LBFGS(torch.optim.LBFGS):
         H_{i+1} &= (I - \rho_i s_i y_i^T) H_i (I - \rho_i y_i s_i^T) + \rho_i s_i s_i^T,
             \qquad \rho_i = 1 / (s_i \cdot y_i)
 
-    from the oldest pair to the newest. The initial matrix is :math:`\gamma D`, with :math:`\gamma = s \cdot y / y \cdot
-    D y` of the newest pair. The step length :math:`t_k` is ``lr``, in the very first iteration ``lr`` times
-    :math:`\min(1, 1 / \|d\|_1)`. It is the first trial of the line search.
+    from the oldest pair to the newest. The initial matrix is :math:`\gamma D`, where
+    :math:`\gamma = s \cdot y / y \cdot D y` is computed from the newest pair. The step length :math:`t_k` is ``lr``, in
+    the very first iteration ``lr`` times :math:`\min(1, 1 / \|d\|_1)`. It is the first trial of the line search.
 
     Sources: Nocedal and Wright 2006, "Numerical Optimization", algorithms 7.4 (two-loop recursion), 3.5 and 3.6 (line
     search). The recursion works on inner products as in Chen et al. 2014, "Large-scale L-BFGS using MapReduce", so it

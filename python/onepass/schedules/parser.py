@@ -55,7 +55,7 @@ _METHODS = ("clamp", "repeat", "scale", "shift", "take")
 def parse(text: str) -> Schedule:
     """Parse a schedule from text, such as ``(warmup(500) >> cosine(10_000, end=0.1)).repeat(3)``.
 
-    The text is never executed as Python. Allowed are: all parts of :mod:`onepass.schedules` except :class:`function`,
+    The text is never executed as Python. Allowed are: all parts of ``onepass.schedules`` except :class:`function`,
     with numbers as arguments (for milestones, a list of numbers), positional or named; ``>>``; parentheses; and the
     methods clamp, repeat, scale, shift and take.
 

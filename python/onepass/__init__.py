@@ -1,7 +1,7 @@
 """onepass: a faster drop-in replacement for torch.optim.
 
-Every optimizer updates all parameters of a model in one pass over memory, in compiled kernels. ``import onepass as
-optim`` in place of ``from torch import optim``; nothing else changes.
+Each optimizer updates all parameters of a model in one pass over memory, in compiled kernels. To use it, replace ``from
+torch import optim`` by ``import onepass as optim``; nothing else changes.
 """
 
 import torch.optim
@@ -72,14 +72,14 @@ __all__ = [
     "swa_utils",
 ]
 
-# What else the installed torch has in torch.optim, which differs from version to version.
+# All other names of the installed torch.optim, which depend on its version.
 for _name in torch.optim.__all__:
     if _name not in globals():
         globals()[_name] = getattr(torch.optim, _name)
         __all__ += [_name]
 
 
-# By their public paths, which pickles store: modules may move.
+# Pickles store the public path, so that modules can move.
 for _name in __all__:
     _public: object = globals()[_name]
     if getattr(_public, "__module__", "").startswith(f"{__name__}."):
@@ -87,10 +87,10 @@ for _name in __all__:
 
 
 def __dir__() -> list[str]:
-    """The public names; the files they come from are none of them."""
+    """Return the public names, without the submodules that define them."""
     return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
 
 
-# A bad ONEPASS_ISA or ONEPASS_TUNING raises here, not at the first step.
+# An invalid ONEPASS_ISA or ONEPASS_TUNING raises at import, not at the first step.
 _core.isa()
 _core.tuning()

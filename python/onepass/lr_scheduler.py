@@ -1,30 +1,31 @@
-"""Learning-rate schedulers: those of torch, which here tell beforehand what they will do, and compose.
+"""torch's learning rate schedulers, with previews and composition.
 
-Every class is a subclass of torch's of the same name: arguments, errors, attributes, ``state_dict`` and rates are
-torch's. Each has ``preview`` and ``plot`` as methods (:func:`onepass.preview`, :func:`onepass.plot`). They work on
-torch's optimizers as well as on ours. Where torch has it wrong, the class says what it does instead:
-:class:`SequentialLR`, :class:`ChainedScheduler`, :class:`CosineAnnealingLR`, :class:`LinearLR`, :class:`PolynomialLR`.
+Each class is a subclass of the torch class of the same name: arguments, errors, attributes, ``state_dict`` and rates
+are torch's. Each has the methods ``preview`` and ``plot`` (:func:`onepass.preview`, :func:`onepass.plot`). The
+schedulers work with torch's optimizers and with onepass's. Five classes differ from torch's, as their documentation
+describes: :class:`SequentialLR`, :class:`ChainedScheduler`, :class:`CosineAnnealingLR`, :class:`LinearLR`,
+:class:`PolynomialLR`.
 
-``load_state_dict`` of optimizer and scheduler resumes a run with the rates of the run that never stopped, whether the
-optimizer is loaded before or after the scheduler is made, or last. ``state_dict()["_last_lr"]`` is the rates that the
-parameter groups have when it is called. ``load_state_dict`` puts these into the groups, with the momentum or betas
-that :class:`OneCycleLR` and :class:`CyclicLR` drive, unless the optimizer was loaded since the scheduler was made: then
-the groups have their rates from the optimizer's state, or from what was set since. So several schedulers that are
-stepped by hand may be loaded in any order. torch's states of several schedulers tell the rate that each has set, not
-the last one: make the schedulers before the optimizer is loaded, as torch's documentation asks for.
+**Resuming with state_dicts.** After ``load_state_dict`` of optimizer and scheduler, the rates are those of an
+uninterrupted run. The optimizer may be loaded before or after the scheduler is created, or after the scheduler is
+loaded. ``state_dict()["_last_lr"]`` has the current rates of the parameter groups. ``load_state_dict`` writes these
+rates into the groups, and the momentum or betas that :class:`OneCycleLR` and :class:`CyclicLR` set. It does not if the
+optimizer was loaded after the scheduler was created, because the groups then already have the rates of the optimizer's
+state, or rates that were set since. So several schedulers on one optimizer may be loaded in any order. In torch's state
+of one of several schedulers, ``_last_lr`` has the rate that this scheduler set, not the current one. To load such
+states, create the schedulers before the optimizer is loaded, as torch's documentation requires.
 
-A parameter group that is added later (``add_param_group``) is taken up in the next step where one argument serves all
-groups: its ``initial_lr``, if it has none, is its rate then. Otherwise that step raises a ValueError which names the
-group, and changes nothing. So do the steps of :class:`CyclicLR`, :class:`OneCycleLR` and :class:`SWALR`, unless the
-group brings the keys that the last two read.
+**Adding parameter groups.** If a scheduler has the same argument for all groups, its next step includes a group that
+was added later (``add_param_group``). The group's ``initial_lr``, if it has none, is set to its current rate. Otherwise
+that step raises a ValueError that names the group, and changes nothing. :class:`CyclicLR` always raises;
+:class:`OneCycleLR` and :class:`SWALR` raise unless the group has the keys that they read.
 
-``last_epoch`` counts calls of ``step()``, whatever these are called after: batches for :class:`OneCycleLR` and
-:class:`CyclicLR`, as a rule. To resume without the scheduler's state_dict, load the optimizer's and give the
-constructor ``last_epoch=n - 1`` after n calls (the index of the last step that was done), but :class:`SequentialLR` n
-itself. There are five that torch does not take up rightly so, and that need their ``state_dict``: :class:`StepLR`,
-:class:`MultiStepLR` and :class:`ConstantLR` where the n-th call has changed the rate (they change it once more),
-:class:`CosineAnnealingWarmRestarts` with a ``T_mult`` above 1 from n = 2 ``T_0`` on, and :class:`SWALR` while it
-anneals.
+**Resuming without the scheduler's state_dict.** ``last_epoch`` counts calls of ``step()``, usually one per epoch, and
+one per batch for :class:`OneCycleLR` and :class:`CyclicLR`. After n calls, load the optimizer's state_dict and pass
+``last_epoch=n - 1`` (the index of the last completed step) to the constructor; for :class:`SequentialLR`, pass n. Five
+schedulers of torch do not resume correctly in this way, and need their ``state_dict``: :class:`StepLR`,
+:class:`MultiStepLR` and :class:`ConstantLR` if the n-th call changed the rate (they change it again),
+:class:`CosineAnnealingWarmRestarts` with ``T_mult`` > 1 from n = 2 ``T_0`` on, and :class:`SWALR` while it anneals.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ from .schedules.transformers import (
 from .schedules.transformers import get_scheduler as get_scheduler
 from .schedules.transformers import get_wsd_schedule as get_wsd_schedule
 
-# Bound here: someone may replace torch's names by those of this module.
+# Bound at import, because users may replace torch's names by those of this module.
 _TorchScheduler = lr_scheduler.LRScheduler
 _TorchPlateau = lr_scheduler.ReduceLROnPlateau
 _TorchSWALR = swa_utils.SWALR
@@ -67,7 +68,7 @@ _step_sequence = lr_scheduler.SequentialLR.step
 _step_chain = lr_scheduler.ChainedScheduler.step
 
 
-_DRIVEN = ("lr", "momentum", "betas", "weight_decay")  # what schedulers drive
+_DRIVEN = ("lr", "momentum", "betas", "weight_decay")  # hyperparameters that schedulers set
 
 
 def _copied(value: Any) -> Any:
@@ -77,19 +78,19 @@ def _copied(value: Any) -> Any:
 
 
 def _put_back(held: Any, value: Any) -> Any:
-    """What takes the place of a hyperparameter, or of a tuple of them."""
+    """Return the new value of a hyperparameter or of a tuple of them; tensors are filled in place."""
     if isinstance(value, tuple):
         return tuple(map(_put_back, held, value))
     return put_number(held, value)
 
 
 def _lrs(optimizer: Optimizer) -> list[Any]:
-    """The rates of all groups; of tensors, copies."""
+    """Return the rates of all groups, with copies of tensors."""
     return [_copied(group["lr"]) for group in optimizer.param_groups]
 
 
 class LRScheduler(Previewed, lr_scheduler.LRScheduler):
-    """The base of all schedulers, and of your own: ``get_lr()`` returns each group's rate at ``self.last_epoch``.
+    """Base class of schedulers. A subclass defines ``get_lr()``, which returns each group's rate at ``last_epoch``.
 
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
@@ -113,12 +114,12 @@ class LRScheduler(Previewed, lr_scheduler.LRScheduler):
                 self._take_up_groups()
             except ValueError:
                 if epoch is None:
-                    self._step_count -= 1  # step() has counted this one
+                    self._step_count -= 1  # step() has already counted this step
                 raise
         super()._update_lr(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state, with the keys of torch's; ``_last_lr`` is the rates that the groups have now."""
+        """Return the state, with torch's keys; ``_last_lr`` has the current rates of the groups."""
         with contextlib.suppress(ValueError):  # which the next step will raise
             self._take_up_groups()
         state: dict[str, Any] = super().state_dict()
@@ -128,23 +129,24 @@ class LRScheduler(Previewed, lr_scheduler.LRScheduler):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state of this class or of torch's, and put the rates of the saved run into the groups.
+        """Load a state of this class or of torch's, and write the rates of the saved run into the groups.
 
-        The groups keep the rates they have if the optimizer was loaded after this scheduler was made.
+        If the optimizer was loaded after this scheduler was created, the groups keep their rates.
 
         Args:
-            state_dict: What ``state_dict()`` returned. It is not changed.
+            state_dict: The result of ``state_dict()``. It is not changed.
 
         Raises:
-            ValueError: It is of another number of parameter groups or of schedulers. Nothing is changed then.
+            ValueError: The state has another number of parameter groups or schedulers. Nothing has been changed.
         """
         _check_state(self, state_dict)
         groups = self.optimizer.param_groups
         before = [{key: _copied(group[key]) for key in _DRIVEN if key in group} for group in groups]
-        super().load_state_dict(dict(state_dict))  # a copy, because torch's classes take keys out of it
+        super().load_state_dict(dict(state_dict))  # a copy, because torch's classes remove keys from it
         if getattr(self.optimizer, "_scheduled_groups", groups) is not groups:
+            # Undo what the parts of a composition have written into the groups while they were loaded.
             for group, values in zip(groups, before, strict=True):
-                group.update((key, _put_back(group[key], value)) for key, value in values.items())  # of parts that put
+                group.update((key, _put_back(group[key], value)) for key, value in values.items())
             return
         if "_last_lr" not in state_dict:
             return
@@ -157,7 +159,7 @@ class LRScheduler(Previewed, lr_scheduler.LRScheduler):
 
 
 def _tell_rates(state: dict[str, Any], lrs: list[Any]) -> None:
-    """Let a state and those of its parts, torch's included, tell the rates that the groups have."""
+    """Set ``_last_lr`` of a state and of the states of its parts, torch's included."""
     state["_last_lr"] = lrs
     for part in state.get("_schedulers", []):
         if "_last_lr" in part:
@@ -169,21 +171,21 @@ def _plain(lr: Any) -> Any:
 
 
 def _put_momentum(scheduler: Any) -> None:
-    """Put the momentum or betas at ``last_epoch`` into the groups, if a scheduler drives them."""
+    """Write the momentum or betas at ``last_epoch`` into the groups, if the scheduler sets them."""
     if isinstance(scheduler, ScheduleLR):
         scheduler._write_driven()
         return
     if not getattr(scheduler, "cycle_momentum", False):
         return
-    # Parts of a sequence have a negative last_epoch before they begin. OneCycleLR raises after its last step.
+    # Parts of a sequence have a negative last_epoch before they start. OneCycleLR raises after its last step.
     if 0 <= scheduler.last_epoch <= getattr(scheduler, "total_steps", scheduler.last_epoch):
-        scheduler._get_lr_called_within_step = True  # or get_lr, which sets the momentum as well, would warn
+        scheduler._get_lr_called_within_step = True  # without it, get_lr, which also sets the momentum, warns
         scheduler.get_lr()
         scheduler._get_lr_called_within_step = False
 
 
 def _in_turn(scheduler: Any) -> tuple[list[Any], list[Any]]:
-    """The leaves of a scheduler in the order in which they last changed something: finished ones, and those in turn."""
+    """Return the finished leaves of a scheduler, in the order of their last steps, and the active leaves."""
     if not hasattr(scheduler, "_schedulers"):
         return [], _leaves(scheduler)
     finished: list[Any] = []
@@ -197,12 +199,12 @@ def _in_turn(scheduler: Any) -> tuple[list[Any], list[Any]]:
 
 
 def _note_groups(optimizer: Optimizer) -> None:
-    """Remember the list of groups that a scheduler was made for. An optimizer that is loaded has a new list."""
+    """Store the list of groups for which a scheduler was created. Loading an optimizer creates a new list."""
     optimizer._scheduled_groups = optimizer.param_groups  # type: ignore[attr-defined]
 
 
 def _check_state(scheduler: Any, state: dict[str, Any]) -> None:
-    """Raise if a state, or that of a part, is of another number of groups or of schedulers."""
+    """Raise if a state, or that of a part, has another number of groups or schedulers."""
     if isinstance(scheduler, ScheduleLR):
         scheduler._check_state(state)
         return
@@ -210,27 +212,27 @@ def _check_state(scheduler: Any, state: dict[str, Any]) -> None:
     groups = len(scheduler.optimizer.param_groups)
     if "_last_lr" in state and len(state["_last_lr"]) != groups:
         raise ValueError(
-            f"state_dict: it is of {len(state['_last_lr'])} parameter groups, the optimizer of this {name} has {groups}"
+            f"state_dict has {len(state['_last_lr'])} parameter groups, but the optimizer of this {name} has {groups}"
         )
     if "_schedulers" in state and hasattr(scheduler, "_schedulers"):
         if len(state["_schedulers"]) != len(scheduler._schedulers):
             raise ValueError(
-                f"state_dict: it is of {len(state['_schedulers'])} schedulers, "
-                f"this {name} has {len(scheduler._schedulers)}"
+                f"state_dict has {len(state['_schedulers'])} schedulers, "
+                f"but this {name} has {len(scheduler._schedulers)}"
             )
         for part, part_state in zip(scheduler._schedulers, state["_schedulers"], strict=True):
             _check_state(part, part_state)
 
 
-# torch's schedulers fail in the middle of a step after a group was added, or at a later one, or go on without knowing
-# the new group's first rate, which compositions need.
+# After a group was added, torch's schedulers fail in the middle of the next or a later step, or continue without the
+# new group's initial rate, which compositions need.
 
 
 def _take_up_groups(scheduler: Any) -> None:
-    """Take up the parameter groups that were added since a scheduler was made.
+    """Include the parameter groups that were added after a scheduler was created.
 
     Args:
-        scheduler: One of ours or of torch's.
+        scheduler: A scheduler of onepass or torch.
 
     Raises:
         ValueError: The scheduler, or a part of it, has arguments for each group. Nothing has been changed.
@@ -243,14 +245,14 @@ def _take_up_groups(scheduler: Any) -> None:
 
 
 def _leaves(scheduler: Any) -> list[Any]:
-    """A scheduler, or the parts of a composition and of those within."""
+    """Return a list of the scheduler itself or, for a composition, of its parts, recursively."""
     if hasattr(scheduler, "_schedulers"):
         return [leaf for part in scheduler._schedulers for leaf in _leaves(part)]
     return [scheduler.plateau if isinstance(scheduler, _Plateau) else scheduler]
 
 
 def _known_groups(scheduler: Any) -> int:
-    """The number of groups that a scheduler was made for, where it matters to it."""
+    """Return the number of groups for which a scheduler was created, or all groups if it does not store it."""
     if isinstance(scheduler, _TorchPlateau):
         return len(scheduler.min_lrs)
     return len(getattr(scheduler, "base_lrs", scheduler.optimizer.param_groups))
@@ -272,14 +274,14 @@ def _add_groups(scheduler: Any) -> None:
     groups, known = scheduler.optimizer.param_groups, _known_groups(scheduler)
     if isinstance(scheduler, ScheduleLR):
         scheduler._add_groups()
-    elif known < len(groups) and not isinstance(scheduler, _TorchPlateau):  # which looks for new groups itself
+    elif known < len(groups) and not isinstance(scheduler, _TorchPlateau):  # plateaus include new groups themselves
         scheduler.base_lrs = [*scheduler.base_lrs, *map(_initial_lr, groups[known:])]
         if lambdas := getattr(scheduler, "lr_lambdas", None):
             scheduler.lr_lambdas = [*lambdas, *lambdas[:1] * (len(groups) - len(lambdas))]
 
 
 def _refusal(scheduler: Any, group: dict[str, Any]) -> str:
-    """Why a scheduler cannot take up a group; "" if it can."""
+    """Return why a scheduler cannot include a group; "" if it can."""
     lambdas = getattr(scheduler, "lr_lambdas", [])
     if any(f is not lambdas[0] for f in lambdas):
         return "lr_lambda is a list with a function for each group"
@@ -296,24 +298,24 @@ def _refusal(scheduler: Any, group: dict[str, Any]) -> str:
 
 
 def _initial_lr(group: dict[str, Any]) -> Any:
-    """The rate that a group began with; by default, that which it has."""
+    """Return the initial rate of a group, which is set to the current rate if missing."""
     return _copied(group.setdefault("initial_lr", _copied(group["lr"])))
 
 
-# Some schedulers multiply the rate before, and no factor leads out of a rate that has come down to zero. torch's begin
-# at the rate that the optimizer has, so that a second one on the same optimizer stays at zero for good.
+# Some schedulers multiply the previous rate, and no factor changes a rate of zero. torch's start at the current rate of
+# the optimizer, so a second scheduler on an optimizer whose rate is zero stays at zero.
 
 
 def _in_use(optimizer: Optimizer) -> bool:
-    """Whether an optimizer comes out of a run, and not from an earlier link of a chain that is being built."""
+    """Return whether an optimizer comes from a run, and not from an earlier link of a chain under construction."""
     has_scheduler = hasattr(getattr(optimizer, "step", None), "_wrapped_by_lr_sched")
     return not has_scheduler or getattr(optimizer, "_opt_called", False)
 
 
 def _leave(floor: float, steps: int, scheduler: Any) -> None:
-    """Sets rates from which recursion cannot lead away to what the scheduler's closed form says."""
+    """Set rates that the recursion cannot change (at ``floor``) to the scheduler's closed form."""
     groups = scheduler.optimizer.param_groups
-    # The recursion's rounding may leave a little.
+    # The tolerance is for the recursion's rounding errors.
     stuck = [abs(g["lr"] - floor) <= 1e-12 * abs(base) for g, base in zip(groups, scheduler.base_lrs, strict=True)]
     if not steps or not any(stuck):
         return  # a schedule without steps has no closed form
@@ -324,16 +326,17 @@ def _leave(floor: float, steps: int, scheduler: Any) -> None:
 
 
 class CosineAnnealingLR(LRScheduler, lr_scheduler.CosineAnnealingLR):
-    """Half a period of a cosine, ``eta_min + (lr(0) - eta_min) (1 + cos(pi t / T_max)) / 2``, and back again.
+    """Cosine annealing: ``eta_min + (lr(0) - eta_min) (1 + cos(pi t / T_max)) / 2``; periodic after ``T_max``.
 
-    A new one on an optimizer whose rate an earlier one has brought down to ``eta_min`` begins where the formula says:
-    at the optimizer's ``initial_lr``, or, with ``last_epoch``, further on. torch's stays at ``eta_min`` for good.
+    If an earlier scheduler has reduced the optimizer's rate to ``eta_min``, a new one starts at the value of the
+    formula: the optimizer's ``initial_lr`` or, with ``last_epoch``, that of a later step. torch's class stays at
+    ``eta_min``.
 
     Args:
-        optimizer: Whose rates are driven.
-        T_max: Steps from the highest rate to the lowest.
+        optimizer: The optimizer whose rates are set.
+        T_max: Number of steps from the highest rate to the lowest.
         eta_min: The lowest rate.
-        last_epoch: The index of the last step done, to take up a run again; -1 for a new one.
+        last_epoch: Index of the last completed step, to resume a run; -1 for a new run.
 
     Source: Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", arXiv:1608.03983 (without
     the restarts).
@@ -353,19 +356,19 @@ class CosineAnnealingLR(LRScheduler, lr_scheduler.CosineAnnealingLR):
 
 
 class LinearLR(LRScheduler, lr_scheduler.LinearLR):
-    """From ``start_factor lr(0)`` to ``end_factor lr(0)`` in a straight line of ``total_iters`` steps, then constant.
+    """Linear change from ``start_factor lr(0)`` to ``end_factor lr(0)`` in ``total_iters`` steps, then constant.
 
-    A new one on an optimizer whose rate is zero begins where the formula says, not at zero as torch's does.
+    On an optimizer whose rate is zero, a new one starts at the value of the formula; torch's class stays at zero.
 
     Args:
-        optimizer: Whose rates are driven.
-        start_factor: Factor at the first step, in (0, 1].
-        end_factor: Factor at the end, in [0, 1].
-        total_iters: Steps from the one to the other.
-        last_epoch: The index of the last step done, to take up a run again; -1 for a new one.
+        optimizer: The optimizer whose rates are set.
+        start_factor: Factor at t = 0, in (0, 1].
+        end_factor: Factor at t = total_iters, in [0, 1].
+        total_iters: Number of steps from ``start_factor`` to ``end_factor``.
+        last_epoch: Index of the last completed step, to resume a run; -1 for a new run.
 
     Raises:
-        ValueError: If a factor is out of its range.
+        ValueError: A factor is out of range.
 
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
@@ -389,15 +392,15 @@ class LinearLR(LRScheduler, lr_scheduler.LinearLR):
 
 
 class PolynomialLR(LRScheduler, lr_scheduler.PolynomialLR):
-    """``lr(0) (1 - t / total_iters) ** power``, then zero.
+    """Polynomial decay: ``lr(0) (1 - t / total_iters) ** power``, then zero.
 
-    A new one on an optimizer whose rate is zero begins where the formula says, not at zero as torch's does.
+    On an optimizer whose rate is zero, a new one starts at the value of the formula; torch's class stays at zero.
 
     Args:
-        optimizer: Whose rates are driven.
-        total_iters: Steps down to zero.
+        optimizer: The optimizer whose rates are set.
+        total_iters: Number of steps to zero.
         power: The exponent.
-        last_epoch: The index of the last step done, to take up a run again; -1 for a new one.
+        last_epoch: Index of the last completed step, to resume a run; -1 for a new run.
 
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
@@ -414,10 +417,10 @@ class PolynomialLR(LRScheduler, lr_scheduler.PolynomialLR):
 
 
 class ReduceLROnPlateau(LRScheduler, lr_scheduler.ReduceLROnPlateau):
-    """Multiplies the rate by ``factor`` when a metric has not improved for more than ``patience`` steps.
+    """Multiply the rate by ``factor`` when a metric has not improved for more than ``patience`` steps.
 
-    It may be a part of :class:`SequentialLR` and :class:`ChainedScheduler`, whose ``step(metrics)`` takes its metric
-    then. For the arguments see :class:`torch.optim.lr_scheduler.ReduceLROnPlateau`.
+    It may be a part of :class:`SequentialLR` and :class:`ChainedScheduler`, whose ``step(metrics)`` then takes the
+    metric. For the arguments see :class:`torch.optim.lr_scheduler.ReduceLROnPlateau`.
 
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
@@ -431,15 +434,15 @@ class ReduceLROnPlateau(LRScheduler, lr_scheduler.ReduceLROnPlateau):
         _note_groups(self.optimizer)
 
     def step(self, metrics: SupportsFloat, epoch: int | None = None) -> None:  # type: ignore[override]
-        """Look at a metric, and reduce the rate if it has not improved for too long.
+        """Record a metric, and reduce the rate if the metric has not improved for more than ``patience`` steps.
 
         Args:
             metrics: The metric.
             epoch: Deprecated; the number of this step.
 
         Raises:
-            RuntimeError: The rate is to be reduced, a parameter group was added, and ``min_lr`` is a list without a
-                number for it. Nothing has been changed.
+            RuntimeError: The rate must be reduced, but a parameter group was added and ``min_lr`` is a list without a
+                value for it. Nothing has been changed.
         """
         before = dict(self.__dict__) if self.default_min_lr is None else {}
         try:
@@ -450,14 +453,14 @@ class ReduceLROnPlateau(LRScheduler, lr_scheduler.ReduceLROnPlateau):
 
 
 class _Plateau:
-    """A plateau as a part of others, which are stepped without a metric, too: it leaves the rate as it is then."""
+    """A plateau as a part of a composition. A step without a metric does not change the rate."""
 
     def __init__(self, plateau: Any) -> None:
         self.optimizer = plateau.optimizer
         self.plateau = plateau
         self.metrics: SupportsFloat | None = None
         for group in self.optimizer.param_groups:
-            _initial_lr(group)  # which all schedulers but torch's plateau set
+            _initial_lr(group)  # torch's plateau is the only scheduler that does not set it
 
     def step(self) -> None:
         if self.metrics is not None:
@@ -474,10 +477,10 @@ class _Plateau:
         self.plateau.load_state_dict(state_dict)
 
     def _initial_step(self) -> None:
-        """Has no rate of its own to begin with."""
+        """Do nothing: a plateau has no initial rate."""
 
     def _update_lr(self, epoch: int) -> None:
-        """Begins in a sequence, as all parts do, from the rates that the optimizer was made with."""
+        """Start in a sequence from the optimizer's initial rates, as all parts do."""
         _to_initial_lr(self.optimizer)
 
 
@@ -487,7 +490,7 @@ def _to_initial_lr(optimizer: Optimizer) -> None:
 
 
 def _begin(part: Any) -> None:
-    """Lets a part begin, which may have been stepped before."""
+    """Start a part, which may have been stepped before."""
     if isinstance(part, _TorchScheduler) and not isinstance(part, _Composition):
         part.last_epoch = -1
     part._initial_step()
@@ -498,14 +501,14 @@ def _parts(schedulers: Sequence[Any]) -> list[Any]:
 
 
 class _Composition(LRScheduler):
-    """What :class:`SequentialLR` and :class:`ChainedScheduler` have in common: they pass metrics on, and nest."""
+    """Base class of :class:`SequentialLR` and :class:`ChainedScheduler`, which pass metrics to their parts and nest."""
 
     _schedulers: Any
 
     def _take_up_groups(self) -> None:
         super()._take_up_groups()
         for group in self.optimizer.param_groups:
-            _initial_lr(group)  # from which parts begin
+            _initial_lr(group)  # parts start from initial_lr
 
     def _step_with(self, metrics: SupportsFloat) -> None:
         self._offer(metrics)
@@ -515,7 +518,7 @@ class _Composition(LRScheduler):
             self._offer(None)
 
     def _offer(self, metrics: SupportsFloat | None) -> None:
-        """Hands the metric of this step, or None after it, to all plateaus within."""
+        """Pass the metric of this step, or None after the step, to all plateaus in this composition."""
         for part in self._schedulers:
             if isinstance(part, _Plateau):
                 part.metrics = metrics
@@ -534,28 +537,29 @@ class _Composition(LRScheduler):
 
 
 class SequentialLR(_Composition, lr_scheduler.SequentialLR):
-    """One scheduler after the other: at each milestone the next begins, from the rates the optimizer was made with.
+    """Several schedulers in sequence: at each milestone the next one starts, from the optimizer's initial rates.
 
-    It differs from torch's in this:
+    Differences from torch's class:
 
-    - ``last_epoch=n`` takes up a run of which n steps were done (n is the attribute ``last_epoch`` of the scheduler
-      that was stopped), whichever part's turn it is: the parts are given as for a new run and stepped n times. torch's
-      begins with the first part whatever n is.
-    - Parts may be :class:`ReduceLROnPlateau`, torch's or ours. ``step(metrics)`` hands the metric to the plateau whose
-      turn it is; a ``step()`` without one counts towards the milestones and leaves a plateau's rate as it is, so that
-      a warm-up may go by batches and the plateau by epochs.
-    - Parts may be sequences and chains themselves, which begin when their turn comes. torch's are a step ahead as first
-      part, and raise as a later one.
+    - ``last_epoch=n`` resumes a run after n steps (n is the attribute ``last_epoch`` of the interrupted scheduler),
+      whichever part is active. The parts are passed as for a new run, and stepped n times. torch's class starts with
+      the first part for every n.
+    - Parts may be :class:`ReduceLROnPlateau`, torch's or onepass's. ``step(metrics)`` passes the metric to the plateau
+      that is active. A ``step()`` without a metric counts towards the milestones, but does not change a plateau's rate.
+      So a warm-up may be stepped per batch and the plateau per epoch.
+    - Parts may be sequences and chains, which start when they become active. In torch's class, such a part is one step
+      ahead if it is the first, and raises otherwise.
 
     Args:
-        optimizer: Whose rates are driven.
+        optimizer: The optimizer whose rates are set.
         schedulers: The parts, all on this optimizer.
-        milestones: The steps at which the second part begins, the third, ...; one less than parts.
-        last_epoch: Steps done before, to take up a run again; -1 for a new one.
+        milestones: The steps at which the second and all later parts start; one fewer than parts.
+        last_epoch: Number of steps already done, to resume a run; -1 for a new run.
 
     Raises:
-        ValueError: If there is no part, a part is on another optimizer, or milestones are not one less than parts.
-        TypeError: If a part is no scheduler.
+        ValueError: There is no part, a part is on another optimizer, or the number of milestones is not one less than
+            that of parts.
+        TypeError: A part is not a scheduler.
 
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
@@ -576,16 +580,16 @@ class SequentialLR(_Composition, lr_scheduler.SequentialLR):
         super().__init__(optimizer, _parts(schedulers), milestones)
         _note_groups(optimizer)
         stepped = getattr(optimizer, "_opt_called", False)
-        optimizer._opt_called = True  # type: ignore[attr-defined]  # or the first of these steps would warn
+        optimizer._opt_called = True  # type: ignore[attr-defined]  # otherwise the first of these steps warns
         for _ in range(last_epoch):
             self.step()
         optimizer._opt_called = stepped  # type: ignore[attr-defined]
 
     def step(self, metrics: SupportsFloat | None = None) -> None:
-        """Goes on by one step.
+        """Advance by one step.
 
         Args:
-            metrics: For plateaus within; without, they leave the rate as it is.
+            metrics: Metric for the plateaus; None: the plateaus do not change the rate.
         """
         if metrics is not None:
             self._step_with(metrics)
@@ -602,23 +606,23 @@ class SequentialLR(_Composition, lr_scheduler.SequentialLR):
 
 
 class ChainedScheduler(_Composition, lr_scheduler.ChainedScheduler):
-    """Several schedulers at once, stepped one after the other: each changes what the one before has left.
+    """Several schedulers at the same time: in each step, each one changes the rate that the one before it has set.
 
-    It differs from torch's in this:
+    Differences from torch's class:
 
-    - Links may be :class:`ReduceLROnPlateau`, torch's or ours. The rate is then what the other links say, times the
-      factors by which the plateaus have reduced it until now, in whatever order they stand. That holds for links that
-      compute the rate anew, too (:class:`LambdaLR`, :class:`OneCycleLR`, ...), which undo a plateau's work if both are
-      stepped by hand. ``step(metrics)`` hands the metric to the plateaus; ``step()`` without goes on with the others.
-    - Links may be sequences and chains themselves.
+    - Links may be :class:`ReduceLROnPlateau`, torch's or onepass's, in any order. The rate is then that of the other
+      links times the factors by which the plateaus have reduced it so far. This includes links that compute the rate
+      from the step alone (:class:`LambdaLR`, :class:`OneCycleLR`, ...); stepped by hand, these undo a plateau's
+      reductions. ``step(metrics)`` passes the metric to the plateaus; ``step()`` steps the other links only.
+    - Links may be sequences and chains.
 
     Args:
         schedulers: The links, all on one optimizer.
-        optimizer: Whose rates are driven; by default, that of the first link.
+        optimizer: The optimizer whose rates are set; by default, that of the first link.
 
     Raises:
-        ValueError: If there is no link, or one is on another optimizer.
-        TypeError: If a link is no scheduler.
+        ValueError: There is no link, or a link is on another optimizer.
+        TypeError: A link is not a scheduler.
 
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
@@ -629,7 +633,7 @@ class ChainedScheduler(_Composition, lr_scheduler.ChainedScheduler):
         [0.5, 0.25, 0.125]
     """
 
-    _reductions: list[float] | None = None  # what plateaus have made of each group's rate; None without plateaus
+    _reductions: list[float] | None = None  # the plateaus' factor of each group; None without plateaus
 
     def __init__(self, schedulers: Sequence[lr_scheduler.LRScheduler], optimizer: Optimizer | None = None) -> None:
         super().__init__(_parts(schedulers), optimizer)
@@ -638,10 +642,10 @@ class ChainedScheduler(_Composition, lr_scheduler.ChainedScheduler):
             self._reductions = [1.0] * len(self.optimizer.param_groups)
 
     def step(self, metrics: SupportsFloat | None = None) -> None:
-        """Goes on by one step.
+        """Advance by one step.
 
         Args:
-            metrics: For plateaus within; without, they leave the rate as it is.
+            metrics: Metric for the plateaus; None: the plateaus do not change the rate.
         """
         if metrics is not None:
             self._step_with(metrics)
@@ -655,7 +659,7 @@ class ChainedScheduler(_Composition, lr_scheduler.ChainedScheduler):
 
     def _step_reduced(self, reductions: list[float]) -> None:
         groups = self.optimizer.param_groups
-        reductions = reductions + [1.0] * (len(groups) - len(reductions))  # of groups that were added
+        reductions = reductions + [1.0] * (len(groups) - len(reductions))  # 1 for groups that were added
         for group, reduction in zip(groups, reductions, strict=True):
             if reduction > 0.0:
                 group["lr"] = put_number(group["lr"], group["lr"] / reduction)
@@ -670,7 +674,7 @@ class ChainedScheduler(_Composition, lr_scheduler.ChainedScheduler):
                 link.step()
         self._last_lr = _lrs(self.optimizer)
         changes = zip(reductions, self._last_lr, before, strict=True)
-        # A new list: state_dict may have given the old one away.
+        # A new list: a state_dict may hold the old one.
         self._reductions = [r if lr == old else r * float(lr / old) for r, lr, old in changes]
 
     def _begin(self) -> None:
@@ -682,7 +686,7 @@ class ChainedScheduler(_Composition, lr_scheduler.ChainedScheduler):
 
 
 class SWALR(LRScheduler, swa_utils.SWALR):
-    """From the optimizer's rate to ``swa_lr`` in ``anneal_epochs`` steps, then constant; for averaging weights.
+    """Anneal the optimizer's rate to ``swa_lr`` in ``anneal_epochs`` steps, then hold it, for weight averaging.
 
     For the arguments see :class:`torch.optim.swa_utils.SWALR`.
 
@@ -698,17 +702,17 @@ class SWALR(LRScheduler, swa_utils.SWALR):
 
 class _WarmRestarts(LRScheduler):
     def step(self, epoch: float | None = None) -> None:
-        """Go on by one step, or to ``epoch``, which may be between two steps."""
+        """Advance by one step, or to ``epoch``, which may be fractional."""
         if len(self.base_lrs) < len(self.optimizer.param_groups):
             self._take_up_groups()
         super().step(epoch)  # type: ignore[arg-type]
 
 
-# What is ours in the classes that are made in the loop below.
+# onepass's base classes of the classes that the loop below creates.
 _BASES = {"CosineAnnealingWarmRestarts": _WarmRestarts}
 
 if TYPE_CHECKING:
-    # Those that have nothing else to themselves.
+    # The classes that the loop below creates.
 
     class LambdaLR(LRScheduler, lr_scheduler.LambdaLR): ...
 
@@ -733,7 +737,7 @@ if TYPE_CHECKING:
 
 EPOCH_DEPRECATION_WARNING = getattr(lr_scheduler, "EPOCH_DEPRECATION_WARNING", "")
 
-# These and what else the installed torch has, which differs from version to version; with torch's documentation.
+# These, and all other schedulers of the installed torch, which depend on its version; with torch's documentation.
 for _name in [*lr_scheduler.__all__, "_LRScheduler"]:
     if _name not in globals() and hasattr(lr_scheduler, _name):
         _theirs = getattr(lr_scheduler, _name)

@@ -1,4 +1,4 @@
-"""Weight averaging of torch, which works with these optimizers as it is; its scheduler can be previewed."""
+"""torch's weight averaging, unchanged, except that the scheduler ``SWALR`` has ``preview`` and ``plot``."""
 
 from torch.optim import swa_utils
 from torch.optim.swa_utils import AveragedModel as AveragedModel
@@ -11,7 +11,7 @@ from torch.optim.swa_utils import update_bn as update_bn
 
 from .lr_scheduler import SWALR as SWALR
 
-# What else the installed torch has, which differs from version to version.
+# All other names of the installed torch, which depend on its version.
 for _name in __all__:
     if _name not in globals():
         globals()[_name] = getattr(swa_utils, _name)

@@ -921,13 +921,13 @@ def test_within_slow_weights_there_is_no_step():
 
 @pytest.mark.parametrize("k", [0, -1, 2.0, "5", None, True])
 def test_k_that_is_none(k):
-    with pytest.raises(ValueError, match=re.escape(f"Invalid k: {k}; it must be an int of at least 1")):
+    with pytest.raises(ValueError, match=re.escape(f"k must be an int >= 1, got {k}")):
         Lookahead(onepass.SGD(model()), k=k)
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.1, math.nan, math.inf])
 def test_alpha_that_is_none(alpha):
-    with pytest.raises(ValueError, match=re.escape(f"Invalid alpha: {alpha}; it must lie in [0, 1]")):
+    with pytest.raises(ValueError, match=re.escape(f"alpha must be in [0, 1], got {alpha}")):
         Lookahead(onepass.SGD(model()), alpha=alpha)
 
 
@@ -947,9 +947,9 @@ def test_a_checkpoint_that_is_wrong_is_not_loaded():
     train(optimizer, 2)
     before = everything(optimizer)
     for wrong, message in (
-        ({"k": 0, "alpha": 0.5, "step": 0}, "Invalid k: 0"),
-        ({"k": 3, "alpha": 2.0, "step": 0}, "Invalid alpha: 2.0"),
-        ({"k": 3, "alpha": 0.5, "step": 3}, "Invalid step in a cycle of 3: 3"),
+        ({"k": 0, "alpha": 0.5, "step": 0}, "k must be an int >= 1, got 0"),
+        ({"k": 3, "alpha": 2.0, "step": 0}, r"alpha must be in \[0, 1\], got 2.0"),
+        ({"k": 3, "alpha": 0.5, "step": 3}, "step must be >= 0 and < k = 3, got 3"),
     ):
         saved = optimizer.state_dict()
         saved["param_groups"][0]["lookahead"] = wrong

@@ -329,7 +329,7 @@ def test_end_of_one_cycle(m):
 
 def test_wrong_arguments():
     scheduler = OURS.StepLR(optimizer(), 3)
-    with pytest.raises(ValueError, match="n must be at least 0, not -1"):
+    with pytest.raises(ValueError, match="n must be >= 0, got -1"):
         scheduler.preview(-1)
     for n, got in (
         (2.5, "the float 2.5"),

@@ -10,7 +10,7 @@ from .hooks import unhooked
 
 
 class Adadelta(Native, signatures.Adadelta):
-    r"""Adadelta, a drop-in for :class:`torch.optim.Adadelta`.
+    r"""Adadelta, a drop-in replacement for :class:`torch.optim.Adadelta`.
 
     With the gradient :math:`g_t` (negated with ``maximize``), element by element:
 
@@ -24,21 +24,22 @@ class Adadelta(Native, signatures.Adadelta):
     Source: Zeiler 2012, "ADADELTA: An Adaptive Learning Rate Method", arXiv:1212.5701.
 
     Args:
-        params: Parameters, named parameters, or parameter groups; any shape and strides. float32, float64, bfloat16,
-            float16 and their complex kinds on CPUs and GPUs are stepped by the kernels, anything else by torch.
+        params: Parameters, named parameters, or parameter groups, of any shape and strides. The kernels step float32,
+            float64, bfloat16, float16 and their complex dtypes on CPUs and GPUs; torch's implementation steps others.
         lr: Learning rate :math:`\gamma`; a float, or a tensor of one element.
         rho: Decay rate :math:`\rho` of both averages, in [0, 1].
-        eps: Added under the roots, :math:`\epsilon`.
+        eps: :math:`\epsilon`, added under both square roots.
         weight_decay: L2 penalty :math:`\lambda`.
-        foreach: Accepted for torch's sake; only torch's own code, where it steps a parameter, heeds it.
-        capturable: As ``foreach``; True counts steps on the GPU, so that a CUDA graph can capture the step.
+        foreach: For compatibility; used only where torch's implementation steps the parameter.
+        capturable: As ``foreach``; True also keeps the step count on the GPU, so that a CUDA graph can capture the
+            step.
         maximize: Ascend instead of descend.
-        differentiable: Run torch's implementation, through which autograd can differentiate.
-        state_dtype: dtype of ``square_avg`` and ``acc_delta``: torch.float32, float64, bfloat16 or float16; None for
-            the parameter's, as torch has it.
+        differentiable: Step by torch's implementation, so that autograd can differentiate through the step.
+        state_dtype: dtype of ``square_avg`` and ``acc_delta``: torch.float32, float64, bfloat16 or float16; None:
+            the parameter's, as in torch.
 
     Raises:
-        ValueError: A hyperparameter is out of its range.
+        ValueError: A hyperparameter is out of range.
 
     Example:
         >>> model = torch.nn.Linear(4, 2)

@@ -14,7 +14,7 @@ from .hooks import unhooked
 
 
 class Adafactor(Native, signatures.Adafactor):
-    r"""Adafactor, a drop-in for :class:`torch.optim.Adafactor`.
+    r"""Adafactor, a drop-in replacement for :class:`torch.optim.Adafactor`.
 
     With the gradient :math:`G_t` (negated with ``maximize``), a matrix of :math:`n` rows and :math:`m` columns, or a
     batch of such matrices:
@@ -28,32 +28,32 @@ class Adafactor(Native, signatures.Adafactor):
         \alpha_t &= \max(\epsilon_2, \operatorname{RMS}(\theta_{t-1})) \min(\gamma, 1 / \sqrt{t}) \\
         \theta_t &= \theta_{t-1} - \gamma \lambda \theta_{t-1} - \alpha_t U_t / \max(1, \operatorname{RMS}(U_t) / d)
 
-    A vector has :math:`V_t = V_{t-1} + w_t (G_t \odot G_t - V_{t-1})` instead. RMS is the root mean square of the whole
-    parameter. All sums are added up in float64, in an order that depends on the parameter's shape alone.
+    A vector has :math:`V_t = V_{t-1} + w_t (G_t \odot G_t - V_{t-1})` instead. RMS is the root mean square over the
+    whole parameter. All sums are accumulated in float64, in an order that depends only on the parameter's shape.
+
+    An empty parameter is not changed; torch's class divides by zero there.
 
     Source: Shazeer and Stern 2018, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost", arXiv:1804.04235,
     in torch's form: :math:`\gamma` bounds the relative step size, :math:`\epsilon_1` is applied to the estimate
     rather than to the squared gradients, and the weight decay is decoupled.
 
     Args:
-        params: Parameters, named parameters, or parameter groups; any shape and strides. float32, float64, bfloat16 and
-            float16 on the CPU are stepped by the kernels, anything else by torch.
+        params: Parameters, named parameters, or parameter groups, of any shape and strides. The kernels step float32,
+            float64, bfloat16 and float16 on the CPU; torch's implementation steps others.
         lr: Upper bound :math:`\gamma` of the relative step size, and the rate of the weight decay; a float, or a tensor
             of one element.
         beta2_decay: Exponent :math:`\tau \le 0` of the decay.
-        eps: :math:`\epsilon_1` and :math:`\epsilon_2`. Where the first is None, it is the machine epsilon of the
-            parameter's dtype. (torch takes that of the first parameter for all of a group.)
-        d: Threshold of the clipping, 1 or more.
+        eps: :math:`\epsilon_1` and :math:`\epsilon_2`. If the first is None, it is the machine epsilon of each
+            parameter's dtype. (torch uses the first parameter's dtype for the whole group.)
+        d: Clipping threshold :math:`d`, at least 1.
         weight_decay: :math:`\lambda`.
-        foreach: Accepted for torch's sake; only torch's own code, where it steps a parameter, heeds it.
+        foreach: For compatibility; used only where torch's implementation steps the parameter.
         maximize: Ascend instead of descend.
         state_dtype: dtype of ``row_var``, ``col_var`` and ``variance``: torch.float32, float64, bfloat16 or float16;
-            None for the gradient's, as torch has it.
-
-    An empty parameter is left as it is, where torch divides by zero.
+            None: the gradient's, as in torch.
 
     Raises:
-        ValueError: A hyperparameter is out of its range.
+        ValueError: A hyperparameter is out of range.
         RuntimeError: At the step, if a parameter is complex or a gradient sparse.
 
     Example:
@@ -77,7 +77,7 @@ class Adafactor(Native, signatures.Adafactor):
         return ["row_var", "col_var", "variance"]
 
     def _step_with_scaler(self, found_inf: Tensor) -> bool:
-        return False  # it has no kernels on a GPU
+        return False  # Adafactor has no GPU kernels
 
     def _group_to_convert(self, group: dict[str, Any], p: Tensor) -> dict[str, Any]:
         eps1, eps2 = group["eps"]

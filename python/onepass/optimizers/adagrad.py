@@ -15,9 +15,9 @@ from .hooks import unhooked
 
 @torch.no_grad()
 def _torch_step(self: torch.optim.Optimizer) -> None:
-    """Steps by torch, which knows no decoupled decay, after that decay."""
+    """Apply the decoupled weight decay, which torch's Adagrad does not have; then step by torch's implementation."""
     groups = self.param_groups
-    for group in groups:  # torch would find out when it has counted the step
+    for group in groups:  # torch raises this too, but only after it has counted the step
         coupled = not group.get("decoupled_weight_decay") and number(group["weight_decay"]) != 0
         if coupled and any(p.grad is not None and p.grad.is_sparse for p in group["params"]):
             raise RuntimeError("weight_decay option is not compatible with sparse gradients")
@@ -42,7 +42,7 @@ _adagrad = unhooked(torch.optim.Adagrad)
 
 
 class Adagrad(Native, signatures.Adagrad):
-    r"""Adagrad, a drop-in for :class:`torch.optim.Adagrad`.
+    r"""Adagrad, a drop-in replacement for :class:`torch.optim.Adagrad`.
 
     At step :math:`t`, with the gradient :math:`g_t` (negated with ``maximize``), element by element:
 
@@ -53,31 +53,31 @@ class Adagrad(Native, signatures.Adagrad):
         \theta_t &= \theta_{t-1} - \gamma_t \lambda \theta_{t-1} \text{ (if decoupled)}
                     - \gamma_t \frac{g_t'}{\sqrt{s_t} + \epsilon}
 
-    A sparse gradient steps the rows that it has entries for; all others stay as they are. A decay has to be decoupled
-    then, which torch does not offer, and is for these rows alone.
+    A sparse gradient updates only the rows that it has entries for. Weight decay must then be decoupled, and applies to
+    these rows only. torch's class has no decoupled weight decay.
 
     Source: Duchi, Hazan and Singer 2011, "Adaptive Subgradient Methods for Online Learning and Stochastic
     Optimization", JMLR 12.
 
     Args:
-        params: Parameters, named parameters, or parameter groups; any shape and strides. float32, float64, bfloat16,
-            float16 and their complex kinds on CPUs and GPUs are stepped by the kernels, anything else by torch.
+        params: Parameters, named parameters, or parameter groups, of any shape and strides. The kernels step float32,
+            float64, bfloat16, float16 and their complex dtypes on CPUs and GPUs; torch's implementation steps others.
         lr: Learning rate :math:`\gamma`; a float, or a tensor of one element.
         lr_decay: :math:`\eta`.
         weight_decay: :math:`\lambda`, an L2 penalty unless ``decoupled_weight_decay``.
-        initial_accumulator_value: Where the sums of squares begin, :math:`s_0`.
-        eps: Added to the denominator, :math:`\epsilon`.
-        foreach: Accepted for torch's sake; only torch's own code, where it steps a parameter, heeds it.
+        initial_accumulator_value: Initial sum of squares :math:`s_0`.
+        eps: :math:`\epsilon`, added to the denominator.
+        foreach: For compatibility; used only where torch's implementation steps the parameter.
         maximize: Ascend instead of descend.
-        differentiable: Run torch's implementation, through which autograd can differentiate.
-        fused: As ``foreach``; True leaves ``GradScaler``'s scale to the step, and counts steps on the GPU.
-        decoupled_weight_decay: Decay the weights directly, as :class:`AdamW` does. torch has no such option.
-        state_dtype: dtype of ``sum``: torch.float32, float64, bfloat16 or float16; None for the parameter's, as torch
-            has it.
+        differentiable: Step by torch's implementation, so that autograd can differentiate through the step.
+        fused: As ``foreach``; True also makes ``GradScaler`` pass ``grad_scale`` and ``found_inf`` to ``step()``, and
+            keeps the step count on the GPU.
+        decoupled_weight_decay: Decay the weights directly, as :class:`AdamW` does; not an option of torch's class.
+        state_dtype: dtype of ``sum``: torch.float32, float64, bfloat16 or float16; None: the parameter's, as in torch.
 
     Raises:
-        ValueError: A hyperparameter is out of its range.
-        RuntimeError: At the step, if a gradient is sparse and the decay is not decoupled.
+        ValueError: A hyperparameter is out of range.
+        RuntimeError: At the step, if a gradient is sparse and weight decay is neither 0 nor decoupled.
 
     Example:
         >>> model = torch.nn.Linear(4, 2)
@@ -92,12 +92,12 @@ class Adagrad(Native, signatures.Adagrad):
     torch_step = _torch_step
 
     def _take_arguments(self, *, decoupled_weight_decay: bool = False, state_dtype: torch.dtype | None = None) -> None:
-        if decoupled_weight_decay:  # False leaves no trace, as None does of state_dtype
+        if decoupled_weight_decay:  # the default adds no key, like state_dtype=None
             self.defaults["decoupled_weight_decay"] = decoupled_weight_decay
             for group in self.param_groups:
                 group.setdefault("decoupled_weight_decay", decoupled_weight_decay)
         super()._take_arguments(state_dtype=state_dtype)
-        for group in self.param_groups:  # torch's constructor has made the states already
+        for group in self.param_groups:  # torch's constructor has already created the states
             for p in group["params"]:
                 if group.get("state_dtype") is not None and not p.is_complex():
                     self.state[p]["sum"] = self.state[p]["sum"].to(group["state_dtype"])

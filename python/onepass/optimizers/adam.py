@@ -10,7 +10,7 @@ from .hooks import unhooked
 
 
 class Adam(Native, signatures.Adam):
-    r"""Adam, a drop-in for :class:`torch.optim.Adam`.
+    r"""Adam, a drop-in replacement for :class:`torch.optim.Adam`.
 
     At step :math:`t`, with the gradient :math:`g_t` (negated with ``maximize``), element by element:
 
@@ -25,24 +25,26 @@ class Adam(Native, signatures.Adam):
     Sources: Kingma and Ba 2015, arXiv:1412.6980; AMSGrad: Reddi et al. 2018, arXiv:1904.09237.
 
     Args:
-        params: Parameters, named parameters, or parameter groups; any shape and strides. float32, float64, bfloat16,
-            float16 and their complex kinds on CPUs and GPUs are stepped by the kernels, anything else by torch.
+        params: Parameters, named parameters, or parameter groups, of any shape and strides. The kernels step float32,
+            float64, bfloat16, float16 and their complex dtypes on CPUs and GPUs; torch's implementation steps others.
         lr: Learning rate :math:`\gamma`; a float, or a tensor of one element.
         betas: Decay rates :math:`\beta_1, \beta_2` of the two averages, in [0, 1).
-        eps: Added to the denominator, :math:`\epsilon`.
+        eps: :math:`\epsilon`, added to the denominator.
         weight_decay: :math:`\lambda`, an L2 penalty unless ``decoupled_weight_decay``.
-        amsgrad: Divide by the largest average so far.
-        foreach: Accepted for torch's sake; only torch's own code, where it steps a parameter, heeds it.
+        amsgrad: Use the maximum of all past :math:`v_t` in the denominator.
+        foreach: For compatibility; used only where torch's implementation steps the parameter.
         maximize: Ascend instead of descend.
-        capturable: As ``foreach``; True counts steps on the GPU, so that a CUDA graph can capture the step.
-        differentiable: Run torch's implementation, through which autograd can differentiate.
-        fused: As ``foreach``; True leaves ``GradScaler``'s scale to the step, and counts steps on the GPU.
+        capturable: As ``foreach``; True also keeps the step count on the GPU, so that a CUDA graph can capture the
+            step.
+        differentiable: Step by torch's implementation, so that autograd can differentiate through the step.
+        fused: As ``foreach``; True also makes ``GradScaler`` pass ``grad_scale`` and ``found_inf`` to ``step()``, and
+            keeps the step count on the GPU.
         decoupled_weight_decay: Decay the weights directly, as :class:`AdamW` does.
         state_dtype: dtype of ``exp_avg``, ``exp_avg_sq`` and ``max_exp_avg_sq``: torch.float32, float64, bfloat16 or
-            float16; None for the parameter's, as torch has it. bfloat16 halves the states' memory and is faster.
+            float16; None: the parameter's, as in torch. bfloat16 takes half the memory of float32 states and is faster.
 
     Raises:
-        ValueError: A hyperparameter is out of its range.
+        ValueError: A hyperparameter is out of range.
 
     Example:
         >>> model = torch.nn.Linear(4, 2)

@@ -10,7 +10,7 @@ from .hooks import unhooked
 
 
 class Adamax(Native, signatures.Adamax):
-    r"""Adamax, Adam with the infinity norm, a drop-in for :class:`torch.optim.Adamax`.
+    r"""Adamax, Adam with the infinity norm, a drop-in replacement for :class:`torch.optim.Adamax`.
 
     At step :math:`t`, with the gradient :math:`g_t` (negated with ``maximize``), element by element:
 
@@ -23,21 +23,22 @@ class Adamax(Native, signatures.Adamax):
     Source: Kingma and Ba 2015, arXiv:1412.6980, algorithm 2.
 
     Args:
-        params: Parameters, named parameters, or parameter groups; any shape and strides. float32, float64, bfloat16,
-            float16 and their complex kinds on CPUs and GPUs are stepped by the kernels, anything else by torch.
+        params: Parameters, named parameters, or parameter groups, of any shape and strides. The kernels step float32,
+            float64, bfloat16, float16 and their complex dtypes on CPUs and GPUs; torch's implementation steps others.
         lr: Learning rate :math:`\gamma`; a float, or a tensor of one element.
         betas: Decay rates :math:`\beta_1` of the average and :math:`\beta_2` of the norm, in [0, 1).
-        eps: Added to the size of the gradient, :math:`\epsilon`.
+        eps: :math:`\epsilon`, added to the gradient's magnitude.
         weight_decay: L2 penalty :math:`\lambda`.
-        foreach: Accepted for torch's sake; only torch's own code, where it steps a parameter, heeds it.
+        foreach: For compatibility; used only where torch's implementation steps the parameter.
         maximize: Ascend instead of descend.
-        differentiable: Run torch's implementation, through which autograd can differentiate.
-        capturable: As ``foreach``; True counts steps on the GPU, so that a CUDA graph can capture the step.
-        state_dtype: dtype of ``exp_avg`` and ``exp_inf``: torch.float32, float64, bfloat16 or float16; None for the
-            parameter's, as torch has it.
+        differentiable: Step by torch's implementation, so that autograd can differentiate through the step.
+        capturable: As ``foreach``; True also keeps the step count on the GPU, so that a CUDA graph can capture the
+            step.
+        state_dtype: dtype of ``exp_avg`` and ``exp_inf``: torch.float32, float64, bfloat16 or float16; None: the
+            parameter's, as in torch.
 
     Raises:
-        ValueError: A hyperparameter is out of its range.
+        ValueError: A hyperparameter is out of range.
 
     Example:
         >>> model = torch.nn.Linear(4, 2)

@@ -10,7 +10,7 @@ from .hooks import unhooked
 
 
 class AdamW(Native, signatures.AdamW):
-    r"""Adam with decoupled weight decay, a drop-in for :class:`torch.optim.AdamW`.
+    r"""Adam with decoupled weight decay, a drop-in replacement for :class:`torch.optim.AdamW`.
 
     At step :math:`t`, with the gradient :math:`g_t` (negated with ``maximize``), element by element:
 
@@ -21,9 +21,9 @@ class AdamW(Native, signatures.AdamW):
         \theta_t &= \theta_{t-1} - \gamma \lambda \theta_{t-1}
                     - \gamma \frac{m_t / (1 - \beta_1^t)}{\sqrt{w_t / (1 - \beta_2^t)} + \epsilon}
 
-    A sparse gradient, which torch's class refuses, steps the rows that it has entries for: their averages, their decay
-    and their parameters. All other rows stay as they are and do not decay, while :math:`t` counts on for the whole
-    parameter.
+    A sparse gradient, which torch's class does not support, updates only the rows that it has entries for: averages,
+    weight decay and parameter. All other rows are not changed and do not decay. The step count :math:`t` is that of the
+    whole parameter.
 
     Source: Loshchilov and Hutter 2019, arXiv:1711.05101.
 
@@ -31,18 +31,20 @@ class AdamW(Native, signatures.AdamW):
         params: As :class:`Adam`'s.
         lr: Learning rate :math:`\gamma`; a float, or a tensor of one element.
         betas: Decay rates :math:`\beta_1, \beta_2` of the two averages, in [0, 1).
-        eps: Added to the denominator, :math:`\epsilon`.
-        weight_decay: :math:`\lambda`.
-        amsgrad: Divide by the largest average so far.
+        eps: :math:`\epsilon`, added to the denominator.
+        weight_decay: :math:`\lambda`, decoupled.
+        amsgrad: Use the maximum of all past :math:`v_t` in the denominator.
         maximize: Ascend instead of descend.
-        foreach: Accepted for torch's sake; only torch's own code, where it steps a parameter, heeds it.
-        capturable: As ``foreach``; True counts steps on the GPU, so that a CUDA graph can capture the step.
-        differentiable: Run torch's implementation, through which autograd can differentiate.
-        fused: As ``foreach``; True leaves ``GradScaler``'s scale to the step, and counts steps on the GPU.
+        foreach: For compatibility; used only where torch's implementation steps the parameter.
+        capturable: As ``foreach``; True also keeps the step count on the GPU, so that a CUDA graph can capture the
+            step.
+        differentiable: Step by torch's implementation, so that autograd can differentiate through the step.
+        fused: As ``foreach``; True also makes ``GradScaler`` pass ``grad_scale`` and ``found_inf`` to ``step()``, and
+            keeps the step count on the GPU.
         state_dtype: dtype of the states, as :class:`Adam`'s.
 
     Raises:
-        ValueError: A hyperparameter is out of its range.
+        ValueError: A hyperparameter is out of range.
         RuntimeError: At the step, if a gradient is sparse and its parameter complex, not contiguous or not on the CPU.
 
     Example:

@@ -1,4 +1,4 @@
-"""Hyperparameters as users give them: checked, described in messages, and read as numbers."""
+"""Check hyperparameters, describe them in messages, and convert them to floats."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from torch.nn import Module
 
 
 def number(value: float | Tensor) -> float:
-    """A hyperparameter, which may be a tensor of one element, one that requires a gradient, too."""
+    """Return a hyperparameter as a float; it may be a tensor of one element, also one that requires a gradient."""
     return value.item() if isinstance(value, Tensor) else float(value)
 
 
 def described(value: object) -> str:
-    """An argument's type and value, for an error message."""
+    """Return an argument's type and value, for an error message."""
     return f"the {type(value).__name__} {reprlib.repr(value)}"
 
 
 def check_number(what: str, value: object) -> None:
-    """Check that a value is one number: an int or a float, a tensor of one element, or what converts to a float.
+    """Check that a value is one number: an int, a float, a tensor of one element, or convertible by ``float``.
 
     Raises:
-        TypeError: It is not a number; a text is none, even where ``float`` reads it.
-        ValueError: It is a tensor of no or several elements, or an int too large for a float.
+        TypeError: The value is not a number. Strings are not numbers, even those that ``float`` can parse.
+        ValueError: The value is a tensor with zero or several elements, or an int too large for a float.
     """
     if isinstance(value, Tensor):
         if value.numel() != 1:
@@ -45,10 +45,10 @@ def check_number(what: str, value: object) -> None:
 
 
 def whole(what: str, value: Any) -> int:
-    """An argument that must be an integer; it may be a float without a fraction, such as 1e4.
+    """Return an argument as an int; a float without a fraction, such as 1e4, is accepted.
 
     Raises:
-        TypeError: It is no integer.
+        TypeError: The argument is not an integer.
     """
     if isinstance(value, float) and value.is_integer():
         return int(value)
@@ -58,16 +58,16 @@ def whole(what: str, value: Any) -> int:
         raise TypeError(f"{what} must be an integer, got {described(value)}") from None
 
 
-# What hyperparameters are by their names: one number, or a bool for each number of a tuple. True: it may be None.
+# By hyperparameter name: whether it may be None; for a tuple of numbers, one bool for each of them.
 HyperTypes: TypeAlias = "Mapping[str, bool | tuple[bool, ...]]"
 
 
 def check_hyperparameters(where: str, types: HyperTypes, values: Mapping[str, Any]) -> None:
-    """Check the types of those hyperparameters that there are; their ranges are torch's constructors' affair.
+    """Check the types of the hyperparameters in ``values``. torch's constructors check their ranges.
 
     Raises:
-        TypeError: One is not a number, or not a sequence of numbers. The message begins with ``where``.
-        ValueError: One has too many or too few numbers, or is a number that no step can use.
+        TypeError: A value is not a number, or not a sequence of numbers. The message begins with ``where``.
+        ValueError: A value has too many or too few numbers, or fails ``check_number``.
     """
     for name, optional in types.items():
         if name not in values:
@@ -88,11 +88,11 @@ def check_hyperparameters(where: str, types: HyperTypes, values: Mapping[str, An
 
 @contextlib.contextmanager
 def module_refused(where: str, params: object) -> Iterator[None]:
-    """Says what to do where torch refuses a module that was given in place of its parameters."""
+    """Replace torch's TypeError for a module passed as ``params`` by one that says to pass its ``parameters()``."""
     try:
         yield
     except TypeError:
-        if not isinstance(params, Module):  # a ParameterList is one, and torch takes it
+        if not isinstance(params, Module):  # only on failure: a ParameterList is a Module that torch accepts
             raise
         raise TypeError(
             f"{where}: params must be parameters or groups of them, got the module {type(params).__name__}: pass its "
@@ -102,9 +102,9 @@ def module_refused(where: str, params: object) -> Iterator[None]:
 
 @contextlib.contextmanager
 def noted(check: Callable[[], None]) -> Iterator[None]:
-    """Adds what a check of the arguments raises to an exception of torch's constructor, which may not name them.
+    """Add the message of a check as a note to an exception of torch's constructor, which may not name the argument.
 
-    Torch's type and text stay. Python prints the note below them, from 3.11 on.
+    The exception's type and text are not changed. Python prints notes from 3.11 on.
     """
     try:
         yield
@@ -118,13 +118,13 @@ def noted(check: Callable[[], None]) -> Iterator[None]:
 
 
 def put_number(held: float | Tensor, value: float | Tensor) -> float | Tensor:
-    """What takes the place of a hyperparameter: a tensor stays that tensor, which a captured graph may hold, too."""
+    """Return the new value of a hyperparameter. A tensor is filled in place, because a captured graph may hold it."""
     if isinstance(held, Tensor):
         return held.fill_(value.squeeze() if isinstance(value, Tensor) else value)
     return value
 
 
 def hyperparameters(group: dict[str, Any]) -> dict[str, float]:
-    """Learning rate and weight decay of a group, where it has them."""
+    """Return the learning rate and weight decay of a group, if it has them."""
     names = [name for name in ("lr", "weight_decay") if isinstance(group.get(name), int | float | Tensor)]
     return {name: number(group[name]) for name in names}

@@ -13,7 +13,7 @@ from .hooks import unhooked
 
 
 class ASGD(Native, signatures.ASGD):
-    r"""Averaged stochastic gradient descent, a drop-in for :class:`torch.optim.ASGD`.
+    r"""Averaged stochastic gradient descent, a drop-in replacement for :class:`torch.optim.ASGD`.
 
     At step :math:`t`, with the gradient :math:`g_t` (negated with ``maximize``), element by element:
 
@@ -24,28 +24,27 @@ class ASGD(Native, signatures.ASGD):
         \eta_{t+1} &= \frac{\gamma}{(1 + \mathrm{lambd} \, \gamma t)^\alpha}, \qquad
         \mu_{t+1} = \frac{1}{\max(1, t - t_0)}
 
-    from :math:`\eta_1 = \gamma` and :math:`\mu_1 = 1`. The average :math:`\bar\theta_t` is the state ``ax``; a learning
-    rate that a schedule changes acts from the step after the next on, as in torch.
+    with :math:`\eta_1 = \gamma` and :math:`\mu_1 = 1`. The average :math:`\bar\theta_t` is the state ``ax``. A change
+    of the learning rate takes effect one step late, as in torch: the next step still uses the old rate.
 
     Source: Polyak and Juditsky 1992, "Acceleration of stochastic approximation by averaging".
 
     Args:
-        params: Parameters, named parameters, or parameter groups; any shape and strides. float32, float64, bfloat16,
-            float16 and their complex kinds on CPUs and GPUs are stepped by the kernels, anything else by torch.
+        params: Parameters, named parameters, or parameter groups, of any shape and strides. The kernels step float32,
+            float64, bfloat16, float16 and their complex dtypes on CPUs and GPUs; torch's implementation steps others.
         lr: Learning rate :math:`\gamma`; a float, or a tensor of one element.
         lambd: Decay term.
-        alpha: Power of the rate's decay, :math:`\alpha`.
-        t0: The step at which averaging starts, :math:`t_0`.
+        alpha: Exponent :math:`\alpha` of the decay of the step size.
+        t0: Step :math:`t_0` at which averaging starts.
         weight_decay: L2 penalty :math:`\lambda`.
-        foreach: Accepted for torch's sake; only torch's own code, where it steps a parameter, heeds it.
+        foreach: For compatibility; used only where torch's implementation steps the parameter.
         maximize: Ascend instead of descend.
-        differentiable: Run torch's implementation, through which autograd can differentiate.
-        capturable: As ``foreach``; only with True can a CUDA graph capture the step.
-        state_dtype: dtype of ``ax``: torch.float32, float64, bfloat16 or float16; None for the parameter's, as torch
-            has it.
+        differentiable: Step by torch's implementation, so that autograd can differentiate through the step.
+        capturable: As ``foreach``; a CUDA graph can capture the step only if True.
+        state_dtype: dtype of ``ax``: torch.float32, float64, bfloat16 or float16; None: the parameter's, as in torch.
 
     Raises:
-        ValueError: A hyperparameter is out of its range.
+        ValueError: A hyperparameter is out of range.
 
     Example:
         >>> model = torch.nn.Linear(4, 2)
@@ -60,7 +59,7 @@ class ASGD(Native, signatures.ASGD):
     torch_step = unhooked(torch.optim.ASGD)
 
     def _counts_on_device(self, group: dict[str, Any]) -> bool:
-        return True  # torch has them there always
+        return True  # torch always keeps ASGD's scalars on the parameter's device
 
     def _initial_scalar(self, group: dict[str, Any], name: str) -> float:
         return {"step": 0.0, "eta": number(group["lr"]), "mu": 1.0}[name]

@@ -1,8 +1,8 @@
-"""What every optimizer of this package shares: a step that runs in the compiled core.
+"""Base class of onepass's optimizers: a step that runs in the compiled core.
 
-:class:`Native` goes in front of a ``torch.optim`` class. Everything but the step (constructor, parameter groups, hooks,
-state names, ``state_dict``) stays torch's own. The step reads the optimizer, hands the parameters that the kernels
-cover to the core in one call, and leaves the rest to torch's implementation.
+:class:`Native` precedes a ``torch.optim`` class in the bases of each optimizer. Everything but the step (constructor,
+parameter groups, hooks, state names, ``state_dict``) is torch's. The step reads the optimizer, steps in one call of the
+core the parameters that the kernels cover, and falls back to torch's implementation for the others.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ if TYPE_CHECKING:
 
 
 def _workspace(size: int, cuda: int) -> Tensor:
-    """Memory of torch's for the kernels, on a GPU."""
+    """Allocate ``size`` bytes of workspace for the kernels on a GPU, from torch's allocator."""
     return torch.empty(size, dtype=torch.uint8, device=torch.device("cuda", cuda))
 
 
 def _exchange_device(cuda: int) -> int:
-    """Makes a GPU torch's current one; tells which was, or -1 if it was this one."""
+    """Make a GPU torch's current device. Return the previous device index, or -1 if unchanged."""
     before = torch.cuda.current_device()
     if before == cuda:
         return -1
@@ -55,7 +55,7 @@ def _set_torch(
     workspace: Callable[[int, int], Tensor] = _workspace,
     exchange_device: Callable[[int], int] = _exchange_device,
 ) -> None:
-    """Hand over to the core what it uses of torch. Tests call it again, with something else."""
+    """Pass to the core the objects of torch that it uses. Tests call this again with substitutes."""
     increment_version = torch.autograd.graph.increment_version
     _core.set_torch(torch.Tensor, torch.nn.Parameter, increment_version, exchange_api, workspace, exchange_device)
 
@@ -68,17 +68,17 @@ STATE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def _update(self: Native, closure: Callable[[], Any] | None = None) -> Any:
-    """Performs a single optimization step.
+    """Perform a single optimization step.
 
     Args:
         closure: Reevaluates the model, with gradients enabled, and returns the loss.
 
     Returns:
-        What the closure returned; None without one.
+        The loss that the closure returned; None without a closure.
 
     Raises:
         ValueError: A gradient or state does not fit its parameter, or memory overlaps. The message names the
-            parameter; nothing has been written.
+            parameter. An invalid step changes nothing.
     """
     loss = None
     if closure is not None:
@@ -94,7 +94,7 @@ def _update(self: Native, closure: Callable[[], Any] | None = None) -> Any:
 
 @contextlib.contextmanager
 def _scaled_gradients(params: list[Tensor], factor: float) -> Iterator[None]:
-    """Lends the parameters scaled copies of their gradients; the gradients themselves are not written."""
+    """Replace the gradients by scaled copies within the context. The gradients themselves are not written."""
     grads = [p.grad for p in params]
     try:
         for p, grad in zip(params, grads, strict=True):
@@ -115,9 +115,9 @@ def _check_capture(optimizer: Optimizer) -> None:
 
 
 def transform() -> str:
-    """What records or transforms torch's operations now, and so would not see the kernels; mostly nothing, "".
+    """Return the active function transform or tracer, which would not see the kernels; "" if none is active.
 
-    Its tensors look like others, and even have memory: what lies there is not what they mean.
+    Tensors of a transform look like ordinary tensors and have memory, but that memory does not hold their values.
     """
     if interpreter() is not None:
         return "torch.func"
@@ -133,8 +133,8 @@ def _counts_steps(rule: str) -> bool:
 
 @functools.cache
 def _hyper_types(rule: str) -> HyperTypes:
-    """What the hyperparameters of a rule are."""
-    types: dict[str, bool | tuple[bool, ...]] = {"lr": False, "weight_decay": False}  # also where no rule reads them
+    """Return the types of a rule's hyperparameters."""
+    types: dict[str, bool | tuple[bool, ...]] = {"lr": False, "weight_decay": False}  # also if unused
     for text in _core.rules()[rule][0]:
         name, bracket, _ = text.rstrip("?!").partition("[")
         optional = text.endswith(("?", "!"))
@@ -145,34 +145,35 @@ def _hyper_types(rule: str) -> HyperTypes:
 
 @functools.cache
 def _plain_request(threads: int) -> _core.StepRequest:
-    """Return the request of nearly every step, which is made once."""
+    """Return the request of a step without scaling and followers, cached because nearly every step uses it."""
     return _core.StepRequest(1.0, threads)
 
 
 def _has_kernels(device: torch.device) -> bool:
-    """Whether there are kernels for tensors on this device."""
+    """Return whether there are kernels for tensors on this device."""
     return device.type == "cpu" or (device.type == "cuda" and not _core.cuda_refusal(device.index))
 
 
 def new_follower(p: Tensor) -> Tensor:
-    """Return a tensor that follows a parameter; it begins as a copy."""
+    """Return a new follower of a parameter: a copy of it."""
     return p.detach().clone(memory_format=torch.preserve_format)
 
 
 class Native(Optimizer):
     """An optimizer whose step runs in the compiled core.
 
-    A subclass names its rule of ``csrc/rules`` and torch's step for what the kernels do not cover.
+    A subclass sets ``rule``, the name of its rule in ``csrc/rules``, and ``torch_step``, which steps the parameters
+    that no kernel covers.
     """
 
     rule: ClassVar[str]
     torch_step: ClassVar[Step]
 
-    # Set by Lookahead during its step.
+    # Set by Lookahead during its step, else None.
     _slow_weight_update: SlowWeightUpdate | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Give a class of this package the constructor of torch's class, unless it has one of its own."""
+        """Derive the constructor from that of the torch class, unless the subclass defines its own."""
         super().__init_subclass__(**kwargs)
         if "torch_step" in vars(cls) and "__init__" not in vars(cls):
             theirs = cls.__mro__[cls.__mro__.index(Native) + 1]
@@ -192,13 +193,13 @@ class Native(Optimizer):
 
             with noted(check), module_refused(type(self).__name__, params):
                 construct(*args, **kwargs)
-            self._check_types(self.defaults)  # torch takes some with which no step can be made
+            self._check_types(self.defaults)  # torch accepts some values that no step can use
 
     def _take_arguments(self, *, state_dtype: torch.dtype | None = None) -> None:
-        """Take the arguments that torch's class does not have, after it has taken its own.
+        """Store the arguments that torch's class does not have. Called after torch's constructor.
 
-        None leaves no trace: torch.distributed.checkpoint asks a checkpoint for every key that groups hold, and so
-        reads those of torch's classes, too.
+        None adds no key to the groups: torch.distributed.checkpoint requires each key of the groups in the checkpoint,
+        and checkpoints of torch's classes must load.
         """
         _check_state_dtype(state_dtype)
         if state_dtype is None:
@@ -208,7 +209,7 @@ class Native(Optimizer):
             group.setdefault("state_dtype", state_dtype)
 
     def _check_types(self, values: Mapping[str, Any], group: int | None = None) -> None:
-        """Check the types of arguments, or of what a group has."""
+        """Check the types of arguments, or of the hyperparameters of group ``group``."""
         where = type(self).__name__ + ("" if group is None else f": group {group}")
         check_hyperparameters(where, self._hyper_types(), values)
 
@@ -224,12 +225,11 @@ class Native(Optimizer):
         step = hooked(_update, "Native")
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a parameter group; as torch's, and its hyperparameters are checked.
+        """Add a parameter group, as torch does, and check the types of its hyperparameters.
 
         Raises:
-            TypeError: One is not a number, or not a sequence of numbers.
-            ValueError: One is of several numbers, or of too many or too few; or the group's ``state_dtype`` is none
-                that states can have.
+            TypeError: A hyperparameter is not a number, or not a sequence of numbers.
+            ValueError: A hyperparameter has too many or too few numbers, or ``state_dtype`` is not a supported dtype.
         """
         number = len(self.param_groups)
         group = param_group if isinstance(param_group, dict) else {}  # torch refuses others
@@ -252,21 +252,21 @@ class Native(Optimizer):
 
     @property
     def _plan(self) -> _core.Plan:
-        # Made when it is first needed, and never pickled or copied: it is a cache of what the optimizer holds.
+        # Created on first use, and never pickled or copied: it caches what was read from the optimizer.
         plan: _core.Plan | None = self.__dict__.get("_cached_plan")
         if plan is None:
             plan = self.__dict__["_cached_plan"] = _core.Plan(self.rule)
         return plan
 
     def _grad_factor(self) -> float | None:
-        """What gradients are to be multiplied by, to undo GradScaler's scale; None if the step is to be skipped."""
+        """Return the factor that undoes GradScaler's scale of the gradients; None if GradScaler skips the step."""
         if (found_inf := getattr(self, "found_inf", None)) is not None and found_inf.item():
             return None
         grad_scale = getattr(self, "grad_scale", None)
         return 1.0 if grad_scale is None else 1.0 / float(grad_scale.item())
 
     def _step_with_scaler(self, found_inf: Tensor) -> bool:
-        """Steps with GradScaler's numbers left on their GPU; False, with nothing done, where that cannot be."""
+        """Step without reading GradScaler's tensors on the CPU. Return False, with nothing done, if not possible."""
         if _core.cuda_device(found_inf) < 0 or self._slow_weight_update:
             return False
         if not all(map(self._counts_on_device, self.param_groups)) and _counts_steps(self.rule):
@@ -302,7 +302,7 @@ class Native(Optimizer):
             update.after(result.unfollowed)
 
     def _step_by_torch_alone(self, reason: str, grad_factor: float) -> None:
-        """Steps all parameters by torch's own implementation."""
+        """Step all parameters by torch's implementation."""
         params = [(p, g, i) for g, group in enumerate(self.param_groups) for i, p in enumerate(group["params"])]
         fallback = [(g, i, reason) for p, g, i in params if p.grad is not None]
         if fallback:
@@ -312,13 +312,13 @@ class Native(Optimizer):
             self._slow_weight_update.after([p for p, _, _ in params])
 
     def _step_by_torch(self, fallback: list[tuple[int, int, str]], grad_factor: float) -> None:
-        """Steps some of the parameters by torch's own implementation, on the same states."""
+        """Step the fallback parameters by torch's implementation, on the same states."""
         params_of: dict[int, list[Tensor]] = {}
         for number, index, _ in fallback:
             params_of.setdefault(number, []).append(self.param_groups[number]["params"][index])
         if self._slow_weight_update:
             self._slow_weight_update.before(p for params in params_of.values() for p in params)
-        # A stand-in that shares everything with this optimizer but sees only those parameters.
+        # A stand-in that shares all attributes with this optimizer but has only the fallback parameters.
         part = object.__new__(type(self))
         part.__dict__.update({k: v for k, v in self.__dict__.items() if k not in ("grad_scale", "found_inf")})
         as_they_are: list[dict[str, Any]] = []
@@ -338,9 +338,9 @@ class Native(Optimizer):
                 self._step_converted(part, group, p, dtype)
 
     def _common_dtype(self, group: dict[str, Any], p: Tensor) -> torch.dtype | None:
-        """The dtype that a parameter and its states can all be converted to; None if they have the same one already.
+        """Return the dtype to which a parameter and its states are promoted; None if they already have the same dtype.
 
-        torch's implementation takes no states of another dtype than the parameter's.
+        torch's implementation does not support states of another dtype than the parameter's.
         """
         held = (self.state[p].get(name) for name in self._state_names()) if p in self.state else ()
         dtypes = [state.dtype for state in held if isinstance(state, Tensor)]
@@ -351,7 +351,7 @@ class Native(Optimizer):
         return functools.reduce(torch.promote_types, dtypes, p.dtype)
 
     def _step_converted(self, part: Optimizer, group: dict[str, Any], p: Tensor, dtype: torch.dtype) -> None:
-        """Steps a parameter by torch's own implementation, in a dtype that its states can be converted to."""
+        """Step a parameter by torch's implementation, with parameter, gradient and states converted to ``dtype``."""
         with torch.set_grad_enabled(bool(group.get("differentiable"))):
             copy, grad = p.to(dtype), p.grad
             copy.grad = None if grad is None else grad.to(dtype)
@@ -367,20 +367,20 @@ class Native(Optimizer):
                     state[name].copy_(value)
                 elif name not in names or not isinstance(value, Tensor):
                     self.state[p][name] = value
-                else:  # made by this step
+                else:  # created by this step
                     self.state[p][name] = value.to(None if p.is_complex() else group.get("state_dtype") or p.dtype)
 
     def _group_to_convert(self, group: dict[str, Any], p: Tensor) -> dict[str, Any]:
-        """The group, with what follows from the parameter's dtype written out."""
+        """Return the group, with defaults that depend on the parameter's dtype made explicit."""
         return group
 
     @classmethod
     def _state_names(cls) -> list[str]:
-        """All states that a parameter can have, of its shape or derived from it."""
+        """Return the names of all state tensors that a parameter can have, scalars excluded."""
         return _core.rules()[cls.rule][1]
 
     def _explain(self) -> list[tuple[int, int, str, str]]:
-        """Group, index, path and reason of every parameter, as :func:`onepass.explain` tells them."""
+        """Return group, index, path and reason of each parameter, for :func:`onepass.explain`."""
         if reason := transform():
             groups = enumerate(self.param_groups)
             return [(g, i, "torch", reason) for g, group in groups for i in range(len(group["params"]))]
@@ -391,14 +391,14 @@ class Native(Optimizer):
         wanted: list[tuple[dict[str, Any], Tensor, Tensor, list[str], list[str]]],
         scalar_names: list[str],
     ) -> list[tuple[Tensor, str]]:
-        """Create the states that are missing; all of them, or on an exception none.
+        """Create the missing states: all of them or, if an exception is raised, none.
 
         Args:
-            wanted: Group, parameter, gradient, and the names of the states and followers that the parameter must have.
+            wanted: Group, parameter, gradient, and the names of the states and of the followers that the step needs.
             scalar_names: The scalars that each parameter has beside its states: ``step``, and those of the rule.
 
         Returns:
-            The parameter and the name of each.
+            Parameter and name of each created state.
         """
         created: list[tuple[Tensor, str]] = []
         try:
@@ -422,7 +422,7 @@ class Native(Optimizer):
         return created
 
     def _discard_states(self, created: list[tuple[Tensor, str]]) -> None:
-        """Delete states that were created for a step that is not made."""
+        """Delete states that were created for a step that was not performed."""
         for p, name in created:
             del self.state[p][name]
             if not self.state[p]:
@@ -433,26 +433,26 @@ class Native(Optimizer):
         return 0.0
 
     def _counts_on_device(self, group: dict[str, Any]) -> bool:
-        """Whether torch keeps the scalars of a parameter on its device."""
+        """Return whether torch keeps the scalars of a parameter on the parameter's device."""
         return bool(group.get("capturable") or group.get("fused"))
 
     def _new_scalar(self, group: dict[str, Any], p: Tensor, name: str) -> Any:
-        """Return a new scalar that is kept for each parameter, as torch makes it."""
+        """Return a new per-parameter scalar, with the dtype and device that torch uses."""
         dtype = scalar_dtype(group.get("fused"))
         device = p.device if self._counts_on_device(group) else "cpu"
         return torch.full((), self._initial_scalar(group, name), dtype=dtype, device=device)
 
     def _new_state(self, group: dict[str, Any], p: Tensor, grad: Tensor, name: str) -> Tensor:
-        """A new state tensor, as torch makes it but for ``state_dtype``."""
+        """Return a new state tensor: torch's, except that its dtype is ``state_dtype`` if given."""
         dtype = None if p.is_complex() else group.get("state_dtype")
         return torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The state_dict, as torch's class makes it.
+        """Return the state_dict, in the form of torch's class.
 
-        A ``state_dtype`` is in it by its name, as torch.distributed.checkpoint can neither gather a dtype nor keep one.
+        ``state_dtype`` is stored as a string, because torch.distributed.checkpoint can neither gather nor save a dtype.
         """
         saved = super().state_dict()
         for group in saved["param_groups"]:
@@ -461,11 +461,11 @@ class Native(Optimizer):
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads a state_dict of this class or of torch's.
+        """Load a state_dict of this class or of torch's.
 
-        As ``torch.optim.Optimizer.load_state_dict``, except that states keep the dtype they were saved with, where
-        torch casts them to the parameter's. A checkpoint that knows no ``state_dtype`` (torch's) takes that of this
-        optimizer, if it has one.
+        As ``torch.optim.Optimizer.load_state_dict``, except that states keep the dtype in which they were saved (torch
+        casts them to the parameter's dtype). If the checkpoint has no ``state_dtype`` (torch's have none), the states
+        get the ``state_dtype`` of this optimizer, if it has one.
         """
         saved: dict[str, Any] = {}
         own: list[torch.dtype | None] = []
@@ -493,7 +493,7 @@ def while_loading(
     look: Callable[[Optimizer, dict[str, Any]], None],
     restore: Callable[[Optimizer], None],
 ) -> Iterator[None]:
-    """Calls both between the user's own hooks: those that may change a state_dict, and those that see the result."""
+    """Call ``look`` after the user's load pre-hooks, and ``restore`` before the user's load post-hooks."""
     before = optimizer.register_load_state_dict_pre_hook(look)
     after = optimizer.register_load_state_dict_post_hook(restore, prepend=True)
     try:
@@ -511,7 +511,7 @@ def _check_state_dtype(state_dtype: object) -> None:
 def _restore_dtypes(
     state: dict[str, Any], saved: dict[str, Any], state_names: Collection[str], forced: torch.dtype | None
 ) -> None:
-    """Gives a loaded state the dtypes that it was saved with; the tensors of these names, if given, another one."""
+    """Cast a loaded state to its saved dtypes; tensors in ``state_names`` to ``forced`` instead, unless it is None."""
     for name, value in saved.items():
         if name in ("step", SLOW_PARAM) or not isinstance(value, Tensor) or not value.is_floating_point():
             continue

@@ -1,4 +1,4 @@
-"""Constructors that are torch's own, with arguments of ours beside them."""
+"""Constructors with the arguments of torch's classes and those that onepass adds."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from torch.optim import Optimizer
 def constructor(
     theirs: type[Optimizer], construct: Callable[..., None], take_arguments: Callable[..., None]
 ) -> Callable[..., None]:
-    """Return a constructor with the signature of a class of torch's, and keyword arguments of ours behind it.
+    """Return a constructor with the signature of a torch class, followed by onepass's keyword-only arguments.
 
     Args:
-        theirs: The class of torch's, which declares, documents and checks its arguments.
-        construct: Called with the optimizer and the arguments of torch's class.
-        take_arguments: Called afterwards with the optimizer and ours: its keyword-only arguments, which it declares.
+        theirs: The torch class, which declares, documents and checks its arguments.
+        construct: Called first, with the optimizer and the arguments of the torch class.
+        take_arguments: Called afterwards, with the optimizer and onepass's arguments, which are its own keyword-only
+            arguments.
     """
     parameters = list(inspect.signature(theirs.__init__).parameters.values())
     own = [p for p in inspect.signature(take_arguments, eval_str=True).parameters.values() if p.kind is p.KEYWORD_ONLY]

@@ -1,4 +1,4 @@
-"""The hooks around a step, and torch's profiler: called as torch's wrapper calls them, at a fraction of its cost."""
+"""Call step hooks and torch's profiler as torch's step wrapper does, at a fraction of its cost."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Step: TypeAlias = Callable[..., Any]
 
 
 def unhooked(cls: type[Optimizer]) -> Step:
-    """The class's own step, without the hooks that torch wraps around it once an instance has been made."""
+    """Return the class's own step, without the hook wrapper that torch adds when an instance is created."""
     step: Any = cls.step
     while getattr(step, "hooked", False):
         step = step.__wrapped__
@@ -23,14 +23,14 @@ def unhooked(cls: type[Optimizer]) -> Step:
 
 
 def unwrapped(optimizer: Optimizer) -> Optimizer:
-    """The optimizer that makes the steps: of a wrapper without hooks of its own (accelerate's), what it holds."""
+    """Return the optimizer that steps: the wrapped one, if this is a wrapper without hooks (accelerate's)."""
     while not hasattr(optimizer, "_optimizer_step_pre_hooks") and hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
     return optimizer
 
 
 def _with_hooks(update: Step, self: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The step between the hooks, as torch's wrapper calls them."""
+    """Call the pre-hooks, the step and the post-hooks, in the order of torch's wrapper."""
     everyones = global_pre_hooks.values()
     for pre_hook in (*everyones, *self._optimizer_step_pre_hooks.values()):
         changed = pre_hook(self, args, kwargs)
@@ -47,18 +47,18 @@ def _with_hooks(update: Step, self: Optimizer, args: tuple[Any, ...], kwargs: di
     return result
 
 
-# The code of torch's wrapper with the hooks around a step, by which an instance of it can be recognised.
+# The code object of torch's step wrapper, to recognise a step that torch has wrapped.
 _HOOKED_CODE = cast(Any, Optimizer.profile_hook_step(_with_hooks)).__code__
 
 
 def hooked(update: Step, owner: str) -> Step:
-    """The method ``step`` of the owner, a class: ``update``, with torch's hooks and its profiler's scope if needed."""
+    """Return the method ``step`` of the class ``owner``: ``update`` with step hooks, and a profiler scope if needed."""
     hooked_update = Optimizer.profile_hook_step(update)
 
     @functools.wraps(update)
     def step(*args: Any, **kwargs: Any) -> Any:
         # torch's wrapper costs as much as the step of a small model, nearly all of it for a profiler that is off. So it
-        # is put around the step only for a profiler. A subclass that overrides step has been wrapped by torch already.
+        # is used only while a profiler runs. If a subclass overrides step, torch has already wrapped that step.
         self: Optimizer = args[0]
         if torch.compiler.is_compiling():
             return untraced(*args, **kwargs)
@@ -76,8 +76,8 @@ def hooked(update: Step, owner: str) -> Step:
             return update(*args, **kwargs)
         return hooked_update(*args, **kwargs) if profiled else _with_hooks(update, self, args, kwargs)
 
-    # torch.compile would trace into the step until it meets the core, and warn that it cannot trace that.
+    # torch.compile would trace the step up to the compiled core, and warn that it cannot trace the core.
     untraced = disable_dynamo(step)
-    step.__name__, step.__qualname__ = "step", f"{owner}.step"  # by which pickle finds it
-    cast(Any, step).hooked = True  # torch leaves a step that is marked so as it is
+    step.__name__, step.__qualname__ = "step", f"{owner}.step"  # pickle finds the method by its qualified name
+    cast(Any, step).hooked = True  # torch does not wrap a step with this mark
     return step

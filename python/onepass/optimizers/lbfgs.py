@@ -17,13 +17,13 @@ from .hooks import hooked, unhooked
 
 Closure = Callable[[], Any]
 
-# What all groups must agree on: there is one vector, and one history.
+# Options that must be equal in all groups, because all groups form one vector with one history.
 _SHARED = ("max_iter", "max_eval", "tolerance_grad", "tolerance_change", "history_size", "line_search_fn")
 
-# Its hyperparameters that must be numbers.
+# Hyperparameters that must be numbers.
 _TYPES: HyperTypes = {"lr": False, "tolerance_grad": False, "tolerance_change": False}
 
-# What of the state belongs to the history. The rest are counters.
+# The state entries of the history. All others are counters.
 _HISTORY = ("d", "t", "old_dirs", "old_stps", "ro", "H_diag", "prev_flat_grad", "prev_loss", "al")
 
 
@@ -31,13 +31,13 @@ _HISTORY = ("d", "t", "old_dirs", "old_stps", "ro", "H_diag", "prev_flat_grad", 
 
 
 class _Point(NamedTuple):
-    """A point x + t d of the line along which is searched."""
+    """A point x + t d of the line search."""
 
     t: float
     loss: float  # infinite if the loss or a gradient there is not finite
     slope: float  # gradient . d
     gradient: Tensor
-    largest: float  # of the gradient's magnitudes
+    largest: float  # largest magnitude in the gradient
 
     @property
     def finite(self) -> bool:
@@ -45,9 +45,9 @@ class _Point(NamedTuple):
 
 
 def _interpolate(a: _Point, b: _Point, low: float, high: float) -> float:
-    """The minimum of the cubic through two points with their slopes (Nocedal and Wright, 3.59), within bounds.
+    """Return the minimizer, within bounds, of the cubic through two points and their slopes (Nocedal and Wright, 3.59).
 
-    The middle of the bounds if there is no minimum, or a point is not finite.
+    If there is no minimum or a point is not finite, return the middle of the bounds.
     """
     a, b = (a, b) if a.t <= b.t else (b, a)
     middle = (low + high) / 2
@@ -74,22 +74,22 @@ def _strong_wolfe(
     c1: float = 1e-4,
     c2: float = 0.9,
 ) -> _Point:
-    """A step that satisfies the strong Wolfe conditions (Nocedal and Wright 2006, algorithms 3.5 and 3.6).
+    """Search a step that satisfies the strong Wolfe conditions (Nocedal and Wright 2006, algorithms 3.5 and 3.6).
 
-    A trial that is not finite counts as one of infinite loss: it is too far, and the search goes on halfway to it.
+    A trial that is not finite counts as one of infinite loss: the next trial is halfway to it.
 
     Args:
-        evaluate: The point at a step length.
+        evaluate: Returns the point at a step length.
         start: The point at 0, which is finite and has a negative slope.
-        t: The first trial.
-        size: The largest magnitude in the direction; it makes a difference of step lengths a change of parameters.
-        tolerance: A bracket that changes no parameter by more is not searched any further.
-        rounds: How many trials may follow the first.
-        c1: Least decrease, in relation to that of the first derivative.
-        c2: Largest slope left, in relation to the first.
+        t: Step length of the first trial.
+        size: Largest magnitude in the direction, which converts a difference of step lengths to a change of parameters.
+        tolerance: The search ends when the bracket changes no parameter by this much.
+        rounds: Largest number of trials after the first.
+        c1: Constant of the sufficient decrease condition.
+        c2: Constant of the curvature condition.
 
     Returns:
-        The point found; or when the trials are used up the lowest of the bracket, which may be the start.
+        The point found; if none is found, the lower end of the bracket, which may be the start.
     """
 
     def too_high(point: _Point) -> bool:
@@ -98,7 +98,7 @@ def _strong_wolfe(
     def flat(point: _Point) -> bool:
         return abs(point.slope) <= -c2 * start.slope
 
-    # Algorithm 3.5: go further until a minimum lies between the last two points.
+    # Algorithm 3.5: increase the step length until the last two points bracket a minimum.
     before, point = start, evaluate(t)
     made = 0
     ends = [start, point]
@@ -116,7 +116,7 @@ def _strong_wolfe(
     if made >= rounds:
         ends = [start, point]
 
-    # Algorithm 3.6: narrow it down. `low` is the end of lower loss.
+    # Algorithm 3.6: narrow the bracket. `low` is the index of its end with the lower loss.
     low = 0 if ends[0].loss <= ends[1].loss else 1
     stalled = False
     while made < rounds:
@@ -124,7 +124,7 @@ def _strong_wolfe(
         if (right - left) * size < tolerance:
             break
         t = _interpolate(ends[0], ends[1], left, right)
-        # Twice in a row near an end, or on it, is no progress: then a tenth of the way in.
+        # Near an end twice in a row, or outside, is no progress: then use a point a tenth of the bracket from the end.
         margin = 0.1 * (right - left)
         near = min(right - t, t - left) < margin
         if near and (stalled or not left < t < right):
@@ -154,7 +154,7 @@ def _finite(numbers: list[float]) -> bool:
 
 
 class _Run:
-    """One call of step: the closure as a function on flat vectors."""
+    """One call of step: evaluates the closure as a function of a flat vector."""
 
     def __init__(self, native: _core.Lbfgs, groups: list[list[Tensor]], weights: list[float], closure: Closure) -> None:
         self.native = native
@@ -162,19 +162,19 @@ class _Run:
         self.weights = weights
         self.closure = closure
         self.evaluations = 0
-        self.x: Tensor | None = None  # the parameters, when they have been moved
-        self.moved = 0.0  # by how many directions
-        self.failed = False  # whether a point since then was not finite
+        self.x: Tensor | None = None  # the parameters before the first move; None if not moved
+        self.moved = 0.0  # current step length t
+        self.failed = False  # whether a point since the last stay() was not finite
 
     def evaluate(self) -> Any:
-        """What the closure returns."""
+        """Call the closure and return its result."""
         with torch.enable_grad():
             loss = self.closure()
         self.evaluations += 1
         return loss
 
     def point(self, t: float, loss: float, direction: Tensor | None) -> _Point:
-        """The point where the parameters now are, at which the closure has returned this loss."""
+        """Return the point of the current parameters, for which the closure has returned this loss."""
         gradient = self.native.buffer()
         if math.isfinite(loss):
             largest, slope = self.native.gather(self.groups, True, gradient, direction)
@@ -185,7 +185,7 @@ class _Run:
         return _Point(t, math.inf, math.nan, gradient, math.inf)
 
     def along(self, direction: Tensor) -> Callable[[float], _Point]:
-        """The function that moves the parameters to x + t d, and returns the point there."""
+        """Return a function that moves the parameters to x + t d and returns the point there."""
 
         def at(t: float) -> _Point:
             self.move(direction, t)
@@ -194,7 +194,7 @@ class _Run:
         return at
 
     def move(self, direction: Tensor, t: float) -> None:
-        """Moves the parameters to x + t d; x is where they were at the first call since `stay`."""
+        """Move the parameters to x + t d, where x is their position at the first call after `stay`."""
         first = self.x is None
         if self.x is None:
             self.x = self.native.buffer()
@@ -203,38 +203,38 @@ class _Run:
         self.moved = t
 
     def stay(self) -> None:
-        """Where the parameters are is where the next move begins."""
+        """Make the current parameters the origin of the next move."""
         self.x = None
         self.failed = False
 
     def numbers(self) -> Tensor:
-        """The parameters as a flat vector."""
+        """Return the parameters as a flat vector."""
         out = self.native.buffer()
         self.native.gather(self.groups, False, out, None)
         return out
 
 
 def _step(self: LBFGS, closure: Closure) -> Any:
-    """Performs a single optimization step: up to ``max_iter`` iterations.
+    """Perform a single optimization step: up to ``max_iter`` iterations.
 
     Args:
         closure: Reevaluates the model, with gradients enabled, and returns the loss.
 
     Returns:
-        What the closure returned at the first evaluation.
+        The loss of the first evaluation of the closure.
 
     Raises:
         RuntimeError: ``line_search_fn`` is neither None nor ``"strong_wolfe"``.
         RuntimeError: ``step`` is called from within the closure.
-        ValueError: The groups disagree in an argument other than ``lr``; the state does not fit the parameters; or the
-            kernels do not cover a parameter of one of several groups.
+        ValueError: The groups differ in an argument other than ``lr``; the state does not match the parameters; or
+            there are several groups and the kernels do not cover one of the parameters.
     """
     with torch.no_grad(), self._native:
         return self._make_step(closure)
 
 
 class LBFGS(torch.optim.LBFGS):
-    r"""L-BFGS with an optional strong Wolfe line search, a drop-in for :class:`torch.optim.LBFGS`.
+    r"""L-BFGS with an optional strong Wolfe line search, a drop-in replacement for :class:`torch.optim.LBFGS`.
 
     All parameters together form one vector :math:`\theta`. With its gradient :math:`g`, and the last ``history_size``
     pairs :math:`s_i = \theta_{i+1} - \theta_i`, :math:`y_i = g_{i+1} - g_i` for which :math:`s_i \cdot y_i > 10^{-10}`,
@@ -245,42 +245,42 @@ class LBFGS(torch.optim.LBFGS):
         H_{i+1} &= (I - \rho_i s_i y_i^T) H_i (I - \rho_i y_i s_i^T) + \rho_i s_i s_i^T,
             \qquad \rho_i = 1 / (s_i \cdot y_i)
 
-    from the oldest pair to the newest, beginning with :math:`\gamma D`, :math:`\gamma = s \cdot y / y \cdot D y` of the
-    newest pair. The step :math:`t_k` is ``lr``, at the very first iteration ``lr`` times
-    :math:`\min(1, 1 / \|d\|_1)`; the line search begins with it.
+    from the oldest pair to the newest. The initial matrix is :math:`\gamma D`, where
+    :math:`\gamma = s \cdot y / y \cdot D y` is computed from the newest pair. The step length :math:`t_k` is ``lr``, in
+    the very first iteration ``lr`` times :math:`\min(1, 1 / \|d\|_1)`. It is the first trial of the line search.
 
     Sources: Nocedal and Wright 2006, "Numerical Optimization", algorithms 7.4 (two-loop recursion), 3.5 and 3.6 (line
-    search); the recursion works on inner products as in Chen et al. 2014, "Large-scale L-BFGS using MapReduce", and so
-    takes two passes over the history. Sums are in double.
+    search). The recursion works on inner products as in Chen et al. 2014, "Large-scale L-BFGS using MapReduce", so it
+    needs two passes over the history. Sums are accumulated in float64.
 
-    **Several parameter groups**, which torch refuses, may have a learning rate each: ``lr`` above is the largest of
-    them, and :math:`D` is diagonal, for each group its learning rate in relation to the largest. A group of learning
-    rate 0 is left where it is, and left out of all that is summed. With a single group :math:`D = I`. Adding a group
-    after the first step makes the history begin anew.
+    **Several parameter groups**, which torch's class does not support, may each have a learning rate. ``lr`` above is
+    then the largest of them, and :math:`D` is diagonal: the ratio of the group's learning rate to the largest. A group
+    with learning rate 0 is not changed and does not contribute to any sum. With a single group :math:`D = I`. Adding a
+    group after the first step resets the history.
 
-    **A loss or gradient that is NaN or infinite** never reaches the parameters or the state. The line search takes such
-    a trial for one that went too far, and tries half the way. If no trial was any good, and without a line search, the
-    step ends with the parameters of the last point that was, and the history begins anew. A step without a line search
-    does not evaluate where its last iteration has led to; if the next step finds the loss there not to be finite, and
-    the parameters are still the same, it goes back to the point before, too. An exception in the closure leaves the
-    parameters at the last good point as well.
+    **A loss or gradient that is NaN or infinite** never changes the parameters or the state. The line search treats
+    such a trial as one of infinite loss and tries half the step length. If no trial is accepted, or if there is no line
+    search, the step ends with the parameters of the last finite point, and the history is reset. A step without a line
+    search does not evaluate the point that its last iteration moves to. If the next step finds that the loss there is
+    not finite, and the parameters have not been changed since, it restores the previous point. After an exception in
+    the closure, too, the parameters are those of the last finite point.
 
     Args:
-        params: Parameters, named parameters, or parameter groups; any shape and strides. float32, float64, bfloat16,
-            float16 and their complex kinds on the CPU are stepped by the kernels; if there is any other, torch's own
-            code makes the step. A sparse gradient counts as a dense one, a missing one as zeros.
+        params: Parameters, named parameters, or parameter groups, of any shape and strides. The kernels step float32,
+            float64, bfloat16, float16 and their complex dtypes on the CPU. If there is any other parameter, torch's
+            implementation performs the whole step. A sparse gradient is treated as dense, a missing one as zeros.
         lr: Learning rate; a float, or a tensor of one element. The only argument in which groups may differ.
-        max_iter: Iterations of a step, at most.
-        max_eval: Evaluations of the closure in a step, beyond which no further iteration is begun; None for
+        max_iter: Largest number of iterations in a step.
+        max_eval: Number of closure evaluations after which a step starts no further iteration; None:
             ``max_iter * 1.25``.
-        tolerance_grad: A step ends when no element of the gradient is larger.
-        tolerance_change: A step ends when an iteration changes the loss by less, no parameter by more, or the
-            directional derivative is above its negative.
-        history_size: Pairs kept, two vectors of the parameters' size each. Beside them a step needs some 7 more.
+        tolerance_grad: A step ends when no element of the gradient is larger in magnitude.
+        tolerance_change: A step ends when an iteration changes the loss by less than this, or no parameter by more, or
+            when the directional derivative is greater than ``-tolerance_change``.
+        history_size: Number of pairs kept. A pair takes two vectors of the parameters' size; a step needs about 7 more.
         line_search_fn: ``"strong_wolfe"`` or None.
 
     Raises:
-        ValueError: A hyperparameter is out of its range.
+        ValueError: A hyperparameter is out of range.
 
     Example:
         >>> x = torch.nn.Parameter(torch.tensor([3.0, -2.0]))
@@ -315,8 +315,8 @@ class LBFGS(torch.optim.LBFGS):
         line_search_fn: str | None = None,
     ) -> None:
         given = {"lr": lr, "tolerance_grad": tolerance_grad, "tolerance_change": tolerance_change}
-        # torch's constructor takes one group; the others are added to what it has made. What is no iterable it refuses
-        # itself, after it has looked at lr.
+        # torch's constructor accepts one group only; the others are added afterwards. It also raises for arguments that
+        # are not iterable, after it has checked lr.
         others: list[Any] = []
         with noted(lambda: check_hyperparameters("LBFGS", _TYPES, given)), module_refused("LBFGS", params):
             if isinstance(params, Iterable) and not isinstance(params, Tensor | dict):
@@ -326,16 +326,16 @@ class LBFGS(torch.optim.LBFGS):
             super().__init__(
                 params, lr, max_iter, max_eval, tolerance_grad, tolerance_change, history_size, line_search_fn
             )
-        check_hyperparameters("LBFGS", _TYPES, self.defaults)  # torch takes some with which no step can be made
+        check_hyperparameters("LBFGS", _TYPES, self.defaults)  # torch accepts some values that no step can use
         for group in others:
             self.add_param_group(group)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a parameter group; after the first step, the history begins anew.
+        """Add a parameter group; after the first step, this resets the history.
 
         Raises:
-            TypeError: One of its hyperparameters is not a number.
-            ValueError: The group has another value than the first one for an argument other than ``lr``.
+            TypeError: A hyperparameter of the group is not a number.
+            ValueError: An argument other than ``lr`` differs from that of the first group.
         """
         where = f"LBFGS: group {len(self.param_groups)}"
         group = param_group if isinstance(param_group, dict) else {}  # torch refuses others
@@ -353,15 +353,15 @@ class LBFGS(torch.optim.LBFGS):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        # What torch's constructor sets, and its step needs.
+        # torch's constructor sets these, and its step reads them.
         self._params = self.param_groups[0]["params"]
         self._numel_cache = None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads a state_dict of this class or of torch's.
+        """Load a state_dict of this class or of torch's.
 
-        As ``torch.optim.Optimizer.load_state_dict``, except that vectors keep the dtype they were saved with, where
-        torch casts them to that of the first parameter.
+        As ``torch.optim.Optimizer.load_state_dict``, except that vectors keep the dtype in which they were saved; torch
+        casts them to that of the first parameter.
         """
         saved: dict[str, Any] = {}
 
@@ -415,7 +415,7 @@ class LBFGS(torch.optim.LBFGS):
 
     @property
     def _native(self) -> _core.Lbfgs:
-        # Made when it is first needed, and never pickled or copied: it caches what the state holds.
+        # Created on first use, and never pickled or copied: it caches what was read from the state.
         native: _core.Lbfgs | None = self.__dict__.get("_cached_native")
         if native is None:
             native = self.__dict__["_cached_native"] = _core.Lbfgs()
@@ -423,7 +423,7 @@ class LBFGS(torch.optim.LBFGS):
 
     @property
     def _unproven(self) -> Tensor | None:
-        """Where the parameters were before a last move that has not been evaluated."""
+        """The parameters before the last move, if the point after it has not been evaluated."""
         x: Tensor | None = self.__dict__.get("_cached_unproven")
         return x
 
@@ -458,9 +458,9 @@ class LBFGS(torch.optim.LBFGS):
         history_size: int,
         line_search_fn: str | None,
     ) -> None:
-        """Iterates from a point that is finite and not optimal.
+        """Iterate from a point that is finite and not optimal.
 
-        At any time the state is one from which a step can go on: it is that of the last good point.
+        The state is always that of the last finite point, so that a later step can continue from it.
         """
         native = run.native
         alpha: list[float] | None = None
@@ -500,7 +500,7 @@ class LBFGS(torch.optim.LBFGS):
                     point = _strong_wolfe(run.along(d), start, t, size, tolerance_change, trials)
                 elif iteration < max_iter:
                     point = run.along(d)(t)
-                else:  # in a stochastic setting the next step evaluates another function
+                else:  # not evaluated: the next step's closure may be another function
                     point = start._replace(t=t)
                     run.move(d, t)
                     self._unproven = run.x
@@ -529,9 +529,9 @@ class LBFGS(torch.optim.LBFGS):
             state["al"] = [*als, *[None] * (history_size - len(als))]
 
     def _go_back(self, run: _Run, state: dict[str, Any], x: Tensor) -> None:
-        """Undoes the last step's last move, to a point whose loss has now been found not to be finite.
+        """Undo the last move of the previous step, because the loss at its end is not finite.
 
-        Unless something else has been written to the parameters since.
+        Do nothing if the parameters have been changed since.
         """
         d, t = state.get("d"), state.get("t")
         if d is None or t is None or x.numel() != run.native.length:
@@ -567,7 +567,7 @@ class LBFGS(torch.optim.LBFGS):
         return ["d", "prev_flat_grad", "old_dirs", "old_stps"]
 
     def _explain(self) -> list[tuple[int, int, str, str]]:
-        """Group, index, path and reason of every parameter, as :func:`onepass.explain` tells them."""
+        """Return group, index, path and reason of each parameter, for :func:`onepass.explain`."""
         groups = [list(group["params"]) for group in self.param_groups]
         places = [(g, i) for g, params in enumerate(groups) for i in range(len(params))]
         try:
@@ -583,12 +583,12 @@ class LBFGS(torch.optim.LBFGS):
 
 
 def _first_of(param_groups: list[dict[str, Any]]) -> Any:
-    """The first parameter, which has the state of all."""
+    """Return the first parameter, whose state entry holds the state of the whole optimizer."""
     return next((p for group in param_groups for p in group["params"]), None)
 
 
 def _forget(state: dict[str, Any]) -> None:
-    """Makes the history begin anew, also for torch, which takes n_iter for the sign of it."""
+    """Reset the history, and n_iter, by which torch's implementation recognises the first iteration."""
     for name in _HISTORY:
         state.pop(name, None)
     if "n_iter" in state:

@@ -12,7 +12,7 @@ from .base import Native
 
 
 def _sign(x: Tensor) -> Tensor:
-    """The sign as the kernel takes it: of real and imaginary part each, and NaN where torch.sign has 0."""
+    """Return the sign as the kernel computes it: of real and imaginary part separately, and NaN for NaN."""
     if x.is_complex():
         return torch.complex(_sign(x.real), _sign(x.imag))
     return torch.where(x.isnan(), x, x.sign())
@@ -20,7 +20,7 @@ def _sign(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _torch_step(self: torch.optim.Optimizer) -> None:
-    """Lion in torch's operations, for what the kernels do not cover: other devices, tensor subclasses."""
+    """Step in torch operations the parameters that no kernel covers: other devices, tensor subclasses."""
     for group in self.param_groups:
         beta1, beta2 = group["betas"]
         lr, weight_decay = group["lr"], group["weight_decay"]
@@ -49,25 +49,26 @@ class Lion(Native):
         \theta_t &= \theta_{t-1} - \gamma (\operatorname{sign}(c_t) + \lambda \theta_{t-1}) \\
         m_t &= \beta_2 m_{t-1} + (1 - \beta_2) g_t
 
-    with :math:`\operatorname{sign}(0) = 0`; of a complex parameter, real and imaginary part each have their sign.
+    with :math:`\operatorname{sign}(0) = 0`; for a complex parameter, the signs of real and
+    imaginary part are taken separately.
 
-    A sparse gradient steps the rows that it has entries for: their average, their decay and their parameters. All other
-    rows stay as they are and do not decay.
+    A sparse gradient updates only the rows that it has entries for: average, weight decay and parameter. All other rows
+    are not changed and do not decay.
 
     Source: Chen et al. 2023, "Symbolic Discovery of Optimization Algorithms", arXiv:2302.06675, algorithm 2.
 
     Args:
-        params: Parameters, named parameters, or parameter groups; any shape and strides. float32, float64, bfloat16,
-            float16 and their complex kinds on CPUs and GPUs are stepped by the kernels, others by torch's operations.
-        lr: Learning rate :math:`\gamma`; a float, or a tensor of one element. The paper takes it 3 to 10 times smaller,
-            and the weight decay as much larger, than for AdamW.
+        params: Parameters, named parameters, or parameter groups, of any shape and strides. The kernels step float32,
+            float64, bfloat16, float16 and their complex dtypes on CPUs and GPUs; torch operations step others.
+        lr: Learning rate :math:`\gamma`; a float, or a tensor of one element. The paper uses a rate 3 to 10 times
+            smaller than AdamW's, and a weight decay larger by the same factor.
         betas: :math:`\beta_1` of the interpolation and :math:`\beta_2` of the average, in [0, 1).
-        weight_decay: :math:`\lambda`.
+        weight_decay: :math:`\lambda`, decoupled.
         maximize: Ascend instead of descend.
-        state_dtype: dtype of ``exp_avg``: torch.float32, float64, bfloat16 or float16; None for the parameter's.
+        state_dtype: dtype of ``exp_avg``: torch.float32, float64, bfloat16 or float16; None: the parameter's.
 
     Raises:
-        ValueError: A hyperparameter is out of its range.
+        ValueError: A hyperparameter is out of range.
         RuntimeError: At the step, if a gradient is sparse and its parameter complex, not contiguous or not on the CPU.
 
     Example:

@@ -18,7 +18,7 @@ from .torch_private import disable_dynamo
 
 
 class _Wrapped:
-    """An attribute that is the wrapped optimizer's own: there is one of it, whatever is put in its place there."""
+    """An attribute that is read from, set on and deleted from the wrapped optimizer."""
 
     def __set_name__(self, _: type, name: str) -> None:
         self.name = name
@@ -34,14 +34,15 @@ class _Wrapped:
 
 
 class SlowWeightUpdate:
-    """The slow weights in one step: ``slow += blend * (param - slow); param = slow`` where the kernels do not do it.
+    """The update of the slow weights in one step: ``slow += blend * (param - slow); param = slow``.
 
-    Slow weights become states only after the step, as torch's classes create theirs when they find none at all.
+    The kernels update most parameters; this class updates the others. New slow weights are stored as states only after
+    the step, because torch's classes create their states only if a parameter has none at all.
 
     Args:
         optimizer: The wrapped optimizer, whose states hold the slow weights.
         name: Their name among the states.
-        blend: The weight of the update in the last step of a cycle; None in the others.
+        blend: Factor of the update in the last step of a cycle; None in all other steps.
     """
 
     def __init__(self, optimizer: Optimizer, name: str, blend: float | None) -> None:
@@ -55,7 +56,7 @@ class SlowWeightUpdate:
         return _slow_param(self._optimizer, self._name, p)
 
     def before(self, params: Iterable[Tensor]) -> None:
-        """Copy the parameters that have a gradient and no slow weights yet. Call this before they are stepped."""
+        """Copy the parameters that have a gradient but no slow weights yet. Call this before they are stepped."""
         for p in params:
             if self._slow_param(p) is None and p.grad is not None and p not in self._begun:
                 self._begun[p] = new_follower(p)
@@ -70,43 +71,44 @@ class SlowWeightUpdate:
         pairs = [(p, slow) for p in dict.fromkeys(params) if (slow := self._slow_param(p)) is not None]
         for p, slow in pairs:
             slow.lerp_(p.to(slow.dtype), self._blend)
-        for p, slow in pairs:  # when all are known: parameters may share memory
+        for p, slow in pairs:  # after all reads: parameters may share memory
             p.copy_(slow)
 
 
 class Lookahead(Optimizer):
-    r"""k steps forward, 1 step back: slow weights that follow those of another optimizer at a distance.
+    r"""Lookahead: slow weights, which are blended with the parameters of another optimizer every k steps.
 
-    The wrapped optimizer steps the parameters :math:`\theta` (the fast weights) as it always does. At every
-    :math:`k`-th step, element by element,
+    The wrapped optimizer steps the parameters :math:`\theta` (the fast weights). At every :math:`k`-th step, element by
+    element,
 
     .. math::
         \phi &= \phi + \alpha (\theta - \phi) \\
         \theta &= \phi
 
-    where the slow weights :math:`\phi` begin as the parameter is before the first step in which it has a gradient. The
-    wrapped optimizer's own states go on as they are.
+    The initial slow weights :math:`\phi` are the parameter before the first step in which it has a gradient. The slow
+    weights do not affect the wrapped optimizer's own states.
 
-    Kernels make the :math:`k`-th step in one pass, at the cost of one more state: :math:`\theta` is not rounded to the
-    parameter's dtype before :math:`\phi` is computed. Parameters that have no gradient in that very step, or are
-    stepped by torch, follow in torch's operations.
+    The kernels compute the :math:`k`-th step in one pass, for which they read and write one more state. There,
+    :math:`\theta` is not rounded to the parameter's dtype before :math:`\phi` is computed. torch operations update the
+    slow weights of parameters that have no gradient in that step, or that are stepped by torch's implementation.
 
-    It is an optimizer itself, for learning rate schedules, ``torch.amp.GradScaler`` and checkpoints. ``param_groups``,
-    ``state`` and ``defaults`` are the wrapped optimizer's; slow weights are the state ``slow_param``, in the
-    parameter's dtype, and each group holds under ``lookahead`` one dict, shared by all: ``k``, ``alpha``, and the
-    ``step`` within the cycle. A ``state_dict`` is that of the wrapped optimizer with these, and either loads the
-    other's: a checkpoint without slow weights begins a new cycle. Steps that a GradScaler skips do not count.
+    Lookahead is itself an optimizer, and works with learning rate schedulers, ``torch.amp.GradScaler`` and checkpoints.
+    ``param_groups``, ``state`` and ``defaults`` are the wrapped optimizer's. The slow weights are the state
+    ``slow_param``, in the parameter's dtype. Each group has the key ``lookahead``: one dict, shared by all groups, of
+    ``k``, ``alpha`` and the ``step`` within the cycle. A ``state_dict`` is that of the wrapped optimizer plus these.
+    Each of the two can load the other's state_dict; loading one without slow weights starts a new cycle. Steps that a
+    GradScaler skips do not count.
 
     Source: Zhang et al. 2019, "Lookahead Optimizer: k steps forward, 1 step back", arXiv:1907.08610, algorithm 1.
 
     Args:
-        optimizer: Any optimizer, of torch, of onepass or another; it begins a new cycle.
-        k: Steps in a cycle, at least 1.
-        alpha: How far the slow weights go towards the parameters, in [0, 1].
+        optimizer: The optimizer to wrap: torch's, onepass's or any other. A new cycle starts.
+        k: Number of steps in a cycle, at least 1.
+        alpha: Blend factor :math:`\alpha` of the slow weights, in [0, 1].
 
     Raises:
-        TypeError: ``optimizer`` is no ``torch.optim.Optimizer``, or ``alpha`` no number.
-        ValueError: ``k`` or ``alpha`` is out of its range.
+        TypeError: ``optimizer`` is not a ``torch.optim.Optimizer``, or ``alpha`` is not a number.
+        ValueError: ``k`` or ``alpha`` is out of range.
 
     Example:
         >>> model = torch.nn.Linear(4, 2)
@@ -120,11 +122,11 @@ class Lookahead(Optimizer):
         True
     """
 
-    optimizer: Optimizer  #: The wrapped one.
-    _depth: int  # how many other Lookaheads it wraps
+    optimizer: Optimizer  #: The wrapped optimizer.
+    _depth: int  # how many Lookaheads are nested inside
     _cycle: dict[str, Any]  # k, alpha, step
 
-    # `del` after each step and hasattr() before it are GradScaler's way with the last three.
+    # GradScaler sets, tests (hasattr) and deletes the last three around each step.
     param_groups = _Wrapped()
     state = _Wrapped()
     defaults = _Wrapped()
@@ -135,7 +137,7 @@ class Lookahead(Optimizer):
     def __init__(self, optimizer: Optimizer, k: int = 5, alpha: float = 0.5) -> None:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer, but is a {type(optimizer).__name__}")
-        # Not Optimizer.__init__, which would make param_groups and state of its own.
+        # Not Optimizer.__init__, which would create separate param_groups and state.
         self.__setstate__(
             {
                 "optimizer": optimizer,
@@ -155,33 +157,33 @@ class Lookahead(Optimizer):
 
     @property
     def k(self) -> int:
-        """Steps in a cycle."""
+        """Number of steps in a cycle."""
         return int(self._cycle["k"])
 
     @property
     def alpha(self) -> float:
-        """How far the slow weights go towards the parameters."""
+        """Blend factor of the slow weights."""
         return float(self._cycle["alpha"])
 
     # -- the step ----------------------------------------------------------------------------------------------------
 
     def _update(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Performs a single step of the wrapped optimizer; every k-th moves the slow weights.
+        """Perform a single step of the wrapped optimizer; at every k-th step, update the slow weights.
 
         Args:
-            closure: As the wrapped optimizer takes it.
+            closure: Passed to the wrapped optimizer's step.
 
         Returns:
-            What the wrapped optimizer's step returns.
+            The result of the wrapped optimizer's step.
 
         Raises:
-            RuntimeError: It is called within ``slow_weights()``.
+            RuntimeError: Called within ``slow_weights()``.
         """
         if self._lent:
             raise RuntimeError("Lookahead: step() was called within slow_weights()")
         found_inf = getattr(self, "found_inf", None)
         if found_inf is not None and found_inf.item():
-            return self._step_wrapped(closure)  # which leaves everything as it is
+            return self._step_wrapped(closure)  # the wrapped optimizer skips this step
         step = self._cycle["step"] + 1
         ends = step >= self.k
         update = SlowWeightUpdate(self.optimizer, self._slow_name, self.alpha if ends else None)
@@ -196,7 +198,7 @@ class Lookahead(Optimizer):
 
     @property
     def _is_native(self) -> bool:
-        """Whether one step of the wrapped optimizer is one call of the kernels, whatever a subclass may override."""
+        """Return whether the wrapped optimizer is a Native whose step no subclass overrides."""
         kind = type(self.optimizer)
         return issubclass(kind, Native) and all(
             getattr(kind, name) is getattr(Native, name) for name in ("step", "_step_all")
@@ -224,11 +226,11 @@ class Lookahead(Optimizer):
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Resets the gradients, as the wrapped optimizer does it."""
+        """Reset the gradients by the wrapped optimizer's ``zero_grad``."""
         self.optimizer.zero_grad(set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a parameter group to the wrapped optimizer."""
+        """Add a parameter group to the wrapped optimizer."""
         self.optimizer.add_param_group(param_group)
         self._share_cycle()
 
@@ -236,13 +238,13 @@ class Lookahead(Optimizer):
 
     @contextlib.contextmanager
     def slow_weights(self) -> Iterator[None]:
-        """Within this context the parameters hold the slow weights, to evaluate or save the model with them.
+        """Replace the parameters by the slow weights within this context, to evaluate or save the model.
 
-        Parameters that have none yet stay as they are. At the end, also by an exception, all are what they were. It
-        takes the memory of another copy of the parameters.
+        Parameters without slow weights are not changed. All parameters are restored at exit, also after an exception.
+        The context needs memory for one more copy of the parameters.
 
         Raises:
-            RuntimeError: It is entered within itself.
+            RuntimeError: The context is already entered.
         """
         if self._lent:
             raise RuntimeError("Lookahead: slow_weights() was entered within slow_weights()")
@@ -282,7 +284,7 @@ class Lookahead(Optimizer):
             group[self._cycle_name] = self._cycle
 
     def _forget(self) -> None:
-        """Begins a new cycle, without slow weights."""
+        """Start a new cycle, without slow weights."""
         self._cycle["step"] = 0
         for state in self.state.values():
             if isinstance(state, dict):
@@ -290,7 +292,7 @@ class Lookahead(Optimizer):
 
     @disable_dynamo
     def state_dict(self) -> dict[str, Any]:
-        """The wrapped optimizer's state_dict, in which each group holds ``lookahead``: k, alpha and step."""
+        """Return the wrapped optimizer's state_dict, with the key ``lookahead`` (k, alpha and step) in each group."""
         for before in self._optimizer_state_dict_pre_hooks.values():
             before(self)
         state_dict = self.optimizer.state_dict()
@@ -302,12 +304,13 @@ class Lookahead(Optimizer):
 
     @disable_dynamo
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads a state_dict of this class, with its k, alpha and step, or of the wrapped optimizer's.
+        """Load a state_dict of this class, including k, alpha and step, or of the wrapped optimizer's class.
 
-        One without slow weights begins a new cycle, of this optimizer's k and alpha.
+        A state_dict without slow weights starts a new cycle; one of the wrapped class keeps this optimizer's k and
+        alpha.
 
         Raises:
-            ValueError: It does not fit; nothing has been loaded.
+            ValueError: The state_dict does not match this optimizer; nothing has been loaded.
         """
         state_dict = state_dict.copy()
         for before in self._optimizer_load_state_dict_pre_hooks.values():
@@ -324,7 +327,7 @@ class Lookahead(Optimizer):
 
 
 def _slow_param(optimizer: Optimizer, name: str, p: Tensor) -> Tensor | None:
-    held = optimizer.state.get(p, {}).get(name)  # state[p] would make a dict
+    held = optimizer.state.get(p, {}).get(name)  # state[p] would create an entry
     if not isinstance(held, Tensor):
         return None
     if held.shape != p.shape:
@@ -339,13 +342,13 @@ def _describe(optimizer: Optimizer, p: Tensor) -> str:
 
 
 def _checked(cycle: dict[str, Any]) -> dict[str, Any]:
-    """A dict of its own with these k, alpha and step, if they are in their ranges."""
+    """Return a new dict of k, alpha and step after checking their ranges."""
     k, alpha, step = cycle["k"], cycle["alpha"], cycle["step"]
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise ValueError(f"Invalid k: {k}; it must be an int of at least 1")
+        raise ValueError(f"k must be an int >= 1, got {k}")
     check_number("alpha", alpha)
     if not 0.0 <= alpha <= 1.0:
-        raise ValueError(f"Invalid alpha: {alpha}; it must lie in [0, 1]")
+        raise ValueError(f"alpha must be in [0, 1], got {alpha}")
     if not 0 <= step < k:
-        raise ValueError(f"Invalid step in a cycle of {k}: {step}")
+        raise ValueError(f"step must be >= 0 and < k = {k}, got {step}")
     return {"k": k, "alpha": float(alpha), "step": int(step)}

@@ -16,15 +16,15 @@ from .base import Native, transform
 from .hooks import unhooked
 from .torch_private import adjusted_lr, newton_schulz
 
-# The scratch that parameters of one call share is at most so many elements, or that of a single parameter.
+# Parameters are stepped in batches of at most this many elements (or of one larger parameter), to bound scratch memory.
 SCRATCH = 1 << 24
 
-# A parameter on its way through a step: its group, itself, its gradient.
+# A parameter of one step: its group, the parameter, its gradient.
 Item = tuple[dict[str, Any], Tensor, Tensor]
 
 
 class Muon(Native, signatures.Muon):
-    r"""Muon, a drop-in for :class:`torch.optim.Muon`: momentum, orthogonalized. For matrices only.
+    r"""Muon (orthogonalized momentum, for matrices only), a drop-in replacement for :class:`torch.optim.Muon`.
 
     With the gradient :math:`G_t`, a matrix of :math:`n` rows and :math:`m` columns:
 
@@ -34,20 +34,20 @@ class Muon(Native, signatures.Muon):
         O_t &= \mathrm{NS}_k^{(a, b, c)}(\tilde{B}_t) \\
         \theta_t &= \theta_{t-1} - \gamma \lambda \theta_{t-1} - \gamma' O_t
 
-    NS divides by the norm (:math:`\epsilon` at least) and iterates
-    :math:`X \leftarrow a X + (b X X^\top + c (X X^\top)^2) X`, :math:`k` times, in bfloat16. The iterations are torch's
-    own matrix products; what is element-wise runs in the kernels. The rate :math:`\gamma'` is
+    NS divides by the norm (at least :math:`\epsilon`) and iterates
+    :math:`X \leftarrow a X + (b X X^\top + c (X X^\top)^2) X`, :math:`k` times, in bfloat16. The iterations run torch's
+    matrix products; the element-wise operations run in the kernels. The rate :math:`\gamma'` is
     :math:`\gamma \sqrt{\max(1, n / m)}` or, to match the RMS of AdamW's updates, :math:`0.2 \gamma \sqrt{\max(n, m)}`.
 
-    A bfloat16 momentum buffer stays what it is without Nesterov momentum, too, where torch's iterations normalize it in
-    place. An empty parameter is left as it is, where torch divides by zero.
+    Two differences from torch's class: without Nesterov momentum, the iterations do not overwrite a bfloat16 momentum
+    buffer (torch normalizes it in place); an empty parameter is not changed (torch divides by zero).
 
     Sources: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks",
     https://kellerjordan.github.io/posts/muon/; Liu et al. 2025, "Muon is Scalable for LLM Training", arXiv:2502.16982.
 
     Args:
-        params: Parameters, named parameters, or parameter groups; matrices of any strides. float32, float64, bfloat16
-            and float16 on CPUs and GPUs are stepped by the kernels, anything else by torch.
+        params: Parameters, named parameters, or parameter groups: matrices of any strides. The kernels step float32,
+            float64, bfloat16 and float16 on CPUs and GPUs; torch's implementation steps others.
         lr: Learning rate :math:`\gamma`; a float, or a tensor of one element.
         weight_decay: :math:`\lambda`, decoupled.
         momentum: :math:`\mu`.
@@ -55,12 +55,12 @@ class Muon(Native, signatures.Muon):
         ns_coefficients: :math:`a, b, c`.
         eps: :math:`\epsilon`.
         ns_steps: Number of iterations :math:`k`, less than 100.
-        adjust_lr_fn: ``"original"`` (None means the same) or ``"match_rms_adamw"``: which :math:`\gamma'`.
-        state_dtype: dtype of ``momentum_buffer``: torch.float32, float64, bfloat16 or float16; None for the gradient's,
-            as torch has it.
+        adjust_lr_fn: Formula of :math:`\gamma'`: ``"original"`` (the default, also None) or ``"match_rms_adamw"``.
+        state_dtype: dtype of ``momentum_buffer``: torch.float32, float64, bfloat16 or float16; None: the gradient's, as
+            in torch.
 
     Raises:
-        ValueError: A hyperparameter is out of its range, or a parameter is not a matrix.
+        ValueError: A hyperparameter is out of range, or a parameter is not a matrix.
         RuntimeError: At the step, if a parameter is complex or a gradient sparse.
 
     Example:
@@ -82,7 +82,7 @@ class Muon(Native, signatures.Muon):
     def _new_state(self, group: dict[str, Any], p: Tensor, grad: Tensor, name: str) -> Tensor:
         return torch.zeros_like(grad, dtype=group.get("state_dtype"), memory_format=torch.preserve_format)
 
-    # The step is more than one rule over all elements: the plan only divides the parameters.
+    # Muon's step is not one element-wise rule: the plan only separates kernel parameters from fallbacks.
 
     def _explain(self) -> list[tuple[int, int, str, str]]:
         def path(group: int, index: int, path: str, reason: str) -> tuple[int, int, str, str]:
@@ -113,7 +113,7 @@ class Muon(Native, signatures.Muon):
         _core.count(Counter(p.device.type for _, p, _ in items), Counter(reason for _, _, reason in fallback))
 
     def _divide(self) -> tuple[list[Item], list[tuple[int, int, str]]]:
-        """Return what the kernels step, and (group, index, reason) of what torch steps."""
+        """Return the parameters that the kernels step, and (group, index, reason) of each fallback."""
         kernel, fallback = self._plan.divide(self)
         items: list[Item] = []
         for g, index in kernel:
@@ -145,7 +145,7 @@ class Muon(Native, signatures.Muon):
 
 
 def _update_dtype(p: Tensor) -> torch.dtype:
-    """Of what the iterations are given, and so of the momentum's arithmetic; they cast it to bfloat16 in any case."""
+    """Return the dtype of the iterations' input, in which the momentum is computed; they cast it to bfloat16 anyway."""
     return torch.float64 if p.dtype == torch.float64 else torch.bfloat16
 
 
@@ -154,13 +154,13 @@ def _orthogonalize(group: dict[str, Any], update: Tensor) -> Tensor:
 
 
 def _check_iterations(group: dict[str, Any]) -> None:
-    """Raises what torch would in the middle of the step, before anything is written."""
+    """Raise before anything is written what torch's iterations would raise in the middle of the step."""
     if group["ns_steps"] >= 100 or len(group["ns_coefficients"]) != 3:
         _orthogonalize(group, torch.zeros(1, 1))
 
 
 def _parts(items: list[Item]) -> Iterator[list[Item]]:
-    """The items in runs that fit the scratch."""
+    """Yield the items in batches of at most SCRATCH elements."""
     part: list[Item] = []
     size = 0
     for item in items:

@@ -12,7 +12,7 @@ from .hooks import unhooked
 
 
 class NAdam(Native, signatures.NAdam):
-    r"""NAdam, Adam with Nesterov momentum, a drop-in for :class:`torch.optim.NAdam`.
+    r"""NAdam, Adam with Nesterov momentum, a drop-in replacement for :class:`torch.optim.NAdam`.
 
     At step :math:`t`, with the gradient :math:`g_t` (negated with ``maximize``), element by element:
 
@@ -28,23 +28,24 @@ class NAdam(Native, signatures.NAdam):
     Source: Dozat 2016, "Incorporating Nesterov Momentum into Adam".
 
     Args:
-        params: Parameters, named parameters, or parameter groups; any shape and strides. float32, float64, bfloat16,
-            float16 and their complex kinds on CPUs and GPUs are stepped by the kernels, anything else by torch.
+        params: Parameters, named parameters, or parameter groups, of any shape and strides. The kernels step float32,
+            float64, bfloat16, float16 and their complex dtypes on CPUs and GPUs; torch's implementation steps others.
         lr: Learning rate :math:`\gamma`; a float, or a tensor of one element.
         betas: Decay rates :math:`\beta_1, \beta_2` of the two averages, in [0, 1).
-        eps: Added to the denominator, :math:`\epsilon`.
+        eps: :math:`\epsilon`, added to the denominator.
         weight_decay: :math:`\lambda`, an L2 penalty unless ``decoupled_weight_decay``.
         momentum_decay: :math:`\psi`.
         decoupled_weight_decay: Decay the weights directly, as :class:`AdamW` does.
-        foreach: Accepted for torch's sake; only torch's own code, where it steps a parameter, heeds it.
+        foreach: For compatibility; used only where torch's implementation steps the parameter.
         maximize: Ascend instead of descend.
-        capturable: As ``foreach``; True counts steps on the GPU, so that a CUDA graph can capture the step.
-        differentiable: Run torch's implementation, through which autograd can differentiate.
-        state_dtype: dtype of ``exp_avg`` and ``exp_avg_sq``: torch.float32, float64, bfloat16 or float16; None for the
-            parameter's, as torch has it.
+        capturable: As ``foreach``; True also keeps the step count on the GPU, so that a CUDA graph can capture the
+            step.
+        differentiable: Step by torch's implementation, so that autograd can differentiate through the step.
+        state_dtype: dtype of ``exp_avg`` and ``exp_avg_sq``: torch.float32, float64, bfloat16 or float16; None: the
+            parameter's, as in torch.
 
     Raises:
-        ValueError: A hyperparameter is out of its range.
+        ValueError: A hyperparameter is out of range.
 
     Example:
         >>> model = torch.nn.Linear(4, 2)

@@ -10,7 +10,7 @@ from .hooks import unhooked
 
 
 class RMSprop(Native, signatures.RMSprop):
-    r"""RMSprop, a drop-in for :class:`torch.optim.RMSprop`.
+    r"""RMSprop, a drop-in replacement for :class:`torch.optim.RMSprop`.
 
     With the gradient :math:`g_t` (negated with ``maximize``), element by element:
 
@@ -21,29 +21,30 @@ class RMSprop(Native, signatures.RMSprop):
         b_t &= \mu b_{t-1} + \frac{g_t'}{\sqrt{v_t - a_t^2} + \epsilon} \\
         \theta_t &= \theta_{t-1} - \gamma b_t
 
-    The variance :math:`v_t - a_t^2` is held at zero where rounding takes it below; torch makes NaN of it there.
+    If rounding makes the variance :math:`v_t - a_t^2` negative, zero is used; torch returns NaN there.
 
     Sources: Tieleman and Hinton 2012, "Lecture 6.5: rmsprop", in the course Neural Networks for Machine Learning;
     centered: Graves 2013, "Generating Sequences With Recurrent Neural Networks", arXiv:1308.0850.
 
     Args:
-        params: Parameters, named parameters, or parameter groups; any shape and strides. float32, float64, bfloat16,
-            float16 and their complex kinds on CPUs and GPUs are stepped by the kernels, anything else by torch.
+        params: Parameters, named parameters, or parameter groups, of any shape and strides. The kernels step float32,
+            float64, bfloat16, float16 and their complex dtypes on CPUs and GPUs; torch's implementation steps others.
         lr: Learning rate :math:`\gamma`; a float, or a tensor of one element.
         alpha: Decay rate :math:`\alpha` of the averages.
-        eps: Added to the denominator, :math:`\epsilon`.
+        eps: :math:`\epsilon`, added to the denominator.
         weight_decay: L2 penalty :math:`\lambda`.
         momentum: :math:`\mu`.
         centered: Divide by the standard deviation of the gradient instead of its root mean square.
-        capturable: As ``foreach``; True counts steps on the GPU, so that a CUDA graph can capture the step.
-        foreach: Accepted for torch's sake; only torch's own code, where it steps a parameter, heeds it.
+        capturable: As ``foreach``; True also keeps the step count on the GPU, so that a CUDA graph can capture the
+            step.
+        foreach: For compatibility; used only where torch's implementation steps the parameter.
         maximize: Ascend instead of descend.
-        differentiable: Run torch's implementation, through which autograd can differentiate.
+        differentiable: Step by torch's implementation, so that autograd can differentiate through the step.
         state_dtype: dtype of ``square_avg``, ``momentum_buffer`` and ``grad_avg``: torch.float32, float64, bfloat16 or
-            float16; None for the parameter's, as torch has it.
+            float16; None: the parameter's, as in torch.
 
     Raises:
-        ValueError: A hyperparameter is out of its range.
+        ValueError: A hyperparameter is out of range.
 
     Example:
         >>> model = torch.nn.Linear(4, 2)

@@ -14,7 +14,7 @@ from .hooks import unhooked
 
 
 class Rprop(Native, signatures.Rprop):
-    r"""Resilient backpropagation, a drop-in for :class:`torch.optim.Rprop`.
+    r"""Resilient backpropagation, a drop-in replacement for :class:`torch.optim.Rprop`.
 
     With the gradient :math:`g_t` (negated with ``maximize``), element by element:
 
@@ -25,28 +25,29 @@ class Rprop(Native, signatures.Rprop):
         g_t' &= 0 \text{ after a change of sign, else } g_t \\
         \theta_t &= \theta_{t-1} - \operatorname{sign}(g_t') s_t
 
-    from :math:`s_0 = \gamma`. The learning rate acts on the first step only; of NaN the sign is zero, as in torch. So
-    it is of a denormal gradient, because kernels flush denormal numbers to zero: its element stays where it is, while
-    torch's code moves it by a whole step size.
+    with :math:`s_0 = \gamma`. The learning rate affects the first step only. The sign of NaN is zero, as in torch. The
+    kernels flush denormal numbers to zero, so an element with a denormal gradient does not move; torch moves it by a
+    whole step size.
 
     Sources: Riedmiller and Braun 1993, "A direct adaptive method for faster backpropagation learning: the RPROP
     algorithm"; this variant: Igel and Hüsken 2003, "Empirical evaluation of the improved Rprop learning algorithms".
 
     Args:
-        params: Parameters, named parameters, or parameter groups; any shape and strides. float32, float64, bfloat16,
-            float16 and their complex kinds on CPUs and GPUs are stepped by the kernels, anything else by torch.
+        params: Parameters, named parameters, or parameter groups, of any shape and strides. The kernels step float32,
+            float64, bfloat16, float16 and their complex dtypes on CPUs and GPUs; torch's implementation steps others.
         lr: Learning rate :math:`\gamma`; a float, or a tensor of one element.
-        etas: Factors :math:`\eta_- < 1 < \eta_+`.
+        etas: Factors :math:`(\eta_-, \eta_+)`, with :math:`\eta_- < 1 < \eta_+`.
         step_sizes: Smallest and largest step, :math:`s_{\min}, s_{\max}`.
-        capturable: As ``foreach``; True counts steps on the GPU, so that a CUDA graph can capture the step.
-        foreach: Accepted for torch's sake; only torch's own code, where it steps a parameter, heeds it.
+        capturable: As ``foreach``; True also keeps the step count on the GPU, so that a CUDA graph can capture the
+            step.
+        foreach: For compatibility; used only where torch's implementation steps the parameter.
         maximize: Ascend instead of descend.
-        differentiable: Run torch's implementation, through which autograd can differentiate.
-        state_dtype: dtype of ``prev`` and ``step_size``: torch.float32, float64, bfloat16 or float16; None for the
-            parameter's and the gradient's, as torch has it.
+        differentiable: Step by torch's implementation, so that autograd can differentiate through the step.
+        state_dtype: dtype of ``prev`` and ``step_size``: torch.float32, float64, bfloat16 or float16; None: the
+            parameter's and the gradient's, as in torch.
 
     Raises:
-        ValueError: A hyperparameter is out of its range.
+        ValueError: A hyperparameter is out of range.
 
     Example:
         >>> model = torch.nn.Linear(4, 2)

@@ -14,7 +14,7 @@ from .hooks import unhooked
 
 
 class SGD(Native, signatures.SGD):
-    r"""Stochastic gradient descent, a drop-in for :class:`torch.optim.SGD`.
+    r"""Stochastic gradient descent, a drop-in replacement for :class:`torch.optim.SGD`.
 
     With the gradient :math:`g_t` (negated with ``maximize``), element by element:
 
@@ -24,29 +24,29 @@ class SGD(Native, signatures.SGD):
         d_t &= g_t' + \mu b_t \text{ with nesterov, else } b_t \text{ (without momentum } g_t') \\
         \theta_t &= \theta_{t-1} - \gamma d_t
 
-    A sparse gradient steps the rows that it has entries for, by a kernel if there is neither momentum nor weight decay;
-    then the step is the same as with the zeros of the other rows written out.
+    A sparse gradient is stepped by a kernel if there is neither momentum nor weight decay. The kernel updates only the
+    rows that the gradient has entries for; the result is that of the equal dense gradient.
 
     Source: Sutskever et al. 2013, "On the importance of initialization and momentum in deep learning", in the form that
     torch uses (the learning rate is not part of the momentum buffer).
 
     Args:
-        params: Parameters, named parameters, or parameter groups; any shape and strides. float32, float64, bfloat16,
-            float16 and their complex kinds on CPUs and GPUs are stepped by the kernels, anything else by torch.
+        params: Parameters, named parameters, or parameter groups, of any shape and strides. The kernels step float32,
+            float64, bfloat16, float16 and their complex dtypes on CPUs and GPUs; torch's implementation steps others.
         lr: Learning rate :math:`\gamma`; a float, or a tensor of one element.
         momentum: :math:`\mu`.
         dampening: :math:`\tau`.
         weight_decay: L2 penalty :math:`\lambda`.
         nesterov: Nesterov momentum; needs a momentum and no dampening.
         maximize: Ascend instead of descend.
-        foreach: Accepted for torch's sake; only torch's own code, where it steps a parameter, heeds it.
-        differentiable: Run torch's implementation, through which autograd can differentiate.
-        fused: As ``foreach``; True leaves ``GradScaler``'s scale to the step.
-        state_dtype: dtype of ``momentum_buffer``: torch.float32, float64, bfloat16 or float16; None for the gradient's,
-            as torch has it.
+        foreach: For compatibility; used only where torch's implementation steps the parameter.
+        differentiable: Step by torch's implementation, so that autograd can differentiate through the step.
+        fused: As ``foreach``; True also makes ``GradScaler`` pass ``grad_scale`` and ``found_inf`` to ``step()``.
+        state_dtype: dtype of ``momentum_buffer``: torch.float32, float64, bfloat16 or float16; None: the gradient's, as
+            in torch.
 
     Raises:
-        ValueError: A hyperparameter is out of its range.
+        ValueError: A hyperparameter is out of range.
 
     Example:
         >>> model = torch.nn.Linear(4, 2)
@@ -61,7 +61,8 @@ class SGD(Native, signatures.SGD):
     torch_step = unhooked(torch.optim.SGD)
 
     def _new_state(self, group: dict[str, Any], p: Tensor, grad: Tensor, name: str) -> Tensor:
-        # The first step writes every element before it reads one. torch clones what it takes for the gradient.
+        # Uninitialized, because the first step writes each element before reading it. Strides are those of the gradient
+        # that torch's implementation would clone.
         if group["maximize"]:
             grad = -grad
         if number(group["weight_decay"]) != 0:

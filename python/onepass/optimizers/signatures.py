@@ -1,4 +1,4 @@
-"""The classes of torch that ours are subclasses of. Type checkers see them with our arguments (signatures.pyi)."""
+"""The torch classes that onepass subclasses. Type checkers see them with onepass's arguments (signatures.pyi)."""
 
 from torch.optim import ASGD as ASGD
 from torch.optim import SGD as SGD

@@ -13,7 +13,7 @@ from .hooks import unhooked
 
 
 class SparseAdam(Native, signatures.SparseAdam):
-    r"""Adam for sparse gradients, a drop-in for :class:`torch.optim.SparseAdam`.
+    r"""Adam for sparse gradients, a drop-in replacement for :class:`torch.optim.SparseAdam`.
 
     At the parameter's step :math:`t`, with the gradient :math:`g_t` (negated with ``maximize``), for the elements that
     the gradient has entries for:
@@ -24,25 +24,25 @@ class SparseAdam(Native, signatures.SparseAdam):
         \theta_t &= \theta_{t-1}
                     - \gamma \frac{\sqrt{1 - \beta_2^t}}{1 - \beta_1^t} \frac{m_t}{\sqrt{v_t} + \epsilon}
 
-    All others, and their averages, stay as they are. Entries of the same index are added up. Where :class:`AdamW` adds
-    :math:`\epsilon` to the corrected root, here it is added to :math:`\sqrt{v_t}` itself.
+    All other elements and their averages are not changed. Entries with the same index are summed. :math:`\epsilon` is
+    added to :math:`\sqrt{v_t}`, before the bias correction; :class:`AdamW` adds it after.
 
     Source: Kingma and Ba 2015, arXiv:1412.6980, in the form that torch uses.
 
     Args:
-        params: Parameters, named parameters, or parameter groups; dense and real. Contiguous ones of float32, float64,
-            bfloat16 and float16 on the CPU are stepped by the kernels, anything else by torch. Their gradients are
-            sparse (``layout=torch.sparse_coo``), such as ``torch.nn.Embedding(..., sparse=True)`` gives.
-        lr: Learning rate :math:`\gamma`, above 0; a float, or a tensor of one element.
+        params: Parameters, named parameters, or parameter groups, dense and real. The kernels step contiguous float32,
+            float64, bfloat16 and float16 parameters on the CPU; torch's implementation steps others. Gradients must be
+            sparse (``layout=torch.sparse_coo``), as those of ``torch.nn.Embedding(..., sparse=True)`` are.
+        lr: Learning rate :math:`\gamma`, greater than 0; a float, or a tensor of one element.
         betas: Decay rates :math:`\beta_1, \beta_2` of the two averages, in [0, 1).
-        eps: Added to the denominator, :math:`\epsilon`, above 0.
+        eps: :math:`\epsilon`, added to the denominator; greater than 0.
         maximize: Ascend instead of descend.
-        state_dtype: dtype of ``exp_avg`` and ``exp_avg_sq``: torch.float32, float64, bfloat16 or float16; None for the
-            parameter's, as torch has it.
+        state_dtype: dtype of ``exp_avg`` and ``exp_avg_sq``: torch.float32, float64, bfloat16 or float16; None: the
+            parameter's, as in torch.
 
     Raises:
-        ValueError: A hyperparameter is out of its range, or a parameter is sparse or complex; at the step, if an index
-            lies outside of the parameter.
+        ValueError: A hyperparameter is out of range, or a parameter is sparse or complex; at the step, if an index is
+            out of bounds.
         RuntimeError: At the step, if a gradient is dense.
 
     Example:
@@ -58,4 +58,4 @@ class SparseAdam(Native, signatures.SparseAdam):
     torch_step = unhooked(torch.optim.SparseAdam)
 
     def _new_scalar(self, group: dict[str, Any], p: Tensor, name: str) -> Any:
-        return 0  # torch counts in Python's integers here
+        return 0  # torch's SparseAdam keeps the step count as a Python int

@@ -1,7 +1,7 @@
-"""Everything that onepass uses of torch beside its public names, each with the reason and the versions that have it.
+"""All private names of torch that onepass uses, each with the reason and the versions that have it.
 
-Other modules take these names from here. Where torch no longer has one, the import fails and names it. Private
-attributes of torch's objects, which cannot be bound once, are listed in ``ATTRIBUTES``.
+Other modules import these names from here. If torch lacks one, the import fails with an error that names it. Private
+attributes of torch's objects, which cannot be imported, are listed in ``ATTRIBUTES``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ T = TypeVar("T", bound=Tensor)
 
 
 def _find(module: str, *paths: str) -> Any:
-    """Return the first of these attributes of a module that there is."""
+    """Return the first of these attributes that the module has."""
     for path in paths:
         found = import_module(module)
         try:
@@ -31,33 +31,33 @@ def _find(module: str, *paths: str) -> Any:
     raise ImportError(f"torch {torch.__version__} has no {module}.{' or '.join(paths)}, which onepass uses")
 
 
-# torch.compile traces into a step until it meets the core, and warns; the step is to run untraced. 2.1 to 2.13.
+# torch.compile traces a step up to the compiled core and warns; the step must run untraced. 2.1 to 2.13.
 _disable_dynamo = _find("torch._compile", "_disable_dynamo")
 
 
 def disable_dynamo(function: F) -> F:
-    """Return a function that ``torch.compile`` does not trace into."""
+    """Return the function, marked so that ``torch.compile`` does not trace it."""
     return cast(F, _disable_dynamo(function))
 
 
-# A step calls all hooks itself, because torch's wrapper costs as much as the step of a small model. 2.2 to 2.13.
+# onepass's step calls all hooks, because torch's wrapper costs as much as the step of a small model. 2.2 to 2.13.
 global_pre_hooks: dict[int, Callable[..., Any]] = _find("torch.optim.optimizer", "_global_optimizer_pre_hooks")
 global_post_hooks: dict[int, Callable[..., Any]] = _find("torch.optim.optimizer", "_global_optimizer_post_hooks")
 
-# Whether a profiler runs, for which torch's wrapper is put around the step. 1.12 to 2.13.
+# Whether a profiler runs; only then is torch's wrapper used. 1.12 to 2.13.
 profiler_enabled = _find("torch._C._autograd", "_profiler_enabled")
 
-# The dtype of a new state `step`. 2.3 to 2.13.
+# The dtype of a new `step` state. 2.3 to 2.13.
 scalar_dtype = _find("torch.optim.optimizer", "_get_scalar_dtype")
 
-# Raises where a step is captured into a CUDA graph that would not be the same again. 2.10 has it by the second name.
+# Raises if a step that is not capturable is captured into a CUDA graph. 2.10 has it under the second name.
 check_capturable = _find(
     "torch.optim.optimizer",
     "Optimizer._accelerator_graph_capture_health_check",
     "Optimizer._cuda_graph_capture_health_check",
 )
 
-# What records or transforms operations now (torch.func, make_fx): kernels would be invisible to it. 2.0 to 2.13.
+# Active function transforms and tracers (torch.func, make_fx), which do not see kernels. 2.0 to 2.13.
 interpreter = _find("torch._C._functorch", "peek_interpreter_stack")
 dispatch_modes = _find("torch._C", "_len_torch_dispatch_stack")
 _dispatch_mode = _find("torch._C", "_get_dispatch_mode")
@@ -66,30 +66,30 @@ _find("torch.autograd.forward_ad", "_current_level")
 
 
 def is_making_fx() -> bool:
-    """Whether ``make_fx`` records operations."""
+    """Return whether ``make_fx`` is tracing."""
     return bool(dispatch_modes()) and _dispatch_mode(_PROXY) is not None
 
 
 def is_in_forward_mode() -> bool:
-    """Whether forward-mode derivatives are computed."""
+    """Return whether forward-mode differentiation is active."""
     return forward_ad._current_level >= 0
 
 
-# Muon's matrix products, which stay torch's, and its defaults. 2.9 to 2.13.
+# Muon's Newton-Schulz iterations and learning rate, which torch computes. 2.9 to 2.13.
 muon = import_module("torch.optim._muon")
 newton_schulz: Callable[..., Tensor] = _find("torch.optim._muon", "_zeropower_via_newtonschulz")
 adjusted_lr: Callable[..., float] = _find("torch.optim._muon", "_adjust_lr")
 
-# A tensor of a subclass over the same memory, for what stands in the place of a freed gradient. 1.0 to 2.13.
+# Makes a subclass tensor over the same memory, used as the placeholder of a freed gradient. 1.0 to 2.13.
 _make_subclass = _find("torch", "Tensor._make_subclass")
 
 
 def make_subclass(cls: type[T], tensor: Tensor) -> T:
-    """Return a tensor of another class over the same memory."""
+    """Return a tensor of class ``cls`` over the same memory."""
     return cast(T, _make_subclass(cls, tensor))
 
 
-# One call for many tensors, as torch.optim's own code makes it. 1.9 to 2.13.
+# Multi-tensor operations, as torch.optim uses them. 1.9 to 2.13.
 foreach_norm = _find("torch", "_foreach_norm")
 foreach_sub_ = _find("torch", "_foreach_sub_")
 foreach_zero_ = _find("torch", "_foreach_zero_")
@@ -98,16 +98,16 @@ foreach_zero_ = _find("torch", "_foreach_zero_")
 foreach_zero_operator = _find("torch", "ops.aten._foreach_zero_.default")
 copy_operator = _find("torch", "ops.aten._to_copy.default")
 
-# What all batch norms derive from. 1.0 to 2.13.
+# Base class of all batch norms. 1.0 to 2.13.
 NormBase = _find("torch.nn.modules.batchnorm", "_NormBase")
 
-# How the core reads where a tensor's memory is; None before 2.10.
+# The DLPack exchange API, by which the core reads a tensor's address; None before 2.10.
 dlpack_exchange_api: object = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
 
-# By class (a public path): attributes of its objects. csrc/bindings/lbfgs.cpp asks torch._C for _storage_Use_Count, and
-# does without if it is not there.
+# Private attributes of objects, by class (a public path). csrc/bindings/lbfgs.cpp also uses torch._C._storage_Use_Count
+# if torch has it.
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
-    # Hooks of one optimizer, which a step calls itself; GradScaler's and schedulers' marks.
+    # Hooks of one optimizer, which onepass's step, state_dict and load_state_dict call.
     "torch.optim.Optimizer": (
         "_optimizer_step_pre_hooks",
         "_optimizer_step_post_hooks",
@@ -116,7 +116,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "_optimizer_load_state_dict_pre_hooks",
         "_optimizer_load_state_dict_post_hooks",
     ),
-    # The parts of a step of a scheduler, which ours override and compositions call.
+    # The parts of a scheduler's step, which onepass's schedulers override and compositions call.
     "torch.optim.lr_scheduler.StepLR": (
         "_initial_step",
         "_update_lr",

@@ -1,4 +1,4 @@
-"""Schedules from text."""
+"""Parse schedules from text."""
 
 from __future__ import annotations
 
@@ -53,14 +53,15 @@ _METHODS = ("clamp", "repeat", "scale", "shift", "take")
 
 
 def parse(text: str) -> Schedule:
-    """Reads a schedule from text, such as ``(warmup(500) >> cosine(10_000, end=0.1)).repeat(3)``.
+    """Parse a schedule from text, such as ``(warmup(500) >> cosine(10_000, end=0.1)).repeat(3)``.
 
-    The text is never run as Python. It may hold the parts of this module but :class:`function`, with numbers (for
-    milestones a list of them) as arguments, by position or by name; ``>>``; parentheses; and the methods clamp, repeat,
-    scale, shift and take.
+    The text is never executed as Python. Allowed are: all parts of ``onepass.schedules`` except :class:`function`,
+    with numbers as arguments (for milestones, a list of numbers), positional or named; ``>>``; parentheses; and the
+    methods clamp, repeat, scale, shift and take.
 
     Raises:
-        ValueError: It cannot be read. The message shows where, and what is known.
+        ValueError: The text is not a schedule. The message shows the position and the allowed names.
+        TypeError: ``text`` is not a string.
 
     Example:
         >>> from onepass.schedules import cosine, parse, warmup
@@ -71,23 +72,23 @@ def parse(text: str) -> Schedule:
 
 
 class _Reader:
-    """Walks the syntax tree of a text; what is not named here is refused."""
+    """Build a schedule from the syntax tree of a text; raise for each node that is not in the whitelist."""
 
     def __init__(self, text: str) -> None:
         if not isinstance(text, str):
-            raise TypeError(f"text: a string is wanted, not {text!r}")
-        self._text = " ".join(text.split())  # one line, so that an error can point into it
+            raise TypeError(f"text must be a string, got {text!r}")
+        self._text = " ".join(text.split())  # one line, so that an error can mark a position
 
     def read(self) -> Schedule:
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of Python's about Python, such as 1if
+                warnings.simplefilter("ignore")  # SyntaxWarnings of ast.parse, such as for 1if
                 tree = ast.parse(self._text, mode="eval")
             return self._schedule(tree.body)
         except SyntaxError as error:
-            raise self._refused((error.offset or 1) - 1, f"this is no schedule ({error.msg})") from None
+            raise self._refused((error.offset or 1) - 1, f"this is not a schedule ({error.msg})") from None
         except (RecursionError, MemoryError):
-            raise self._refused(0, "this is nested too deep") from None
+            raise self._refused(0, "the schedule is nested too deeply") from None
 
     def _refused(self, column: int, why: str) -> ValueError:
         return ValueError(f"at position {column + 1}, {why}\n    {self._text}\n    {' ' * column}^")
@@ -96,7 +97,7 @@ class _Reader:
         return self._refused(self._column(node.col_offset), why)
 
     def _column(self, offset: int) -> int:
-        return len(self._text.encode()[:offset].decode())  # Python counts bytes
+        return len(self._text.encode()[:offset].decode())  # ast offsets count UTF-8 bytes
 
     def _schedule(self, node: ast.expr) -> Schedule:
         match node:
@@ -114,9 +115,9 @@ class _Reader:
                 raise self._refused_at(node, f"there is no part {name!r}; known are {', '.join(_PARTS)}")
             case ast.Name(id=name):
                 arguments = ", ".join(inspect.signature(_PARTS[name]).parameters)
-                raise self._refused_at(node, f"{name} wants its arguments: {name}({arguments})")
+                raise self._refused_at(node, f"{name} needs arguments: {name}({arguments})")
         raise self._refused_at(
-            node, "a schedule is wanted: a part with its arguments, as cosine(100), or several with >> between them"
+            node, "expected a schedule: a part with its arguments, such as cosine(100), or several parts joined by >>"
         )
 
     def _call(self, node: ast.Call, offset: int, name: str, make: Callable[..., Schedule]) -> Schedule:
@@ -135,7 +136,7 @@ class _Reader:
 
     def _made(self, offset: int, make: Callable[..., Schedule], *args: Any, **kwargs: Any) -> Schedule:
         try:
-            inspect.signature(make).bind(*args, **kwargs)  # a clearer message than the call's own
+            inspect.signature(make).bind(*args, **kwargs)  # its message is clearer than that of the call
             return make(*args, **kwargs)
         except (TypeError, ValueError) as error:
             raise self._refused(self._column(offset), str(error)) from None
@@ -150,4 +151,4 @@ class _Reader:
                 return -number
             case ast.List(elts=elements) | ast.Tuple(elts=elements):
                 return tuple(self._value(element) for element in elements)
-        raise self._refused_at(node, "a number is wanted")
+        raise self._refused_at(node, "expected a number")

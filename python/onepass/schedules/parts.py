@@ -1,4 +1,4 @@
-"""The parts of schedules, and how they compose."""
+"""The parts of schedules and their composition."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# -- what arguments may be -----------------------------------------------------------------------------------------
+# -- checks of arguments -------------------------------------------------------------------------------------------
 
 
 def _steps(name: str, value: Any) -> int:
-    # Floats, too, as people write 1e4 and 0.1 * total.
+    # Floats without a fraction are accepted, for 1e4 and 0.1 * total.
     whole = isinstance(value, float | np.floating) and value.is_integer()
     return _index(name, int(value) if whole else value)
 
@@ -29,9 +29,9 @@ def _index(name: str, value: Any) -> int:
     try:
         count = operator.index(value)
     except TypeError:
-        raise TypeError(f"{name}: a whole number of steps is wanted, not {value!r}") from None
+        raise TypeError(f"{name} must be an integer >= 0, got {value!r}") from None
     if count < 0:
-        raise ValueError(f"{name}: {count} is negative")
+        raise ValueError(f"{name} must be >= 0, got {count}")
     return count
 
 
@@ -41,33 +41,33 @@ def _real(name: str, value: Any) -> float:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise TypeError(f"{name}: a finite number is wanted, not {value!r}")
-    return number + 0.0  # -0.0 becomes 0.0: they are equal, so the schedules must be, too
+        raise TypeError(f"{name} must be a finite number, got {value!r}")
+    return number + 0.0  # -0.0 becomes 0.0, so that equal schedules have equal values
 
 
 def _milestones(name: str, value: Any) -> tuple[int, ...]:
     try:
         found = tuple(_steps(name, milestone) for milestone in value)
     except TypeError:
-        raise TypeError(f"{name}: steps in ascending order are wanted, not {value!r}") from None
+        raise TypeError(f"{name} must be steps in ascending order, got {value!r}") from None
     if list(found) != sorted(found):
-        raise ValueError(f"{name}: {value!r} are not in ascending order")
+        raise ValueError(f"{name} must be in ascending order, got {value!r}")
     return found
 
 
 def _function(name: str, value: Any) -> Callable[[int], float]:
     if not callable(value):
-        raise TypeError(f"{name}: a function of the step is wanted, not {value!r}")
+        raise TypeError(f"{name} must be a function of the step, got {value!r}")
     return value  # type: ignore[no-any-return]
 
 
 def _schedule(name: str, value: Any) -> Schedule:
     if not isinstance(value, Schedule):
-        raise TypeError(f"{name}: a schedule is wanted, not {value!r}")
+        raise TypeError(f"{name} must be a schedule, got {value!r}")
     return value
 
 
-# The check of an argument, by the type that it is declared with.
+# The check of an argument, by its declared type.
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "int": _steps,
     "int | None": lambda name, value: None if value is None else _steps(name, value),
@@ -85,7 +85,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
 
 @dataclass(frozen=True, repr=False)
 class Schedule:
-    """A factor for every step; what all parts and compositions share.
+    """A factor for each step; the base class of all parts and compositions.
 
     Example:
         >>> from onepass.schedules import cosine, warmup
@@ -103,21 +103,21 @@ class Schedule:
 
     def _require(self, fine: bool, name: str, what: str) -> None:
         if not fine:
-            raise ValueError(f"{self._name()}: {name} must be {what}, not {getattr(self, name)!r}")
+            raise ValueError(f"{self._name()}: {name} must be {what}, got {getattr(self, name)!r}")
 
     @classmethod
     def _name(cls) -> str:
-        """What the class is called in text."""
+        """Return the name of the class in the text of a schedule."""
         return cls.__name__.lstrip("_").lower()
 
     @cached_property
     def length(self) -> int | None:
-        """The step from which on the last value is held; None for a schedule without an end."""
-        steps: int | None = getattr(self, "steps", None)  # the argument of parts that have an end
+        """The step from which on the value is constant; None for a schedule without an end."""
+        steps: int | None = getattr(self, "steps", None)  # an argument of parts that have an end
         return steps
 
     def _at(self, t: int) -> float:
-        """The value at a step from 0 to the length."""
+        """Return the value at a step between 0 and the length."""
         raise NotImplementedError
 
     @overload
@@ -125,31 +125,32 @@ class Schedule:
     @overload
     def __call__(self, t: NDArray[np.integer[Any]]) -> NDArray[np.float64]: ...
     def __call__(self, t: int | NDArray[np.integer[Any]]) -> float | NDArray[np.float64]:
-        """Tells the value at a step.
+        """Return the value at a step.
 
         Args:
-            t: The step, or an array of steps, of any integer dtype and any shape.
+            t: A step, or an array of steps of any shape and integer dtype.
 
         Returns:
-            A float, or a float64 array of the shape of ``t``, with the same bits that each step alone has.
+            A float, or a float64 array of the shape of ``t``. Its elements equal the values of single steps bit for
+            bit.
 
         Raises:
-            TypeError: ``t`` is not whole.
+            TypeError: ``t`` is not an integer.
             ValueError: ``t`` is negative.
         """
         if isinstance(t, np.ndarray):
             if t.dtype.kind not in "iu":
-                raise TypeError(f"t: whole steps are wanted, not an array of {t.dtype}")
+                raise TypeError(f"t must be integers >= 0, got an array of {t.dtype}")
             return np.fromiter(map(self, t.ravel().tolist()), np.float64, t.size).reshape(t.shape)
         return self._held(_index("t", t))
 
     def _held(self, t: int) -> float:
-        """The value at any step that is not negative."""
+        """Return the value at any step >= 0."""
         length = self.length
         return self._at(t if length is None or t < length else length)
 
     def __rshift__(self, after: Schedule) -> Schedule:
-        """``a >> b``: ``a``, and from the step ``a.length`` on ``b``, which begins there.
+        """Return ``a`` followed by ``b``, whose step 0 is step ``a.length``.
 
         Raises:
             ValueError: ``a`` has no end.
@@ -157,10 +158,10 @@ class Schedule:
         return _Chain((*_links(self), *_links(after))) if isinstance(after, Schedule) else NotImplemented
 
     def repeat(self, times: int | None = None) -> Schedule:
-        """This schedule over and over: at the step ``length`` it begins again. The last time it ends.
+        """Return this schedule repeated: at step ``length`` it starts again.
 
         Args:
-            times: How many times in all; without end by default.
+            times: Number of repetitions in total; None: without end. After the last one, the last value is held.
 
         Raises:
             ValueError: This schedule has no end, or no steps.
@@ -168,23 +169,23 @@ class Schedule:
         return _Repeat(self, times)
 
     def scale(self, factor: float) -> Schedule:
-        """All values multiplied by a factor."""
+        """Return this schedule with all values multiplied by ``factor``."""
         return _Scale(self, factor)
 
     def shift(self, steps: int) -> Schedule:
-        """This schedule from its step ``steps`` on: at t it has the value of ``t + steps``."""
+        """Return this schedule from step ``steps`` on: its value at t is that of this schedule at ``t + steps``."""
         return _Shift(self, steps)
 
     def take(self, steps: int) -> Schedule:
-        """The first ``steps`` steps of this schedule, so that another can follow; one that is shorter is held."""
+        """Return the first ``steps`` steps of this schedule; a shorter schedule is extended by its last value."""
         return _Take(self, steps)
 
     def clamp(self, low: float | None = None, high: float | None = None) -> Schedule:
-        """The values, none below ``low`` and none above ``high``."""
+        """Return this schedule with its values limited to [``low``, ``high``]; None: no limit."""
         return _Clamp(self, low, high)
 
     def _arguments(self, of: tuple[Field[Any], ...]) -> str:
-        """The arguments as one would write them: what has its default is left out, and only the first is not named."""
+        """Return the arguments as text: defaults are omitted, and optional arguments after the first are named."""
         told = []
         for index, field in enumerate(of):
             value = getattr(self, field.name)
@@ -206,7 +207,7 @@ def _links(schedule: Schedule) -> tuple[Schedule, ...]:
 
 @dataclass(frozen=True, repr=False)
 class _Chain(Schedule):
-    """One schedule after the other. It is flat, so ``(a >> b) >> c == a >> (b >> c)``."""
+    """Several schedules in sequence. Nested chains are flattened, so ``(a >> b) >> c == a >> (b >> c)``."""
 
     parts: tuple[Schedule, ...]
 
@@ -214,7 +215,7 @@ class _Chain(Schedule):
         super().__post_init__()
         for part in self.parts[:-1]:
             if part.length is None:
-                raise ValueError(f"{part!r} has no end, so nothing can follow it: take(n) gives it one")
+                raise ValueError(f"{part!r} has no end, so nothing can follow it: use take(n) to end it")
 
     @cached_property
     def _begins(self) -> tuple[int, ...]:
@@ -227,7 +228,7 @@ class _Chain(Schedule):
         return None if last is None else self._begins[-1] + last
 
     def _at(self, t: int) -> float:
-        number = bisect_right(self._begins, t) - 1  # of parts that begin at once, the last: the others have no steps
+        number = bisect_right(self._begins, t) - 1  # parts that begin at the same step have no steps, except the last
         return self.parts[number]._held(t - self._begins[number])
 
     def __repr__(self) -> str:
@@ -236,7 +237,7 @@ class _Chain(Schedule):
 
 @dataclass(frozen=True, repr=False)
 class _Changed(Schedule):
-    """What a method makes of a schedule; named as the method is."""
+    """A schedule changed by a method, which has the name of the class."""
 
     schedule: Schedule
 
@@ -255,7 +256,7 @@ class _Repeat(_Changed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require(self.times != 0, "times", "at least 1")
+        self._require(self.times != 0, "times", ">= 1")
         if not self.schedule.length:
             raise ValueError(f"{self.schedule!r} has {'no end' if self.schedule.length is None else 'no steps'}, "
                              "so it cannot be repeated")  # fmt: skip
@@ -313,7 +314,7 @@ class _Clamp(_Changed):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.low is not None and self.high is not None:
-            self._require(self.low <= self.high, "low", f"at most high ({self.high!r})")
+            self._require(self.low <= self.high, "low", f"<= high ({self.high!r})")
 
     def _arguments(self, of: tuple[Field[Any], ...]) -> str:
         return ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in of if getattr(self, f.name) is not None)
@@ -330,36 +331,36 @@ class _Clamp(_Changed):
 
 @dataclass(frozen=True, repr=False)
 class _Timed(Schedule):
-    """A part of so many steps."""
+    """A part with a given number of steps."""
 
     steps: int
 
     def _left(self, t: int) -> float:
-        """How much of the way is left, from 1 to 0; none where there are no steps."""
+        """Return the fraction of the steps that is left, from 1 to 0; 0 if there are no steps."""
         return (self.steps - t) / self.steps if self.steps else 0.0
 
     def _done(self, t: int) -> float:
-        """How much of the way has been gone, from 0 to 1."""
+        """Return the fraction of the steps that is done, from 0 to 1; 1 if there are no steps."""
         return t / self.steps if self.steps else 1.0
 
 
 def _mix(start: float, end: float, left: float, done: float) -> float:
-    """``left * start + done * end``, for weights whose sum is 1: exact at both ends, and never beyond them."""
+    """Return ``left * start + done * end`` for weights with sum 1: exact at both ends, and never outside them."""
     return start + (end - start) * done if done < left else end + (start - end) * left
 
 
 def _wave(start: float, end: float, turns: float) -> float:
-    """A wave that is at ``start`` after whole turns and at ``end`` half a turn later."""
+    """Return a cosine wave that is ``start`` after whole turns and ``end`` half a turn later."""
     height = math.cos(2.0 * math.pi * turns)
     return _mix(start, end, (1.0 + height) / 2.0, (1.0 - height) / 2.0)
 
 
 @dataclass(frozen=True, repr=False)
 class constant(Schedule):
-    """One value.
+    """A constant value.
 
     Args:
-        steps: How long, before something else can follow; without end by default.
+        steps: Number of steps; None: without end, so that no part can follow.
         value: The value.
 
     Example:
@@ -381,7 +382,7 @@ class linear(_Timed):
     r"""A straight line: :math:`start + (end - start) \, t / steps`.
 
     Args:
-        steps: From start to end.
+        steps: Number of steps from start to end.
         start: The value at t = 0.
         end: The value at t = steps.
 
@@ -404,7 +405,7 @@ class warmup(_Timed):
     r"""A straight line up to 1: :math:`start + (1 - start) \, t / steps` (Goyal et al. 2017, arXiv:1706.02677).
 
     Args:
-        steps: From start to 1.
+        steps: Number of steps from start to 1.
         start: The value at t = 0.
 
     Example:
@@ -422,15 +423,15 @@ class warmup(_Timed):
 
 @dataclass(frozen=True, repr=False)
 class cosine(_Timed):
-    r"""Half a wave: :math:`end + (start - end) \, (1 + \cos(2 \pi \cdot cycles \cdot t / steps)) / 2`.
+    r"""Half a cosine wave: :math:`end + (start - end) \, (1 + \cos(2 \pi \cdot cycles \cdot t / steps)) / 2`.
 
-    Loshchilov and Hutter 2017 (arXiv:1608.03983), without their restarts.
+    Source: Loshchilov and Hutter 2017 (arXiv:1608.03983), without restarts.
 
     Args:
-        steps: From the first value to the last.
+        steps: Number of steps from the first value to the last.
         start: The value at t = 0.
-        end: The value at t = steps, if it is half a wave.
-        cycles: How many waves.
+        end: The value after half a wave: by default, at t = steps.
+        cycles: Number of waves; 0.5 is half a wave.
 
     Example:
         >>> from onepass.schedules import cosine
@@ -449,11 +450,11 @@ class cosine(_Timed):
 
 @dataclass(frozen=True, repr=False)
 class polynomial(_Timed):
-    r"""A power of what is left: :math:`end + (start - end) \, (1 - t / steps)^{power}`.
+    r"""Polynomial decay: :math:`end + (start - end) \, (1 - t / steps)^{power}`.
 
     Args:
-        steps: From start to end.
-        power: The exponent, above 0.
+        steps: Number of steps from start to end.
+        power: The exponent, > 0.
         start: The value at t = 0.
         end: The value at t = steps.
 
@@ -470,7 +471,7 @@ class polynomial(_Timed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require(self.power > 0.0, "power", "above 0")
+        self._require(self.power > 0.0, "power", "> 0")
 
     def _at(self, t: int) -> float:
         left = math.pow(self._left(t), self.power)
@@ -482,7 +483,7 @@ class sqrt(_Timed):
     r"""The "1-sqrt" cooldown: :math:`start + (end - start) \sqrt{t / steps}` (Hägele et al. 2024, arXiv:2405.18392).
 
     Args:
-        steps: From start to end.
+        steps: Number of steps from start to end.
         start: The value at t = 0.
         end: The value at t = steps.
 
@@ -506,9 +507,9 @@ class geometric(_Timed):
     r"""A straight line on a logarithmic axis: :math:`start \, (end / start)^{t / steps}`.
 
     Args:
-        steps: From start to end.
-        start: The value at t = 0, above 0.
-        end: The value at t = steps, above 0.
+        steps: Number of steps from start to end.
+        start: The value at t = 0, > 0.
+        end: The value at t = steps, > 0.
 
     Example:
         >>> from onepass.schedules import geometric
@@ -522,23 +523,23 @@ class geometric(_Timed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require(self.start > 0.0, "start", "above 0")
-        self._require(self.end > 0.0, "end", "above 0")
+        self._require(self.start > 0.0, "start", "> 0")
+        self._require(self.end > 0.0, "end", "> 0")
 
     def _at(self, t: int) -> float:
         return math.pow(self.start, self._left(t)) * math.pow(self.end, self._done(t))
 
 
 def _falls(schedule: exponential | step | multistep) -> None:
-    schedule._require(0.0 < schedule.gamma <= 1.0, "gamma", "above 0 and at most 1")
+    schedule._require(0.0 < schedule.gamma <= 1.0, "gamma", "> 0 and <= 1")
 
 
 @dataclass(frozen=True, repr=False)
 class exponential(Schedule):
-    r"""The same factor at every step: :math:`gamma^t`, without end.
+    r"""Exponential decay: :math:`gamma^t`, without end.
 
     Args:
-        gamma: The factor, above 0 and at most 1.
+        gamma: The factor per step, > 0 and <= 1.
 
     Example:
         >>> from onepass.schedules import exponential
@@ -559,11 +560,11 @@ class exponential(Schedule):
 
 @dataclass(frozen=True, repr=False)
 class step(Schedule):
-    r"""Stairs: :math:`gamma^{\lfloor t / every \rfloor}`, without end.
+    r"""Step decay: :math:`gamma^{\lfloor t / every \rfloor}`, without end.
 
     Args:
-        every: The steps between two stairs, at least 1.
-        gamma: The factor of a stair, above 0 and at most 1.
+        every: Number of steps between two changes, at least 1.
+        gamma: The factor of each change, > 0 and <= 1.
 
     Example:
         >>> from onepass.schedules import step
@@ -577,7 +578,7 @@ class step(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require(self.every > 0, "every", "at least 1")
+        self._require(self.every > 0, "every", ">= 1")
         _falls(self)
 
     def _at(self, t: int) -> float:
@@ -586,11 +587,11 @@ class step(Schedule):
 
 @dataclass(frozen=True, repr=False)
 class multistep(Schedule):
-    r"""Stairs where one wants them: :math:`gamma^k` from the k-th milestone on, without end.
+    r"""Step decay at given milestones: :math:`gamma^k` from the k-th milestone on, without end.
 
     Args:
-        milestones: Steps, in ascending order.
-        gamma: The factor of a stair, above 0 and at most 1.
+        milestones: The steps at which the value changes, in ascending order.
+        gamma: The factor of each change, > 0 and <= 1.
 
     Example:
         >>> from onepass.schedules import multistep
@@ -612,13 +613,13 @@ class multistep(Schedule):
 
 @dataclass(frozen=True, repr=False)
 class inverse_sqrt(Schedule):
-    r"""The decay of the first transformer: :math:`1 / \sqrt{1 + t / timescale}`, without end.
+    r"""Inverse square root decay: :math:`1 / \sqrt{1 + t / timescale}`, without end.
 
-    After ``warmup(n)``, with n for the timescale, it is that of Vaswani et al. 2017 (arXiv:1706.03762), in proportion
-    to 1 over the root of all steps.
+    After ``warmup(n)``, with timescale n, it is the schedule of Vaswani et al. 2017 (arXiv:1706.03762): proportional to
+    the inverse square root of the number of all steps.
 
     Args:
-        timescale: Steps, at least 1: the value is 1/2 after three times as many.
+        timescale: Number of steps, at least 1. The value is 1/2 at t = 3 * timescale.
 
     Example:
         >>> from onepass.schedules import inverse_sqrt
@@ -631,7 +632,7 @@ class inverse_sqrt(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require(self.timescale > 0, "timescale", "at least 1")
+        self._require(self.timescale > 0, "timescale", ">= 1")
 
     def _at(self, t: int) -> float:
         return 1.0 / math.sqrt((t + self.timescale) / self.timescale)
@@ -639,16 +640,16 @@ class inverse_sqrt(Schedule):
 
 @dataclass(frozen=True, repr=False)
 class restarts(Schedule):
-    r"""Half a wave of a cosine, again and again, without end (SGDR: Loshchilov and Hutter 2017, arXiv:1608.03983).
+    r"""Cosine decay with restarts, without end (SGDR: Loshchilov and Hutter 2017, arXiv:1608.03983).
 
-    :math:`end + (start - end) \, (1 + \cos(\pi \, t_i / T_i)) / 2`, where :math:`T_i = period \cdot mult^i` are the
-    steps of the i-th wave and :math:`t_i` is the step in it.
+    :math:`end + (start - end) \, (1 + \cos(\pi \, t_i / T_i)) / 2`, where :math:`T_i = period \cdot mult^i` is the
+    number of steps of the i-th cycle and :math:`t_i` is the step within it.
 
     Args:
-        period: The steps of the first wave (T_0), at least 1.
-        mult: How many times as long each wave is as the one before (T_mult), at least 1.
-        start: The value at the beginning of a wave.
-        end: The value that each wave falls towards.
+        period: Number of steps of the first cycle (torch's T_0), at least 1.
+        mult: Ratio of the lengths of a cycle and the one before it (torch's T_mult), at least 1.
+        start: The value at the beginning of a cycle.
+        end: The value at the end of a cycle.
 
     Example:
         >>> from onepass.schedules import restarts
@@ -664,8 +665,8 @@ class restarts(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require(self.period > 0, "period", "at least 1")
-        self._require(self.mult > 0, "mult", "at least 1")
+        self._require(self.period > 0, "period", ">= 1")
+        self._require(self.mult > 0, "mult", ">= 1")
 
     def _at(self, t: int) -> float:
         period = self.period
@@ -679,15 +680,15 @@ class restarts(Schedule):
 
 @dataclass(frozen=True, repr=False)
 class hard_restarts(_Timed):
-    r"""So many half waves of a cosine in so many steps, all equally long.
+    r"""Cosine decay with a given number of restarts, in cycles of equal length.
 
     :math:`end + (start - end) \, (1 + \cos(\pi \, (cycles \cdot t / steps \bmod 1))) / 2`, and ``end`` at t = steps.
 
     Args:
-        steps: All waves together. A wave need not be a whole number of steps.
-        cycles: How many waves, at least 1.
-        start: The value at the beginning of a wave.
-        end: The value that each wave falls towards.
+        steps: Number of steps of all cycles together. The length of a cycle may be fractional.
+        cycles: Number of cycles, at least 1.
+        start: The value at the beginning of a cycle.
+        end: The value at the end of a cycle.
 
     Example:
         >>> from onepass.schedules import hard_restarts
@@ -702,27 +703,27 @@ class hard_restarts(_Timed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require(self.cycles > 0, "cycles", "at least 1")
+        self._require(self.cycles > 0, "cycles", ">= 1")
 
     def _at(self, t: int) -> float:
         if t == self.steps:
             return self.end
-        # In whole numbers, as a rounded remainder could miss the restart.
+        # In integers, because a rounded remainder could miss the restart.
         return _wave(self.start, self.end, 0.5 * (self.cycles * t % self.steps) / self.steps)
 
 
 @dataclass(frozen=True, repr=False)
 class one_cycle(_Timed):
-    r"""Up to 1 and down again, each by half a wave of a cosine (Smith and Topin 2018, arXiv:1708.07120).
+    r"""One cycle: a rise to 1 and a fall, each half a cosine wave (Smith and Topin 2018, arXiv:1708.07120).
 
-    As ``torch.optim.lr_scheduler.OneCycleLR`` has it: of the steps 0 to steps - 1, that at
-    :math:`peak \cdot steps - 1` (which may lie between two) has the value 1, the last one ``end``.
+    As in ``torch.optim.lr_scheduler.OneCycleLR``, the value is 1 at t = :math:`peak \cdot steps - 1` (which may be
+    fractional), and ``end`` at t = steps - 1.
 
     Args:
-        steps: All of them, at least 1.
-        peak: The part of the steps in which it rises, from 0 to 1.
-        start: The value at t = 0; torch's 1 / div_factor.
-        end: The value at t = steps - 1; torch's 1 / (div_factor * final_div_factor).
+        steps: Total number of steps, at least 1.
+        peak: Fraction of the steps in which the value rises, in [0, 1] (torch's pct_start).
+        start: The value at t = 0 (torch's 1 / div_factor).
+        end: The value at t = steps - 1 (torch's 1 / (div_factor * final_div_factor)).
 
     Example:
         >>> from onepass.schedules import one_cycle
@@ -737,8 +738,8 @@ class one_cycle(_Timed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require(self.steps > 0, "steps", "at least 1")
-        self._require(0.0 <= self.peak <= 1.0, "peak", "from 0 to 1")
+        self._require(self.steps > 0, "steps", ">= 1")
+        self._require(0.0 <= self.peak <= 1.0, "peak", "in [0, 1]")
 
     def _at(self, t: int) -> float:
         last = self.steps - 1
@@ -751,14 +752,14 @@ class one_cycle(_Timed):
 
 @dataclass(frozen=True, repr=False)
 class function(Schedule):
-    """A function of one's own.
+    """A schedule from a function.
 
-    Its ``repr`` has the function's name, and is nothing that :func:`parse` reads. It is pickled as functions are: by
-    that name.
+    Its ``repr`` contains the function's name; :func:`parse` does not read it. Like functions, it is pickled by that
+    name.
 
     Args:
-        f: Tells the value at a step. It must depend on the step alone.
-        steps: The step from which on its value is held; without end by default.
+        f: Returns the value at a step. It must depend on the step only.
+        steps: The step from which on the value is constant; None: without end.
 
     Example:
         >>> from onepass.schedules import function
@@ -774,7 +775,7 @@ class function(Schedule):
         return float(self.f(t))
 
     def __repr__(self) -> str:
-        # Not the function's own repr: its address is another one in the process that takes up a run.
+        # Not the function's repr: its address differs in the process that resumes a run.
         named = self.f if hasattr(self.f, "__qualname__") else type(self.f)
         steps = "" if self.steps is None else f", steps={self.steps}"
         return f"{self._name()}({named.__module__}.{named.__qualname__}{steps})"
@@ -783,12 +784,12 @@ class function(Schedule):
 def wsd(warmup_steps: int, stable_steps: int, decay_steps: int, end: float = 0.0) -> Schedule:
     """Warm-up, stable, decay: ``warmup(..) >> constant(..) >> linear(.., end=end)`` (Hu et al. 2024, arXiv:2404.06395).
 
-    For another decay, write it: ``warmup(500) >> constant(8_000) >> sqrt(1_500)``.
+    For another decay, compose the parts: ``warmup(500) >> constant(8_000) >> sqrt(1_500)``.
 
     Args:
-        warmup_steps: The steps of the rise from 0 to 1.
-        stable_steps: The steps at 1.
-        decay_steps: The steps of the fall from 1 to ``end``.
+        warmup_steps: Number of steps from 0 to 1.
+        stable_steps: Number of steps at 1.
+        decay_steps: Number of steps from 1 to ``end``.
         end: The last value.
 
     Example:

@@ -1,4 +1,4 @@
-"""What a scheduler will do, told and drawn beforehand."""
+"""Compute and plot the future learning rates of a scheduler."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ if TYPE_CHECKING:
 
 
 def preview(scheduler: LRScheduler, n: int, metrics: Iterable[float] | None = None) -> NDArray[np.float64]:
-    """Tells the learning rates of the next ``n`` steps, without touching the scheduler or its optimizer.
+    """Return the learning rates of the next ``n`` steps, without changing the scheduler or its optimizer.
 
-    A copy of the scheduler is stepped, over a stand-in for the optimizer with the same numbers. Functions and objects
-    that the scheduler calls are copied with their state, closures included; models, parameters, data sets, data
-    loaders and arrays of more than 64 KiB to which they refer are not. State in global variables cannot be told apart.
+    A copy of the scheduler is stepped on a stand-in for the optimizer with the same hyperparameters. Functions and
+    objects that the scheduler uses are copied with their state, including closures. Models, parameters, data sets, data
+    loaders and arrays of more than 64 KiB to which they refer are not copied. State in global variables is not copied.
 
     Args:
-        scheduler: Any scheduler, torch's and your own subclasses included.
-        n: Number of steps, as the scheduler is stepped: of the optimizer, or epochs.
-        metrics: For :class:`~torch.optim.lr_scheduler.ReduceLROnPlateau`, alone or within others, the metrics that it
-            is to assume: n - 1 or more, as there is a step between any two rows. Required if the scheduler cannot be
-            stepped without; schedulers that take no metrics ignore it.
+        scheduler: Any scheduler, also torch's and your own subclasses.
+        n: Number of scheduler steps (optimizer steps or epochs, depending on where ``scheduler.step()`` is called).
+        metrics: The metrics assumed for :class:`~torch.optim.lr_scheduler.ReduceLROnPlateau`, alone or within other
+            schedulers: at least n - 1 values, one for each step between two rows. Required if the scheduler's ``step``
+            requires metrics; ignored by schedulers that take none.
 
     Returns:
-        An array of shape (n, groups). Row 0 is what the very next optimizer step will use, row i what it will use
-        after ``scheduler.step()`` was called i times.
+        An array of shape (n, groups). Row 0 has the rates of the next optimizer step, row i those after i further calls
+        of ``scheduler.step()``.
 
     Raises:
-        ValueError: If ``n`` is negative, metrics are missing or too few; and whatever stepping the scheduler would
-            raise, as :class:`~torch.optim.lr_scheduler.OneCycleLR` does after its last step.
-        TypeError: If ``n`` is no integer, the scheduler has no optimizer, or it reads from a generator or the like,
-            which a preview would use up.
+        ValueError: ``n`` is negative, or metrics are missing or too few. Exceptions of the scheduler's step are passed
+            on, such as that of :class:`~torch.optim.lr_scheduler.OneCycleLR` after its last step.
+        TypeError: ``n`` is not an integer, the scheduler has no optimizer, or it reads from a generator or another
+            iterator, which a preview would consume.
 
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
@@ -62,7 +62,7 @@ def preview(scheduler: LRScheduler, n: int, metrics: Iterable[float] | None = No
         raise TypeError(f"{type(scheduler).__name__} is not a scheduler: it has no optimizer")
     n = whole("n", n)
     if n < 0:
-        raise ValueError(f"n must be at least 0, not {n}")
+        raise ValueError(f"n must be >= 0, got {n}")
     assumed = _steps(scheduler, n - 1, metrics)
     trial = _copy(scheduler)
     lrs = np.empty((n, len(trial.optimizer.param_groups)))
@@ -74,7 +74,7 @@ def preview(scheduler: LRScheduler, n: int, metrics: Iterable[float] | None = No
 
 
 def _steps(scheduler: LRScheduler, n: int, metrics: Iterable[float] | None) -> Iterator[tuple[float, ...]]:
-    """The arguments of the next n steps."""
+    """Return the arguments of the next n steps."""
     name = type(scheduler).__name__
     takes = inspect.signature(scheduler.step).parameters.get("metrics")
     if takes is None or (metrics is None and takes.default is not takes.empty):
@@ -88,7 +88,7 @@ def _steps(scheduler: LRScheduler, n: int, metrics: Iterable[float] | None) -> I
 
 
 class _StandIn(Optimizer):
-    """An optimizer as schedulers see it: param_groups of its own, all else read from the original."""
+    """A stand-in for an optimizer: it has its own param_groups and reads all other attributes from the original."""
 
     def __init__(self, original: Optimizer, param_groups: list[dict[str, Any]]) -> None:
         self.original = original
@@ -105,19 +105,20 @@ class _StandIn(Optimizer):
 
 
 def _copy(scheduler: LRScheduler) -> Any:
-    """A copy of a scheduler and of all that it changes, over stand-ins for optimizers, and of nothing that is heavy."""
+    """Return a copy of a scheduler and of all small objects that it may change, with stand-ins for optimizers."""
     reached = _reach(scheduler)
-    copies: dict[int, Any] = {}  # deepcopy's memo: what stands for the object of an id
+    copies: dict[int, Any] = {}  # deepcopy's memo: the copy, by the id of the original
     optimizers = [x for x in reached if isinstance(x, Optimizer)]
     functions = [x for x in reached if isinstance(x, FunctionType) and _keeps_values(x)]
     for x in reached:
         if isinstance(x, torch.Tensor) and not _is_heavy(x):
-            copies[id(x)] = x.detach().clone()  # deepcopy takes leaves alone
+            copies[id(x)] = x.detach().clone()  # deepcopy supports leaf tensors only
         elif _is_heavy(x) or not (isinstance(x, Optimizer) or _can_be_copied(x)):
             if isinstance(x, Iterator) and not isinstance(x, IOBase):
                 raise TypeError(f"a preview of {type(scheduler).__name__} would use up the {type(x).__name__} it reads")
             copies[id(x)] = x
-    # Functions may hold each other, and themselves: all are made before any is filled. deepcopy would share them.
+    # Functions may refer to each other and to themselves, so all are created before any is filled. deepcopy does
+    # not copy functions.
     for x in functions:
         cells = tuple(CellType() for _ in x.__closure__ or ())
         copies[id(x)] = FunctionType(x.__code__, x.__globals__, x.__name__, None, cells)
@@ -137,7 +138,7 @@ def _copy(scheduler: LRScheduler) -> Any:
 
 
 def _reach(scheduler: LRScheduler) -> list[Any]:
-    """All objects that a scheduler can reach, but those that cannot change, and what heavy ones hold."""
+    """Return all objects reachable from a scheduler, except immutable ones and the contents of heavy ones."""
     atoms = (type, ModuleType, str, bytes, int, float, type(None))
     reached: dict[int, Any] = {}
     found: list[Any] = [scheduler]
@@ -148,7 +149,7 @@ def _reach(scheduler: LRScheduler) -> list[Any]:
         reached[id(x)] = x
         if isinstance(x, Optimizer):
             found += [value for group in x.param_groups for key, value in group.items() if key != "params"]
-        elif isinstance(x, FunctionType):  # its globals are the whole world
+        elif isinstance(x, FunctionType):  # without its globals, from which everything is reachable
             found += [value for cell in x.__closure__ or () for value in _contents(cell)]
             found += [x.__defaults__, x.__kwdefaults__, x.__dict__]
         elif not _is_heavy(x) and _can_be_copied(x):
@@ -157,7 +158,7 @@ def _reach(scheduler: LRScheduler) -> list[Any]:
 
 
 def _is_heavy(x: Any) -> bool:
-    """Whether an object is no schedule's own. The numbers that a schedule keeps are few."""
+    """Return whether an object is too large to be the state of a scheduler: models, parameters, data, large arrays."""
     if isinstance(x, torch.Tensor | np.ndarray):
         return isinstance(x, Parameter) or x.nbytes > 1 << 16
     return isinstance(x, Module | DataLoader | Dataset)
@@ -168,7 +169,7 @@ def _keeps_values(function: FunctionType) -> bool:
 
 
 def _contents(cell: CellType) -> list[Any]:
-    """What a variable of a closure holds, which is nothing before it is assigned to."""
+    """Return the content of a closure cell as a list, empty if the variable is not assigned yet."""
     try:
         return [cell.cell_contents]
     except ValueError:
@@ -176,12 +177,12 @@ def _contents(cell: CellType) -> list[Any]:
 
 
 def _can_be_copied(x: Any) -> bool:
-    """Whether deepcopy can copy an object. Locks, files and the like it cannot; these are shared."""
+    """Return whether deepcopy can copy an object. Objects that it cannot copy, such as locks and files, are shared."""
     if hasattr(x, "__deepcopy__"):
         return True
     try:
         x.__reduce_ex__(4)
-    except Exception:  # it may raise what it likes
+    except Exception:  # user code may raise anything
         return False
     return True
 
@@ -194,24 +195,24 @@ def plot(
     ax: Axes | None = None,
     path: str | PathLike[str] | None = None,
 ) -> Figure:
-    """Draws the learning rates of the next ``n`` steps of one scheduler or several.
+    """Plot the learning rates of the next ``n`` steps of one or several schedulers.
 
     Args:
-        schedulers: What to draw: a line for each, or, if its groups have different rates, for all groups of the same
-            rates. None of them is touched (:func:`preview`).
-        n: Number of steps, as the schedulers are stepped.
-        labels: A name for each scheduler; by default, the name of its class.
-        metrics: What plateaus are to assume, as for :func:`preview`.
-        ax: Axes to draw into. By default a figure is made.
-        path: File to save the figure to; its suffix tells the format (.svg, .pdf, ...), PNG without one. With neither a
-            path nor axes the figure is shown, by :func:`matplotlib.pyplot.show`.
+        schedulers: The schedulers to plot, which are not changed (see :func:`preview`). Parameter groups with equal
+            rates share one line.
+        n: Number of scheduler steps.
+        labels: A label for each scheduler; by default, the name of its class.
+        metrics: The metrics assumed for plateaus, as for :func:`preview`.
+        ax: Axes to draw into; by default, those of a new figure.
+        path: File to save the figure to. Its suffix determines the format (.svg, .pdf, ...); PNG without a suffix. With
+            neither path nor axes, the figure is shown by :func:`matplotlib.pyplot.show`.
 
     Returns:
         The figure.
 
     Raises:
-        ImportError: If matplotlib is not installed: ``pip install onepass[plots]``.
-        ValueError: If there is no scheduler, or not one label for each; and what :func:`preview` raises.
+        ImportError: matplotlib is not installed; ``pip install onepass[plots]`` installs it.
+        ValueError: There is no scheduler, or not one label for each. Exceptions of :func:`preview` are passed on.
 
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
@@ -225,7 +226,7 @@ def plot(
     if len(labels) != len(schedulers):
         raise ValueError(f"expected a label for each of {len(schedulers)} schedulers, but got {len(labels)}")
     n = whole("n", n)
-    assumed = None if metrics is None else list(islice(metrics, max(n - 1, 0)))  # each scheduler reads it anew
+    assumed = None if metrics is None else list(islice(metrics, max(n - 1, 0)))  # a list: read several times
     tables = [preview(scheduler, n, assumed) for scheduler in schedulers]
 
     lines = [line for label, table in zip(labels, tables, strict=True) for line in _lines(label, table)]
@@ -235,7 +236,7 @@ def plot(
             filled.grid(alpha=0.3)
         filled.set_xlabel("optimizer step")
         filled.set_ylabel("learning rate")
-        colors = _shades(len(lines)) if crowded else [None] * len(lines)  # None: the axes' own
+        colors = _shades(len(lines)) if crowded else [None] * len(lines)  # None: the axes' default
         drawn = [
             filled.plot(lrs, label=label, color=color)[0] for (label, lrs), color in zip(lines, colors, strict=True)
         ]
@@ -248,13 +249,13 @@ def plot(
     return figure_of(filled)
 
 
-# With more lines than this, the legend is beside the axes, and the lines are shades in their order.
+# With more lines than this, the legend is beside the axes, and the colors follow the order of the lines.
 _IN_AXES = 8
-_IN_LEGEND = 24  # lines that it names; of more, as many at even distances
+_IN_LEGEND = 24  # largest number of lines in that legend, evenly spaced
 
 
 def _lines(label: str, table: NDArray[np.float64]) -> list[tuple[str, NDArray[np.float64]]]:
-    """The lines of a scheduler and their labels: one for all groups of the same rates."""
+    """Return the labels and lines of a scheduler: one for all groups with equal rates."""
     same: dict[bytes, list[int]] = {}
     for group, lrs in enumerate(table.T):
         same.setdefault((lrs + 0.0).tobytes(), []).append(group)
@@ -264,7 +265,7 @@ def _lines(label: str, table: NDArray[np.float64]) -> list[tuple[str, NDArray[np
 
 
 def _groups(numbers: list[int]) -> str:
-    """The names of groups: "group 3", "groups 0-2, 5"."""
+    """Return the names of groups as text: "group 3", "groups 0-2, 5"."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:
@@ -276,17 +277,17 @@ def _groups(numbers: list[int]) -> str:
 
 
 def _shades(n: int) -> list[Any]:
-    """Colours of n lines, from dark to light."""
+    """Return the colors of n lines, from dark to light."""
     from matplotlib import colormaps
 
     return list(colormaps["viridis"](np.linspace(0.0, 0.92, n)))
 
 
 class Previewed:
-    """A scheduler that tells beforehand what it will do."""
+    """Mixin that gives a scheduler the methods ``preview`` and ``plot``."""
 
     def preview(self, n: int, metrics: Iterable[float] | None = None) -> NDArray[np.float64]:
-        """Tells the learning rates of the next ``n`` steps, shape (n, groups): :func:`preview` of this scheduler."""
+        """Return the learning rates of the next ``n`` steps, shape (n, groups): :func:`preview` of this scheduler."""
         return preview(self, n, metrics)  # type: ignore[arg-type]
 
     def plot(
@@ -298,6 +299,6 @@ class Previewed:
         ax: Axes | None = None,
         path: str | PathLike[str] | None = None,
     ) -> Figure:
-        """Draws the learning rates of the next ``n`` steps: :func:`plot` of this scheduler."""
+        """Plot the learning rates of the next ``n`` steps: :func:`plot` of this scheduler."""
         labels = None if label is None else [label]
         return plot(self, n=n, labels=labels, metrics=metrics, ax=ax, path=path)  # type: ignore[arg-type]

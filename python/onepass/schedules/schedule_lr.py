@@ -1,4 +1,4 @@
-"""What drives an optimizer by schedules: :class:`ScheduleLR`."""
+"""The scheduler :class:`ScheduleLR`, which sets hyperparameters by schedules."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from .parser import parse
 from .parts import Schedule
 from .preview import Previewed
 
-# One schedule (or the text of one) for all parameter groups, or a list with one for each.
+# One schedule (or its text) for all parameter groups, or a list with one for each group.
 Schedules: TypeAlias = "Schedule | str | Sequence[Schedule | str]"
 
 
 def _per_group(name: str, schedules: Schedules, groups: int) -> list[Schedule]:
-    """A schedule for each parameter group."""
+    """Return a schedule for each parameter group."""
     if isinstance(schedules, Schedule | str) or not isinstance(schedules, Sequence):
         return [_schedule(name, schedules)] * groups
     if len(schedules) != groups:
@@ -43,7 +43,7 @@ def _schedule(name: str, schedule: Schedule | str) -> Schedule:
             raise ValueError(f"{name}: {error}") from None
     if not isinstance(schedule, Schedule):
         hint = (
-            ": schedules.function(f) makes one of a function, and LambdaLR takes functions"
+            ": schedules.function(f) makes a schedule from a function, and LambdaLR takes functions"
             if callable(schedule)
             else ""
         )
@@ -55,7 +55,7 @@ def _schedule(name: str, schedule: Schedule | str) -> Schedule:
 
 
 def _factors(schedules: list[Schedule], t: int) -> list[float]:
-    """What each says at a step; one that is the same as the group before has is not asked again."""
+    """Return the factor of each schedule at a step; computed once for adjacent groups with the same schedule."""
     asked, factor, factors = None, 1.0, []
     for schedule in schedules:
         if schedule is not asked:
@@ -66,14 +66,14 @@ def _factors(schedules: list[Schedule], t: int) -> list[float]:
 
 @dataclass
 class _Driven:
-    """A hyperparameter beside the learning rate that schedules drive.
+    """A hyperparameter other than the learning rate that schedules set.
 
     Attributes:
-        argument: The argument of ScheduleLR that it was given as.
-        key: Its name in the parameter groups.
-        index: Which of betas it is; None if it is no tuple.
-        schedules: One for each parameter group.
-        bases: For each group, the value that the schedule multiplies.
+        argument: The argument of ScheduleLR that gave the schedules.
+        key: Key of the hyperparameter in the parameter groups.
+        index: Index within betas; None for hyperparameters that are not tuples.
+        schedules: The schedule of each parameter group.
+        bases: The base value of each group, which the schedule multiplies.
     """
 
     argument: str
@@ -87,14 +87,14 @@ class _Driven:
         return self.key if self.index is None else f"{self.key}[{self.index}]"
 
     def check(self, number: int, group: dict[str, Any]) -> None:
-        """Raise if a group does not have what is driven."""
+        """Raise if a group does not have this hyperparameter."""
         held = group.get(self.key)
         if held is None or (self.index is not None and self.index >= len(held)):
             what = self.key if self.index is None else "such beta"
             raise ValueError(f"{self.argument}: parameter group {number} has no {what}")
 
     def first(self, number: int, group: dict[str, Any], last_epoch: int) -> float:
-        """Return the value that a group began with; by default, if it begins now, that which it has."""
+        """Return the initial value of a group; at the beginning of a run, by default its current value."""
         self.check(number, group)
         held = group[self.key]
         first = tuple(map(float, held)) if self.index is not None else float(held)
@@ -102,7 +102,7 @@ class _Driven:
         initial = group.setdefault(name, first) if last_epoch == -1 else group.get(name)
         if initial is None:
             raise KeyError(
-                f"last_epoch: parameter group {number} has no {name}, so the schedule cannot go on at "
+                f"last_epoch: parameter group {number} has no {name}, so the schedule cannot resume at "
                 f"{last_epoch}. Load the optimizer's state_dict first"
             )
         return initial if self.index is None else initial[self.index]  # type: ignore[no-any-return]
@@ -114,7 +114,7 @@ class _Driven:
             for number, value in enumerate(values):
                 if not 0.0 <= value < 1.0:
                     raise ValueError(
-                        f"{self.name} of parameter group {number} would be {value} at step {t}, not in [0, 1)"
+                        f"{self.name} of parameter group {number} would be {value} at step {t}, must be in [0, 1)"
                     )
         return values
 
@@ -129,10 +129,10 @@ class _Driven:
 
 
 class _RealSteps:
-    """Tells whether an optimizer has stepped, skipped steps left out.
+    """Records whether an optimizer has stepped, without skipped steps.
 
-    GradScaler does not call an optimizer's step when it has found an inf; of those that take its scale (by
-    ``fused=True``) it does, with what it has found in ``found_inf``. A hook sees both.
+    When GradScaler finds an inf, it does not call the optimizer's step, unless the optimizer has ``fused=True`` and so
+    gets the result in ``found_inf``. A step hook detects both cases.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -149,48 +149,48 @@ class _RealSteps:
         handle = optimizer.register_step_post_hook(after_step)
 
     def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
-        # Copies of an optimizer lose its hooks. So the copy of a scheduler (a preview's) has None, and counts all.
+        # A copied optimizer has no hooks. So a copied scheduler (as in a preview) gets None here, and counts all steps.
         return type(None), ()
 
     def take(self) -> bool:
-        """Whether there was a step since the last call."""
+        """Return whether there was a step since the last call."""
         stepped, self.stepped = self.stepped, False
         return stepped
 
 
 class ScheduleLR(Previewed, LRScheduler):
-    r"""Sets the learning rate to what it was at first, times a schedule: :math:`lr_t = base\_lr \cdot schedule(t)`.
+    r"""Set the learning rate to its initial value times a schedule: :math:`lr_t = base\_lr \cdot schedule(t)`.
 
-    t (``last_epoch``) is the number of ``step()`` calls so far. Every rate depends on t alone, so a run that is resumed
-    at any step goes on with the same bits: by ``load_state_dict``, or without one by ``last_epoch``.
+    t (``last_epoch``) is the number of ``step()`` calls so far. The rates depend on t only, so a run resumed at any
+    step (by ``load_state_dict``, or by the argument ``last_epoch``) has the same rates, bit for bit.
 
     Args:
         optimizer: Any optimizer.
         schedule: A :class:`~onepass.schedules.Schedule`, or its text (``"warmup(500) >> cosine(10_000)"``); or a list
-            with one for each parameter group.
-        weight_decay: Drives ``weight_decay`` likewise: its first value times this schedule (or these).
-        momentum: Drives ``momentum`` likewise, or the first of ``betas`` where the optimizer has betas.
-        betas: A tuple of schedules (or lists) that drive the betas, None for those that are not driven.
-        plateau: Arguments of ``torch.optim.lr_scheduler.ReduceLROnPlateau``, such as ``{"patience": 3}``. That lowers
-            base_lr when a metric has stopped improving, and the schedule multiplies what is left of it. So ``min_lr``
-            and ``eps`` are about base_lr.
-        count_skipped: Whether a ``step()`` counts if the optimizer has not stepped since the last one, because
-            GradScaler has found an inf. If not, the schedule waits. To know costs a hook on the optimizer's step, and
-            that waits for the GPU where GradScaler leaves its finding there.
-        last_epoch: -1 to begin. To go on after n calls of ``step()`` without a state_dict: n - 1, as torch counts, with
-            an optimizer whose own state has been loaded. A plateau begins anew then.
+            with one of these for each parameter group.
+        weight_decay: Schedule (or list) of ``weight_decay``, which is set to its initial value times the schedule.
+        momentum: Schedule (or list) of ``momentum``, or of the first beta if the optimizer has ``betas``.
+        betas: A tuple of schedules (or lists), one for each beta; None for a beta that is not scheduled.
+        plateau: Arguments of ``torch.optim.lr_scheduler.ReduceLROnPlateau``, such as ``{"patience": 3}``. The plateau
+            reduces base_lr when a metric stops improving, and the schedule multiplies the reduced base_lr. So
+            ``min_lr`` and ``eps`` refer to base_lr.
+        count_skipped: Whether ``step()`` advances the schedule if the optimizer has not stepped since the last call,
+            because GradScaler has found an inf. False needs a hook on the optimizer's step, which waits for the GPU if
+            GradScaler's ``found_inf`` is there.
+        last_epoch: -1 for a new run. To resume after n calls of ``step()`` without a state_dict, pass n - 1, as for
+            torch's schedulers, with an optimizer whose state has been loaded. The plateau is then reset.
 
-    ``base_lrs`` may be assigned to; a plateau's reductions of it stay. A parameter group that is added later is driven
-    from the next step on, from the values it has then, if one schedule serves all groups.
+    ``base_lrs`` may be assigned; the plateau's reductions remain in effect. If all groups have the same schedule, a
+    parameter group that is added later is scheduled from the next step on, with its values then as base values.
 
-    Beside torch's ``initial_lr`` the parameter groups get ``initial_weight_decay``, ``initial_momentum`` and
-    ``initial_betas`` where these are driven.
+    In addition to torch's ``initial_lr``, the parameter groups get ``initial_weight_decay``, ``initial_momentum`` and
+    ``initial_betas`` if these are scheduled.
 
     Raises:
         TypeError: An argument is of the wrong type.
-        ValueError: The text of a schedule cannot be read; there are not as many schedules as groups; the optimizer
-            does not have what is to be driven; a beta would leave [0, 1).
-        KeyError: ``last_epoch`` is given, and a group does not know its first values.
+        ValueError: A text is not a schedule; the number of schedules is not that of groups; the optimizer does not have
+            a scheduled hyperparameter; a beta would leave [0, 1).
+        KeyError: ``last_epoch`` is given, and a group does not have its initial values.
 
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
@@ -215,7 +215,7 @@ class ScheduleLR(Previewed, LRScheduler):
             raise TypeError(f"optimizer: {type(optimizer).__name__} is not an Optimizer")
         groups = optimizer.param_groups
         self.schedules = _per_group("schedule", schedule, len(groups))
-        # Otherwise they are those of an optimizer that was loaded, or what another scheduler has made of them.
+        # Otherwise the rates come from a loaded optimizer, or were changed by another scheduler.
         self._bases_given = not any("initial_lr" in group for group in groups)
         self._driven: list[_Driven] = []
         if weight_decay is not None:
@@ -225,14 +225,14 @@ class ScheduleLR(Previewed, LRScheduler):
             self._drive(groups, last_epoch, "momentum", key, index, momentum)
         if betas is not None:
             if not isinstance(betas, tuple):
-                raise TypeError(f"betas: a tuple of schedules is wanted, one for each beta, not {betas!r}")
+                raise TypeError(f"betas must be a tuple of schedules, one for each beta, got {betas!r}")
             if momentum is not None and betas and betas[0] is not None:
-                raise ValueError("betas: momentum drives the first of them already")
+                raise ValueError("betas: the first beta must be None, because momentum sets it")
             for index, schedules in enumerate(betas):
                 if schedules is not None:
                     self._drive(groups, last_epoch, "betas", "betas", index, schedules)
         self._plateau: ReduceLROnPlateau | None = None
-        self._real_steps: _RealSteps | None = None  # the first step, which torch's constructor makes, counts
+        self._real_steps: _RealSteps | None = None  # torch's constructor makes the first step, which counts
         super().__init__(optimizer, last_epoch)
         if plateau is not None:
             self._plateau = self._new_plateau(plateau)
@@ -248,22 +248,22 @@ class ScheduleLR(Previewed, LRScheduler):
         index: int | None,
         schedules: Schedules,
     ) -> None:
-        """Takes up one more hyperparameter to drive."""
+        """Add a hyperparameter to those that schedules set."""
         driven = _Driven(argument, key, index, _per_group(argument, schedules, len(groups)), [])
         driven.bases = [driven.first(number, group, last_epoch) for number, group in enumerate(groups)]
         self._driven.append(driven)
 
     def _take_up_groups(self) -> None:
-        """Take up the parameter groups that were added to the optimizer since the last step, or change nothing."""
+        """Schedule the groups that were added to the optimizer since the last step, or raise and change nothing."""
         self._refuse_groups()
         self._add_groups()
 
     def _all_schedules(self) -> list[tuple[str, list[Schedule]]]:
-        """The schedules, by the arguments that they were given as."""
+        """Return the schedules, by the argument that gave them."""
         return [("schedule", self.schedules), *((driven.argument, driven.schedules) for driven in self._driven)]
 
     def _refuse_groups(self) -> None:
-        """Raise if there are groups that the schedules are not for."""
+        """Raise if the schedules cannot serve all groups."""
         groups, known = self.optimizer.param_groups, len(self.schedules)
         if known > len(groups):
             raise ValueError(f"the optimizer has {len(groups)} parameter groups, this ScheduleLR was made for {known}")
@@ -280,7 +280,7 @@ class ScheduleLR(Previewed, LRScheduler):
                 driven.check(number, groups[number])
 
     def _add_groups(self) -> None:
-        """Let the schedules, each of which serves all groups, drive the new ones from the values they have."""
+        """Extend the schedules, each of which serves all groups, to new groups, with their current values as bases."""
         known = len(self.schedules)
         added = self.optimizer.param_groups[known:]
         for driven in self._driven:
@@ -295,14 +295,14 @@ class ScheduleLR(Previewed, LRScheduler):
                 self._plateau.optimizer.add_param_group(_nothing(base))
 
     def _new_plateau(self, options: Mapping[str, Any]) -> ReduceLROnPlateau:
-        """Torch's own, over an optimizer of nothing but base_lrs."""
+        """Return torch's ReduceLROnPlateau on an optimizer whose only content is base_lrs."""
         try:
             return ReduceLROnPlateau(SGD(list(map(_nothing, self.base_lrs))), **options)
         except (TypeError, ValueError) as error:
             raise type(error)(f"plateau: {error}") from None
 
     def _reduced_bases(self, plateau: ReduceLROnPlateau) -> list[float | Tensor]:
-        """Return what the plateau has left of base_lrs. If someone has set these, its factor stays."""
+        """Return base_lrs reduced by the plateau. If base_lrs were assigned, the plateau's factor is kept."""
         groups = plateau.optimizer.param_groups
         for group, base in zip(groups, map(float, self.base_lrs), strict=True):
             if group["initial_lr"] != base:
@@ -312,24 +312,24 @@ class ScheduleLR(Previewed, LRScheduler):
         return plateau._last_lr
 
     def get_lr(self) -> list[float | Tensor]:
-        """The rate of each group at the step ``last_epoch``."""
+        """Return the learning rate of each group at step ``last_epoch``."""
         bases = self.base_lrs if self._plateau is None else self._reduced_bases(self._plateau)
         return list(map(mul, bases, _factors(self.schedules, self.last_epoch)))
 
     def _update_lr(self, epoch: int | None = None) -> None:
-        # Not torch's own, whose guard for get_lr takes as long as all of this.
+        # Not torch's method, whose guard around get_lr takes as long as all of this.
         before = self.last_epoch
         self.last_epoch = t = before + 1 if epoch is None else epoch
         groups = self.optimizer.param_groups
         try:
             if len(self.schedules) != len(groups):
-                self._take_up_groups()  # not done by step() where torch's SequentialLR begins its parts
+                self._take_up_groups()  # torch's SequentialLR starts its parts without step()
             lrs = list(self.get_lr())
             values = [driven.values(t) for driven in self._driven] if self._driven else []
         except Exception:
             self.last_epoch = before
             if epoch is None:
-                self._step_count -= 1  # step() has counted this one
+                self._step_count -= 1  # step() has already counted this step
             raise
         for number, (group, lr) in enumerate(zip(groups, lrs, strict=True)):
             if isinstance(held := group["lr"], Tensor):
@@ -342,20 +342,20 @@ class ScheduleLR(Previewed, LRScheduler):
             self._driven[number].write(groups, each)
 
     def _write_driven(self) -> None:
-        """Set what is driven beside the rate; before its first step a part of a sequence drives nothing."""
+        """Set all scheduled hyperparameters but the rate; none before the first step of a part of a sequence."""
         if self.last_epoch >= 0:
             for driven in self._driven:
                 driven.write(self.optimizer.param_groups, driven.values(self.last_epoch))
 
     def step(self, metrics: SupportsFloat | None = None) -> None:
-        """Goes on to the next step of the schedule; to be called after the optimizer's step.
+        """Advance the schedule by one step. Call this after the optimizer's step.
 
         Args:
-            metrics: What the plateau watches, if it is to look at it now.
+            metrics: Metric for the plateau; None: the plateau is not updated.
 
         Raises:
-            ValueError: There are metrics and no plateau; a beta would leave [0, 1); a parameter group was added that
-                the schedules are not for. Nothing has been changed.
+            ValueError: There are metrics but no plateau; a beta would leave [0, 1); a parameter group was added for
+                which there is no schedule. Nothing has been changed.
         """
         if len(self.schedules) != len(self.optimizer.param_groups):
             self._take_up_groups()
@@ -365,32 +365,32 @@ class ScheduleLR(Previewed, LRScheduler):
             super().step()
 
     def feed(self, metrics: SupportsFloat) -> None:
-        """Tells the plateau a metric, and stays at this step: for those who validate less often than they step.
+        """Pass a metric to the plateau without advancing the schedule, for validation that is rarer than steps.
 
         Args:
-            metrics: What the plateau watches.
+            metrics: Metric for the plateau.
 
         Raises:
             ValueError: There is no plateau.
         """
         if self._plateau is None:
-            raise ValueError("metrics: this ScheduleLR has no plateau to feed")
+            raise ValueError("metrics: this ScheduleLR has no plateau")
         self._take_up_groups()
         self._reduced_bases(self._plateau)
         self._plateau.step(metrics)
         self._update_lr(self.last_epoch)
 
     def _texts(self) -> dict[str, list[str]]:
-        """The text of every schedule, by what it drives."""
+        """Return the text of each schedule, by hyperparameter."""
         schedules = {"lr": self.schedules, **{driven.name: driven.schedules for driven in self._driven}}
         return {name: list(map(repr, each)) for name, each in schedules.items()}
 
     def _bases(self) -> dict[str, list[float]]:
-        """The value that every schedule multiplies, by what it drives."""
+        """Return the base value of each schedule, by hyperparameter."""
         return {"lr": list(map(float, self.base_lrs)), **{d.name: list(d.bases) for d in self._driven}}
 
     def _values(self) -> dict[str, list[float]]:
-        """What the groups hold now, which someone may have set, by what is driven."""
+        """Return the current values of the groups (the user may have set them), by hyperparameter."""
         groups = self.optimizer.param_groups
         held = {
             d.name: [float(g[d.key] if d.index is None else g[d.key][d.index]) for g in groups] for d in self._driven
@@ -407,7 +407,7 @@ class ScheduleLR(Previewed, LRScheduler):
         return f"ScheduleLR({type(self.optimizer).__name__}, {', '.join(drives)}, last_epoch={self.last_epoch})"
 
     def state_dict(self) -> dict[str, Any]:
-        """Tells where the schedule stands: numbers, and the schedules as texts."""
+        """Return the state: numbers, and the schedules as text."""
         with contextlib.suppress(ValueError):  # which the next step will raise
             self._take_up_groups()
         if self._plateau is not None:
@@ -417,33 +417,33 @@ class ScheduleLR(Previewed, LRScheduler):
             "_step_count": self._step_count,
             "schedules": self._texts(),
             "bases": self._bases(),
-            # None beside a group that could not be taken up, and may not have them.
+            # None if there is a group that could not be added, and may not have these values.
             "values": self._values() if len(self.schedules) == len(self.optimizer.param_groups) else None,
             "plateau": None if self._plateau is None else dict(self._plateau.state_dict()),
         }
 
     def _check_state(self, state_dict: dict[str, Any]) -> None:
-        """Raise if a state is not of a ScheduleLR for the same groups that drives the same."""
+        """Raise if a state is not that of a ScheduleLR with the same groups and hyperparameters."""
         if "bases" not in state_dict:
-            raise ValueError("state_dict: it is not that of a ScheduleLR; to go on without one, give last_epoch=")
+            raise ValueError("state_dict is not that of a ScheduleLR; to resume without a state_dict, pass last_epoch")
         bases, own = state_dict["bases"], self._bases()
         if {name: len(each) for name, each in bases.items()} != {name: len(each) for name, each in own.items()}:
             raise ValueError(
-                f"state_dict: it drives {', '.join(bases)} of {len(bases['lr'])} parameter groups, "
-                f"this scheduler {', '.join(own)} of {len(own['lr'])}"
+                f"state_dict is for {', '.join(bases)} of {len(bases['lr'])} parameter groups, "
+                f"but this scheduler sets {', '.join(own)} of {len(own['lr'])}"
             )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on where another was, and sets the optimizer's hyperparameters to what they are there.
+        """Load the state of a ScheduleLR, and set the optimizer's hyperparameters to the values of that state.
 
         Args:
-            state_dict: Of another ScheduleLR. If its schedules were others, a warning tells so, and those given here
-                hold. If its base values were others than those given here, a warning tells so, and those of the state
-                hold; to change a rate, assign ``base_lrs`` after this. A plateau that only one of the two has begins
-                anew.
+            state_dict: State of a ScheduleLR. If its schedules differ from those of this one, this method warns, and
+                those of this one are used. If its base values differ, this method warns, and those of the state are
+                used; to change a rate, assign ``base_lrs`` afterwards. If only one of the two has a plateau, the
+                plateau is reset.
 
         Raises:
-            ValueError: It is of another number of parameter groups, or drives something else, or is of another class.
+            ValueError: The state is of another class, another number of parameter groups, or other hyperparameters.
         """
         self._take_up_groups()
         self._check_state(state_dict)
@@ -453,8 +453,8 @@ class ScheduleLR(Previewed, LRScheduler):
             for number, (text, saved) in enumerate(zip(texts, state_dict["schedules"][name], strict=True)):
                 if text != saved:
                     warnings.warn(
-                        f"state_dict: it was made with {saved} for {name} of parameter group {number}, and goes on "
-                        f"with {text}",
+                        f"state_dict was made with {saved} for {name} of parameter group {number}; this scheduler "
+                        f"continues with {text}",
                         UserWarning,
                         stacklevel=2,
                     )
@@ -462,8 +462,9 @@ class ScheduleLR(Previewed, LRScheduler):
             for number, (value, base) in enumerate(zip(values, bases[name], strict=True)):
                 if not math.isclose(value, base, rel_tol=1e-6):  # a tensor of float32 may hold the same rate
                     warnings.warn(
-                        f"state_dict: it was made with a base of {base} for {name} of parameter group {number}, not "
-                        f"{value}, and goes on with {base}; to change a rate, assign base_lrs after load_state_dict",
+                        f"state_dict was made with a base of {base} for {name} of parameter group {number}, not "
+                        f"{value}; this scheduler continues with {base}. To change a rate, assign base_lrs after "
+                        "load_state_dict",
                         UserWarning,
                         stacklevel=2,
                     )
@@ -479,7 +480,7 @@ class ScheduleLR(Previewed, LRScheduler):
             lrs = zip(self._plateau.optimizer.param_groups, self._plateau.get_last_lr(), bases["lr"], strict=True)
             for group, lr, base in lrs:
                 group.update(lr=lr, initial_lr=base)
-        if state_dict["last_epoch"] < 0:  # a part of a sequence that has not begun
+        if state_dict["last_epoch"] < 0:  # a part of a sequence that has not started
             self.last_epoch = state_dict["last_epoch"]
         else:
             self._update_lr(state_dict["last_epoch"])
@@ -487,7 +488,7 @@ class ScheduleLR(Previewed, LRScheduler):
                 self._put(told)
 
     def _put(self, values: dict[str, list[float]]) -> None:
-        """Set what is driven to what another run's groups held."""
+        """Set the scheduled hyperparameters to the saved values of the groups."""
         groups = self.optimizer.param_groups
         for group, lr in zip(groups, values["lr"], strict=True):
             group["lr"] = put_number(group["lr"], lr)
@@ -497,5 +498,5 @@ class ScheduleLR(Previewed, LRScheduler):
 
 
 def _nothing(base: float | Tensor) -> dict[str, Any]:
-    """A parameter group of nothing but a base_lr, for a plateau."""
+    """Return a parameter group that holds only a base_lr, for a plateau."""
     return {"params": [torch.empty(0)], "lr": float(base), "initial_lr": float(base)}

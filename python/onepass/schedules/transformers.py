@@ -1,4 +1,4 @@
-"""The schedules of transformers, by its names."""
+"""The schedules of transformers, under the same names."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ __all__ = [
 ]
 
 # -- the schedules of transformers -------------------------------------------------------------------------------------
-# The same names, arguments and rates as in transformers.optimization, but for two things. Where two of its cosines rise
-# again after the last training step, these hold. A last rate (min_lr, lr_end) is that of every parameter group;
-# transformers divides it by the optimizer's default for lr, and multiplies each group's own lr by the quotient.
-# Numbers of steps need not be whole, as there: num_warmup_steps=0.1 * total.
+# Names, arguments and rates are those of transformers.optimization, with two exceptions. Two of its cosines rise again
+# after the last training step; these are constant there. A last rate (min_lr, lr_end) applies to each parameter group;
+# transformers divides it by the optimizer's default lr, and multiplies each group's own lr by the quotient.
+# As in transformers, numbers of steps may be fractional: num_warmup_steps=0.1 * total.
 
 
 def _count(name: str, value: Any) -> float:
-    """Return a number that is not negative, as an int if it is whole."""
+    """Return a number >= 0, as an int if it has no fraction."""
     count = _real(name, value)
     if count < 0:
         raise ValueError(f"{name} must be >= 0, got {value!r}")
@@ -62,7 +62,7 @@ def _positive(name: str, value: Any) -> float:
 
 
 def _part(make: type[Schedule], *args: Any, **kwargs: Any) -> Schedule:
-    """Return a part whose numbers of steps and cycles need not be whole, which those that people write have to be."""
+    """Return a part whose numbers of steps and cycles may be fractional, unlike those of the public constructors."""
     wanted = {**dict(zip([field.name for field in fields(make)], args, strict=False)), **kwargs}
     counts = {
         field.name: wanted[field.name] for field in fields(make) if "int" in str(field.type) and field.name in wanted
@@ -78,14 +78,14 @@ def _rest(steps: float, before: float) -> float:
 
 
 def _ending(optimizer: Optimizer, rate: float, make: Callable[[float], Schedule]) -> list[Schedule]:
-    """Return a schedule for each group that ends at a rate; ``make`` takes the factor that is its last."""
+    """Return a schedule for each group that ends at ``rate``; ``make`` takes the last factor."""
     bases = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
     made = {base: make(rate / base if base else 0.0) for base in bases}
     return [made[base] for base in bases]
 
 
 def get_constant_schedule(optimizer: Optimizer, last_epoch: int = -1) -> ScheduleLR:
-    """``constant()``.
+    """Return a scheduler with ``constant()``.
 
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
@@ -99,7 +99,7 @@ def get_constant_schedule(optimizer: Optimizer, last_epoch: int = -1) -> Schedul
 def get_constant_schedule_with_warmup(
     optimizer: Optimizer, num_warmup_steps: float, last_epoch: int = -1
 ) -> ScheduleLR:
-    """``warmup(num_warmup_steps) >> constant()``.
+    """Return a scheduler with ``warmup(num_warmup_steps) >> constant()``.
 
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
@@ -112,7 +112,7 @@ def get_constant_schedule_with_warmup(
 
 
 def _rise_and_rest(num_warmup_steps: float, num_training_steps: float) -> tuple[Schedule, float]:
-    """Return the warm-up, and the steps that are left after it."""
+    """Return the warm-up, and the number of steps after it."""
     rise = _count("num_warmup_steps", num_warmup_steps)
     return _part(warmup, rise), _rest(_count("num_training_steps", num_training_steps), rise)
 
@@ -120,7 +120,7 @@ def _rise_and_rest(num_warmup_steps: float, num_training_steps: float) -> tuple[
 def get_linear_schedule_with_warmup(
     optimizer: Optimizer, num_warmup_steps: float, num_training_steps: float, last_epoch: int = -1
 ) -> ScheduleLR:
-    """``warmup(..) >> linear(..)``, which is at 0 after ``num_training_steps``.
+    """Return a scheduler with ``warmup(..) >> linear(..)``, which is 0 after ``num_training_steps``.
 
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
@@ -140,7 +140,9 @@ def get_cosine_schedule_with_warmup(
     num_cycles: float = 0.5,
     last_epoch: int = -1,
 ) -> ScheduleLR:
-    """``warmup(..) >> cosine(.., cycles=num_cycles)``; by default at 0 after ``num_training_steps``.
+    """Return a scheduler with ``warmup(..) >> cosine(.., cycles=num_cycles)``.
+
+    By default, the rate is 0 after ``num_training_steps``.
 
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
@@ -161,7 +163,9 @@ def get_cosine_with_hard_restarts_schedule_with_warmup(
     num_cycles: float = 1,
     last_epoch: int = -1,
 ) -> ScheduleLR:
-    """``warmup(..) >> hard_restarts(.., cycles=num_cycles)``, which is at 0 after ``num_training_steps``.
+    """Return a scheduler with ``warmup(..) >> hard_restarts(.., cycles=num_cycles)``.
+
+    The rate is 0 after ``num_training_steps``.
 
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
@@ -183,10 +187,10 @@ def get_polynomial_decay_schedule_with_warmup(
     power: float = 1.0,
     last_epoch: int = -1,
 ) -> ScheduleLR:
-    """``warmup(..) >> polynomial(.., power, end=lr_end / lr)``, with the lr of each parameter group.
+    """Return a scheduler with ``warmup(..) >> polynomial(.., power, end=lr_end / lr)``, with each group's lr.
 
     Raises:
-        ValueError: ``lr_end`` is not below the lr of a parameter group, unless that is 0.
+        ValueError: ``lr_end`` is not below the lr of a parameter group whose lr is not 0.
 
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
@@ -208,7 +212,9 @@ def get_polynomial_decay_schedule_with_warmup(
 def get_inverse_sqrt_schedule(
     optimizer: Optimizer, num_warmup_steps: float, timescale: float | None = None, last_epoch: int = -1
 ) -> ScheduleLR:
-    """``warmup(..) >> inverse_sqrt(timescale)``; the timescale is that of the warm-up, or 10,000 without one.
+    """Return a scheduler with ``warmup(..) >> inverse_sqrt(timescale)``.
+
+    The default timescale is ``num_warmup_steps``, or 10,000 if that is 0.
 
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
@@ -230,7 +236,9 @@ def get_cosine_with_min_lr_schedule_with_warmup(
     min_lr: float | None = None,
     min_lr_rate: float | None = None,
 ) -> ScheduleLR:
-    """``warmup(..) >> cosine(.., end=min_lr_rate)``; ``min_lr`` is the last rate of each parameter group.
+    """Return a scheduler with ``warmup(..) >> cosine(.., end=min_lr_rate)``.
+
+    ``min_lr`` gives the last rate of each parameter group instead of its ratio to the initial rate.
 
     Raises:
         ValueError: Not exactly one of ``min_lr`` and ``min_lr_rate`` is given.
@@ -265,12 +273,12 @@ def get_wsd_schedule(
     num_cycles: float = 0.5,
     last_epoch: int = -1,
 ) -> ScheduleLR:
-    """Warm-up, stable, decay: ``warmup(..) >> constant(..) >> cosine(..) >> constant(value=min_lr_ratio)``.
+    """Return a scheduler with ``warmup(..) >> constant(..) >> cosine(..) >> constant(value=min_lr_ratio)``.
 
-    Warm-up and decay are each "linear", "cosine" or "1-sqrt".
+    ``warmup_type`` and ``decay_type`` are "linear", "cosine" or "1-sqrt".
 
     Raises:
-        ValueError: Neither ``num_training_steps`` nor ``num_stable_steps`` is given, or a type is not known.
+        ValueError: Neither ``num_training_steps`` nor ``num_stable_steps`` is given, or a type is unknown.
 
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
@@ -326,23 +334,23 @@ def get_scheduler(
     num_training_steps: float | None = None,
     scheduler_specific_kwargs: dict[str, Any] | None = None,
 ) -> LRScheduler:
-    """Return a schedule by the name that transformers has for it (``lr_scheduler_type``).
+    """Return a scheduler by its name in transformers (``lr_scheduler_type``).
 
     Args:
         name: "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup",
             "inverse_sqrt", "cosine_with_min_lr", "warmup_stable_decay", "reduce_lr_on_plateau"; or a member of
             transformers' ``SchedulerType``.
-        optimizer: Whose rates are driven.
-        num_warmup_steps: For all but "constant" and "reduce_lr_on_plateau".
-        num_training_steps: For all but these, "constant_with_warmup" and "inverse_sqrt".
-        scheduler_specific_kwargs: What else the function of that schedule takes; not used by the two constant ones.
+        optimizer: The optimizer whose learning rates are set.
+        num_warmup_steps: Required unless the name is "constant" or "reduce_lr_on_plateau".
+        num_training_steps: Required unless the name is one of these, "constant_with_warmup" or "inverse_sqrt".
+        scheduler_specific_kwargs: Further arguments of the schedule's function; ignored by the two constant ones.
 
     Returns:
         A :class:`~onepass.ScheduleLR`, or :class:`~onepass.lr_scheduler.ReduceLROnPlateau`.
 
     Raises:
-        ValueError: The name is not known, or a number of steps is missing.
-        TypeError: The schedule does not take one of the arguments.
+        ValueError: The name is unknown, or a number of steps is missing.
+        TypeError: The schedule's function has no such argument.
 
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)

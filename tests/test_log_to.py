@@ -371,8 +371,8 @@ def print_nothing(*_):
         ({"interval": 2.5}, ValueError, "Invalid interval: 2.5"),
         ({"interval": True}, ValueError, "Invalid interval: True"),
         ({"first_step": -1}, ValueError, "Invalid first_step: -1"),
-        ({"writer": object()}, TypeError, "add_scalar.*but is a object"),
-        ({"optimizer": 3}, TypeError, "must be a torch.optim.Optimizer, but is a int"),
+        ({"writer": object()}, TypeError, "add_scalar.*got a object"),
+        ({"optimizer": 3}, TypeError, "must be a torch.optim.Optimizer, got a int"),
     ],
 )
 def test_bad_arguments(arguments, error, message):

@@ -810,7 +810,7 @@ def test_loaders_that_do_not_suffice():
     before = everything(model, optimizer)
     with pytest.raises(ValueError, match="loader is empty"):
         lr_find(model, optimizer, cross_entropy, [], progress=False)
-    with pytest.raises(ValueError, match="only 5 batches, and cannot begin anew"):
+    with pytest.raises(ValueError, match="only 5 batches and cannot be restarted"):
         lr_find(model, optimizer, cross_entropy, iter(batches()), progress=False)
     assert everything(model, optimizer) == before
 

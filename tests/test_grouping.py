@@ -224,7 +224,10 @@ def test_a_list_that_is_frozen_is_taken_where_no_other_is_trained(frozen):
 
 def test_lists_of_equally_many_layers_are_an_error_that_names_them():
     model = nn.ModuleDict({"encoder": tower(2), "decoder": nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, bias=False))})
-    text = r"layer_decay: the lists 'encoder' and 'decoder' have equally many layers \(2\).*; scale the learning rates by name"
+    text = (
+        r"layer_decay: the lists 'encoder' and 'decoder' have equally many layers \(2\).*"
+        "; scale the learning rates by name"
+    )
     with pytest.raises(ValueError, match=text):
         onepass.param_groups(model, lr=1.0, layer_decay=0.5)
     model["memory"] = tower(2)

@@ -116,16 +116,16 @@ def test_any_optimizer_takes_them_and_explain_tells():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"weight_decay": -0.1}, "Invalid weight_decay: -0.1"),
-        ({"lr": float("nan")}, "Invalid lr: nan"),
-        ({"lr": 1.0, "layer_decay": 0.0}, "Invalid layer_decay: 0.0"),
+        ({"weight_decay": -0.1}, "weight_decay must be >= 0, got -0.1"),
+        ({"lr": float("nan")}, "lr must be >= 0, got nan"),
+        ({"lr": 1.0, "layer_decay": 0.0}, r"layer_decay must be in \(0, 1\], got 0.0"),
         ({"layer_decay": 0.5}, "say which, by lr"),
         ({"lr_scale": {"*": 2.0}}, "say which, by lr"),
         (
             {"lr": 1.0, "lr_scale": {"head.*": 2.0}},
             "no parameter has a name like 'head.*'; the first is 'tokens.weight'",
         ),
-        ({"lr": 1.0, "lr_scale": {"*": -2.0}}, "Invalid lr_scale: -2.0"),
+        ({"lr": 1.0, "lr_scale": {"*": -2.0}}, "lr_scale of '*' must be >= 0, got -2.0"),
         ({"weight_decay": 0.1, "no_decay": ("biases",)}, "no_decay: no parameter has a name like 'biases'"),
         ({"weight_decay": 0.1, "no_decay": "bias"}, "is the text 'bias'"),
     ],

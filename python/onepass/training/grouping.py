@@ -79,9 +79,9 @@ def param_groups(
             check_number(name, value)
     for name, value in (("lr", lr), ("weight_decay", weight_decay)):
         if value is not None and not value >= 0.0:
-            raise ValueError(f"Invalid {name}: {value}; it must be at least 0")
+            raise ValueError(f"{name} must be >= 0, got {value}")
     if layer_decay is not None and not 0.0 < layer_decay <= 1.0:
-        raise ValueError(f"Invalid layer_decay: {layer_decay}; it must be above 0 and at most 1")
+        raise ValueError(f"layer_decay must be in (0, 1], got {layer_decay}")
     scales_by_name = _checked_scales(lr_scale)
     if lr is None and (layer_decay is not None or scales_by_name):
         raise ValueError("layer_decay and lr_scale scale a learning rate: say which, by lr")
@@ -124,7 +124,7 @@ def _checked_scales(lr_scale: Mapping[str, float] | None) -> Mapping[str, float]
             raise TypeError(f"lr_scale must have patterns of names for keys, got {described(pattern)}")
         check_number(f"lr_scale of {pattern!r}", scale)
         if not scale >= 0.0:
-            raise ValueError(f"Invalid lr_scale: {scale} for {pattern!r}; it must be at least 0")
+            raise ValueError(f"lr_scale of {pattern!r} must be >= 0, got {scale}")
     return lr_scale
 
 

@@ -85,7 +85,7 @@ class LRRangeTest:
             ValueError: There is no such method, or nothing to suggest. The message gives the reason.
         """
         if method not in METHODS:
-            raise ValueError(f"Invalid method: {method!r}; it must be one of {tuple(METHODS)}")
+            raise ValueError(f"method must be one of {tuple(METHODS)}, got {method!r}")
         if why := self._why_none():
             raise ValueError(f"no learning rate to suggest: {why}")
         lrs, smoothed = self._curve
@@ -301,11 +301,11 @@ def lr_find(
         check_number(name, value)
     steps, accumulate = whole("steps", steps), whole("accumulate", accumulate)
     if not 0.0 <= smoothing < 1.0:
-        raise ValueError(f"Invalid smoothing: {smoothing}; it must lie in [0, 1)")
+        raise ValueError(f"smoothing must be in [0, 1), got {smoothing}")
     if not diverges_at > 1.0:
-        raise ValueError(f"Invalid diverges_at: {diverges_at}; it must be above 1")
+        raise ValueError(f"diverges_at must be > 1, got {diverges_at}")
     if accumulate < 1:
-        raise ValueError(f"Invalid accumulate: {accumulate}; it must be at least 1")
+        raise ValueError(f"accumulate must be >= 1, got {accumulate}")
     for name, p in model.named_parameters():
         if is_lazy(p):
             raise ValueError(f"parameter {name} is to be initialised by the first batch: run one through the model")
@@ -376,14 +376,14 @@ def _checked_loss(function: str, loss: Any) -> Tensor:
 
 def _rates(start: float, end: float, steps: int, ramp: str) -> Floats:
     if not 0.0 < start < end < math.inf:
-        raise ValueError(f"Invalid start and end: {start}, {end}; it must be 0 < start < end")
+        raise ValueError(f"start and end must satisfy 0 < start < end, got {start} and {end}")
     if steps < 2:
-        raise ValueError(f"Invalid steps: {steps}; there must be at least 2")
+        raise ValueError(f"steps must be >= 2, got {steps}")
     if ramp == "exponential":
         return np.geomspace(start, end, steps)
     if ramp == "linear":
         return np.linspace(start, end, steps)
-    raise ValueError(f"Invalid ramp: {ramp!r}; it must be 'exponential' or 'linear'")
+    raise ValueError(f"ramp must be 'exponential' or 'linear', got {ramp!r}")
 
 
 def _ratios(optimizer: Optimizer) -> list[float]:

@@ -289,5 +289,5 @@ def log_to(
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got a {type(optimizer).__name__}")
     for name, value, least in (("interval", interval, 1), ("first_step", first_step, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"Invalid {name}: {value}; it must be an int of at least {least}")
+            raise ValueError(f"{name} must be an int >= {least}, got {value}")
     return StepLog(writer, unwrapped(optimizer), interval, prefix, first_step)

@@ -1,4 +1,4 @@
-"""The pictures of bench/report.py, all in one style: 800 pixels wide, as README.md shows them."""
+"""The plots of bench/report.py, in one style and 800 pixels wide."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from onepass.cli.timing import Result
 Points: TypeAlias = list[tuple[float, float]]
 
 BLUE, LIGHT, RED, INK, GREY = "#1f5f99", "#b5c9dc", "#c0392b", "#22272e", "#66707a"
-COLOURS = {  # of the contenders, where each has a line
+COLOURS = {  # of the contenders' lines
     OURS: BLUE,
     "default": "#a3adb8",
     "foreach": "#7b8794",
@@ -36,7 +36,7 @@ COLOURS = {  # of the contenders, where each has a line
     "lion-pytorch": "#2aa1a8",
 }
 BESIDE: dict[str, Any] = {"xytext": (3, 0), "textcoords": "offset points", "va": "center"}
-HALO = [withStroke(linewidth=2.5, foreground="white")]  # so that no line of the grid runs through a text
+HALO = [withStroke(linewidth=2.5, foreground="white")]  # keeps grid lines off the text
 STYLE: dict[Any, Any] = {
     "figure.dpi": 100,
     "savefig.dpi": 200,
@@ -60,7 +60,7 @@ STYLE: dict[Any, Any] = {
 
 
 def draw(told: dict[str, Any], results: list[Result], folder: Path) -> list[Path]:
-    """Draws every picture that there are figures for, as PNG and SVG; returns the files."""
+    """Draw every plot for which there are results, as PNG and SVG, and return the files."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     with matplotlib.rc_context(STYLE):
@@ -72,7 +72,7 @@ def draw(told: dict[str, Any], results: list[Result], folder: Path) -> list[Path
 
 
 def save(picture: Figure, path: Path) -> list[Path]:
-    """The same picture twice; the SVG comes out the same every time."""
+    """Save a plot as PNG and as SVG, the SVG without a date so that it is reproducible."""
     paths = [path.with_suffix(".png"), path.with_suffix(".svg")]
     picture.savefig(paths[0])
     picture.savefig(paths[1], metadata={"Date": None})
@@ -80,14 +80,14 @@ def save(picture: Figure, path: Path) -> list[Path]:
 
 
 def sign(picture: Figure, told: dict[str, Any]) -> None:
-    """What the figures hold for, in small type at the bottom."""
-    versions = figures.versions({"machine": told.get("machine", {})})  # those of all peers would not fit
+    """Write machine, versions and date in small type at the bottom."""
+    versions = figures.versions({"machine": told.get("machine", {})})  # the versions of all peers would not fit
     text = "; ".join(filter(None, [figures.machine(told), versions, figures.when(told)]))
     picture.text(0.012, 0.012, text, fontsize=6.5, color=GREY, ha="left", va="bottom")
 
 
 def blank(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    """An empty picture with room for the machine's line."""
+    """Return an empty plot with room for the line of the machine."""
     layout = ConstrainedLayoutEngine(rect=(0.005, 0.04, 0.985, 0.955), wspace=0.04)
     picture = Figure(figsize=(width, height), layout=layout)
     axes = picture.subplots(1, columns, sharey=True, squeeze=False)
@@ -95,7 +95,7 @@ def blank(width: float, height: float, columns: int = 1) -> tuple[Figure, list[A
 
 
 def rows(axes: Axes, names: Iterable[str]) -> None:
-    """A line for each class, from the top."""
+    """Label one row per class, from the top."""
     names = list(names)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
@@ -125,12 +125,12 @@ def speedup(results: list[Result]) -> Figure | None:
 
 
 def swatches(colours: Iterable[str]) -> list[Any]:
-    """What a legend shows for bars."""
+    """Return the legend handles of bars."""
     return [Rectangle((0, 0), 1, 1, color=colour) for colour in colours]
 
 
 def speedup_panel(axes: Axes, found: dict[str, Result], classes: list[str]) -> None:
-    """The bars of one workload, in logarithmic axes, from the line where both are equally fast."""
+    """Draw the bars of one workload in logarithmic axes, starting from the ratio 1."""
     bars: list[tuple[float, float, str, str]] = []  # place, ratio, text, colour
     for y, name in enumerate(classes):
         if name not in found or not (best := strongest(found[name])):
@@ -163,7 +163,7 @@ def speedup_panel(axes: Axes, found: dict[str, Result], classes: list[str]) -> N
 
 
 def roofline(results: list[Result]) -> Figure | None:
-    """What each class moves in a second, the limit beside it, and what its strongest peer would move of the same."""
+    """Draw each class's GB/s, the limit, and the GB/s of its strongest peer for the same bytes."""
     found = {name: r for name, r in figures.all_classes(results, "large").items() if r.moved}
     if not found:
         return None
@@ -200,7 +200,7 @@ def roofline(results: list[Result]) -> Figure | None:
 
 
 def tensors(results: list[Result]) -> Figure | None:
-    """AdamW's time for each tensor of 100 elements, from few tensors to many."""
+    """Draw AdamW's time per tensor of 100 elements, from few tensors to many."""
 
     def of(fresh: bool) -> dict[str, Points]:
         kind = [r for r in figures.grid(results, fresh) if r.elements == 100 * r.tensors]
@@ -225,8 +225,8 @@ def tensors(results: list[Result]) -> Figure | None:
 
 
 def scaling(results: list[Result]) -> Figure | None:
-    """AdamW's time for each element, from small models to large ones."""
-    kind = [r for r in results if re.fullmatch(r"elements: \w+", r.workload) and r.first == OURS]  # but for bfloat16
+    """Draw AdamW's time per element, from small models to large ones."""
+    kind = [r for r in results if re.fullmatch(r"elements: \w+", r.workload) and r.first == OURS]  # not bfloat16
     found = curves(kind, lambda r: (r.elements, 1e9 / r.elements))
     if len(found.get(OURS, [])) < 2:
         return None
@@ -239,7 +239,7 @@ def scaling(results: list[Result]) -> Figure | None:
 
 
 def curves(results: list[Result], place: Callable[[Result], tuple[float, float]]) -> dict[str, Points]:
-    """A line for each contender: where a result lies, and its seconds times a factor."""
+    """Return a line per contender; ``place`` returns a result's x and the factor of its seconds."""
     found: dict[str, dict[float, float]] = {}
     for r in results:
         x, factor = place(r)
@@ -249,14 +249,14 @@ def curves(results: list[Result], place: Callable[[Result], tuple[float, float]]
 
 
 def colour(name: str) -> str:
-    """A contender's colour: those that are not known share what is left of matplotlib's, by their names."""
+    """Return a contender's colour; contenders without one in COLOURS get one of matplotlib's by their names."""
     if name == LIMIT:
         return INK
     return COLOURS.get(name) or f"C{sum(name.encode()) % 10}"
 
 
 def lines(axes: Axes, found: dict[str, Points]) -> None:
-    """Lines in logarithmic axes, each with its name at its end."""
+    """Draw lines in logarithmic axes, each with its name at its end."""
     axes.set_xscale("log")
     axes.set_yscale("log")
     for name, points in found.items():
@@ -285,7 +285,7 @@ def lines(axes: Axes, found: dict[str, Points]) -> None:
 
 
 def spread_out(places: list[float], step: float, least: float) -> list[float]:
-    """Ascending places, moved as little as it takes to lie a step apart, and half a step above the least."""
+    """Return ascending places, moved as little as possible to be a step apart and half a step above ``least``."""
     groups: list[list[float]] = []
     for place in places:
         groups.append([place])
@@ -298,7 +298,7 @@ def spread_out(places: list[float], step: float, least: float) -> list[float]:
 
 
 def lowest(group: list[float], step: float, least: float) -> float:
-    """Where the first of some names goes that are stacked around the middle of their places."""
+    """Return the lowest place of a stack of names that is centred on the mean of their places."""
     return max(sum(group) / len(group) - step * (len(group) - 1) / 2, least + step / 2)
 
 

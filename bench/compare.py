@@ -1,15 +1,15 @@
-"""What has changed between two runs of the benchmarks.
+"""Compare two runs of the benchmarks.
 
     python bench/compare.py OLD.json NEW.json [--fail-on-slower]
 
-Two runs meet the machine in different moods. So what is judged is not the first contender's time but its time over
-that of all that was measured beside it in the same round: their geometric mean, over those contenders that both runs
-have. It is `faster` or `slower` if its median has changed by more than 3 % and the ranges between the quartiles of its
-rounds, in the one run and in the other, do not overlap.
+The load of the machine differs between two runs. So the verdict is about the first contender's time relative to the
+other contenders in the same round: their geometric mean, over the contenders that both runs have. It is `faster` or
+`slower` if the median of this ratio has changed by more than 3 % and the interquartile ranges of the two runs do not
+overlap.
 
-The verdict is `machine` if only the time itself has changed, by the same two rules; if nothing was measured beside it;
-or if what was measured beside it has itself become slower or faster by more than a quarter, as moods that far apart do
-not hit all alike. Runs of less than 3 rounds have no quartiles to judge by: `too few rounds`.
+The verdict is `machine` in three cases: only the time itself has changed, by the same two criteria; there are no other
+contenders; or the others have become slower or faster by more than a quarter, because a change of load that large does
+not affect all alike. Runs of less than 3 rounds have no quartiles: the verdict is `too few rounds`.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ Key: TypeAlias = tuple[
 
 @dataclass
 class Change:
-    """What has become of one comparison.
+    """The change of one result.
 
     Attributes:
-        key: Which it is.
-        raw: How much longer the first contender takes, as a fraction.
-        beside: The same, measured by what ran beside it; None if nothing did.
+        key: The key of the result.
+        raw: Relative change of the first contender's time.
+        beside: Relative change of its time relative to the other contenders; None if there are none.
         verdict: One of VERDICTS.
     """
 
@@ -54,31 +54,31 @@ class Change:
 
 
 def key(result: Result) -> Key:
-    """What two results must have in common to be compared."""
+    """Return the key of a result; results with equal keys are compared."""
     sizes = result.elements, result.tensors
     return figures.question(result), result.workload, result.optimizer, result.first, *sizes
 
 
 def around(result: Result, names: Iterable[str]) -> list[float]:
-    """The geometric mean of these contenders' times, in each round; without any, 1."""
+    """Return the geometric mean of these contenders' times in each round; 1 if there are none."""
     columns = [result.samples[name] for name in names]
     rows = zip(*columns, strict=True) if columns else [(1.0,)] * len(result.samples[result.first])
     return [statistics.geometric_mean(row) for row in rows]
 
 
 def grown(old: list[float], new: list[float]) -> float:
-    """By which fraction the median has grown."""
+    """Return the relative change of the median."""
     return statistics.median(new) / statistics.median(old) - 1
 
 
 def differ(old: list[float], new: list[float]) -> bool:
-    """Whether the change is beyond noise."""
+    """Return whether the change exceeds the noise."""
     (old_low, _, old_high), (new_low, _, new_high) = (statistics.quantiles(x, method="inclusive") for x in (old, new))
     return abs(grown(old, new)) > NOISE and (old_high < new_low or new_high < old_low)
 
 
 def change(old: Result, new: Result) -> Change:
-    """Compares two results of the same key."""
+    """Compare two results with the same key."""
     common = [name for name in old.ratios() if name in new.samples]
     raw = old.samples[old.first], new.samples[new.first]
     others = around(old, common), around(new, common)
@@ -94,12 +94,12 @@ def change(old: Result, new: Result) -> Change:
 
 
 def over(times: list[float], others: list[float]) -> list[float]:
-    """The quotients, round by round."""
+    """Return the quotients, round by round."""
     return [a / b for a, b in zip(times, others, strict=True)]
 
 
 def keyed(results: list[Result]) -> dict[Key, Result]:
-    """Results by their keys; of those that are there twice, the first."""
+    """Return the results by their keys; of results with equal keys, the first."""
     found: dict[Key, Result] = {}
     for r in results:
         found.setdefault(key(r), r)
@@ -107,13 +107,13 @@ def keyed(results: list[Result]) -> dict[Key, Result]:
 
 
 def compare(old: list[Result], new: list[Result]) -> list[Change]:
-    """All that both have, what has become slowest first."""
+    """Compare all results that both runs have, sorted by slowdown."""
     olds, news = keyed(old), keyed(new)
     return sorted((change(r, news[k]) for k, r in olds.items() if k in news), key=lambda c: -(c.beside or 0))
 
 
 def warnings(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What makes the runs hard to compare."""
+    """Return warnings of differences that make the runs hard to compare."""
     texts = []
     for name in ("processor", "chosen", "threads", "torch"):
         before, after = (told.get("machine", {}).get(name, "unknown") for told in (old, new))
@@ -123,7 +123,7 @@ def warnings(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def only(name: str, results: list[Result], others: list[Result]) -> list[str]:
-    """What is in one file alone, a line for each workload."""
+    """Return a line per workload that is in one file only."""
     known, found = keyed(others), dict[str, list[str]]()
     for question, workload, optimizer, first, elements, tensors in keyed(results):
         if (question, workload, optimizer, first, elements, tensors) not in known:
@@ -132,7 +132,7 @@ def only(name: str, results: list[Result], others: list[Result]) -> list[str]:
 
 
 def table(changes: list[Change]) -> str:
-    """A line for each comparison."""
+    """Return a table with a line per comparison."""
     lines = [f"{'workload':<40} {'optimizer':<11} {'time':>8} {'beside others':>14}  verdict"]
     for c in changes:
         beside = "" if c.beside is None else f"{c.beside:+.1%}"
@@ -141,7 +141,7 @@ def table(changes: list[Change]) -> str:
 
 
 def summary(changes: list[Change]) -> str:
-    """How many there are of each verdict."""
+    """Return the counts of the verdicts as text."""
     counts = Counter(c.verdict for c in changes)
     told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
     return f"{len(changes)} compared: {told}" if changes else "nothing to compare"

@@ -1,4 +1,4 @@
-"""What report.py, charts.py and compare.py share: reading figures, choosing among them, and numbers as text."""
+"""Functions shared by report.py, charts.py and compare.py: load and select results, format numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 OURS, LIMIT = "onepass", "limit"
 TORCH = tuple(bench.PEERS)  # torch's own peers: default, foreach, fused
 ELEMENTWISE = [subject.name for subject in bench.SUBJECTS]
-QUESTIONS = {  # in the order in which they are told
+QUESTIONS = {  # in the order of the report
     "large": "Large tensors",
     "small": "Small tensors",
     "sharded": "DTensors",
@@ -30,38 +30,38 @@ QUESTIONS = {  # in the order in which they are told
 
 
 def load(path: Path | str) -> tuple[dict[str, Any], list[Result]]:
-    """What a file tells beside its results, and its results."""
+    """Return the metadata and the results of a file."""
     return bench.from_json((ROOT / path).read_text())
 
 
 def question(result: Result) -> str:
-    """What a result answers. `python -m onepass bench` does not say: there the workload's first word tells."""
+    """Return the question of a result; if it is not recorded, it follows from the workload's first word."""
     words = re.findall(r"\w+", result.workload.lower()) or ["others"]
     return result.question or {"mlp": "small", "fresh": "small"}.get(words[0], words[0])
 
 
 def peers(result: Result) -> dict[str, float]:
-    """The ratios of those that ours competes with: the limit is a bound and no peer."""
+    """Return the ratios of the peers, without the limit, which is a bound."""
     return {name: ratio for name, ratio in result.ratios().items() if name not in (OURS, LIMIT)}
 
 
 def strongest(result: Result, beyond: tuple[str, ...] = ()) -> tuple[str, float] | None:
-    """The fastest peer and its ratio, but for those named in `beyond`; None if there is none."""
+    """Return the fastest peer that is not in `beyond`, and its ratio; None if there is none."""
     ratios = {name: ratio for name, ratio in peers(result).items() if name not in beyond}
     return min(ratios.items(), key=lambda item: item[1]) if ratios else None
 
 
 def bandwidth(result: Result, name: str | None = None) -> float:
-    """GB/s that a contender moves of what a step has to move; 0 where memory is not the question."""
+    """Return the GB/s of a contender, for the bytes that a step has to move; 0 if they are not known."""
     return result.moved / result.seconds(name) / 1e9
 
 
 def all_classes(results: list[Result], workload: str, fresh: bool = False) -> dict[str, Result]:
-    """The element-wise classes on the first such workload that has most of them, by name and in their usual order.
+    """Return the results of the element-wise classes, by name, on the first such workload that has the most of them.
 
     Args:
-        results: All there are.
-        workload: What its name starts with.
+        results: All results.
+        workload: Prefix of the workload's name.
         fresh: Whether the gradients are new at every step.
     """
     found: dict[str, dict[str, Result]] = {}
@@ -73,7 +73,7 @@ def all_classes(results: list[Result], workload: str, fresh: bool = False) -> di
 
 
 def grid(results: Iterable[Result], fresh: bool = False) -> list[Result]:
-    """AdamW's results on few and many tensors of one size."""
+    """Return AdamW's results on different numbers of tensors of one size."""
     of_its_kind = re.compile(r"fresh: \d+ x \d+" if fresh else r"small: \d+ x \d+")
     return [
         r
@@ -83,20 +83,20 @@ def grid(results: Iterable[Result], fresh: bool = False) -> list[Result]:
 
 
 def size(found: dict[str, Result]) -> str:
-    """How much these results are of."""
+    """Return the numbers of elements and tensors of these results as text."""
     result = next(iter(found.values()))
     return f"{count(result.elements)} elements in {count(result.tensors)} tensors"
 
 
 def machine(told: dict[str, Any]) -> str:
-    """The machine, in a few words."""
+    """Return a short description of the machine."""
     known = told.get("machine", {})
     parts = [known.get("processor"), known.get("chosen"), known.get("threads", "").split(" ")[0] + " threads"]
     return ", ".join(part for part in parts if part and part != " threads")
 
 
 def versions(told: dict[str, Any]) -> str:
-    """What ran: onepass, torch, Python, and the peers beyond torch."""
+    """Return the versions of onepass, torch, Python and the peers other than torch."""
     known = told.get("machine", {})
     names = {"onepass": "onepass", "torch": "torch", "python": "Python"}
     found = [f"{name} {known[key]}" for key, name in names.items() if key in known]
@@ -104,26 +104,26 @@ def versions(told: dict[str, Any]) -> str:
 
 
 def when(told: dict[str, Any]) -> str:
-    """The date, and of how many rounds the figures are medians."""
+    """Return the date and the number of rounds."""
     date, rounds = told.get("machine", {}).get("date"), told.get("rounds")
     return ", ".join(text for text in (date, rounds and f"medians of {rounds} rounds") if text)
 
 
 def number(x: float) -> str:
-    """Three digits, and all of those before the point."""
+    """Return a number with three significant digits, and all digits before the point."""
     digits = 2 - math.floor(math.log10(abs(x))) if x else 0
     return f"{x:.{max(0, min(digits, 6))}f}"
 
 
 def duration(seconds: float) -> str:
-    """A time in the unit that suits it."""
+    """Return a time with a suitable unit."""
     units = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
     unit = next((name for name, size in units.items() if seconds >= size), "ns")
     return f"{number(seconds / units[unit])} {unit}"
 
 
 def count(n: int) -> str:
-    """A number of things: 1,000, 65.5k, 67.1M."""
+    """Return a count as text: 1,000, 65.5k, 67.1M."""
     for letter, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
         if n >= max(size, 10_000):
             return f"{n / size:.3g}{letter}"
@@ -131,7 +131,7 @@ def count(n: int) -> str:
 
 
 def times(ratio: float) -> str:
-    """A ratio: two digits behind the point where 1 is near, and never 1.00 for what is not quite 1."""
+    """Return a ratio as text, with two decimals below 2; a ratio just below 1 has three, so that it is not 1.00."""
     if 0.995 <= ratio < 1:
         return f"{ratio:.3f}x"
     return f"{ratio:.{2 if ratio < 2 else 1 if ratio < 20 else 0}f}x"

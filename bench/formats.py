@@ -1,8 +1,8 @@
-"""Formats: what do 16-bit parameters, gradients and states gain, and what do they cost?
+"""Formats: step times with 16-bit parameters, gradients and states.
 
-``bfloat16`` and ``float16`` have everything in that format, ``mixed`` has bfloat16 parameters and gradients with
-float32 states, ``states`` float32 parameters and gradients with bfloat16 states. The limit is a loop over arrays of the
-same bytes (:mod:`onepass.cli.limit`).
+``bfloat16`` and ``float16``: everything in that format. ``mixed``: bfloat16 parameters and gradients with float32
+states. ``states``: float32 parameters and gradients with bfloat16 states. The limit is a loop over arrays of the same
+sizes in bytes (:mod:`onepass.cli.limit`).
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ def measure(quick: bool, rounds: int) -> Iterator[Result | str]:
 def compare(
     subject: Subject, formats: Formats, shapes: list[tuple[int, ...]], rounds: int, left_out: list[str]
 ) -> Result:
-    """One format: beside torch's step on the same, or, where torch has no such states, beside ours in float32."""
+    """Compare one format with torch's step in that format, or, if torch has no such states, with ours in float32."""
     if formats.name != "float32":
-        # In 16 bits a small rate would move hardly any parameter. What is rounded in other places (torch's default does
-        # so after every operation) may be some roundings of an update away.
+        # In 16 bits a small learning rate would change hardly any parameter. Contenders that round elsewhere (torch's
+        # default rounds after every operation) may differ by some roundings of an update.
         lr = 2.0**-3 if "lr" in subject.arguments else 1.0
         tolerance = 32 * lr * torch.finfo(torch.bfloat16).eps
         subject = subject._replace(arguments={**subject.arguments, "lr": lr}, tolerance=tolerance)
-    # None near 0: in float16 its square would be 0, and torch's default divide by that.
+    # No gradient is near 0: in float16 its square would be 0, by which torch's default would divide.
     grads = [torch.where(g < 0, g - 0.5, g + 0.5) for g in gradients(shapes, formats.dtype)]
     if formats.state_dtype is None:
         made = stepped(subject, subject.makers(), grads, left_out)
@@ -69,7 +69,7 @@ def compare(
 
 
 def with_states(subject: Subject, state_dtype: torch.dtype, grads: list[Tensor]) -> dict[str, tuple[list[Tensor], Run]]:
-    """Ours with states of that format, and ours with the same numbers all in float32."""
+    """Return ours with states of that format, and ours with the same values all in float32."""
 
     def maker(params: list[Tensor]) -> Run:
         make: Callable[..., Optimizer] = subject.ours
@@ -88,7 +88,7 @@ def with_states(subject: Subject, state_dtype: torch.dtype, grads: list[Tensor])
 
 
 def as_floats(rows: list[list[Tensor]]) -> list[list[Tensor]]:
-    """Arrays of zeros of the same bytes: each of as many floats as the row's smallest takes, larger ones in parts."""
+    """Return float32 arrays of zeros with the same bytes, each as large as the row's smallest; larger ones in parts."""
     floats = []
     for read, *updated in rows:
         part = min(array.nbytes for array in (read, *updated))

@@ -1,10 +1,10 @@
 """The optimizer's part of training in other frameworks: AdamW in transformers, accelerate, Lightning and timm.
 
-``python bench/frameworks.py [--quick] [--rounds N]``, with ``pip install 'onepass[ecosystem]'``. Two results for each
+``python bench/frameworks.py [--quick] [--rounds N]``, with ``pip install 'onepass[ecosystem]'``. Two results per
 framework: the whole training step, from one step of the optimizer to the next, and the optimizer's part of it. A sample
-is the median over a whole run: every contender trains the same small model, from the same weights and random numbers,
-in the framework's own loop. In every run, losses are compared step by step, and then every parameter. A closure
-(Lightning's) is called before the clock starts.
+is the median over a whole run: every contender trains the same small model, from the same weights and seeds, in the
+framework's own loop. In every run, losses are compared step by step, and then every parameter. A closure (Lightning's)
+is not part of the optimizer's time.
 """
 
 from __future__ import annotations
@@ -35,18 +35,19 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision_on_cpu import import_torchvision
 
 STEPS, QUICK_STEPS = 30, 8
-WARM_UP = 5  # steps of each run that are not timed: states are made, memory is touched
+WARM_UP = 5  # untimed steps of each run, which make the states and touch the memory
 
-Make = Callable[..., Optimizer]  # of parameters, or groups of them
+Make = Callable[..., Optimizer]  # its argument: parameters, or groups of them
 
-# Attention does not depend on the keys' bias: its gradients are nothing but rounding, some 1e-10, which Adam divides by
-# their size plus eps. The usual 1e-8 makes steps of that, which differ even between torch's own forms; 1e-6 does not.
+# Attention does not depend on the keys' bias: its gradients are rounding errors of some 1e-10, which Adam divides by
+# their size plus eps. With the usual eps of 1e-8 the updates differ even between torch's own forms; with 1e-6 they do
+# not.
 ADAMW = Subject(onepass.AdamW, {"lr": 1e-3, "eps": 1e-6})
 CONTENDERS: dict[str, Make] = {name: make for name, make in ADAMW.optimizers().items() if name != "foreach"}
 
 
 class Watch:
-    """One run: when the optimizer's steps began, how long they took, and the losses of the batches."""
+    """The record of one run: start and duration of the optimizer's steps, and the losses of the batches."""
 
     def __init__(self) -> None:
         self.begun: list[float] = []
@@ -79,11 +80,11 @@ class Watch:
         return statistics.median(self.seconds[WARM_UP:])
 
     def agree(self, name: str, expected: Watch, steps: int) -> None:
-        """Compares every loss and, after the last step, every parameter.
+        """Compare every loss and, after the last step, every parameter.
 
-        Losses may be apart by what `check` allows, some 8 units of rounding. So far it is one unit, also between
-        torch's own forms. Parameters may be apart by another unit (of numbers near 1) for each step, as rounding of
-        the decay adds up; so far it is 0.6. A rate that is off by a ten-thousandth is refused in each framework.
+        Losses may differ by what `check` allows, some 8 units of rounding; measured is one unit, also between torch's
+        own forms. Parameters may differ by another unit (of numbers near 1) per step, because the rounding errors of
+        the decay add up; measured is 0.6. A learning rate that is wrong by 1e-4 of its value fails in each framework.
         """
         if not len(self.seconds) == len(self.losses) == len(expected.losses) == steps:
             found = f"{len(self.seconds)} steps, {len(self.losses)} losses, {len(expected.losses)} to compare with"
@@ -194,13 +195,13 @@ def run_timm(make: Make, steps: int, watch: Watch) -> None:
 
 
 class Framework(NamedTuple):
-    """How a framework trains, and the modules that must be imported for it."""
+    """A framework's training function, and the modules that it needs."""
 
     run: Run
     needs: tuple[str, ...]
 
 
-GPT2 = "transformers.models.gpt2.modeling_gpt2"  # transformers imports its parts when they are asked for
+GPT2 = "transformers.models.gpt2.modeling_gpt2"  # transformers imports its parts lazily
 FRAMEWORKS = {
     "transformers.Trainer": Framework(run_transformers, ("transformers.trainer", "accelerate", GPT2)),
     "accelerate": Framework(run_accelerate, ("accelerate", GPT2)),
@@ -210,7 +211,7 @@ FRAMEWORKS = {
 
 
 def versions() -> dict[str, str]:
-    """Of all packages that are needed, and installed."""
+    """Return the versions of all required packages that are installed."""
     found = {}
     for name in sorted({name.partition(".")[0] for framework in FRAMEWORKS.values() for name in framework.needs}):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -219,21 +220,21 @@ def versions() -> dict[str, str]:
 
 
 def why_missing(framework: Framework) -> str | None:
-    """Why a framework cannot be imported; None if it can."""
+    """Return why a framework cannot be imported; None if it can."""
     try:
         with quiet():
             if importlib.util.find_spec("torchvision"):
-                import_torchvision()  # ahead of who would fail at it
+                import_torchvision()  # before a framework imports it and fails
             for name in framework.needs:
                 importlib.import_module(name)
-    except Exception as error:  # packages that do not fit each other fail in all manners
+    except Exception as error:  # incompatible packages raise all kinds of errors
         return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     return None
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the frameworks' warnings and what they print and log of each run."""
+    """Suppress the frameworks' warnings, output and logs."""
     level = logging.root.manager.disable
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -248,7 +249,7 @@ def quiet() -> Iterator[None]:
 
 
 def train(run: Run, contender: str, steps: int) -> Watch:
-    gc.collect()  # frameworks leave the last run's model in cycles, and whoever samples has switched the collector off
+    gc.collect()  # frameworks leave the last run's model in cycles, and the collector is off while sampling
     torch.manual_seed(2)
     watch = Watch()
     with quiet():
@@ -257,7 +258,7 @@ def train(run: Run, contender: str, steps: int) -> Watch:
 
 
 def compare(name: str, run: Run, steps: int, rounds: int) -> tuple[Result, Result]:
-    """The times of whole steps, and of the optimizer's part of them."""
+    """Return the times of whole steps, and of the optimizer's part of them."""
     expected = train(run, "default", steps)
 
     def checked(contender: str) -> Watch:
@@ -265,7 +266,7 @@ def compare(name: str, run: Run, steps: int, rounds: int) -> tuple[Result, Resul
         watch.agree(f"{name}: {contender}", expected, steps)
         return watch
 
-    for contender in CONTENDERS:  # the default once more, too: runs must be repeatable to be compared
+    for contender in CONTENDERS:  # includes the default again: runs must be repeatable to be compared
         checked(contender)
     parts: Samples = {contender: [] for contender in CONTENDERS}
 
@@ -284,7 +285,7 @@ def compare(name: str, run: Run, steps: int, rounds: int) -> tuple[Result, Resul
 
 
 def measure(quick: bool, rounds: int) -> Iterator[Result | str]:
-    """Two results for each framework, or why there are none."""
+    """Yield two results per framework, or why there are none."""
     for name, framework in FRAMEWORKS.items():
         if why := why_missing(framework):
             yield f"{name} is not measured: {why}"

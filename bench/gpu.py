@@ -1,21 +1,21 @@
 """Step throughput on a GPU against torch.optim: ``python bench/gpu.py [--json FILE]``.
 
-It takes some minutes and up to 30 GB of the GPU's memory. A target that is missed is told, and no error.
+It takes some minutes and up to 30 GB of the GPU's memory. A missed target is printed; it is not an error.
 
 In every workload all contenders first make the same steps from the same start with the same gradients, and every
-element is compared; ours must have been stepped by kernels. Only then are they timed: in turn, round after round, in
-changing order. Figures are medians, each with half the distance between the quartiles; ratios are medians of the
-rounds' ratios. Two times are told of a step:
+element is compared; ours must have been stepped by kernels. Then they are timed in turn, round after round, in changing
+order. Times are medians, each with half the interquartile range; ratios are medians of the ratios within each round.
+Each step has two times:
 
-- on the device: between two events around many steps. Large copies ahead of the first keep the device busy while the
-  host hands over the steps, so that the host counts only where it needs so many launches (torch's loop over the
-  tensors) that the device's queue is full before.
-- wall: many steps and a synchronisation. The host's part is in it, which is what binds small models.
+- device: between two events around many steps. Large copies before the first step keep the device busy while the host
+  launches the steps. So the host's time counts only for contenders with so many launches (torch's loop over the
+  tensors) that the device's queue is full.
+- wall: many steps and a synchronisation. It includes the host's time, which dominates for small models.
 
-A device-to-device copy of 1 GiB is timed in the same rounds. Of a step that memory binds, the table tells the fraction
-of that copy's rate, counting each array once for every time that it must be read or written. Where everything that a
-step touches would fit the L2 cache, several replicas, with parameters, gradients and states of their own, are stepped
-in turn.
+A device-to-device copy of 1 GiB is timed in the same rounds. For steps that are limited by memory, the table has the
+fraction of that copy's rate, with each array counted once for every time that it must be read or written. If everything
+that a step uses would fit the L2 cache, several replicas with their own parameters, gradients and states are stepped in
+turn.
 
 ``--device cpu --quick`` is a dry run of this script without a GPU.
 """
@@ -48,11 +48,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 Run = Callable[[], Any]
-Make = Callable[..., Optimizer]  # of parameters or groups
+Make = Callable[..., Optimizer]  # its argument: parameters or groups
 
-CHECKED_STEPS = 7  # before results are compared: from the sixth on, RAdam trusts its variance
-SAMPLE = 0.02  # seconds that a sample takes, about
-AHEAD = 0.004  # seconds in which the host hands over a sample's steps: the queue of a device holds 1,024 launches
+CHECKED_STEPS = 7  # before results are compared; RAdam rectifies from the sixth step on
+SAMPLE = 0.02  # approximate seconds per sample
+AHEAD = 0.004  # seconds in which the host launches a sample's steps: a device's queue holds 1,024 launches
 
 SUBJECTS = {subject.name: subject for subject in bench.SUBJECTS}
 CAPTURABLE = [name for name in SUBJECTS if "capturable" in inspect.signature(SUBJECTS[name].ours).parameters]
@@ -61,7 +61,7 @@ WITHOUT_FUSED = ["RMSprop", "NAdam", "RAdam", "Adadelta", "Adamax", "Lion"]
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What is stepped: so many tensors of one length."""
+    """What is stepped: a number of tensors of one length."""
 
     name: str
     tensors: int
@@ -69,18 +69,18 @@ class Workload:
     optimizers: list[str] = field(default_factory=lambda: list(SUBJECTS))
     dtype: torch.dtype = torch.float32
     own: dict[str, Any] = field(default_factory=dict)  # arguments that torch's classes do not have
-    tolerance: float = 1e-6  # of parameters, beside 8 roundings: 0.02 % of CHECKED_STEPS updates
-    grouped: bool = False  # each tensor in a group of its own
+    tolerance: float = 1e-6  # of parameters, in addition to 8 roundings: 0.02 % of CHECKED_STEPS updates
+    grouped: bool = False  # one group per tensor
     capturable: bool = False
-    graph: bool = False  # captured once, and replayed
+    graph: bool = False  # captured once and replayed
 
     def reduced(self) -> Workload:
-        """The same, small enough for a dry run."""
+        """Return this workload with sizes for a dry run."""
         changed = {"tensors": max(2, self.tensors // 100), "length": min(self.length, 1 << 16)}
         return Workload(**{**self.__dict__, **changed})
 
     def params(self, make_grads: Callable[[int], list[Tensor]], replica: int) -> list[Tensor]:
-        """Fresh parameters, the same at every call, of the size of a model's weights; the gradients are shared."""
+        """Return new parameters, with the same values at every call and the scale of a model's weights."""
         grads = make_grads(replica)
         params: list[Tensor] = []
         for start, grad in zip(normal(self, grads[0].device, seed=replica), grads, strict=True):
@@ -90,7 +90,7 @@ class Workload:
         return params
 
     def gradients(self, device: torch.device, replica: int) -> list[Tensor]:
-        """Random gradients, away from zero: there torch's arithmetic in half precision would underflow."""
+        """Return random gradients away from zero, where torch's arithmetic in half precision would underflow."""
         return [torch.copysign(x.abs() + 0.5, x) for x in normal(self, device, seed=1000 + replica)]
 
 
@@ -116,16 +116,16 @@ WORKLOADS = [
 
 @dataclass
 class Timing:
-    """A contender's seconds a step."""
+    """A contender's seconds per step."""
 
     seconds: float
-    spread: float  # half the distance between the quartiles, as a fraction of the median
-    ratio: float  # how many times as long as ours
+    spread: float  # half the interquartile range, as a fraction of the median
+    ratio: float  # time relative to ours
 
 
 @dataclass
 class Result:
-    """One comparison, ours first."""
+    """The result of one comparison, ours first."""
 
     workload: str
     optimizer: str
@@ -135,22 +135,22 @@ class Result:
     traffic: dict[str, int] = field(default_factory=dict)  # bytes that a step must at least read and write
     device: dict[str, Timing] = field(default_factory=dict)
     wall: dict[str, Timing] = field(default_factory=dict)
-    of_copy: dict[str, float] = field(default_factory=dict)  # fractions of the copy's rate, where memory binds
-    copy_rate: float | None = None  # bytes read and written in a second
+    of_copy: dict[str, float] = field(default_factory=dict)  # fractions of the copy's rate, where memory is the limit
+    copy_rate: float | None = None  # bytes read and written per second
 
 
 class Target(NamedTuple):
-    """A speed to reach."""
+    """A target for a speed or a ratio."""
 
     workload: str
     optimizers: Iterable[str]
     figure: str
-    of: Callable[[Result], float | None]  # None: there is no such figure
+    of: Callable[[Result], float | None]  # None: not measured
     at_least: float
 
 
 def ratio_to(peer: str, timings: dict[str, Timing]) -> float | None:
-    """How many times as long as ours a peer takes, if it takes part."""
+    """Return a peer's time relative to ours; None if it is not measured."""
     return timings[peer].ratio if peer in timings else None
 
 
@@ -164,7 +164,7 @@ TARGETS = [
 
 
 class ForeachLion(Optimizer):
-    """Lion (Chen et al. 2023) in torch's foreach operations, for want of one in torch."""
+    """Lion (Chen et al. 2023) in torch's foreach operations, because torch has no Lion."""
 
     def __init__(
         self, params: Iterable[Tensor], lr: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.99)
@@ -192,7 +192,7 @@ class ForeachLion(Optimizer):
 
 
 class Device:
-    """What is measured, and its clocks. On the CPU, for a dry run, both are the wall's."""
+    """The device and its clocks. On the CPU, for a dry run, both clocks are the wall clock."""
 
     def __init__(self, name: str, sample: float) -> None:
         self.torch = torch.device(name)
@@ -208,11 +208,11 @@ class Device:
         self.copy_seconds = self.wall(self.copy, 10)
 
     def copy(self) -> None:
-        """The copy that all is measured by, of `copied` bytes read and written."""
+        """Make the reference copy, of `copied` bytes read and written."""
         self._target.copy_(self._source)
 
     def wall(self, run: Run, repeats: int) -> float:
-        """Seconds that one of many calls takes, with the host's part."""
+        """Return the seconds per call over many calls, including the host's time."""
         self._synchronize()
         start = time.perf_counter()
         for _ in range(repeats):
@@ -221,7 +221,7 @@ class Device:
         return (time.perf_counter() - start) / repeats
 
     def busy(self, run: Run, repeats: int, ahead: float) -> float:
-        """Seconds that one of many calls takes on the device, which gets other work to do for `ahead` seconds first."""
+        """Return the device's seconds per call over many calls, after other work of `ahead` seconds."""
         if not self.is_gpu:
             return self.wall(run, repeats)
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -236,19 +236,19 @@ class Device:
         return milliseconds / 1e3 / repeats
 
     def handing_over(self, run: Run) -> float:
-        """Seconds until a call returns to the host."""
+        """Return the seconds until a call returns to the host."""
         self._synchronize()
         start = time.perf_counter()
         run()
         return time.perf_counter() - start
 
     def kernel_steps(self) -> int:
-        """How many tensors our kernels have stepped."""
+        """Return the number of tensors that our kernels have stepped."""
         count: int = onepass.stats()["kernel"].get(self.torch.type, 0)
         return count
 
     def facts(self) -> dict[str, Any]:
-        """The machine, as far as it matters."""
+        """Return a description of the machine."""
         told: dict[str, Any] = {name: text for name, text in facts().items() if name != "OpenMP runtime"}
         if self.is_gpu:
             properties = torch.cuda.get_device_properties(self.torch)
@@ -265,7 +265,7 @@ class Device:
 
 
 def driver() -> str:
-    """The version of NVIDIA's driver."""
+    """Return the version of NVIDIA's driver."""
     asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         return subprocess.run(asked, capture_output=True, text=True, check=True, timeout=30).stdout.split()[0]
@@ -277,14 +277,14 @@ def driver() -> str:
 
 
 def normal(workload: Workload, device: torch.device, seed: int) -> Iterator[Tensor]:
-    """Normally distributed numbers."""
+    """Return normally distributed numbers."""
     generator = torch.Generator(device).manual_seed(seed)
     for _ in range(workload.tensors):
         yield torch.randn(workload.length, generator=generator, device=device, dtype=workload.dtype)
 
 
 def makers(workload: Workload, subject: bench.Subject, device: Device) -> dict[str, Make]:
-    """Each contender's name and how it is made for given parameters, ours first."""
+    """Return each contender's constructor by its name, ours first."""
     if workload.capturable:
         subject = subject._replace(arguments={**subject.arguments, "capturable": True})
     found: dict[str, Make] = {}
@@ -294,7 +294,7 @@ def makers(workload: Workload, subject: bench.Subject, device: Device) -> dict[s
         elif name == "foreach" or (name == "fused" and takes_fused(make, workload.dtype, device)):
             found[name] = make
         elif name == "default" and not workload.capturable:
-            found["for-loop"] = make  # torch's own choice on a GPU is foreach
+            found["for-loop"] = make  # torch's default on a GPU is foreach
     if subject.ours is onepass.Lion:
         found["foreach"] = functools.partial(ForeachLion, **subject.arguments)
     if not workload.grouped:
@@ -305,7 +305,7 @@ def makers(workload: Workload, subject: bench.Subject, device: Device) -> dict[s
 
 
 def takes_fused(make: Make, dtype: torch.dtype, device: Device) -> bool:
-    """Whether torch's class has a fused form for such parameters on this device."""
+    """Return whether torch's class has a fused form for such parameters on this device."""
     if not device.is_gpu and dtype in (torch.bfloat16, torch.float16):
         return False  # SGD's skips elements on a CPU: pytorch issue 191763
     p = torch.nn.Parameter(torch.ones(1, device=device.torch, dtype=dtype))
@@ -318,12 +318,12 @@ def takes_fused(make: Make, dtype: torch.dtype, device: Device) -> bool:
 
 
 def in_groups(make: Make) -> Make:
-    """The same with a group for every parameter."""
+    """Return the same constructor with one group per parameter."""
     return lambda params: make([{"params": [p]} for p in params])
 
 
 def captured(step: Run) -> Run:
-    """Replays of a step."""
+    """Capture a step and return its replay."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
@@ -331,14 +331,14 @@ def captured(step: Run) -> Run:
 
 
 def runnable(optimizer: Optimizer, steps: int, graph: bool) -> Run:
-    """What makes a step, after so many have been made (and one more captured, if it is to be replayed)."""
+    """Return a function that makes a step, after the first steps (and one more for the capture of a graph)."""
     for _ in range(steps):
         optimizer.step()
     return captured(optimizer.step) if graph else optimizer.step
 
 
 def arrays_of(optimizer: Optimizer) -> Iterator[tuple[Tensor, Tensor, list[Tensor]]]:
-    """Gradient, parameter and states of one number for each element."""
+    """Return gradient, parameter and the states with one value per element."""
     for group in optimizer.param_groups:
         for p in group["params"]:
             assert p.grad is not None
@@ -346,7 +346,7 @@ def arrays_of(optimizer: Optimizer) -> Iterator[tuple[Tensor, Tensor, list[Tenso
 
 
 def in_rotation(runs: list[Run]) -> Run:
-    """The next of them at each call."""
+    """Return a function that calls the next of them at each call."""
     if len(runs) == 1:
         return runs[0]
     endless = itertools.cycle(runs)
@@ -354,7 +354,7 @@ def in_rotation(runs: list[Run]) -> Run:
 
 
 def compare(workload: Workload, subject: bench.Subject, device: Device, rounds: int) -> Result:
-    """Checks all contenders, then times them."""
+    """Check all contenders, then time them."""
     result = Result(workload.name, subject.name, workload.tensors, workload.tensors * workload.length, replicas=1)
     title = f"{workload.name}: {subject.name}"
     gradients = functools.cache(functools.partial(workload.gradients, device.torch))
@@ -392,11 +392,11 @@ def compare(workload: Workload, subject: bench.Subject, device: Device, rounds: 
 
 
 def measure(result: Result, runs: dict[str, Run], device: Device, rounds: int) -> None:
-    """Times all contenders, on the device and by the wall clock, and fills in the result."""
+    """Time all contenders on the device and by the wall clock, and fill in the result."""
     if result.replicas == 1:
         runs = {**runs, "copy": device.copy}
     repeats: dict[str, int] = {}
-    repeats_ahead: dict[str, int] = {}  # as many as can be handed over ahead of the device
+    repeats_ahead: dict[str, int] = {}  # as many as can be launched ahead of the device
     ahead: dict[str, float] = {}
     for name, run in runs.items():
         whole = device.wall(run, 2)
@@ -420,7 +420,7 @@ def measure(result: Result, runs: dict[str, Run], device: Device, rounds: int) -
 
 
 def timings(samples: dict[str, list[float]]) -> dict[str, Timing]:
-    """What is told of each contender's samples."""
+    """Return the times of each contender from its samples."""
     ratios = timing.ratios(samples)
     found = {}
     for name, seconds in samples.items():
@@ -429,7 +429,7 @@ def timings(samples: dict[str, list[float]]) -> dict[str, Timing]:
     return found
 
 
-# -- what is told ----------------------------------------------------------------------------------------------------
+# -- output ----------------------------------------------------------------------------------------------------------
 
 HEADER = (
     f"{'workload':<26}{'optimizer':<10}{'contender':<19}{'device, us':>12}{'':>7}{'wall, us':>12}{'':>7}"
@@ -438,7 +438,7 @@ HEADER = (
 
 
 def lines_of(result: Result) -> Iterator[str]:
-    """A line for each contender; ratios are its time over ours."""
+    """Return a line per contender; ratios are its time relative to ours."""
     for name, device in result.device.items():
         wall = result.wall[name]
         line = (
@@ -451,7 +451,7 @@ def lines_of(result: Result) -> Iterator[str]:
 
 
 def judged(results: list[Result]) -> Iterator[str]:
-    """A line for each target of which there is a figure."""
+    """Yield a line per target that was measured."""
     for target in TARGETS:
         for result in results:
             if result.workload != target.workload or result.optimizer not in target.optimizers:
@@ -463,31 +463,31 @@ def judged(results: list[Result]) -> Iterator[str]:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command's arguments."""
+    """Return the parsed arguments of the command."""
     parser = argparse.ArgumentParser(description="Step throughput on a GPU against torch.optim, checked, then timed.")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file")
-    parser.add_argument("--quick", action="store_true", help="small sizes and few rounds: a look, not a measurement")
-    parser.add_argument("--rounds", type=int, default=None, help="samples of each contender (default 7; 3 if quick)")
-    parser.add_argument("--device", default="cuda:0", help="cuda:0 (the default), cuda:1, ...; cpu for a dry run")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all results to this file")
+    parser.add_argument("--quick", action="store_true", help="small sizes and few rounds, to check that it works")
+    parser.add_argument("--rounds", type=int, default=None, help="samples of each contender; default: 7 (3 if quick)")
+    parser.add_argument("--device", default="cuda:0", help="cuda:0 (default), cuda:1, ...; cpu for a dry run")
     names = list(SUBJECTS)
     parser.add_argument(
         "--optimizers", nargs="+", type=class_name, choices=names, default=names, help="which to measure"
     )
-    parser.add_argument("--workloads", nargs="+", metavar="WORD", default=[""], help="those that begin with a word")
+    parser.add_argument("--workloads", nargs="+", metavar="WORD", default=[""], help="prefixes of workloads")
     args = parser.parse_args(argv)
     args.rounds = args.rounds or (3 if args.quick else 7)
     if args.rounds < 2:
-        parser.error("a spread needs at least 2 rounds")
+        parser.error("--rounds must be >= 2")
     return args
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measures, prints a table and the targets, and writes the file that was asked for."""
+    """Measure, print a table and the targets, and write the JSON file."""
     args = parse(argv)
     if args.device != "cpu" and not torch.cuda.is_available():
-        print("no GPU that torch can use: nothing measured (--device cpu --quick is a dry run)", file=sys.stderr)
+        print("torch finds no GPU: nothing measured (--device cpu --quick is a dry run)", file=sys.stderr)
         return 1
-    # That capturable=True is slow unless captured is what is measured.
+    # torch warns that capturable=True is slow unless captured, which is measured here.
     warnings.filterwarnings("ignore", message=".*capturable=True")
     device = Device(args.device, SAMPLE / 20 if args.quick else SAMPLE)
     machine = device.facts()
@@ -506,15 +506,15 @@ def main(argv: list[str] | None = None) -> int:
             try:
                 results.append(compare(workload, subject, device, args.rounds))
             except AssertionError as error:
-                print(f"wrong, and so not timed: {error}", file=sys.stderr)
+                print(f"wrong result, not timed: {error}", file=sys.stderr)
                 return 1
             gc.collect()
             print(*lines_of(results[-1]), sep="\n", flush=True)
-            if args.json:  # at once, so that what has been measured is not lost if the rest takes too long
+            if args.json:  # after each result, so that results are not lost if the run is ended
                 told = {"machine": machine, "rounds": args.rounds, "results": [asdict(r) for r in results]}
                 args.json.write_text(json.dumps({**told, "targets": list(judged(results))}, indent=1) + "\n")
 
-    print("\ntargets" + ("" if device.is_gpu and not args.quick else " (of a dry run, which mean nothing)"))
+    print("\ntargets" + ("" if device.is_gpu and not args.quick else " (of a dry run: not meaningful)"))
     print(*judged(results), sep="\n")
     return 0
 

@@ -1,23 +1,23 @@
 #!/usr/bin/env bash
-# Builds, tests and measures the CUDA kernels on a machine with a GPU, in less than ten minutes and without a network:
+# Build, test and measure the CUDA kernels on a machine with a GPU, in less than ten minutes and without a network:
 #
-#     bench/gpu_check.sh [FOLDER]        # where logs and figures go; build/gpu if not said
+#     bench/gpu_check.sh [FOLDER]        # folder for logs and results; default: build/gpu
 #
 # Needs nvcc, a C++20 compiler, and a python3 with torch, numpy, pip, pybind11, scikit-build-core, cmake, ninja and
-# pytest. The package is installed into build/gpu-site, beside what that python3 has. A step that fails does not keep
-# the later ones from running; the exit status is that of the worst.
+# pytest. The package is installed into build/gpu-site, in addition to that python3's packages. After a failed step the
+# later ones still run; the exit status is the highest of all steps.
 set -uo pipefail
 out=$(realpath -m -- "${1:-$(dirname "$0")/../build/gpu}")
 cd "$(dirname "$0")/.." || exit
 
 readonly out site=$PWD/build/gpu-site deadline=$((SECONDS + 585))
-rm -rf "$site"  # a build that fails must not leave an older one to be tested
+rm -rf "$site"  # so that after a failed build no older one is tested
 mkdir -p "$out" "$site" || exit
 export PYTHONPATH=$site PYTHONUNBUFFERED=1
 summary=()
 worst=0
 
-# step NAME SECONDS COMMAND...: runs a command, its output shown and written to NAME.log, with a limit to its time.
+# step NAME SECONDS COMMAND...: run a command with a time limit, and write its output to the terminal and NAME.log.
 step() {
   local name=$1 limit=$2 left=$((deadline - SECONDS)) began=$SECONDS status
   shift 2
@@ -37,8 +37,8 @@ step() {
   [ "$status" -le "$worst" ] || worst=$status
 }
 
-# The project's settings ask for plugins, and turn warnings into errors, that are right for the versions it is developed
-# with; other machines have others. A plugin that is there can disturb as well as one that is missing.
+# The project's pytest settings need plugins and turn warnings into errors, which fits the versions of development only.
+# Other machines have other versions, and installed plugins may interfere, so these settings replace them.
 cat >"$site/pytest.ini" <<INI
 [pytest]
 addopts = -ra
@@ -51,14 +51,14 @@ INI
 export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1
 pytest=(python3 -m pytest -c "$site/pytest.ini" --rootdir "$PWD" -p no:cacheprovider -q -m cuda tests/numerics/test_cuda.py)
 
-# nvcc compiles for all devices at once rather than for one after the other.
+# --threads=0: nvcc compiles for all devices in parallel.
 CUDAFLAGS="--threads=0 ${CUDAFLAGS:-}" step build 270 python3 -m pip install --disable-pip-version-check \
   --no-index --no-deps --no-build-isolation --upgrade --target "$site" -C cmake.define.ONEPASS_CUDA=on .
 step info 60 python3 -m onepass info
 step tests 200 "${pytest[@]}"
 step bench 240 python3 bench/gpu.py --json "$out/bench.json"
 if command -v compute-sanitizer >/dev/null; then
-  # Without torch's allocator, which would hide that a kernel reads or writes past the end of a tensor. Graphs need it.
+  # Without torch's caching allocator, which would hide accesses past the end of a tensor. Graphs need the allocator.
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 step memcheck 90 compute-sanitizer --tool memcheck --error-exitcode 99 \
     "${pytest[@]}" -x -k '(AdamW or ASGD) and not graph and not groups and not layouts'
 fi

@@ -1,10 +1,10 @@
 """The kernels without Python: ``python bench/kernels.py [--quick] [--rounds N] [--filter REGEX] [--json FILE]``.
 
-Builds the C++ program of bench/kernels.cpp (which says what it measures, what counts as a byte, and how results are
-checked before they are timed) in build/bench, runs it, all its benchmarks in random order round after round, and tells
-medians. Beside the large arrays there is a fraction, too: of the rate at which the same number of float32 arrays
-is read and updated with additions only, by as many threads. ``--quick`` tries all of it on arrays that the last cache
-may hold, for so short a time that its figures mean little.
+Builds the C++ program bench/kernels.cpp in build/bench, runs its benchmarks in random order, round after round, and
+prints medians. The comment in kernels.cpp describes what is measured, how bytes are counted, and how results are
+checked before they are timed. For large arrays the rate is also given as a fraction of the limit: the rate at which the
+same number of threads reads and updates the same number of float32 arrays with additions only. ``--quick`` uses smaller
+arrays, which may fit the last cache, and so little time that the results are not reliable.
 
 Needs Google Benchmark (Debian: libbenchmark-dev) and CMake, but neither torch nor an installed onepass.
 """
@@ -40,7 +40,7 @@ NAME = re.compile(
 
 
 class BenchError(Exception):
-    """What went wrong, for the user."""
+    """An error with a message for the user."""
 
 
 def call(command: Sequence[str | Path]) -> subprocess.CompletedProcess[str]:
@@ -48,11 +48,11 @@ def call(command: Sequence[str | Path]) -> subprocess.CompletedProcess[str]:
 
 
 def build() -> Path:
-    """The program, built if it is not there or older than its sources."""
+    """Build the program if it is missing or older than its sources, and return its path."""
     cmake = shutil.which("cmake")
     if cmake is None:
         raise BenchError(
-            "CMake 3.26 or newer is needed: pip install cmake, or where it is new enough Debian's package cmake"
+            "CMake 3.26 or newer is needed: pip install cmake, or Debian's package cmake if it is new enough"
         )
     options = ["-DONEPASS_PYTHON=OFF", "-DONEPASS_BENCH=ON", "-DCMAKE_BUILD_TYPE=Release"]
     if shutil.which("ninja") and not (BUILD / "CMakeCache.txt").exists():
@@ -71,10 +71,10 @@ def build() -> Path:
 
 
 def rows_of(report: dict[str, Any]) -> list[Row]:
-    """Google Benchmark's JSON as a row for each benchmark, in the program's order, with a figure of each repetition.
+    """Return Google Benchmark's JSON as a row per benchmark, in the program's order, with the time of each repetition.
 
-    Beside what the names say, a row tells how many arrays are ``updated``: of the rows of the rule ``traffic`` the
-    fastest is the limit of those that update as many. These have the name of a loop in the place of the ISA.
+    A row also has the number of arrays that are ``updated``. The fastest row of the rule ``traffic`` is the limit of
+    the rows that update the same number of arrays. In rows of ``traffic``, ``isa`` is the name of a loop.
     """
     rows: dict[str, Row] = {}
     runs = [run for run in report["benchmarks"] if run["run_type"] == "iteration"]
@@ -83,7 +83,7 @@ def rows_of(report: dict[str, Any]) -> list[Row]:
             raise BenchError(f"{run['run_name']}: {run['error_message']}")
         named = NAME.fullmatch(run["run_name"])
         if named is None:
-            raise BenchError(f"{TARGET} told of {run['run_name']}, which is no name of its benchmarks")
+            raise BenchError(f"{TARGET} reported {run['run_name']}, which is not the name of a benchmark")
         row = rows.setdefault(
             run["run_name"],
             {
@@ -103,10 +103,10 @@ def rows_of(report: dict[str, Any]) -> list[Row]:
 
 
 def rows_measured(quick: bool, rounds: int, only: str = ".") -> list[Row]:
-    """Builds the program, runs the benchmarks whose names this regular expression finds, and gives their rows.
+    """Build the program, run the benchmarks whose names match the regular expression ``only``, and return their rows.
 
     Raises:
-        BenchError: If something is missing, or a result is wrong.
+        BenchError: Something is missing, or a result is wrong.
     """
     flags = [
         *(QUICK if quick else FULL),
@@ -125,7 +125,7 @@ def rows_measured(quick: bool, rounds: int, only: str = ".") -> list[Row]:
 
 
 def measure(quick: bool, rounds: int) -> Iterator[Result | str]:
-    """For bench/run.py: all that fits a cache, and in float32 on the best instruction set what does not."""
+    """Measure for bench/run.py: all arrays that fit a cache, and larger ones in float32 on the best instruction set."""
     from onepass import _core
     from onepass.cli.timing import Result
 
@@ -155,7 +155,7 @@ def measure(quick: bool, rounds: int) -> Iterator[Result | str]:
 
 
 def limits(rows: list[Row]) -> dict[tuple[int, int, int], float]:
-    """The rates of the fastest loop of additions only, for numbers of elements, threads and updated arrays."""
+    """Return the rates of the fastest loop by numbers of elements, threads and updated arrays."""
     rates: dict[tuple[int, int, int], float] = {}
     for row in rows:
         if row["rule"] == "traffic":
@@ -165,7 +165,7 @@ def limits(rows: list[Row]) -> dict[tuple[int, int, int], float]:
 
 
 def table(rows: list[Row]) -> str:
-    """Medians, for people."""
+    """Return a table of medians."""
     widths = "{:<14}{:<25}{:<13}{:>10}{:>9}{:>9}{:>12}{:>8}{:>10}"
     lines = [widths.format("rule", "format", "ISA", "elements", "threads", "updated", "ns/element", "GB/s", "of limit")]
     of = limits(rows)
@@ -179,11 +179,11 @@ def table(rows: list[Row]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Measures the kernels without Python.")
-    parser.add_argument("--quick", action="store_true", help="smaller arrays, and hardly any time for each")
-    parser.add_argument("--rounds", type=int, metavar="N", help="repetitions of all (default: 5; 2 with --quick)")
-    parser.add_argument("--filter", default=".", metavar="REGEX", help="only these, as '^(adam|traffic)/float32/'")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to a file, too")
+    parser = argparse.ArgumentParser(description="Measure the kernels without Python.")
+    parser.add_argument("--quick", action="store_true", help="smaller arrays and very short times")
+    parser.add_argument("--rounds", type=int, metavar="N", help="repetitions; default: 5 (2 with --quick)")
+    parser.add_argument("--filter", default=".", metavar="REGEX", help="such as '^(adam|traffic)/float32/'")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to this file")
     args = parser.parse_args(argv)
     try:
         rows = rows_measured(args.quick, args.rounds or (2 if args.quick else 5), args.filter)

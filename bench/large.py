@@ -1,8 +1,7 @@
-"""Large models: how far is a step from what memory allows, and from the peers?
+"""Large models: step times compared with the memory limit and with the peers.
 
-64M float32 elements in 16 tensors: far more than a cache holds. The limit beside each is a loop over the same arrays
-with additions only, the fastest of several (:mod:`onepass.cli.limit`). Those optimizers that are not element-wise have
-a workload each.
+64M float32 elements in 16 tensors: far more than a cache holds. The limit is the fastest of several loops over the same
+arrays with additions only (:mod:`onepass.cli.limit`). Each optimizer that is not element-wise has its own workload.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ QUICK_SHAPES = [(64 << 10,)] * 16
 
 def measure(quick: bool, rounds: int) -> Iterator[Result | str]:
     left_out: list[str] = []
-    beyond = peers.makers if quick else peers.every  # compiling takes half a minute for each
+    beyond = peers.makers if quick else peers.every  # compiling takes half a minute per optimizer
     grads = gradients(QUICK_SHAPES if quick else SHAPES)
     for subject in SUBJECTS:
         yield compare(subject, "large: 16 x 4M", grads, rounds, beyond(subject.name, subject.arguments), left_out)
@@ -39,7 +38,7 @@ def measure(quick: bool, rounds: int) -> Iterator[Result | str]:
 
 
 def embedding(quick: bool, rounds: int) -> Result:
-    """SparseAdam on an embedding, of which a batch touches some rows."""
+    """Measure SparseAdam on an embedding with gradients of some rows."""
     rows, touched = (1 << 12, 1 << 8) if quick else (1 << 20, 1 << 12)
     generator = torch.Generator().manual_seed(2)
     indices = torch.randint(rows, (1, touched), generator=generator)
@@ -64,7 +63,7 @@ def matrices(quick: bool, rounds: int, left_out: list[str]) -> Result:
 
 
 def quasi_newton(quick: bool, rounds: int) -> Result:
-    """LBFGS with a full history of 10: steps of 4 iterations, on a quadratic whose gradient is one pass."""
+    """Measure LBFGS with a full history of 10: steps of 4 iterations on a quadratic whose gradient is one pass."""
     size = 1 << 16 if quick else 10_000_000
     curvature = torch.linspace(1.0, 100.0, size)
     arguments: dict[str, Any] = {"lr": 0.5, "history_size": 10, "tolerance_grad": 0.0, "tolerance_change": 0.0}
@@ -75,7 +74,7 @@ def quasi_newton(quick: bool, rounds: int) -> Result:
         def closure() -> float:
             nonlocal calls
             calls += 1
-            # A gradient that never settles, and a loss that always falls: no step ends early.
+            # The gradient does not converge and the loss always falls, so that no step ends early.
             p.grad = torch.mul(curvature, p.detach()).add_(0.1 * (calls % 3 - 1))
             return -float(calls)
 
@@ -94,7 +93,7 @@ def quasi_newton(quick: bool, rounds: int) -> Result:
 
 
 def lookahead(quick: bool, rounds: int) -> Result:
-    """A cycle of 5 steps of Lookahead over AdamW, and the same in torch's operations over torch's fused AdamW."""
+    """Measure 5 steps of Lookahead over AdamW, and the same in torch's operations over torch's fused AdamW."""
     grads = gradients(QUICK_SHAPES if quick else SHAPES)
     ours, theirs = parameters(grads), parameters(grads)
     made = onepass.Lookahead(onepass.AdamW(ours, lr=1e-3))

@@ -1,15 +1,15 @@
-"""Optimizers that a step is compared with, beyond torch's own default, foreach and fused.
+"""Peers: the optimizers of other packages, and torch's under torch.compile.
 
-``makers(optimizer, arguments)`` has a maker for every installed peer that computes what onepass's class of that name
-computes with these arguments; ``compiled`` has torch's class under torch.compile. ``missing()`` says of the others why
-they are not there, as far as it was found out: a peer is tried on a small tensor before it is offered.
+``makers(optimizer, arguments)`` returns a maker for every installed peer that computes the same as onepass's class of
+that name with these arguments. ``compiled`` returns torch's class under torch.compile. ``missing()`` returns why peers
+are missing: each peer is tried on a small tensor first.
 
-``pip install 'onepass[bench]'`` installs all. DeepSpeed compiles an extension for each of its optimizers when it is
-first asked for, which takes a minute or two and a C++ compiler; they stay in torch's folder of extensions.
-(If that is interrupted, torch waits for ever for the file ``lock`` that it left there: remove it.)
+``pip install 'onepass[bench]'`` installs all peers. DeepSpeed compiles an extension for each of its optimizers at the
+first use, which needs a C++ compiler and a minute or two; the extensions are kept in torch's folder of extensions. (If
+the compilation is interrupted, remove the file ``lock`` in that folder, or torch waits for it forever.)
 
-All contenders of a benchmark step on the same gradients, again and again. So a peer that writes to them is left out.
-``FORMULAS`` is what was found to agree, element by element, ``LEFT_OUT`` what was not, and why.
+All contenders of a benchmark step repeatedly with the same gradients, so a peer that writes to them is left out.
+``FORMULAS`` lists the peers that agree element by element, ``LEFT_OUT`` those that do not, with the reason.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ PACKAGES = {
 
 
 class Formula(NamedTuple):
-    """A peer's class, and with which of onepass's arguments it computes the same."""
+    """A peer's class, and the arguments of onepass with which it computes the same."""
 
     constructor: str  # module:class
-    passes: str  # arguments of the same name and meaning, all given to the peer; others must have onepass's defaults
+    passes: str  # arguments of the same name and meaning, passed to the peer; others must have onepass's defaults
     fixed: Options | None = None
-    not_zero: str = ""  # arguments without which the peer has another class, or none
-    foreach: str | Options | None = None  # for small tensors instead: another class, or options beside the fixed ones
+    not_zero: str = ""  # arguments that must not be 0, where the peer has another class or none
+    foreach: str | Options | None = None  # for small tensors instead: another class, or more options
 
 
 def _foreach(constructor: str, passes: str, **fixed: Any) -> Formula:
@@ -61,7 +61,7 @@ def _foreach(constructor: str, passes: str, **fixed: Any) -> Formula:
 
 LION = "lr betas weight_decay"
 ADAM = "lr betas eps"
-LOOP = {"foreach": False, "triton": False}  # optimi's Adam has the gradients for its scratch if foreach is on
+LOOP = {"foreach": False, "triton": False}  # with foreach, optimi's Adam overwrites the gradients
 
 FORMULAS: dict[str, dict[str, Formula]] = {
     "DeepSpeed": {
@@ -69,7 +69,7 @@ FORMULAS: dict[str, dict[str, Formula]] = {
         "AdamW": Formula("deepspeed.ops.adam:DeepSpeedCPUAdam", ADAM + " weight_decay", {"adamw_mode": True}),
         "Lion": Formula("deepspeed.ops.lion:DeepSpeedCPULion", LION),
     },
-    "bitsandbytes": {  # torch's operations, one after the other; states in float32
+    "bitsandbytes": {  # a sequence of torch's operations; states in float32
         "SGD": Formula("bitsandbytes.optim:SGD32bit", "lr momentum weight_decay", not_zero="momentum"),
         "Adam": Formula("bitsandbytes.optim:Adam32bit", ADAM),  # its weight decay is AdamW's
         "AdamW": Formula("bitsandbytes.optim:AdamW32bit", ADAM + " weight_decay"),
@@ -77,7 +77,7 @@ FORMULAS: dict[str, dict[str, Formula]] = {
         "Adagrad": Formula("bitsandbytes.optim:Adagrad32bit", "lr eps weight_decay"),
         "RMSprop": Formula("bitsandbytes.optim:RMSprop32bit", "lr alpha eps weight_decay"),
     },
-    "torchao": {  # what its optimizers of few bits are derived from: a compiled function, called for each parameter
+    "torchao": {  # the base of its low-bit optimizers: a compiled function, called for each parameter
         "AdamW": Formula("torchao.optim:_AdamW", ADAM + " weight_decay"),
     },
     "pytorch_optimizer": {  # a coupled weight decay is added to the gradients in place
@@ -85,7 +85,7 @@ FORMULAS: dict[str, dict[str, Formula]] = {
         "Lion": _foreach("pytorch_optimizer:Lion", LION),
         "Adadelta": _foreach("pytorch_optimizer:AdaDelta", "lr rho eps"),
         "Adamax": _foreach("pytorch_optimizer:AdaMax", ADAM),
-        # Without rectification torch takes a step of plain momentum.
+        # Where RAdam does not rectify, torch makes a step of plain momentum.
         "RAdam": _foreach("pytorch_optimizer:RAdam", ADAM, degenerated_to_sgd=True),
         # Its bound of beta2 would be reached at step 5,600. No momentum; the relative step is bounded by 1e-2.
         "Adafactor": _foreach("pytorch_optimizer:AdaFactor", "", lr=1e-2, betas=(None, 1 - 1e-12)),
@@ -101,11 +101,11 @@ FORMULAS: dict[str, dict[str, Formula]] = {
     },
 }
 
-# torch's classes that were found to compile, to agree, and not to compile again at later steps or other rates.
-# (Of Adafactor it compiles nothing. Muon's products in bfloat16 come out otherwise, which its iterations magnify.)
+# torch's classes that compile, agree, and do not compile again at later steps or other learning rates. (torch compiles
+# nothing of Adafactor. Muon's products in bfloat16 differ, and its iterations amplify the differences.)
 COMPILABLE = ("SGD", "Adam", "AdamW", "Adagrad", "RMSprop", "Adadelta", "Adamax", "NAdam", "RAdam", "ASGD", "Rprop")
 
-# What is in a peer by that name and no contender here. All of it was tried.
+# Classes of peers that are not contenders, with the reason. All were tried.
 LEFT_OUT = {
     "DeepSpeed": {
         "Adagrad": "writes its update over the gradients (the last elements of a tensor, those beyond whole vectors)",
@@ -123,16 +123,16 @@ LEFT_OUT = {
     "optimi": {"RAdam": "adds eps to the root after its correction, not before: 4e-5 off after ten steps"},
 }
 
-# A loop over the tensors keeps each in the cache, foreach saves calls. On the machines that were tried, foreach is the
-# faster one up to some 16,000 elements, by up to 3 times, and slower beyond, by up to 2.
+# A loop over the tensors keeps each in the cache; foreach saves calls. On the machines measured, foreach is up to 3
+# times as fast up to some 16,000 elements, and takes up to twice as long above.
 SMALL = 1 << 14
 
-_failures: dict[str, str] = {}  # peer, or peer and class -> what it said when it was tried
+_failures: dict[str, str] = {}  # peer, or peer and class -> the message when it was tried
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what peers print, log and warn of when they are imported or first used."""
+    """Suppress the output, logs and warnings of peers when they are imported or first used."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -148,14 +148,14 @@ def _quiet() -> Iterator[None]:
 
 
 def _told(error: BaseException) -> str:
-    """An error and its causes in one line: the beginning of each, as a failed build tells the whole command."""
+    """Return an error and its causes in one line, each shortened, because a failed build quotes its whole command."""
     line = f"{type(error).__name__}: {error}".splitlines()[0]
     cause = f" ({_told(error.__cause__)})" if error.__cause__ else ""
     return textwrap.shorten(line, 120) + cause
 
 
 def _import_error(peer: str) -> str | None:
-    """Why a peer cannot be imported; None if it can."""
+    """Return why a peer cannot be imported; None if it can."""
     package, module = PACKAGES[peer]
     try:
         with _quiet():
@@ -164,7 +164,7 @@ def _import_error(peer: str) -> str | None:
         if error.name == module.partition(".")[0]:
             return f"not installed: pip install {package}"
         return f"cannot be imported: {_told(error)}"
-    except Exception as error:  # whatever a broken package raises
+    except Exception as error:  # a broken package may raise anything
         return f"cannot be imported: {_told(error)}"
     return None
 
@@ -176,7 +176,7 @@ def _class(constructor: str) -> Callable[..., Optimizer]:
 
 
 def _options(formula: Formula, optimizer: str, arguments: Options) -> Options | None:
-    """What to give the peer for these arguments; None if it then computes something else."""
+    """Return the peer's arguments for these; None if it computes something else with them."""
     signature = inspect.signature(getattr(onepass, optimizer)).parameters
     defaults = {name: p.default for name, p in signature.items() if p.default is not p.empty}
     given = defaults | arguments
@@ -204,7 +204,7 @@ def _maker(formula: Formula, options: Options) -> Maker:
 
 @functools.cache
 def _trial(peer: str, optimizer: str) -> bool:
-    """Whether a peer's class can make a step on this machine. (This is where DeepSpeed compiles.)"""
+    """Return whether a peer's class can make a step on this machine. (DeepSpeed compiles here.)"""
     formula = FORMULAS[peer][optimizer]
     arguments = dict.fromkeys(formula.not_zero.split(), 0.5)
     options = _options(formula, optimizer, arguments)
@@ -217,14 +217,14 @@ def _trial(peer: str, optimizer: str) -> bool:
             run()
         if not (p < 1).all():
             raise ArithmeticError("a step against the gradient left a parameter where it was")
-    except Exception as error:  # whatever a compiler, a loader or a package raises
+    except Exception as error:  # a compiler, a loader or a package may raise anything
         _failures[f"{peer} {optimizer}"] = f"cannot make a step on this machine: {_told(error)}"
         return False
     return True
 
 
 def makers(optimizer: str, arguments: Options) -> dict[str, Maker]:
-    """Every installed peer that computes the same as onepass's class of that name with these arguments."""
+    """Return makers of every installed peer that computes the same as onepass's class of that name."""
     found: dict[str, Maker] = {}
     for peer, formulas in FORMULAS.items():
         if optimizer not in formulas or (options := _options(formulas[optimizer], optimizer, arguments)) is None:
@@ -235,12 +235,11 @@ def makers(optimizer: str, arguments: Options) -> dict[str, Maker]:
 
 
 def compiled(optimizer: str, arguments: Options) -> dict[str, Maker]:
-    """torch's class, its step under torch.compile; empty where that gains nothing or is something else.
+    """Return a maker of torch's class with its step under torch.compile; empty if the class is not in COMPILABLE.
 
-    The learning rate is a tensor, as torch recommends: then a schedule does not compile the step anew. Compiling falls
-    in the first call: a minute for 200 parameters on two cores, more than four for 1,000. Dynamo keeps what it compiled
-    by the code of ``step``, for a few sets of parameters, and then gives up in silence; so each maker makes it forget
-    all.
+    The learning rate is a tensor, as torch recommends, so that a schedule does not compile the step again. The first
+    call compiles: a minute for 200 parameters on two cores, more than four for 1,000. Dynamo keeps compiled code for a
+    few sets of parameters per ``step`` and then silently stops compiling, so each maker resets it.
     """
     if optimizer not in COMPILABLE:
         return {}
@@ -249,7 +248,7 @@ def compiled(optimizer: str, arguments: Options) -> dict[str, Maker]:
 
     def make(params: list[Tensor]) -> Run:
         torch._dynamo.reset()
-        # It logs at every start that it leaves the profiler's scope out.
+        # torch logs at every start that it ignores the profiler's scope.
         logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
         made = torchs(params, **arguments | {"foreach": False, "lr": torch.as_tensor(lr)})
         with _quiet():  # the compiler is imported here
@@ -260,18 +259,18 @@ def compiled(optimizer: str, arguments: Options) -> dict[str, Maker]:
 
 
 def every(optimizer: str, arguments: Options) -> dict[str, Maker]:
-    """All of them; first what makes Dynamo forget what it has compiled, before others use it."""
+    """Return all peers, the compiled ones first, because they reset Dynamo."""
     return compiled(optimizer, arguments) | makers(optimizer, arguments)
 
 
 def missing() -> dict[str, str]:
-    """Peers that are not measured here, and why: not to be imported, or failed when ``makers`` tried them."""
+    """Return the peers that are not measured, with the reason: they cannot be imported, or failed in ``makers``."""
     errors = {peer: error for peer in PACKAGES if (error := _import_error(peer)) is not None}
     return errors | _failures
 
 
 def versions() -> dict[str, str]:
-    """The versions of those that can be imported."""
+    """Return the versions of the peers that can be imported."""
     return {
         peer: importlib.metadata.version(package)
         for peer, (package, _) in PACKAGES.items()

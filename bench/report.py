@@ -1,11 +1,11 @@
-"""Tables and pictures of the figures in a file that the benchmarks have written.
+"""Tables and plots of a file of benchmark results.
 
-    python bench/report.py FILE.json                   # tables in Markdown, a section for each question
-    python bench/report.py FILE.json --docs            # and the tables of README.md and docs/benchmarks.md
-    python bench/report.py FILE.json --pictures DIR    # and pictures (charts.py)
+    python bench/report.py FILE.json                   # tables in Markdown, a section per question
+    python bench/report.py FILE.json --docs            # also write the tables of README.md and docs/benchmarks.md
+    python bench/report.py FILE.json --pictures DIR    # also plot (charts.py)
 
-A ratio is the other's time over that of the first contender in the same run: over 1, the first is ahead. Where onepass
-is first and not ahead, the ratio is printed in bold. The limit is a bound and no peer.
+A ratio is a contender's time relative to the first contender in the same run: above 1, the first is faster. Where
+onepass is first and not faster, the ratio is printed in bold. The limit is a bound and not a peer.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BEYOND = "strongest other"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown, without the columns in which no row has anything."""
+    """Return a Markdown table without its empty columns."""
     rows = list(rows)
     kept = [i for i in range(len(head)) if i == 0 or any(row[i] for row in rows)]
     lines = [head, ["---"] * len(head), *rows]
@@ -38,7 +38,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def cell(ratio: float | None, result: Result, name: str = "") -> str:
-    """A ratio, in bold where onepass is not ahead of a peer."""
+    """Return a ratio as text, in bold where onepass is not ahead of a peer."""
     if ratio is None:
         return ""
     behind = ratio < 1 and result.first == OURS and name != LIMIT
@@ -46,17 +46,17 @@ def cell(ratio: float | None, result: Result, name: str = "") -> str:
 
 
 def named(found: tuple[str, float] | None, result: Result) -> str:
-    """A peer with its ratio."""
+    """Return a peer's ratio and name."""
     return f"{cell(found[1], result)} {found[0]}" if found else ""
 
 
 def others(result: Result) -> str:
-    """Everybody but the first, each with its ratio."""
+    """Return all contenders but the first, each with its ratio."""
     return ", ".join(f"{name} {cell(ratio, result, name)}" for name, ratio in result.ratios().items())
 
 
 def each(result: Result) -> str:
-    """The time of the first contender for each of what there are many of."""
+    """Return the first contender's time per parameter or per tensor."""
     of_many = figures.question(result) in ("large", "small", "scaling", "formats")
     if not of_many or result.optimizer not in figures.ELEMENTWISE:
         return ""
@@ -75,7 +75,7 @@ def speed(result: Result) -> str:
 
 
 def workload_table(results: Sequence[Result]) -> str:
-    """One workload with several optimizers: a column for each contender."""
+    """Return the table of one workload with several optimizers: a column per contender."""
     first, names = results[0].first, list(dict.fromkeys(name for r in results for name in r.ratios()))
     rows = []
     for r in results:
@@ -86,7 +86,7 @@ def workload_table(results: Sequence[Result]) -> str:
 
 
 def mixed_table(results: Iterable[Result]) -> str:
-    """Whatever there is, a row for each result."""
+    """Return a table with a row per result."""
     head = ["workload", "optimizer", "first", "its time", "+-", "each", "GB/s", "others"]
     rows = []
     for r in results:
@@ -96,7 +96,7 @@ def mixed_table(results: Iterable[Result]) -> str:
 
 
 def grid_table(results: Iterable[Result]) -> str:
-    """AdamW over numbers and sizes of tensors: our time for a tensor, and the strongest peer."""
+    """Return the table of AdamW by number and size of tensors: our time per tensor, and the strongest peer."""
     found = {(r.tensors, r.elements // r.tensors): r for r in figures.grid(results)}
     if len(found) < 4:
         return ""
@@ -112,7 +112,7 @@ def grid_table(results: Iterable[Result]) -> str:
 
 
 def wholes_and_parts(results: Iterable[Result], question: str) -> dict[tuple[str, str], dict[str, Result]]:
-    """Whole training steps, and the optimizer's part of them, by what is trained and by the optimizer."""
+    """Return the results of whole training steps and of the optimizer's part, by model and optimizer."""
     found: dict[tuple[str, str], dict[str, Result]] = {}
     for r in results:
         if match := re.fullmatch(rf"{question}: (.+), (whole step|optimizer's part)", r.workload):
@@ -121,7 +121,7 @@ def wholes_and_parts(results: Iterable[Result], question: str) -> dict[tuple[str
 
 
 def training_table(results: Iterable[Result]) -> str:
-    """Steps of whole models, and how much of them the optimizer takes."""
+    """Return the table of whole training steps and the optimizer's share of them."""
     rows = []
     for (model, optimizer), found in wholes_and_parts(results, "training").items():
         if whole := found.get("whole step"):
@@ -134,7 +134,7 @@ def training_table(results: Iterable[Result]) -> str:
 
 
 def frameworks_table(results: Iterable[Result]) -> str:
-    """The optimizer's step within each framework, and how much of a whole training step it takes."""
+    """Return the table of the optimizer's step in each framework and its share of the whole training step."""
     rows = []
     for (framework, optimizer), found in wholes_and_parts(results, "frameworks").items():
         if part := found.get("optimizer's part"):
@@ -146,7 +146,7 @@ def frameworks_table(results: Iterable[Result]) -> str:
 
 
 def share(found: dict[str, Result], name: str) -> str:
-    """Which part of a training step a contender's optimizer takes."""
+    """Return the fraction of a training step that a contender's optimizer takes."""
     whole, part = found.get("whole step"), found.get("optimizer's part")
     if whole is None or part is None or name not in whole.samples or name not in part.samples:
         return ""
@@ -154,9 +154,9 @@ def share(found: dict[str, Result], name: str) -> str:
 
 
 def section(results: list[Result]) -> Iterator[str]:
-    """The tables of one question."""
+    """Yield the tables of one question."""
     alone = []
-    results = sorted(results, key=lambda r: first_of(results, r))  # what belongs together, in the order of its first
+    results = sorted(results, key=lambda r: first_of(results, r))  # groups in the order of their first results
     for _, group in groupby(results, key=lambda r: (r.workload, r.first)):
         rows = list(group)
         if len({r.optimizer for r in rows}) > 1:
@@ -170,12 +170,12 @@ def section(results: list[Result]) -> Iterator[str]:
 
 
 def first_of(results: list[Result], result: Result) -> int:
-    """Where the first result of the same workload and first contender stands."""
+    """Return the index of the first result with the same workload and first contender."""
     return next(i for i, r in enumerate(results) if (r.workload, r.first) == (result.workload, result.first))
 
 
 def report(path: Path | str) -> str:
-    """All figures of a file, in Markdown."""
+    """Return all results of a file as Markdown."""
     told, results = figures.load(path)
     found = list(dict.fromkeys(map(figures.question, results)))
     asked = [q for q in QUESTIONS if q in found] + [q for q in found if q not in QUESTIONS]
@@ -187,7 +187,7 @@ def report(path: Path | str) -> str:
 
 
 def more(told: dict[str, Any]) -> Iterator[str]:
-    """Whatever else a file tells, be it rows of figures or facts."""
+    """Yield the sections of a file's other entries."""
     for name, what in told.items():
         if name in ("machine", "rounds", "quick", "peers", "missing") or not what:
             continue
@@ -203,19 +203,19 @@ def more(told: dict[str, Any]) -> Iterator[str]:
 
 
 def text_of(value: Any) -> str:
-    """A fact as text: samples as their median."""
+    """Return a value as text: a list of samples as its median."""
     if isinstance(value, list) and value and all(isinstance(x, float) for x in value):
         value = statistics.median(value)
     return "" if value is None else number(value) if isinstance(value, float) else str(value)
 
 
 def about(told: dict[str, Any]) -> str:
-    """What the figures hold for."""
+    """Return a line that describes the machine, versions and date."""
     return "; ".join(filter(None, [figures.machine(told), figures.versions(told), figures.when(told)])) + "."
 
 
 def missing(told: dict[str, Any]) -> str:
-    """The peers that were not measured, each with why."""
+    """Return a line of the peers that were not measured, with the reasons."""
     absent = told.get("missing") or {}
     texts = [f"{name} ({why})" for name, why in absent.items()] if isinstance(absent, dict) else list(absent)
     return f"Not measured: {', '.join(texts)}." if texts else ""
@@ -236,7 +236,7 @@ def large_table(results: dict[str, Result]) -> str:
 
 
 def small_table(hot: dict[str, Result], fresh: dict[str, Result]) -> str:
-    """Each cell is of the same gradients at every step, and of new ones."""
+    """Return a table with two values per cell: with the same gradients at every step, and with new ones."""
 
     def cells(found: Result | None) -> list[str]:
         if found is None:
@@ -256,7 +256,7 @@ def small_table(hot: dict[str, Result], fresh: dict[str, Result]) -> str:
 
 
 def rest_table(results: Iterable[Result], shown: Sequence[Result]) -> str:
-    """What has a workload of its own; of workloads with several optimizers, AdamW."""
+    """Return the table of the other workloads; of workloads with several optimizers, only AdamW."""
     left = [r for r in results if r not in shown and figures.question(r) in ("large", "small")]
     several = {
         r.workload for r in left for other in left if other.workload == r.workload and other.optimizer != r.optimizer
@@ -272,7 +272,7 @@ def rest_table(results: Iterable[Result], shown: Sequence[Result]) -> str:
 
 
 def benchmarks_block(path: Path | str) -> str:
-    """Return the tables of a file of figures that docs/benchmarks.md shows."""
+    """Return the tables of docs/benchmarks.md for a file of results."""
     told, results = figures.load(path)
     large, hot = figures.all_classes(results, "large"), figures.all_classes(results, "small: 1000 x 100")
     fresh = figures.all_classes(results, "small", fresh=True)
@@ -293,7 +293,7 @@ def benchmarks_block(path: Path | str) -> str:
 
 
 def missing_frameworks(told: dict[str, Any]) -> str:
-    """What was said in place of a framework's figures."""
+    """Return why frameworks were not measured."""
     return " ".join(
         f"{why}."
         for question, _, why in (note.partition(": ") for note in told.get("notes", []))
@@ -305,7 +305,7 @@ def missing_frameworks(told: dict[str, Any]) -> str:
 
 
 def short_table(large: dict[str, Result], small: dict[str, Result]) -> str:
-    """A row for each optimizer: the time of large and of small tensors, and of torch's implementations beside it."""
+    """Return a table with a row per optimizer: times of large and small tensors, and the ratios of torch's forms."""
 
     def cells(found: Result | None, unit: float, of: str) -> list[str]:
         if found is None:
@@ -322,7 +322,7 @@ def short_table(large: dict[str, Result], small: dict[str, Result]) -> str:
 
 
 def readme_block(path: Path | str) -> str:
-    """Return the table of a file of figures that README.md shows.
+    """Return the table of README.md for a file of results.
 
     Raises:
         ValueError: The file has neither large tensors nor small ones.
@@ -347,7 +347,7 @@ def write_block(path: Path, page: Path, block: str) -> None:
     """Replace the block between the marks of a page.
 
     Args:
-        path: The file of figures, whose name the first mark has.
+        path: The file of results, which the first mark names.
         page: The Markdown file.
         block: The new text.
 
@@ -365,9 +365,9 @@ def write_block(path: Path, page: Path, block: str) -> None:
 def main(arguments: list[str] | None = None) -> int:
     assert __doc__
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("file", type=Path, help="what a benchmark wrote with --json")
+    parser.add_argument("file", type=Path, help="file written by a benchmark with --json")
     parser.add_argument("--docs", action="store_true", help="write the tables of README.md and docs/benchmarks.md")
-    parser.add_argument("--pictures", type=Path, metavar="DIR", help="draw PNG and SVG there")
+    parser.add_argument("--pictures", type=Path, metavar="DIR", help="folder for plots as PNG and SVG")
     args = parser.parse_args(arguments)
     try:
         print(report(args.file.resolve()))
@@ -377,7 +377,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         parser.error(str(error))
     if args.pictures:
-        import charts  # only here, as the tables need no matplotlib
+        import charts  # here, because the tables need no matplotlib
 
         told, results = figures.load(args.file.resolve())
         for path in charts.draw(told, results, args.pictures):

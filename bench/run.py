@@ -1,7 +1,7 @@
-"""The benchmarks: ``python bench/run.py --all --json FILE``, or the questions that are named.
+"""Run the benchmarks: ``python bench/run.py --all --json FILE``, or with the names of questions.
 
-Each question is a file beside this one, whose ``measure(quick, rounds)`` yields results, or sentences on what could not
-be measured. ``bench/report.py`` makes tables and pictures of the file, ``bench/compare.py`` compares two of them.
+Each question is a file in this folder. Its ``measure(quick, rounds)`` yields results, and messages about what could not
+be measured. ``bench/report.py`` makes tables and plots of the results, and ``bench/compare.py`` compares two runs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Measure = Callable[[bool, int], Iterable[Result | str]]
 
 
 def ask(question: str, measure: Measure, quick: bool, rounds: int) -> tuple[list[Result], list[str], bool]:
-    """Measures and prints; returns the results, what could not be measured, and whether all was right."""
+    """Measure and print; return the results, what could not be measured, and whether all results were right."""
     results: list[Result] = []
     notes: list[str] = []
     try:
@@ -47,7 +47,7 @@ def ask(question: str, measure: Measure, quick: bool, rounds: int) -> tuple[list
 
 
 def alone(measure: Measure, description: str | None) -> None:
-    """What a question's file does when it is run by itself."""
+    """Run the file of one question as a script."""
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     add_options(parser)
     args = parser.parse_args()
@@ -56,9 +56,9 @@ def alone(measure: Measure, description: str | None) -> None:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--quick", action="store_true", help="small sizes: to see that it works, no measurement")
-    parser.add_argument("--rounds", type=int, help="samples of each contender (default 7; 2 if quick)")
-    parser.add_argument("--threads", type=int, help="torch.set_num_threads")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to check that it works")
+    parser.add_argument("--rounds", type=int, help="samples of each contender; default: 7 (2 if quick)")
+    parser.add_argument("--threads", type=int, help="number of CPU threads; default: torch's")
 
 
 def begin(args: argparse.Namespace) -> None:
@@ -74,7 +74,7 @@ def rounds_of(args: argparse.Namespace) -> int:
 
 
 def run_question(question: str, args: argparse.Namespace, path: Path) -> bool:
-    """Asks one question, and writes what was found to a file; returns whether all was right."""
+    """Run one question, write its results to a file, and return whether all results were right."""
     start = time.perf_counter()
     module = importlib.import_module(question)
     results, notes, right = ask(question, module.measure, args.quick, rounds_of(args))
@@ -95,14 +95,14 @@ def run_question(question: str, args: argparse.Namespace, path: Path) -> bool:
 
 
 def run_apart(question: str, args: argparse.Namespace, path: Path) -> bool:
-    """The same in a process of its own, lest one question's memory and compiled code weigh on the next."""
+    """Run one question in a new process, so that its memory and compiled code do not affect the next."""
     flags = ["--json", path, "--rounds", rounds_of(args), *(["--threads", args.threads] if args.threads else [])]
     command = [sys.executable, __file__, question, *map(str, flags), *(["--quick"] if args.quick else [])]
     return subprocess.run(command).returncode == 0
 
 
 def merged(paths: list[Path]) -> str:
-    """The text of one file with all that is in these."""
+    """Return the text of one file with the contents of these."""
     told: dict[str, Any] = {}
     results: list[Result] = []
     for path in paths:
@@ -115,15 +115,15 @@ def merged(paths: list[Path]) -> str:
                 told[name] = told.get(name, []) + what
             else:
                 told[name] = what
-    del told["machine"]  # as_json tells it
+    del told["machine"]  # as_json adds it
     return as_json(results, **told)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("questions", nargs="*", metavar="QUESTION", help=", ".join(QUESTIONS))
-    parser.add_argument("--all", action="store_true", help="all of them")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file")
+    parser.add_argument("--all", action="store_true", help="run all questions")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all results to this file")
     add_options(parser)
     args = parser.parse_args()
     if args.all == bool(args.questions):
@@ -131,7 +131,7 @@ def main() -> int:
     if unknown := sorted({*args.questions} - {*QUESTIONS}):
         parser.error(f"no such question: {', '.join(unknown)}; there are {', '.join(QUESTIONS)}")
     if args.json and not args.json.parent.is_dir():
-        parser.error(f"--json: there is no folder {args.json.parent}")
+        parser.error(f"--json: the folder {args.json.parent} does not exist")
     questions = QUESTIONS if args.all else args.questions
     right = True
     with tempfile.TemporaryDirectory() as folder:
@@ -143,7 +143,7 @@ def main() -> int:
             else:
                 print(f"\n== {question}", flush=True)
                 right &= run_apart(question, args, path)
-            if args.json:  # after each question, so that a run which is cut off has something to show
+            if args.json:  # after each question, so that an interrupted run keeps its results
                 args.json.write_text(merged([written for written in paths if written.exists()]))
     return not right
 

@@ -1,8 +1,7 @@
-"""Scaling: from a thousand elements to billions, from one thread to all, and every instruction set. AdamW.
+"""Scaling of AdamW: from a thousand elements to billions, from one thread to all, and every instruction set.
 
-What has more elements than two contenders have room for is stepped by onepass alone, beside the limit, and checked at
-its ends: as the rule is element-wise, torch's fused step of copies of the first and last elements tells what must stand
-there.
+If there is not enough memory for two contenders, only onepass and the limit are measured. The first and the last
+elements are then compared with torch's fused step of copies of them, which is enough because the rule is element-wise.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from onepass.cli.timing import Result, Run, gradients, time_in_turn
 from torch import Tensor
 
 SHARED = 10**8  # elements up to which torch is measured as well
-ENDS = 1 << 20  # elements at either end that are checked of larger tensors
+ENDS = 1 << 20  # number of elements at either end that are checked for larger tensors
 
 
 def measure(quick: bool, rounds: int) -> Iterator[Result | str]:
@@ -30,7 +29,7 @@ def measure(quick: bool, rounds: int) -> Iterator[Result | str]:
     ):
         needed = 4 * elements * dtype.itemsize
         if needed * 1.05 > available_memory():
-            yield f"{elements} elements in {dtype} are not measured: there is no room for {needed / 1e9:.0f} GB"
+            yield f"{elements} elements in {dtype} are not measured: they need {needed / 1e9:.0f} GB of memory"
         else:
             yield huge(elements, dtype, rounds)
     yield from threads(quick, rounds)
@@ -44,14 +43,14 @@ def available_memory() -> int:
 
 
 def huge(elements: int, dtype: torch.dtype, rounds: int) -> Result:
-    """One tensor for which there is room only once."""
+    """Measure onepass on one tensor that fits memory only once."""
     p = torch.nn.Parameter(torch.empty(elements, dtype=dtype).normal_())
     p.grad = torch.empty_like(p).normal_()
     ends = [slice(0, ENDS), slice(elements - ENDS, elements)]
     copies: list[Tensor] = [torch.nn.Parameter(p.detach()[end].clone()) for end in ends]
     for copy, end in zip(copies, ends, strict=True):
         copy.grad = p.grad[end].clone()
-    # In 16 bits a small rate would move hardly any parameter.
+    # In 16 bits a small learning rate would change hardly any parameter.
     arguments = {**ADAMW.arguments, "lr": 1e-3 if dtype is torch.float32 else 0.1}
     optimizer = onepass.AdamW([p], **arguments)
     theirs = torch.optim.AdamW(copies, **arguments, fused=True)
@@ -68,7 +67,7 @@ def huge(elements: int, dtype: torch.dtype, rounds: int) -> Result:
 
 
 def threads(quick: bool, rounds: int) -> Iterator[Result]:
-    """The same step on one thread, on two, and so on up to all."""
+    """Measure the same step on one thread, on two, and so on up to all."""
     all_threads = torch.get_num_threads()
     counts = sorted({1 << k for k in range(all_threads.bit_length()) if 1 << k <= all_threads} | {all_threads})
     for name, shapes in (
@@ -98,7 +97,7 @@ def threads(quick: bool, rounds: int) -> Iterator[Result]:
 
 
 def isas(quick: bool, rounds: int) -> Iterator[Result]:
-    """Every instruction set that this machine has, on one thread, where memory does not hide them."""
+    """Measure every instruction set of this machine on one thread, with arrays that fit a cache."""
     chosen, all_threads = _core.isa(), torch.get_num_threads()
     names = [chosen, *(name for name, supported in _core.isas().items() if supported and name != chosen)]
     torch.set_num_threads(1)
@@ -113,7 +112,7 @@ def isas(quick: bool, rounds: int) -> Iterator[Result]:
 
 
 def in_cache(subject: Subject, dtype: torch.dtype, names: list[str], tensors: int, rounds: int) -> Result:
-    """Tensors of 4096 elements, a contender for each instruction set; all must give the same bits."""
+    """Measure tensors of 4096 elements with a contender per instruction set; all must have the same bits."""
     grads = gradients([(4096,)] * tensors, dtype)
 
     def maker(name: str) -> Callable[[list[Tensor]], Run]:
@@ -132,7 +131,7 @@ def in_cache(subject: Subject, dtype: torch.dtype, names: list[str], tensors: in
     first = made["onepass"][0]
     for name, (params, _) in made.items():
         if not all(torch.equal(a, b) for a, b in zip(first, params, strict=True)):
-            raise AssertionError(f"{subject.name} on {name} has other bits than on {names[0]}")
+            raise AssertionError(f"{subject.name} on {name} differs bitwise from {names[0]}")
     runs = {names[0] if name == "onepass" else name: run for name, (_, run) in made.items()}
     what = str(dtype).removeprefix("torch.")
     return Result(f"ISA: 16 x 4096 {what}, 1 thread", subject.name, 4096 * tensors, tensors, time_in_turn(runs, rounds))

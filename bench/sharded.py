@@ -1,7 +1,7 @@
-"""Sharded models: what does a step over DTensors cost beside one over plain tensors of the same sizes?
+"""Sharded models: step times over DTensors compared with plain tensors of the same sizes.
 
-In a process group of one process, over gloo: a step needs no other process, and what a DTensor costs is its reading.
-The first contender steps plain tensors; `onepass, DTensor` is to take at most 1.5 times as long.
+The process group has one process and uses gloo: a step needs no other process, and the cost of a DTensor is reading it.
+The first contender steps plain tensors; `onepass, DTensor` should take at most 1.5 times as long.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def measure(quick: bool, rounds: int) -> Iterator[Result | str]:
 
 
 def spread(grads: list[Tensor]) -> list[Tensor]:
-    """The parameters that `parameters` makes, and their gradients, as DTensors."""
+    """Return the parameters of `parameters` and their gradients as DTensors."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard, distribute_tensor
 
@@ -45,7 +45,7 @@ def spread(grads: list[Tensor]) -> list[Tensor]:
 
 
 def compare(count: int, length: int, rounds: int) -> Result:
-    """Ours over plain tensors, and all over DTensors."""
+    """Return the contenders: ours over plain tensors, and all over DTensors."""
     grads = gradients([(length,)] * count)
     plain = parameters(grads)
     makers = ADAMW.optimizers()

@@ -1,7 +1,7 @@
-"""Small models: what does a step cost for each tensor, hot and with gradients fresh from a backward?
+"""Small models: step times per tensor, with the same gradients ("small") and with new ones ("fresh").
 
-Where tensors are small, a step is the reading of Python objects. Hot, the same gradients are stepped again and again;
-fresh, a backward pass has just made them, in other memory and as other objects, and has used the caches.
+For small tensors, most of a step's time is spent on reading Python objects. In "small" all steps use the same
+gradients. In "fresh" a backward pass has just made them, in other memory and as other objects, and has used the caches.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from onepass.cli.timing import Maker, Result, Run, check, gradients, parameters,
 from torch.optim import Optimizer
 
 COUNTS = LENGTHS = (10, 100, 1000, 10_000)
-PROBED = ("SGD", "Adam", "AdamW", "Lion")  # those for which groups and denormals are measured
+PROBED = ("SGD", "Adam", "AdamW", "Lion")  # groups and denormals are measured for these
 
-# torch.compile unrolls the loop over the tensors, and takes a quarter of a second for each.
+# torch.compile unrolls the loop over the tensors, and takes a quarter of a second per tensor.
 COMPILED_TENSORS = 16
 
 
@@ -51,7 +51,7 @@ def measure(quick: bool, rounds: int) -> Iterator[Result | str]:
 
 
 def groups(subject: Subject, count: int, rounds: int) -> Result:
-    """One group of all tensors, and a group for each tensor."""
+    """Measure one group of all tensors, and one group per tensor."""
     grads = gradients([(100,)] * count)
     together, apart = parameters(grads), parameters(grads)
     runs: dict[str, Run] = {
@@ -66,7 +66,7 @@ def groups(subject: Subject, count: int, rounds: int) -> Result:
 
 
 def against_torch(subject: Subject, count: int, rounds: int) -> Result:
-    """Ours and torch's, with a group for each tensor."""
+    """Return ours and torch's contenders with one group per tensor."""
 
     def maker(make: Callable[..., Optimizer]) -> Maker:
         return lambda params: make([{"params": [p]} for p in params]).step
@@ -78,7 +78,7 @@ def against_torch(subject: Subject, count: int, rounds: int) -> Result:
 
 
 def denormals(subject: Subject, length: int, rounds: int) -> Result:
-    """States that are normal numbers, and states that are denormals; ours and torch's fused."""
+    """Measure states that are normal numbers and states that are denormals, for ours and torch's fused form."""
     grads = [torch.zeros(length) for _ in range(64)]
     runs: dict[str, Run] = {}
     refills: dict[str, list[Run]] = {}

@@ -1,15 +1,16 @@
-"""What is around a step: schedulers, the log, the import, the size of the installation.
+"""Costs other than the step: schedulers, the log, the import, the size of the installation.
 
 ``python bench/surroundings.py [--quick] [--rounds N]``
 
-- A scheduler's step: ours beside torch's, for 1 and 10 parameter groups, over the same optimizer of torch's. First the
-  rates of 1000 steps are compared.
+- A scheduler's step: ours compared with torch's, for 1 and 10 parameter groups, with the same optimizer of torch. First
+  the learning rates of 1000 steps are compared.
 - ``onepass.log_to``: the step, and the whole training step, without a log ("off") and with one ("on"). The writer is
-  TensorBoard's own, or none, which leaves the cost of the log itself. A sample is a whole interval of ten steps, one of
-  which is written. Both train from the same start, and every parameter is compared, to the bit, before and after.
-- ``import torch`` in a fresh process, alone and together with ``import onepass``: what counts is the difference.
-- The sizes of what is installed and, with ONEPASS_BENCH_INSTALL=1 in the environment, how long ``pip install .`` takes
-  in a fresh virtual environment, without what onepass depends on. That needs a network.
+  TensorBoard's, or one that drops the scalars, which shows the cost of the log itself. A sample is an interval of ten
+  steps, one of which is written. Both train from the same start, and every parameter is compared bitwise before and
+  after.
+- ``import torch`` in a new process, alone and together with ``import onepass``; the difference is the result.
+- The installed sizes and, with ONEPASS_BENCH_INSTALL=1 in the environment, the time of ``pip install .`` in a new
+  virtual environment, without dependencies. That needs a network.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ ROOT = Path(__file__).parent.parent
 
 # ---- Schedulers ----
 
-RATES = 1000  # that are compared
-HORIZON = 10**8  # steps of the schedules that end: more than will ever be timed
+RATES = 1000  # number of learning rates that are compared
+HORIZON = 10**8  # steps of the schedules that end: more than are timed
 GROUPS = (1, 10)
 WARMUP = 500
 
 Scheduled = torch.optim.Optimizer
-MakeScheduler = Callable[[Any, Scheduled, int], Any]  # of a module with schedulers, and the steps that it is for
+MakeScheduler = Callable[[Any, Scheduled, int], Any]  # from a module of schedulers, an optimizer and its steps
 
 SCHEDULERS: dict[str, MakeScheduler] = {
     "StepLR": lambda of, optimizer, steps: of.StepLR(optimizer, step_size=30),
@@ -57,7 +58,7 @@ SCHEDULE_LR = "ScheduleLR"
 
 
 def warmup_and_cosine(of: Any, optimizer: Scheduled, steps: int) -> Any:
-    """torch's own words for ``warmup(500) >> cosine(steps)``; its LinearLR may not begin at zero."""
+    """Return torch's equivalent of ``warmup(500) >> cosine(steps)``. Its LinearLR cannot start at zero."""
     parts = [of.LinearLR(optimizer, 1e-12, total_iters=WARMUP), of.CosineAnnealingLR(optimizer, T_max=steps)]
     return of.SequentialLR(optimizer, parts, milestones=[WARMUP])
 
@@ -73,22 +74,22 @@ def contenders(name: str) -> dict[str, Callable[[Scheduled, int], Any]]:
 
 
 class Schedule:
-    """A scheduler over an optimizer of so many groups."""
+    """A scheduler and an optimizer with a number of groups."""
 
     def __init__(self, make: Callable[[Scheduled, int], Any], groups: int, steps: int) -> None:
         params = [{"params": [torch.zeros(1, requires_grad=True)], "lr": 0.1 / (g + 1)} for g in range(groups)]
         self.optimizer = torch.optim.SGD(params, momentum=0.9)
         self.scheduler = make(self.optimizer, steps)
-        self.optimizer.step()  # or schedulers warn that they are ahead of it
+        self.optimizer.step()  # schedulers warn if they are stepped before the optimizer
 
     def step(self) -> None:
         if isinstance(self.scheduler, torchs.ReduceLROnPlateau):
-            self.scheduler.step(1.0)  # which never improves
+            self.scheduler.step(1.0)  # a metric that never improves
         else:
             self.scheduler.step()
 
     def rates(self) -> Tensor:
-        """The rates of the first steps, of all groups."""
+        """Return the learning rates of the first steps, for all groups."""
         rates = []
         for _ in range(RATES):
             rates.append([group["lr"] for group in self.optimizer.param_groups])
@@ -101,8 +102,8 @@ def schedulers(rounds: int) -> Iterator[Result]:
         for groups in GROUPS:
             makers = contenders(name)
             first, second = (Schedule(make, groups, RATES).rates() for make in makers.values())
-            # Subclasses of torch's do the same arithmetic. torch's recursions, which ScheduleLR is compared with, have
-            # added up the rounding of so many steps.
+            # Subclasses of torch's classes compute the same. torch's recursions, which ScheduleLR is compared with,
+            # have accumulated the rounding errors of all steps.
             allowed = 1e-9 if name == SCHEDULE_LR else 0.0
             if not torch.allclose(first, second, rtol=0, atol=allowed):
                 raise AssertionError(f"{name}: rates differ by up to {(first - second).abs().max()}")
@@ -117,14 +118,14 @@ INTERVAL = 10
 
 
 class NoWriter:
-    """Takes the scalars and drops them: what remains is the cost of the log itself."""
+    """A writer that drops the scalars, to measure the cost of the log itself."""
 
     def add_scalar(self, tag: str, value: float, step: int) -> None:
         pass
 
 
 class Many(nn.Module):
-    """Many small tensors, each of which scales its input."""
+    """A model of many small tensors, each of which scales its input."""
 
     def __init__(self, tensors: int) -> None:
         super().__init__()
@@ -161,7 +162,7 @@ def models(quick: bool) -> dict[str, Model]:
 
 
 class Training:
-    """A model in training, with a log or without."""
+    """A model in training, with or without a log."""
 
     def __init__(self, model: Model, writer: Any) -> None:
         torch.manual_seed(0)
@@ -177,7 +178,7 @@ class Training:
         nn.functional.cross_entropy(self.model(self.x), self.y).backward()
 
     def seconds(self, whole: bool) -> float:
-        """The time of a step, over an interval of them."""
+        """Return the time per step over an interval."""
         start = time.perf_counter()
         for _ in range(INTERVAL):
             if whole:
@@ -225,7 +226,7 @@ def import_seconds(contender: str) -> float:
 
 def imports(rounds: int) -> Result:
     for contender in IMPORTS:
-        import_seconds(contender)  # so that files are in memory
+        import_seconds(contender)  # so that files are in the page cache
     return Result("import", "none", 0, 0, sample_in_turn(IMPORTS, rounds, import_seconds))
 
 
@@ -233,15 +234,15 @@ def imports(rounds: int) -> Result:
 
 
 def facts(install: bool = False) -> dict[str, str]:
-    """What is told of the installation, beside times.
+    """Return the sizes of the installation.
 
     Args:
-        install: Whether to install onepass, to see how long it takes.
+        install: Whether to also install onepass and return the time it takes.
     """
     core = Path(onepass._core.__file__)
-    folders = {Path(onepass.__file__).parent, core.parent}  # two, if the installation is editable
+    folders = {Path(onepass.__file__).parent, core.parent}  # two folders if the installation is editable
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
-    files = [path for path in files if "__pycache__" not in path.parts]  # which are Python's, not the package's
+    files = [path for path in files if "__pycache__" not in path.parts]  # written by Python, not by the installation
     modules = [path for path in files if path.suffix == core.suffix]
     told = {"installed size": kilobytes(files)}
     told |= {f"size of {path.name.split('.')[0]}": kilobytes([path]) for path in modules}
@@ -258,14 +259,14 @@ def install_seconds() -> float:
     with tempfile.TemporaryDirectory() as folder:
         venv.create(folder, with_pip=True)
         python = Path(folder) / ("Scripts" if os.name == "nt" else "bin") / "python"
-        fresh = f"-Cbuild-dir={folder}/build"  # not the one of the tree, where all may be compiled already
+        fresh = f"-Cbuild-dir={folder}/build"  # not the source tree's, where everything may be compiled already
         start = time.perf_counter()
         subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", fresh, ROOT], check=True)
         return time.perf_counter() - start
 
 
 def measure(quick: bool, rounds: int) -> Iterator[Result]:
-    """Schedulers, the log, the import."""
+    """Measure schedulers, the log and the import."""
     yield from schedulers(rounds)
     yield from logs(quick, rounds)
     yield imports(rounds if quick else max(rounds, 5))

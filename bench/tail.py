@@ -1,16 +1,16 @@
-"""What ends a training step: unscaling, clipping, the step, the average of the weights, the gradients put away.
+"""The tail of a training step: unscaling, clipping, the step, the average of the weights, zero_grad.
 
-``python bench/tail.py [--quick] [--rounds N]``. First the whole tail, then each part of it as torch does it: to see
-where the bytes go, as only the step is an optimizer's, and all the others pass over the same memory again.
+``python bench/tail.py [--quick] [--rounds N]``. The whole tail is measured first, and then each part as torch does it.
+The parts show the memory traffic: each of them passes over the same memory again, and only the step is the optimizer's.
 
-The tail is the one of a training run in mixed precision: gradients that carry GradScaler's scale, clip_grad_norm_,
-AdamW, an exponential average by AveragedModel, zero_grad; in a second workload also a bfloat16 copy of the parameters,
-for the next forward pass. Gradients are new tensors each time, as a backward pass makes them; that is not timed.
+The tail is that of training in mixed precision: gradients multiplied by GradScaler's scale, clip_grad_norm_, AdamW, an
+exponential average by AveragedModel, and zero_grad. A second workload also makes a bfloat16 copy of the parameters for
+the next forward pass. Gradients are new tensors each time, as after a backward pass; making them is not timed.
 
-There are two ways to undo the scale. "unscale_" is the documented one: GradScaler.unscale_, clip_grad_norm_,
-GradScaler.step. Otherwise it is left to the step, as GradScaler does where nothing is clipped: the limit of the norm
-carries the scale too, whether an inf was found is read off the norm, and the optimizer has grad_scale and found_inf.
-onepass and torch's fused form can do so; its default cannot, and is compared as it is documented.
+The scale is undone in one of two ways. "unscale_" is the documented way: GradScaler.unscale_, clip_grad_norm_,
+GradScaler.step. In the other way the step unscales, as with GradScaler if nothing is clipped: the limit of the norm is
+multiplied by the scale, found_inf is derived from the norm, and the optimizer has grad_scale and found_inf. onepass and
+torch's fused form support this; torch's default does not, and is measured in the documented way.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-SCALE = 2.0**16  # GradScaler's first, and a power of two: scaling rounds nothing
+SCALE = 2.0**16  # GradScaler's initial scale; a power of two, so scaling does not round
 MAX_NORM = 1.0
 DECAY = 0.999
-CHECKED_TAILS = 2  # of each kind
+CHECKED_TAILS = 2  # for each kind
 
-SIZES: dict[str, tuple[Shapes, Shapes]] = {  # shapes, in full and for a quick look
+SIZES: dict[str, tuple[Shapes, Shapes]] = {  # shapes, in full and with --quick
     "16 x 4M": ([(4 << 20,)] * 16, [(64 << 10,)] * 16),
     "1000 x 100": ([(100,)] * 1000, [(100,)] * 100),
 }
@@ -42,26 +42,26 @@ OPTIMIZERS: dict[str, Make] = {
     "fused": functools.partial(torch.optim.AdamW, lr=1e-3, fused=True),
     "default": functools.partial(torch.optim.AdamW, lr=1e-3, foreach=False, fused=False),
 }
-SCALED_STEP = ("onepass", "fused")  # these can undo the scale themselves
+SCALED_STEP = ("onepass", "fused")  # their steps can unscale
 
 
 class Tail:
-    """One contender: its parameters, and all that is done to them once the gradients are there."""
+    """One contender: its parameters, and everything that is done with them after the backward pass."""
 
     def __init__(self, optimizer: str, grads: list[Tensor]) -> None:
         self.grads = grads
         self.params = parameters(grads)
         for p in self.params:
-            p.grad = None  # not to be copied with the model
+            p.grad = None  # so that it is not copied with the model
         self.model = nn.ParameterList(self.params)
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
         self.copies = [p.detach().bfloat16() for p in self.params]
         self.optimizer = OPTIMIZERS[optimizer](self.params)
         self.scaler = torch.amp.GradScaler("cpu", init_scale=SCALE)
-        self.scaler.scale(torch.zeros(()))  # or it has no scale yet
+        self.scaler.scale(torch.zeros(()))  # initialises the scale
 
     def lend(self) -> None:
-        """What a backward pass leaves: new gradients, which carry the scale."""
+        """Set new gradients, multiplied by the scale, as after a backward pass."""
         for p, grad in zip(self.params, self.grads, strict=True):
             p.grad = grad * SCALE
 
@@ -80,7 +80,7 @@ class Tail:
         self.optimizer.zero_grad()
 
     def step_on_scaled(self, found_inf: Tensor) -> None:
-        """The step as GradScaler makes it when it leaves the scale to the optimizer."""
+        """Make the step as GradScaler does when the optimizer unscales."""
         optimizer: Any = self.optimizer
         optimizer.grad_scale, optimizer.found_inf = torch.tensor(SCALE), found_inf.float()
         optimizer.step()
@@ -94,25 +94,25 @@ class Tail:
         torch._foreach_copy_(self.copies, self.params)
 
     def agree(self, name: str, first: Tail) -> None:
-        """Compares all that a tail leaves behind with the first contender's."""
+        """Compare all results of the tail with the first contender's."""
         check(f"tail, {name}: parameters", first.params, self.params)
         check(f"tail, {name}: average", list(first.average.parameters()), list(self.average.parameters()))
         check(f"tail, {name}: copies", first.copies, self.copies)  # to 8 roundings of bfloat16
 
 
 class Part(NamedTuple):
-    """A part of the tail as torch does it."""
+    """A part of the tail in torch's implementation."""
 
     run: Run
-    wanted: Callable[[], list[Tensor]]  # asked before it has run: what there should be then
-    found: Callable[[], list[Tensor]]  # and after it: what there is
-    moved: int  # bytes for each element, that this part by itself has to move
+    wanted: Callable[[], list[Tensor]]  # called before the part: the expected result
+    found: Callable[[], list[Tensor]]  # called after the part: the result
+    moved: int  # bytes per element that this part alone has to move
     tolerance: float = 0.0
-    uses_up: bool = True  # the gradients, so that each run needs new ones
+    uses_up: bool = True  # whether it changes the gradients, so that each run needs new ones
 
 
 def parts_of(tail: Tail) -> dict[str, Part]:
-    """All parts but the step, which there are several of."""
+    """Return all parts except the step."""
     params, grads = tail.params, tail.grads
     norm = torch.stack([grad.double().norm() for grad in grads]).norm()
     clipped = float(MAX_NORM / norm)
@@ -154,7 +154,7 @@ def parts_of(tail: Tail) -> dict[str, Part]:
 
 
 def measure(quick: bool, rounds: int) -> Iterator[Result]:
-    """The whole tail, then its parts, for a set of large tensors and one of small ones."""
+    """Measure the whole tail, then its parts, for a set of large tensors and one of small ones."""
     for size, shapes in SIZES.items():
         grads = gradients(shapes[quick])
         yield from whole_tails(size, grads, rounds)
@@ -162,7 +162,7 @@ def measure(quick: bool, rounds: int) -> Iterator[Result]:
 
 
 def whole_tails(size: str, grads: list[Tensor], rounds: int) -> Iterator[Result]:
-    """All contenders, with and without the copy; and their steps alone."""
+    """Measure all contenders, with and without the copy, and their steps alone."""
     tails = {name: Tail(name, grads) for name in OPTIMIZERS}
     contenders: list[dict[str, Run]] = [
         {n: functools.partial(t.whole, scaled and n in SCALED_STEP, copy) for n, t in tails.items()}
@@ -183,7 +183,7 @@ def whole_tails(size: str, grads: list[Tensor], rounds: int) -> Iterator[Result]
         samples = time_in_turn(runs, rounds, before=lambda name: tails[name].lend())
         return result_of(part, size, grads, samples, moved)
 
-    # Gradients have to be read twice: the norm must be known before the first element is stepped.
+    # Gradients are read twice: the norm must be known before the first element is stepped.
     yield result("whole", scaled_step, moved=4 + 28 + 8)
     yield result("whole, bfloat16 copy", with_copy, moved=4 + 28 + 8 + 2)
     yield result("whole, unscale_", documented, moved=4 + 28 + 8)
@@ -191,7 +191,7 @@ def whole_tails(size: str, grads: list[Tensor], rounds: int) -> Iterator[Result]
 
 
 def parts(size: str, grads: list[Tensor], rounds: int) -> Iterator[Result]:
-    """All that torch does beside the step, one by one."""
+    """Measure each part of torch's tail except the step."""
     tail = Tail("default", grads)
     for _ in range(2):  # the first average is a copy
         tail.lend()

@@ -1,4 +1,4 @@
-"""Lets torchvision be imported beside a torch without CUDA, for the frameworks of frameworks.py and tests/ecosystem.
+"""Make torchvision importable with a torch without CUDA, for the frameworks of frameworks.py and tests/ecosystem.
 
 Its wheel on PyPI is built for CUDA, its operators do not load there, and the import fails at what describes them. timm
 and Lightning (by torchmetrics) import it, and call none of them.
@@ -11,11 +11,11 @@ from types import ModuleType
 
 import torch
 
-_declared: list[torch.library.Library] = []  # which declare no longer than they live
+_declared: list[torch.library.Library] = []  # held, because operators are declared only as long as these objects exist
 
 
 def import_torchvision() -> ModuleType:
-    """torchvision, with its operators declared if they are not there; what else is wrong with it is raised."""
+    """Import torchvision, with its operators declared if they are missing. Other errors are raised."""
     try:
         return importlib.import_module("torchvision")
     except RuntimeError as error:

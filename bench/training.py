@@ -1,11 +1,11 @@
-"""Whole training steps of real models: how much of their time the optimizer takes, and what it may save.
+"""Whole training steps of real models, and the optimizer's share of their time.
 
-``python bench/training.py [--quick] [--rounds N]``. Two results for each model: the whole step (forward, backward, the
-optimizer's step, zero_grad), and the optimizer's part of the very same steps. Every contender has a model of its own,
-from the same start, and sees the same batches. The models: a convolutional net on handwritten digits and a character
-transformer, which are those of ``python -m onepass demo``; the policy of reinforcement learning, two hidden layers of
-64; and a wide embedding, whose sparse gradients SparseAdam takes (torch has one form of it only), while its dense part
-has the AdamW that the contender is named after.
+``python bench/training.py [--quick] [--rounds N]``. Two results per model: the whole step (forward, backward, the
+optimizer's step, zero_grad), and the optimizer's part of the same steps. Every contender has its own model, with the
+same start and the same batches. The models: the convolutional net on handwritten digits and the character transformer
+of ``python -m onepass demo``; a policy of reinforcement learning with two hidden layers of 64; and a wide embedding
+with sparse gradients, which SparseAdam steps (torch has only one form of it), while the contender's AdamW steps the
+dense part.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from torch.optim import Optimizer
 
 LR = 1e-3
 CHECKED_STEPS = 4
-BATCHES = 16  # drawn beforehand, and used again and again
+BATCHES = 16  # drawn before the first step, and used repeatedly
 
 Make = Callable[..., Optimizer]
 Batch = tuple[Tensor, Tensor]
 
-# The classes of each contender, for dense and for sparse gradients, and what makes the dense one take that path.
+# The classes of each contender, for dense and for sparse gradients, and the arguments of the dense one.
 CONTENDERS: dict[str, tuple[Make, Make, dict[str, Any]]] = {
     "onepass": (onepass.AdamW, onepass.SparseAdam, {}),
     "default": (torch.optim.AdamW, torch.optim.SparseAdam, {"foreach": False, "fused": False}),
@@ -39,16 +39,16 @@ CONTENDERS: dict[str, tuple[Make, Make, dict[str, Any]]] = {
 
 
 class Workload(NamedTuple):
-    """A model, its batches, and what is made of its output."""
+    """A model, its batches, and its loss."""
 
     build: Callable[[], nn.Module]
     batches: Sequence[Batch]
     loss: Callable[[Tensor, Tensor], Tensor]
-    undecided: str = "-"  # what is in the names of parameters that rounding decides upon: see `agree`
+    undecided: str = "-"  # part of the names of parameters whose gradients are rounding only: see `agree`
 
 
 class WideEmbedding(nn.Module):
-    """The mean of some rows of a large table, and a perceptron on it."""
+    """A perceptron on the mean of some rows of a large embedding."""
 
     def __init__(self, rows: int) -> None:
         super().__init__()
@@ -69,12 +69,12 @@ def policy() -> nn.Module:
 
 
 def chosen_action(values: Tensor, target: Tensor) -> Tensor:
-    """The loss of Q-learning: of the value of the action that was taken."""
+    """Return the loss of Q-learning, for the value of the action taken."""
     return nn.functional.smooth_l1_loss(values[:, 0], target)
 
 
 def workloads(quick: bool) -> Iterator[tuple[str, Workload]]:
-    """Each model's name, and how to train it."""
+    """Yield the models by name, with how to train them."""
     generator = torch.Generator().manual_seed(0)
 
     def batches(draw: Callable[[torch.Generator], Batch]) -> list[Batch]:
@@ -102,7 +102,7 @@ def workloads(quick: bool) -> Iterator[tuple[str, Workload]]:
 
 
 class Training:
-    """One contender: a model, its optimizers, and where it is among the batches."""
+    """One contender: a model, its optimizers, and its position in the batches."""
 
     def __init__(self, workload: Workload, contender: str) -> None:
         torch.manual_seed(0)
@@ -116,7 +116,7 @@ class Training:
             self.optimizers.append(sparse_class(sparse, lr=LR))
 
     def step(self) -> float:
-        """A whole training step; returns the seconds of the optimizer's part."""
+        """Make a training step and return the seconds of the optimizer's part."""
         inputs, targets = next(self.batches)
         self.loss(self.model(inputs), targets).backward()
         start = time.perf_counter()
@@ -128,12 +128,12 @@ class Training:
         return seconds
 
     def agree(self, name: str, first: Training, undecided: str) -> None:
-        """Compares every element with the first contender's, after CHECKED_STEPS of them.
+        """Compare every element with the first contender's, after CHECKED_STEPS steps.
 
-        Rounding that differs comes back through the gradients of the next steps. So far it has not grown beyond the
-        units of rounding that `check` allows, with one exception: attention does not depend on the keys' bias, so that
-        its gradients are nothing but rounding, some 1e-10, and Adam divides by their size plus 1e-8. Torch's own
-        forms are 1.4e-5 apart there after four steps. It may be 5 % of a step.
+        Differences in rounding enter the gradients of the next steps. Measured differences are within the units of
+        rounding that `check` allows, with one exception: attention does not depend on the keys' bias, so its gradients
+        are rounding errors of some 1e-10, and Adam divides by their size plus 1e-8. torch's own forms differ by 1.4e-5
+        there after four steps. 5 % of a step is allowed.
         """
         for (key, ours), theirs in zip(first.model.named_parameters(), self.model.parameters(), strict=True):
             check(f"{name}: {key}", [ours], [theirs], tolerance=0.05 * LR if undecided in key else 1e-6)
@@ -144,7 +144,7 @@ class Training:
 
 
 def compare(name: str, workload: Workload, rounds: int) -> tuple[Result, Result]:
-    """The times of whole steps, and of the optimizers' part of them."""
+    """Return the times of whole steps, and of the optimizers' part of them."""
     runs = {contender: Training(workload, contender) for contender in CONTENDERS}
     for run in runs.values():
         for _ in range(CHECKED_STEPS):
@@ -176,7 +176,7 @@ def compare(name: str, workload: Workload, rounds: int) -> tuple[Result, Result]
 
 
 def measure(quick: bool, rounds: int) -> Iterator[Result]:
-    """Two results for each model."""
+    """Yield two results per model."""
     for name, workload in workloads(quick):
         yield from compare(name, workload, rounds)
 

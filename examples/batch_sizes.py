@@ -1,7 +1,7 @@
-"""Batches: gradient descent over all samples, 32 of them, or a single one, fitting a line by least squares.
+"""Batches: gradient descent with all samples per step, with 32, or with one, fitting a line by least squares.
 
-It is the same update at the same rate; only the gradient differs. Fewer samples make it cheaper and noisier: more steps
-in an epoch, and an end that jitters around the minimum instead of reaching it.
+The update and the learning rate are the same; only the gradient differs. With fewer samples it is cheaper and noisier:
+there are more steps per epoch, and at the end the parameters fluctuate around the minimum instead of reaching it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LR, EPOCHS = 0.05, 20
 
 @dataclass
 class Fit:
-    """Slope and intercept before each step and after the last, the loss over all samples there, and the time so far."""
+    """Slope and intercept before each step and after the last, with the loss over all samples and the time so far."""
 
     batch: int
     at: Numbers  # of shape (steps + 1, 2)
@@ -35,7 +35,7 @@ class Fit:
 
 
 def data() -> tuple[Tensor, Tensor]:
-    """Inputs as rows (x, 1), and targets."""
+    """Return the inputs as rows (x, 1), and the targets."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(SAMPLES, generator=generator, dtype=torch.float64)
     y = SLOPE * x + INTERCEPT + NOISE * torch.randn(SAMPLES, generator=generator, dtype=torch.float64)
@@ -66,14 +66,14 @@ def fit(batch: int, epochs: int) -> Fit:
 
 
 def best() -> tuple[Numbers, float]:
-    """The least-squares solution, and its loss."""
+    """Return the least-squares solution and its loss."""
     inputs, targets = data()
     weights = torch.linalg.lstsq(inputs, targets).solution
     return weights.numpy(), loss_of(inputs, targets, weights).item()
 
 
 def run(gallery: Gallery) -> None:
-    fit(SAMPLES, 1)  # what only a first step costs, would fall on the first of them
+    fit(SAMPLES, 1)  # so that the costs of a first step are not part of the times below
     fits = {name: fit(batch, 2 if gallery.quick else EPOCHS) for name, batch in gallery.track(SIZES.items(), "fits")}
     solution, least = best()
     gallery.table(
@@ -108,7 +108,7 @@ def run(gallery: Gallery) -> None:
 
 
 def jitter(f: Fit) -> float:
-    """How far, in all, the last quarter of the path strays from its own middle: a standard deviation."""
+    """Return the standard deviation of the last quarter of the path around its mean."""
     return float(np.sqrt(f.at[-len(f.at) // 4 :].var(0).sum()))
 
 

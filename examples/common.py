@@ -1,4 +1,4 @@
-"""What the experiments of the gallery share: one style of pictures, a place for them, a progress bar, tables."""
+"""Shared code of the gallery's experiments: plot style, output folder, progress bar, tables."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ INK, GREY, LIGHT = "#24292f", "#6b7580", "#e3e7eb"
 BLUE, ORANGE, GREEN, RED, VIOLET, YELLOW, TEAL, ROSE = CYCLE = (
     "#2f6aa8", "#d9822b", "#2f9e6e", "#cf3f54", "#8e5bb5", "#9a8a1c", "#2aa1a8", "#c76b9a",
 )  # fmt: skip
-HALO = [withStroke(linewidth=2.5, foreground="white")]  # around a text that lies on a drawing
+HALO = [withStroke(linewidth=2.5, foreground="white")]  # for text on top of a plot
 STYLE: dict[Any, Any] = {
     "figure.dpi": 110,
     "savefig.dpi": 110,
@@ -60,17 +60,17 @@ Numbers = NDArray[np.float64]
 
 @dataclass
 class Gallery:
-    """Where an experiment shows what it has found: numbers on standard output, pictures in a folder."""
+    """The output of an experiment: tables on standard output, plots in a folder."""
 
     out: Path
-    quick: bool = False  # a few steps only: to see that all of it runs
+    quick: bool = False  # whether to run a few steps only, to check that everything works
     written: list[Path] = field(default_factory=list)
 
     def print(self, text: str = "") -> None:
         print(text, flush=True)
 
     def table(self, heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-        """Prints rows under their heads, the first column to the left, numbers to the right."""
+        """Print rows under their heads, with the first column left-aligned and the others right-aligned."""
         lines = [list(heads), *([cell(value) for value in row] for row in rows)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         for line in lines:
@@ -84,9 +84,10 @@ class Gallery:
     def picture(
         self, name: str, width: float = 9.0, height: float = 4.0, colours: int | None = None
     ) -> Iterator[Figure]:
-        """A new figure of so many inches, which is saved as NAME.png at the end.
+        """Yield a new figure of this size in inches, and save it as NAME.png at the end.
 
-        With a number of colours it is reduced to them: a third of the bytes, for a picture of many lines.
+        If ``colours`` is given, the image is reduced to that number of colours: a plot of many lines then takes a third
+        of the bytes.
         """
         with matplotlib.rc_context(STYLE):
             figure = Figure(figsize=(width, height))
@@ -99,7 +100,7 @@ class Gallery:
                 reduced.save(path, optimize=True)
 
     def path(self, file: str) -> Path:
-        """The place of a file that is about to be written, which is told."""
+        """Return the path of a file that is about to be written, and print it."""
         self.out.mkdir(parents=True, exist_ok=True)
         path = self.out / file
         self.written.append(path)
@@ -107,7 +108,7 @@ class Gallery:
         return path
 
     def track(self, items: Iterable[T], name: str, note: Callable[[T], str] = lambda _: "") -> Iterator[T]:
-        """The items one by one, beside a progress bar."""
+        """Yield the items and show a progress bar."""
         items = items if isinstance(items, Sized) else list(items)
         bar = Bar(name, len(items))
         try:
@@ -123,13 +124,13 @@ def cell(value: object) -> str:
 
 
 def leaf(*numbers: float) -> Tensor:
-    """A parameter of float64, for experiments in which one counts."""
+    """Return a parameter in float64."""
     return torch.tensor(numbers, dtype=torch.float64, requires_grad=True)
 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, task: Task) -> tuple[float, float]:
-    """Loss and accuracy on the held-out digits."""
+    """Return loss and accuracy on the held-out digits."""
     inputs, targets = task.held_out
     logits = model(inputs)
     accuracy = (logits.argmax(1) == targets).float().mean()
@@ -141,7 +142,7 @@ def label(axes: Axes, title: str, x: str, y: str) -> None:
 
 
 def arrows(axes: Axes, x: Numbers, y: Numbers, colour: str, **line: object) -> None:
-    """A path as a line, with an arrow in the middle of the steps that are long enough to see it."""
+    """Draw a path as a line, with an arrow in the middle of each step that is long enough."""
     axes.plot(x, y, ".-", color=colour, markersize=4, **line)  # type: ignore[arg-type]
     seen = axes.transData.transform(np.column_stack([x, y]))
     for i in range(len(x) - 1):
@@ -152,7 +153,7 @@ def arrows(axes: Axes, x: Numbers, y: Numbers, colour: str, **line: object) -> N
 
 
 def alone(run: Callable[[Gallery], None]) -> None:
-    """What an experiment's file does when it is run by itself."""
+    """Run an experiment's file as a script."""
     module = sys.modules[run.__module__]
     parser = argparse.ArgumentParser(description=(module.__doc__ or "").splitlines()[0])
     add_options(parser)
@@ -161,5 +162,5 @@ def alone(run: Callable[[Gallery], None]) -> None:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, default=Path("gallery"), metavar="DIR", help="where pictures go")
-    parser.add_argument("--quick", action="store_true", help="a few steps only: to see that it runs")
+    parser.add_argument("--out", type=Path, default=Path("gallery"), metavar="DIR", help="folder; default: gallery")
+    parser.add_argument("--quick", action="store_true", help="run a few steps only, to check that everything works")

@@ -1,8 +1,8 @@
-"""Optimizers on real data: a convolutional net learns handwritten digits by every optimizer, at a rate from lr_find.
+"""Optimizers on real data: a convolutional net on handwritten digits, with every optimizer, at a rate from lr_find.
 
-All see the same images in the same order, from the same starts: a curve is the mean of three seeds, with a band from
-the least to the largest. A rate from one cheap test serves most of them. In so few steps Lookahead holds SGD back, but
-hardly Adam and RAdam; Lion does not overtake AdamW, and large batches leave both too few steps.
+All train on the same images in the same order, from the same starts. A curve is the mean of three seeds, with a band
+from the smallest to the largest value. A learning rate from one cheap test fits most of them. In so few steps Lookahead
+slows SGD down, but hardly Adam and RAdam; Lion does not overtake AdamW, and large batches leave both too few steps.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ def plain(kind: Callable[..., Optimizer], **options: Any) -> Make:
 
 
 def muon(model: nn.Module, lr: float) -> Optimizer:
-    """Muon for the hidden layer's matrix; AdamW, which steps whenever Muon does, for the rest, at the same rate.
+    """Return Muon for the hidden layer's matrix, with an AdamW for the rest that steps whenever Muon does.
 
-    Muon's ``match_rms_adamw`` makes its updates as large as AdamW's, so one rate serves both.
+    With ``match_rms_adamw`` Muon's updates are as large as AdamW's, so both have the same learning rate.
     """
-    matrices = [p for p in model.parameters() if p.dim() == 2][:-1]  # the last is the output's
+    matrices = [p for p in model.parameters() if p.dim() == 2][:-1]  # without the output layer's
     others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
     optimizer = onepass.Muon(matrices, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
     adamw = onepass.AdamW(others, lr=lr)
@@ -62,7 +62,7 @@ def lookahead(make: Make) -> Make:
 class Entry:
     name: str
     make: Make
-    own_lr: float | None = None  # where lr_find does not fit
+    own_lr: float | None = None  # if lr_find does not apply
     batch: int = BATCH
 
 
@@ -94,14 +94,14 @@ BATCHES = (32, 64, 128, 256, 512, 1024)
 
 @dataclass
 class Plan:
-    """How much is done."""
+    """The sizes of the experiment."""
 
     samples: int
     batch_samples: int  # for the comparison of batch sizes
     seeds: int
     find_steps: int
     batches: tuple[int, ...]
-    check: int  # steps of BATCH samples between looks at the held-out digits
+    check: int  # steps of BATCH samples between evaluations on the held-out digits
 
     @classmethod
     def of(cls, quick: bool) -> Plan:
@@ -114,36 +114,36 @@ class Plan:
 
 @dataclass
 class Run:
-    """One training: the loss that each step was computed from, and what was seen on the way."""
+    """The record of one training: losses, and evaluations along the way."""
 
     losses: Numbers
-    steps: Numbers  # at which the others are
-    loss: Numbers  # mean over the steps since the last look
+    steps: Numbers  # steps of the evaluations
+    loss: Numbers  # mean over the steps since the last evaluation
     held_out_loss: Numbers
     accuracy: Numbers
 
 
 @dataclass
 class Runs:
-    """The same training from each seed."""
+    """The records of the same training with each seed."""
 
     entry: Entry
     lr: float
     seeds: list[Run]
 
     def band(self, what: str) -> tuple[Numbers, Numbers, Numbers]:
-        """Mean, least and largest over the seeds, at each step."""
+        """Return mean, smallest and largest value over the seeds, at each step."""
         values = np.array([getattr(run, what) for run in self.seeds])
         return values.mean(0), values.min(0), values.max(0)
 
     def last(self, what: str) -> tuple[float, float]:
-        """The mean over the seeds at the end, and how far they are apart."""
+        """Return the mean over the seeds at the end, and their range."""
         mean, least, largest = self.band(what)
         return float(mean[-1]), float(largest[-1] - least[-1])
 
 
 def batches(task: Task, seed: int, samples: int, batch: int) -> list[tuple[Tensor, Tensor]]:
-    """The seed's first so many samples, which are the same whatever the batch."""
+    """Return the seed's first samples, which are the same for every batch size."""
     generator = torch.Generator().manual_seed(seed)
     drawn = [task.draw(generator) for _ in range(samples // BATCH)]
     inputs, targets = (torch.cat(parts) for parts in zip(*drawn, strict=True))
@@ -151,7 +151,7 @@ def batches(task: Task, seed: int, samples: int, batch: int) -> list[tuple[Tenso
 
 
 def find(task: Task, entry: Entry, steps: int) -> float:
-    """The entry's own rate, or lr_find's on the net and the samples of a seed that is not trained with."""
+    """Return the entry's own learning rate, or lr_find's, with a seed that is not used for training."""
     if entry.own_lr is not None:
         return entry.own_lr
     torch.manual_seed(100)
@@ -163,7 +163,7 @@ def find(task: Task, entry: Entry, steps: int) -> float:
     )
     try:
         return test.suggestion(SUGGESTION)
-    except ValueError:  # too few steps to tell the fall from noise, as in the quick gallery
+    except ValueError:  # too few steps to distinguish the fall from noise, as with --quick
         return float(test.lrs[np.nanargmin(test.smoothed)]) / 10
 
 
@@ -191,7 +191,7 @@ def train(task: Task, entry: Entry, lr: float, seed: int, samples: int, check: i
 
 
 def repeat(gallery: Gallery, task: Task, rated: Iterable[tuple[Entry, float]], plan: Plan, title: str) -> list[Runs]:
-    """Trains every entry at its rate, from each seed."""
+    """Train every entry at its learning rate, with each seed."""
     runs = [Runs(entry, lr, []) for entry, lr in rated]
     jobs = [(each, seed) for each in runs for seed in range(plan.seeds)]
     for each, seed in gallery.track(jobs, title):
@@ -237,7 +237,7 @@ def run(gallery: Gallery) -> None:
     draw_batches(gallery, by_batch)
 
 
-# -- tables and pictures ---------------------------------------------------------------------------------------------
+# -- tables and plots ------------------------------------------------------------------------------------------------
 
 OTHERS = "#c9ced4"
 HEADS = ("", "rate", "last loss", "held-out loss", "held-out accuracy, %", "its spread over seeds")
@@ -251,7 +251,7 @@ def row(runs: Runs) -> list[object]:
 
 
 def curve(axes: Axes, runs: Runs, what: str, colour: str, factor: float = 1, **line: Any) -> None:
-    """The mean, and a band from the least to the largest."""
+    """Draw the mean, and a band from the smallest to the largest value."""
     steps = runs.seeds[0].steps
     mean, least, largest = (factor * values for values in runs.band(what))
     axes.fill_between(steps, least, largest, color=colour, alpha=0.25, linewidth=0)
@@ -259,7 +259,7 @@ def curve(axes: Axes, runs: Runs, what: str, colour: str, factor: float = 1, **l
 
 
 def draw_all(gallery: Gallery, runs: list[Runs]) -> None:
-    """A loss and an accuracy for each optimizer, before those of all the others."""
+    """Draw loss and accuracy of each optimizer in its own panel, in front of the others' curves."""
     columns = 4
     with gallery.picture("digits_optimizers", 9.8, 11.6, colours=96) as figure:
         figure.suptitle(

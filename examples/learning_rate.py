@@ -1,7 +1,7 @@
-"""Learning rate: gradient descent on y = 4 x^2 from x = 2, from rates that explode to rates that crawl.
+"""Learning rate: gradient descent on y = 4 x^2 from x = 2, with rates from diverging to very slow.
 
-The gradient is 8 x, so a step multiplies x by 1 - 8 lr: 0.125 lands at the minimum in one step, everything up to 0.25
-comes nearer, 0.25 hops from side to side for ever, and beyond that each step leads further away.
+The gradient is 8 x, so a step multiplies x by 1 - 8 lr. With 0.125 the first step reaches the minimum. Below 0.25 x
+converges, with 0.25 it alternates between 2 and -2, and above 0.25 it diverges.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FAN = np.linspace(0.01, 0.5, 10)
 
 @dataclass
 class Descent:
-    """What happened at each step: where it began, the gradient and the loss there. The last has no step after it."""
+    """x before each step and after the last, with gradient and loss there."""
 
     lr: float
     x: Numbers
@@ -77,7 +77,7 @@ def run(gallery: Gallery) -> None:
     with gallery.picture("learning_rate_losses", 9, 3.8) as figure:
         axes = figure.subplots()
         for descent in descents:
-            # A loss of zero has no place on a logarithmic axis: the line ends where it lands.
+            # A loss of zero cannot be shown on a logarithmic axis: the line ends there.
             drawn = np.where(descent.loss > 0, descent.loss, 1e-16)
             axes.semilogy(drawn, ".-", label=f"{descent.lr:g}" + (", diverges" if descent.diverges else ""))
         axes.set_ylim(1e-16, 1e10)

@@ -1,8 +1,9 @@
 """Local SGD: several processes that average their models every H steps, instead of their gradients at every step.
 
-DistributedDataParallel (DDP) all-reduces gradients before every step. Local SGD lets each process step on its own and
-averages the parameters every H steps, which sends 1 / H of the bytes. H = 1 is DDP, but for rounding, for any optimizer
-whose step is linear in its gradients: SGD, and SGD with momentum, though its buffers stay local. Adam's is not.
+DistributedDataParallel (DDP) all-reduces gradients before every step. With local SGD each process steps on its own, and
+the parameters are averaged every H steps, which sends 1 / H of the bytes. H = 1 equals DDP up to rounding for any
+optimizer whose step is linear in its gradients: SGD, and SGD with momentum, although its buffers stay local. Adam's
+step is not linear.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ MAKERS: dict[str, Callable[..., Optimizer]] = {
     "Adam": partial(onepass.Adam, lr=2e-3),
 }
 MOMENTUM = "SGD, momentum 0.9"
-BATCH, JUDGED = 16, 512  # images: of a step of one process, and those that a loss is taken over
+BATCH, JUDGED = 16, 512  # numbers of images: per step and process, and per evaluation of the loss
 STEPS, EVERY = 320, 16
 CLOSE_UP = 48  # steps
 PATIENCE = timedelta(seconds=150)  # for other processes
@@ -49,7 +50,7 @@ PATIENCE = timedelta(seconds=150)  # for other processes
 
 @dataclass(frozen=True)
 class Plan:
-    """How processes share what they learn: parameters averaged every `period` steps or, without one, gradients."""
+    """How processes communicate: parameters are averaged every `period` steps or, if it is None, gradients are."""
 
     period: int | None
     optimizer: str = MOMENTUM
@@ -74,26 +75,26 @@ CLOSE_UPS = (
 
 @dataclass
 class Run:
-    """What one process has done by the start, and every few steps."""
+    """The record of one process, at the start and every few steps."""
 
     steps: list[int] = field(default_factory=list)
-    models: list[Tensor] = field(default_factory=list)  # each as one vector
-    reduced: list[int] = field(default_factory=list)  # bytes given to all-reduce
+    models: list[Tensor] = field(default_factory=list)  # each model as one vector
+    reduced: list[int] = field(default_factory=list)  # bytes passed to all-reduce
     seconds: list[float] = field(default_factory=list)
 
 
 @dataclass
 class Record:
-    """What all processes have done together; the model that is judged is the average of theirs."""
+    """The record of all processes together; the average of their models is evaluated."""
 
     plan: Plan
     steps: Numbers
-    sent: Numbers  # bytes, by each process: an all-reduce of n processes in a ring sends 2 (n - 1) / n of its bytes
-    seconds: Numbers  # by which the slowest process was there
-    loss: Numbers  # over the same training images for all; none in a close-up
+    sent: Numbers  # bytes per process: an all-reduce of n processes in a ring sends 2 (n - 1) / n of its bytes
+    seconds: Numbers  # of the slowest process
+    loss: Numbers  # over the same training images for all; not computed in a close-up
     accuracy: float  # on held-out images, at the end
-    spread: Numbers  # distance of a process's model from the average, the root of its mean square over processes
-    apart: Numbers  # distance of the average from DDP's model, in terms of how far DDP has moved it
+    spread: Numbers  # distance of the processes' models from the average, root mean square over processes
+    apart: Numbers  # distance of the average from DDP's model, relative to the distance of DDP's model from its start
 
 
 # ---- In each of several processes ----
@@ -101,7 +102,7 @@ class Record:
 
 @contextmanager
 def metered() -> Iterator[list[int]]:
-    """A list of the bytes of each call of dist.all_reduce, which is what torch's hooks and averagers communicate by."""
+    """Record the bytes of each call of dist.all_reduce, which torch's hooks and averagers use, in a list."""
     sizes: list[int] = []
     all_reduce = dist.all_reduce
 
@@ -117,7 +118,7 @@ def metered() -> Iterator[list[int]]:
 
 
 def share(module: Module, plan: Plan) -> tuple[Module, Optimizer]:
-    """The module and an optimizer, set up to communicate as planned."""
+    """Return the module and an optimizer, set up to communicate by the plan."""
     from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
     from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import PostLocalSGDState, post_localSGD_hook
     from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
@@ -127,11 +128,11 @@ def share(module: Module, plan: Plan) -> tuple[Module, Optimizer]:
     if plan.period is None:
         model.register_comm_hook(None, allreduce_hook)
         return model, optimizer
-    # No step is warm-up, in which gradients are all-reduced; in no other are they, not even among neighbours.
+    # There are no warm-up steps, which would all-reduce gradients, and no all-reduce within subgroups.
     state = PostLocalSGDState(None, None, start_localSGD_iter=0, post_local_gradient_allreduce=False)
     model.register_comm_hook(state, post_localSGD_hook)
     with warnings.catch_warnings():
-        # That H = 1 is DDP at a higher price, which is what is shown; and torch's own use of torch.jit.script.
+        # torch warns that H = 1 equals DDP at a higher cost, which is shown here, and about its own torch.jit.script.
         warnings.simplefilter("ignore")
         from torch.distributed.optim import PostLocalSGDOptimizer
 
@@ -140,7 +141,7 @@ def share(module: Module, plan: Plan) -> tuple[Module, Optimizer]:
 
 
 def train(task: Task, plan: Plan, steps: int, every: int) -> Run:
-    """Trains on batches of this process's own, which are the same for all plans."""
+    """Train on this process's batches, which are the same for all plans."""
     torch.manual_seed(0)
     model, optimizer = share(task.build().to(plan.dtype), plan)
     generator = torch.Generator().manual_seed(1 + dist.get_rank())
@@ -168,12 +169,12 @@ def batch(task: Task, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def flat(model: Module) -> Tensor:
-    """A copy of all parameters."""
+    """Return a copy of all parameters."""
     return parameters_to_vector(p.detach() for p in model.parameters())
 
 
 def mean(values: Tensor) -> Tensor:
-    """The average over all processes, in float64."""
+    """Return the average over all processes, in float64."""
     total = values.double()
     dist.all_reduce(total)
     return total / dist.get_world_size()
@@ -186,7 +187,7 @@ def slowest(seconds: list[float]) -> Numbers:
 
 
 class Judge:
-    """Judges average models, each process by its share of the images."""
+    """Evaluate average models, each process on its share of the images."""
 
     def __init__(self, task: Task) -> None:
         rank, ranks = dist.get_rank(), dist.get_world_size()
@@ -211,7 +212,7 @@ class Judge:
 
 @dataclass(frozen=True)
 class Series:
-    """Plans to train by, DDP before those that are compared with it; for how many steps, and how often to look."""
+    """Plans (DDP before those compared with it), the number of steps, and the interval of evaluations."""
 
     plans: tuple[Plan, ...]
     steps: int
@@ -248,14 +249,14 @@ def records(task: Task, series: Series) -> Iterator[Record]:
 
 
 def work(rank: int, ranks: int, file: str, results: Connection, job: Callable[..., Iterator[Any]], *args: Any) -> None:
-    """What a process does, from its start to its end."""
+    """Run one process from start to end."""
     torch.set_num_threads(1)
     store = dist.FileStore(file, ranks)  # type: ignore[attr-defined]
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=PATIENCE)
     for result in job(*args):
         if rank == 0:
             results.send(result)
-    dist.barrier()  # or the first to leave would cut the others off
+    dist.barrier()  # no process may leave before the others have finished
     dist.destroy_process_group()
 
 
@@ -263,9 +264,9 @@ def work(rank: int, ranks: int, file: str, results: Connection, job: Callable[..
 
 
 def launch(ranks: int, job: Callable[..., Iterator[Any]], *args: Any) -> Iterator[Any]:
-    """Runs a job in so many new processes, which are one group of torch.distributed; gives what the first one yields.
+    """Run a job in new processes that form a group of torch.distributed, and yield what the first process yields.
 
-    What a process raises is raised here, as a ProcessRaisedException with its traceback; the others are ended.
+    If a process raises, its error is raised here as a ProcessRaisedException with its traceback, and the others end.
     """
     results, end = mp.get_context("spawn").Pipe(duplex=False)
     with TemporaryDirectory() as folder:
@@ -277,11 +278,11 @@ def launch(ranks: int, job: Callable[..., Iterator[Any]], *args: Any) -> Iterato
                 if not wait([results, *started.sentinels], PATIENCE.total_seconds()):
                     raise TimeoutError(f"{ranks} processes: nothing for {PATIENCE.total_seconds():.0f} s")
                 if not results.poll():
-                    started.join(0)  # raises what the process that has ended has raised
+                    started.join(0)  # raises the error of a process that has ended
                     continue
                 try:
                     result = results.recv()
-                except EOFError:  # all have ended
+                except EOFError:  # all processes have ended
                     break
                 yield result
             while not started.join():
@@ -315,10 +316,10 @@ def run(gallery: Gallery) -> None:
             for n, r in long
         ),
     )
-    gallery.print("Losses this close say little: DDP and H = 1 differ by rounding alone, which training magnifies.")
+    gallery.print("Small differences of losses are not significant: DDP and H = 1 differ by rounding alone.")
     ones = [r for _, r in close if r.plan.period == 1]
     last = len(ones[0].steps) - 1
-    gallery.print("\nH = 1: how far it is from DDP, in terms of how far DDP has moved the parameters")
+    gallery.print("\nH = 1: distance from DDP, relative to the distance of DDP's parameters from their start")
     gallery.table(
         ["optimizer in each process", *(f"step {step}" for step in (1, last // 4, last))],
         ([r.plan.inside, *r.apart[[1, last // 4, last]]] for r in ones),
@@ -327,7 +328,7 @@ def run(gallery: Gallery) -> None:
     draw_processes(gallery, sizes[-1], [r for _, r in close if r.plan in PLANS[1:]], ones)
 
 
-PALE = "#c3cad1"  # of the broad line under the one of H = 1
+PALE = "#c3cad1"  # of the wide line behind that of H = 1
 COLOURS = dict(zip((plan.name for plan in PLANS), (PALE, BLUE, ORANGE, GREEN), strict=True))
 
 

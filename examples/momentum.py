@@ -1,8 +1,8 @@
-"""Momentum: an exponentially weighted average of the gradients, and what it does to a slow and a faster rate.
+"""Momentum: an exponentially weighted average of the gradients, and its effect at a small and a larger learning rate.
 
-With dampening equal to the momentum b, SGD's buffer is the average of the gradients so far in which the one of k steps
-ago weighs (1 - b) b^k: it remembers some 1 / (1 - b) steps. Without dampening, as usual, all weights are 1 / (1 - b) as
-large, and so are the steps once the gradients agree.
+With dampening equal to the momentum b, SGD's buffer is an average of the gradients in which the gradient of k steps ago
+has the weight (1 - b) b^k: it averages over some 1 / (1 - b) steps. Without dampening, as usual, all weights are
+1 / (1 - b) times as large, and so are the steps when the gradients agree.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ STEPS = 50
 
 
 def average(beta: float, gradients: Numbers) -> Numbers:
-    """SGD's momentum buffer after each of these gradients of one parameter."""
+    """Return SGD's momentum buffer after each of these gradients of one parameter."""
     x = leaf(0.0)
     optimizer = onepass.SGD([x], lr=0.0, momentum=beta, dampening=beta)
     buffers = []
-    # The first gradient of all becomes the buffer as it is, undamped: so it is a zero.
+    # The first gradient initialises the buffer without dampening, so it is zero here.
     for gradient in (0.0, *gradients):
         x.grad = x.new_tensor([gradient])
         optimizer.step()
@@ -32,12 +32,12 @@ def average(beta: float, gradients: Numbers) -> Numbers:
 
 
 def weights(beta: float) -> Numbers:
-    """What a gradient of one weighs in the buffer, 0, 1, ... steps later: the buffer after an impulse."""
+    """Return the weight of a gradient in the buffer 0, 1, ... steps later: the buffer after an impulse."""
     return average(beta, np.eye(1, AGES)[0])
 
 
 def descend(lr: float, momentum: float, steps: int = STEPS) -> Numbers:
-    """Where x is after each step of gradient descent on y = 4 x^2."""
+    """Return x after each step of gradient descent on y = 4 x^2."""
     return learning_rate.descend(lr, steps, momentum).x
 
 

@@ -1,7 +1,7 @@
 """Accumulation and order: zero_grad forgotten or misplaced, a model moved, parameters replaced.
 
-Every case trains the same line by the same optimizer for a few steps; the table compares where its weight ends with
-where it should, and whether the optimizer still holds what the model computes with.
+Every case trains the same line with the same optimizer for a few steps. The table shows whether its weight is the right
+one, and whether the optimizer still holds the model's parameter.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def outcome(model: Line, optimizer: Optimizer, step: Callable[[], None]) -> Outc
 
 
 def in_order(*calls: str) -> Outcome:
-    """A training step that makes these calls."""
+    """Train with steps that make these calls."""
     model, optimizer = begin()
     actions: dict[str, Callable[[], object]] = {
         "zero_grad": optimizer.zero_grad,
@@ -74,7 +74,7 @@ def in_order(*calls: str) -> Outcome:
 
 
 def accumulated() -> Outcome:
-    """Two half batches, each with half the loss: the gradient of the whole."""
+    """Train with two half batches per step, each with half the loss, which have the gradient of the whole batch."""
     model, optimizer = begin()
 
     def step() -> None:
@@ -87,7 +87,7 @@ def accumulated() -> Outcome:
 
 
 def moved(replaces: bool) -> Outcome:
-    """The model is moved after the optimizer was made; torch changes its parameters in place, or replaces them."""
+    """Move the model after the optimizer was made; torch changes its parameters in place, or replaces them."""
     model, optimizer = begin()
     before = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(replaces)
@@ -105,7 +105,7 @@ def replaced() -> Outcome:
 
 
 def added() -> Outcome:
-    """The same, and the optimizer is told."""
+    """Replace the parameter, and add the new one to the optimizer."""
     model, optimizer = begin()
     model.weight = nn.Parameter(torch.zeros(1))
     optimizer.add_param_group({"params": [model.weight]})

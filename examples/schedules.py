@@ -1,7 +1,7 @@
 """Schedules: the learning rate of every scheduler over 200 epochs.
 
-The rates are those of a real loop of optimizer and scheduler steps: how far each step moves a parameter whose gradient
-is one. Where a curve differs between groups, both are drawn.
+The learning rates are measured in a loop of optimizer and scheduler steps, as the distance that each step moves a
+parameter whose gradient is one. If a curve differs between groups, both are drawn.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Make = Callable[[Optimizer], LRScheduler]
 
 
 def loss(epoch: int) -> float:
-    """What the plateau watches: it falls, and then stays where it is."""
+    """Return the metric of ReduceLROnPlateau: it falls and then stays constant."""
     return max(0.3, 1 - epoch / 80)
 
 
@@ -63,7 +63,7 @@ MAKERS: dict[str, Make] = {
 
 
 def rates(make: Make, epochs: int = EPOCHS) -> Numbers:
-    """The rates with which the optimizer steps, of shape (epochs, groups)."""
+    """Return the learning rates of the optimizer's steps, of shape (epochs, groups)."""
     groups = [leaf(0.0), leaf(0.0)]
     optimizer = onepass.SGD([{"params": [p]} for p in groups], lr=LR)
     scheduler = make(optimizer)

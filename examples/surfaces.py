@@ -1,8 +1,9 @@
-"""Surfaces: every optimizer in an ill-conditioned valley, beside a saddle point and among several basins.
+"""Surfaces: every optimizer in an ill-conditioned valley, near a saddle point and among several basins.
 
-What they keep of the gradients tells them apart: in Rosenbrock's valley the next gradient points across, at the saddle
-of x^2 - y^2 it nearly vanishes along the way out, and on Beale's function the same start leads to different ends. The
-curvature answers the first: LBFGS gathers it, a Newton step has it from the Hessian; a quadratic takes one such step.
+The optimizers differ by the states that they keep. In Rosenbrock's valley the gradients point across the valley; near
+the saddle point of x^2 - y^2 the gradient along the way out nearly vanishes; on Beale's function the same start leads
+to different ends. Curvature solves the first problem: LBFGS estimates it, and a Newton step uses the Hessian. On a
+quadratic one Newton step is enough.
 """
 
 from __future__ import annotations
@@ -45,16 +46,16 @@ Span = tuple[float, float]
 
 @dataclass(frozen=True)
 class Surface:
-    """A function of the plane, with where to start, what to look at, and which loss counts as arrived."""
+    """A function of two variables, with the start, the frame of the plot, and the loss that counts as arrived."""
 
     name: str
-    f: Callable[[Any, Any], Any]  # of tensors and of arrays
+    f: Callable[[Any, Any], Any]  # its arguments are tensors or arrays
     start: Span
     steps: int
     bound: float
     frame: tuple[Span, Span]
     levels: Numbers
-    minimum: Span | None = None  # without one, a path ends where it leaves the frame
+    minimum: Span | None = None  # if None, a path ends where it leaves the frame
 
     def leaves(self, x: float, y: float) -> bool:
         (left, right), (bottom, top) = self.frame
@@ -77,7 +78,7 @@ CONDITION, TURN = 50, math.pi / 6
 
 
 def quadratic(x: Any, y: Any) -> Any:
-    """Its Hessian has the eigenvalues 1 and CONDITION, along axes that are turned by TURN."""
+    """Return a quadratic whose Hessian has the eigenvalues 1 and CONDITION, along axes rotated by TURN."""
     along, across = x * math.cos(TURN) + y * math.sin(TURN), y * math.cos(TURN) - x * math.sin(TURN)
     return (along**2 + CONDITION * across**2) / 2
 
@@ -102,7 +103,7 @@ BENT = (
         np.geomspace(0.03, 200, 12),
         (0.0, 0.0),
     ),
-    # A Newton step leads far down, and the picture has to show that.
+    # A Newton step ends far down, so the frame includes that point.
     Surface("Rosenbrock", rosenbrock, (-1.2, 1.0), 20_000, 1e-6, ((-1.8, 1.8), (-3.6, 1.8)), STEEP, (1.0, 1.0)),
 )
 
@@ -120,7 +121,7 @@ def sparse(surface: Surface, p: Tensor) -> Tensor:
 
 
 def newton(surface: Surface, p: Tensor) -> Tensor:
-    """The inverse Hessian times the gradient: what leads to the minimum of a quadratic, at a rate of one."""
+    """Return the inverse Hessian times the gradient, which leads to the minimum of a quadratic at a rate of one."""
     assert p.grad is not None
     hessian = torch.autograd.functional.hessian(lambda at: surface.f(*at), p.detach())
     direction: Tensor = torch.linalg.solve(hessian, p.grad)
@@ -133,25 +134,25 @@ def lookahead(params: list[Tensor], lr: float, **options: Any) -> Optimizer:
 
 @dataclass(frozen=True)
 class Method:
-    """An optimizer, its rate on each surface, and what else it needs."""
+    """An optimizer, its learning rate on each surface, and its other arguments."""
 
     make: Callable[..., Optimizer]
     rates: tuple[float, ...]
     options: dict[str, Any] = field(default_factory=dict)
-    gradient: Callable[[Surface, Tensor], Tensor | None] = as_it_is  # what it is given for one
+    gradient: Callable[[Surface, Tensor], Tensor | None] = as_it_is  # what it is given as gradient
     shape: tuple[int, ...] = (2,)
 
 
-# An iteration each step. The limit of evaluations would be one, too, and the search along the line could not search.
+# One iteration per step. max_eval is set because its default would be one evaluation, too few for a line search.
 LBFGS_OPTIONS = {"max_iter": 1, "max_eval": 25, "tolerance_change": 1e-16, "line_search_fn": "strong_wolfe"}
 
-# Rates are chosen by hand from 1, 2 and 5 times the powers of ten; all that is not said is the default.
-# - Where a step is as long as the gradient, Rosenbrock's walls allow no more than 0.002. RAdam begins with five such
-#   steps, so it has to live with a rate that is small for Adam.
-# - Where a step is a rate long, whatever the gradient (Lion, Muon, RMSprop, Adam), 0.01 to 0.2 are legible distances.
-# - Rprop's rate is its first step only. Adadelta's multiplies steps that it finds by itself, and Adafactor's is
-#   relative to the size of the parameter.
-# - RMSprop remembers some 10 steps (alpha 0.9), not 100; Muon decays no weights, which by default it does a lot.
+# Learning rates are chosen by hand from 1, 2 and 5 times the powers of ten; all other arguments are defaults.
+# - Where the step is proportional to the gradient, the largest stable rate on Rosenbrock's function is 0.002. RAdam
+#   starts with five such steps, so its rate is small compared with Adam's.
+# - Where the length of a step is about the rate (Lion, Muon, RMSprop, Adam), 0.01 to 0.2 are visible distances.
+# - Rprop's rate is its first step only. Adadelta's multiplies steps of its own size, and Adafactor's is relative to the
+#   size of the parameter.
+# - RMSprop averages over some 10 steps (alpha 0.9), not 100. Muon has no weight decay; its default is large.
 FAMILIES: dict[str, dict[str, Method]] = {
     "The gradient,\nits momentum, averages": {
         "SGD": Method(onepass.SGD, (1e-3, 0.05, 5e-3)),
@@ -163,7 +164,7 @@ FAMILIES: dict[str, dict[str, Method]] = {
     "Its sign, its direction,\nthe curvature": {
         "Rprop": Method(onepass.Rprop, (0.05, 0.01, 0.1)),
         "Lion": Method(onepass.Lion, (0.01, 0.02, 0.01)),
-        "Muon": Method(onepass.Muon, (0.01, 0.05, 0.05), {"weight_decay": 0.0}, shape=(1, 2)),  # takes matrices only
+        "Muon": Method(onepass.Muon, (0.01, 0.05, 0.05), {"weight_decay": 0.0}, shape=(1, 2)),  # accepts only matrices
         "LBFGS": Method(onepass.LBFGS, (1.0, 1.0, 1.0), LBFGS_OPTIONS),
     },
     "Divided by the root\nof past squares": {
@@ -182,7 +183,7 @@ FAMILIES: dict[str, dict[str, Method]] = {
     },
 }
 METHODS = {name: method for family in FAMILIES.values() for name, method in family.items()}
-# Close to twice the inverse of the largest eigenvalue, beyond which it diverges: it jumps from wall to wall.
+# Close to twice the inverse of the largest eigenvalue, the limit of stability: the path zigzags between the walls.
 CURVATURE = {
     "gradient descent": Method(onepass.SGD, (0.95 * 2 / CONDITION, 1e-3)),
     "LBFGS": Method(onepass.LBFGS, (1.0, 1.0), LBFGS_OPTIONS),
@@ -192,7 +193,7 @@ CURVATURE = {
 
 @dataclass
 class Path:
-    """Where the parameter is before each step and after the last, the loss there, and how often it was evaluated."""
+    """The parameter before each step and after the last, with the loss and the number of evaluations."""
 
     at: Numbers  # of shape (steps + 1, 2)
     loss: Numbers
@@ -204,7 +205,7 @@ class Path:
 
 
 def travel(surface: Surface, method: Method, lr: float, steps: int) -> Path:
-    """The path of so many steps; a shorter one if it stands still, or leaves a surface that has no minimum.
+    """Return the path; it ends early if it stands still, or leaves the frame of a surface without minimum.
 
     Rprop rests for a step where all signs have turned: it takes two to be sure.
     """
@@ -231,7 +232,7 @@ def travel(surface: Surface, method: Method, lr: float, steps: int) -> Path:
     return Path(at, surface.f(*at.T), evaluations)
 
 
-# -- pictures --------------------------------------------------------------------------------------------------------
+# -- plots -----------------------------------------------------------------------------------------------------------
 
 
 def draw_surface(axes: Axes, surface: Surface) -> None:
@@ -245,7 +246,7 @@ def draw_surface(axes: Axes, surface: Surface) -> None:
 
 
 def marks() -> list[Line2D]:
-    """The entries of a legend for start, end and minimum."""
+    """Return the legend entries for start, end and minimum."""
     shapes = {"start": ("o", 5), "end": ("X", 7), "minimum": ("*", 10)}
     return [
         Line2D([], [], linestyle="", color=INK, marker=marker, markersize=size, label=name)
@@ -253,7 +254,7 @@ def marks() -> list[Line2D]:
     ]
 
 
-UPON = {"ASGD": (0, (4, 3)), "Lion": (0, (4, 3)), "SparseAdam": (0, (1, 2))}  # dashes for what lies upon another
+UPON = {"ASGD": (0, (4, 3)), "Lion": (0, (4, 3)), "SparseAdam": (0, (1, 2))}  # dashes for paths that cover another
 COLOURS = (*CYCLE[:5], INK)
 
 
@@ -277,12 +278,12 @@ def draw_all(figure: Figure, paths: dict[tuple[str, str], Path]) -> None:
     figure.legend(handles=marks(), loc="outside lower right", ncols=3)
 
 
-MARKERS = ("o", "s", "^", "D")  # one for each family
-FRAME_MS, TRAIL = 80, 12  # how long a frame is seen, and for how many frames the past is
+MARKERS = ("o", "s", "^", "D")  # one per family
+FRAME_MS, TRAIL = 80, 12  # duration of a frame in ms, and number of frames that a trail is visible
 
 
 def animate(gallery: Gallery, paths: dict[tuple[str, str], Path], frames: int) -> None:
-    """All of them at once; what happens early is shown slowly, as the step grows with the square of the time."""
+    """Animate all optimizers; the step grows with the square of the time, so the early steps are shown slowly."""
     small: dict[Any, Any] = {"font.size": 8.5, "legend.fontsize": 8, "axes.titlesize": 9.5}
     with matplotlib.rc_context({**STYLE, **small}):
         figure = Figure(figsize=(11, 3.9), dpi=100)
@@ -295,7 +296,7 @@ def animate(gallery: Gallery, paths: dict[tuple[str, str], Path], frames: int) -
         handles = [dot for _, dot in movers[0].values()]
         figure.legend(handles=handles, loc="outside right center")
         figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # where things are does not change from frame to frame
+        figure.set_layout_engine("none")  # the layout is the same in all frames
 
         images = []
         for frame in gallery.track(range(frames), "frames"):
@@ -304,7 +305,7 @@ def animate(gallery: Gallery, paths: dict[tuple[str, str], Path], frames: int) -
                 axes.set_title(f"{surface.name}, step {now}")
                 for name, (trail, dot) in inside.items():
                     at = paths[name, surface.name].at[: now + 1]
-                    # What has left the frame would be seen no more: there the whole path stays.
+                    # A path that has left the frame keeps its whole trail, or it would not be visible.
                     begin = min(then, len(at) - 1) if surface.minimum else 0
                     trail.set_data(*at[begin:].T)
                     dot.set_data(*at[-1:].T)
@@ -314,7 +315,7 @@ def animate(gallery: Gallery, paths: dict[tuple[str, str], Path], frames: int) -
 
 
 def movers_in(axes: Axes) -> dict[str, tuple[Line2D, Line2D]]:
-    """A trail and a dot for each optimizer."""
+    """Return a trail and a dot for each optimizer."""
     movers = {}
     for methods, marker in zip(FAMILIES.values(), MARKERS, strict=True):
         for name, colour in zip(methods, COLOURS, strict=False):
@@ -325,7 +326,7 @@ def movers_in(axes: Axes) -> dict[str, tuple[Line2D, Line2D]]:
 
 
 def write_gif(images: list[Image.Image], path: PathOfFile) -> None:
-    """All frames in the same few colours: so what has not moved is stored once, and a file is a tenth as large."""
+    """Save all frames with one small palette: unchanged areas are stored once, and the file is a tenth as large."""
     tints = [1 - part * (1 - np.array(to_rgb(c))) for c in (*COLOURS, GREY) for part in (1, 0.8, 0.6, 0.4, 0.2, 0)]
     palette = Image.new("P", (1, 1))
     palette.putpalette(np.rint(255 * np.concatenate(tints)).astype(int).tolist())
@@ -334,7 +335,7 @@ def write_gif(images: list[Image.Image], path: PathOfFile) -> None:
 
 
 def shown_at(frame: int, frames: int, steps: int) -> int:
-    """The step that a frame shows; the last frames rest at the end."""
+    """Return the step that a frame shows; the last frames show the end."""
     return round(steps * min(max(frame, 0) / (frames - 1) / 0.9, 1.0) ** 2)
 
 
@@ -345,7 +346,7 @@ def draw_curvature(figure: Figure, paths: dict[tuple[str, str], Path]) -> None:
         for name, colour in zip(CURVATURE, (ORANGE, BLUE, GREEN), strict=True):
             path = paths[name, surface.name]
             left.plot(*path.at.T, ".-", color=colour, markersize=3.5, linewidth=1, label=name)
-            # A loss of zero has no place on a logarithmic axis: the line leaves the picture.
+            # A loss of zero cannot be shown on a logarithmic axis: the line leaves the plot.
             right.plot(np.maximum(path.loss, 1e-99), ".-", color=colour, markersize=3.5, linewidth=1.2, label=name)
         label(left, surface.name, "x", "y")
         right.set_xscale("symlog", linthresh=10)

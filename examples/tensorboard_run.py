@@ -1,7 +1,7 @@
-"""TensorBoard: a run logged by onepass's logger, how to open it, and its own event file drawn as curves.
+"""TensorBoard: a run logged by ``log_to``, how to open it, and a plot of its event file.
 
-``log_to`` hangs on the optimizer's step, so the training loop stays what it was; the loop writes only what the
-optimizer cannot know, the losses. Each run has a folder of its own, which TensorBoard shows beside those before it.
+``log_to`` uses hooks of the optimizer's step, so the training loop does not change; it writes only the losses. Each run
+has its own folder, and TensorBoard shows all runs together.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from torch.utils.tensorboard import SummaryWriter
 LR, STEPS, INTERVAL = 4e-3, 150, 5
 SCHEDULE = "warmup(20, start=0.1) >> cosine(130)"
 
-Scalars = dict[str, tuple[Numbers, Numbers]]  # by tag: steps and values
+Scalars = dict[str, tuple[Numbers, Numbers]]  # tag -> steps and values
 
 
 def new_folder(out: Path) -> Path:
-    """The first of run-1, run-2, ... that is not there yet: two runs in one folder would be drawn as one curve."""
+    """Return the first of run-1, run-2, ... that does not exist: two runs in one folder would be one curve."""
     return next(folder for n in count(1) if not (folder := out / f"run-{n}").exists())
 
 
 def train(task: Task, folder: Path, steps: int) -> None:
-    """Trains the net, and logs into the folder."""
+    """Train the net and log into the folder."""
     torch.manual_seed(0)
     model = task.build()
     batches = torch.Generator().manual_seed(0)
@@ -55,8 +55,8 @@ def train(task: Task, folder: Path, steps: int) -> None:
 
 
 def read(folder: Path) -> Scalars:
-    """All scalars of the event file in this folder."""
-    # By name, as tensorboard comes without types.
+    """Return all scalars of the event file in this folder."""
+    # Imported by name, because tensorboard has no types.
     module = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
     events = module.EventAccumulator(str(folder), size_guidance={"scalars": 0})  # 0: keep all, not a sample
     events.Reload()
@@ -88,7 +88,7 @@ COLUMNS, ROW, HEAD = 3, 2.15, 0.34  # inches: of a row of cards, of a section's 
 
 
 def draw(gallery: Gallery, scalars: Scalars, name: str) -> None:
-    """Cards, section by section, as TensorBoard lays them out."""
+    """Draw one card per scalar, by section, in TensorBoard's layout."""
     sections: dict[str, list[str]] = {}
     for tag in scalars:
         sections.setdefault(tag.split("/")[0], []).append(tag)
@@ -99,7 +99,7 @@ def draw(gallery: Gallery, scalars: Scalars, name: str) -> None:
         figure.set_facecolor(PAGE)
 
         def box(x: float, y: float, w: float, h: float) -> tuple[float, float, float, float]:
-            """Inches from the upper left corner, as the figure's own fractions."""
+            """Return inches from the upper left corner as fractions of the figure."""
             return x / width, 1 - (y + h) / height, w / width, h / height
 
         left, bottom, w, h = box(0, 0, width, 0.42)

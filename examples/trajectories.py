@@ -1,7 +1,7 @@
 """Trajectories on f(x, y) = x^2 + y^2: one rate, a rate for each axis, momentum, Nesterov, RMSprop.
 
-Each axis is a parameter of its own, and so may be a group of its own. On this bowl the axes do not know of each other:
-what tells the methods apart is what each keeps of the gradients that it has seen.
+Each axis is a parameter, so it can be a parameter group. On this function the axes are independent: the methods differ
+only by the states that they keep of past gradients.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Make = Callable[[Sequence[Tensor]], Optimizer]
 
 @dataclass
 class Path:
-    """Both coordinates before each step and after the last, and what the optimizer kept of their gradients then."""
+    """Both coordinates before each step and after the last, with the optimizer's state at that time."""
 
     at: Numbers  # of shape (steps + 1, 2)
     velocity: Numbers
@@ -31,7 +31,7 @@ class Path:
 
 
 def travel(start: tuple[float, float], make: Make, steps: int, velocity: tuple[float, float] | None = None) -> Path:
-    """The path of an optimizer from a point, perhaps with a velocity (of SGD's momentum) to begin with."""
+    """Return the path of an optimizer from a point, optionally with an initial velocity (SGD's momentum buffer)."""
     axes = [leaf(number) for number in start]
     optimizer = make(axes)
     if velocity is not None:
@@ -51,7 +51,7 @@ def travel(start: tuple[float, float], make: Make, steps: int, velocity: tuple[f
 
 
 def rates(x: float, y: float) -> Make:
-    """A group for each axis."""
+    """Return one group per axis."""
     return lambda axes: onepass.SGD([{"params": [axes[0]], "lr": x}, {"params": [axes[1]], "lr": y}])
 
 

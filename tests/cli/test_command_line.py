@@ -81,7 +81,7 @@ def test_a_reader_that_has_gone_is_no_error(arguments):
     ("arguments", "why"),
     [
         (["--json", "/nonexistent/b.json"], "No such file"),
-        (["--rounds", "0"], "--rounds: 0 are too few"),
+        (["--rounds", "0"], "--rounds must be >= 1, got 0"),
         (["--threads", "0"], "set_num_threads"),
     ],
 )

@@ -92,14 +92,14 @@ def test_the_whole_schedule_by_default(capsys):
     ("arguments", "why"),
     [
         (["cosin(3)"], "there is no part 'cosin'"),
-        (["step(3)"], "has no end: say how many --steps"),
-        (["step(3)", "--steps", "0"], "--steps: 0"),
+        (["step(3)"], "has no end: pass the number of steps to plot as --steps"),
+        (["step(3)", "--steps", "0"], "--steps must be >= 1, got 0"),
         (["__import__('os').getcwd()"], "at position"),
         (["cosine(9)", "--png", "/nonexistent/x.png"], "No such file"),
         (["cosine(9)", "--png", "x.foo"], "'foo' is not supported"),
         (["cosine(9)", "--steps", str(10**17)], "Unable to allocate"),
-        (["cosine(9)", "--lr", "nan"], "--lr: nan is not finite"),
-        (["linear(9, 1e308, -1e308)"], "linear(9, start=1e+308, end=-1e+308) is not finite, or goes"),
+        (["cosine(9)", "--lr", "nan"], "--lr must be finite, got nan"),
+        (["linear(9, 1e308, -1e308)"], "linear(9, start=1e+308, end=-1e+308) is not finite, or its range"),
     ],
 )
 def test_errors(arguments, why, capsys):

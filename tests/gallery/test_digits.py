@@ -147,7 +147,7 @@ def test_every_optimizer_is_run_or_said_to_be_left_out(task):
     }
     assert run == classes - {"Optimizer", "Lookahead"} - digits.LEFT_OUT.keys()
     for each in ENTRIES:
-        assert type(each.make(model, 0.1)).__module__.startswith("onepass.")
+        assert type(each.make(model, 0.1)).__module__ == "onepass"
 
 
 def test_digits_quickly(tmp_path, capsys):

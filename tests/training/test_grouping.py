@@ -116,16 +116,16 @@ def test_any_optimizer_takes_them_and_explain_tells():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"weight_decay": -0.1}, "Invalid weight_decay: -0.1"),
-        ({"lr": float("nan")}, "Invalid lr: nan"),
-        ({"lr": 1.0, "layer_decay": 0.0}, "Invalid layer_decay: 0.0"),
+        ({"weight_decay": -0.1}, "weight_decay must be >= 0, got -0.1"),
+        ({"lr": float("nan")}, "lr must be >= 0, got nan"),
+        ({"lr": 1.0, "layer_decay": 0.0}, r"layer_decay must be in \(0, 1\], got 0.0"),
         ({"layer_decay": 0.5}, "say which, by lr"),
         ({"lr_scale": {"*": 2.0}}, "say which, by lr"),
         (
             {"lr": 1.0, "lr_scale": {"head.*": 2.0}},
             "no parameter has a name like 'head.*'; the first is 'tokens.weight'",
         ),
-        ({"lr": 1.0, "lr_scale": {"*": -2.0}}, "Invalid lr_scale: -2.0"),
+        ({"lr": 1.0, "lr_scale": {"*": -2.0}}, "lr_scale of '*' must be >= 0, got -2.0"),
         ({"weight_decay": 0.1, "no_decay": ("biases",)}, "no_decay: no parameter has a name like 'biases'"),
         ({"weight_decay": 0.1, "no_decay": "bias"}, "is the text 'bias'"),
     ],
@@ -173,7 +173,7 @@ def test_a_tensor_is_a_learning_rate():
 
 
 def test_what_is_no_model_or_has_no_layers():
-    with pytest.raises(TypeError, match=r"must be a torch\.nn\.Module, but is a list"):
+    with pytest.raises(TypeError, match=r"must be a torch\.nn\.Module, got a list"):
         onepass.param_groups([])
     with pytest.raises(ValueError, match="no ModuleList or Sequential"):
         onepass.param_groups(nn.Linear(2, 2), lr=1.0, layer_decay=0.5)
@@ -224,7 +224,10 @@ def test_a_list_that_is_frozen_is_taken_where_no_other_is_trained(frozen):
 
 def test_lists_of_equally_many_layers_are_an_error_that_names_them():
     model = nn.ModuleDict({"encoder": tower(2), "decoder": nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, bias=False))})
-    text = r"layer_decay: the lists 'encoder' and 'decoder' have equally many layers \(2\).*; scale rates by name"
+    text = (
+        r"layer_decay: the lists 'encoder' and 'decoder' have equally many layers \(2\).*"
+        "; scale the learning rates by name"
+    )
     with pytest.raises(ValueError, match=text):
         onepass.param_groups(model, lr=1.0, layer_decay=0.5)
     model["memory"] = tower(2)

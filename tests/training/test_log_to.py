@@ -367,12 +367,12 @@ def print_nothing(*_):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"interval": 0}, ValueError, "Invalid interval: 0"),
-        ({"interval": 2.5}, ValueError, "Invalid interval: 2.5"),
-        ({"interval": True}, ValueError, "Invalid interval: True"),
-        ({"first_step": -1}, ValueError, "Invalid first_step: -1"),
-        ({"writer": object()}, TypeError, "add_scalar.*but is a object"),
-        ({"optimizer": 3}, TypeError, "must be a torch.optim.Optimizer, but is a int"),
+        ({"interval": 0}, ValueError, "interval must be an int >= 1, got 0"),
+        ({"interval": 2.5}, ValueError, "interval must be an int >= 1, got 2.5"),
+        ({"interval": True}, ValueError, "interval must be an int >= 1, got True"),
+        ({"first_step": -1}, ValueError, "first_step must be an int >= 0, got -1"),
+        ({"writer": object()}, TypeError, "add_scalar.*got a object"),
+        ({"optimizer": 3}, TypeError, "must be a torch.optim.Optimizer, got a int"),
     ],
 )
 def test_bad_arguments(arguments, error, message):

@@ -1,7 +1,7 @@
-"""``python -m onepass bench``: step throughput against torch.optim, in one run; a look of less than two minutes.
+"""``python -m onepass bench``: compare step times with torch.optim in less than two minutes.
 
-How it measures is said in :mod:`onepass.timing`. The whole set of questions, with peers beyond torch, is in ``bench/``
-of the source tree, which shares this code.
+:mod:`onepass.cli.timing` describes how times are measured. The folder ``bench/`` of the source tree has all benchmarks,
+with peers other than torch, and uses this code.
 """
 
 from __future__ import annotations
@@ -41,26 +41,26 @@ from .timing import Maker, Result, Run, Shapes, check, gradients, parameters, sa
 CHECKED_STEPS = 3
 WARM_UP = 3
 
-_TORCHS: dict[str, Any] = dict(vars(torch.optim))  # someone may replace torch's names by ours later
+_TORCHS: dict[str, Any] = dict(vars(torch.optim))  # torch's names may be replaced by ours later
 
 
 class Subject(NamedTuple):
-    """An optimizer and its peers."""
+    """An optimizer that is compared with its peers."""
 
     ours: type[Optimizer]
     arguments: dict[str, Any]
-    tolerance: float = 1e-6  # of parameters after the checked steps: 0.1 % of an update
+    tolerance: float = 1e-6  # largest difference of parameters after the checked steps: 0.1 % of an update
 
     @property
     def name(self) -> str:
-        """The class's name."""
+        """Name of the class."""
         return self.ours.__name__
 
     def optimizers(self) -> dict[str, Callable[..., Optimizer]]:
-        """Each contender's name and its constructor, ours first."""
+        """Return each contender's constructor by its name, ours first."""
         found: dict[str, Callable[..., Optimizer]] = {"onepass": functools.partial(self.ours, **self.arguments)}
         torchs = _TORCHS.get(self.name)
-        if torchs is None:  # then the peer is the formula in torch's operations
+        if torchs is None:  # the peer is then the formula in torch's operations
             in_torch = type(self.name, (self.ours,), {"step": cast(Any, self.ours).torch_step})
             found["default"] = functools.partial(in_torch, **self.arguments)
             return found
@@ -72,7 +72,7 @@ class Subject(NamedTuple):
         return found
 
     def makers(self) -> dict[str, Maker]:
-        """Each contender's name and how to make its step, ours first."""
+        """Return a function for each contender's name that makes its step, ours first."""
 
         def maker(make: Callable[..., Optimizer]) -> Maker:
             return lambda params: make(params).step
@@ -80,11 +80,11 @@ class Subject(NamedTuple):
         return {name: maker(make) for name, make in self.optimizers().items()}
 
     def check(self, peer: str, ours: list[Tensor], theirs: list[Tensor]) -> None:
-        """Compares with a peer after the same steps."""
+        """Compare with a peer after the same steps."""
         check(f"{self.name} against {peer}", ours, theirs, self.ours is Lion, self.tolerance)
 
 
-# torch's own choice on a CPU is its default, a loop over the tensors. Four of its classes have a fused form.
+# On a CPU, torch's default is a loop over the tensors. Four of its classes have a fused form.
 PEERS: dict[str, dict[str, bool]] = {
     "default": {"foreach": False, "fused": False},
     "foreach": {"foreach": True},
@@ -108,7 +108,7 @@ SUBJECTS = [
 ADAMW = SUBJECTS[2]
 
 MLP: Shapes = [(64, 64), (64,)] * 3
-SIZES: dict[str, tuple[Shapes, Shapes]] = {  # workload -> shapes, in full and for a quick look
+SIZES: dict[str, tuple[Shapes, Shapes]] = {  # workload -> shapes, in full and with --quick
     "large: 16 x 1M": ([(1 << 20,)] * 16, [(64 << 10,)] * 16),
     "small: 1000 x 100": ([(100,)] * 1000, [(100,)] * 100),
     "MLP: 6 tensors": (MLP, MLP),
@@ -119,17 +119,17 @@ FRESH = "small, fresh gradients"
 def stepped(
     subject: Subject, makers: dict[str, Maker], grads: list[Tensor], left_out: list[str] | None = None
 ) -> dict[str, tuple[list[Tensor], Run]]:
-    """Every contender's parameters and its step, once it has made the first steps and agreed with ours.
+    """Make the first steps of every contender, compare them with ours, and return its parameters and its step.
 
     Args:
-        subject: What is compared.
-        makers: Each contender, ours first.
+        subject: The optimizer.
+        makers: The contenders by name, ours first.
         grads: Their gradients.
-        left_out: If given, a contender that does not agree is left out, and it is said here, unless it is torch's
-            default, which all are judged by.
+        left_out: If given, a contender that does not agree is left out, and a message is appended here. torch's default
+            is never left out.
 
     Raises:
-        AssertionError: One does not agree.
+        AssertionError: A contender does not agree and is not left out.
     """
     made: dict[str, tuple[list[Tensor], Run]] = {}
     for name, make in makers.items():
@@ -153,15 +153,15 @@ def compare(
     more: dict[str, Maker] | None = None,
     left_out: list[str] | None = None,
 ) -> Result:
-    """Ours and all peers on the same gradients, and the limit that memory sets, where it does.
+    """Compare ours and all peers on the same gradients, with the memory limit where the arrays exceed the caches.
 
     Args:
-        subject: What is compared.
-        workload: What this is called.
-        grads: The gradients; parameters are made to fit them.
-        rounds: Samples of each contender.
-        more: Peers beyond torch.
-        left_out: As of :func:`stepped`.
+        subject: The optimizer.
+        workload: Name of the workload.
+        grads: The gradients; the parameters have their shapes.
+        rounds: Number of samples of each contender.
+        more: Peers other than torch's.
+        left_out: See :func:`stepped`.
     """
     made = stepped(subject, {**subject.makers(), **(more or {})}, grads, left_out)
     runs = {name: run for name, (_, run) in made.items()}
@@ -182,7 +182,7 @@ def fresh(
     more: dict[str, Maker] | None = None,
     left_out: list[str] | None = None,
 ) -> Result:
-    """Steps on gradients that a backward pass has just made: new tensors, new Python objects."""
+    """Compare steps on gradients that a backward pass has just made: new tensors, new Python objects."""
     inputs = gradients(shapes)
     made = stepped(subject, {**subject.makers(), **(more or {})}, inputs, left_out)
 
@@ -197,7 +197,7 @@ def fresh(
 
     sample_in_turn(made, WARM_UP, sample)
     samples = sample_in_turn(made, rounds, sample)
-    # Rounding adds up over the steps that have been made since the first check.
+    # Rounding errors accumulate over the steps since the first check.
     steps = CHECKED_STEPS + WARM_UP + rounds
     subject = subject._replace(tolerance=subject.tolerance * steps / CHECKED_STEPS)
     for name, (params, _) in made.items():
@@ -210,14 +210,14 @@ def fresh(
 
 
 def leave_out(name: str, error: AssertionError, left_out: list[str] | None) -> None:
-    """Notes a contender that does not agree; raises the error if there is no list, or if all are judged by this one."""
+    """Record a contender that does not agree; raise the error if there is no list, or for ours and torch's default."""
     if left_out is None or name in ("onepass", "default"):
         raise error
     left_out.append(f"{error}, so it is not timed")
 
 
 def measure(quick: bool, rounds: int, chosen: list[str]) -> Iterator[Result]:
-    """Runs the comparisons of the quick look."""
+    """Yield the results of all comparisons of this command."""
     subjects = [s for s in SUBJECTS if s.name in chosen]
     for workload, sizes in SIZES.items():
         for subject in subjects:
@@ -227,7 +227,7 @@ def measure(quick: bool, rounds: int, chosen: list[str]) -> Iterator[Result]:
 
 
 def line_of(result: Result) -> str:
-    """A result as one line: our time in the unit of its size, and every contender's as a multiple of it."""
+    """Return a result as one line: our time, per parameter, tensor or step, and the others' times relative to it."""
     ours = result.seconds()
     if result.elements >= 1 << 20:
         time_text = f"{ours / result.elements * 1e9:7.3f} ns/parameter"
@@ -241,43 +241,41 @@ def line_of(result: Result) -> str:
 
 
 def machine() -> str:
-    """What the figures hold for, in a line."""
+    """Return one line that describes the machine, threads and versions."""
     known = facts()
     return f"{known['processor']}; {known['chosen']}, {torch.get_num_threads()} threads; torch {torch.__version__}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the options of the command."""
+    """Add the options of the command to the parser."""
     names = [s.name for s in SUBJECTS]
-    parser.add_argument("--quick", action="store_true", help="small sizes and few rounds: to see that it works")
-    parser.add_argument("--rounds", type=int, default=None, help="samples of each contender (default 5; 3 if quick)")
-    parser.add_argument("--threads", type=int, default=None, help="torch.set_num_threads")
-    parser.add_argument(
-        "--optimizers", nargs="+", type=class_name, choices=names, default=names, help="which to measure"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file")
+    parser.add_argument("--quick", action="store_true", help="small sizes and few rounds, to check that it works")
+    parser.add_argument("--rounds", type=int, default=None, help="samples of each contender; default: 5 (3 if quick)")
+    parser.add_argument("--threads", type=int, default=None, help="number of CPU threads; default: torch's")
+    parser.add_argument("--optimizers", nargs="+", type=class_name, choices=names, default=names, help="default: all")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all times to this file")
 
 
 def main(args: argparse.Namespace) -> int:
-    """Measures, prints a line for each comparison, and writes the file that was asked for.
+    """Measure, print a line for each comparison, and write the JSON file.
 
-    Returns 1 if a result is wrong, 2 if it cannot run.
+    Return 1 if a result is wrong, 2 if it cannot run.
     """
     rounds = (3 if args.quick else 5) if args.rounds is None else args.rounds
     try:
         if rounds < 1:
-            raise ValueError(f"--rounds: {rounds} are too few")
+            raise ValueError(f"--rounds must be >= 1, got {rounds}")
         if args.threads is not None:
             torch.set_num_threads(args.threads)
         if args.json is not None:
-            args.json.open("a").close()  # what cannot be written is told before all is measured
+            args.json.open("a").close()  # fail before measuring if the file cannot be written
     except (OSError, ValueError, RuntimeError) as error:  # torch raises the latter for --threads 0
         print(f"onepass bench: {error}", file=sys.stderr)
         return 2
     print(machine())
-    print("the first contender's time, and the others' as multiples of it")
-    print("(limit: the same memory traffic with additions only, by the fastest of several loops)")
-    print("--quick: sizes are smaller than their names say\n" if args.quick else "")
+    print("time of the first contender, and step times of the others relative to it (higher: onepass is faster)")
+    print("(limit: the fastest of several loops that only add, with the same memory traffic)")
+    print("--quick: sizes are smaller than the workloads' names say\n" if args.quick else "")
     results = []
     try:
         for result in measure(args.quick, rounds, args.optimizers):
@@ -292,8 +290,8 @@ def main(args: argparse.Namespace) -> int:
 
 
 def as_json(results: list[Result], rounds: int, **more: Any) -> str:
-    """All figures, and what they hold for, as the text of a file."""
-    known = {name: text for name, text in facts().items() if name != "OpenMP runtime"}  # that has paths in it
+    """Return all results and a description of the machine as JSON."""
+    known = {name: text for name, text in facts().items() if name != "OpenMP runtime"}  # it contains paths
     rows = [
         {**asdict(r), "samples": {name: [float(f"{s:.4g}") for s in samples] for name, samples in r.samples.items()}}
         for r in results
@@ -305,6 +303,6 @@ def as_json(results: list[Result], rounds: int, **more: Any) -> str:
 
 
 def from_json(text: str) -> tuple[dict[str, Any], list[Result]]:
-    """What :func:`as_json` has written: all but the results, and the results."""
+    """Return the contents of a file written with :func:`as_json`: everything but the results, and the results."""
     told = json.loads(text)
     return told, [Result(**row) for row in told.pop("results")]

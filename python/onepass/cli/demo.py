@@ -1,12 +1,12 @@
 """``python -m onepass demo``: train two small models on real data, with torch.optim and with onepass, and compare.
 
 One task is a convolutional net on scikit-learn's handwritten digits, the other a character-level transformer on the
-source text of Python's own standard library. Each is trained three times at once, from the same start and on the same
-batches: by ``torch.optim`` as it comes, by ``torch.optim`` with ``fused=True``, and by ``onepass``.
+source text of Python's standard library. Each model is trained three times side by side, from the same start and on the
+same batches: with ``torch.optim``, with ``torch.optim`` and ``fused=True``, and with ``onepass``.
 
-The middle one is the yardstick. It is the same optimizer by the same authors and differs from the first by rounding
-alone; but training is chaotic, and a difference in the last bit grows from step to step. How far torch's two forms end
-up from each other is how far apart correct implementations end up, and onepass is held to that.
+torch's two forms of the same optimizer differ by rounding alone. Training is chaotic: a difference in the last bit
+grows from step to step. So the distance between torch's two forms shows how far apart correct implementations end up,
+and the distance of onepass is compared with it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from ..training.catalog import plain_name
 from ..training.progress import Bar
 from .info import facts
 
-# torch's class and ours, and what both are called with besides the learning rate.
+# torch's class and ours, and their arguments in addition to the learning rate.
 CLASSES: dict[str, tuple[Callable[..., Optimizer], Callable[..., Optimizer]]] = {
     "sgd": (torch.optim.SGD, SGD),
     "adam": (torch.optim.Adam, Adam),
@@ -44,22 +44,22 @@ CLASSES: dict[str, tuple[Callable[..., Optimizer], Callable[..., Optimizer]]] = 
 }
 ARGUMENTS: dict[str, dict[str, float]] = {"sgd": {"momentum": 0.9}, "adam": {}, "adamw": {"weight_decay": 0.1}}
 
-# When two runs agree. Their parameters are judged after the first CHECK steps, while the distance between them is still
-# that of rounding: at most ten times the one between torch's two forms, or 1e-4 of the way travelled. (Ten small steps
-# in float32 end 1e-5 to 3e-5 from the same steps in float64. Over seeds and optimizers the distance was 0 to 5e-5; for
-# an AdamW without its weight decay, or with a wrong beta, epsilon or bias correction, 3e-3 and more.) Later it grows by
-# leaps, whenever some unit flips, to as much as 5 % between torch's own two forms. So what is judged at the end is what
-# was learned: the losses, to within 3 % or 0.01 nats.
+# Criteria for two runs to agree. Parameters are compared after the first CHECK steps, while their distance is still due
+# to rounding: at most ten times the distance between torch's two forms, or 1e-4 of the distance from the start. (Ten
+# small steps in float32 end 1e-5 to 3e-5 from the same steps in float64. Over seeds and optimizers the distance was 0
+# to 5e-5; for an AdamW without weight decay, or with a wrong beta, epsilon or bias correction, 3e-3 and more.) Later
+# the distance grows in jumps, whenever some unit flips, up to 5 % between torch's two forms. So at the end only the
+# losses are compared, to within 3 % or 0.01 nats.
 CHECK, APART_FACTOR, APART_RELATIVE, LOSS_RELATIVE, LOSS_NATS = 10, 10.0, 1e-4, 0.03, 0.01
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the options of ``python -m onepass demo``."""
+    """Add the options of ``python -m onepass demo`` to the parser."""
     parser.add_argument("--out", type=Path, default=Path("demo-results"), metavar="DIR", help="folder for the results")
     parser.add_argument("--optimizer", type=plain_name, choices=sorted(CLASSES), default="adamw", help="default: adamw")
-    parser.add_argument("--seed", type=int, default=0, help="of the initial parameters and the batches; default: 0")
-    parser.add_argument("--threads", type=int, help="CPU threads; default: as many as torch takes")
-    parser.add_argument("--quick", action="store_true", help="a few steps only, which learn little")
+    parser.add_argument("--seed", type=int, default=0, help="seed of initial parameters and batches; default: 0")
+    parser.add_argument("--threads", type=int, help="number of CPU threads; default: torch's")
+    parser.add_argument("--quick", action="store_true", help="run a few steps only, which learn little")
 
 
 # ---- The tasks ----
@@ -79,7 +79,7 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        """Maps (batch, context, width) to the same shape."""
+        """Return a tensor of the same shape (batch, context, width)."""
         q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         attended = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         x = x + self.out(attended.transpose(1, 2).flatten(2))
@@ -98,14 +98,14 @@ class CharTransformer(nn.Module):
         self.layers = nn.ModuleList(Block(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, 128)
-        # Positions enter as ALiBi (Press et al. 2022): a score falls with the distance, for each head at its own rate.
-        # Within the minute there is, this learns far more than learned positions do.
+        # Positions are encoded by ALiBi (Press et al. 2022): scores decrease with the distance, with a slope for each
+        # head. In a minute of training it learns far more than learned positions do.
         distance = torch.arange(context).unsqueeze(1) - torch.arange(context)
         slopes = 2.0 * 0.25 ** torch.arange(heads).view(-1, 1, 1)
         self.register_buffer("bias", torch.where(distance < 0, -torch.inf, -slopes * distance))
 
     def forward(self, text: Tensor) -> Tensor:
-        """Returns logits (batch, context, 128) for text (batch, context)."""
+        """Return logits (batch, context, 128) for text (batch, context)."""
         x = self.characters(text)
         for layer in self.layers:
             x = layer(x, self.bias)
@@ -127,8 +127,8 @@ class Task:
 
 
 def digits(optimizer: str, quick: bool) -> Task:
-    """Handwritten digits: 1797 grey images of 8 x 8 pixels, a quarter of them held out."""
-    # Imported only here, as an extra, and by name, as it comes without types.
+    """Return the task of handwritten digits: 1797 grey images of 8 x 8 pixels, a quarter of them held out."""
+    # Imported here because it is an extra, and by name because it has no types.
     data = importlib.import_module("sklearn.datasets").load_digits()
     images = torch.tensor(data.images, dtype=torch.float32).unsqueeze(1) / 16
     labels = torch.tensor(data.target, dtype=torch.int64)
@@ -151,10 +151,10 @@ def digits(optimizer: str, quick: bool) -> Task:
 
 
 def stdlib_text(optimizer: str, quick: bool) -> Task:
-    """The source of Python's standard library (not its packages), by characters; every tenth file is held out."""
+    """Return the task of text: the standard library (without packages) by characters, every tenth file held out."""
     files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
     if len(files) < 10:
-        raise FileNotFoundError("this Python's standard library does not come as .py files, which the demo reads")
+        raise FileNotFoundError("the demo reads the standard library's .py files, which this Python does not have")
     context, batch = 64, 8
 
     def read(paths: list[Path]) -> Tensor:
@@ -176,7 +176,7 @@ def stdlib_text(optimizer: str, quick: bool) -> Task:
 
 
 def frequency_loss(train: Tensor, test: Tensor) -> float:
-    """The loss on `test`, in nats, of predicting each class by how often it occurs in `train`."""
+    """Return the loss on `test`, in nats, of predicting each class by its frequency in `train`."""
     counts = torch.bincount(train, minlength=128).double() + 1e-3
     return float(-(counts / counts.sum()).log()[test].mean())
 
@@ -186,10 +186,10 @@ def frequency_loss(train: Tensor, test: Tensor) -> float:
 
 @dataclass
 class Curves:
-    """What one run leaves behind: times in seconds, losses in nats, and its distance from the first run.
+    """The record of one run: times in seconds, losses in nats, and the distance from the first run.
 
-    The times do not hold the drawing of the batches, which the runs share. Distances are relative to how far the
-    first run's parameters have come from their start, both as Euclidean norms; `apart_max` is the largest difference.
+    The times exclude the drawing of batches, which the runs share. Distances are relative to the distance of the first
+    run's parameters from their start (Euclidean norms). `apart_max` is the largest difference of an element.
     """
 
     label: str
@@ -206,26 +206,26 @@ class Curves:
 
     @property
     def seconds(self) -> float:
-        """All the time that this run took."""
+        """Total time of this run."""
         return self.forward_backward + self.step + self.other
 
 
 class Run:
-    """One of the runs that are compared: a model, its optimizer, and what has been seen of them."""
+    """One of the compared runs: a model, its optimizer, and their record."""
 
     def __init__(self, label: str, model: nn.Module, optimizer: Optimizer, steps: int) -> None:
         self.model, self.optimizer, self.seen = model, optimizer, Curves(label)
-        # torch's scheduler drives onepass too: as for any drop-in, nothing else in the training loop changes.
+        # torch's scheduler also works with onepass: nothing else in the training loop changes.
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, optimizer.defaults["lr"], total_steps=steps + 1, pct_start=0.1, cycle_momentum=False
         )
 
     def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy in nats, over images or over every position of every text."""
+        """Return the mean cross-entropy in nats, over images or over every position of every text."""
         return nn.functional.cross_entropy(self.model(inputs).flatten(0, -2), targets.flatten())
 
     def train(self, inputs: Tensor, targets: Tensor) -> None:
-        """Takes one training step and notes what it took."""
+        """Make one training step and record its loss and times."""
         start = time.perf_counter()
         self.optimizer.zero_grad()
         cleared = time.perf_counter()
@@ -242,12 +242,12 @@ class Run:
 
     @torch.no_grad()
     def vector(self) -> Tensor:
-        """All parameters, one after the other."""
+        """Return all parameters as one vector."""
         return nn.utils.parameters_to_vector(self.model.parameters())
 
     @torch.no_grad()
     def evaluate(self, inputs: Tensor, targets: Tensor) -> None:
-        """Notes the losses at the end and the accuracy on held-out data."""
+        """Record the final losses and the accuracy on held-out data."""
         last = self.seen.losses[-20:]
         self.seen.final_loss = sum(last) / len(last)
         self.seen.held_out_loss = self.loss(inputs, targets).item()
@@ -255,7 +255,7 @@ class Run:
 
 
 def make_runs(task: Task, optimizer: str, model: nn.Module) -> list[Run]:
-    """Copies `model` once for each run: torch's default first, onepass last."""
+    """Return the runs, each with its own copy of `model`: torch's default first, onepass last."""
     theirs, ours = CLASSES[optimizer]
     runs = []
     for label, make, extra in (
@@ -270,12 +270,12 @@ def make_runs(task: Task, optimizer: str, model: nn.Module) -> list[Run]:
 
 
 def compare(task: Task, optimizer: str, seed: int) -> list[Curves]:
-    """Trains `task` with every side, all in turn on each batch."""
+    """Train all runs of `task`, in turn on each batch."""
     torch.manual_seed(seed)
     model = task.build()
     batches = torch.Generator().manual_seed(seed)
-    # What only a first step costs (torch imports its compiler there, kernels are chosen, threads start) would fall on
-    # whichever side goes first; models that are thrown away pay for it.
+    # A first step has extra costs (torch imports its compiler, kernels are chosen, threads start). These runs, which
+    # are discarded, take them, so that they are not part of the times of whichever run is first.
     for run in make_runs(task, optimizer, model):
         for _ in range(2):
             run.train(*task.draw(torch.Generator().manual_seed(seed)))
@@ -285,8 +285,7 @@ def compare(task: Task, optimizer: str, seed: int) -> list[Curves]:
     bar = Bar(task.name, task.steps)
     for step in range(task.steps):
         inputs, targets = task.draw(batches)
-        # The machine may be busy with something else for a while. Taking turns on each batch, and in going first,
-        # spreads that over all sides alike.
+        # The runs take turns on each batch, in changing order, so that other load on the machine affects all alike.
         for turn in range(len(runs)):
             runs[(step + turn) % len(runs)].train(inputs, targets)
         if (step + 1) % CHECK == 0 or step + 1 == task.steps:
@@ -307,22 +306,22 @@ def compare(task: Task, optimizer: str, seed: int) -> list[Curves]:
 
 
 def disagreements(seen: list[Curves]) -> list[str]:
-    """Says in what the last run differs from the first by more than rounding explains."""
+    """Return in what the last run differs from the first by more than rounding explains."""
     torch_run, fused, ours = seen
     found = []
     for what in ("final_loss", "held_out_loss"):
         theirs, mine = getattr(torch_run, what), getattr(ours, what)
-        # Written so that a NaN disagrees.
+        # The negated comparison counts a NaN as a disagreement.
         if not abs(mine - theirs) <= max(LOSS_RELATIVE * theirs, LOSS_NATS):
             found.append(f"{what.replace('_', ' ')} {mine:.4f} against {theirs:.4f}")
     apart = ours.apart_relative[0]
     if not apart <= max(APART_FACTOR * fused.apart_relative[0], APART_RELATIVE):
-        found.append(f"parameters after {CHECK} steps apart by {apart:.1e} of the way travelled")
+        found.append(f"parameters after {CHECK} steps differ by {apart:.1e} of the distance from the start")
     return found
 
 
 def table(heads: list[str], results: list[list[Curves]]) -> str:
-    """Lays the results out as one table, each task's rows under a line that names it."""
+    """Return the results as one table, each task's rows under its heading."""
     rows = [
         ["", "final", "held-out", "held-out", "parameters apart", "", "", "step()", "times", "total", "times"],
         ["", "loss", "loss", "accuracy", "largest", f"step {CHECK}", "end", "s", "faster", "s", "faster"],
@@ -342,7 +341,7 @@ def table(heads: list[str], results: list[list[Curves]]) -> str:
 
 
 def draw_png(path: Path, title: str, tasks: list[Task], heads: list[str], results: list[list[Curves]]) -> None:
-    """Draws, one row a task: the losses, the distance between the runs, and where the time went."""
+    """Plot one row per task: the losses, the distance between the runs, and the parts of the time."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -358,7 +357,7 @@ def draw_png(path: Path, title: str, tasks: list[Task], heads: list[str], result
         figure.suptitle(title, fontsize=13)
         axes = figure.subplots(len(tasks), 3)
         for task, head, runs, (losses, apart, bars) in zip(tasks, heads, results, axes, strict=True):
-            # The curves nearly coincide: the first is drawn broad and pale, and the last as a fine line upon it.
+            # The curves nearly coincide: the first is a wide pale line, and the last a thin line on top of it.
             steps = range(1, task.steps + 1)
             losses.axhline(task.untaught, color="0.5", linestyle=":", label="frequencies alone")
             losses.plot(steps, runs[0].losses, color=pale, linewidth=4, label=runs[0].label)
@@ -369,10 +368,10 @@ def draw_png(path: Path, title: str, tasks: list[Task], heads: list[str], result
             for run, colour, width in ((runs[1], blue, 2.5), (runs[-1], red, 1.2)):
                 percent = [100 * part for part in run.apart_relative]
                 apart.plot(run.apart_steps, percent, color=colour, linewidth=width, label=run.label, clip_on=False)
-            # Logarithmic, but with a place for zero: the runs may well be identical.
+            # symlog, because the distance may be zero.
             apart.set_yscale("symlog", linthresh=1e-5)
             apart.set(title=f"Distance from {runs[0].label}", xlabel="training step", ylim=(0, 100), xlim=(0, None))
-            apart.set_ylabel("distance between parameters\n(% of the way travelled)")
+            apart.set_ylabel("distance between parameters\n(% of the distance from the start)")
             apart.grid(axis="y", color="0.9")
             apart.legend(loc="upper left")
 
@@ -385,18 +384,18 @@ def draw_png(path: Path, title: str, tasks: list[Task], heads: list[str], result
             for y, run in enumerate(runs):
                 bars.text(0.02 * max(left), y, f"step() {run.step:.2f} s of {run.seconds:.2f} s", va="center")
             bars.invert_yaxis()
-            bars.set(title=f"Where the time of {task.steps} steps went", xlabel="time (s)")
+            bars.set(title=f"Time of {task.steps} steps", xlabel="time (s)")
             bars.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.4, -0.15))
         figure.savefig(path, dpi=110)
 
 
 def load_average() -> float:
-    """How many threads wanted to run over the last minute, of any process; 0 where the system does not tell."""
+    """Return the system's load average over the last minute; 0 on Windows, which has none."""
     return os.getloadavg()[0] if sys.platform != "win32" else 0.0
 
 
 def main(args: argparse.Namespace) -> int:
-    """Runs the demo; returns 0 if onepass and torch agree, 1 if not, 2 if it cannot run."""
+    """Run the demo; return 0 if onepass and torch agree, 1 if not, 2 if it cannot run."""
     try:
         importlib.import_module("matplotlib")
         args.out.mkdir(parents=True, exist_ok=True)
@@ -414,7 +413,7 @@ def main(args: argparse.Namespace) -> int:
     where = f"{machine['processor']}, {threads}; torch {torch.__version__}, onepass {__version__}"
     print(f"Training with torch.optim, its fused form and onepass side by side; {args.optimizer}.\n{where}", flush=True)
     if torch.get_num_threads() > 1 and (load := load_average()) > 1:
-        print(f"This machine is busy (load {load:.1f}), and threads wait for one another: --threads 1 may be faster.")
+        print(f"This machine is busy (load {load:.1f}), so threads wait for each other: --threads 1 may be faster.")
 
     heads, results = [], []
     for task in tasks:
@@ -424,14 +423,14 @@ def main(args: argparse.Namespace) -> int:
     plan = [f", {task.steps} steps; loss by frequencies alone {task.untaught:.2f}" for task in tasks]
     print("\n" + table([a + b for a, b in zip(heads, plan, strict=True)], results))
     print(
-        "Losses in nats. Parameters apart from those of the first run: the largest difference, then the distance as a\n"
-        "fraction of the way travelled. Rounding alone sets torch's two forms apart; onepass is held to that.\n"
+        "Losses in nats. Parameters apart from those of the first run: largest difference, then distance relative to\n"
+        "the distance from the start. torch's two forms differ by rounding alone; compare onepass with that.\n"
     )
 
     draw_png(args.out / "demo.png", f"{args.optimizer} on {where}", tasks, heads, results)
     load = load_average()
     if load > torch.get_num_threads() + 0.5:
-        print(f"This machine had other work too (load {load:.1f}): the times, and their ratios above all, say little.")
+        print(f"This machine had other load (load {load:.1f}): the times and their ratios are not reliable.")
     record = {
         "machine": {**machine, "load": load},
         "settings": {key: getattr(args, key) for key in ("optimizer", "seed", "quick")},

@@ -1,4 +1,4 @@
-"""``python -m onepass gallery``: the classic experiments of optimization, run with onepass, as pictures.
+"""``python -m onepass gallery``: run classic experiments of optimization with onepass and plot them.
 
 The experiments are the files of ``examples/``, which are installed as the package ``onepass.examples``.
 """
@@ -26,14 +26,14 @@ NAMES = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the options of the command."""
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"all of them by default: {', '.join(NAMES)}")
-    parser.add_argument("--out", type=Path, default=Path("gallery"), metavar="DIR", help="default: gallery")
-    parser.add_argument("--quick", action="store_true", help="a few steps only: to see that all of it runs")
+    """Add the options of the command to the parser."""
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"experiments; default: all ({', '.join(NAMES)})")
+    parser.add_argument("--out", type=Path, default=Path("gallery"), metavar="DIR", help="folder; default: gallery")
+    parser.add_argument("--quick", action="store_true", help="run a few steps only, to check that everything works")
 
 
 def main(args: argparse.Namespace) -> int:
-    """Runs the experiments; returns 2 if they cannot run."""
+    """Run the experiments; return 2 if they cannot run."""
     if unknown := [name for name in args.names if name not in NAMES]:
         print(f"onepass gallery: there is no {', '.join(unknown)}; there are {', '.join(NAMES)}", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""``python -m onepass info``: what is installed, what this machine has, and what was chosen."""
+"""``python -m onepass info``: versions, the machine, and the instruction set and tuning in use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..training import catalog
 
 
 def _openmp_runtimes() -> list[str]:
-    """The OpenMP libraries in this process; more than one is a defect."""
+    """Return the paths of the OpenMP libraries in this process; more than one is a defect."""
     names = ("libgomp", "libomp", "libiomp")
     try:
         with open("/proc/self/maps") as maps:
@@ -24,7 +24,7 @@ def _openmp_runtimes() -> list[str]:
 
 
 def processor() -> str:
-    """The processor's name, as the operating system tells it."""
+    """Return the processor's name as reported by the operating system."""
     try:
         with open("/proc/cpuinfo") as info:
             names = [line.split(":", 1)[1].strip() for line in info if line.startswith("model name")]
@@ -34,7 +34,7 @@ def processor() -> str:
 
 
 def _cuda_devices() -> str:
-    """The GPUs that torch sees, each with why the kernels cannot run there, if they cannot."""
+    """Return the GPUs that torch sees; where the kernels cannot run, with the reason."""
     if not torch.cuda.is_available():
         return "none seen by torch"
     told = []
@@ -45,7 +45,7 @@ def _cuda_devices() -> str:
 
 
 def facts() -> dict[str, str]:
-    """All that ``info`` prints, a text for each name."""
+    """Return what ``info`` prints, as a dict of texts."""
     isas = ", ".join(name + ("" if supported else " (not supported here)") for name, supported in _core.isas().items())
 
     def forced(variable: str) -> str:
@@ -65,19 +65,19 @@ def facts() -> dict[str, str]:
         "OpenMP runtime": ", ".join(_openmp_runtimes()) or "unknown",
         "DLPack exchange API": ".".join(map(str, _core.dlpack_version())),
         "CUDA kernels": _core.cuda_built()
-        or "not built (there was no CUDA compiler): parameters on a GPU are stepped by torch's own code",
+        or "not built (no CUDA compiler was found): parameters on a GPU are stepped by torch's implementation",
         "CUDA devices": _cuda_devices(),
         "kernels for": ", ".join(_core.rules()),
     }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the options of the command."""
-    parser.add_argument("--optimizers", action="store_true", help="the table of optimizers instead, in Markdown")
+    """Add the options of the command to the parser."""
+    parser.add_argument("--optimizers", action="store_true", help="print only the table of optimizers, as Markdown")
 
 
 def main(args: argparse.Namespace) -> int:
-    """Prints the facts, or the table of optimizers."""
+    """Print the facts, or the table of optimizers."""
     if args.optimizers:
         print(catalog.markdown())
         return 0

@@ -1,7 +1,7 @@
-"""The limit that memory sets on a step: the fastest of several plain loops that read and write the same arrays.
+"""The memory limit of a step: the time of the fastest of several plain loops that read and write the same arrays.
 
-The loops (:mod:`onepass._traffic`) differ in prefetch and in the order of the arrays, because what is fastest differs
-from processor to processor. All are timed in turn with the contenders, and the one of the best median is the limit.
+The loops (:mod:`onepass._traffic`) differ in prefetch and in the order of the arrays, because the fastest choice
+depends on the processor. All are timed in turn with the contenders. The limit is the loop with the lowest median.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def arrays_of(step: Run, params: list[Tensor]) -> list[list[Tensor]]:
         params: Its parameters.
 
     Returns:
-        A row for each parameter: the gradient, which is read, and the flat arrays that are updated.
+        One list per parameter: the gradient, which is read, and the flat arrays that are updated.
     """
     state = step.__self__.state  # type: ignore[attr-defined]
     rows = []
@@ -38,12 +38,12 @@ def arrays_of(step: Run, params: list[Tensor]) -> list[list[Tensor]]:
 
 
 def moved_by(rows: list[list[Tensor]]) -> int:
-    """Return the bytes that such a step moves: each array is read, and all but the first of each row are written."""
+    """Return the bytes that a step moves: each array is read, and all but the first of each list are written."""
     return sum(2 * sum(array.nbytes for array in row) - row[0].nbytes for row in rows)
 
 
 def runs(rows: list[list[Tensor]]) -> dict[str, Run]:
-    """Return what calls each loop on these arrays of float32, by a name that :func:`fastest` knows."""
+    """Return a function for each loop that runs it on these arrays of float32; :func:`fastest` knows the names."""
 
     def run(loop: str) -> Run:
         return lambda: _traffic.add(loop, rows, torch.get_num_threads())
@@ -52,7 +52,7 @@ def runs(rows: list[list[Tensor]]) -> dict[str, Run]:
 
 
 def fastest(samples: Samples) -> Samples:
-    """Return the samples with those of the fastest loop, by the median, as ``limit`` in place of all loops'."""
+    """Return the samples, with all loops replaced by ``limit``: the samples of the loop with the lowest median."""
     others = {name: times for name, times in samples.items() if not name.startswith(_PREFIX)}
     loops = [times for name, times in samples.items() if name.startswith(_PREFIX)]
     return {**others, LIMIT: min(loops, key=statistics.median)} if loops else others

@@ -15,16 +15,16 @@ from .demo import ARGUMENTS, CLASSES, digits
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the options of ``python -m onepass lr-find``."""
+    """Add the options of ``python -m onepass lr-find`` to the parser."""
     parser.add_argument("--optimizer", type=plain_name, choices=sorted(CLASSES), default="adamw", help="default: adamw")
-    parser.add_argument("--steps", type=int, default=100, help="optimizer steps; default: 100")
-    parser.add_argument("--seed", type=int, default=0, help="of the initial parameters and the batches; default: 0")
+    parser.add_argument("--steps", type=int, default=100, help="number of optimizer steps; default: 100")
+    parser.add_argument("--seed", type=int, default=0, help="seed of initial parameters and batches; default: 0")
     parser.add_argument("--table", action="store_true", help="print every step")
-    parser.add_argument("--png", type=Path, metavar="FILE", help="draw the losses")
+    parser.add_argument("--png", type=Path, metavar="FILE", help="plot the losses to this file")
 
 
 def find(optimizer: str, steps: int, seed: int) -> LRRangeTest:
-    """The test on the digits, with one of the demo's optimizers."""
+    """Run the test on the digits with one of the demo's optimizers."""
     task = digits(optimizer, quick=False)
     torch.manual_seed(seed)
     model = task.build()
@@ -40,7 +40,7 @@ def find(optimizer: str, steps: int, seed: int) -> LRRangeTest:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Runs the test and tells what it suggests; returns 2 if it cannot run."""
+    """Run the test and print its suggestions; return 2 if it cannot run."""
     try:
         if args.png is not None:
             check_path(args.png)

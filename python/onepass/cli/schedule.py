@@ -1,4 +1,4 @@
-"""``python -m onepass schedule``: the picture of a schedule, in the terminal or as a PNG."""
+"""``python -m onepass schedule``: plot a schedule in the terminal or to a file."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ..training.figure import axes_to_fill
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_WIDTH, _HEIGHT = 72, 14  # of the picture in the terminal at most, without its axes
+_WIDTH, _HEIGHT = 72, 14  # largest size of the plot in the terminal, in characters, without its axes
 
 
 class _Strokes(NamedTuple):
-    """The characters of a picture."""
+    """The characters of a plot."""
 
     blocks: str  # from empty to full, in eighths
     tick: str
@@ -36,23 +36,23 @@ _ASCII = _Strokes(" ..::||##", "+", "|", "+", "-")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the options of the command."""
-    parser.add_argument("expression", nargs="+", help='such as "warmup(500) >> cosine(10_000)"; several in one PNG')
-    parser.add_argument("--steps", type=int, metavar="N", help="optimizer steps; by default the whole schedule")
-    parser.add_argument("--lr", type=float, default=1.0, help="the rate that the schedule multiplies (default: 1)")
-    parser.add_argument("--png", type=Path, metavar="FILE", help="draw it there instead (needs matplotlib)")
+    """Add the options of the command to the parser."""
+    parser.add_argument("expression", nargs="+", help='schedule, such as "warmup(500) >> cosine(10_000)"')
+    parser.add_argument("--steps", type=int, metavar="N", help="number of optimizer steps; default: the whole schedule")
+    parser.add_argument("--lr", type=float, default=1.0, help="learning rate that the schedule multiplies; default: 1")
+    parser.add_argument("--png", type=Path, metavar="FILE", help="plot all schedules to this file (needs matplotlib)")
 
 
 def text_picture(
     rates: NDArray[np.float64], columns: int = 80, height: int = _HEIGHT, strokes: _Strokes = _UNICODE
 ) -> str:
-    """Draws the rate of each step in block characters, with both axes labelled.
+    """Return a plot of the learning rate of each step in block characters, with both axes labelled.
 
     Args:
-        rates: One for each step, at least one.
-        columns: What a line may have at most, labels included; a column of the picture shows the mean of its steps.
-        height: Rows, without the axis.
-        strokes: The characters to draw with.
+        rates: Learning rate of each step; at least one.
+        columns: Largest length of a line, labels included. A column of the plot shows the mean of its steps.
+        height: Number of rows, without the axis.
+        strokes: Characters to draw with.
 
     Returns:
         Lines of text. The lowest row begins at 0, or at the lowest rate if that is negative.
@@ -79,20 +79,20 @@ def text_picture(
 
 
 def _steps(schedules: list[Schedule]) -> int:
-    """How many steps show all of the longest schedule, its last value included."""
+    """Return the number of steps that shows the whole of the longest schedule, including its last value."""
     known = [schedule.length for schedule in schedules if schedule.length is not None]
     if not known:
-        raise ValueError("the schedule has no end: say how many --steps are to be drawn")
+        raise ValueError("the schedule has no end: pass the number of steps to plot as --steps")
     return max(known) + 1
 
 
 def _rates(schedule: Schedule, steps: int, lr: float) -> NDArray[np.float64]:
     if not np.isfinite(lr):
-        raise ValueError(f"--lr: {lr} is not finite")
+        raise ValueError(f"--lr must be finite, got {lr}")
     with np.errstate(over="ignore", invalid="ignore"):
         rates = lr * schedule(np.arange(steps))
         if not np.isfinite(rates.max() - rates.min()):
-            raise ValueError(f"{schedule!r} is not finite, or goes too far to be drawn")
+            raise ValueError(f"{schedule!r} is not finite, or its range is too large to plot")
     return rates
 
 
@@ -108,13 +108,13 @@ def _draw(path: Path, rates: list[NDArray[np.float64]], labels: list[str], label
 
 
 def main(args: argparse.Namespace) -> int:
-    """Prints or draws the schedules; returns 2 if there is something that cannot be read or drawn."""
+    """Print or plot the schedules; return 2 if one of them cannot be parsed or plotted."""
     label = "learning rate" if args.lr != 1.0 else "factor of the learning rate"
     try:
         schedules = [parse(text) for text in args.expression]
         steps = _steps(schedules) if args.steps is None else args.steps
         if steps < 1:
-            raise ValueError(f"--steps: {steps} are too few")
+            raise ValueError(f"--steps must be >= 1, got {steps}")
         rates = [_rates(schedule, steps, args.lr) for schedule in schedules]
         if args.png is not None:
             _draw(args.png, rates, [repr(schedule) for schedule in schedules], label)
@@ -131,7 +131,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _can_print(text: str) -> bool:
-    """Whether standard output has these characters; an ASCII locale's has not."""
+    """Return whether standard output can encode these characters; in an ASCII locale it cannot."""
     try:
         text.encode(sys.stdout.encoding or "ascii")
     except UnicodeEncodeError:

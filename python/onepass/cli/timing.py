@@ -1,8 +1,8 @@
-"""Fair comparisons, for ``python -m onepass bench`` and the files of ``bench/``.
+"""The timing harness of ``python -m onepass bench`` and of the files of ``bench/``.
 
-Contenders first make the same steps from the same start with the same gradients, and every element is compared. Only
-then are they timed: in turn, round after round, in changing order, so that what else the machine does hits all alike.
-Figures are medians over the rounds, ratios medians of the rounds' ratios.
+Contenders first make the same steps from the same start with the same gradients, and every element is compared. Then
+they are timed in turn, round after round, in changing order, so that other load on the machine affects all alike. Times
+are medians over the rounds, and ratios are medians of the ratios within each round.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ import torch
 from torch import Tensor
 
 Run: TypeAlias = Callable[[], Any]
-Maker: TypeAlias = Callable[[list[Tensor]], Run]  # parameters -> what does one step
+Maker: TypeAlias = Callable[[list[Tensor]], Run]  # parameters -> a function that makes one step
 Shapes: TypeAlias = Sequence[tuple[int, ...]]
-Samples: TypeAlias = dict[str, list[float]]  # contender -> seconds a step, one for each round
+Samples: TypeAlias = dict[str, list[float]]  # contender -> seconds per step, one for each round
 
-SAMPLE = 0.01  # seconds that a sample takes about: shorter steps are repeated, up to 1,000 times
+SAMPLE = 0.01  # approximate seconds per sample: shorter steps are repeated, up to 1,000 times
 
 
 @dataclass
 class Result:
-    """One comparison. The first contender is the one that the others are measured by.
+    """The result of one comparison. The first contender is the reference of the ratios.
 
     Attributes:
-        workload: What was done.
-        optimizer: Which optimizer did it.
-        elements: Of the parameters, all together.
-        tensors: How many parameters there are.
-        samples: Seconds that a step took in each round, for each contender.
+        workload: Name of the workload.
+        optimizer: Name of the optimizer.
+        elements: Number of elements of all parameters.
+        tensors: Number of parameters.
+        samples: Seconds per step in each round, for each contender.
         moved: Bytes that the step has to move, each array counted once for every time that it must be read or written;
-            0 where memory is not the question.
+            0 if memory traffic is not measured.
         question: The file of ``bench/`` that this belongs to.
     """
 
@@ -51,21 +51,21 @@ class Result:
 
     @property
     def first(self) -> str:
-        """The name of the contender that the others are measured by."""
+        """Name of the contender that is the reference of the ratios."""
         return next(iter(self.samples))
 
     def seconds(self, name: str | None = None) -> float:
-        """The median time of a contender, the first by default."""
+        """Return the median time of a contender in seconds, by default of the first."""
         return statistics.median(self.samples[name or self.first])
 
     def ratios(self) -> dict[str, float]:
-        """How many times as long as the first each of the others takes."""
+        """Return the time of each other contender relative to the first."""
         medians = ratios(self.samples)
         del medians[self.first]
         return medians
 
     def spread(self, name: str | None = None) -> float:
-        """Half the distance between the quartiles of a contender's times, over their median."""
+        """Return half the interquartile range of a contender's times, relative to their median."""
         samples = self.samples[name or self.first]
         if len(samples) < 2:
             return 0.0
@@ -74,13 +74,13 @@ class Result:
 
 
 def ratios(samples: Samples) -> dict[str, float]:
-    """How many times as long as the first each takes: the medians of the rounds' ratios."""
+    """Return the time of each contender relative to the first: the median of the ratios within each round."""
     first = next(iter(samples.values()))
     return {n: statistics.median(b / a for a, b in zip(first, s, strict=True)) for n, s in samples.items()}
 
 
 def sample_in_turn(names: Iterable[str], rounds: int, sample: Callable[[str], float]) -> Samples:
-    """A sample of every contender in turn, round after round, in changing order; without the garbage collector."""
+    """Sample every contender in turn, round after round, in changing order, with the garbage collector disabled."""
     samples: Samples = {name: [] for name in names}
     order = list(samples)
     gc.collect()
@@ -96,16 +96,16 @@ def sample_in_turn(names: Iterable[str], rounds: int, sample: Callable[[str], fl
 
 
 def time_in_turn(runs: dict[str, Run], rounds: int, before: Callable[[str], Any] | None = None) -> Samples:
-    """Times contenders in turn.
+    """Time contenders in turn.
 
     Args:
-        runs: What each contender does.
-        rounds: How often each is sampled.
-        before: What comes ahead of each timed call, and is not timed; it is given the contender's name. Without it, a
-            sample is of as many calls as take about a hundredth of a second.
+        runs: The timed function of each contender.
+        rounds: Number of samples of each contender.
+        before: Function of the contender's name that is called before each timed call and is not timed. Without it, a
+            sample covers as many calls as take about a hundredth of a second.
 
     Returns:
-        Seconds a call, for each contender and round.
+        Seconds per call, for each contender and round.
     """
     repeats = {name: 1 if before else _repeats(run) for name, run in runs.items()}
 
@@ -124,13 +124,13 @@ def _repeats(run: Run) -> int:
 
 
 def gradients(shapes: Shapes, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """Random gradients."""
+    """Return random gradients."""
     generator = torch.Generator().manual_seed(1)
     return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
 
 
 def parameters(grads: Sequence[Tensor], seed: int = 0) -> list[Tensor]:
-    """Fresh parameters, the same at every call, with these gradients (shared, as nothing writes to them)."""
+    """Return new parameters with the same values at every call and these gradients (shared; nothing writes them)."""
     generator = torch.Generator().manual_seed(seed)
     params: list[Tensor] = []
     for grad in grads:
@@ -141,22 +141,22 @@ def parameters(grads: Sequence[Tensor], seed: int = 0) -> list[Tensor]:
 
 
 def check(name: str, ours: list[Tensor], theirs: list[Tensor], flips: bool = False, tolerance: float = 1e-6) -> None:
-    """Compares every element after the same steps.
+    """Compare every element after the same steps.
 
     Args:
-        name: What is compared, for the message.
+        name: Name of the comparison, for the message.
         ours: Parameters that one contender has stepped.
-        theirs: Those of the other.
-        flips: Whether one element in a million may differ. So it is with Lion: where the sign's argument is zero but
-            for rounding, the sign is open.
-        tolerance: What may lie between two elements beside 8 units of rounding.
+        theirs: Parameters that the other contender has stepped.
+        flips: Whether one element in a million may differ. Lion needs it: where the argument of the sign is zero up to
+            rounding, either sign is right.
+        tolerance: Largest difference between two elements, in addition to 8 units of rounding.
 
     Raises:
-        AssertionError: More of them differ.
+        AssertionError: More elements differ.
     """
     for a, b in zip(ours, theirs, strict=True):
         a, b = a.detach(), b.detach()
         allowed = tolerance + 8 * torch.finfo(b.dtype).eps * b.abs()
-        wrong = a.numel() - int(((a - b).abs() <= allowed).sum())  # a NaN is wrong, too
+        wrong = a.numel() - int(((a - b).abs() <= allowed).sum())  # a NaN counts as wrong
         if wrong > (a.numel() // 1_000_000 + 1 if flips else 0):
             raise AssertionError(f"{name}: {wrong} of {a.numel()} elements differ")

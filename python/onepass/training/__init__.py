@@ -1,1 +1,1 @@
-"""What helps around an optimizer: groups, updates in the backward pass, logs, the search for a learning rate."""
+"""Tools for training: parameter groups, updates in the backward pass, logs, the learning rate range test."""

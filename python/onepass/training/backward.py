@@ -1,4 +1,4 @@
-"""Updates within the backward pass: a gradient is used as soon as it is complete, and freed."""
+"""Updates within the backward pass: each gradient is used as soon as it is complete, and then freed."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ _MOVING = {copy_operator, torch.ops.aten.detach.default}
 
 
 class FreedGradient(Tensor):
-    """What is left in ``.grad`` of a gradient that was used within ``backward()``: one element, and an error to use.
+    """Placeholder in ``.grad`` for a gradient that was used within ``backward()``: it has one element; using it raises.
 
-    With None there, ``clip_grad_norm_`` and ``GradScaler`` would find no gradients, and do nothing in silence. What
-    ``zero_grad`` and ``Module.to`` do to gradients is no error.
+    If ``.grad`` were None, ``clip_grad_norm_`` and ``GradScaler`` would find no gradients and silently do nothing. The
+    operations of ``zero_grad`` and ``Module.to`` do not raise.
     """
 
     @classmethod
     def of(cls, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> FreedGradient:
-        """One in the place of a gradient of these."""
+        """Return a placeholder for a gradient of this shape, dtype and device."""
         element = torch.zeros((), dtype=dtype, device=device)
         return make_subclass(cls, element.expand(shape))
 
@@ -56,7 +56,7 @@ class FreedGradient(Tensor):
             made = kwargs or {}
             return cls.of(args[0].shape, made.get("dtype") or args[0].dtype, made.get("device") or args[0].device)
         raise RuntimeError(
-            f"{func} asks for a gradient that onepass.step_in_backward has used, and freed, within backward(): what "
+            f"{func} reads a gradient that onepass.step_in_backward has used and freed within backward(): code that "
             "needs gradients afterwards (clip_grad_norm_, GradScaler, DistributedDataParallel) cannot work with it"
         )
 
@@ -68,7 +68,7 @@ def _forget_freed(p: Tensor) -> None:
 
 @contextlib.contextmanager
 def freed_aside(params: Iterable[Tensor]) -> Iterator[None]:
-    """Within this context, gradients that have been freed are None, as if there were none."""
+    """Set freed gradients to None within this context, and put their placeholders back at its end."""
     freed = [(p, p.grad) for p in params if isinstance(p.grad, FreedGradient)]
     for p, _ in freed:
         p.grad = None
@@ -80,7 +80,7 @@ def freed_aside(params: Iterable[Tensor]) -> Iterator[None]:
 
 
 class StepInBackward:
-    """What :func:`step_in_backward` returns: updates within ``backward()``, until ``remove()``."""
+    """Handle returned by :func:`step_in_backward`: parameters are updated within ``backward()`` until ``remove()``."""
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
@@ -91,7 +91,7 @@ class StepInBackward:
 
     @contextlib.contextmanager
     def accumulate(self) -> Iterator[None]:
-        """Backward passes in this block add up gradients, and update nothing: all micro-batches but the last."""
+        """Accumulate gradients within this context, without updates: for all micro-batches but the last."""
         before, self._accumulating = self._accumulating, True
         try:
             yield
@@ -99,7 +99,7 @@ class StepInBackward:
             self._accumulating = before
 
     def remove(self) -> None:
-        """Ends it: gradients are left for ``optimizer.step()`` again."""
+        """Remove all hooks: from now on ``optimizer.step()`` uses the gradients."""
         for p, (_, handles) in self._steppers.items():
             _forget_freed(p)
             for handle in handles:
@@ -108,12 +108,12 @@ class StepInBackward:
         self._hook.remove()
 
     def _join(self) -> None:
-        """Takes in parameters that were added to the optimizer, or have been unfrozen."""
+        """Register hooks on parameters that were added to the optimizer or unfrozen."""
         for group in self._optimizer.param_groups:
             for p in group["params"]:
                 if p.requires_grad and p not in self._steppers:
-                    # The one before a gradient is put into .grad, the other after. Python's garbage collector does not
-                    # see what the other refers to, so only the one keeps all of this alive.
+                    # The first hook runs before a gradient is put into .grad, the second after. Python's garbage
+                    # collector does not see the references of the second hook, so that one holds a weak reference.
                     handles = (
                         p.register_hook(partial(self._before_gradient, p)),
                         p.register_post_accumulate_grad_hook(partial(_update_by, ref(self))),
@@ -123,8 +123,8 @@ class StepInBackward:
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if any(x is not None for x in (*args[1:], *kwargs.values())):
             raise RuntimeError(
-                "step() takes no closure while the optimizer steps in backward: a closure's backward() has updated the "
-                "parameters before step() could look at the loss; remove() the one or leave out the other"
+                "step() takes no closure while the optimizer steps in backward: a closure's backward() updates the "
+                "parameters before step() sees the loss; call remove() first, or step without a closure"
             )
         for p in self._steppers:
             _forget_freed(p)
@@ -140,7 +140,7 @@ class StepInBackward:
 
 
 def _update_by(stepping: ref[StepInBackward], p: Tensor) -> None:
-    # torch.compile traces what autograd calls, too, within a function that is compiled.
+    # Within a compiled function, torch.compile also traces the hooks that autograd calls.
     if torch.compiler.is_compiling():
         _update_untraced(stepping, p)
     elif (held := stepping()) is not None:
@@ -151,13 +151,13 @@ _update_untraced = disable_dynamo(_update_by)
 
 
 class _Stepper:
-    """Steps one parameter, on the states and with the hyperparameters that its optimizer has at that moment."""
+    """Step one parameter, with the states and hyperparameters that its optimizer has at that moment."""
 
     def __init__(self, optimizer: Optimizer, p: Tensor) -> None:
         self._optimizer, self._p = optimizer, p
-        self._place = 0, 0  # where the parameter was last: its group, and its index there
-        # An optimizer of the same class that sees this parameter alone, with a plan of its own. Hooks are the whole
-        # optimizer's, whose step() calls them.
+        self._place = 0, 0  # the parameter's last known group, and its index in that group
+        # An optimizer of the same class with this parameter only and its own plan. It has no hooks: step() of the
+        # whole optimizer calls them.
         self._part = part = object.__new__(type(optimizer))
         part.__dict__.update({k: v for k, v in optimizer.__dict__.items() if k != "_cached_plan"})
         part.__dict__.update(_optimizer_step_pre_hooks={}, _optimizer_step_post_hooks={})
@@ -165,7 +165,7 @@ class _Stepper:
         self._freed: FreedGradient | None = None
 
     def freed(self) -> FreedGradient | None:
-        """What to put in the place of the gradient; None for DTensors, where FSDP would add the next gradient to it."""
+        """Return the gradient's placeholder; None for DTensors, because FSDP would add the next gradient to it."""
         p, freed = self._p, self._freed
         if type(p) not in (Tensor, Parameter):
             return None
@@ -174,7 +174,7 @@ class _Stepper:
         return freed
 
     def step(self) -> bool:
-        """False if the optimizer no longer has the parameter."""
+        """Step the parameter. Return False if the optimizer no longer has it."""
         place = self._find()
         if place is None:
             return False
@@ -209,12 +209,12 @@ class _Stepper:
 
 
 def step_in_backward(optimizer: Optimizer) -> StepInBackward:
-    """Updates each parameter within ``backward()``, as soon as its gradient is complete, and frees the gradient.
+    """Update each parameter within ``backward()`` as soon as its gradient is complete, and free the gradient.
 
-    Of the gradients, one at a time is in memory instead of all. The result is that of ``optimizer.step()`` after
-    ``backward()``, to the bit. States, groups and hyperparameters stay the optimizer's: schedulers, ``state_dict`` and
-    ``zero_grad`` work as ever, and a training loop may stay as it is, for ``optimizer.step()`` steps what still has a
-    gradient, which is nothing, and calls hooks.
+    Only one gradient is held at a time. The result is bitwise that of ``optimizer.step()`` after ``backward()``.
+    States, groups and hyperparameters stay in the optimizer, so schedulers, ``state_dict`` and ``zero_grad`` work as
+    before. The training loop need not change: ``optimizer.step()`` finds no gradients, updates nothing, and calls its
+    hooks.
 
     ::
 
@@ -222,32 +222,34 @@ def step_in_backward(optimizer: Optimizer) -> StepInBackward:
         for batch in loader:
             loss_of(model, batch).backward()  # updates the model
 
-        for micro_batches in loader:  # gradients that add up
+        for micro_batches in loader:  # gradient accumulation
             with in_backward.accumulate():
                 for micro_batch in micro_batches[:-1]:
                     loss_of(model, micro_batch).backward()
             loss_of(model, micro_batches[-1]).backward()
 
-    What needs gradients after the backward cannot work with it: clipping by the global norm (clip by value, or by the
-    norm of each gradient, in a hook of the parameter's own), ``GradScaler``, :func:`log_to`, and
-    DistributedDataParallel, which averages gradients later. (``fully_shard`` does so before.) To use a gradient that is
-    gone is an error: ``.grad`` holds a stand-in for it until ``zero_grad()``, ``optimizer.step()`` or the next
-    gradient; that of a DTensor is None. Parameters that are added to the optimizer, or unfrozen, are taken in by the
-    next ``optimizer.step()``.
+    Code that needs gradients after the backward pass does not work with it: clipping by the global norm,
+    ``GradScaler``, :func:`log_to`, and DistributedDataParallel, which averages gradients later. ``fully_shard`` works,
+    because it averages them before. To clip, use a hook of the parameter, by value or by the norm of one gradient.
 
-    Nothing tells of this mistake: parameters that are used in several blocks under ``torch.utils.checkpoint`` with
-    ``use_reentrant=True``. Each block has a backward of its own, so they are updated between the blocks, by each
-    block's part of the gradient. With ``use_reentrant=False`` the gradient is whole.
+    Using a freed gradient raises: ``.grad`` holds a placeholder until ``zero_grad()``, ``optimizer.step()`` or the next
+    gradient. For a DTensor, ``.grad`` is None. Parameters that are added to the optimizer or unfrozen are included from
+    the next ``optimizer.step()`` on.
+
+    One mistake is not detected: a parameter used in several blocks under ``torch.utils.checkpoint`` with
+    ``use_reentrant=True``. Each block then has its own backward pass, so the parameter is updated once per block, with
+    that block's part of the gradient. With ``use_reentrant=False`` the gradient is complete before the update.
 
     Args:
-        optimizer: Any optimizer that needs no closure, of onepass or torch, whose parameters are stepped one by one.
+        optimizer: Any optimizer of onepass or torch that needs no closure and steps each parameter separately.
 
     Returns:
-        A handle with ``accumulate()``, a context, and ``remove()``.
+        A handle with the context manager ``accumulate()`` and the method ``remove()``.
 
     Raises:
-        TypeError: It is no ``torch.optim.Optimizer``, or one that looks at all parameters together: LBFGS, Lookahead.
-        RuntimeError: Later, from ``optimizer.step(closure)``, and from what uses a gradient that is gone.
+        TypeError: ``optimizer`` is not a ``torch.optim.Optimizer``, or it uses all parameters together (LBFGS,
+            Lookahead).
+        RuntimeError: Later, from ``optimizer.step(closure)`` and from any use of a freed gradient.
 
     Example:
         >>> model = torch.nn.Linear(4, 2)
@@ -259,8 +261,8 @@ def step_in_backward(optimizer: Optimizer) -> StepInBackward:
         >>> handle.remove()
     """
     if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer, but is a {type(optimizer).__name__}")
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got a {type(optimizer).__name__}")
     optimizer = unwrapped(optimizer)
     if isinstance(optimizer, LBFGS | Lookahead):
-        raise TypeError(f"{type(optimizer).__name__} looks at all parameters together, and cannot step in backward")
+        raise TypeError(f"{type(optimizer).__name__} uses all parameters together, so it cannot step in backward")
     return StepInBackward(optimizer)

@@ -1,4 +1,4 @@
-"""The optimizers of this package by name, and as a table: from the classes, the registry of rules, and `explain`."""
+"""The optimizers of this package, by name and as a table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .grouping import param_groups
 
 
 def optimizers() -> Iterator[type[Optimizer]]:
-    """All optimizers with kernels; Lookahead, which wraps any, is not among them."""
+    """Yield all optimizers with kernels. Lookahead is not one of them: it wraps any optimizer."""
     import onepass
 
     for name in sorted(onepass.__all__, key=str.lower):
@@ -28,7 +28,7 @@ def optimizers() -> Iterator[type[Optimizer]]:
 
 
 def list_optimizers() -> list[str]:
-    """The names that :func:`create` knows: those of the optimizers, in small letters.
+    """Return the names that :func:`create` accepts: the optimizers' class names in lower case.
 
     Example:
         >>> "adamw" in onepass.list_optimizers()
@@ -38,18 +38,19 @@ def list_optimizers() -> list[str]:
 
 
 def create(name: str, params: nn.Module | ParamsT, **arguments: Any) -> Optimizer:
-    """Makes an optimizer by its name.
+    """Return a new optimizer, given the name of its class.
 
     Args:
-        name: Such as ``"adamw"``; see :func:`list_optimizers`. Capital letters, ``_`` and ``-`` do not matter.
-        params: A module, whose named parameters are taken; or what the optimizer's class takes.
-        **arguments: What its class takes besides. For a module, ``no_decay``, ``layer_decay`` and ``lr_scale``
-            are those of :func:`onepass.param_groups`, which is called if one of them is given; with ``no_decay``, the
-            others have the class's own ``weight_decay`` if none is given.
+        name: Name of the optimizer, such as ``"adamw"``; see :func:`list_optimizers`. Case, ``_`` and ``-`` are
+            ignored.
+        params: A module, whose named parameters are used, or any ``params`` that the optimizer's class accepts.
+        **arguments: Further arguments of the class. For a module, ``no_decay``, ``layer_decay`` and ``lr_scale`` are
+            also accepted and are passed to :func:`onepass.param_groups`. With ``no_decay`` and without
+            ``weight_decay``, the other parameters have the class's default ``weight_decay``.
 
     Raises:
-        TypeError: ``name`` is no text, or ``no_decay``, ``layer_decay`` or ``lr_scale`` is given without a module.
-        ValueError: There is no such optimizer, or an argument is out of its range.
+        TypeError: ``name`` is not a string, or ``no_decay``, ``layer_decay`` or ``lr_scale`` is given without a module.
+        ValueError: There is no optimizer of that name, or an argument is out of range.
 
     Example:
         >>> model = torch.nn.Linear(4, 2)
@@ -78,11 +79,11 @@ def create(name: str, params: nn.Module | ParamsT, **arguments: Any) -> Optimize
 
 
 def optimizer_named(name: str) -> type[Any]:
-    """Return the class of an optimizer, by a name as :func:`create` knows it.
+    """Return the class of an optimizer, given a name that :func:`create` accepts.
 
     Raises:
-        TypeError: ``name`` is no text.
-        ValueError: There is no such optimizer.
+        TypeError: ``name`` is not a string.
+        ValueError: There is no optimizer of that name.
     """
     if not isinstance(name, str):
         is_class = inspect.isclass(name)
@@ -98,7 +99,7 @@ def optimizer_named(name: str) -> type[Any]:
 
 
 def class_name(name: str) -> str:
-    """Return the name of an optimizer's class: the type of an argument on the command line, for argparse."""
+    """Return the name of an optimizer's class. Used as the type of a command-line argument by argparse."""
     try:
         return optimizer_named(name).__name__
     except ValueError as error:
@@ -106,12 +107,12 @@ def class_name(name: str) -> str:
 
 
 def plain_name(name: str) -> str:
-    """Return the name by which :func:`list_optimizers` lists an optimizer: a type for argparse, too."""
+    """Return the name of an optimizer as in :func:`list_optimizers`. Used as a type by argparse."""
     return class_name(name).lower()
 
 
 def takes_sparse(optimizer: type[Optimizer]) -> bool:
-    """Whether its kernels take sparse gradients, with its default hyperparameters."""
+    """Return whether the optimizer's kernels accept sparse gradients with its default hyperparameters."""
     from .introspect import explain
 
     p = torch.nn.Parameter(torch.zeros(2, 2))
@@ -121,7 +122,7 @@ def takes_sparse(optimizer: type[Optimizer]) -> bool:
 
 
 def markdown() -> str:
-    """The table, as README shows it."""
+    """Return the table of optimizers as Markdown, as shown in the README."""
     lines = ["| `onepass` | in place of | states | sparse gradients |", "|---|---|---|---|"]
     for found in optimizers():
         theirs = f"`torch.optim.{found.__name__}`" if hasattr(torch.optim, found.__name__) else "(torch has none)"

@@ -1,4 +1,4 @@
-"""Where a picture goes: into somebody's axes, a file, or a window."""
+"""Where a plot is drawn: into given axes, a file, or a window."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def check_path(path: str | PathLike[str] | None) -> None:
-    """Check what :func:`axes_to_fill` needs, before work begins whose result is to be drawn.
+    """Check that a plot can be saved to this path, before the work whose result is plotted begins.
 
     Raises:
-        As :func:`axes_to_fill` does.
+        The same errors as :func:`axes_to_fill`.
     """
     try:
         from matplotlib.figure import Figure
@@ -41,12 +41,14 @@ def check_path(path: str | PathLike[str] | None) -> None:
 def axes_to_fill(
     ax: Axes | None, path: str | PathLike[str] | None, figsize: tuple[float, float], dpi: int
 ) -> Iterator[Axes]:
-    """Axes to draw into: those given, or of a new figure. It is saved if there is a path, shown if there is neither.
+    """Yield the axes to draw into: ``ax``, or the axes of a new figure.
+
+    At the end of the context the figure is saved if ``path`` is given, and shown if neither is given.
 
     Raises:
-        ImportError: matplotlib is missing.
-        OSError: The file's folder does not exist, or the path is one.
-        ValueError: matplotlib knows no such suffix.
+        ImportError: matplotlib is not installed.
+        OSError: The file's folder does not exist, or ``path`` is a folder.
+        ValueError: matplotlib does not support the path's suffix.
     """
     check_path(path)
     from matplotlib.figure import Figure
@@ -68,7 +70,7 @@ def axes_to_fill(
 
 
 def figure_of(ax: Axes) -> Figure:
-    """The whole figure, also of axes in a part of it."""
+    """Return the whole figure, even if the axes are in a subfigure."""
     figure = ax.get_figure(root=True)
     assert figure is not None
     return figure

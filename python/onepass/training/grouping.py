@@ -1,4 +1,4 @@
-"""Parameter groups by what parameters are: no weight decay for some, smaller rates for early layers."""
+"""Parameter groups by role: no weight decay for some parameters, smaller learning rates for early layers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..optimizers.arguments import check_number, described
 from ..optimizers.torch_private import NormBase
 
-# What `no_decay` may name beside patterns.
+# The roles that `no_decay` accepts in addition to patterns.
 KINDS = ("bias", "norm", "embedding")
 
 _NORMS = (NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
@@ -27,43 +27,43 @@ def param_groups(
     layer_decay: float | None = None,
     lr_scale: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    r"""The parameters of a model in groups, for any optimizer.
+    r"""Return the parameters of a model as parameter groups for any optimizer.
 
     The learning rate of a parameter is :math:`\gamma \, d^{\,n - i} \, x`, where :math:`d` is ``layer_decay``,
     :math:`i = 0 \ldots n` is its layer, and :math:`x` is the product of ``lr_scale`` over the patterns that its name
-    matches. Its weight decay is ``weight_decay``, or 0 if it is one of ``no_decay``.
+    matches. Its weight decay is ``weight_decay``, or 0 if ``no_decay`` selects it.
 
-    Layers are counted along the longest ``ModuleList`` or ``Sequential`` of the model (the blocks of a transformer):
-    what comes before it in ``named_parameters()`` is layer 0, its modules are 1, 2, ..., what comes after is the last.
-    It must have at least half of the model's parameter tensors: a ResNet, whose blocks are in several lists, has not.
-    Beside a list that is trained, one without any parameter that requires a gradient does not count (a frozen teacher),
-    nor do frozen parameters outside the list.
+    Layers are counted along the longest ``ModuleList`` or ``Sequential`` of the model (the blocks of a transformer).
+    Parameters before it in ``named_parameters()`` are layer 0, its modules are layers 1, 2, ..., and parameters after
+    it are the last layer. The list must hold at least half of the model's parameter tensors; in a ResNet, whose blocks
+    are in several lists, none does. If any list has a parameter that requires a gradient, lists without one (a frozen
+    teacher) and frozen parameters outside the list are not counted.
 
     Sources of layer-wise decay: Clark et al. 2020, "ELECTRA", arXiv:2003.10555; Bao et al. 2022, "BEiT",
     arXiv:2106.08254.
 
     Args:
-        model: Its parameters are taken by ``named_parameters()``, tied ones once. Those that require no gradient are in
-            the groups, too: they may be unfrozen later.
-        lr: Learning rate :math:`\gamma`; needed with ``layer_decay`` and ``lr_scale``.
-        weight_decay: Of all parameters but those of ``no_decay``; None leaves it to the optimizer, and then there is
-            nothing to exempt from.
-        no_decay: ``"bias"`` (parameters named so, or whose name begins with ``bias_`` or ends in ``_bias``), ``"norm"``
+        model: The model, whose ``named_parameters()`` are grouped. A tied parameter is included once. Parameters that
+            require no gradient are included, because they may be unfrozen later.
+        lr: Learning rate :math:`\gamma`. Required with ``layer_decay`` and ``lr_scale``.
+        weight_decay: Weight decay of the parameters that ``no_decay`` does not select. If None, the optimizer's own
+            weight decay applies to all parameters and ``no_decay`` has no effect.
+        no_decay: Parameters without weight decay: ``"bias"`` (named ``bias``, ``bias_*`` or ``*_bias``), ``"norm"``
             (parameters of normalization layers), ``"embedding"`` (of ``nn.Embedding`` and ``nn.EmbeddingBag``), and
-            patterns of names as in ``lr_scale``. A norm or an embedding of your own is known by the end of its class's
-            name: ``Norm``, ``Embedding``, ``Embeddings``. A tied parameter is all that its owners make it.
-        layer_decay: :math:`d`, above 0 and at most 1.
-        lr_scale: Factors by pattern of the parameter's name, such as ``{"head.*": 10.0}``: the wildcards of
-            :mod:`fnmatch`, ``*``, ``?`` and ``[...]``. A pattern of which nothing is found is an error.
+            patterns of names as in ``lr_scale``. A class of your own is recognised as a norm or an embedding if its
+            name ends in ``Norm``, ``Embedding`` or ``Embeddings``. A tied parameter has the roles of all its owners.
+        layer_decay: Factor :math:`d` per layer, in (0, 1].
+        lr_scale: Factors by pattern of the parameter's name, such as ``{"head.*": 10.0}``. The wildcards are those of
+            :mod:`fnmatch`: ``*``, ``?`` and ``[...]``. A pattern that matches no parameter is an error.
 
     Returns:
-        Groups with ``params`` (names and parameters, which optimizers keep as ``param_names``), and ``lr`` and
-        ``weight_decay`` where they are known; parameters of equal hyperparameters share a group, in the model's order.
+        Groups with ``params`` (names and parameters; optimizers keep the names as ``param_names``), and with ``lr`` and
+        ``weight_decay`` if they are given. Parameters with equal hyperparameters share a group, in the model's order.
 
     Raises:
-        TypeError: ``model`` is no ``nn.Module``, or an argument is of another type.
-        ValueError: An argument is out of its range, ``lr`` is missing, a pattern matches no parameter, or the model has
-            no such list of layers, or several of equal length.
+        TypeError: ``model`` is not an ``nn.Module``, or an argument has the wrong type.
+        ValueError: An argument is out of range, ``lr`` is missing, a pattern matches no parameter, or the model has no
+            such list of layers or several of equal length.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.LayerNorm(8))
@@ -73,15 +73,15 @@ def param_groups(
         >>> optimizer = onepass.AdamW(groups, lr=1e-3)
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, but is a {type(model).__name__}")
+        raise TypeError(f"model must be a torch.nn.Module, got a {type(model).__name__}")
     for name, value in (("lr", lr), ("weight_decay", weight_decay), ("layer_decay", layer_decay)):
         if value is not None:
             check_number(name, value)
     for name, value in (("lr", lr), ("weight_decay", weight_decay)):
         if value is not None and not value >= 0.0:
-            raise ValueError(f"Invalid {name}: {value}; it must be at least 0")
+            raise ValueError(f"{name} must be >= 0, got {value}")
     if layer_decay is not None and not 0.0 < layer_decay <= 1.0:
-        raise ValueError(f"Invalid layer_decay: {layer_decay}; it must be above 0 and at most 1")
+        raise ValueError(f"layer_decay must be in (0, 1], got {layer_decay}")
     scales_by_name = _checked_scales(lr_scale)
     if lr is None and (layer_decay is not None or scales_by_name):
         raise ValueError("layer_decay and lr_scale scale a learning rate: say which, by lr")
@@ -124,7 +124,7 @@ def _checked_scales(lr_scale: Mapping[str, float] | None) -> Mapping[str, float]
             raise TypeError(f"lr_scale must have patterns of names for keys, got {described(pattern)}")
         check_number(f"lr_scale of {pattern!r}", scale)
         if not scale >= 0.0:
-            raise ValueError(f"Invalid lr_scale: {scale} for {pattern!r}; it must be at least 0")
+            raise ValueError(f"lr_scale of {pattern!r} must be >= 0, got {scale}")
     return lr_scale
 
 
@@ -148,11 +148,11 @@ def _matches(params: Mapping[str, Tensor], pattern: str, argument: str) -> list[
 
 
 def _exempt(model: nn.Module, params: Mapping[str, Tensor], no_decay: Collection[str]) -> Iterator[str]:
-    """Names of the parameters without weight decay."""
+    """Yield the names of the parameters without weight decay."""
     for pattern in no_decay:
         if pattern not in KINDS:
             yield from _matches(params, pattern, "no_decay")
-    first_names = {p: name for name, p in params.items()}  # a tied one counts as all that it is tied to
+    first_names = {p: name for name, p in params.items()}  # a tied parameter has the roles of all its owners
     for module in model.modules():
         kind = type(module).__name__
         is_norm = isinstance(module, _NORMS) or kind.endswith("Norm")
@@ -169,9 +169,10 @@ def _exempt(model: nn.Module, params: Mapping[str, Tensor], no_decay: Collection
 def _layers(model: nn.Module, params: Mapping[str, Tensor]) -> dict[str, int]:
     """Return the layer of each parameter, from 0.
 
-    What comes after the list is a layer of its own if it counts; if not, it has the layer of the list's end.
+    Parameters after the list are a layer of their own if any of them is counted; else they belong to the list's last
+    layer.
     """
-    lists: dict[str, tuple[str, ...]] = {}  # the prefix of each list -> what the names in each of its layers begin with
+    lists: dict[str, tuple[str, ...]] = {}  # prefix of each list -> prefixes of the parameter names of its layers
     for prefix, module in model.named_modules():
         if isinstance(module, nn.ModuleList | nn.Sequential):
             parts = [name for name, part in module.named_children() if any(True for _ in part.parameters())]
@@ -186,8 +187,8 @@ def _layers(model: nn.Module, params: Mapping[str, Tensor]) -> dict[str, int]:
     if len(inside) < len(outside):
         raise ValueError(
             f"layer_decay: the longest list of the model, {longest!r}, has only {len(inside)} of its "
-            f"{len(inside) + len(outside)} parameters, so its depth is not to be read off it; scale rates by name, "
-            "with lr_scale"
+            f"{len(inside) + len(outside)} parameters, so it does not give the depth of each; scale the learning rates "
+            "by name, with lr_scale"
         )
     names = list(params)
     places = [place for place, name in enumerate(names) if name in inside]
@@ -199,17 +200,17 @@ def _layers(model: nn.Module, params: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def _longest(lists: Mapping[str, tuple[str, ...]]) -> tuple[str, tuple[str, ...]]:
-    """Return the list with the most layers, and what the names in each of them begin with."""
+    """Return the list with the most layers, and the prefixes of the parameter names of its layers."""
     length = max(map(len, lists.values()), default=0)
     if length == 0:
         raise ValueError("layer_decay: the model has no ModuleList or Sequential, along which layers could be counted")
     longest = [prefix for prefix, begins in lists.items() if len(begins) == length]
-    # Lists within the layers of another are its details.
+    # A list inside a layer of another list does not count.
     longest = [prefix for prefix in longest if not any(f"{prefix}.".startswith(lists[other]) for other in longest)]
     if len(longest) > 1:
         names = ", ".join(map(repr, longest[:-1])) + f" and {longest[-1]!r}"
         raise ValueError(
             f"layer_decay: the lists {names} have equally many layers ({length}), so it is not clear along which to "
-            "count; scale rates by name, with lr_scale"
+            "count; scale the learning rates by name, with lr_scale"
         )
     return longest[0], lists[longest[0]]

@@ -1,4 +1,4 @@
-"""Telling the truth: which path each tensor takes, and how many took it."""
+"""Report which implementation steps each parameter, and how many tensors each has stepped."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Row:
 
 
 class Explanation(list[Row]):
-    """A list of :class:`Row`, one for each parameter in order; printed, a table."""
+    """A list of :class:`Row`, one per parameter in order. ``str()`` of it is a table."""
 
     def __init__(self, title: str, rows: list[Row], groups: list[dict[str, Any]]) -> None:
         super().__init__(rows)
         self.title = title
-        self.groups = [hyperparameters(group) for group in groups]  #: of each, learning rate and weight decay
+        self.groups = [hyperparameters(group) for group in groups]  #: learning rate and weight decay of each group
 
     def __str__(self) -> str:
         lines = [self.title]
@@ -51,20 +51,21 @@ class Explanation(list[Row]):
 
 
 def explain(optimizer: Optimizer) -> Explanation:
-    """Tells which path each parameter of an optimizer would take if it were stepped now, and why.
+    """Report which implementation would step each parameter of an optimizer now, and why.
+
+    Nothing is changed.
 
     Args:
-        optimizer: Any optimizer. One of torch's own is told to be on torch's path throughout; of Lookahead
-            and of accelerate's wrapper, the optimizer within is told of, of ZeroRedundancyOptimizer this process's
-            share.
+        optimizer: Any optimizer. For an optimizer of torch, every path is ``"torch"``. For Lookahead and accelerate's
+            wrapper, the report is about the wrapped optimizer; for ZeroRedundancyOptimizer, about this process's share.
 
     Returns:
-        A row for each parameter. ``path`` is ``"kernel"``, with the GPU that it runs on, if any, for the reason;
-        ``"torch"``, with the reason why the kernels cannot take it; or ``"error"``, with the message that a step would
-        raise. Nothing is changed. Printed, it is a readable table.
+        One row per parameter. ``path`` is ``"kernel"`` (``reason`` names the GPU, if there is one), ``"torch"``
+        (``reason`` says why the kernels cannot step the parameter), or ``"error"`` (``reason`` is the message that a
+        step would raise). Printed, the rows are a table.
 
     Raises:
-        TypeError: It is no optimizer.
+        TypeError: ``optimizer`` is not an optimizer.
 
     Example:
         >>> model = torch.nn.Linear(4, 2)
@@ -73,7 +74,7 @@ def explain(optimizer: Optimizer) -> Explanation:
         ['kernel', 'kernel']
     """
     if not hasattr(unwrapped(optimizer), "param_groups"):
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer, but is a {type(optimizer).__name__}")
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got a {type(optimizer).__name__}")
     optimizer = unwrapped(optimizer)
     while isinstance(optimizer, Lookahead):
         optimizer = unwrapped(optimizer.optimizer)
@@ -100,10 +101,10 @@ def explain(optimizer: Optimizer) -> Explanation:
 
 
 def stats() -> dict[str, dict[str, Any]]:
-    """Tensors stepped since import.
+    """Return the numbers of tensors stepped since import.
 
     Returns:
-        ``{"kernel": {backend: count}, "torch": {reason: count}}``. A parameter counts once for each step.
+        ``{"kernel": {backend: count}, "torch": {reason: count}}``. A parameter counts once per step.
 
     Example:
         >>> sorted(onepass.stats())

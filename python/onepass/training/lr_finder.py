@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Floats: TypeAlias = "NDArray[np.float64]"
 
-# The ways to read a rate off the curve, as a table and a picture tell them.
+# The methods that suggest a learning rate, and how tables and plots describe them.
 METHODS = {
     "steepest": "where the smoothed loss falls fastest",
     "minimum": "a tenth of where it is lowest",
@@ -37,15 +37,15 @@ METHODS = {
 
 @dataclass(frozen=True, eq=False)
 class LRRangeTest:
-    """The losses that a learning rate range test has seen, and the rates that they suggest.
+    """The result of a learning rate range test: losses by learning rate, and the suggested learning rates.
 
     Attributes:
-        lrs: The learning rate of each step, of the group with the largest one. float64, increasing.
-        losses: The loss that each step was computed from. float64; what the step at ``lrs[i]`` has done shows in
-            ``losses[i + 1]``. The last may be NaN or infinite.
-        smoothed: The bias-corrected exponential running average of ``losses``.
-        diverged: Whether the test ended because of the loss, before all its steps.
-        smoothing: What one step of the running average keeps of it.
+        lrs: Learning rate of each step, of the group with the largest one. float64, increasing.
+        losses: Loss before each step, float64. The effect of the step at ``lrs[i]`` is in ``losses[i + 1]``. The last
+            loss may be NaN or infinite.
+        smoothed: Bias-corrected exponential running average of ``losses``.
+        diverged: Whether the test ended early because the loss diverged.
+        smoothing: Coefficient of the running average, in [0, 1).
 
     Example:
         >>> lrs = np.geomspace(1e-4, 1.0, 9)
@@ -62,30 +62,30 @@ class LRRangeTest:
     smoothing: float = 0.0
 
     def suggestion(self, method: Literal["steepest", "minimum", "valley"] = "steepest") -> float:
-        r"""A learning rate to train with, read off the smoothed loss :math:`s` over the rates :math:`\eta`.
+        r"""Return a learning rate to train with, from the smoothed loss :math:`s` as a function of :math:`\eta`.
 
-        The steps before the :math:`1 / (1 - \text{smoothing})`-th are left out: their averages are over fewer losses
-        than those to come, and so fall and rise with the noise. So is a loss that is not finite.
+        The steps before the :math:`1 / (1 - \text{smoothing})`-th are ignored: they average fewer losses and are
+        noisier. A loss that is not finite is ignored, too.
 
-        There is no suggestion where nothing can be read off the curve: the smoothed loss has not fallen, was lowest at
-        the last rate, so that none was too large, or fell by less than 7 standard deviations of the batches' noise.
-        Losses of nothing but such noise fall so far, from the first to the lowest, in less than one test of a hundred.
-        The noise of a loss is told by how far it is from the middle of its neighbours (a root mean square, up to the
-        lowest :math:`s`); the running average has :math:`\sqrt{(1 - \beta) / (1 + \beta)}` of it.
+        There is no suggestion in three cases: the smoothed loss did not fall; it was lowest at the last rate, so no
+        rate was too large; or it fell by less than 7 standard deviations of the batches' noise. Losses of pure noise
+        fall that far, from the first to the lowest, in less than one test in a hundred. The noise of a loss is
+        estimated from its distance to the mean of its neighbours (root mean square, up to the lowest :math:`s`). The
+        noise of the running average is :math:`\sqrt{(1 - \beta) / (1 + \beta)}` times that.
 
         Args:
             method: ``"steepest"``: the :math:`\eta` up to the minimum of :math:`s` at which
                 :math:`ds / d \log \eta` (central differences) is lowest. ``"minimum"``: a tenth of the :math:`\eta` at
-                which :math:`s` is lowest. ``"valley"``: of the longest subsequence of :math:`s`, not necessarily of
-                neighbours, in which every value is below the one before, let :math:`n` be the length and :math:`e` the
-                end; the middle of the :math:`n` steps that end at :math:`e`, as fastai suggests it to within two steps
-                (``fastai.callback.schedule.valley``). It heeds single leaps the least.
+                which :math:`s` is lowest. ``"valley"``: let :math:`n` be the length and :math:`e` the end of the
+                longest decreasing subsequence of :math:`s` (not necessarily contiguous); the middle of the :math:`n`
+                steps that end at :math:`e`. This is fastai's suggestion to within two steps
+                (``fastai.callback.schedule.valley``), and the least sensitive to single outliers.
 
         Raises:
-            ValueError: There is no such method, or nothing to suggest. The message says why.
+            ValueError: There is no such method, or nothing to suggest. The message gives the reason.
         """
         if method not in METHODS:
-            raise ValueError(f"Invalid method: {method!r}; it must be one of {tuple(METHODS)}")
+            raise ValueError(f"method must be one of {tuple(METHODS)}, got {method!r}")
         if why := self._why_none():
             raise ValueError(f"no learning rate to suggest: {why}")
         lrs, smoothed = self._curve
@@ -100,17 +100,17 @@ class LRRangeTest:
 
     @property
     def _settled(self) -> int:
-        """How many steps at the beginning are left out."""
+        """Number of steps at the beginning that are ignored."""
         return round(1 / (1 - self.smoothing)) - 1
 
     @property
     def _curve(self) -> tuple[Floats, Floats]:
-        """The rates and smoothed losses that suggestions are read off."""
+        """The learning rates and smoothed losses that suggestions are computed from."""
         finite = np.isfinite(self.smoothed)
         return self.lrs[finite][self._settled :], self.smoothed[finite][self._settled :]
 
     def _why_none(self) -> str:
-        """Why there is nothing to suggest; empty if there is something."""
+        """Return why there is nothing to suggest; empty if there is a suggestion."""
         steps, left_out = len(self.lrs), self._settled
         if not np.isfinite(self.losses[0]):
             return f"the loss was {self.losses[0]} before the first step: look at the data, the model and the loss"
@@ -128,23 +128,23 @@ class LRRangeTest:
         return ""
 
     def _noise(self, end: int) -> float:
-        """The standard deviation of the smoothed loss that is the batches', from the losses up to the step ``end``."""
+        """Return the standard deviation of the smoothed loss due to the batches, from the losses up to step ``end``."""
         losses = self.losses[self._settled : end + 1]
         if len(losses) < 5:
             losses = self.losses[np.isfinite(self.losses)]
-        bends = np.diff(losses, 2)  # of independent losses, these have 6 times the variance; a trend has hardly any
+        bends = np.diff(losses, 2)  # for independent losses, 6 times their variance; a trend adds hardly any
         variance = np.mean(bends**2) / 6 if len(bends) else 0.0
         return math.sqrt(variance * (1 - self.smoothing) / (1 + self.smoothing))
 
     def suggestions(self) -> dict[str, float]:
-        """What each method suggests; empty if there is nothing to suggest (:meth:`suggestion`)."""
+        """Return the suggestion of each method; empty if there is nothing to suggest (:meth:`suggestion`)."""
         try:
             return {method: self.suggestion(method) for method in METHODS}  # type: ignore[arg-type]
         except ValueError:
             return {}
 
     def table(self) -> str:
-        """A row for each step: its number, learning rate, loss and smoothed loss."""
+        """Return a table with a row per step: its number, learning rate, loss and smoothed loss."""
         rows = zip(self.lrs, self.losses, self.smoothed, strict=True)
         lines = [f"{i:4}  {lr:12.4e}  {loss:12.6g}  {average:13.6g}" for i, (lr, loss, average) in enumerate(rows, 1)]
         return "\n".join([f"{'step':>4}  {'lr':>12}  {'loss':>12}  {'smoothed loss':>13}", *lines])
@@ -159,21 +159,21 @@ class LRRangeTest:
         )
 
     def plot(self, ax: Axes | None = None, path: str | PathLike[str] | None = None) -> Figure:
-        """Draws the losses over the learning rate, with the suggestions.
+        """Plot the losses over the learning rate, with the suggestions.
 
         Args:
-            ax: Axes to draw into. By default a figure is made.
-            path: File to save the figure to; its suffix tells the format (.svg, .pdf, ...), PNG without one. With
-                neither a path nor axes the figure is shown, by :func:`matplotlib.pyplot.show`.
+            ax: Axes to draw into. By default a new figure is made.
+            path: File to save the figure to. Its suffix gives the format (.svg, .pdf, ...); without a suffix, PNG. With
+                neither ``path`` nor ``ax`` the figure is shown by :func:`matplotlib.pyplot.show`.
 
         Returns:
             The figure.
 
         Raises:
-            ImportError: matplotlib is missing: ``pip install onepass[plots]``.
+            ImportError: matplotlib is not installed: ``pip install onepass[plots]``.
         """
         finite = np.isfinite(self.smoothed)
-        # Single batches may be far above the smoothed loss where it diverges; they are cut off.
+        # Where the loss diverges, the losses of single batches may be far above the smoothed loss; they are cut off.
         low, high = (self.losses[finite].min(), self.smoothed[finite].max()) if finite.any() else (0.0, 1.0)
         margin = 0.1 * (high - low) or 1.0
         with axes_to_fill(ax, path, figsize=(7, 4), dpi=110) as filled:
@@ -190,7 +190,7 @@ class LRRangeTest:
 
 
 def _longest_fall(values: Floats) -> tuple[int, int]:
-    """The end and the length of the longest decreasing subsequence; of several, the one that ends first."""
+    """Return the end and the length of the longest decreasing subsequence; of several, the one that ends first."""
     lengths = np.ones(len(values), dtype=np.int64)
     for i in range(1, len(values)):
         lengths[i] += np.max(lengths[:i], where=values[:i] > values[i], initial=0)
@@ -215,62 +215,63 @@ def lr_find(
     device: torch.device | str | None = None,
     forward: Callable[[nn.Module, Any], Tensor] | None = None,
 ) -> LRRangeTest:
-    r"""Trains for a few steps, each at a higher learning rate than the one before, to see at which ones the loss falls.
+    r"""Run a learning rate range test: train with an increasing learning rate, and record the loss.
 
-    Step :math:`i` of :math:`n`, from 0, is one of the optimizer at the rate
+    Step :math:`i` of :math:`n`, from 0, is an optimizer step with the learning rate
 
     .. math::
         \eta_i = \eta_\text{start} (\eta_\text{end} / \eta_\text{start})^{i / (n-1)} \quad\text{(exponential)}, \qquad
         \eta_i = \eta_\text{start} + (\eta_\text{end} - \eta_\text{start}) \, i / (n-1) \quad\text{(linear)}
 
-    and its loss :math:`l_i` enters a running average with the smoothing :math:`\beta`, corrected for its bias:
+    Its loss :math:`l_i` enters a bias-corrected running average with the coefficient :math:`\beta`:
 
     .. math::
         m_i = \beta m_{i-1} + (1 - \beta) l_i, \qquad s_i = m_i / (1 - \beta^{i+1})
 
-    The test ends early, having diverged, when :math:`l_i` is not finite, or :math:`s_i` has risen above the lowest
-    :math:`s` so far, :math:`s^*`, by more than ``(diverges_at - 1)`` :math:`|s^*|`.
+    The test ends early, as diverged, when :math:`l_i` is not finite, or when :math:`s_i` exceeds the lowest :math:`s`
+    so far, :math:`s^*`, by more than ``(diverges_at - 1)`` :math:`|s^*|`.
 
-    Afterwards everything is as it was before, to the bit and in place: parameters and buffers, gradients, the
-    optimizer's groups and states, attributes of modules (train or eval mode), torch's, Python's and NumPy's random
-    numbers, and a ``DataLoader``'s own generator. So training goes on, or begins, as if there had been no test, and
-    schedulers that are attached do not notice it. That holds, too, when an exception or Ctrl-C (KeyboardInterrupt)
-    ends the test, which are passed on. What is not put back: what hooks note elsewhere, and the batches taken from
-    an iterator that cannot begin anew. Meanwhile, parameters, buffers and states take their memory twice.
+    Afterwards everything is restored, bitwise and in place: parameters and buffers, gradients, the optimizer's groups
+    and states, attributes of modules (train or eval mode), the random number generators of torch, Python and NumPy, and
+    a ``DataLoader``'s own generator. Training then starts or continues as if there had been no test, and attached
+    schedulers are not affected. This also holds if an exception or Ctrl-C (KeyboardInterrupt) ends the test; it is
+    raised again. Not restored are what hooks have stored elsewhere, and the batches taken from an iterator that cannot
+    be restarted. During the test, parameters, buffers and states take twice their memory.
 
     Source: Smith 2017, "Cyclical Learning Rates for Training Neural Networks", arXiv:1506.01186, section 3.3.
 
     Args:
-        model: The model, on its device. One that is in eval mode is trained in train mode; else each submodule keeps
-            its mode.
-        optimizer: Any optimizer, of torch, of onepass or another, whose ``step`` takes a closure. Groups keep the
-            ratios of their learning rates, and :math:`\eta` is that of the largest. (If all are 0, as at the beginning
-            of a warm-up, ``initial_lr`` counts.)
-        loss_fn: Called with the model's output and the batch's second part. None if ``forward`` is given.
-        loader: Batches ``(inputs, targets)``; begun anew whenever it ends.
-        start: The first learning rate, above 0.
-        end: The last learning rate, above ``start``.
-        steps: Optimizer steps, at least 2.
+        model: The model, on its device. If it is in eval mode, the test switches it to train mode; else each submodule
+            keeps its mode.
+        optimizer: Any optimizer whose ``step`` accepts a closure. Groups keep the ratios of their learning rates, and
+            :math:`\eta` is the largest of them. If all are 0, as at the beginning of a warm-up, the ratios are those of
+            ``initial_lr``.
+        loss_fn: Function of the model's output and the targets that returns the loss. None if ``forward`` is given.
+        loader: Batches ``(inputs, targets)``. It is restarted when it ends.
+        start: First learning rate, > 0.
+        end: Last learning rate, > ``start``.
+        steps: Number of optimizer steps, >= 2.
         ramp: ``"exponential"`` or ``"linear"``.
-        smoothing: :math:`\beta`, in [0, 1).
-        diverges_at: Above 1; infinity for a test that only a loss that is not finite ends.
-        accumulate: Batches of a step, over which loss and gradient are averaged.
-        progress: Whether standard error shows the progress.
-        device: Where tensors of a batch (in tuples, lists and dicts, too) are moved to; by default, where the model's
-            first parameter is.
-        forward: Computes the loss of a batch that is no such pair, from the model and the batch, in place of
-            ``loss_fn``.
+        smoothing: Coefficient :math:`\beta`, in [0, 1).
+        diverges_at: Ratio at which the loss has diverged, > 1. With infinity, only a loss that is not finite ends the
+            test early.
+        accumulate: Number of batches per step, over which loss and gradient are averaged.
+        progress: Whether to show the progress on standard error.
+        device: Device to which the tensors of a batch (also in tuples, lists and dicts) are moved. By default, the
+            device of the model's first parameter.
+        forward: Function of the model and a batch that returns the loss, instead of ``loss_fn``, for batches that are
+            not pairs.
 
     Returns:
-        The rates and losses, with what they suggest.
+        The learning rates and losses, which give the suggestions.
 
     Raises:
-        ValueError: An argument is out of its range; a group has no learning rate; ``loader`` has no batch, or not
-            enough and cannot begin anew, or for ``loss_fn`` batches that are no pairs; a loss is of several elements,
-            or does not depend on the parameters; ``optimizer`` has none of the model's parameters, or they are still to
-            be initialised by a first batch (lazy modules).
-        TypeError: Not exactly one of ``loss_fn`` and ``forward`` is given, an argument is of another type, or a loss is
-            no tensor.
+        ValueError: An argument is out of range; a group has no learning rate; ``loader`` is empty, or has too few
+            batches and cannot be restarted, or its batches are not pairs and ``loss_fn`` is given; a loss has several
+            elements or does not depend on the parameters; ``optimizer`` has none of the model's parameters, or they are
+            not yet initialised (lazy modules).
+        TypeError: Not exactly one of ``loss_fn`` and ``forward`` is given, an argument has the wrong type, or a loss is
+            not a tensor.
 
     Example:
         >>> model = torch.nn.Linear(4, 1)
@@ -300,11 +301,11 @@ def lr_find(
         check_number(name, value)
     steps, accumulate = whole("steps", steps), whole("accumulate", accumulate)
     if not 0.0 <= smoothing < 1.0:
-        raise ValueError(f"Invalid smoothing: {smoothing}; it must lie in [0, 1)")
+        raise ValueError(f"smoothing must be in [0, 1), got {smoothing}")
     if not diverges_at > 1.0:
-        raise ValueError(f"Invalid diverges_at: {diverges_at}; it must be above 1")
+        raise ValueError(f"diverges_at must be > 1, got {diverges_at}")
     if accumulate < 1:
-        raise ValueError(f"Invalid accumulate: {accumulate}; it must be at least 1")
+        raise ValueError(f"accumulate must be >= 1, got {accumulate}")
     for name, p in model.named_parameters():
         if is_lazy(p):
             raise ValueError(f"parameter {name} is to be initialised by the first batch: run one through the model")
@@ -350,7 +351,7 @@ def lr_find(
 
 
 def _pair(batch: Any) -> tuple[Any, Any]:
-    """The two parts of a batch. A dict and a tensor of two would be taken apart, too, into what is not meant."""
+    """Return inputs and targets of a batch. A dict or a tensor of length 2 would unpack, too, but is not a pair."""
     if not isinstance(batch, Mapping | Tensor | str):
         with contextlib.suppress(TypeError, ValueError):
             inputs, targets = batch
@@ -363,7 +364,7 @@ def _pair(batch: Any) -> tuple[Any, Any]:
 
 
 def _checked_loss(function: str, loss: Any) -> Tensor:
-    """A loss, which must be one number that autograd can differentiate."""
+    """Return the loss, after checking that it is one number that autograd can differentiate."""
     if not isinstance(loss, Tensor):
         raise TypeError(f"{function} must return the loss as a tensor, got {described(loss)}")
     if loss.numel() != 1:
@@ -375,18 +376,18 @@ def _checked_loss(function: str, loss: Any) -> Tensor:
 
 def _rates(start: float, end: float, steps: int, ramp: str) -> Floats:
     if not 0.0 < start < end < math.inf:
-        raise ValueError(f"Invalid start and end: {start}, {end}; it must be 0 < start < end")
+        raise ValueError(f"start and end must satisfy 0 < start < end, got {start} and {end}")
     if steps < 2:
-        raise ValueError(f"Invalid steps: {steps}; there must be at least 2")
+        raise ValueError(f"steps must be >= 2, got {steps}")
     if ramp == "exponential":
         return np.geomspace(start, end, steps)
     if ramp == "linear":
         return np.linspace(start, end, steps)
-    raise ValueError(f"Invalid ramp: {ramp!r}; it must be 'exponential' or 'linear'")
+    raise ValueError(f"ramp must be 'exponential' or 'linear', got {ramp!r}")
 
 
 def _ratios(optimizer: Optimizer) -> list[float]:
-    """Each group's learning rate in relation to the largest."""
+    """Return each group's learning rate relative to the largest."""
     for i, group in enumerate(optimizer.param_groups):
         if group.get("lr") is None:
             raise ValueError(f"group {i} of {type(optimizer).__name__} has no learning rate ('lr') to set")
@@ -404,8 +405,8 @@ def _set_rates(optimizer: Optimizer, lr: float, ratios: list[float]) -> None:
 
 
 def _step(optimizer: Optimizer, loss_of: Callable[[Any], Tensor], batches: list[Any]) -> float:
-    """Makes a step on the mean loss of these batches, and returns what that was before."""
-    seen: list[float] = []  # an optimizer that searches a line evaluates it several times
+    """Step on the mean loss of these batches, and return that loss before the step."""
+    seen: list[float] = []  # an optimizer with a line search calls the closure several times
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -422,7 +423,7 @@ def _step(optimizer: Optimizer, loss_of: Callable[[Any], Tensor], batches: list[
 
 
 def _endless(loader: Iterable[Any]) -> Generator[Any, None, None]:
-    """The batches, over and over."""
+    """Yield the batches; restart the loader whenever it ends."""
     taken = 0
     while True:
         before = taken
@@ -432,11 +433,11 @@ def _endless(loader: Iterable[Any]) -> Generator[Any, None, None]:
         if taken == before == 0:
             raise ValueError("loader is empty: it has no batch to train on")
         if taken == before:
-            raise ValueError(f"loader has only {taken} batches, and cannot begin anew: give a list or a DataLoader")
+            raise ValueError(f"loader has only {taken} batches and cannot be restarted: pass a list or a DataLoader")
 
 
 def _generators(loader: Any) -> list[torch.Generator]:
-    """What a DataLoader and its samplers draw from, if it is not torch's default generator."""
+    """Return the random number generators of a DataLoader and its samplers, other than torch's default generator."""
     batch_sampler = getattr(loader, "batch_sampler", None)
     holders = (loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
     found = (getattr(holder, "generator", None) for holder in holders)
@@ -444,8 +445,8 @@ def _generators(loader: Any) -> list[torch.Generator]:
 
 
 def _moved(batch: Any, device: torch.device | str | None) -> Any:
-    """The batch with its tensors on this device."""
-    if callable(getattr(batch, "to", None)):  # tensors, and what others have made like them
+    """Return the batch with its tensors on this device."""
+    if callable(getattr(batch, "to", None)):  # tensors, and objects like them
         return batch if device is None else batch.to(device)
     if isinstance(batch, Mapping):
         return {key: _moved(value, device) for key, value in batch.items()}

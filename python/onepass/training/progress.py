@@ -12,10 +12,10 @@ class Bar:
 
     def __init__(self, name: str, total: int) -> None:
         self.name, self.total, self.start, self.live = name, total, time.perf_counter(), sys.stderr.isatty()
-        self._open = False  # the line of the bar still goes on
+        self._open = False  # whether the bar's line still lacks its newline
 
     def show(self, done: int, note: str) -> None:
-        """Shows that `done` steps of all are done."""
+        """Show that `done` of all steps are done."""
         left = (time.perf_counter() - self.start) * (self.total / done - 1)
         note = f", {note}" if note else ""
         if self.live:
@@ -28,7 +28,7 @@ class Bar:
             print(f"{self.name}: {done} of {self.total} steps{note}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Ends the bar's line, if it has stopped before its end."""
+        """End the bar's line if the bar has not reached its end."""
         if self._open:
             print(file=sys.stderr, flush=True)
             self._open = False

@@ -1,4 +1,4 @@
-"""Training that leaves no trace: all that it changes is put back."""
+"""Restore everything that training has changed."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ Undo = Callable[[], None]
 
 @contextlib.contextmanager
 def restored(*roots: object, generators: Iterable[torch.Generator] = ()) -> Iterator[None]:
-    """What is changed within this context is at its end what it was at its beginning, also by an exception or Ctrl-C.
+    """Restore at the end of this context what was changed within it, also after an exception or Ctrl-C.
 
-    That is: the attributes of modules and optimizers, and all dicts, lists and sets in them; the values of the tensors
-    found there, in place; their gradients and ``requires_grad``; and the random numbers of torch (the CPU's, CUDA's if
-    it is in use), Python and NumPy. Other objects stay the same ones, and what they hold is not looked at. Meanwhile
-    the tensors take their memory twice.
+    Restored are: the attributes of modules and optimizers, and all dicts, lists and sets in them; the values of the
+    tensors found there, in place; their gradients and ``requires_grad``; and the states of the random number generators
+    of torch (the CPU's, and CUDA's if it is in use), Python and NumPy. Attributes that hold other objects refer to the
+    same objects again; the contents of those objects are not restored. Within the context the tensors take twice their
+    memory.
 
     Args:
-        roots: Modules, optimizers, containers and tensors, from which the others are found.
-        generators: Random number generators beside torch's own.
+        roots: Modules, optimizers, containers and tensors from which all others are reached.
+        generators: Random number generators in addition to the default ones.
     """
     undos = [*_random_states(generators), *_contents(roots)]
     try:
@@ -57,12 +58,12 @@ def _later(function: Callable[..., object], *args: object) -> Undo:
 
 
 def _contents(roots: Iterable[object]) -> Iterator[Undo]:
-    """What puts back everything that can be reached from here."""
-    seen: dict[int, object] = {}  # by identity; held, so that no other object takes the place of one that is gone
+    """Yield the functions that restore everything that can be reached from the roots."""
+    seen: dict[int, object] = {}  # by id; the objects are held, so that no id is used again
     pending = list(roots)
     while pending:
         thing = pending.pop()
-        if isinstance(thing, torch.jit.ScriptModule):  # Python does not hold what it consists of
+        if isinstance(thing, torch.jit.ScriptModule):  # its parameters are not Python attributes
             pending.extend([*thing.parameters(), *thing.buffers()])
             yield from (_later(module.train, module.training) for module in thing.modules())  # children after parents
         if isinstance(thing, nn.Module | Optimizer):
@@ -70,7 +71,7 @@ def _contents(roots: Iterable[object]) -> Iterator[Undo]:
         if id(thing) in seen:
             continue
         if isinstance(thing, Tensor):
-            if thing.is_inference():  # which training cannot write
+            if thing.is_inference():  # training cannot write it
                 continue
             yield _tensor(thing)
             if thing.is_leaf:
@@ -91,7 +92,7 @@ def _contents(roots: Iterable[object]) -> Iterator[Undo]:
 
 
 def _container(container: Any, content: Any) -> Undo:
-    # Emptied first, as the order of a dict counts, too.
+    # The container is emptied first, to restore the order of a dict, too.
     def undo() -> None:
         container.clear()
         if isinstance(container, list):
@@ -103,7 +104,7 @@ def _container(container: Any, content: Any) -> Undo:
 
 
 def _tensor(tensor: Tensor) -> Undo:
-    # The memory that it lies in now: an assignment to .data may put it elsewhere.
+    # The tensor's present memory: an assignment to .data may replace it.
     memory = tensor.detach()
     value = _once(memory).clone()
     is_leaf, requires_grad = tensor.is_leaf, tensor.requires_grad
@@ -123,7 +124,7 @@ def _tensor(tensor: Tensor) -> Undo:
 
 
 def _once(tensor: Tensor) -> Tensor:
-    """The tensor without the repetitions of ``expand``, which cannot be written."""
+    """Return the tensor without the dimensions repeated by ``expand``, which cannot be written."""
     if tensor.layout == torch.strided:
         for dim, stride in enumerate(tensor.stride()):
             if stride == 0 and tensor.shape[dim] > 1:
@@ -133,9 +134,9 @@ def _once(tensor: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C within this context takes effect at its end."""
+    """Delay Ctrl-C within this context until its end."""
     before = signal.getsignal(signal.SIGINT)
-    # Python's handlers run in the main thread; one that is not Python's could not be put back.
+    # Python's handlers run in the main thread only. A handler that was not set by Python could not be restored.
     if threading.current_thread() is not threading.main_thread() or before is None:
         yield
         return

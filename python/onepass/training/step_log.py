@@ -1,4 +1,4 @@
-"""What a training run's steps do, as scalars for TensorBoard: :func:`log_to`."""
+"""Log the steps of an optimizer as scalars for TensorBoard: :func:`log_to`."""
 
 from __future__ import annotations
 
@@ -19,32 +19,33 @@ from ..optimizers.torch_private import foreach_norm, foreach_sub_
 
 
 class Writer(Protocol):
-    """What takes the scalars, such as ``torch.utils.tensorboard.SummaryWriter``."""
+    """A writer of scalars, such as ``torch.utils.tensorboard.SummaryWriter``."""
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> Any:
-        """Takes one number."""
+        """Write one scalar."""
 
 
 # -- norms -----------------------------------------------------------------------------------------------------------
 
 
 def _real(t: Tensor) -> Tensor:
-    """The numbers of a tensor, which may be sparse or complex, as a dense real one."""
+    """Return the elements of a tensor, which may be sparse or complex, as a dense real tensor."""
     if t.layout is not torch.strided:
         t = t.coalesce().values() if t.is_sparse else t.to_dense()
     return torch.view_as_real(t.resolve_conj()) if t.is_complex() else t
 
 
 def _place(t: Tensor) -> object:
-    """How a DTensor is spread over processes; None of other tensors."""
-    # Its class is not imported, which takes most of a second.
+    """Return a DTensor's mesh and placements; None for other tensors."""
+    # DTensor is not imported, because the import takes most of a second.
     return (getattr(t, "device_mesh", None), getattr(t, "placements", None)) if hasattr(t, "full_tensor") else None
 
 
 def _each_norm(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """The Euclidean norms of all, in any order; in double on a CPU, where long sums in float32 are far off.
+    """Return the Euclidean norms of all tensors, in any order.
 
-    Those of DTensors are of the whole tensors, which all processes find together.
+    On a CPU they are computed in double, because long sums in float32 are inaccurate. The norms of DTensors are those
+    of the whole tensors, which is a collective operation.
     """
     kinds: dict[tuple[torch.device, torch.dtype, object], list[Tensor]] = {}
     for tensor in map(_real, tensors):
@@ -58,11 +59,11 @@ def _each_norm(tensors: Iterable[Tensor]) -> list[Tensor]:
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
-    """The precision in which differences are exact enough: float32 at least."""
+    """Return the dtype in which differences are computed: at least float32."""
     return torch.promote_types(dtype, torch.float32)
 
 
-# A norm, or vectors of the norms that it is to be put together from, which may still be on their way on a GPU.
+# A norm, or vectors of the partial norms that it is computed from, which a GPU may still be computing.
 _Norm: TypeAlias = float | list[Tensor]
 
 
@@ -76,12 +77,12 @@ def _norm(tensors: list[Tensor]) -> _Norm:
 
 
 class _Before:
-    """Groups of parameters as they are before a step."""
+    """The values of parameter groups before a step."""
 
     def __init__(self, groups: list[list[Tensor]], room: Tensor | None) -> None:
         self._groups = groups
-        self.vector: Tensor | None = None  # by the kernels
-        self._copies: list[list[Tensor]] = []  # by torch
+        self.vector: Tensor | None = None  # the copy made by the kernels
+        self._copies: list[list[Tensor]] = []  # the copies made by torch
         self.norms: Sequence[_Norm]
         copied = _core.copy(groups, room, torch.get_num_threads())
         if copied is not None:
@@ -91,14 +92,14 @@ class _Before:
             self.norms = [_each_norm(group) for group in groups]
 
     def moved(self) -> Sequence[_Norm]:
-        """The norm of the way that each group has gone since."""
+        """Return the norm of each group's update since then."""
         if self.vector is not None:
             found = _core.norms(self._groups, self.vector, torch.get_num_threads())
             if found is None:
-                raise RuntimeError("a parameter has become one that kernels cannot read within the step")
+                raise RuntimeError("during the step, a parameter became one that kernels cannot read")
             return found
         for copies, group in zip(self._copies, self._groups, strict=True):
-            if any(_place(p) is not None for p in group):  # torch does not take them beside others
+            if any(_place(p) is not None for p in group):  # torch does not accept DTensors and others in one call
                 for copy, p in zip(copies, group, strict=True):
                     copy.sub_(p)
             elif copies:
@@ -110,16 +111,16 @@ class _Before:
 
 
 class _Step(NamedTuple):
-    """What is known of a step that is to be logged before it is made."""
+    """What is known before a step that will be logged."""
 
     scalars: dict[str, float]
     before: _Before
-    grad_norm: _Norm | None  # None: a closure is still to make the gradients
+    grad_norm: _Norm | None  # None: the closure will compute the gradients
     began: float
 
 
 class StepLog:
-    """What :func:`log_to` returns: the log of an optimizer, until ``remove()`` or the end of a ``with`` block."""
+    """The log of an optimizer, returned by :func:`log_to`. It ends with ``remove()`` or with its ``with`` block."""
 
     def __init__(self, writer: Writer, optimizer: Optimizer, interval: int, prefix: str, first_step: int) -> None:
         self.step = first_step  #: The number of the next step.
@@ -127,12 +128,12 @@ class StepLog:
         self._interval = interval
         self._prefix = prefix
         self._pending: _Step | None = None
-        self._room: Tensor | None = None  # the last copy's memory: fresh one takes five times as long to write
-        self._last: tuple[int, float] | None = None  # the last step that was logged, and when that was done
+        self._room: Tensor | None = None  # the last copy's memory: new memory takes five times as long to write
+        self._last: tuple[int, float] | None = None  # number of the last logged step, and the time its log ended
         self._hooks = (optimizer.register_step_pre_hook(self._before), optimizer.register_step_post_hook(self._after))
 
     def remove(self) -> None:
-        """Ends the log, and leaves nothing at the optimizer. The writer stays open."""
+        """End the log and remove its hooks from the optimizer. The writer stays open."""
         for hook in self._hooks:
             hook.remove()
         self._pending = None
@@ -146,7 +147,7 @@ class StepLog:
 
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.step % self._interval:
-            self._pending = None  # that of a step which raised
+            self._pending = None  # left by a step that raised
             return
         self._pending = self._look(optimizer, any(x is not None for x in (*args[1:], *kwargs.values())))
 
@@ -156,7 +157,7 @@ class StepLog:
             if pending is not None:
                 self._write(optimizer, pending)
         finally:
-            self.step += 1  # made it is, also if the writer raises
+            self.step += 1  # also if the writer raises: the step was made
 
     @torch.no_grad()
     def _look(self, optimizer: Optimizer, has_closure: bool) -> _Step | None:
@@ -170,7 +171,7 @@ class StepLog:
             for index, group in enumerate(groups)
             for name, value in (hyperparameters(group) | _driven(group)).items()
         }
-        # GradScaler's scale is still in the gradients that it leaves to the step to unscale; afterwards it may be gone.
+        # Before the step, the gradients that the step unscales still have GradScaler's scale; after it, they may not.
         grad_norm = None if has_closure else _grad_norm(optimizer)
         before = _Before([[p for p in group["params"] if _moves(p)] for group in groups], self._room)
         self._room = before.vector
@@ -199,7 +200,7 @@ class StepLog:
 
 
 def _driven(group: dict[str, Any]) -> dict[str, float]:
-    """Momentum and betas of a group, where a scheduler drives them: it has noted there what they began with."""
+    """Return a group's momentum and betas if a scheduler sets them, which is known by the initial values it stored."""
     driven: dict[str, float | Tensor] = {}
     if group.keys() & {"initial_momentum", "base_momentum"} and "momentum" in group:
         driven["momentum"] = group["momentum"]
@@ -209,7 +210,7 @@ def _driven(group: dict[str, Any]) -> dict[str, float]:
 
 
 def _moves(p: Tensor) -> bool:
-    """Whether a step may move a parameter; one that has no shape yet cannot be looked at."""
+    """Return whether a step may change a parameter. A lazy parameter has no values yet."""
     return (p.requires_grad or p.grad is not None) and not is_lazy(p)
 
 
@@ -221,53 +222,53 @@ def _grad_norm(optimizer: Optimizer) -> _Norm:
 def log_to(
     writer: Writer, optimizer: Optimizer, *, interval: int = 10, prefix: str = "optimizer", first_step: int = 0
 ) -> StepLog:
-    r"""Logs what an optimizer's steps do, as scalars, for TensorBoard.
+    r"""Log an optimizer's steps as scalars for TensorBoard.
 
-    Each step whose number is a multiple of ``interval`` writes these scalars under its number. G is the index of a
+    Each step whose number is a multiple of ``interval`` writes these scalars under that number. G is the index of a
     parameter group: 0, 1, ...
 
     - ``PREFIX/lr/G``: learning rate of the step.
     - ``PREFIX/weight_decay/G``: weight decay, where the optimizer has one.
-    - ``PREFIX/momentum/G``: momentum, where a scheduler drives it (:class:`onepass.ScheduleLR`,
+    - ``PREFIX/momentum/G``: momentum, where a scheduler sets it (:class:`onepass.ScheduleLR`,
       :class:`~onepass.lr_scheduler.OneCycleLR`, :class:`~onepass.lr_scheduler.CyclicLR`).
-    - ``PREFIX/beta1/G``, ``PREFIX/beta2/G``: betas, where a scheduler drives one of them.
+    - ``PREFIX/beta1/G``, ``PREFIX/beta2/G``: betas, where a scheduler sets one of them.
     - ``PREFIX/update_to_weight/G``: :math:`\|\theta' - \theta\| / \|\theta\|` over the parameters of the group that
       require a gradient or have one, with :math:`\theta` before the step and :math:`\theta'` after it. Not written
       where :math:`\theta = 0`.
     - ``PREFIX/grad_norm``: :math:`\|g\|` over the gradients of all groups as the step uses them: after clipping, and
-      without GradScaler's scale. With a closure, the gradients that it leaves.
+      without GradScaler's scale. With a closure, over the gradients after the step.
     - ``PREFIX/step_seconds``: time of ``step()`` in seconds, including a closure.
     - ``PREFIX/iteration_seconds``: mean time from one step to the next in seconds (forward, backward, data) since the
       last logged step, without the time of the log itself.
 
-    Norms are Euclidean, on a CPU summed in double. Those of DTensors are of whole tensors: then every process of their
-    mesh has to log the same steps, and all write the same numbers. The other steps are only counted, so the cost is
-    that of the logged ones: a copy of the parameters, whose memory is kept from one to the next, and a pass over
-    parameters and gradients.
-    That is some 0.1 ms for a small model, to which ``SummaryWriter`` adds some 0.5 ms: where a training step takes less
-    than a millisecond, a larger interval keeps it below 5 %. On a GPU a logged step waits for it at the end, and
-    ``step_seconds`` is the time to launch.
+    Norms are Euclidean; on a CPU they are summed in double. The norms of DTensors are those of the whole tensors, so
+    every process of their mesh must log the same steps; all write the same values.
 
-    Logging does not change what the step computes, nor the optimizer's ``state_dict``. It hangs on torch's step hooks,
-    which a copy or a pickle of the optimizer does not take along. Of several logs on one optimizer each times the
-    others' work in a step that both write. A step that raises is not counted, but if it was the writer that raised. One
-    that GradScaler skips is not written, and is counted if the optimizer's ``step()`` is called for it (with
-    ``fused=True``, which leaves the skipping to the step).
+    Steps that are not logged are only counted. A logged step costs a copy of the parameters (its memory is kept for the
+    next one) and a pass over parameters and gradients: some 0.1 ms for a small model, and some 0.5 ms more in
+    ``SummaryWriter``. Where a training step takes less than a millisecond, a larger interval keeps the cost below 5 %.
+    On a GPU a logged step waits for the GPU at its end, and ``step_seconds`` is the time to launch.
+
+    Logging changes neither the result of a step nor the optimizer's ``state_dict``. It uses torch's step hooks, which
+    are not copied or pickled with the optimizer. If several logs of one optimizer write the same step, the times of
+    each include the work of the others. A step that raises is not counted, except if the writer raised. A step that
+    GradScaler skips is not written. It is counted if ``step()`` is called for it: with ``fused=True`` the scaler calls
+    ``step()``, which then does nothing.
 
     Args:
-        writer: A ``torch.utils.tensorboard.SummaryWriter`` (``pip install onepass[tensorboard]``), or anything with
+        writer: A ``torch.utils.tensorboard.SummaryWriter`` (``pip install onepass[tensorboard]``), or any object with
             ``add_scalar(tag, value, step)``. It is not closed.
-        optimizer: Any optimizer, of torch, of onepass (Lookahead too) or another.
-        interval: Steps from one that is written to the next, at least 1.
-        prefix: What all tags begin with.
-        first_step: The number of the optimizer's next step; not 0 where training is resumed.
+        optimizer: Any ``torch.optim.Optimizer``, including Lookahead.
+        interval: Steps between two logged steps, >= 1.
+        prefix: First part of all tags.
+        first_step: Number of the optimizer's next step, >= 0. Set it when training is resumed.
 
     Returns:
-        The log. ``remove()`` ends it; so does the end of a ``with`` block.
+        The log. ``remove()`` or the end of a ``with`` block ends it.
 
     Raises:
-        TypeError: ``writer`` has no ``add_scalar``, or ``optimizer`` is no ``torch.optim.Optimizer``.
-        ValueError: ``interval`` or ``first_step`` is out of its range.
+        TypeError: ``writer`` has no ``add_scalar``, or ``optimizer`` is not a ``torch.optim.Optimizer``.
+        ValueError: ``interval`` or ``first_step`` is out of range.
 
     Example:
         >>> class Writer:  # in place of torch.utils.tensorboard.SummaryWriter("runs/1")
@@ -283,10 +284,10 @@ def log_to(
         (True, True)
     """
     if not callable(getattr(writer, "add_scalar", None)):
-        raise TypeError(f"writer must have a method add_scalar(tag, value, step), but is a {type(writer).__name__}")
+        raise TypeError(f"writer must have a method add_scalar(tag, value, step), got a {type(writer).__name__}")
     if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer, but is a {type(optimizer).__name__}")
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got a {type(optimizer).__name__}")
     for name, value, least in (("interval", interval, 1), ("first_step", first_step, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"Invalid {name}: {value}; it must be an int of at least {least}")
+            raise ValueError(f"{name} must be an int >= {least}, got {value}")
     return StepLog(writer, unwrapped(optimizer), interval, prefix, first_step)

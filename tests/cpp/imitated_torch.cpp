@@ -1,5 +1,6 @@
 // An imitation of torch's DLPack exchange API on a machine with a GPU: torch exports a tensor, and one on the CPU is
-// reported to be on the first GPU. Compiled into one library with emulated.cpp, for pytest (tests/support/imitation.py).
+// reported to be on the first GPU. Compiled into one library with emulated.cpp, for pytest
+// (tests/support/imitation.py).
 #include <algorithm>
 #include <span>
 

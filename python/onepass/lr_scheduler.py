@@ -42,6 +42,7 @@ from .optimizers.arguments import number, put_number
 from .schedules.preview import Previewed
 from .schedules.preview import plot as plot
 from .schedules.preview import preview as preview
+from .schedules.rates import copied, current_lrs, initial_lr
 from .schedules.schedule_lr import ScheduleLR as ScheduleLR
 from .schedules.transformers import get_constant_schedule as get_constant_schedule
 from .schedules.transformers import get_constant_schedule_with_warmup as get_constant_schedule_with_warmup
@@ -71,22 +72,11 @@ _step_chain = lr_scheduler.ChainedScheduler.step
 _DRIVEN = ("lr", "momentum", "betas", "weight_decay")  # hyperparameters that schedulers set
 
 
-def _copied(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return tuple(map(_copied, value))
-    return value.clone() if isinstance(value, Tensor) else value
-
-
 def _put_back(held: Any, value: Any) -> Any:
     """Return the new value of a hyperparameter or of a tuple of them; tensors are filled in place."""
     if isinstance(value, tuple):
         return tuple(map(_put_back, held, value))
     return put_number(held, value)
-
-
-def _lrs(optimizer: Optimizer) -> list[Any]:
-    """Return the rates of all groups, with copies of tensors."""
-    return [_copied(group["lr"]) for group in optimizer.param_groups]
 
 
 class LRScheduler(Previewed, lr_scheduler.LRScheduler):
@@ -124,7 +114,7 @@ class LRScheduler(Previewed, lr_scheduler.LRScheduler):
             self._take_up_groups()
         state: dict[str, Any] = super().state_dict()
         if "_last_lr" in state:
-            own, lrs = state["_last_lr"], _lrs(self.optimizer)
+            own, lrs = state["_last_lr"], current_lrs(self.optimizer)
             _tell_rates(state, own if list(map(_plain, own)) == list(map(_plain, lrs)) else lrs)
         return state
 
@@ -141,7 +131,7 @@ class LRScheduler(Previewed, lr_scheduler.LRScheduler):
         """
         _check_state(self, state_dict)
         groups = self.optimizer.param_groups
-        before = [{key: _copied(group[key]) for key in _DRIVEN if key in group} for group in groups]
+        before = [{key: copied(group[key]) for key in _DRIVEN if key in group} for group in groups]
         super().load_state_dict(dict(state_dict))  # a copy, because torch's classes remove keys from it
         if getattr(self.optimizer, "_scheduled_groups", groups) is not groups:
             # Undo what the parts of a composition have written into the groups while they were loaded.
@@ -155,7 +145,7 @@ class LRScheduler(Previewed, lr_scheduler.LRScheduler):
             _put_momentum(leaf)
         for group, lr in zip(groups, state_dict["_last_lr"], strict=True):
             group["lr"] = put_number(group["lr"], lr if isinstance(group["lr"], Tensor) else _plain(lr))
-        self._last_lr = _lrs(self.optimizer)
+        self._last_lr = current_lrs(self.optimizer)
 
 
 def _tell_rates(state: dict[str, Any], lrs: list[Any]) -> None:
@@ -275,7 +265,7 @@ def _add_groups(scheduler: Any) -> None:
     if isinstance(scheduler, ScheduleLR):
         scheduler._add_groups()
     elif known < len(groups) and not isinstance(scheduler, _TorchPlateau):  # plateaus include new groups themselves
-        scheduler.base_lrs = [*scheduler.base_lrs, *map(_initial_lr, groups[known:])]
+        scheduler.base_lrs = [*scheduler.base_lrs, *map(initial_lr, groups[known:])]
         if lambdas := getattr(scheduler, "lr_lambdas", None):
             scheduler.lr_lambdas = [*lambdas, *lambdas[:1] * (len(groups) - len(lambdas))]
 
@@ -295,11 +285,6 @@ def _refusal(scheduler: Any, group: dict[str, Any]) -> str:
         needed += ["max_momentum", "base_momentum"] if scheduler.cycle_momentum else []
     missing = [key for key in needed if key not in group]
     return f"has no {', '.join(missing)}" if missing else ""
-
-
-def _initial_lr(group: dict[str, Any]) -> Any:
-    """Return the initial rate of a group, which is set to the current rate if missing."""
-    return _copied(group.setdefault("initial_lr", _copied(group["lr"])))
 
 
 # Some schedulers multiply the previous rate, and no factor changes a rate of zero. torch's start at the current rate of
@@ -322,7 +307,7 @@ def _leave(floor: float, steps: int, scheduler: Any) -> None:
     for group, is_stuck, lr in zip(groups, stuck, scheduler._get_closed_form_lr(), strict=True):
         if is_stuck:
             group["lr"] = put_number(group["lr"], lr)
-    scheduler._last_lr = _lrs(scheduler.optimizer)
+    scheduler._last_lr = current_lrs(scheduler.optimizer)
 
 
 class CosineAnnealingLR(LRScheduler, lr_scheduler.CosineAnnealingLR):
@@ -460,14 +445,14 @@ class _Plateau:
         self.plateau = plateau
         self.metrics: SupportsFloat | None = None
         for group in self.optimizer.param_groups:
-            _initial_lr(group)  # torch's plateau is the only scheduler that does not set it
+            initial_lr(group)  # torch's plateau is the only scheduler that does not set it
 
     def step(self) -> None:
         if self.metrics is not None:
             self.plateau.step(self.metrics)
 
     def get_last_lr(self) -> list[Any]:
-        return _lrs(self.optimizer)
+        return current_lrs(self.optimizer)
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = self.plateau.state_dict()
@@ -508,7 +493,7 @@ class _Composition(LRScheduler):
     def _take_up_groups(self) -> None:
         super()._take_up_groups()
         for group in self.optimizer.param_groups:
-            _initial_lr(group)  # parts start from initial_lr
+            initial_lr(group)  # parts start from initial_lr
 
     def _step_with(self, metrics: SupportsFloat) -> None:
         self._offer(metrics)
@@ -668,11 +653,11 @@ class ChainedScheduler(_Composition, lr_scheduler.ChainedScheduler):
                 link.step()
         for group, reduction in zip(groups, reductions, strict=True):
             group["lr"] = put_number(group["lr"], group["lr"] * reduction)
-        before = _lrs(self.optimizer)
+        before = current_lrs(self.optimizer)
         for link in self._schedulers:
             if isinstance(link, _Plateau):
                 link.step()
-        self._last_lr = _lrs(self.optimizer)
+        self._last_lr = current_lrs(self.optimizer)
         changes = zip(reductions, self._last_lr, before, strict=True)
         # A new list: a state_dict may hold the old one.
         self._reductions = [r if lr == old else r * float(lr / old) for r, lr, old in changes]
@@ -682,7 +667,7 @@ class ChainedScheduler(_Composition, lr_scheduler.ChainedScheduler):
             self._reductions = [1.0] * len(self.optimizer.param_groups)
         for link in self._schedulers:
             _begin(link)
-        self._last_lr = _lrs(self.optimizer)
+        self._last_lr = current_lrs(self.optimizer)
 
 
 class SWALR(LRScheduler, swa_utils.SWALR):

@@ -20,46 +20,10 @@ Schedules are immutable and can be compared, hashed and pickled. :func:`parse` r
 
 from . import parts
 from .parser import parse
-from .parts import (
-    Schedule,
-    constant,
-    cosine,
-    exponential,
-    function,
-    geometric,
-    hard_restarts,
-    inverse_sqrt,
-    linear,
-    multistep,
-    one_cycle,
-    polynomial,
-    restarts,
-    sqrt,
-    step,
-    warmup,
-    wsd,
-)
+from .parts import *  # noqa: F403
+from .parts import __all__ as _parts
 
-__all__ = [
-    "Schedule",
-    "constant",
-    "cosine",
-    "exponential",
-    "function",
-    "geometric",
-    "hard_restarts",
-    "inverse_sqrt",
-    "linear",
-    "multistep",
-    "one_cycle",
-    "parse",
-    "polynomial",
-    "restarts",
-    "sqrt",
-    "step",
-    "warmup",
-    "wsd",
-]
+__all__ = [*_parts, "parse"]
 
 # Pickles store the public path, so that modules can move. Compositions have private names, which are here, too.
 for _name, _part in [*vars(parts).items(), ("parse", parse)]:

@@ -9,44 +9,12 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from .parts import (
-    Schedule,
-    constant,
-    cosine,
-    exponential,
-    geometric,
-    hard_restarts,
-    inverse_sqrt,
-    linear,
-    multistep,
-    one_cycle,
-    polynomial,
-    restarts,
-    sqrt,
-    step,
-    warmup,
-    wsd,
-)
+from . import parts
+from .parts import Schedule
 
+# All but the base class, and but functions, which text cannot hold.
 _PARTS: dict[str, Callable[..., Schedule]] = {
-    part.__name__: part
-    for part in (
-        constant,
-        cosine,
-        exponential,
-        geometric,
-        hard_restarts,
-        inverse_sqrt,
-        linear,
-        multistep,
-        one_cycle,
-        polynomial,
-        restarts,
-        sqrt,
-        step,
-        warmup,
-        wsd,
-    )
+    name: getattr(parts, name) for name in parts.__all__ if name not in ("Schedule", "function")
 }
 
 _METHODS = ("clamp", "repeat", "scale", "shift", "take")

@@ -16,6 +16,26 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+__all__ = [
+    "Schedule",
+    "constant",
+    "cosine",
+    "exponential",
+    "function",
+    "geometric",
+    "hard_restarts",
+    "inverse_sqrt",
+    "linear",
+    "multistep",
+    "one_cycle",
+    "polynomial",
+    "restarts",
+    "sqrt",
+    "step",
+    "warmup",
+    "wsd",
+]
+
 # -- checks of arguments -------------------------------------------------------------------------------------------
 
 

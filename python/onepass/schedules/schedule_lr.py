@@ -21,6 +21,7 @@ from ..optimizers.hooks import unwrapped
 from .parser import parse
 from .parts import Schedule
 from .preview import Previewed
+from .rates import copied, current_lrs, initial_lr
 
 # One schedule (or its text) for all parameter groups, or a list with one for each group.
 Schedules: TypeAlias = "Schedule | str | Sequence[Schedule | str]"
@@ -288,9 +289,8 @@ class ScheduleLR(Previewed, LRScheduler):
         for _, schedules in self._all_schedules():
             schedules += schedules[:1] * len(added)
         for group in added:
-            lr = group["lr"]
-            base = group.setdefault("initial_lr", lr.clone() if isinstance(lr, Tensor) else lr)
-            self.base_lrs = [*self.base_lrs, base.clone() if isinstance(base, Tensor) else base]
+            base = initial_lr(group)
+            self.base_lrs = [*self.base_lrs, base]
             if self._plateau is not None:
                 self._plateau.optimizer.add_param_group(_nothing(base))
 
@@ -469,8 +469,7 @@ class ScheduleLR(Previewed, LRScheduler):
                         stacklevel=2,
                     )
         self.base_lrs = [
-            put_number(base.clone() if isinstance(base, Tensor) else base, saved)
-            for base, saved in zip(self.base_lrs, bases["lr"], strict=True)
+            put_number(copied(base), saved) for base, saved in zip(self.base_lrs, bases["lr"], strict=True)
         ]
         for driven in self._driven:
             driven.bases = list(bases[driven.name])
@@ -492,7 +491,7 @@ class ScheduleLR(Previewed, LRScheduler):
         groups = self.optimizer.param_groups
         for group, lr in zip(groups, values["lr"], strict=True):
             group["lr"] = put_number(group["lr"], lr)
-        self._last_lr = [lr.clone() if isinstance(lr := group["lr"], Tensor) else lr for group in groups]
+        self._last_lr = current_lrs(self.optimizer)
         for driven in self._driven:
             driven.write(groups, values[driven.name])
 

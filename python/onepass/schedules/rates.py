@@ -1,0 +1,25 @@
+"""The rates of parameter groups, as schedulers read them: a tensor is copied, because it is changed in place later."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+def copied(value: Any) -> Any:
+    """Return a hyperparameter or a tuple of them, with copies of tensors."""
+    if isinstance(value, tuple):
+        return tuple(map(copied, value))
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def current_lrs(optimizer: Optimizer) -> list[Any]:
+    """Return the learning rates of all groups."""
+    return [copied(group["lr"]) for group in optimizer.param_groups]
+
+
+def initial_lr(group: dict[str, Any]) -> Any:
+    """Return a group's ``initial_lr``, which is set to its ``lr`` if it is missing."""
+    return copied(group.setdefault("initial_lr", copied(group["lr"])))

@@ -18,6 +18,11 @@ def decay(weight_decay, p):
     return weight_decay * p if weight_decay else 0.0
 
 
+def lerp(old, new, weight):
+    """As torch.lerp, from the nearer end: with a weight of 0.5 or more, an infinite ``new`` gives NaN."""
+    return old + weight * (new - old) if weight < 0.5 else new - (1 - weight) * (new - old)
+
+
 def sgd(p, g, s, t, *, lr, momentum, dampening, weight_decay, nesterov, **_):
     """Sutskever et al. 2013, in torch's form: the learning rate stays outside of the buffer, which begins as g."""
     g = g + decay(weight_decay, p)
@@ -34,7 +39,7 @@ def adam(p, g, s, t, *, lr, betas, eps, weight_decay, amsgrad, decoupled_weight_
         p = p - lr * decay(weight_decay, p)
     else:
         g = g + decay(weight_decay, p)
-    m = beta1 * s.get("exp_avg", 0.0) + (1 - beta1) * g
+    m = lerp(s.get("exp_avg", 0.0), g, 1 - beta1)
     v = beta2 * s.get("exp_avg_sq", 0.0) + (1 - beta2) * g**2
     new = {"exp_avg": m, "exp_avg_sq": v}
     if amsgrad:
@@ -47,7 +52,7 @@ def lion(p, g, s, t, *, lr, betas, weight_decay, **_):
     beta1, beta2 = betas
     m = s.get("exp_avg", 0.0)
     c = beta1 * m + (1 - beta1) * g
-    return p - lr * (np.sign(c) + decay(weight_decay, p)), {"exp_avg": beta2 * m + (1 - beta2) * g}
+    return p - lr * (np.sign(c) + decay(weight_decay, p)), {"exp_avg": lerp(m, g, 1 - beta2)}
 
 
 def lion_doubt(g, s, rounding, *, betas, **_):
@@ -82,7 +87,7 @@ def rmsprop(p, g, s, t, *, lr, alpha, eps, weight_decay, momentum, centered, **_
     v = alpha * s.get("square_avg", 0.0) + (1 - alpha) * g**2
     new = {"square_avg": v}
     if centered:
-        m = new["grad_avg"] = alpha * s.get("grad_avg", 0.0) + (1 - alpha) * g
+        m = new["grad_avg"] = lerp(s.get("grad_avg", 0.0), g, 1 - alpha)
         v = np.maximum(v - m**2, 0.0)
     d = g / (np.sqrt(v) + eps)
     if momentum > 0:
@@ -103,7 +108,7 @@ def adamax(p, g, s, t, *, lr, betas, eps, weight_decay, **_):
     """Kingma and Ba 2015, algorithm 2, with torch's eps, which keeps the infinity norm from being zero."""
     beta1, beta2 = betas
     g = g + decay(weight_decay, p)
-    m = beta1 * s.get("exp_avg", 0.0) + (1 - beta1) * g
+    m = lerp(s.get("exp_avg", 0.0), g, 1 - beta1)
     u = np.maximum(beta2 * s.get("exp_inf", 0.0), abs(g) + eps)
     return p - lr / (1 - beta1**t) * m / u, {"exp_avg": m, "exp_inf": u}
 
@@ -117,7 +122,7 @@ def nadam(p, g, s, t, *, lr, betas, eps, weight_decay, momentum_decay, decoupled
         g = g + decay(weight_decay, p)
     mu, next_mu = (beta1 * (1 - 0.5 * 0.96 ** (k * momentum_decay)) for k in (t, t + 1))
     product = s["mu_product"] * mu
-    m = beta1 * s.get("exp_avg", 0.0) + (1 - beta1) * g
+    m = lerp(s.get("exp_avg", 0.0), g, 1 - beta1)
     v = beta2 * s.get("exp_avg_sq", 0.0) + (1 - beta2) * g**2
     looking_ahead = next_mu * m / (1 - product * next_mu) + (1 - mu) * g / (1 - product)
     p = p - lr * looking_ahead / (np.sqrt(v / (1 - beta2**t)) + eps)
@@ -131,7 +136,7 @@ def radam(p, g, s, t, *, lr, betas, eps, weight_decay, decoupled_weight_decay, *
         p = p - lr * decay(weight_decay, p)
     else:
         g = g + decay(weight_decay, p)
-    m = beta1 * s.get("exp_avg", 0.0) + (1 - beta1) * g
+    m = lerp(s.get("exp_avg", 0.0), g, 1 - beta1)
     v = beta2 * s.get("exp_avg_sq", 0.0) + (1 - beta2) * g**2
     d = m / (1 - beta1**t)
     most = 2 / (1 - beta2) - 1

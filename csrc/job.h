@@ -4,6 +4,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "formats/format.h"
@@ -24,8 +25,9 @@ struct Operand {
   Format format = Format::float32;
 };
 
-// A follower f is updated after the rule: f += weight * (p - f), where p is the parameter, and then, with sets_param,
-// p = f.
+// A follower f is updated after the rule: f += weight * (p - f), where p is the new parameter, and then, with
+// sets_param, p = f. With weight 1 it is a copy, f = p. For a follower without sets_param, p is rounded to the
+// parameter's format, as torch operations after the step would read it.
 struct Follower {
   double weight = 0.0;
   bool sets_param = false;
@@ -40,12 +42,16 @@ struct Layout {
 
 struct Rows;
 
+inline constexpr double kNoLimit = std::numeric_limits<double>::infinity();
+
 struct Job {
   std::int64_t length = 0;          // elements
   const Layout* layout = nullptr;   // null: element i of every operand lies at data + i * size
   const Rows* rows = nullptr;       // null: the whole tensor; else these rows of parameter and states, row-major
   const void* constants = nullptr;  // the rule's `Constants<float>`, or `Constants<double>` if wide
   double grad_factor = 1.0;         // factor of gradients: 1 / loss scale, negative to maximize
+  double clip_value = kNoLimit;     // gradients are clamped to [-clip_value, clip_value], after grad_factor
+  bool zeroes_grad = false;         // the gradient is overwritten with zeros
   bool wide = false;                // arithmetic in float64 rather than float32
   std::array<Operand, kMaxOperands> operands;
   // Follower i is operand kFirstFollower + i, absent where that has no data. They are updated in this order.

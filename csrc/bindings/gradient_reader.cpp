@@ -21,6 +21,7 @@ void ParamReader::resolve_gradient(Param& param, std::size_t number) {
   Gradient& gradient = work_.gradients[number];
   gradient.original = gradient_of(object);
   gradient.indices = {};
+  gradient.is_copy = false;
   if (gradient.original.is_none()) return;
   PyObject* const original = gradient.original.ptr();
   gradient.readable = is_plain(original) || !is_dtensor(original) ? gradient.original : local_of(original);
@@ -33,8 +34,10 @@ void ParamReader::resolve_gradient(Param& param, std::size_t number) {
     if (is_plain(gradient.readable.ptr()) && torch().dlpack.view(gradient.readable.ptr(), view) && !view.complex &&
         (is_lazy(gradient.readable.ptr(), false) || !is_row_major(shape_of(view), strides_of(view))))
       gradient.readable = gradient.readable.attr("resolve_neg")().attr("contiguous")();
+    gradient.is_copy = true;  // as far as zeroing is concerned
   } else if (is_lazy(readable, param.complex)) {
     gradient.readable = resolved(gradient.readable);
+    gradient.is_copy = true;
   }
 }
 

@@ -2,8 +2,11 @@
 
 #include <pybind11/stl.h>
 
+#include <array>
 #include <cmath>
+#include <list>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -11,6 +14,8 @@
 #include "bindings/ownership.h"
 #include "bindings/torch.h"
 #include "cpu/flat.h"
+#include "cpu/measure.h"
+#include "layout.h"
 
 namespace py = pybind11;
 
@@ -90,9 +95,51 @@ py::object copy(const std::vector<std::vector<py::object>>& lists, py::object ro
       room, norms_by(*tensors, Gather{.parts = tensors->parts, .out = *out, .direction = *out}, room, threads));
 }
 
+// Returns the job of a gradient that kernels can read; nullopt for others.
+std::optional<Job> gradient_job(PyObject* tensor, std::list<Layout>& layouts) {
+  TensorView view;
+  if (!is_plain(tensor) || !torch().dlpack.view(tensor, view) || !view.on_cpu || !view.format) return std::nullopt;
+  Job job;
+  job.operands[kGrad] = {view.data, *view.format};
+  job.length = elements_of(view);
+  job.wide = view.format == Format::float64;
+  std::array<std::span<const std::int64_t>, kMaxOperands> strides;
+  strides[kParam] = strides[kGrad] = strides_of(view);
+  Layout layout = make_layout(shape_of(view), strides);
+  if (!is_flat(layout)) job.layout = &layouts.emplace_back(std::move(layout));
+  return job;
+}
+
+py::list measure(const std::vector<py::object>& tensors, bool largest, int threads) {
+  std::vector<Job> jobs;
+  std::list<Layout> layouts;
+  std::vector<PyObject*> used;
+  std::vector<std::size_t> numbers;
+  std::int64_t bytes = 0;
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    const std::optional<Job> job = gradient_job(tensors[i].ptr(), layouts);
+    if (!job) continue;
+    jobs.push_back(*job);
+    numbers.push_back(i);
+    used.push_back(tensors[i].ptr());
+    bytes += job->length * job->bytes_per_element();
+  }
+  std::vector<double> found;
+  run_without_python(bytes, used, [&] {
+    found = measure_gradients(largest ? Measure::largest_magnitude : Measure::sum_of_squares, jobs, threads);
+  });
+  py::list measures(tensors.size());
+  for (std::size_t i = 0; i < tensors.size(); ++i) measures[i] = py::none();
+  for (std::size_t j = 0; j < numbers.size(); ++j) measures[numbers[j]] = py::float_(found[j]);
+  return measures;
+}
+
 }  // namespace
 
 void define_norms(py::module_& m) {
+  m.def("measure", &measure, py::arg("tensors"), py::arg("largest"), py::arg("threads"),
+        "Return the sum of squares or the largest magnitude of each tensor, None where kernels cannot read it. Complex "
+        "tensors count as their real and imaginary parts.");
   m.def("norms", &norms, py::arg("lists"), py::arg("origin"), py::arg("threads"),
         "Return the Euclidean norm of each list of tensors or, if `origin` is not None, of their difference from it: a "
         "flat vector that `copy` has filled. Return None if kernels cannot read a tensor.");

@@ -169,8 +169,7 @@ void ParamReader::note_memory(Reading& r, bool& memory_moved) {
   std::vector<std::pair<std::size_t, Spacing>> spacings;
   for (std::size_t k = 0; k < kMaxOperands; ++k) {
     const Operand& operand = r.job().operands[k];
-    if (k == kGrad) continue;
-    if (operand.data == nullptr) {
+    if (operand.data == nullptr || (k == kGrad && !r.job().zeroes_grad)) {
       note(k, nullptr, 0);
       continue;
     }
@@ -259,16 +258,58 @@ bool ParamReader::is_aligned(Reading& r) {
 
 // -- the job ---------------------------------------------------------------------------------------------------------
 
+// Sets whether the job clamps and zeroes its gradient.
+bool ParamReader::choose_clip_and_zeros(Reading& r) {
+  Job& job = r.job();
+  if (request_.clip_value != kNoLimit) {
+    if (!driver_.takes_followers()) return r.fall_back("clip_value");
+    if (!r.own().on_cpu) return r.fall_back("clip_value on a GPU");
+    job.clip_value = request_.clip_value;
+  }
+  if (!request_.zeroes_grads) return true;
+  const TensorView& grad = r.views[kGrad];
+  if (job.rows == nullptr && self_overlap(shape_of(grad), strides_of(grad)) != Overlap::none)
+    fail(r.param, "zero_grad=True cannot zero its gradient, several of whose elements share the same memory");
+  job.zeroes_grad = driver_.takes_followers() && r.own().on_cpu && job.rows == nullptr && !r.gradient.is_copy;
+  return true;
+}
+
+// Adds the gradient to those that are measured before the step.
+void ParamReader::measure_gradient(const Reading& r) {
+  if (!request_.norm) return;
+  if (!r.own().on_cpu) {
+    work_.norm_is_partial = true;
+    return;
+  }
+  Job& gradient = work_.measured.emplace_back();
+  gradient.operands[kGrad] = r.job().operands[kGrad];
+  gradient.length = r.job().length;
+  gradient.rows = r.job().rows;
+  gradient.wide = r.job().wide;
+  if (gradient.rows == nullptr && !(r.packed && r.has_strides_of_param(kGrad))) {
+    std::array<std::span<const std::int64_t>, kMaxOperands> strides;
+    strides[kParam] = strides[kGrad] = strides_of(r.views[kGrad]);
+    Layout layout = make_layout(shape_of(r.own()), strides);
+    if (!is_flat(layout)) gradient.layout = &work_.layouts.emplace_back(std::move(layout));
+  }
+  work_.measured_params.push_back(r.number);
+  // The largest magnitude of complex numbers is not that of their parts.
+  if (r.is_shard() || (r.own().complex && request_.norm->measure == Measure::largest_magnitude))
+    work_.norm_is_partial = true;
+}
+
 // Sets the job's followers. Those that the driver does not update in this step were read only to be checked.
 void ParamReader::set_followers(Reading& r) const {
   Job& job = r.job();
-  r.param.followed = !request_.followers.empty() && job.rows == nullptr && driver_.takes_followers();
+  const bool follows = job.rows == nullptr && driver_.takes_followers();
   for (std::size_t f = 0; f < request_.followers.size(); ++f) {
     const FollowerRequest& follower = request_.followers[f];
-    if (r.param.followed && follower.weight) {
+    Operand& operand = job.operands[kFirstFollower + f];
+    if (follows && operand.data != nullptr) r.param.followed |= 1U << f;
+    if (follows && follower.weight) {
       job.followers[f] = {.weight = *follower.weight, .sets_param = follower.sets_param};
     } else {
-      job.operands[kFirstFollower + f] = {};
+      operand = {};
     }
   }
 }
@@ -320,7 +361,8 @@ void ParamReader::add_job(Reading& r) {
 ParamReader::Outcome ParamReader::read(Param& param, std::size_t number, bool& memory_moved) {
   Reading r{
       .param = param, .number = number, .object = work_.params[number].ptr(), .gradient = work_.gradients[number]};
-  param.followed = false;
+  param.followed = 0;
+  param.zeroed = false;
   last_device_ = -1;
   if (r.gradient.original.is_none()) {
     forget_memory(param, memory_moved);
@@ -331,7 +373,8 @@ ParamReader::Outcome ParamReader::read(Param& param, std::size_t number, bool& m
     return Outcome::fallback;
   };
   param.reason = unsupported_reason(r);
-  if (!param.reason.empty() || !read_own(r) || !read_gradient(r) || !read_states(r) || !read_scalars(r))
+  if (!param.reason.empty() || !read_own(r) || !read_gradient(r) || !choose_clip_and_zeros(r) || !read_states(r) ||
+      !read_scalars(r))
     return fall_back();
   last_device_ = r.own().cuda;
   note_memory(r, memory_moved);
@@ -341,10 +384,12 @@ ParamReader::Outcome ParamReader::read(Param& param, std::size_t number, bool& m
         param.shared ? "memory shared with another parameter" : "gradient that overlaps its parameter or states";
     return Outcome::fallback;
   }
+  measure_gradient(r);
   if (r.missing) return Outcome::missing_state;
   const bool here = r.own().cuda < 0 && param.group->device < 0;
   if (!here && (!choose_constants_device(r) || !is_aligned(r))) return fall_back();
   set_followers(r);
+  param.zeroed = r.job().zeroes_grad;
   make_constants(r);
   add_job(r);
   return Outcome::job;

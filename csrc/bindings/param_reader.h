@@ -33,7 +33,8 @@ struct Param {
   bool overlaps_itself = false;
   bool sparse = false;  // it has had a sparse gradient
   bool complex = false;
-  bool followed = false;             // the last step's job updates its followers
+  unsigned followed = 0;             // the followers that the last step's job updates, a bit for each
+  bool zeroed = false;               // the last step's job zeroes its gradient
   unsigned states_used = 0;          // a bit for each
   std::string reason;                // why torch's implementation steps it
   std::vector<std::int64_t> packed;  // the last shape and strides that were found to be packed
@@ -95,6 +96,8 @@ class ParamReader {
   bool read_sparse_gradient(Reading& r);
   bool read_states(Reading& r);
   bool read_state(Reading& r, std::size_t operand, const pybind11::str& name, const std::string& what);
+  void read_user_follower(Reading& r, std::size_t follower);
+  bool can_follow(Reading& r, std::size_t operand, PyObject* tensor);
   bool read_scalars(Reading& r);
   bool read_scalar(Reading& r, const pybind11::str& name, Scalar& scalar);
   bool is_spread_as_param(Reading& r, std::size_t operand, PyObject* tensor, const std::string& what);
@@ -105,6 +108,8 @@ class ParamReader {
   static bool gradient_overlaps(const Reading& r);
   bool choose_constants_device(Reading& r);
   static bool is_aligned(Reading& r);
+  bool choose_clip_and_zeros(Reading& r);
+  void measure_gradient(const Reading& r);
   void set_followers(Reading& r) const;
   void make_constants(Reading& r);
   void add_job(Reading& r);

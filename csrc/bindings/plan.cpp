@@ -3,12 +3,14 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <cmath>
 #include <optional>
 #include <stdexcept>
 #include <unordered_map>
 
 #include "bindings/errors.h"
 #include "bindings/names.h"
+#include "bindings/ownership.h"
 #include "bindings/torch.h"
 
 namespace py = pybind11;
@@ -29,6 +31,24 @@ py::object complete_result() {
     return result.to_python().release().ptr();
   }();
   return py::reinterpret_borrow<py::object>(kComplete);
+}
+
+std::int64_t measured_bytes(const StepWork& work) {
+  std::int64_t bytes = 0;
+  for (const Job& job : work.measured) bytes += job.length * job.bytes_per_element();
+  return bytes;
+}
+
+// Measures the gradients of a step, and returns the measure of each.
+std::vector<double> measure(StepWork& work, const NormRequest& request, int threads) {
+  std::vector<double> found;
+  run_without_python(measured_bytes(work), work.used, [&] {
+    for (Rows& rows : work.rows) coalesce(rows);
+    for (Job& job : work.measured)
+      if (job.rows != nullptr) job.length = job.rows->count() * job.rows->length;
+    found = measure_gradients(request.measure, work.measured, threads);
+  });
+  return found;
 }
 
 }  // namespace
@@ -202,7 +222,14 @@ py::object Plan::step(const py::object& optimizer, const StepRequest& request) {
   if (!work.fallback.empty() && !request.fallback_stepped) {
     StepResult result;
     result.fallback = named(work.fallback);
+    if (request.norm) result.measures = measures(work, request);
     return result.to_python();
+  }
+  StepResult result;
+  std::optional<Owned> owned;
+  if (request.norm) {
+    result.clipping = clip(work, request, owned);
+    if (result.clipping->skips) return result.to_python();
   }
   if (!work.missing.empty()) {
     const py::object created = create_states(optimizer, request, work);
@@ -216,13 +243,39 @@ py::object Plan::step(const py::object& optimizer, const StepRequest& request) {
     if (!work.missing.empty())
       throw std::runtime_error(label_ + ": states that _create_states has created are missing from optimizer.state");
   }
-  run(work, request.threads);
+  if (result.clipping) work.scale_gradients(result.clipping->coefficient);
+  run(work, request);
   for (const std::size_t k : work.fallback) the_stats.torch[params_[k].reason] += 1;
-  if (request.followers.empty()) return complete_result();
-  StepResult result;
+  if (request.followers.empty() && !request.zeroes_grads && !result.clipping) return complete_result();
   result.stepped = true;
-  result.unfollowed = unfollowed(work);
+  for (std::size_t f = 0; f < request.followers.size(); ++f) result.unfollowed.append(unfollowed(work, f));
+  if (request.zeroes_grads) result.unzeroed = unzeroed(work);
   return result.to_python();
+}
+
+// Measures the gradients that kernels read. Returns a list with a number for each parameter, or None.
+py::list Plan::measures(StepWork& work, const StepRequest& request) const {
+  const std::vector<double> found = measure(work, *request.norm, request.threads);
+  py::list all(params_.size());
+  for (std::size_t k = 0; k < params_.size(); ++k) all[k] = py::none();
+  for (std::size_t j = 0; j < found.size(); ++j) all[work.measured_params[j]] = py::float_(found[j]);
+  return all;
+}
+
+// Measures the norm of all gradients, and returns how they are to be clipped. Other Python code may run meanwhile: the
+// user's functions, or other threads. If so, takes references that have to be held until the step is done.
+Clipping Plan::clip(StepWork& work, const StepRequest& request, std::optional<Owned>& owned) const {
+  const NormRequest& norm = *request.norm;
+  if (work.norm_is_partial || !norm.policy.is_none() || lets_others_run(measured_bytes(work), work.used.size()))
+    owned.emplace(work.used);
+  double found = 0.0;
+  if (work.norm_is_partial) {
+    found = norm.norm_of(measures(work, request)).cast<double>();
+  } else {
+    found = combine(norm.measure, measure(work, norm, request.threads));
+    if (norm.measure == Measure::sum_of_squares) found = std::sqrt(found);
+  }
+  return clipping_for(norm, std::fabs(request.grad_factor) * found);
 }
 
 // Returns the list that `_discard_states` takes.
@@ -241,7 +294,8 @@ py::object Plan::create_states(const py::object& optimizer, const StepRequest& r
       if (state == nullptr || state == Py_None) fresh.push_back(&param);
     }
     py::list follower_names;
-    for (const FollowerRequest& follower : request.followers) follower_names.append(follower.state_name);
+    for (const FollowerRequest& follower : request.followers)
+      if (follower.is_state()) follower_names.append(follower.state_name);
     wanted.append(py::make_tuple(work.groups[param.group->index], work.params[k], work.gradients[k].original,
                                  state_names, follower_names));
   }
@@ -271,8 +325,8 @@ bool Plan::take_scaler(const StepRequest& request, StepWork& work) {
   return true;
 }
 
-void Plan::run(StepWork& work, int threads) {
-  driver_->run(work, threads);
+void Plan::run(StepWork& work, const StepRequest& request) {
+  driver_->run(work, request.threads);
   for (const Scalar& scalar : work.scalars)
     if (scalar.dict != nullptr) py::handle(scalar.dict)[names().step] = py::int_(static_cast<long long>(scalar.value));
   if (work.stepped.empty()) return;
@@ -280,6 +334,13 @@ void Plan::run(StepWork& work, int threads) {
   for (std::size_t j = 0; j < work.stepped.size(); ++j) {
     params_[work.stepped[j]].fresh = false;
     stepped[j] = work.params[work.stepped[j]];
+    for (std::size_t f = 0; f < request.followers.size(); ++f) {
+      const FollowerRequest& follower = request.followers[f];
+      if (follower.is_state() || (params_[work.stepped[j]].followed >> f & 1) == 0) continue;
+      const py::int_ key(reinterpret_cast<std::uintptr_t>(work.params[work.stepped[j]].ptr()));
+      stepped.append(follower.tensors[key]);
+    }
+    if (params_[work.stepped[j]].zeroed) stepped.append(work.gradients[work.stepped[j]].original);
   }
   torch().increment_version(stepped);
   the_stats.kernel["cpu"] += work.jobs.size();
@@ -293,10 +354,17 @@ py::list Plan::named(const std::vector<std::size_t>& numbers) const {
   return all;
 }
 
-py::list Plan::unfollowed(const StepWork& work) const {
+py::list Plan::unfollowed(const StepWork& work, std::size_t follower) const {
   py::list all;
   for (std::size_t k = 0; k < params_.size(); ++k)
-    if (!params_[k].followed) all.append(work.params[k]);
+    if ((params_[k].followed >> follower & 1) == 0) all.append(work.params[k]);
+  return all;
+}
+
+py::list Plan::unzeroed(const StepWork& work) const {
+  py::list all;
+  for (std::size_t k = 0; k < params_.size(); ++k)
+    if (!params_[k].zeroed && !work.gradients[k].original.is_none()) all.append(work.params[k]);
   return all;
 }
 
@@ -365,7 +433,8 @@ py::list Plan::explain(const py::object& optimizer) {
 
 namespace {
 
-StepRequest make_request(double grad_factor, int threads, std::vector<FollowerRequest> followers, bool fallback_stepped,
+StepRequest make_request(double grad_factor, int threads, std::vector<FollowerRequest> followers,
+                         std::optional<NormRequest> norm, double clip_value, bool zeroes_grads, bool fallback_stepped,
                          py::object grad_scale, py::object found_inf) {
   if (followers.size() > kMaxFollowers)
     throw py::value_error("followers must be at most " + std::to_string(kMaxFollowers) + ", got " +
@@ -373,6 +442,9 @@ StepRequest make_request(double grad_factor, int threads, std::vector<FollowerRe
   return {.grad_factor = grad_factor,
           .threads = threads,
           .followers = std::move(followers),
+          .norm = std::move(norm),
+          .clip_value = clip_value,
+          .zeroes_grads = zeroes_grads,
           .fallback_stepped = fallback_stepped,
           .grad_scale = std::move(grad_scale),
           .found_inf = std::move(found_inf)};
@@ -397,17 +469,36 @@ void let_garbage_collector_see(PyHeapTypeObject* heap_type) {
 
 void define_plan(py::module_& m) {
   py::class_<FollowerRequest>(m, "Follower",
-                              "A state of every parameter that a step updates from the new parameter: f += weight * "
-                              "(p - f) and then, with `sets_param`, p = f. Without a weight it is not changed.")
-      .def(py::init([](const std::string& what, py::str state_name, std::optional<double> weight, bool sets_param) {
+                              "A tensor of every parameter that a step updates from the new parameter: f += weight * "
+                              "(p - f) and then, with `sets_param`, p = f. Without a weight it is not changed. It is "
+                              "the state `state_name` or, with `tensors`, the user's: a dict from id(p) to f.")
+      .def(py::init([](const std::string& what, py::str state_name, std::optional<double> weight, bool sets_param,
+                       std::optional<py::dict> tensors) {
              std::string label = "its " + what + " (" + std::string(state_name) + ")";
-             return FollowerRequest{std::move(label), std::move(state_name), weight, sets_param};
+             return FollowerRequest{std::move(label), std::move(state_name),
+                                    tensors ? py::object(*tensors) : py::object(py::none()), weight, sets_param};
            }),
-           py::arg("what"), py::arg("state_name"), py::arg("weight"), py::arg("sets_param"));
+           py::arg("what"), py::arg("state_name"), py::arg("weight"), py::arg("sets_param"),
+           py::arg("tensors") = std::nullopt);
+
+  py::class_<NormRequest>(m, "NormRequest", "What a step measures before the update, and how it depends on it.")
+      .def(py::init([](bool largest, double max_norm, bool skip_nonfinite, py::object policy, py::object norm_of) {
+             return NormRequest{largest ? Measure::largest_magnitude : Measure::sum_of_squares, max_norm,
+                                skip_nonfinite, std::move(policy), std::move(norm_of)};
+           }),
+           py::arg("largest"), py::arg("max_norm"), py::arg("skip_nonfinite"), py::arg("policy"), py::arg("norm_of"))
+      .def(
+          "clipping",
+          [](const NormRequest& self, double norm) {
+            const Clipping clipping = clipping_for(self, norm);
+            return std::pair(clipping.coefficient, clipping.skips);
+          },
+          py::arg("norm"), "Return the coefficient of the gradients, and whether the step is skipped.");
 
   py::class_<StepRequest>(m, "StepRequest", "The arguments of a step. A request may be used for several steps.")
       .def(py::init(&make_request), py::arg("grad_factor"), py::arg("threads"),
-           py::arg("followers") = std::vector<FollowerRequest>(), py::arg("fallback_stepped") = false,
+           py::arg("followers") = std::vector<FollowerRequest>(), py::arg("norm") = std::nullopt,
+           py::arg("clip_value") = kNoLimit, py::arg("zeroes_grads") = false, py::arg("fallback_stepped") = false,
            py::arg("grad_scale") = py::none(), py::arg("found_inf") = py::none());
 
   m.attr("StepResult") = py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(step_result_type()));

@@ -7,11 +7,13 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "bindings/group_reader.h"
+#include "bindings/ownership.h"
 #include "bindings/param_reader.h"
 #include "bindings/rule_driver.h"
 #include "bindings/step_lock.h"
@@ -33,9 +35,9 @@ class Plan {
   explicit Plan(const std::string& rule);
 
   // Reads the optimizer, checks everything, creates missing states, and steps all parameters. Returns a StepResult.
-  // If torch's implementation has to step some parameters, nothing is done and the result names them; a second request
-  // with `fallback_stepped` steps the others. With GradScaler's values, nothing is done unless the whole step is made
-  // and counted on their GPU. On an exception nothing has been written.
+  // If torch's implementation has to step some parameters, nothing is done and the result names them, with the measures
+  // of the others' gradients; a second request with `fallback_stepped` steps the others. With GradScaler's values,
+  // nothing is done unless the whole step is made and counted on their GPU. On an exception nothing has been written.
   pybind11::object step(const pybind11::object& optimizer, const StepRequest& request);
 
   // Returns (group, index) of the parameters with gradients that kernels can step, and (group, index, reason) of the
@@ -61,9 +63,12 @@ class Plan {
   void read(const pybind11::object& optimizer, const StepRequest& request, StepWork& work);
   pybind11::object create_states(const pybind11::object& optimizer, const StepRequest& request, StepWork& work);
   bool take_scaler(const StepRequest& request, StepWork& work);
-  void run(StepWork& work, int threads);
+  pybind11::list measures(StepWork& work, const StepRequest& request) const;
+  Clipping clip(StepWork& work, const StepRequest& request, std::optional<Owned>& owned) const;
+  void run(StepWork& work, const StepRequest& request);
   pybind11::list named(const std::vector<std::size_t>& numbers) const;
-  pybind11::list unfollowed(const StepWork& work) const;
+  pybind11::list unfollowed(const StepWork& work, std::size_t follower) const;
+  pybind11::list unzeroed(const StepWork& work) const;
   ParamReader reader(const StepRequest& request, StepWork& work);
 
   std::unique_ptr<RuleDriver> driver_;

@@ -1,4 +1,5 @@
 // The part of ParamReader that reads states, followers and scalars.
+#include <algorithm>
 #include <cstring>
 
 #include "bindings/param_reader.h"
@@ -13,16 +14,48 @@ namespace onepass {
 bool ParamReader::read_states(Reading& r) {
   const unsigned used = r.param.states_used = driver_.states_of(r.param.group->states_used, r.own());
   if (r.param.state == nullptr) {
-    r.missing = info_.counts_steps || used != 0 || !request_.followers.empty();
-    return true;
+    r.missing = info_.counts_steps || used != 0 || std::ranges::any_of(request_.followers, &FollowerRequest::is_state);
+  } else if (!PyDict_Check(r.param.state)) {
+    fail(r.param, "its state is not a dict");
   }
-  if (!PyDict_Check(r.param.state)) fail(r.param, "its state is not a dict");
-  for (std::size_t s = 0; s < names_.states.size() && !r.missing; ++s)
+  for (std::size_t s = 0; s < names_.states.size() && r.param.state != nullptr && !r.missing; ++s)
     if ((used >> s & 1) != 0 && !read_state(r, kFirstState + s, names_.states[s], names_.state_labels[s])) return false;
   for (std::size_t f = 0; f < request_.followers.size() && !r.missing; ++f) {
     const FollowerRequest& follower = request_.followers[f];
-    if (!read_state(r, kFirstFollower + f, follower.state_name, follower.label)) return false;
+    if (!follower.is_state()) {
+      read_user_follower(r, f);
+    } else if (!read_state(r, kFirstFollower + f, follower.state_name, follower.label)) {
+      return false;
+    }
   }
+  return true;
+}
+
+// Reads the user's tensor that follows the parameter, if there is one that kernels can write.
+void ParamReader::read_user_follower(Reading& r, std::size_t follower) {
+  const std::size_t operand = kFirstFollower + follower;
+  const py::int_ key(reinterpret_cast<std::uintptr_t>(r.object));
+  PyObject* const tensor = PyDict_GetItem(request_.followers[follower].tensors.ptr(), key.ptr());
+  if (tensor == nullptr || !can_follow(r, operand, tensor)) r.job().operands[operand] = {};
+}
+
+bool ParamReader::can_follow(Reading& r, std::size_t operand, PyObject* tensor) {
+  if (!driver_.takes_followers() || r.job().rows != nullptr) return false;
+  if (r.is_shard()) {
+    if (!is_dtensor(tensor) ||
+        r.param.spread.compare(operand, tensor, r.object, work_.ran_python) != Spread::Match::same)
+      return false;
+    tensor = work_.locals.emplace_back(local_of(tensor)).ptr();
+  }
+  TensorView& view = r.views[operand];
+  if (!is_plain(tensor) || !torch().dlpack.view(tensor, view) || !view.format || !same_device(view, r.own()) ||
+      !same_shape(view, r.own()) || is_lazy_now(r, operand, tensor))
+    return false;
+  // In float32 arithmetic, a follower in float64 would lose digits.
+  if (size_of(*view.format) > (r.job().wide ? sizeof(double) : sizeof(float))) return false;
+  if (!r.has_strides_of_param(operand) && self_overlap(shape_of(view), strides_of(view)) != Overlap::none) return false;
+  r.job().operands[operand] = {view.data, *view.format};
+  work_.used.push_back(tensor);
   return true;
 }
 

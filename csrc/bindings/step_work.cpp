@@ -1,5 +1,7 @@
 #include "bindings/step_work.h"
 
+#include <cmath>
+
 namespace py = pybind11;
 
 namespace onepass {
@@ -8,10 +10,15 @@ PyTypeObject* step_result_type() {
   static PyStructSequence_Field fields[] = {
       {"stepped", "Whether the step was made. If not, nothing was done."},
       {"fallback", "(group, index, reason) of the parameters that torch's implementation has to step first."},
-      {"unfollowed", "The parameters whose followers were not updated."},
+      {"unfollowed", "For each follower, the parameters for which it was not updated."},
+      {"unzeroed", "The parameters whose gradients were not zeroed."},
+      {"measures", "With a fallback: the measure of each gradient, None where it was not measured."},
+      {"norm", "The norm of the gradients, None if it was not measured."},
+      {"coefficient", "The factor by which the gradients were clipped."},
+      {"skipped", "Whether the step was skipped because of the norm."},
       {nullptr, nullptr},
   };
-  static PyStructSequence_Desc description{"onepass._core.StepResult", "The result of a step.", fields, 3};
+  static PyStructSequence_Desc description{"onepass._core.StepResult", "The result of a step.", fields, 8};
   static PyTypeObject* const kType = PyStructSequence_NewType(&description);
   if (kType == nullptr) throw py::error_already_set();
   return kType;
@@ -20,10 +27,32 @@ PyTypeObject* step_result_type() {
 py::object StepResult::to_python() const {
   auto result = py::reinterpret_steal<py::object>(PyStructSequence_New(step_result_type()));
   if (!result) throw py::error_already_set();
-  PyStructSequence_SetItem(result.ptr(), 0, py::bool_(stepped).release().ptr());
-  PyStructSequence_SetItem(result.ptr(), 1, py::object(fallback).release().ptr());
-  PyStructSequence_SetItem(result.ptr(), 2, py::object(unfollowed).release().ptr());
+  const auto set = [&](Py_ssize_t field, py::object value) {
+    PyStructSequence_SetItem(result.ptr(), field, value.release().ptr());
+  };
+  set(0, py::bool_(stepped));
+  set(1, fallback);
+  set(2, unfollowed);
+  set(3, unzeroed);
+  set(4, measures);
+  set(5, clipping ? py::object(py::float_(clipping->norm)) : py::object(py::none()));
+  set(6, py::float_(clipping ? clipping->coefficient : 1.0));
+  set(7, py::bool_(clipping && clipping->skips));
   return result;
+}
+
+Clipping clipping_for(const NormRequest& request, double norm) {
+  Clipping clipping{.norm = norm};
+  if (!std::isfinite(norm) && request.skips_nonfinite) {
+    clipping.skips = true;
+  } else if (!request.policy.is_none()) {
+    if (std::isfinite(norm)) clipping.coefficient = request.policy(norm).cast<double>();
+    clipping.skips = clipping.coefficient == 0.0;
+  } else if (request.max_norm != kNoLimit) {
+    const double coefficient = request.max_norm / (norm + 1e-6);
+    clipping.coefficient = coefficient > 1.0 ? 1.0 : coefficient;  // NaN stays NaN
+  }
+  return clipping;
 }
 
 void StepWork::reserve(std::size_t count) {
@@ -43,11 +72,22 @@ void StepWork::restart() {
   missing.clear();
   fallback.clear();
   used.clear();
+  measured.clear();
+  measured_params.clear();
+  norm_is_partial = false;
   layouts.clear();
   rows.clear();
   constants.clear();
   ran_python = false;
   is_reread = true;
+}
+
+void StepWork::scale_gradients(double factor) {
+  if (factor == 1.0) return;
+  for (Job& job : jobs) job.grad_factor *= factor;
+  for (FactoredJob& job : factored_jobs) job.grad_factor *= factor;
+  for (auto& [device, own] : device_jobs)
+    for (cuda::DeviceJob& job : own) job.job.grad_factor *= factor;
 }
 
 std::int64_t StepWork::bytes() const {

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "cpu/factored.h"
+#include "cpu/measure.h"
 #include "cpu/rows.h"
 #include "cuda/step.h"
 #include "job.h"
@@ -21,18 +22,47 @@ namespace onepass {
 
 // -- request and result ----------------------------------------------------------------------------------------------
 
-// A follower of every parameter: a state that is updated from the new parameter, f += weight * (p - f).
+// A follower of every parameter: a tensor that is updated from the new parameter, f += weight * (p - f). It is a state
+// of the parameter, which is created if it is missing, or one of the user's tensors. A user's tensor that kernels
+// cannot write is left to the caller.
 struct FollowerRequest {
-  std::string label;  // for messages
-  pybind11::str state_name;
+  std::string label;             // for messages
+  pybind11::str state_name;      // of a state
+  pybind11::object tensors;      // the user's tensors: a dict from id(parameter) to tensor; None for a state
   std::optional<double> weight;  // none: it is not changed in this step
   bool sets_param = false;       // p = f afterwards
+
+  bool is_state() const { return tensors.is_none(); }
 };
+
+// What a step measures before the update: the norm of all gradients. The step depends on it.
+struct NormRequest {
+  Measure measure = Measure::sum_of_squares;  // the 2-norm, or the largest magnitude
+  double max_norm = kNoLimit;                 // gradients are multiplied by min(1, max_norm / (norm + 1e-6))
+  bool skips_nonfinite = false;               // a norm that is infinite or NaN skips the step
+  // A function of a finite norm that returns the coefficient of the gradients, in place of max_norm; zero skips the
+  // step. May be None.
+  pybind11::object policy;
+  // A function that returns the norm if kernels cannot measure all gradients, or not as a whole (DTensors). Its
+  // argument is a list with the measure of each parameter's gradient, None where kernels have not measured it.
+  pybind11::object norm_of;
+};
+
+// How a step depends on the norm of the gradients.
+struct Clipping {
+  double norm = 0.0;
+  double coefficient = 1.0;
+  bool skips = false;
+};
+Clipping clipping_for(const NormRequest& request, double norm);
 
 struct StepRequest {
   double grad_factor = 1.0;  // factor of gradients
   int threads = 1;
   std::vector<FollowerRequest> followers;
+  std::optional<NormRequest> norm;
+  double clip_value = kNoLimit;   // scaled gradients are clamped to [-clip_value, clip_value]
+  bool zeroes_grads = false;      // gradients are overwritten with zeros
   bool fallback_stepped = false;  // torch's implementation has stepped the parameters of the last result's `fallback`
   // GradScaler's two values in a GPU's memory (each a tensor or None), for steps that are made and counted on that GPU.
   pybind11::object grad_scale = pybind11::none();
@@ -45,7 +75,10 @@ struct StepRequest {
 struct StepResult {
   bool stepped = false;       // false: nothing was done
   pybind11::list fallback;    // (group, index, reason) of parameters that torch's implementation has to step first
-  pybind11::list unfollowed;  // parameters whose followers this step has not updated
+  pybind11::list unfollowed;  // for each follower, the parameters for which this step has not updated it
+  pybind11::list unzeroed;    // parameters whose gradients should be zeroed, but were not
+  pybind11::object measures = pybind11::none();  // with a fallback: the argument of `norm_of`
+  std::optional<Clipping> clipping;
 
   pybind11::object to_python() const;
 };
@@ -68,6 +101,7 @@ struct Gradient {
   pybind11::object original;  // p.grad
   pybind11::object readable;  // p.grad or its local part, without lazy negation; of a sparse gradient, its values
   pybind11::object indices;   // of a sparse gradient
+  bool is_copy = false;       // `readable` has memory of its own
 };
 
 struct ConstantsBuffer {
@@ -95,6 +129,11 @@ struct StepWork {
   std::vector<std::size_t> fallback;  // parameters that torch's implementation steps
   std::vector<PyObject*> used;        // the objects whose memory jobs and scalars use
 
+  // The gradients that kernels measure: jobs that have only a gradient, and the numbers of their parameters.
+  std::vector<Job> measured;
+  std::vector<std::size_t> measured_params;
+  bool norm_is_partial = false;  // the norm does not follow from these measures alone
+
   // What jobs point to.
   std::list<Layout> layouts;
   std::list<Rows> rows;
@@ -111,6 +150,8 @@ struct StepWork {
   void restart();
 
   std::int64_t bytes() const;
+
+  void scale_gradients(double factor);
 };
 
 }  // namespace onepass

@@ -13,6 +13,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 #include <utility>
 
@@ -34,6 +35,16 @@ namespace onepass::inline ONEPASS_TARGET {
 template <class T>
 void follow(const Job& job, std::int64_t begin, std::int64_t n, T* param);
 
+// Clamps n elements of a gradient, after multiplying them by `factor`. NaN stays NaN.
+template <class T>
+void scale_and_clamp(T factor, T limit, T* grad, std::int64_t n) {
+  for (std::int64_t i = 0; i < n; ++i) {
+    const T scaled = factor * grad[i];
+    const T above = scaled < -limit ? -limit : scaled;
+    grad[i] = above > limit ? limit : above;
+  }
+}
+
 inline bool has_followers(const Job& job) {
   const Operand* operands = job.operands.data();
   for (std::size_t k = kFirstFollower; k < kMaxOperands; ++k)
@@ -49,6 +60,24 @@ inline void run_packed(Apply rule, const Job& job, std::int64_t begin, std::int6
   rule(job, data, end - begin, tuning.tiles_ahead);
 }
 
+// Overwrites n elements of the gradient with zeros.
+inline void write_zeros(const Job& job, std::int64_t begin, std::int64_t n) {
+  const Operand& grad = job.operands.data()[kGrad];
+  const auto size = static_cast<std::int64_t>(size_of(grad.format));
+  for_each_run(job.rows, job.layout, kGrad, begin, n,
+               [&](std::int64_t offset, std::int64_t stride, std::int64_t count) {
+                 if (stride == 1) {
+                   std::memset(grad.data + offset * size, 0, static_cast<std::size_t>(count * size));
+                 } else {
+                   for (std::int64_t i = 0; i < count; ++i)
+                     std::memset(grad.data + (offset + i * stride) * size, 0, static_cast<std::size_t>(size));
+                 }
+               });
+}
+
+// Whether a job does nothing but the rule's update.
+inline bool is_bare(const Job& job) { return job.clip_value == kNoLimit && !job.zeroes_grad && !has_followers(job); }
+
 // Steps elements [begin, end) of operands in every format and layout, through tiles.
 template <class T>
 void run_in_tiles(Apply rule, const Job& job, std::int64_t begin, std::int64_t end, const Tuning& tuning) {
@@ -58,6 +87,13 @@ void run_in_tiles(Apply rule, const Job& job, std::int64_t begin, std::int64_t e
   const bool long_rows = job.rows != nullptr && job.rows->length >= kLongRow;
   for (std::size_t k = 0; k < kFirstFollower; ++k)
     in_place[k] = (packed || (long_rows && k != kGrad)) && is_plain_array<T>(job.operands[k]);
+  const bool clamps = job.clip_value != kNoLimit;
+  Job clamped;  // the job of tiles whose gradient is scaled already
+  if (clamps) {
+    in_place[kGrad] = false;  // the gradient itself is not changed
+    clamped = job;
+    clamped.grad_factor = 1.0;
+  }
   const bool followed = has_followers(job);
   const std::int64_t ahead = packed ? tuning.tiles_ahead * kTile<T> : 0;
 
@@ -80,10 +116,12 @@ void run_in_tiles(Apply rule, const Job& job, std::int64_t begin, std::int64_t e
       data[k] = in_place[k] ? element(job.operands[k], offset) : as_bytes(tiles[k]);
       if (!in_place[k]) decode(job, k, at, n, tiles[k]);
     }
-    rule(job, data, n, 0);
+    if (clamps) scale_and_clamp(static_cast<T>(job.grad_factor), static_cast<T>(job.clip_value), tiles[kGrad], n);
+    rule(clamps ? clamped : job, data, n, 0);
     if (followed) follow(job, at, n, reinterpret_cast<T*>(data[kParam]));
     for (std::size_t k = 0; k < kFirstFollower; ++k)
       if (job.operands[k].data != nullptr && k != kGrad && !in_place[k]) encode(job, k, at, n, tiles[k]);
+    if (job.zeroes_grad) write_zeros(job, at, n);
   }
 }
 
@@ -96,7 +134,7 @@ bool all_plain_arrays(const Job& job) {
 template <class Rule, class T, unsigned Set>
 void run_with(const Job& job, std::int64_t begin, std::int64_t end, const Tuning& tuning) {
   constexpr Apply in_arrays = &apply_to_arrays<Rule, T, Set>;
-  if (job.rows == nullptr && job.layout == nullptr && !has_followers(job)) {
+  if (job.rows == nullptr && job.layout == nullptr && is_bare(job)) {
     if (all_plain_arrays<T>(job)) return run_packed(in_arrays, job, begin, end, tuning);
 #ifdef ONEPASS_FLOAT_VECTOR
     if constexpr (std::is_same_v<T, float>) {

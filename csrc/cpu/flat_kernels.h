@@ -58,19 +58,6 @@ ONEPASS_INLINE void fetch_ahead(const T* elements) {
   for (std::size_t at = 0; at < Count * sizeof(T); at += 64) __builtin_prefetch(from + at, 0, 2);
 }
 
-// Returns the largest magnitude; NaN if an element is NaN. The bits of a float without its sign, as an integer, have
-// the order of magnitudes, with infinity and then NaN above. Compilers vectorise a maximum of integers.
-template <class T>
-double largest_of(const T* tile, std::int64_t n) {
-  using Bits = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
-  Bits most = 0;
-  for (std::int64_t i = 0; i < n; ++i) {
-    const Bits magnitude = std::bit_cast<Bits>(tile[i]) & ~(Bits{1} << (8 * sizeof(T) - 1));
-    most = magnitude > most ? magnitude : most;
-  }
-  return static_cast<double>(std::bit_cast<T>(most));
-}
-
 // Calls visit(part, from, n, to) for all parts of [begin, begin + n): elements [from, from + n) of the part are at `to`
 // in that range.
 template <class Visit>

@@ -1,8 +1,10 @@
 // Followers: tensors that are updated from the new parameter while its tile is in the L1 cache, f += weight * (p - f).
-// With sets_param, p = f afterwards: Lookahead's slow weights (Zhang et al. 2019, arXiv:1907.08610, algorithm 1).
+// They are averages of the weights and, with weight 1, copies in another format. With sets_param, p = f afterwards:
+// Lookahead's slow weights (Zhang et al. 2019, arXiv:1907.08610, algorithm 1).
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "cpu/driver.h"
 #include "job.h"
@@ -10,6 +12,15 @@
 #include "target.h"
 
 namespace onepass::inline ONEPASS_TARGET {
+
+// Rounds a tile to a format.
+template <class T>
+void round_to(Format format, T* tile, std::int64_t n) {
+  alignas(64) std::byte stored[kTile<T> * sizeof(T)];
+  const Operand copy{stored, format};
+  write_run(copy, 0, 1, tile, n);
+  read_run(copy, 0, 1, tile, n);
+}
 
 // One function for all rules: the cost of a call is negligible beside a tile.
 template <class T>
@@ -21,10 +32,15 @@ template <class T>
     if (operand.data == nullptr) continue;
     const bool in_place = job.rows == nullptr && job.layout == nullptr && is_plain_array<T>(operand);
     T* values = in_place ? reinterpret_cast<T*>(operand.data) + begin : tile;
-    if (!in_place) decode(job, k, begin, n, values);
     const Follower& follower = job.followers.data()[i];
+    const bool copies = follower.weight == 1.0;
+    if (!in_place && !copies) decode(job, k, begin, n, values);
+    if (const Format own = job.operands.data()[kParam].format; !follower.sets_param && size_of(own) < sizeof(T))
+      round_to(own, param, n);
     const Average<T> towards(1.0 - follower.weight, follower.weight);
-    if (follower.sets_param) {
+    if (copies) {
+      std::memcpy(values, param, static_cast<std::size_t>(n) * sizeof(T));
+    } else if (follower.sets_param) {
 #pragma GCC ivdep
       for (std::int64_t j = 0; j < n; ++j) param[j] = values[j] = towards(values[j], param[j]);
     } else {

@@ -5,6 +5,7 @@
 #include "cpu/factored_driver.h"
 #include "cpu/flat_kernels.h"
 #include "cpu/followers.h"
+#include "cpu/measure_kernels.h"
 #include "rules/all.h"
 
 namespace onepass::inline ONEPASS_TARGET {
@@ -21,6 +22,8 @@ const Kernels kernels = {
     factored_kernels<double>(),
     {&gather<float>, &distance<float>, &move<float>, &products<float>, &combine<float>},
     {&gather<double>, &distance<double>, &move<double>, &products<double>, &combine<double>},
+    &measure<float>,
+    &measure<double>,
 };
 
 }  // namespace onepass::inline ONEPASS_TARGET

@@ -3,6 +3,7 @@
 
 #include "cpu/factored.h"
 #include "cpu/flat.h"
+#include "cpu/measure.h"
 #include "cpu/tuning.h"
 #include "job.h"
 
@@ -17,6 +18,8 @@ struct Kernels {
   FactoredKernels factored_wide;
   PassKernels narrow_passes;
   PassKernels wide_passes;
+  MeasureKernel measure_narrow;
+  MeasureKernel measure_wide;
 
   void run(RuleId rule, const Job& job, std::int64_t begin, std::int64_t end, const Tuning& tuning) const {
     (job.wide ? wide : narrow)[static_cast<int>(rule)](job, begin, end, tuning);

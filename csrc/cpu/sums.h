@@ -1,4 +1,4 @@
-// Sums whose bits depend only on the values: partial sums of a fixed size, in a fixed order.
+// Sums whose bits depend only on the values: partial sums of a fixed size, in a fixed order. And maxima.
 //
 // A run of at most kSumTile elements is summed in kSumLanes lanes (element i in lane i mod kSumLanes) in the arithmetic
 // type. The lanes are added in double, the upper half to the lower, until one is left. Longer sums add the sums of
@@ -6,7 +6,9 @@
 // keeps its rounding error below that of a sum over the whole tensor.
 #pragma once
 
+#include <bit>
 #include <cstdint>
+#include <type_traits>
 
 #include "target.h"
 
@@ -49,6 +51,19 @@ ONEPASS_INLINE double sum_of(std::int64_t n, Value&& value) {
   double sum = 0.0;
   add_sums_of<T>(n, &sum, [](std::int64_t) {}, value);
   return sum;
+}
+
+// Returns the largest magnitude; NaN if an element is NaN. The bits of a float without its sign, as an integer, have
+// the order of magnitudes, with infinity and then NaN above. Compilers vectorise a maximum of integers.
+template <class T>
+double largest_of(const T* tile, std::int64_t n) {
+  using Bits = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
+  Bits most = 0;
+  for (std::int64_t i = 0; i < n; ++i) {
+    const Bits magnitude = std::bit_cast<Bits>(tile[i]) & ~(Bits{1} << (8 * sizeof(T) - 1));
+    most = magnitude > most ? magnitude : most;
+  }
+  return static_cast<double>(std::bit_cast<T>(most));
 }
 
 }  // namespace onepass::inline ONEPASS_TARGET

@@ -219,6 +219,18 @@ struct Stepper {
     }(std::make_index_sequence<Rule::state_names.size()>{});
   }
 
+  // Rounds the parameter to its format.
+  template <int Count>
+  ONEPASS_INLINE void round_param(T (&values)[kOperands<Rule>][Count]) const {
+    const Format format = format_of(row, static_cast<int>(kParam));
+    if (size_of(format) == sizeof(T)) return;
+    with_format(format, [&]<class Codec>(Codec) {
+#pragma unroll
+      for (int i = 0; i < Count; ++i)
+        values[kParam][i] = Codec::template decode<T>(Codec::template encode<T>(values[kParam][i]));
+    });
+  }
+
   // Applies the rule, and then updates the followers (see cpu/followers.h).
   template <int Count>
   ONEPASS_INLINE void apply(T (&values)[kOperands<Rule>][Count]) const {
@@ -229,10 +241,12 @@ struct Stepper {
       const int k = kRuleOperands<Rule> + f;
       if (!has(k)) continue;
       const Follower& follower = followers[f];
+      if (!follower.sets_param) round_param(values);
       const Average<T> towards(1.0 - follower.weight, follower.weight);
 #pragma unroll
       for (int i = 0; i < Count; ++i) {
-        values[k][i] = flushed(towards(flushed(values[k][i]), values[kParam][i]));
+        const T p = values[kParam][i];
+        values[k][i] = follower.weight == 1.0 ? p : flushed(towards(flushed(values[k][i]), p));
         if (follower.sets_param) values[kParam][i] = values[k][i];
       }
     }

@@ -35,8 +35,28 @@ def apply(
 def norms(lists: list[list[Tensor]], origin: Tensor | None, threads: int) -> list[float] | None: ...
 def copy(lists: list[list[Tensor]], room: Tensor | None, threads: int) -> tuple[Tensor, list[float]] | None: ...
 
+def measure(tensors: list[Tensor], largest: bool, threads: int) -> list[float | None]: ...
+
 class Follower:
-    def __init__(self, what: str, state_name: str, weight: float | None, sets_param: bool) -> None: ...
+    def __init__(
+        self,
+        what: str,
+        state_name: str,
+        weight: float | None,
+        sets_param: bool,
+        tensors: dict[int, Tensor] | None = None,
+    ) -> None: ...
+
+class NormRequest:
+    def __init__(
+        self,
+        largest: bool,
+        max_norm: float,
+        skip_nonfinite: bool,
+        policy: Callable[[float], float] | None,
+        norm_of: Callable[[list[float | None]], float],
+    ) -> None: ...
+    def clipping(self, norm: float) -> tuple[float, bool]: ...
 
 class StepRequest:
     def __init__(
@@ -44,20 +64,54 @@ class StepRequest:
         grad_factor: float,
         threads: int,
         followers: list[Follower] = ...,
+        norm: NormRequest | None = None,
+        clip_value: float = ...,
+        zeroes_grads: bool = False,
         fallback_stepped: bool = False,
         grad_scale: Tensor | None = None,
         found_inf: Tensor | None = None,
     ) -> None: ...
 
 @final
-class StepResult(structseq[Any], tuple[bool, list[tuple[int, int, str]], list[Tensor]]):
-    __match_args__: Final = ("stepped", "fallback", "unfollowed")
+class StepResult(
+    structseq[Any],
+    tuple[
+        bool,
+        list[tuple[int, int, str]],
+        list[list[Tensor]],
+        list[Tensor],
+        list[float | None] | None,
+        float | None,
+        float,
+        bool,
+    ],
+):
+    __match_args__: Final = (
+        "stepped",
+        "fallback",
+        "unfollowed",
+        "unzeroed",
+        "measures",
+        "norm",
+        "coefficient",
+        "skipped",
+    )
     @property
     def stepped(self) -> bool: ...
     @property
     def fallback(self) -> list[tuple[int, int, str]]: ...
     @property
-    def unfollowed(self) -> list[Tensor]: ...
+    def unfollowed(self) -> list[list[Tensor]]: ...
+    @property
+    def unzeroed(self) -> list[Tensor]: ...
+    @property
+    def measures(self) -> list[float | None] | None: ...
+    @property
+    def norm(self) -> float | None: ...
+    @property
+    def coefficient(self) -> float: ...
+    @property
+    def skipped(self) -> bool: ...
 
 class Plan:
     def __init__(self, rule: str) -> None: ...

@@ -175,6 +175,47 @@ TEST_CASE("every pair of dimension orders, element by element and at once") {
   }
 }
 
+// -- clamped and zeroed gradients ------------------------------------------------------------------------------------
+
+TEST_CASE("clamped and zeroed gradients, of every setting and format, with and without followers") {
+  for (const Setting& setting : kSettings)
+    for (const bool wide : {false, true})
+      for (const Format format : {native(wide), Format::bfloat16, Format::float16})
+        for (const auto& [clip_value, zeroes] : {std::pair{0.3, false}, {kNoLimit, true}, {0.3, true}})
+          for (const Followers& followers : {Followers{}, kFollowers[2]})
+            for (const std::int64_t length : {0, 1, 255, 1025})
+              check(make_problem(setting, {length},
+                                 {.formats = all_of(format),
+                                  .wide = wide,
+                                  .grad_factor = -0.5,
+                                  .misalignment = 6,
+                                  .clip_value = clip_value,
+                                  .zeroes_grad = zeroes,
+                                  .followers = followers}));
+}
+
+TEST_CASE("clamped and zeroed gradients in views") {
+  for (const View& view : kViews) {
+    CAPTURE(view.what);
+    const bool repeated = std::ranges::find(view.strides[1], 0) != view.strides[1].end();
+    for (const Format format : {Format::float32, Format::bfloat16})
+      check(make_problem(setting_of("adam"), view.shape,
+                         {.formats = all_of(format),
+                          .strides = view.strides,
+                          .clip_value = 0.25,
+                          .zeroes_grad = !repeated || view.what == "all sizes 1"}),
+            131);
+  }
+}
+
+TEST_CASE("a limit keeps NaN and bounds infinity") {
+  Problem problem = make_problem(setting_of("lion, decay"), {3}, {.clip_value = 2.0});
+  store(problem.tensors[kGrad], 0, std::numeric_limits<float>::quiet_NaN());
+  store(problem.tensors[kGrad], 1, std::numeric_limits<float>::infinity());
+  store(problem.tensors[kGrad], 2, -std::numeric_limits<float>::infinity());
+  check(problem);
+}
+
 // -- followers -------------------------------------------------------------------------------------------------------
 
 TEST_CASE("followers after every setting") {
@@ -279,20 +320,23 @@ TEST_CASE("followers are updated in their order") {
   }
 }
 
-// A bfloat16 parameter stores 1 + 2^-10 as 1. Its float32 follower uses the sum before it is rounded.
-TEST_CASE("a follower is updated from the parameter before it is rounded to its format") {
+// A bfloat16 parameter stores 1 + 2^-10 as 1.
+TEST_CASE("a follower that sets the parameter is updated from it before it is rounded, others from what is stored") {
   const Setting adding = make_setting<Sgd>("sgd, lr = 2^-10", {.lr = 0x1p-10}, 2);
-  Spec spec{.followers = {Follower{1.0, false}}};
-  spec.formats[kParam] = Format::bfloat16;
-  Problem problem = make_problem(adding, {100}, spec);
-  for (std::int64_t i = 0; i < 100; ++i) {
-    store(problem.tensors[kParam], i, 1.0);
-    store(problem.tensors[kGrad], i, -1.0);
-    store(problem.tensors[kFirstFollower], i, 0.0);
+  for (const bool sets_param : {false, true}) {
+    Spec spec{.followers = {Follower{0.5, sets_param}}};
+    spec.formats[kParam] = Format::bfloat16;
+    Problem problem = make_problem(adding, {100}, spec);
+    for (std::int64_t i = 0; i < 100; ++i) {
+      store(problem.tensors[kParam], i, 1.0);
+      store(problem.tensors[kGrad], i, -1.0);
+      store(problem.tensors[kFirstFollower], i, 1.0);
+    }
+    Problem want = problem;
+    if (sets_param)
+      for (std::int64_t i = 0; i < 100; ++i) store(want.tensors[kFirstFollower], i, 1.0 + 0x1p-11);
+    for (const Isa& isa : supported_isas()) CHECK(difference(stepped(isa, active_tuning(), problem, 1000), want) == "");
   }
-  Problem want = problem;
-  for (std::int64_t i = 0; i < 100; ++i) store(want.tensors[kFirstFollower], i, 1.0 + 0x1p-10);
-  for (const Isa& isa : supported_isas()) CHECK(difference(stepped(isa, active_tuning(), problem, 1000), want) == "");
 }
 
 // -- aliasing --------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@
 #include "cases.h"
 #include "cpu/team.h"
 #include "reference.h"
+#include "sum.h"
 
 namespace onepass::testing {
 namespace {
@@ -18,41 +19,6 @@ namespace {
 using enum Format;
 
 // -- the reference: every element and every sum by its definition ----------------------------------------------------
-
-// A sum as sums.h and flat.h define it: lanes of a tile, tiles of a chunk, chunks of a group.
-class Sum {
- public:
-  void add(double value) {
-    lanes_[in_tile_ % 32] += value;
-    if (++in_tile_ == 1024) end_tile();
-    if (++in_chunk_ == 16'384) end_chunk();
-  }
-  double total() {
-    end_chunk();
-    return total_;
-  }
-
- private:
-  void end_tile() {
-    for (int half = 16; half > 0; half /= 2)
-      for (int lane = 0; lane < half; ++lane) lanes_[lane] += lanes_[lane + half];
-    chunk_ += lanes_[0];
-    std::ranges::fill(lanes_, 0.0);
-    in_tile_ = 0;
-  }
-  void end_chunk() {
-    if (in_tile_ > 0) end_tile();
-    total_ += chunk_;
-    chunk_ = 0.0;
-    in_chunk_ = 0;
-  }
-
-  double lanes_[32] = {};
-  double chunk_ = 0.0;
-  double total_ = 0.0;
-  int in_tile_ = 0;
-  int in_chunk_ = 0;
-};
 
 // A flat vector with guards; a copy has memory of its own.
 Tensor vector(Format format, std::int64_t length, std::uint64_t seed, std::size_t misalignment = 0) {

@@ -123,7 +123,9 @@ struct Spec {
   std::size_t stagger = 0;                             // and by how much more for each further operand,
   std::array<std::size_t, kMaxOperands> ahead{};       // and elements before each of them
   std::array<std::vector<std::int64_t>, 3> strides{};  // of parameter, gradient, and every state; empty: packed
-  Followers followers{};                               // the first has the states' strides, the second the parameter's
+  double clip_value = kNoLimit;
+  bool zeroes_grad = false;
+  Followers followers{};  // the first has the states' strides, the second the parameter's
 };
 
 // Each follower alone at either position, and two in every order of flags, with weights from 0 to 1.
@@ -192,6 +194,8 @@ struct Problem {
   double grad_factor = 1.0;
   Followers followers;
   std::vector<Tensor> tensors;
+  double clip_value = kNoLimit;
+  bool zeroes_grad = false;
 };
 
 inline bool uses(const Problem& problem, std::size_t operand) {
@@ -236,7 +240,8 @@ inline bool never_negative(const Setting& setting, std::size_t operand) {
 }
 
 inline Problem make_problem(const Setting& setting, std::vector<std::int64_t> shape, const Spec& spec = {}) {
-  Problem problem{setting, std::move(shape), spec.wide, spec.grad_factor, spec.followers, {}};
+  Problem problem{setting, std::move(shape), spec.wide,       spec.grad_factor, spec.followers,
+                  {},      spec.clip_value,  spec.zeroes_grad};
   const bool followed = std::ranges::any_of(spec.followers, [](const auto& each) { return each.has_value(); });
   const std::size_t operands = followed ? kMaxOperands : operands_of(setting);
   for (std::size_t k = 0; k < operands; ++k) {
@@ -276,6 +281,8 @@ class BoundJob {
     job_.grad_factor = problem.grad_factor;
     for (std::size_t i = 0; i < kMaxFollowers; ++i) job_.followers[i] = problem.followers[i].value_or(Follower{});
     job_.wide = problem.wide;
+    job_.clip_value = problem.clip_value;
+    job_.zeroes_grad = problem.zeroes_grad;
   }
   BoundJob(const BoundJob&) = delete;
   BoundJob& operator=(const BoundJob&) = delete;
@@ -299,7 +306,9 @@ template <class Rule, class T>
     T values[kMaxOperands] = {};  // a state that is absent reads as zero
     for (std::size_t k = 0; k < operands; ++k)
       if (uses(problem, k)) values[k] = load<T>(problem.tensors[k], offset_of(index, problem.tensors[k].strides));
-    const T gradient = static_cast<T>(problem.grad_factor) * values[kGrad];
+    T gradient = static_cast<T>(problem.grad_factor) * values[kGrad];
+    if (const T limit = static_cast<T>(problem.clip_value); std::fabs(gradient) > limit)
+      gradient = std::copysign(limit, gradient);
     [&]<std::size_t... I>(std::index_sequence<I...>) {
       Rule::update(constants, values[kParam], gradient, values[kFirstState + I]...);
     }(states);
@@ -308,14 +317,19 @@ template <class Rule, class T>
       const auto [weight, sets_param] = *problem.followers[i];
       T& param = values[kParam];
       T& follower = values[kFirstFollower + i];
+      if (!sets_param) {
+        Tensor& stored = problem.tensors[kParam];
+        store(stored, offset_of(index, stored.strides), param);
+        param = load<T>(stored, offset_of(index, stored.strides));
+      }
       // From the nearer end, so that weights of 0 and 1 return an end to the bit.
       const T part = T(weight), rest = T(1.0 - weight), gap = param - follower;
-      follower = part < T(0.5) ? follower + part * gap : param - rest * gap;
+      follower = weight == 1.0 ? param : part < T(0.5) ? follower + part * gap : param - rest * gap;
       if (sets_param) param = follower;
     }
     for (std::size_t k = 0; k < operands; ++k)
-      if (k != kGrad && uses(problem, k))
-        store(problem.tensors[k], offset_of(index, problem.tensors[k].strides), values[k]);
+      if (uses(problem, k) && (k != kGrad || problem.zeroes_grad))
+        store(problem.tensors[k], offset_of(index, problem.tensors[k].strides), k != kGrad ? values[k] : T(0));
   });
 }
 

@@ -16,7 +16,11 @@ from torch.optim.optimizer import ParamsT
 FILE = Path(__file__).parents[2] / "python/onepass/optimizers/signatures.pyi"
 RELEASE = ".".join(torch.__version__.split(".")[:2])
 HEAD = f"""# Of torch {RELEASE}, written by tests/support/signatures.py: its classes, with the arguments of ours.
+from collections.abc import Sequence
+
 import torch
+from onepass.training.averaged_model import AveragedModel
+from onepass.training.clipping_policies import ClippingPolicy
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 """
@@ -26,7 +30,9 @@ def _annotation(parameter: inspect.Parameter) -> str:
     if parameter.annotation == ParamsT:
         return "ParamsT"
     text = inspect.formatannotation(parameter.annotation)
-    return text.replace("torch.Tensor", "Tensor").replace("typing.", "")
+    for module in ("typing", "collections.abc", "onepass.training.averaged_model", "onepass.training.clipping_policies"):
+        text = text.replace(f"{module}.", "")
+    return text.replace("torch.Tensor", "Tensor")
 
 
 def _argument(parameter: inspect.Parameter) -> str:
@@ -40,7 +46,8 @@ def stub() -> str:
     names = sorted(name for name in vars(signatures) if isinstance(getattr(signatures, name), type))
     for name in names:
         parameters = list(inspect.signature(getattr(onepass, name)).parameters.values())
-        lines += [f"class {name}(torch.optim.{name}):", "    def __init__(", "        self,"]
+        base = name if hasattr(torch.optim, name) else "Optimizer"
+        lines += [f"class {name}(torch.optim.{base}):", "    def __init__(", "        self,"]
         for before, parameter in zip([None, *parameters], parameters, strict=False):
             if parameter.kind is parameter.KEYWORD_ONLY and (before is None or before.kind is not parameter.kind):
                 lines.append("        *,")

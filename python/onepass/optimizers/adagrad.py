@@ -91,12 +91,12 @@ class Adagrad(Native, signatures.Adagrad):
     rule = "adagrad"
     torch_step = _torch_step
 
-    def _take_arguments(self, *, decoupled_weight_decay: bool = False, state_dtype: torch.dtype | None = None) -> None:
+    def _take_arguments(self, *, decoupled_weight_decay: bool = False, **arguments: Any) -> None:
         if decoupled_weight_decay:  # the default adds no key, like state_dtype=None
             self.defaults["decoupled_weight_decay"] = decoupled_weight_decay
             for group in self.param_groups:
                 group.setdefault("decoupled_weight_decay", decoupled_weight_decay)
-        super()._take_arguments(state_dtype=state_dtype)
+        super()._take_arguments(**arguments)
         for group in self.param_groups:  # torch's constructor has already created the states
             for p in group["params"]:
                 if group.get("state_dtype") is not None and not p.is_complex():

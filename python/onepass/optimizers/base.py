@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -19,9 +21,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .. import _core
+from ..training.averaged_model import AveragedModel
+from ..training.clipping_policies import ClippingPolicy
 from .arguments import HyperTypes, check_hyperparameters, module_refused, noted
 from .constructors import constructor
 from .hooks import Step, hooked
+from .tail import StepReport, Tail, scaled_gradients
 from .torch_private import (
     check_capturable,
     dlpack_exchange_api,
@@ -62,6 +67,10 @@ def _set_torch(
 
 _set_torch()
 
+MAX_FOLLOWERS = 2  # of one request
+
+POLICY_STATE = "clipping_policy"  # the key of its state in the first group of a state_dict
+
 SLOW_PARAM = "slow_param"  # the state that holds Lookahead's slow weights
 
 STATE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -90,19 +99,6 @@ def _update(self: Native, closure: Callable[[], Any] | None = None) -> Any:
     else:
         self._step_all()
     return loss
-
-
-@contextlib.contextmanager
-def _scaled_gradients(params: list[Tensor], factor: float) -> Iterator[None]:
-    """Replace the gradients by scaled copies within the context. The gradients themselves are not written."""
-    grads = [p.grad for p in params]
-    try:
-        for p, grad in zip(params, grads, strict=True):
-            p.grad = grad * factor if grad is not None else None
-        yield
-    finally:
-        for p, grad in zip(params, grads, strict=True):
-            p.grad = grad
 
 
 def _check_capture(optimizer: Optimizer) -> None:
@@ -172,12 +168,15 @@ class Native(Optimizer):
     # Set by Lookahead during its step, else None.
     _slow_weight_update: SlowWeightUpdate | None = None
 
+    # What a step does beside the update; None if no argument asks for it.
+    _tail: Tail | None = None
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Derive the constructor from that of the torch class, unless the subclass defines its own."""
         super().__init_subclass__(**kwargs)
         if "torch_step" in vars(cls) and "__init__" not in vars(cls):
-            theirs = cls.__mro__[cls.__mro__.index(Native) + 1]
-            made = constructor(theirs, Native.__init__, cls._take_arguments)
+            declared = cls.__mro__[cls.__mro__.index(Native) + 1]
+            made = constructor(cls, declared.__init__, Native.__init__)
             made.__qualname__ = f"{cls.__qualname__}.__init__"
             cls.__init__ = made  # type: ignore[method-assign]
 
@@ -195,18 +194,42 @@ class Native(Optimizer):
                 construct(*args, **kwargs)
             self._check_types(self.defaults)  # torch accepts some values that no step can use
 
-    def _take_arguments(self, *, state_dtype: torch.dtype | None = None) -> None:
+    def _take_arguments(
+        self,
+        *,
+        state_dtype: torch.dtype | None = None,
+        max_norm: float | ClippingPolicy | None = None,
+        norm_type: float = 2.0,
+        clip_value: float | None = None,
+        skip_nonfinite: bool = False,
+        average: AveragedModel | None = None,
+        copy_to: Sequence[Tensor] | torch.nn.Module | None = None,
+        zero_grad: bool = False,
+    ) -> None:
         """Store the arguments that torch's class does not have. Called after torch's constructor.
 
         None adds no key to the groups: torch.distributed.checkpoint requires each key of the groups in the checkpoint,
         and checkpoints of torch's classes must load.
         """
         _check_state_dtype(state_dtype)
-        if state_dtype is None:
-            return
-        self.defaults["state_dtype"] = state_dtype
-        for group in self.param_groups:
-            group.setdefault("state_dtype", state_dtype)
+        if state_dtype is not None:
+            self.defaults["state_dtype"] = state_dtype
+            for group in self.param_groups:
+                group.setdefault("state_dtype", state_dtype)
+        asked = (max_norm, clip_value, average, copy_to)
+        if skip_nonfinite or zero_grad or any(argument is not None for argument in asked):
+            self._tail = Tail(
+                self,
+                max_norm=max_norm,
+                norm_type=norm_type,
+                clip_value=clip_value,
+                skip_nonfinite=skip_nonfinite,
+                average=average,
+                copy_to=copy_to,
+                zero_grad=zero_grad,
+            )
+            # GradScaler then calls step() also to skip it, so that the gradients are zeroed and the report is written.
+            self._step_supports_amp_scaling = True
 
     def _check_types(self, values: Mapping[str, Any], group: int | None = None) -> None:
         """Check the types of arguments, or of the hyperparameters of group ``group``."""
@@ -238,6 +261,12 @@ class Native(Optimizer):
         with module_refused(f"{type(self).__name__}: group {number}", group.get("params")):
             super().add_param_group(param_group)
 
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        if self._tail is not None:
+            state.update(_tail=self._tail, _step_supports_amp_scaling=True)
+        return state
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         for group in state["param_groups"]:
             if isinstance(name := group.get("state_dtype"), str):  # in a state_dict
@@ -249,6 +278,11 @@ class Native(Optimizer):
                 group.setdefault("state_dtype", state_dtype)
 
     # -- the step ----------------------------------------------------------------------------------------------------
+
+    @property
+    def last_step(self) -> StepReport | None:
+        """What the last step did; None before the first step, and without any argument that a report depends on."""
+        return None if self._tail is None else self._tail.report
 
     @property
     def _plan(self) -> _core.Plan:
@@ -267,7 +301,7 @@ class Native(Optimizer):
 
     def _step_with_scaler(self, found_inf: Tensor) -> bool:
         """Step without reading GradScaler's tensors on the CPU. Return False, with nothing done, if not possible."""
-        if _core.cuda_device(found_inf) < 0 or self._slow_weight_update:
+        if _core.cuda_device(found_inf) < 0 or self._slow_weight_update or self._tail:
             return False
         if not all(map(self._counts_on_device, self.param_groups)) and _counts_steps(self.rule):
             return False
@@ -283,12 +317,22 @@ class Native(Optimizer):
             return
         grad_factor = self._grad_factor()
         if grad_factor is None:
-            return
-        update = self._slow_weight_update
-        if transformed_by:
+            if self._tail:
+                self._tail.note_found_inf(self)
+        elif not transformed_by:
+            self._step_natively(grad_factor)
+        elif self._tail:
+            self._tail.around(self, grad_factor, functools.partial(self._step_by_torch_alone, transformed_by))
+        else:
             self._step_by_torch_alone(transformed_by, grad_factor)
-            return
+
+    def _step_natively(self, grad_factor: float) -> None:
+        """Step all parameters by kernels, and by torch's implementation those that no kernel covers."""
+        update, tail = self._slow_weight_update, self._tail
         threads = torch.get_num_threads()
+        if tail is not None:
+            self._step_with_tail(tail, grad_factor, threads)
+            return
         if grad_factor == 1.0 and update is None:
             request = _plain_request(threads)
         else:
@@ -299,7 +343,39 @@ class Native(Optimizer):
             request = _core.StepRequest(grad_factor, threads, update.followers if update else [], fallback_stepped=True)
             result = self._plan.step(self, request)
         if update:
-            update.after(result.unfollowed)
+            update.after(result.unfollowed[0])
+
+    def _step_with_tail(self, tail: Tail, grad_factor: float, threads: int) -> None:
+        """Step all parameters, with everything that the tail adds, in one request if kernels cover it."""
+        update = self._slow_weight_update
+        slow = update.followers if update else []
+        followers = [*slow, *tail.followers(self)]
+        in_kernels = followers[:MAX_FOLLOWERS]
+        options = {"clip_value": tail.clip_value, "zeroes_grads": tail.zeroes_grads}
+        norm_request = tail.norm_request(self)
+        request = _core.StepRequest(grad_factor, threads, in_kernels, norm_request, **options)
+        result = self._plan.step(self, request)
+        norm, coefficient, skipped = result.norm, result.coefficient, result.skipped
+        if not result.stepped and not skipped:
+            if norm_request is not None:
+                norm = abs(grad_factor) * tail.norm_of(self, result.measures)
+                coefficient, skipped = norm_request.clipping(norm)
+            if not skipped:
+                self._step_by_torch(result.fallback, grad_factor * coefficient, tail.clip_value)
+                request = _core.StepRequest(
+                    grad_factor * coefficient, threads, in_kernels, **options, fallback_stepped=True
+                )
+                result = self._plan.step(self, request)
+        if skipped:
+            if tail.zeroes_grads:
+                tail.zero(p for group in self.param_groups for p in group["params"])
+        else:
+            if update:
+                update.after(result.unfollowed[0])
+            left_over = [[p for group in self.param_groups for p in group["params"]]] * (len(followers) - len(in_kernels))
+            tail.follow(self, [*result.unfollowed[len(slow) :], *left_over])
+            tail.zero(result.unzeroed)
+        tail.note(norm, coefficient, skipped)
 
     def _step_by_torch_alone(self, reason: str, grad_factor: float) -> None:
         """Step all parameters by torch's implementation."""
@@ -311,8 +387,13 @@ class Native(Optimizer):
         if self._slow_weight_update:
             self._slow_weight_update.after([p for p, _, _ in params])
 
-    def _step_by_torch(self, fallback: list[tuple[int, int, str]], grad_factor: float) -> None:
-        """Step the fallback parameters by torch's implementation, on the same states."""
+    def _step_by_torch(
+        self, fallback: list[tuple[int, int, str]], grad_factor: float, clip_value: float = math.inf
+    ) -> None:
+        """Step the fallback parameters by torch's implementation, on the same states.
+
+        Their gradients are multiplied by ``grad_factor``, and then clamped to [-clip_value, clip_value].
+        """
         params_of: dict[int, list[Tensor]] = {}
         for number, index, _ in fallback:
             params_of.setdefault(number, []).append(self.param_groups[number]["params"][index])
@@ -329,8 +410,9 @@ class Native(Optimizer):
             as_they_are.append({**group, "params": [p for p in params if dtypes[p] is None]})
             to_convert += [(group, p, dtype) for p, dtype in dtypes.items() if dtype is not None]
         with contextlib.ExitStack() as stack:
-            if grad_factor != 1.0:
-                stack.enter_context(_scaled_gradients([p for ps in params_of.values() for p in ps], grad_factor))
+            if grad_factor != 1.0 or clip_value != math.inf:
+                all_params = [p for params in params_of.values() for p in params]
+                stack.enter_context(scaled_gradients(all_params, grad_factor, clip_value))
             if any(group["params"] for group in as_they_are):
                 part.param_groups = as_they_are
                 type(self).torch_step(part)
@@ -453,11 +535,14 @@ class Native(Optimizer):
         """Return the state_dict, in the form of torch's class.
 
         ``state_dtype`` is stored as a string, because torch.distributed.checkpoint can neither gather nor save a dtype.
+        The first group has the state of a clipping policy, if ``max_norm`` is one.
         """
         saved = super().state_dict()
         for group in saved["param_groups"]:
             if isinstance(state_dtype := group.get("state_dtype"), torch.dtype):
                 group["state_dtype"] = str(state_dtype).removeprefix("torch.")
+        if self._tail is not None and (policy_state := self._tail.policy_state()) is not None:
+            saved["param_groups"][0][POLICY_STATE] = policy_state
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -473,8 +558,15 @@ class Native(Optimizer):
         def look(_: Optimizer, final: dict[str, Any]) -> None:
             saved.update(final)
             own.extend(group.get("state_dtype") for group in self.param_groups)
+            if self._tail is not None and self._tail.policy is not None:
+                for group in final["param_groups"]:
+                    if POLICY_STATE in group:  # in a copy: an invalid state raises before anything is loaded
+                        deepcopy(self._tail.policy).load_state_dict(group[POLICY_STATE])
 
         def restore(_: Optimizer) -> None:
+            policy_state = [group.pop(POLICY_STATE) for group in self.param_groups if POLICY_STATE in group]
+            if policy_state and self._tail is not None:
+                self._tail.load_policy_state(policy_state[0])
             for saved_group, group, state_dtype in zip(saved["param_groups"], self.param_groups, own, strict=True):
                 if "state_dtype" not in saved_group and state_dtype is not None:
                     group["state_dtype"] = state_dtype

@@ -10,18 +10,19 @@ from torch.optim import Optimizer
 
 
 def constructor(
-    theirs: type[Optimizer], construct: Callable[..., None], take_arguments: Callable[..., None]
+    cls: type[Optimizer], declared: Callable[..., None], construct: Callable[..., None]
 ) -> Callable[..., None]:
-    """Return a constructor with the signature of a torch class, followed by onepass's keyword-only arguments.
+    """Return the constructor of a class, with the arguments of another constructor and onepass's keyword-only ones.
 
     Args:
-        theirs: The torch class, which declares, documents and checks its arguments.
-        construct: Called first, with the optimizer and the arguments of the torch class.
-        take_arguments: Called afterwards, with the optimizer and onepass's arguments, which are its own keyword-only
-            arguments.
+        cls: The class. Its method ``_take_arguments`` is called last, with onepass's arguments. These are the
+            keyword-only arguments that the methods of this name in ``cls`` and its bases declare.
+        declared: The constructor that declares and checks all other arguments.
+        construct: Called first, with the optimizer and the arguments of ``declared``.
     """
-    parameters = list(inspect.signature(theirs.__init__).parameters.values())
-    own = [p for p in inspect.signature(take_arguments, eval_str=True).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    parameters = list(inspect.signature(declared).parameters.values())
+    take_arguments: Callable[..., None] = cls._take_arguments  # type: ignore[attr-defined]
+    own = _own_arguments(cls)
 
     def construct_both(self: Optimizer, *args: Any, **kwargs: Any) -> None:
         given = {p.name: kwargs.pop(p.name) for p in own if p.name in kwargs}
@@ -32,3 +33,13 @@ def constructor(
     in_order = sorted([*parameters, *own], key=lambda parameter: parameter.kind)  # **kwargs last
     construct_both.__signature__ = inspect.Signature(in_order)  # type: ignore[attr-defined]
     return construct_both
+
+
+def _own_arguments(cls: type[Optimizer]) -> list[inspect.Parameter]:
+    """Return the keyword-only arguments of all methods ``_take_arguments``, those of the class itself first."""
+    own: dict[str, inspect.Parameter] = {}
+    for base in cls.__mro__:
+        if (declared := vars(base).get("_take_arguments")) is not None:
+            parameters = inspect.signature(declared, eval_str=True).parameters
+            own.update({name: p for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY and name not in own})
+    return list(own.values())

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
 
+from . import signatures
 from .base import Native
 
 
@@ -39,7 +37,7 @@ def _torch_step(self: torch.optim.Optimizer) -> None:
             exp_avg.lerp_(grad, 1 - beta2)
 
 
-class Lion(Native):
+class Lion(Native, signatures.Lion):
     r"""Lion: the sign of an interpolation between momentum and gradient, with decoupled weight decay.
 
     With the gradient :math:`g_t` (negated with ``maximize``), element by element:
@@ -82,27 +80,3 @@ class Lion(Native):
 
     rule = "lion"
     torch_step = _torch_step
-
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float | Tensor = 1e-4,
-        betas: tuple[float, float] = (0.9, 0.99),
-        weight_decay: float = 0.0,
-        *,
-        maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
-    ) -> None:
-        if isinstance(lr, Tensor) and lr.numel() != 1:
-            raise ValueError("Tensor lr must be 1-element")
-        defaults: dict[str, Any] = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize}
-        self._check_types(defaults)
-        if not lr >= 0.0:
-            raise ValueError(f"Invalid learning rate: {lr}")
-        for index, beta in enumerate(betas):
-            if not 0.0 <= beta < 1.0:
-                raise ValueError(f"Invalid beta parameter at index {index}: {beta}")
-        if not weight_decay >= 0.0:
-            raise ValueError(f"Invalid weight_decay value: {weight_decay}")
-        super().__init__(params, defaults)
-        self._take_arguments(state_dtype=state_dtype)

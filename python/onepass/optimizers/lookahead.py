@@ -14,6 +14,7 @@ from .. import _core
 from .arguments import check_number
 from .base import SLOW_PARAM, Native, new_follower
 from .hooks import hooked
+from .tail import StepReport
 from .torch_private import disable_dynamo
 
 
@@ -167,6 +168,11 @@ class Lookahead(Optimizer):
 
     # -- the step ----------------------------------------------------------------------------------------------------
 
+    @property
+    def last_step(self) -> StepReport | None:
+        """What the last step of the wrapped optimizer did: its ``last_step``; None if it has none."""
+        return getattr(self.optimizer, "last_step", None)
+
     def _update(self, closure: Callable[[], Any] | None = None) -> Any:
         """Perform a single step of the wrapped optimizer; at every k-th step, update the slow weights.
 
@@ -188,7 +194,9 @@ class Lookahead(Optimizer):
         ends = step >= self.k
         update = SlowWeightUpdate(self.optimizer, self._slow_name, self.alpha if ends else None)
         loss = self._step_natively(closure, update) if self._is_native else self._step_anyhow(closure, update)
-        self._cycle["step"] = 0 if ends else step
+        report = self.last_step
+        if report is None or not report.skipped:
+            self._cycle["step"] = 0 if ends else step
         return loss
 
     step = hooked(_update, "Lookahead")

@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import _core
 from . import signatures
 from .arguments import HyperTypes, number
-from .base import Native, transform
+from .base import Native
 from .hooks import unhooked
 from .torch_private import adjusted_lr, newton_schulz
 
@@ -92,15 +92,18 @@ class Muon(Native, signatures.Muon):
 
         return [path(*row) for row in super()._explain()]
 
-    def _step_all(self) -> None:
-        grad_factor = self._grad_factor()
-        if grad_factor is None:
-            return
+    def _step_with_scaler(self, found_inf: Tensor) -> bool:
+        return False
+
+    def _step_natively(self, grad_factor: float) -> None:
+        if self._tail is None:
+            self._step_parts(grad_factor)
+        else:
+            self._tail.around(self, grad_factor, self._step_parts)
+
+    def _step_parts(self, grad_factor: float) -> None:
         for index, group in enumerate(self.param_groups):
             self._check_types(group, index)
-        if reason := transform():
-            self._step_by_torch_alone(reason, grad_factor)
-            return
         items, fallback = self._divide()
         for group, _, _ in items:
             _check_iterations(group)

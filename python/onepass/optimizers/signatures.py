@@ -1,4 +1,4 @@
-"""The torch classes that onepass subclasses. Type checkers see them with onepass's arguments (signatures.pyi)."""
+"""The classes whose constructors onepass extends, torch's and those of declared.py. Type checkers see them with onepass's arguments (signatures.pyi)."""
 
 from torch.optim import ASGD as ASGD
 from torch.optim import SGD as SGD
@@ -14,3 +14,5 @@ from torch.optim import RAdam as RAdam
 from torch.optim import RMSprop as RMSprop
 from torch.optim import Rprop as Rprop
 from torch.optim import SparseAdam as SparseAdam
+
+from .declared import Lion as Lion

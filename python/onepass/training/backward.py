@@ -14,6 +14,7 @@ from torch.nn import Parameter
 from torch.optim import LBFGS, Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from ..optimizers.base import Native
 from ..optimizers.hooks import unwrapped
 from ..optimizers.lookahead import Lookahead
 from ..optimizers.torch_private import (
@@ -249,6 +250,7 @@ def step_in_backward(optimizer: Optimizer) -> StepInBackward:
     Raises:
         TypeError: ``optimizer`` is not a ``torch.optim.Optimizer``, or it uses all parameters together (LBFGS,
             Lookahead).
+        ValueError: The optimizer has an argument that needs all parameters of a step at once, such as ``max_norm``.
         RuntimeError: Later, from ``optimizer.step(closure)`` and from any use of a freed gradient.
 
     Example:
@@ -265,4 +267,10 @@ def step_in_backward(optimizer: Optimizer) -> StepInBackward:
     optimizer = unwrapped(optimizer)
     if isinstance(optimizer, LBFGS | Lookahead):
         raise TypeError(f"{type(optimizer).__name__} uses all parameters together, so it cannot step in backward")
+    tail = optimizer._tail if isinstance(optimizer, Native) else None
+    if tail is not None and (names := tail.whole_step_arguments()):
+        raise ValueError(
+            f"{type(optimizer).__name__}: {names[0]} needs all gradients of a step at once, but step_in_backward holds "
+            f"only one at a time: create the optimizer without {names[0]}"
+        )
     return StepInBackward(optimizer)

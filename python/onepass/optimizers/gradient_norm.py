@@ -1,0 +1,132 @@
+"""The norm of all gradients of a step, on one process or several."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .. import _core
+
+# Where a tensor's parts are: its mesh, and the dimensions of the mesh over which they are spread. None: a plain tensor.
+_Place = tuple[Any, tuple[int, ...]] | None
+
+
+def total_norm(
+    params: Sequence[Tensor], grads: Sequence[Tensor | None], largest: bool, measures: Sequence[float | None] = ()
+) -> float:
+    """Return the 2-norm or the largest magnitude of all gradients, measured in float64.
+
+    Tensors that are replicated over processes count once, and so do plain tensors beside DTensors. All processes of a
+    mesh have to call this, with the same parameters.
+
+    Args:
+        params: The parameters; only their placements are used.
+        grads: The gradients, None where a parameter has none.
+        largest: Whether to return the largest magnitude.
+        measures: For each gradient, the sum of squares or the largest magnitude of this process's part, if the kernels
+            have already measured it, else None. Empty: no gradient has been measured.
+    """
+    known = list(measures) or [None] * len(grads)
+    whole: list[Tensor | None] = [_replicated_sums(grad) for grad in grads]
+    missing = [i for i, grad in enumerate(whole) if grad is not None and (known[i] is None or grad is not grads[i])]
+    # The largest magnitude of complex numbers is not that of their parts.
+    missing += [i for i, g in enumerate(whole) if g is not None and largest and g.is_complex() and i not in missing]
+    for i, measure in zip(missing, _measure([_local(whole[i]) for i in missing], largest), strict=True):
+        known[i] = measure
+
+    at_place: dict[_Place, list[float]] = {}
+    for p, grad, measure in zip(params, whole, known, strict=True):
+        own = at_place.setdefault(_place(p if grad is None else grad), [])
+        if grad is not None and measure is not None:
+            own.append(measure)
+    combined = {place: _combine(own, largest) for place, own in at_place.items()}
+    total = _combine(_over_processes(combined, largest), largest)
+    return total if largest else math.sqrt(total)
+
+
+def _combine(measures: Sequence[float], largest: bool) -> float:
+    if not largest:
+        return math.fsum(measures) if all(map(math.isfinite, measures)) else sum(measures)
+    return math.nan if any(map(math.isnan, measures)) else max(measures, default=0.0)
+
+
+def _is_dtensor(tensor: Tensor) -> bool:
+    return hasattr(tensor, "placements") and hasattr(tensor, "device_mesh")
+
+
+def _replicated_sums(grad: Tensor | None) -> Tensor | None:
+    """Return the gradient, with partial sums over processes added up."""
+    if grad is None or not _is_dtensor(grad):
+        return grad
+    placements: Any = grad.placements  # type: ignore[attr-defined]
+    if not any(placement.is_partial() for placement in placements):
+        return grad
+    from torch.distributed.tensor import Replicate
+
+    reduced = [Replicate() if placement.is_partial() else placement for placement in placements]
+    return grad.redistribute(placements=reduced)  # type: ignore[attr-defined,no-any-return]
+
+
+def _local(grad: Tensor | None) -> Tensor:
+    assert grad is not None
+    return grad.to_local() if _is_dtensor(grad) else grad  # type: ignore[operator,no-any-return]
+
+
+def _place(tensor: Tensor) -> _Place:
+    if not _is_dtensor(tensor):
+        return None
+    placements: Any = tensor.placements  # type: ignore[attr-defined]
+    spread = tuple(i for i, placement in enumerate(placements) if not placement.is_replicate())
+    return tensor.device_mesh, spread  # type: ignore[attr-defined]
+
+
+@torch.no_grad()
+def _measure(grads: list[Tensor], largest: bool) -> list[float]:
+    """Return the sum of squares or the largest magnitude of each tensor."""
+    grads = [grad.coalesce().values() if grad.is_sparse else grad for grad in grads]
+    found = _core.measure(grads, largest, torch.get_num_threads())
+    others = [i for i, measure in enumerate(found) if measure is None or (largest and grads[i].is_complex())]
+    measured: list[Tensor] = []
+    for i in others:
+        magnitudes = grads[i].abs() if largest else grads[i].to(_double(grads[i])).abs().square()
+        measured.append(_reduced(magnitudes, largest).double())
+    for device in {tensor.device for tensor in measured}:  # one wait for each device
+        own = [j for j, tensor in enumerate(measured) if tensor.device == device]
+        for j, value in zip(own, torch.stack([measured[j] for j in own]).tolist(), strict=True):
+            found[others[j]] = value
+    return [value for value in found if value is not None]
+
+
+def _reduced(magnitudes: Tensor, largest: bool) -> Tensor:
+    if not largest:
+        return magnitudes.sum()
+    return magnitudes.max() if magnitudes.numel() else magnitudes.new_zeros(())
+
+
+def _double(tensor: Tensor) -> torch.dtype:
+    return torch.complex128 if tensor.is_complex() else torch.float64
+
+
+def _over_processes(at_place: dict[_Place, float], largest: bool) -> list[float]:
+    """Return the measures at all places, each combined over the processes that hold parts of its tensors."""
+    meshes = {place[0] for place in at_place if place is not None}
+    for mesh in meshes:
+        for dim in range(mesh.ndim):
+            spread = [place for place in at_place if place is not None and place[0] == mesh and dim in place[1]]
+            if not spread:
+                continue
+            own = [at_place[place] for place in spread]
+            # A maximum over processes may lose NaN, so that is a number of its own.
+            lost = [float(math.isnan(value)) for value in own] if largest else []
+            numbers = [math.inf if math.isnan(value) else value for value in own] if largest else own
+            reduced = torch.tensor([*numbers, *lost], dtype=torch.float64, device=mesh.device_type)
+            dist.all_reduce(reduced, dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM, mesh.get_group(dim))
+            values = reduced.tolist()
+            for i, place in enumerate(spread):
+                at_place[place] = math.nan if largest and values[len(spread) + i] else values[i]
+    return list(at_place.values())

@@ -254,16 +254,16 @@ class ScheduleLR(Previewed, LRScheduler):
         driven.bases = [driven.first(number, group, last_epoch) for number, group in enumerate(groups)]
         self._driven.append(driven)
 
-    def _take_up_groups(self) -> None:
+    def _include_added_groups(self) -> None:
         """Schedule the groups that were added to the optimizer since the last step, or raise and change nothing."""
-        self._refuse_groups()
-        self._add_groups()
+        self._check_added_groups()
+        self._extend_to_added_groups()
 
     def _all_schedules(self) -> list[tuple[str, list[Schedule]]]:
         """Return the schedules, by the argument that gave them."""
         return [("schedule", self.schedules), *((driven.argument, driven.schedules) for driven in self._driven)]
 
-    def _refuse_groups(self) -> None:
+    def _check_added_groups(self) -> None:
         """Raise if the schedules cannot serve all groups."""
         groups, known = self.optimizer.param_groups, len(self.schedules)
         if known > len(groups):
@@ -280,7 +280,7 @@ class ScheduleLR(Previewed, LRScheduler):
             for number in range(known, len(groups)):
                 driven.check(number, groups[number])
 
-    def _add_groups(self) -> None:
+    def _extend_to_added_groups(self) -> None:
         """Extend the schedules, each of which serves all groups, to new groups, with their current values as bases."""
         known = len(self.schedules)
         added = self.optimizer.param_groups[known:]
@@ -323,7 +323,7 @@ class ScheduleLR(Previewed, LRScheduler):
         groups = self.optimizer.param_groups
         try:
             if len(self.schedules) != len(groups):
-                self._take_up_groups()  # torch's SequentialLR starts its parts without step()
+                self._include_added_groups()  # torch's SequentialLR starts its parts without step()
             lrs = list(self.get_lr())
             values = [driven.values(t) for driven in self._driven] if self._driven else []
         except Exception:
@@ -341,7 +341,7 @@ class ScheduleLR(Previewed, LRScheduler):
         for number, each in enumerate(values):
             self._driven[number].write(groups, each)
 
-    def _write_driven(self) -> None:
+    def _write_hyperparameters(self) -> None:
         """Set all scheduled hyperparameters but the rate; none before the first step of a part of a sequence."""
         if self.last_epoch >= 0:
             for driven in self._driven:
@@ -358,7 +358,7 @@ class ScheduleLR(Previewed, LRScheduler):
                 which there is no schedule. Nothing has been changed.
         """
         if len(self.schedules) != len(self.optimizer.param_groups):
-            self._take_up_groups()
+            self._include_added_groups()
         if metrics is not None:
             self.feed(metrics)
         if self._real_steps is None or self._real_steps.take():
@@ -375,7 +375,7 @@ class ScheduleLR(Previewed, LRScheduler):
         """
         if self._plateau is None:
             raise ValueError("metrics: this ScheduleLR has no plateau")
-        self._take_up_groups()
+        self._include_added_groups()
         self._reduced_bases(self._plateau)
         self._plateau.step(metrics)
         self._update_lr(self.last_epoch)
@@ -409,7 +409,7 @@ class ScheduleLR(Previewed, LRScheduler):
     def state_dict(self) -> dict[str, Any]:
         """Return the state: numbers, and the schedules as text."""
         with contextlib.suppress(ValueError):  # which the next step will raise
-            self._take_up_groups()
+            self._include_added_groups()
         if self._plateau is not None:
             self._reduced_bases(self._plateau)
         return {
@@ -445,7 +445,7 @@ class ScheduleLR(Previewed, LRScheduler):
         Raises:
             ValueError: The state is of another class, another number of parameter groups, or other hyperparameters.
         """
-        self._take_up_groups()
+        self._include_added_groups()
         self._check_state(state_dict)
         bases: dict[str, list[float]] = state_dict["bases"]
         own = self._texts()

@@ -43,6 +43,7 @@ from .schedules.plateau_part import PlateauPart as PlateauPart
 from .schedules.preview import plot as plot
 from .schedules.preview import preview as preview
 from .schedules.schedule_lr import ScheduleLR as ScheduleLR
+from .schedules.scheduled_hyperparameter import ScheduledHyperparameter as ScheduledHyperparameter
 from .schedules.torch_base import LRScheduler as LRScheduler
 from .schedules.torch_schedulers import SWALR as SWALR
 from .schedules.torch_schedulers import ReduceLROnPlateau as ReduceLROnPlateau
@@ -105,7 +106,7 @@ for _name in [*lr_scheduler.__all__, "_LRScheduler"]:
 
 __all__ = [*lr_scheduler.__all__, "SWALR"]
 
-# Pickles store the public path, so that modules can move. Compositions have PlateauPart in their pickles.
+# Pickles store the public path, so that modules can move. They contain PlateauPart and ScheduledHyperparameter.
 for _name, _found in list(globals().items()):
     if isinstance(_found, type) and _found.__module__.startswith("onepass.schedules."):
         _found.__module__ = __name__

@@ -40,7 +40,7 @@ from .schedules.closed_forms import PolynomialLR as PolynomialLR
 from .schedules.composition import ChainedScheduler as ChainedScheduler
 from .schedules.composition import SequentialLR as SequentialLR
 from .schedules.plateau_part import PlateauPart as PlateauPart
-from .schedules.preview import plot as plot
+from .schedules.plot import plot as plot
 from .schedules.preview import preview as preview
 from .schedules.schedule_lr import ScheduleLR as ScheduleLR
 from .schedules.scheduled_hyperparameter import ScheduledHyperparameter as ScheduledHyperparameter

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from ..optimizers.arguments import put_number
 from ..optimizers.hooks import unwrapped
 from .parts import Schedule
-from .preview import Previewed
+from .previewed import Previewed
 from .rates import copied, current_lrs, initial_lr
 from .scheduled_hyperparameter import ScheduledHyperparameter, Schedules, factors_at, schedules_of_groups
 from .step_detector import StepDetector

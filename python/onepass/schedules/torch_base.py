@@ -10,7 +10,7 @@ from torch.optim import lr_scheduler
 
 from ..optimizers.arguments import put_number
 from .added_groups import include_added_groups, remember_groups
-from .preview import Previewed
+from .previewed import Previewed
 from .rates import copied, current_lrs
 from .resuming import as_number, check_state, finished_and_active_leaves, set_last_lr, write_momentum
 

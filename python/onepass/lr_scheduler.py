@@ -45,9 +45,10 @@ from .schedules.preview import preview as preview
 from .schedules.schedule_lr import ScheduleLR as ScheduleLR
 from .schedules.scheduled_hyperparameter import ScheduledHyperparameter as ScheduledHyperparameter
 from .schedules.torch_base import LRScheduler as LRScheduler
+from .schedules.torch_docstrings import DOCSTRINGS
 from .schedules.torch_schedulers import SWALR as SWALR
+from .schedules.torch_schedulers import CosineAnnealingWarmRestarts as CosineAnnealingWarmRestarts
 from .schedules.torch_schedulers import ReduceLROnPlateau as ReduceLROnPlateau
-from .schedules.torch_schedulers import WarmRestarts
 from .schedules.transformers import get_constant_schedule as get_constant_schedule
 from .schedules.transformers import get_constant_schedule_with_warmup as get_constant_schedule_with_warmup
 from .schedules.transformers import get_cosine_schedule_with_warmup as get_cosine_schedule_with_warmup
@@ -64,9 +65,6 @@ from .schedules.transformers import (
 )
 from .schedules.transformers import get_scheduler as get_scheduler
 from .schedules.transformers import get_wsd_schedule as get_wsd_schedule
-
-# onepass's base classes of the classes that the loop below creates.
-_BASES = {"CosineAnnealingWarmRestarts": WarmRestarts}
 
 if TYPE_CHECKING:
     # The classes that the loop below creates.
@@ -85,8 +83,6 @@ if TYPE_CHECKING:
 
     class CyclicLR(LRScheduler, lr_scheduler.CyclicLR): ...
 
-    class CosineAnnealingWarmRestarts(WarmRestarts, lr_scheduler.CosineAnnealingWarmRestarts): ...
-
     class OneCycleLR(LRScheduler, lr_scheduler.OneCycleLR): ...
 
     class _LRScheduler(LRScheduler, lr_scheduler._LRScheduler): ...
@@ -94,14 +90,14 @@ if TYPE_CHECKING:
 
 EPOCH_DEPRECATION_WARNING = getattr(lr_scheduler, "EPOCH_DEPRECATION_WARNING", "")
 
-# These, and all other schedulers of the installed torch, which depend on its version; with torch's documentation.
+# These, and all other schedulers of the installed torch, which depend on its version. Those that onepass does not
+# document have torch's docstring.
 for _name in [*lr_scheduler.__all__, "_LRScheduler"]:
     if _name not in globals() and hasattr(lr_scheduler, _name):
         _theirs = getattr(lr_scheduler, _name)
         if isinstance(_theirs, type) and issubclass(_theirs, lr_scheduler.LRScheduler):
-            _theirs = type(
-                _name, (_BASES.get(_name, LRScheduler), _theirs), {"__module__": __name__, "__doc__": _theirs.__doc__}
-            )
+            _docstring = DOCSTRINGS.get(_name, _theirs.__doc__)
+            _theirs = type(_name, (LRScheduler, _theirs), {"__module__": __name__, "__doc__": _docstring})
         globals()[_name] = _theirs
 
 __all__ = [*lr_scheduler.__all__, "SWALR"]

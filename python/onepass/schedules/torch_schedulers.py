@@ -61,11 +61,24 @@ class SWALR(LRScheduler, swa_utils.SWALR):
     """
 
 
-class WarmRestarts(LRScheduler):
-    """Base class of CosineAnnealingWarmRestarts, whose ``step`` does not call ``_update_lr``."""
+class CosineAnnealingWarmRestarts(LRScheduler, lr_scheduler.CosineAnnealingWarmRestarts):
+    """Cosine annealing to ``eta_min``, restarted every ``T_0 T_mult ** i`` steps for i = 0, 1, 2, ...
 
-    def step(self, epoch: float | None = None) -> None:
+    ``eta_min + (lr(0) - eta_min) (1 + cos(pi T_cur / T_i)) / 2``, where ``T_cur`` is the number of steps since the last
+    restart, and ``T_i = T_0 T_mult ** i``. For the arguments see
+    :class:`torch.optim.lr_scheduler.CosineAnnealingWarmRestarts`.
+
+    Source: Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", arXiv:1608.03983.
+
+    Example:
+        >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
+        >>> scheduler = onepass.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=2)
+        >>> scheduler.preview(4)[:, 0].tolist()
+        [0.5, 0.25, 0.5, 0.25]
+    """
+
+    def step(self, epoch: float | None = None) -> None:  # torch's method does not call _update_lr
         """Advance by one step, or to ``epoch``, which may be fractional."""
         if len(self.base_lrs) < len(self.optimizer.param_groups):
             self._include_added_groups()
-        super().step(epoch)  # type: ignore[arg-type]
+        super().step(epoch)

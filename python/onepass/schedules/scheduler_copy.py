@@ -48,10 +48,11 @@ def copy_of_scheduler(scheduler: LRScheduler) -> Any:
                 raise TypeError(f"a preview of {type(scheduler).__name__} would use up the {type(x).__name__} it reads")
             copies[id(x)] = x
     # Functions may refer to each other and to themselves, so all are created before any is filled. deepcopy does
-    # not copy functions.
+    # not copy functions. A cell is a variable, which several functions may share.
+    cells = {id(cell): (cell, CellType()) for x in functions for cell in x.__closure__ or ()}
     for x in functions:
-        cells = tuple(CellType() for _ in x.__closure__ or ())
-        copies[id(x)] = FunctionType(x.__code__, x.__globals__, x.__name__, None, cells)
+        closure = tuple(cells[id(cell)][1] for cell in x.__closure__ or ())
+        copies[id(x)] = FunctionType(x.__code__, x.__globals__, x.__name__, None, closure)
     for x in optimizers:
         for group in x.param_groups:
             copies[id(group["params"])] = group["params"]
@@ -61,9 +62,9 @@ def copy_of_scheduler(scheduler: LRScheduler) -> Any:
         function.__defaults__ = copy.deepcopy(x.__defaults__, copies)
         function.__kwdefaults__ = copy.deepcopy(x.__kwdefaults__, copies)
         function.__dict__.update(copy.deepcopy(x.__dict__, copies))
-        for cell, original in zip(function.__closure__ or (), x.__closure__ or (), strict=True):
-            for value in _contents(original):
-                cell.cell_contents = copy.deepcopy(value, copies)
+    for original, cell in cells.values():
+        for value in _contents(original):
+            cell.cell_contents = copy.deepcopy(value, copies)
     return copy.deepcopy(scheduler, copies)
 
 

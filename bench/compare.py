@@ -25,6 +25,7 @@ from typing import Any, TypeAlias
 
 import figures
 from onepass.cli.timing import Result
+from onepass.training.table import text_table
 
 NOISE = 0.03
 MOOD = 1.25
@@ -133,11 +134,10 @@ def only(name: str, results: list[Result], others: list[Result]) -> list[str]:
 
 def table(changes: list[Change]) -> str:
     """Return a table with a line per comparison."""
-    lines = [f"{'workload':<40} {'optimizer':<11} {'time':>8} {'beside others':>14}  verdict"]
+    rows = [["workload", "optimizer", "time", "beside others", "verdict"]]
     for c in changes:
-        beside = "" if c.beside is None else f"{c.beside:+.1%}"
-        lines.append(f"{c.key[1]:<40} {c.key[2]:<11} {c.raw:>+8.1%} {beside:>14}  {c.verdict}")
-    return "\n".join(lines)
+        rows.append([c.key[1], c.key[2], f"{c.raw:+.1%}", "" if c.beside is None else f"{c.beside:+.1%}", c.verdict])
+    return text_table(rows, "<<>><")
 
 
 def summary(changes: list[Change]) -> str:

@@ -12,10 +12,12 @@ Each step has two times:
   tensors) that the device's queue is full.
 - wall: many steps and a synchronisation. It includes the host's time, which dominates for small models.
 
-A device-to-device copy of 1 GiB is timed in the same rounds. For steps that are limited by memory, the table has the
-fraction of that copy's rate, with each array counted once for every time that it must be read or written. If everything
-that a step uses would fit the L2 cache, several replicas with their own parameters, gradients and states are stepped in
-turn.
+A device-to-device copy of 1 GiB is timed in the same rounds. For steps that are limited by memory, its rate is the
+limit: the table has the fraction of it, with each array counted once for every time that it must be read or written. If
+everything that a step uses would fit the L2 cache, several replicas with their own parameters, gradients and states are
+stepped in turn.
+
+The file has the samples of both clocks as two results, which ``bench/report.py`` and ``bench/compare.py`` read.
 
 ``--device cpu --quick`` is a dry run of this script without a GPU.
 """
@@ -27,27 +29,27 @@ import functools
 import gc
 import inspect
 import itertools
-import json
 import math
-import statistics
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import onepass
 import torch
-from onepass.cli import bench, timing
+from onepass.cli import bench, limit, timing
 from onepass.cli.info import facts
+from onepass.cli.limit import LIMIT
+from onepass.cli.timing import Result, Run, Samples
 from onepass.training.catalog import class_name
+from onepass.training.table import table_line, text_table
 from torch import Tensor
 from torch.optim import Optimizer
 
-Run = Callable[[], Any]
 Make = Callable[..., Optimizer]  # its argument: parameters or groups
 
 CHECKED_STEPS = 7  # before results are compared; RAdam rectifies from the sixth step on
@@ -115,51 +117,41 @@ WORKLOADS = [
 
 
 @dataclass
-class Timing:
-    """A contender's seconds per step."""
+class Comparison:
+    """The result of one comparison by both clocks, ours first.
 
-    seconds: float
-    spread: float  # half the interquartile range, as a fraction of the median
-    ratio: float  # time relative to ours
+    If everything that a step uses exceeds the L2 cache, `device` also has the limit: the time in which the device reads
+    and writes as many bytes in a copy as our step has to move.
+    """
 
+    device: Result
+    wall: Result
+    traffic: dict[str, int]  # bytes that each contender's step has to move
 
-@dataclass
-class Result:
-    """The result of one comparison, ours first."""
-
-    workload: str
-    optimizer: str
-    tensors: int
-    elements: int
-    replicas: int  # of ours
-    traffic: dict[str, int] = field(default_factory=dict)  # bytes that a step must at least read and write
-    device: dict[str, Timing] = field(default_factory=dict)
-    wall: dict[str, Timing] = field(default_factory=dict)
-    of_copy: dict[str, float] = field(default_factory=dict)  # fractions of the copy's rate, where memory is the limit
-    copy_rate: float | None = None  # bytes read and written per second
+    def of_limit(self, name: str) -> float | None:
+        """Return the rate of a contender's traffic relative to the copy's; None if the limit is not measured."""
+        if LIMIT not in self.device.samples:
+            return None
+        both = {name: self.device.samples[name], LIMIT: self.device.samples[LIMIT]}
+        return timing.ratios(both)[LIMIT] * self.traffic[name] / self.device.moved
 
 
 class Target(NamedTuple):
-    """A target for a speed or a ratio."""
+    """A target for the ratio of a contender's time to ours."""
 
     workload: str
     optimizers: Iterable[str]
-    figure: str
-    of: Callable[[Result], float | None]  # None: not measured
+    clock: str
+    peer: str
     at_least: float
 
 
-def ratio_to(peer: str, timings: dict[str, Timing]) -> float | None:
-    """Return a peer's time relative to ours; None if it is not measured."""
-    return timings[peer].ratio if peer in timings else None
-
-
 TARGETS = [
-    Target(LARGE_MODEL, SUBJECTS, "of the copy rate", lambda r: r.of_copy.get("onepass"), 0.92),
-    Target(LARGE_MODEL, SUBJECTS, "x torch's fused", lambda r: ratio_to("fused", r.device), 1.10),
-    Target(SMALL_MODEL, SUBJECTS, "x torch's fused (wall)", lambda r: ratio_to("fused", r.wall), 5.0),
-    Target(LARGE_MODEL, WITHOUT_FUSED, "x torch's foreach", lambda r: ratio_to("foreach", r.device), 2.0),
-    Target(SMALL_MODEL, WITHOUT_FUSED, "x torch's foreach (wall)", lambda r: ratio_to("foreach", r.wall), 2.0),
+    Target(LARGE_MODEL, SUBJECTS, "device", LIMIT, 0.92),
+    Target(LARGE_MODEL, SUBJECTS, "device", "fused", 1.10),
+    Target(SMALL_MODEL, SUBJECTS, "wall", "fused", 5.0),
+    Target(LARGE_MODEL, WITHOUT_FUSED, "device", "foreach", 2.0),
+    Target(SMALL_MODEL, WITHOUT_FUSED, "wall", "foreach", 2.0),
 ]
 
 
@@ -191,41 +183,33 @@ class ForeachLion(Optimizer):
 # -- the device ------------------------------------------------------------------------------------------------------
 
 
-class Device:
-    """The device and its clocks. On the CPU, for a dry run, both clocks are the wall clock."""
+class EventClock(timing.Clock):
+    """The device's own clock: two events around the calls.
 
-    def __init__(self, name: str, sample: float) -> None:
-        self.torch = torch.device(name)
-        self.sample = sample  # seconds
-        self.is_gpu = self.torch.type == "cuda"
-        if self.is_gpu:
-            torch.cuda.set_device(self.torch)
-        self.cache = torch.cuda.get_device_properties(self.torch).L2_cache_size if self.is_gpu else 1 << 20
-        self._source = torch.randn((1 << 30 if self.is_gpu else 1 << 20) // 4, device=self.torch)
-        self._target = torch.empty_like(self._source)
-        self.copied = 2 * self._source.nbytes
-        self.copy()
-        self.copy_seconds = self.wall(self.copy, 10)
+    Large copies before the first event keep the device busy while the host launches the calls. A sample has no more
+    calls than the host can launch ahead.
+    """
 
-    def copy(self) -> None:
-        """Make the reference copy, of `copied` bytes read and written."""
-        self._target.copy_(self._source)
+    def __init__(self, sample: float, copy: Run, copy_seconds: float) -> None:
+        super().__init__(sample, torch.cuda.synchronize)
+        self.copy = copy
+        self.copy_seconds = copy_seconds
 
-    def wall(self, run: Run, repeats: int) -> float:
-        """Return the seconds per call over many calls, including the host's time."""
-        self._synchronize()
+    def sampler(self, run: Run) -> Callable[[], float]:
+        """Return a function that takes a sample and returns the device's seconds per call."""
+        repeats = self.repeats(run)
+        torch.cuda.synchronize()
         start = time.perf_counter()
-        for _ in range(repeats):
-            run()
-        self._synchronize()
-        return (time.perf_counter() - start) / repeats
+        run()
+        launch = time.perf_counter() - start
+        repeats = max(1, min(repeats, round(AHEAD / launch)))
+        copies = math.ceil(min(1.5 * repeats * launch, 2 * AHEAD) / self.copy_seconds)
+        return lambda: self.busy_seconds(run, repeats, copies)
 
-    def busy(self, run: Run, repeats: int, ahead: float) -> float:
-        """Return the device's seconds per call over many calls, after other work of `ahead` seconds."""
-        if not self.is_gpu:
-            return self.wall(run, repeats)
+    def busy_seconds(self, run: Run, repeats: int, copies: int) -> float:
+        """Return the device's seconds per call, after a number of copies."""
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        for _ in range(math.ceil(ahead / self.copy_seconds)):
+        for _ in range(copies):
             self.copy()
         start.record()
         for _ in range(repeats):
@@ -235,12 +219,28 @@ class Device:
         milliseconds: float = start.elapsed_time(end)
         return milliseconds / 1e3 / repeats
 
-    def handing_over(self, run: Run) -> float:
-        """Return the seconds until a call returns to the host."""
-        self._synchronize()
-        start = time.perf_counter()
-        run()
-        return time.perf_counter() - start
+
+class Device:
+    """The device and its clocks. On the CPU, for a dry run, both clocks are the wall clock."""
+
+    def __init__(self, name: str, sample: float) -> None:
+        self.torch = torch.device(name)
+        self.is_gpu = self.torch.type == "cuda"
+        if self.is_gpu:
+            torch.cuda.set_device(self.torch)
+        self.cache = torch.cuda.get_device_properties(self.torch).L2_cache_size if self.is_gpu else 1 << 20
+        self._source = torch.randn((1 << 30 if self.is_gpu else 1 << 20) // 4, device=self.torch)
+        self._target = torch.empty_like(self._source)
+        self.copied = 2 * self._source.nbytes
+        self.copy()
+        self.wall = self.clock = timing.Clock(sample, torch.cuda.synchronize if self.is_gpu else None)
+        self.copy_seconds = self.wall.seconds(self.copy, 10)
+        if self.is_gpu:
+            self.clock = EventClock(sample, self.copy, self.copy_seconds)
+
+    def copy(self) -> None:
+        """Make the reference copy, of `copied` bytes read and written."""
+        self._target.copy_(self._source)
 
     def kernel_steps(self) -> int:
         """Return the number of tensors that our kernels have stepped."""
@@ -248,20 +248,15 @@ class Device:
         return count
 
     def facts(self) -> dict[str, Any]:
-        """Return a description of the machine."""
-        told: dict[str, Any] = {name: text for name, text in facts().items() if name != "OpenMP runtime"}
+        """Return a description of the device."""
+        told: dict[str, Any] = {"copy rate, GB/s": round(self.copied / self.copy_seconds / 1e9, 1)}
         if self.is_gpu:
             properties = torch.cuda.get_device_properties(self.torch)
             told["GPU"] = f"{properties.name}, {properties.multi_processor_count} multiprocessors"
             told["L2 cache"] = self.cache
             told["CUDA of torch"] = torch.version.cuda
             told["driver"] = driver()
-        told["copy rate, GB/s"] = round(self.copied / self.copy_seconds / 1e9, 1)
         return told
-
-    def _synchronize(self) -> None:
-        if self.is_gpu:
-            torch.cuda.synchronize(self.torch)
 
 
 def driver() -> str:
@@ -337,14 +332,6 @@ def runnable(optimizer: Optimizer, steps: int, graph: bool) -> Run:
     return captured(optimizer.step) if graph else optimizer.step
 
 
-def arrays_of(optimizer: Optimizer) -> Iterator[tuple[Tensor, Tensor, list[Tensor]]]:
-    """Return gradient, parameter and the states with one value per element."""
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            assert p.grad is not None
-            yield p.grad, p, [value for value in optimizer.state[p].values() if value.dim() > 0]
-
-
 def in_rotation(runs: list[Run]) -> Run:
     """Return a function that calls the next of them at each call."""
     if len(runs) == 1:
@@ -353,12 +340,13 @@ def in_rotation(runs: list[Run]) -> Run:
     return lambda: next(endless)()
 
 
-def compare(workload: Workload, subject: bench.Subject, device: Device, rounds: int) -> Result:
+def compare(workload: Workload, subject: bench.Subject, device: Device, rounds: int) -> Comparison:
     """Check all contenders, then time them."""
-    result = Result(workload.name, subject.name, workload.tensors, workload.tensors * workload.length, replicas=1)
     title = f"{workload.name}: {subject.name}"
     gradients = functools.cache(functools.partial(workload.gradients, device.torch))
     runs: dict[str, Run] = {}
+    traffic: dict[str, int] = {}
+    exceeds_cache = False
     ours: list[Tensor] = []
     for name, make in makers(workload, subject, device).items():
         params = workload.params(gradients, replica=0)
@@ -378,88 +366,58 @@ def compare(workload: Workload, subject: bench.Subject, device: Device, rounds: 
         else:
             ours = params
 
-        arrays = list(arrays_of(optimizer))
-        result.traffic[name] = sum(g.nbytes + 2 * (p.nbytes + sum(s.nbytes for s in states)) for g, p, states in arrays)
-        held = sum(g.nbytes + p.nbytes + sum(s.nbytes for s in states) for g, p, states in arrays)
+        arrays = limit.arrays_of(optimizer.step, params)
+        traffic[name] = limit.moved_by(arrays)
+        held = sum(array.nbytes for row in arrays for array in row)
         for replica in range(1, 1 + device.cache // held):
             steps.append(runnable(make(workload.params(gradients, replica)), 1, workload.graph))
             steps[-1]()
         if name == "onepass":
-            result.replicas = len(steps)
+            exceeds_cache = len(steps) == 1
         runs[name] = in_rotation(steps)
-    measure(result, runs, device, rounds)
-    return result
 
+    def result(question: str, samples: Samples, moved: int = 0) -> Result:
+        elements = workload.tensors * workload.length
+        return Result(workload.name, subject.name, elements, workload.tensors, samples, moved, question)
 
-def measure(result: Result, runs: dict[str, Run], device: Device, rounds: int) -> None:
-    """Time all contenders on the device and by the wall clock, and fill in the result."""
-    if result.replicas == 1:
-        runs = {**runs, "copy": device.copy}
-    repeats: dict[str, int] = {}
-    repeats_ahead: dict[str, int] = {}  # as many as can be launched ahead of the device
-    ahead: dict[str, float] = {}
-    for name, run in runs.items():
-        whole = device.wall(run, 2)
-        by_host = device.handing_over(run)
-        repeats[name] = max(1, min(1000, round(device.sample / whole)))
-        repeats_ahead[name] = max(1, min(repeats[name], round(AHEAD / by_host)))
-        ahead[name] = min(1.5 * repeats_ahead[name] * by_host, 2 * AHEAD)
-    on_device = timing.sample_in_turn(
-        runs, rounds, lambda name: device.busy(runs[name], repeats_ahead[name], ahead[name])
-    )
-    by_wall = timing.sample_in_turn(runs, rounds, lambda name: device.wall(runs[name], repeats[name]))
-    if "copy" in runs:
-        by_wall.pop("copy")
-        copies = on_device.pop("copy")
-        result.copy_rate = device.copied / statistics.median(copies)
-        for name, samples in on_device.items():
-            part = result.traffic[name] / device.copied
-            result.of_copy[name] = statistics.median(part * c / s for c, s in zip(copies, samples, strict=True))
-    result.device = timings(on_device)
-    result.wall = timings(by_wall)
-
-
-def timings(samples: dict[str, list[float]]) -> dict[str, Timing]:
-    """Return the times of each contender from its samples."""
-    ratios = timing.ratios(samples)
-    found = {}
-    for name, seconds in samples.items():
-        low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
-        found[name] = Timing(middle, (high - low) / 2 / middle, ratios[name])
-    return found
+    copy: dict[str, Run] = {LIMIT: device.copy} if exceeds_cache else {}
+    on_device = timing.time_in_turn(runs | copy, rounds, clock=device.clock)
+    by_wall = timing.time_in_turn(runs, rounds, clock=device.wall)
+    if copy:
+        on_device[LIMIT] = [seconds * traffic["onepass"] / device.copied for seconds in on_device[LIMIT]]
+    moved = traffic["onepass"]
+    return Comparison(result("device time", on_device, moved), result("wall time", by_wall), traffic)
 
 
 # -- output ----------------------------------------------------------------------------------------------------------
 
-HEADER = (
-    f"{'workload':<26}{'optimizer':<10}{'contender':<19}{'device, us':>12}{'':>7}{'wall, us':>12}{'':>7}"
-    f"{'ratio':>8}{'(wall)':>8}{'GB/s':>7}{'of copy':>8}"
-)
+HEADS = ("workload", "optimizer", "contender", "device, us", "", "wall, us", "", "ratio", "(wall)", "GB/s", "of limit")
+COLUMNS = ("<26", "<9", "<18", ">10", ">5", ">10", ">5", ">6", ">6", ">5", ">8")
 
 
-def lines_of(result: Result) -> Iterator[str]:
+def lines_of(compared: Comparison) -> Iterator[str]:
     """Return a line per contender; ratios are its time relative to ours."""
-    for name, device in result.device.items():
-        wall = result.wall[name]
-        line = (
-            f"{result.workload:<26}{result.optimizer:<10}{name:<19}{device.seconds * 1e6:>12.1f}{device.spread:>7.1%}"
-            f"{wall.seconds * 1e6:>12.1f}{wall.spread:>7.1%}{device.ratio:>8.2f}{wall.ratio:>8.2f}"
-        )
-        if name in result.of_copy:
-            line += f"{result.traffic[name] / device.seconds / 1e9:>7.0f}{result.of_copy[name]:>8.3f}"
-        yield line
+    device, wall = compared.device, compared.wall
+    ratios, wall_ratios = timing.ratios(device.samples), timing.ratios(wall.samples)
+    for name in wall.samples:
+        times = [text for r in (device, wall) for text in (f"{r.seconds(name) * 1e6:.1f}", f"{r.spread(name):.1%}")]
+        cells = [device.workload, device.optimizer, name, *times, f"{ratios[name]:.2f}", f"{wall_ratios[name]:.2f}"]
+        of_limit = compared.of_limit(name)
+        rate = f"{compared.traffic[name] / device.seconds(name) / 1e9:.0f}"
+        yield table_line([*cells, *([rate, f"{of_limit:.3f}"] if of_limit is not None else ["", ""])], COLUMNS)
 
 
-def judged(results: list[Result]) -> Iterator[str]:
+def judged(compared: list[Comparison]) -> Iterator[str]:
     """Yield a line per target that was measured."""
     for target in TARGETS:
-        for result in results:
+        for each in compared:
+            result: Result = getattr(each, target.clock)
             if result.workload != target.workload or result.optimizer not in target.optimizers:
                 continue
-            if (figure := target.of(result)) is not None:
-                verdict = "met" if figure >= target.at_least else "MISSED"
-                what = f"{result.workload:<26}{result.optimizer:<10}"
-                yield f"{verdict:<8}{what}{figure:>7.3f} {target.figure} (at least {target.at_least:.2f})"
+            if (ratio := result.ratios().get(target.peer)) is not None:
+                verdict = "met" if ratio >= target.at_least else "MISSED"
+                figure = f"{ratio:.3f} x {target.peer} ({target.clock}, at least {target.at_least:.2f})"
+                yield table_line([verdict, result.workload, result.optimizer, figure], ("<6", "<26", "<9", "<"))
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -490,32 +448,33 @@ def main(argv: list[str] | None = None) -> int:
     # torch warns that capturable=True is slow unless captured, which is measured here.
     warnings.filterwarnings("ignore", message=".*capturable=True")
     device = Device(args.device, SAMPLE / 20 if args.quick else SAMPLE)
-    machine = device.facts()
-    for name, text in machine.items():
-        print(f"{name:<21}{text}")
-    print(f"\n{HEADER}")
+    about = device.facts()
+    print(text_table([*facts().items(), *about.items()], "<"))
+    print("\n" + table_line(HEADS, COLUMNS))
 
-    results: list[Result] = []
+    compared: list[Comparison] = []
     for workload in (w.reduced() if args.quick else w for w in WORKLOADS):
         if not workload.name.startswith(tuple(args.workloads)):
             continue
         if workload.capturable and not device.is_gpu:
-            print(f"{workload.name:<26}left out: this needs a GPU")
+            print(f"{workload.name}: left out, because it needs a GPU")
             continue
         for subject in (SUBJECTS[name] for name in workload.optimizers if name in args.optimizers):
             try:
-                results.append(compare(workload, subject, device, args.rounds))
+                compared.append(compare(workload, subject, device, args.rounds))
             except AssertionError as error:
                 print(f"wrong result, not timed: {error}", file=sys.stderr)
                 return 1
             gc.collect()
-            print(*lines_of(results[-1]), sep="\n", flush=True)
+            print(*lines_of(compared[-1]), sep="\n", flush=True)
             if args.json:  # after each result, so that results are not lost if the run is ended
-                told = {"machine": machine, "rounds": args.rounds, "results": [asdict(r) for r in results]}
-                args.json.write_text(json.dumps({**told, "targets": list(judged(results))}, indent=1) + "\n")
+                results = [result for each in compared for result in (each.device, each.wall)]
+                traffic = [{"workload": c.wall.workload, "optimizer": c.wall.optimizer, **c.traffic} for c in compared]
+                more = {"device": about, "bytes per step": traffic, "targets": list(judged(compared))}
+                args.json.write_text(bench.as_json(results, args.rounds, **more))
 
     print("\ntargets" + ("" if device.is_gpu and not args.quick else " (of a dry run: not meaningful)"))
-    print(*judged(results), sep="\n")
+    print(*judged(compared), sep="\n")
     return 0
 
 

@@ -14,10 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "bench"
 TARGET = "kernels_bench"
+
+# Loaded by its path, because this file needs no installed onepass.
+text_table: Callable[..., str] = runpy.run_path(f"{ROOT}/python/onepass/training/table.py")["text_table"]
 
 Row = dict[str, Any]
 
@@ -166,16 +170,15 @@ def limits(rows: list[Row]) -> dict[tuple[int, int, int], float]:
 
 def table(rows: list[Row]) -> str:
     """Return a table of medians."""
-    widths = "{:<14}{:<25}{:<13}{:>10}{:>9}{:>9}{:>12}{:>8}{:>10}"
-    lines = [widths.format("rule", "format", "ISA", "elements", "threads", "updated", "ns/element", "GB/s", "of limit")]
+    table_rows = [["rule", "format", "ISA", "elements", "threads", "updated", "ns/element", "GB/s", "of limit"]]
     of = limits(rows)
     for row in rows:
         rate = median(row["bytes_per_second"])
         limit = of.get((row["elements"], row["threads"], row["updated"]))
         names = (row[name] for name in ("rule", "format", "isa", "elements", "threads", "updated"))
         time = f"{median(row['ns_per_element']):.3f}"
-        lines.append(widths.format(*names, time, f"{rate / 1e9:.1f}", f"{rate / limit:.0%}" if limit else "").rstrip())
-    return "\n".join(lines)
+        table_rows.append([*names, time, f"{rate / 1e9:.1f}", f"{rate / limit:.0%}" if limit else ""])
+    return text_table(table_rows, "<<<>")
 
 
 def main(argv: list[str] | None = None) -> int:

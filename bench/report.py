@@ -22,19 +22,12 @@ from typing import Any
 import figures
 from figures import LIMIT, OURS, QUESTIONS, ROOT, TORCH, number, strongest, times
 from onepass.cli.timing import Result
+from onepass.training.table import markdown_table as table
 
 README = ROOT / "README.md"
 BENCHMARKS = ROOT / "docs" / "benchmarks.md"
 BLOCK = r"<!-- bench/report.py: (\S+) -->\n(.*?)\n?<!-- end -->"
 BEYOND = "strongest other"
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table without its empty columns."""
-    rows = list(rows)
-    kept = [i for i in range(len(head)) if i == 0 or any(row[i] for row in rows)]
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line[i] for i in kept) + " |" for line in lines)
 
 
 def cell(ratio: float | None, result: Result, name: str = "") -> str:

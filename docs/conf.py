@@ -5,7 +5,7 @@ python -m sphinx -W --keep-going -b html docs build/docs
 
 from __future__ import annotations
 
-import inspect
+import re
 
 import onepass
 from sphinx.application import Sphinx
@@ -28,13 +28,13 @@ nitpick_ignore_regex = [("py:.*", r"(torch|matplotlib)\..*|fnmatch|Floats")]
 html_theme = "furo"
 html_title = f"onepass {release}"
 
-TORCHS = "https://docs.pytorch.org/docs/stable/generated/torch.optim.lr_scheduler.{}.html"
+TORCH_REFERENCE = re.compile(r":class:`(torch\.optim\.lr_scheduler\.\w+)`")
+TORCH_LINK = r"`\1 <https://docs.pytorch.org/docs/stable/generated/\1.html>`__"
 
 
 def link_to_torch(app: Sphinx, what: str, name: str, found: object, options: object, lines: list[str]) -> None:
-    """Replace a docstring that is torch's by a link: it refers to pictures and names of torch's own site."""
-    if inspect.isclass(found) and any(base.__doc__ == found.__doc__ for base in found.__mro__[1:]):
-        lines[:] = [f"The arguments are described in `torch's documentation <{TORCHS.format(found.__name__)}>`__."]
+    """Replace references to torch's schedulers by links to torch's site."""
+    lines[:] = [TORCH_REFERENCE.sub(TORCH_LINK, line) for line in lines]
 
 
 def setup(app: Sphinx) -> None:

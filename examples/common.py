@@ -20,6 +20,7 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 from onepass.cli.demo import Task
 from onepass.training.progress import Bar
+from onepass.training.table import text_table
 from PIL import Image
 from torch import Tensor, nn
 
@@ -71,14 +72,7 @@ class Gallery:
 
     def table(self, heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """Print rows under their heads, with the first column left-aligned and the others right-aligned."""
-        lines = [list(heads), *([cell(value) for value in row] for row in rows)]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        for line in lines:
-            first, *others = (
-                text.ljust(width) if not i else text.rjust(width)
-                for i, (text, width) in enumerate(zip(line, widths, strict=True))
-            )
-            self.print("  ".join([first, *others]).rstrip())
+        self.print(text_table([heads, *([cell(value) for value in row] for row in rows)]))
 
     @contextmanager
     def picture(

@@ -26,7 +26,8 @@ from .optimizers.rmsprop import RMSprop
 from .optimizers.rprop import Rprop
 from .optimizers.sgd import SGD
 from .optimizers.sparse_adam import SparseAdam
-from .schedules.preview import plot, preview
+from .schedules.plot import plot
+from .schedules.preview import preview
 from .schedules.schedule_lr import ScheduleLR
 from .training.backward import step_in_backward
 from .training.catalog import create, list_optimizers

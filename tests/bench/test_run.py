@@ -175,3 +175,21 @@ def test_figures_survive_the_file():
     assert again == timing.Result("w", "o", 7, 3, {"onepass": [0.1235], "limit": [2e-9]}, moved=9, question="large")
     assert told["missing"] == {"peer": "why"}
     assert told["rounds"] == 1
+
+
+def test_a_sample_of_short_calls_covers_many_and_one_after_preparation_a_single_call():
+    calls, prepared = [], []
+    samples = timing.time_in_turn({"a": lambda: calls.append(1)}, 3, clock=timing.Clock(sample=1e-3))
+    assert len(samples["a"]) == 3
+    assert 2 + 3 < len(calls) <= 2 + 3 * 1000
+    calls.clear()
+    timing.time_in_turn({"a": lambda: calls.append(1)}, 3, before=prepared.append)
+    assert len(calls) == 3
+    assert prepared == ["a"] * 3
+
+
+def test_the_clock_waits_for_the_device_before_and_after_the_calls():
+    events = []
+    clock = timing.Clock(synchronize=lambda: events.append("wait"))
+    assert clock.seconds(lambda: events.append("call"), 2) > 0
+    assert events == ["wait", "call", "call", "wait"]

@@ -65,6 +65,18 @@ def test_lookahead():
     assert type(pickle.loads(pickled)) is onepass.Lookahead
 
 
+def test_a_pickled_scheduler_goes_by_the_public_paths():
+    opt = make(ROW["SGD"])
+    schedulers = onepass.lr_scheduler
+    chain = schedulers.ChainedScheduler([schedulers.StepLR(opt, 2), schedulers.ReduceLROnPlateau(opt)])
+    schedule = onepass.ScheduleLR(make(ROW["SGD"]), "warmup(2)", momentum="constant()", count_skipped=False)
+    for scheduler in (chain, schedule):
+        pickled = pickle.dumps(scheduler)
+        assert modules(pickled) <= {"onepass", "onepass.lr_scheduler", "onepass.schedules"}
+        again = pickle.loads(pickled)
+        assert again.state_dict() == scheduler.state_dict()
+
+
 def test_all_public_names_have_the_public_path():
     values = [getattr(onepass, name) for name in onepass.__all__]
     ours = [value for value in values if getattr(value, "__module__", "").split(".")[0] == "onepass"]

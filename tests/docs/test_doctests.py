@@ -27,7 +27,7 @@ PUBLIC = dict(found for module in (onepass, lr_scheduler, schedules, swa_utils) 
 
 def test_nothing_is_missing():
     assert {"onepass.AdamW", "onepass.lr_find", "onepass.lr_scheduler.get_scheduler"} <= set(PUBLIC)
-    assert {"onepass.lr_scheduler.SWALR", "onepass.schedules.cosine"} <= set(PUBLIC)
+    assert {"onepass.lr_scheduler.SWALR", "onepass.lr_scheduler.StepLR", "onepass.schedules.cosine"} <= set(PUBLIC)
 
 
 @pytest.mark.parametrize("name", PUBLIC)

@@ -10,7 +10,7 @@ import sys
 import onepass
 import pytest
 import torch
-from onepass.schedules.preview import Previewed
+from onepass.schedules.previewed import Previewed
 from schedulers import ALL, ARGUMENTS, CHAININGS, OURS, SINGLE, TORCH, advance, numbers, optimizer, run
 from torch.optim.lr_scheduler import LRScheduler
 

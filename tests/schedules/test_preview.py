@@ -465,3 +465,29 @@ def test_plot_into_a_subfigure_saves_all_of_the_figure(tmp_path):
     axes = figure.subfigures(1, 2)[0].add_subplot()
     assert OURS.StepLR(optimizer(), 3).plot(5, ax=axes, path=tmp_path / "s.png") is figure
     assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_variable_that_two_closures_share():
+    def make():
+        calls = 0
+
+        def first(t):
+            nonlocal calls
+            calls += 1
+            return 1 / calls
+
+        def second(t):
+            return 1 / (1 + calls)
+
+        params = [{"params": [torch.nn.Parameter(torch.zeros(2))]} for _ in range(2)]
+        return torch.optim.lr_scheduler.LambdaLR(onepass.SGD(params, lr=1.0), [first, second])
+
+    stepped = make()
+    wanted = [stepped.get_last_lr()]
+    for _ in range(3):
+        stepped.optimizer.step()
+        stepped.step()
+        wanted.append(stepped.get_last_lr())
+    scheduler = make()
+    for _ in range(2):  # the first preview has changed nothing
+        assert onepass.preview(scheduler, 4).tolist() == wanted

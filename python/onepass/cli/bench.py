@@ -34,6 +34,7 @@ from ..optimizers.rmsprop import RMSprop
 from ..optimizers.rprop import Rprop
 from ..optimizers.sgd import SGD
 from ..training.catalog import class_name
+from ..training.table import table_line
 from . import limit
 from .info import facts
 from .timing import Maker, Result, Run, Shapes, check, gradients, parameters, sample_in_turn, time_in_turn
@@ -230,14 +231,14 @@ def line_of(result: Result) -> str:
     """Return a result as one line: our time, per parameter, tensor or step, and the others' times relative to it."""
     ours = result.seconds()
     if result.elements >= 1 << 20:
-        time_text = f"{ours / result.elements * 1e9:7.3f} ns/parameter"
+        time_and_unit = f"{ours / result.elements * 1e9:.3f}", "ns/parameter"
     elif result.tensors > 10:
-        time_text = f"{ours / result.tensors * 1e6:7.3f} us/tensor   "
+        time_and_unit = f"{ours / result.tensors * 1e6:.3f}", "us/tensor"
     else:
-        time_text = f"{ours * 1e6:7.2f} us          "
+        time_and_unit = f"{ours * 1e6:.2f}", "us"
     others = ", ".join(f"{name} {ratio:.2f}x" for name, ratio in result.ratios().items())
-    spread = f"+-{result.spread():.0%}"
-    return f"{result.workload:<28} {result.optimizer:<11} {result.first:<15} {time_text} {spread:>6}  {others}"
+    cells = [result.workload, result.optimizer, result.first, *time_and_unit, f"+-{result.spread():.0%}", others]
+    return table_line(cells, ("<28", "<11", "<15", ">7", "<12", ">5", "<"))
 
 
 def machine() -> str:

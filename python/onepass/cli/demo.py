@@ -34,6 +34,7 @@ from ..optimizers.adamw import AdamW
 from ..optimizers.sgd import SGD
 from ..training.catalog import plain_name
 from ..training.progress import Bar
+from ..training.table import text_table
 from .info import facts
 
 # torch's class and ours, and their arguments in addition to the learning rate.
@@ -333,7 +334,7 @@ def table(heads: list[str], results: list[list[Curves]]) -> str:
             row += apart if run is not runs[0] else ["-"] * 3
             row += [f"{run.step:.3f}", f"{runs[0].step / run.step:.2f}"]
             rows.append([*row, f"{run.seconds:.2f}", f"{runs[0].seconds / run.seconds:.2f}"])
-    lines = ["{:17}{:>8}{:>10}{:>10}{:>18.18}{:>9}{:>9}{:>9}{:>8}{:>8}{:>8}".format(*row) for row in rows]
+    lines = text_table(rows).splitlines()
     for i, head in enumerate(heads):
         at = 2 + i * (len(results[0]) + 2)
         lines[at:at] = ["-" * len(lines[0]), head]

@@ -10,6 +10,7 @@ import torch
 
 from .. import _core
 from ..training import catalog
+from ..training.table import text_table
 
 
 def _openmp_runtimes() -> list[str]:
@@ -81,8 +82,5 @@ def main(args: argparse.Namespace) -> int:
     if args.optimizers:
         print(catalog.markdown())
         return 0
-    found = facts()
-    width = max(map(len, found))
-    for name, text in found.items():
-        print(f"{name:<{width}}  {text}")
+    print(text_table(facts().items(), "<<"))
     return 0

@@ -7,10 +7,10 @@ are medians over the rounds, and ratios are medians of the ratios within each ro
 
 from __future__ import annotations
 
+import functools
 import gc
 import statistics
 import time
-import timeit
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -95,32 +95,63 @@ def sample_in_turn(names: Iterable[str], rounds: int, sample: Callable[[str], fl
     return samples
 
 
-def time_in_turn(runs: dict[str, Run], rounds: int, before: Callable[[str], Any] | None = None) -> Samples:
+class Clock:
+    """The wall clock. A sample of a short call covers many calls, and the result is the time per call.
+
+    Args:
+        sample: Approximate seconds per sample: shorter calls are repeated, up to 1,000 times.
+        synchronize: Function that waits until a device has done all work of the calls, if they use one.
+    """
+
+    def __init__(self, sample: float = SAMPLE, synchronize: Run | None = None) -> None:
+        self.sample = sample
+        self.synchronize = synchronize
+
+    def seconds(self, run: Run, repeats: int) -> float:
+        """Return the seconds per call."""
+        if self.synchronize:
+            self.synchronize()
+        start = time.perf_counter()
+        for _ in range(repeats):
+            run()
+        if self.synchronize:
+            self.synchronize()
+        return (time.perf_counter() - start) / repeats
+
+    def repeats(self, run: Run) -> int:
+        """Return the number of calls of a sample."""
+        return max(1, min(1000, round(self.sample / max(self.seconds(run, 2), 1e-9))))
+
+    def sampler(self, run: Run) -> Callable[[], float]:
+        """Return a function that takes a sample and returns the seconds per call."""
+        return functools.partial(self.seconds, run, self.repeats(run))
+
+
+def time_in_turn(
+    runs: dict[str, Run], rounds: int, before: Callable[[str], Any] | None = None, clock: Clock | None = None
+) -> Samples:
     """Time contenders in turn.
 
     Args:
         runs: The timed function of each contender.
         rounds: Number of samples of each contender.
-        before: Function of the contender's name that is called before each timed call and is not timed. Without it, a
-            sample covers as many calls as take about a hundredth of a second.
+        before: Function of the contender's name that is called before each timed call and is not timed. A sample then
+            is one call by the wall clock.
+        clock: The clock. By default, the wall clock with samples of a hundredth of a second.
 
     Returns:
         Seconds per call, for each contender and round.
     """
-    repeats = {name: 1 if before else _repeats(run) for name, run in runs.items()}
+    clock = clock or Clock()
+    samplers = {} if before else {name: clock.sampler(run) for name, run in runs.items()}
 
     def sample(name: str) -> float:
         if before:
             before(name)
-        return timeit.timeit(runs[name], number=repeats[name]) / repeats[name]
+            return clock.seconds(runs[name], 1)
+        return samplers[name]()
 
     return sample_in_turn(runs, rounds, sample)
-
-
-def _repeats(run: Run) -> int:
-    start = time.perf_counter()
-    run()
-    return max(1, min(1000, round(SAMPLE / max(time.perf_counter() - start, 1e-9))))
 
 
 def gradients(shapes: Shapes, dtype: torch.dtype = torch.float32) -> list[Tensor]:

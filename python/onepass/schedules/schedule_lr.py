@@ -5,158 +5,22 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from operator import mul
-from typing import Any, SupportsFloat, TypeAlias
-from weakref import ref
+from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from ..optimizers.arguments import described, put_number
+from ..optimizers.arguments import put_number
 from ..optimizers.hooks import unwrapped
-from .parser import parse
 from .parts import Schedule
-from .preview import Previewed
+from .previewed import Previewed
 from .rates import copied, current_lrs, initial_lr
-
-# One schedule (or its text) for all parameter groups, or a list with one for each group.
-Schedules: TypeAlias = "Schedule | str | Sequence[Schedule | str]"
-
-
-def _per_group(name: str, schedules: Schedules, groups: int) -> list[Schedule]:
-    """Return a schedule for each parameter group."""
-    if isinstance(schedules, Schedule | str) or not isinstance(schedules, Sequence):
-        return [_schedule(name, schedules)] * groups
-    if len(schedules) != groups:
-        raise ValueError(f"{name}: there are {len(schedules)} schedules for {groups} parameter groups")
-    return [_schedule(name, schedule) for schedule in schedules]
-
-
-def _schedule(name: str, schedule: Schedule | str) -> Schedule:
-    if isinstance(schedule, str):
-        try:
-            return parse(schedule)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
-    if not isinstance(schedule, Schedule):
-        hint = (
-            ": schedules.function(f) makes a schedule from a function, and LambdaLR takes functions"
-            if callable(schedule)
-            else ""
-        )
-        raise TypeError(
-            f"{name}: must be a Schedule of onepass.schedules, such as warmup(500) >> cosine(10_000), or the text of "
-            f"one, got {described(schedule)}{hint}"
-        )
-    return schedule
-
-
-def _factors(schedules: list[Schedule], t: int) -> list[float]:
-    """Return the factor of each schedule at a step; computed once for adjacent groups with the same schedule."""
-    asked, factor, factors = None, 1.0, []
-    for schedule in schedules:
-        if schedule is not asked:
-            asked, factor = schedule, schedule._held(t)
-        factors.append(factor)
-    return factors
-
-
-@dataclass
-class _Driven:
-    """A hyperparameter other than the learning rate that schedules set.
-
-    Attributes:
-        argument: The argument of ScheduleLR that gave the schedules.
-        key: Key of the hyperparameter in the parameter groups.
-        index: Index within betas; None for hyperparameters that are not tuples.
-        schedules: The schedule of each parameter group.
-        bases: The base value of each group, which the schedule multiplies.
-    """
-
-    argument: str
-    key: str
-    index: int | None
-    schedules: list[Schedule]
-    bases: list[float]
-
-    @property
-    def name(self) -> str:
-        return self.key if self.index is None else f"{self.key}[{self.index}]"
-
-    def check(self, number: int, group: dict[str, Any]) -> None:
-        """Raise if a group does not have this hyperparameter."""
-        held = group.get(self.key)
-        if held is None or (self.index is not None and self.index >= len(held)):
-            what = self.key if self.index is None else "such beta"
-            raise ValueError(f"{self.argument}: parameter group {number} has no {what}")
-
-    def first(self, number: int, group: dict[str, Any], last_epoch: int) -> float:
-        """Return the initial value of a group; at the beginning of a run, by default its current value."""
-        self.check(number, group)
-        held = group[self.key]
-        first = tuple(map(float, held)) if self.index is not None else float(held)
-        name = f"initial_{self.key}"
-        initial = group.setdefault(name, first) if last_epoch == -1 else group.get(name)
-        if initial is None:
-            raise KeyError(
-                f"last_epoch: parameter group {number} has no {name}, so the schedule cannot resume at "
-                f"{last_epoch}. Load the optimizer's state_dict first"
-            )
-        return initial if self.index is None else initial[self.index]  # type: ignore[no-any-return]
-
-    def values(self, t: int) -> list[float]:
-        """Return the value of each group at a step."""
-        values = [base * factor for base, factor in zip(self.bases, _factors(self.schedules, t), strict=True)]
-        if self.index is not None:
-            for number, value in enumerate(values):
-                if not 0.0 <= value < 1.0:
-                    raise ValueError(
-                        f"{self.name} of parameter group {number} would be {value} at step {t}, must be in [0, 1)"
-                    )
-        return values
-
-    def write(self, groups: list[dict[str, Any]], values: list[float]) -> None:
-        for group, value in zip(groups, values, strict=True):
-            if self.index is None:
-                group[self.key] = put_number(group[self.key], value)
-            else:
-                held = list(group[self.key])
-                held[self.index] = put_number(held[self.index], value)
-                group[self.key] = tuple(held)
-
-
-class _RealSteps:
-    """Records whether an optimizer has stepped, without skipped steps.
-
-    When GradScaler finds an inf, it does not call the optimizer's step, unless the optimizer has ``fused=True`` and so
-    gets the result in ``found_inf``. A step hook detects both cases.
-    """
-
-    def __init__(self, optimizer: Optimizer) -> None:
-        self.stepped = False
-        watcher = ref(self)
-
-        def after_step(stepped: Optimizer, _args: Any, _kwargs: Any) -> None:
-            watching = watcher()
-            if watching is None:
-                handle.remove()
-            elif not float(getattr(stepped, "found_inf", None) or 0.0):
-                watching.stepped = True
-
-        handle = optimizer.register_step_post_hook(after_step)
-
-    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
-        # A copied optimizer has no hooks. So a copied scheduler (as in a preview) gets None here, and counts all steps.
-        return type(None), ()
-
-    def take(self) -> bool:
-        """Return whether there was a step since the last call."""
-        stepped, self.stepped = self.stepped, False
-        return stepped
+from .scheduled_hyperparameter import ScheduledHyperparameter, Schedules, factors_at, schedules_of_groups
+from .step_detector import StepDetector
 
 
 class ScheduleLR(Previewed, LRScheduler):
@@ -215,15 +79,15 @@ class ScheduleLR(Previewed, LRScheduler):
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer: {type(optimizer).__name__} is not an Optimizer")
         groups = optimizer.param_groups
-        self.schedules = _per_group("schedule", schedule, len(groups))
+        self.schedules = schedules_of_groups("schedule", schedule, len(groups))
         # Otherwise the rates come from a loaded optimizer, or were changed by another scheduler.
         self._bases_given = not any("initial_lr" in group for group in groups)
-        self._driven: list[_Driven] = []
+        self._hyperparameters: list[ScheduledHyperparameter] = []
         if weight_decay is not None:
-            self._drive(groups, last_epoch, "weight_decay", "weight_decay", None, weight_decay)
+            self._schedule_hyperparameter(groups, last_epoch, "weight_decay", "weight_decay", None, weight_decay)
         if momentum is not None:
             key, index = ("betas", 0) if "betas" in groups[0] else ("momentum", None)
-            self._drive(groups, last_epoch, "momentum", key, index, momentum)
+            self._schedule_hyperparameter(groups, last_epoch, "momentum", key, index, momentum)
         if betas is not None:
             if not isinstance(betas, tuple):
                 raise TypeError(f"betas must be a tuple of schedules, one for each beta, got {betas!r}")
@@ -231,16 +95,16 @@ class ScheduleLR(Previewed, LRScheduler):
                 raise ValueError("betas: the first beta must be None, because momentum sets it")
             for index, schedules in enumerate(betas):
                 if schedules is not None:
-                    self._drive(groups, last_epoch, "betas", "betas", index, schedules)
+                    self._schedule_hyperparameter(groups, last_epoch, "betas", "betas", index, schedules)
         self._plateau: ReduceLROnPlateau | None = None
-        self._real_steps: _RealSteps | None = None  # torch's constructor makes the first step, which counts
+        self._step_detector: StepDetector | None = None  # torch's constructor makes the first step, which counts
         super().__init__(optimizer, last_epoch)
         if plateau is not None:
             self._plateau = self._new_plateau(plateau)
         if not count_skipped:
-            self._real_steps = _RealSteps(unwrapped(optimizer))
+            self._step_detector = StepDetector(unwrapped(optimizer))
 
-    def _drive(
+    def _schedule_hyperparameter(
         self,
         groups: list[dict[str, Any]],
         last_epoch: int,
@@ -250,54 +114,60 @@ class ScheduleLR(Previewed, LRScheduler):
         schedules: Schedules,
     ) -> None:
         """Add a hyperparameter to those that schedules set."""
-        driven = _Driven(argument, key, index, _per_group(argument, schedules, len(groups)), [])
-        driven.bases = [driven.first(number, group, last_epoch) for number, group in enumerate(groups)]
-        self._driven.append(driven)
+        of_groups = schedules_of_groups(argument, schedules, len(groups))
+        added = ScheduledHyperparameter(argument, key, index, of_groups, bases=[])
+        added.bases = [added.initial_value(number, group, last_epoch) for number, group in enumerate(groups)]
+        self._hyperparameters.append(added)
 
-    def _take_up_groups(self) -> None:
+    def _include_added_groups(self) -> None:
         """Schedule the groups that were added to the optimizer since the last step, or raise and change nothing."""
-        self._refuse_groups()
-        self._add_groups()
+        self._check_added_groups()
+        self._extend_to_added_groups()
 
     def _all_schedules(self) -> list[tuple[str, list[Schedule]]]:
         """Return the schedules, by the argument that gave them."""
-        return [("schedule", self.schedules), *((driven.argument, driven.schedules) for driven in self._driven)]
+        return [("schedule", self.schedules), *((h.argument, h.schedules) for h in self._hyperparameters)]
 
-    def _refuse_groups(self) -> None:
+    def _check_added_groups(self) -> None:
         """Raise if the schedules cannot serve all groups."""
-        groups, known = self.optimizer.param_groups, len(self.schedules)
-        if known > len(groups):
-            raise ValueError(f"the optimizer has {len(groups)} parameter groups, this ScheduleLR was made for {known}")
-        if known == len(groups):
+        groups, scheduled = self.optimizer.param_groups, len(self.schedules)
+        if scheduled > len(groups):
+            raise ValueError(
+                f"the optimizer has {len(groups)} parameter groups, this ScheduleLR was made for {scheduled}"
+            )
+        if scheduled == len(groups):
             return
-        why = f"parameter group {known} was added after this ScheduleLR was made, and"
+        why = f"parameter group {scheduled} was added after this ScheduleLR was made, and"
         for argument, schedules in self._all_schedules():
             if any(schedule != schedules[0] for schedule in schedules):
                 raise ValueError(f"{argument}: {why} those before it have different schedules. Make a new ScheduleLR")
         if self._plateau is not None and self._plateau.default_min_lr is None:
             raise ValueError(f"plateau: {why} min_lr is a list with a number for each group. Make a new ScheduleLR")
-        for driven in self._driven:
-            for number in range(known, len(groups)):
-                driven.check(number, groups[number])
+        for hyperparameter in self._hyperparameters:
+            for number in range(scheduled, len(groups)):
+                hyperparameter.check(number, groups[number])
 
-    def _add_groups(self) -> None:
+    def _extend_to_added_groups(self) -> None:
         """Extend the schedules, each of which serves all groups, to new groups, with their current values as bases."""
-        known = len(self.schedules)
-        added = self.optimizer.param_groups[known:]
-        for driven in self._driven:
-            driven.bases = [*driven.bases, *(driven.first(known + i, group, -1) for i, group in enumerate(added))]
+        scheduled = len(self.schedules)
+        added = self.optimizer.param_groups[scheduled:]
+        for hyperparameter in self._hyperparameters:
+            hyperparameter.bases = [
+                *hyperparameter.bases,
+                *(hyperparameter.initial_value(scheduled + i, group, -1) for i, group in enumerate(added)),
+            ]
         for _, schedules in self._all_schedules():
             schedules += schedules[:1] * len(added)
         for group in added:
             base = initial_lr(group)
             self.base_lrs = [*self.base_lrs, base]
             if self._plateau is not None:
-                self._plateau.optimizer.add_param_group(_nothing(base))
+                self._plateau.optimizer.add_param_group(_plateau_group(base))
 
     def _new_plateau(self, options: Mapping[str, Any]) -> ReduceLROnPlateau:
         """Return torch's ReduceLROnPlateau on an optimizer whose only content is base_lrs."""
         try:
-            return ReduceLROnPlateau(SGD(list(map(_nothing, self.base_lrs))), **options)
+            return ReduceLROnPlateau(SGD(list(map(_plateau_group, self.base_lrs))), **options)
         except (TypeError, ValueError) as error:
             raise type(error)(f"plateau: {error}") from None
 
@@ -314,7 +184,7 @@ class ScheduleLR(Previewed, LRScheduler):
     def get_lr(self) -> list[float | Tensor]:
         """Return the learning rate of each group at step ``last_epoch``."""
         bases = self.base_lrs if self._plateau is None else self._reduced_bases(self._plateau)
-        return list(map(mul, bases, _factors(self.schedules, self.last_epoch)))
+        return list(map(mul, bases, factors_at(self.schedules, self.last_epoch)))
 
     def _update_lr(self, epoch: int | None = None) -> None:
         # Not torch's method, whose guard around get_lr takes as long as all of this.
@@ -323,9 +193,9 @@ class ScheduleLR(Previewed, LRScheduler):
         groups = self.optimizer.param_groups
         try:
             if len(self.schedules) != len(groups):
-                self._take_up_groups()  # torch's SequentialLR starts its parts without step()
+                self._include_added_groups()  # torch's SequentialLR starts its parts without step()
             lrs = list(self.get_lr())
-            values = [driven.values(t) for driven in self._driven] if self._driven else []
+            values = [h.values(t) for h in self._hyperparameters] if self._hyperparameters else []
         except Exception:
             self.last_epoch = before
             if epoch is None:
@@ -339,13 +209,13 @@ class ScheduleLR(Previewed, LRScheduler):
                 group["lr"] = lr
         self._last_lr = lrs
         for number, each in enumerate(values):
-            self._driven[number].write(groups, each)
+            self._hyperparameters[number].write(groups, each)
 
-    def _write_driven(self) -> None:
+    def _write_hyperparameters(self) -> None:
         """Set all scheduled hyperparameters but the rate; none before the first step of a part of a sequence."""
         if self.last_epoch >= 0:
-            for driven in self._driven:
-                driven.write(self.optimizer.param_groups, driven.values(self.last_epoch))
+            for hyperparameter in self._hyperparameters:
+                hyperparameter.write(self.optimizer.param_groups, hyperparameter.values(self.last_epoch))
 
     def step(self, metrics: SupportsFloat | None = None) -> None:
         """Advance the schedule by one step. Call this after the optimizer's step.
@@ -358,10 +228,10 @@ class ScheduleLR(Previewed, LRScheduler):
                 which there is no schedule. Nothing has been changed.
         """
         if len(self.schedules) != len(self.optimizer.param_groups):
-            self._take_up_groups()
+            self._include_added_groups()
         if metrics is not None:
             self.feed(metrics)
-        if self._real_steps is None or self._real_steps.take():
+        if self._step_detector is None or self._step_detector.stepped_since_last_call():
             super().step()
 
     def feed(self, metrics: SupportsFloat) -> None:
@@ -375,41 +245,42 @@ class ScheduleLR(Previewed, LRScheduler):
         """
         if self._plateau is None:
             raise ValueError("metrics: this ScheduleLR has no plateau")
-        self._take_up_groups()
+        self._include_added_groups()
         self._reduced_bases(self._plateau)
         self._plateau.step(metrics)
         self._update_lr(self.last_epoch)
 
     def _texts(self) -> dict[str, list[str]]:
         """Return the text of each schedule, by hyperparameter."""
-        schedules = {"lr": self.schedules, **{driven.name: driven.schedules for driven in self._driven}}
+        schedules = {"lr": self.schedules, **{h.name: h.schedules for h in self._hyperparameters}}
         return {name: list(map(repr, each)) for name, each in schedules.items()}
 
     def _bases(self) -> dict[str, list[float]]:
         """Return the base value of each schedule, by hyperparameter."""
-        return {"lr": list(map(float, self.base_lrs)), **{d.name: list(d.bases) for d in self._driven}}
+        return {"lr": list(map(float, self.base_lrs)), **{h.name: list(h.bases) for h in self._hyperparameters}}
 
     def _values(self) -> dict[str, list[float]]:
         """Return the current values of the groups (the user may have set them), by hyperparameter."""
         groups = self.optimizer.param_groups
         held = {
-            d.name: [float(g[d.key] if d.index is None else g[d.key][d.index]) for g in groups] for d in self._driven
+            h.name: [float(g[h.key] if h.index is None else g[h.key][h.index]) for g in groups]
+            for h in self._hyperparameters
         }
         return {"lr": [float(group["lr"]) for group in groups], **held}
 
     def __repr__(self) -> str:
-        drives = []
+        arguments = []
         for name, texts in self._texts().items():
             text = repr(texts[0] if len(set(texts)) == 1 else texts)
-            drives.append(text if name == "lr" else f"{name}={text}")
+            arguments.append(text if name == "lr" else f"{name}={text}")
         if (plateau := self._plateau) is not None:
-            drives.append(f"plateau={{'mode': {plateau.mode!r}, 'factor': {plateau.factor}, ...}}")
-        return f"ScheduleLR({type(self.optimizer).__name__}, {', '.join(drives)}, last_epoch={self.last_epoch})"
+            arguments.append(f"plateau={{'mode': {plateau.mode!r}, 'factor': {plateau.factor}, ...}}")
+        return f"ScheduleLR({type(self.optimizer).__name__}, {', '.join(arguments)}, last_epoch={self.last_epoch})"
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state: numbers, and the schedules as text."""
         with contextlib.suppress(ValueError):  # which the next step will raise
-            self._take_up_groups()
+            self._include_added_groups()
         if self._plateau is not None:
             self._reduced_bases(self._plateau)
         return {
@@ -445,7 +316,7 @@ class ScheduleLR(Previewed, LRScheduler):
         Raises:
             ValueError: The state is of another class, another number of parameter groups, or other hyperparameters.
         """
-        self._take_up_groups()
+        self._include_added_groups()
         self._check_state(state_dict)
         bases: dict[str, list[float]] = state_dict["bases"]
         own = self._texts()
@@ -471,8 +342,8 @@ class ScheduleLR(Previewed, LRScheduler):
         self.base_lrs = [
             put_number(copied(base), saved) for base, saved in zip(self.base_lrs, bases["lr"], strict=True)
         ]
-        for driven in self._driven:
-            driven.bases = list(bases[driven.name])
+        for hyperparameter in self._hyperparameters:
+            hyperparameter.bases = list(bases[hyperparameter.name])
         self._step_count = state_dict["_step_count"]
         if self._plateau is not None and state_dict["plateau"] is not None:
             self._plateau.load_state_dict(state_dict["plateau"])
@@ -483,19 +354,19 @@ class ScheduleLR(Previewed, LRScheduler):
             self.last_epoch = state_dict["last_epoch"]
         else:
             self._update_lr(state_dict["last_epoch"])
-            if state_dict["schedules"] == own and (told := state_dict.get("values")):
-                self._put(told)
+            if state_dict["schedules"] == own and (saved_values := state_dict.get("values")):
+                self._write_values(saved_values)
 
-    def _put(self, values: dict[str, list[float]]) -> None:
+    def _write_values(self, values: dict[str, list[float]]) -> None:
         """Set the scheduled hyperparameters to the saved values of the groups."""
         groups = self.optimizer.param_groups
         for group, lr in zip(groups, values["lr"], strict=True):
             group["lr"] = put_number(group["lr"], lr)
         self._last_lr = current_lrs(self.optimizer)
-        for driven in self._driven:
-            driven.write(groups, values[driven.name])
+        for hyperparameter in self._hyperparameters:
+            hyperparameter.write(groups, values[hyperparameter.name])
 
 
-def _nothing(base: float | Tensor) -> dict[str, Any]:
+def _plateau_group(base: float | Tensor) -> dict[str, Any]:
     """Return a parameter group that holds only a base_lr, for a plateau."""
     return {"params": [torch.empty(0)], "lr": float(base), "initial_lr": float(base)}

@@ -15,6 +15,7 @@ from torch.optim.optimizer import ParamsT
 
 from ..optimizers.arguments import described
 from .grouping import param_groups
+from .table import markdown_table
 
 
 def optimizers() -> Iterator[type[Optimizer]]:
@@ -123,9 +124,9 @@ def takes_sparse(optimizer: type[Optimizer]) -> bool:
 
 def markdown() -> str:
     """Return the table of optimizers as Markdown, as shown in the README."""
-    lines = ["| `onepass` | in place of | states | sparse gradients |", "|---|---|---|---|"]
+    rows = []
     for found in optimizers():
         theirs = f"`torch.optim.{found.__name__}`" if hasattr(torch.optim, found.__name__) else "(torch has none)"
         states = ", ".join(f"`{name}`" for name in found._state_names())  # type: ignore[attr-defined]
-        lines.append(f"| `{found.__name__}` | {theirs} | {states} | {'yes' if takes_sparse(found) else ''} |")
-    return "\n".join(lines)
+        rows.append([f"`{found.__name__}`", theirs, states, "yes" if takes_sparse(found) else ""])
+    return markdown_table(["`onepass`", "in place of", "states", "sparse gradients"], rows)

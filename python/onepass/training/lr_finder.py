@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import textwrap
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -19,6 +20,7 @@ from ..optimizers.arguments import check_number, described, put_number, whole
 from .figure import axes_to_fill, figure_of
 from .progress import Bar
 from .restoring import restored
+from .table import text_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -145,18 +147,17 @@ class LRRangeTest:
 
     def table(self) -> str:
         """Return a table with a row per step: its number, learning rate, loss and smoothed loss."""
-        rows = zip(self.lrs, self.losses, self.smoothed, strict=True)
-        lines = [f"{i:4}  {lr:12.4e}  {loss:12.6g}  {average:13.6g}" for i, (lr, loss, average) in enumerate(rows, 1)]
-        return "\n".join([f"{'step':>4}  {'lr':>12}  {'loss':>12}  {'smoothed loss':>13}", *lines])
+        steps = enumerate(zip(self.lrs, self.losses, self.smoothed, strict=True), 1)
+        rows = [(step, f"{lr:.4e}", f"{loss:.6g}", f"{average:.6g}") for step, (lr, loss, average) in steps]
+        return text_table([("step", "lr", "loss", "smoothed loss"), *rows], ">")
 
     def __str__(self) -> str:
         end = "; there the loss diverged" if self.diverged else ""
-        lines = [f"LR range test: {len(self.lrs)} steps, lr {self.lrs[0]:.2e} to {self.lrs[-1]:.2e}{end}"]
+        title = f"LR range test: {len(self.lrs)} steps, lr {self.lrs[0]:.2e} to {self.lrs[-1]:.2e}{end}"
         if why := self._why_none():
-            return "\n".join([*lines, f"  no suggestion: {why}"])
-        return "\n".join(
-            [*lines, *(f"  {name:8}  {lr:.2e}  {METHODS[name]}" for name, lr in self.suggestions().items())]
-        )
+            return f"{title}\n  no suggestion: {why}"
+        rows = [(method, f"{lr:.2e}", METHODS[method]) for method, lr in self.suggestions().items()]
+        return f"{title}\n{textwrap.indent(text_table(rows, '<><'), '  ')}"
 
     def plot(self, ax: Axes | None = None, path: str | PathLike[str] | None = None) -> Figure:
         """Plot the losses over the learning rate, with the suggestions.

@@ -1,0 +1,75 @@
+"""What ``load_state_dict`` of torch's schedulers does in addition to torch's method."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import Any
+
+from torch import Tensor
+
+from ..optimizers.arguments import number
+from .added_groups import leaf_schedulers
+from .plateau_part import PlateauPart
+from .schedule_lr import ScheduleLR
+
+
+def check_state(scheduler: Any, state: dict[str, Any]) -> None:
+    """Raise if a state, or that of a part, has another number of groups or schedulers."""
+    if isinstance(scheduler, ScheduleLR):
+        scheduler._check_state(state)
+        return
+    name = type(scheduler.plateau if isinstance(scheduler, PlateauPart) else scheduler).__name__
+    groups = len(scheduler.optimizer.param_groups)
+    if "_last_lr" in state and len(state["_last_lr"]) != groups:
+        raise ValueError(
+            f"state_dict has {len(state['_last_lr'])} parameter groups, but the optimizer of this {name} has {groups}"
+        )
+    if "_schedulers" in state and hasattr(scheduler, "_schedulers"):
+        if len(state["_schedulers"]) != len(scheduler._schedulers):
+            raise ValueError(
+                f"state_dict has {len(state['_schedulers'])} schedulers, "
+                f"but this {name} has {len(scheduler._schedulers)}"
+            )
+        for part, part_state in zip(scheduler._schedulers, state["_schedulers"], strict=True):
+            check_state(part, part_state)
+
+
+def finished_and_active_leaves(scheduler: Any) -> tuple[list[Any], list[Any]]:
+    """Return the finished leaves of a scheduler, in the order of their last steps, and the active leaves."""
+    if not hasattr(scheduler, "_schedulers"):
+        return [], leaf_schedulers(scheduler)
+    finished: list[Any] = []
+    active: list[Any] = []
+    current = bisect_right(scheduler._milestones, scheduler.last_epoch) if hasattr(scheduler, "_milestones") else None
+    for index, part in enumerate(scheduler._schedulers):
+        earlier, now = finished_and_active_leaves(part)
+        finished += earlier
+        (active if current in (None, index) else finished).extend(now)
+    return finished, active
+
+
+def write_momentum(scheduler: Any) -> None:
+    """Write the momentum or betas at ``last_epoch`` into the groups, if the scheduler sets them."""
+    if isinstance(scheduler, ScheduleLR):
+        scheduler._write_hyperparameters()
+        return
+    if not getattr(scheduler, "cycle_momentum", False):
+        return
+    # Parts of a sequence have a negative last_epoch before they start. OneCycleLR raises after its last step.
+    if 0 <= scheduler.last_epoch <= getattr(scheduler, "total_steps", scheduler.last_epoch):
+        scheduler._get_lr_called_within_step = True  # without it, get_lr, which also sets the momentum, warns
+        scheduler.get_lr()
+        scheduler._get_lr_called_within_step = False
+
+
+def set_last_lr(state: dict[str, Any], lrs: list[Any]) -> None:
+    """Set ``_last_lr`` of a state and of the states of its parts, torch's included."""
+    state["_last_lr"] = lrs
+    for part in state.get("_schedulers", []):
+        if "_last_lr" in part:
+            set_last_lr(part, lrs)
+
+
+def as_number(lr: Any) -> Any:
+    """Return a rate, or the number in a tensor."""
+    return number(lr) if isinstance(lr, Tensor) else lr

@@ -1,0 +1,119 @@
+"""A hyperparameter that schedules set, and the schedules that :class:`~onepass.ScheduleLR` takes as arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from ..optimizers.arguments import described, put_number
+from .parser import parse
+from .parts import Schedule
+
+# One schedule (or its text) for all parameter groups, or a list with one for each group.
+Schedules: TypeAlias = "Schedule | str | Sequence[Schedule | str]"
+
+
+def schedules_of_groups(name: str, schedules: Schedules, groups: int) -> list[Schedule]:
+    """Return a schedule for each parameter group."""
+    if isinstance(schedules, Schedule | str) or not isinstance(schedules, Sequence):
+        return [_as_schedule(name, schedules)] * groups
+    if len(schedules) != groups:
+        raise ValueError(f"{name}: there are {len(schedules)} schedules for {groups} parameter groups")
+    return [_as_schedule(name, schedule) for schedule in schedules]
+
+
+def _as_schedule(name: str, schedule: Schedule | str) -> Schedule:
+    """Return the schedule, or the one that a text describes."""
+    if isinstance(schedule, str):
+        try:
+            return parse(schedule)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    if not isinstance(schedule, Schedule):
+        hint = (
+            ": schedules.function(f) makes a schedule from a function, and LambdaLR takes functions"
+            if callable(schedule)
+            else ""
+        )
+        raise TypeError(
+            f"{name}: must be a Schedule of onepass.schedules, such as warmup(500) >> cosine(10_000), or the text of "
+            f"one, got {described(schedule)}{hint}"
+        )
+    return schedule
+
+
+def factors_at(schedules: list[Schedule], t: int) -> list[float]:
+    """Return the factor of each schedule at a step; computed once for adjacent groups with the same schedule."""
+    previous, factor, factors = None, 1.0, []
+    for schedule in schedules:
+        if schedule is not previous:
+            previous, factor = schedule, schedule._held(t)
+        factors.append(factor)
+    return factors
+
+
+@dataclass
+class ScheduledHyperparameter:
+    """A hyperparameter other than the learning rate that schedules set.
+
+    Attributes:
+        argument: The argument of ScheduleLR that gave the schedules.
+        key: Key of the hyperparameter in the parameter groups.
+        index: Index within betas; None for hyperparameters that are not tuples.
+        schedules: The schedule of each parameter group.
+        bases: The base value of each group, which the schedule multiplies.
+    """
+
+    argument: str
+    key: str
+    index: int | None
+    schedules: list[Schedule]
+    bases: list[float]
+
+    @property
+    def name(self) -> str:
+        """The key, with the index within betas: ``"momentum"``, ``"betas[0]"``."""
+        return self.key if self.index is None else f"{self.key}[{self.index}]"
+
+    def check(self, number: int, group: dict[str, Any]) -> None:
+        """Raise if a group does not have this hyperparameter."""
+        held = group.get(self.key)
+        if held is None or (self.index is not None and self.index >= len(held)):
+            what = self.key if self.index is None else "such beta"
+            raise ValueError(f"{self.argument}: parameter group {number} has no {what}")
+
+    def initial_value(self, number: int, group: dict[str, Any], last_epoch: int) -> float:
+        """Return the initial value of a group; at the beginning of a run, by default its current value."""
+        self.check(number, group)
+        held = group[self.key]
+        first = tuple(map(float, held)) if self.index is not None else float(held)
+        name = f"initial_{self.key}"
+        initial = group.setdefault(name, first) if last_epoch == -1 else group.get(name)
+        if initial is None:
+            raise KeyError(
+                f"last_epoch: parameter group {number} has no {name}, so the schedule cannot resume at "
+                f"{last_epoch}. Load the optimizer's state_dict first"
+            )
+        return initial if self.index is None else initial[self.index]  # type: ignore[no-any-return]
+
+    def values(self, t: int) -> list[float]:
+        """Return the value of each group at a step."""
+        values = [base * factor for base, factor in zip(self.bases, factors_at(self.schedules, t), strict=True)]
+        if self.index is not None:
+            for number, value in enumerate(values):
+                if not 0.0 <= value < 1.0:
+                    raise ValueError(
+                        f"{self.name} of parameter group {number} would be {value} at step {t}, must be in [0, 1)"
+                    )
+        return values
+
+    def write(self, groups: list[dict[str, Any]], values: list[float]) -> None:
+        """Set the hyperparameter of each group; tensors are filled in place."""
+        for group, value in zip(groups, values, strict=True):
+            if self.index is None:
+                group[self.key] = put_number(group[self.key], value)
+            else:
+                held = list(group[self.key])
+                held[self.index] = put_number(held[self.index], value)
+                group[self.key] = tuple(held)

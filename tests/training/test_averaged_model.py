@@ -598,6 +598,49 @@ def test_averages_that_have_been_replaced_are_found():
     assert average._averages_of([model[0].bias]) == {}
 
 
+def test_parameters_that_the_model_has_replaced_are_found():
+    """As by a load_state_dict(assign=True) or by sharding between the constructors of average and optimizer."""
+    model = plain()
+    average = AveragedModel(model, decay=0.9)
+    model.load_state_dict({name: p.clone() for name, p in model.state_dict().items()}, assign=True)
+    assert len(average._averages_of(model.parameters())) == 4
+    model[0].weight = Parameter(torch.ones(6, 4))
+    (found,) = average._averages_of([model[0].weight]).values()
+    assert found is average.module[0].weight
+    params = list(model.parameters())[:3]
+    last = weakref.ref(model[2].bias)
+    del model
+    gc.collect()
+    assert last() is None
+    assert len(average._averages_of(params)) == 3
+    assert average._averages_of([Parameter(torch.ones(2)) for _ in range(100)]) == {}
+
+
+@each_kind
+def test_an_average_without_a_model_is_moved_by_update_parameters(kwargs):
+    """After unpickling, until the first update_parameters has named the model."""
+    model, average, twin, followed = pair_of_runs(kwargs)
+    followed = pickle.loads(pickle.dumps(followed))
+    optimizers = torch.optim.SGD(model.parameters(), lr=0.1), Follower(followed, twin.parameters())
+    for t in range(4):
+        for m, opt, averaged in zip((model, twin), optimizers, (average, followed), strict=True):
+            give_gradients(m, t)
+            opt.step()
+            assert averaged is average or followed._averages_of(twin.parameters()) == {} or t > 0
+            averaged.update_parameters(m)
+        assert_equal_averages(followed, average)
+
+
+def test_steps_without_a_model_are_counted():
+    model = plain()
+    average = pickle.loads(pickle.dumps(AveragedModel(model, decay=0.9)))
+    opt = Follower(average, model.parameters())
+    give_gradients(model, 0)
+    opt.step()
+    opt.step()
+    assert average.n_averaged == 2
+
+
 def test_a_wrapper_may_be_passed():
     model = plain()
     average = AveragedModel(model)

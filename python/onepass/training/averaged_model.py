@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -24,19 +25,38 @@ Pairs = list[tuple[Tensor, Tensor]]  # an averaged tensor, and the tensor of the
 
 
 class _Binding(NamedTuple):
-    """The model that is averaged, to which nothing refers."""
+    """The model that is averaged. Its parameters are known by their ids."""
 
     ids: tuple[list[int], list[int]]  # of the entries for parameters of the model and of the average
-    # By the id of a parameter of the model: the parameter; the dict that holds its average, and the name of it there.
-    slots: dict[int, tuple[weakref.ref[Tensor], Any, str]]
-    freed: list[weakref.ref[Tensor]]  # those of these parameters that do not exist any more
+    slots: dict[int, tuple[Any, str]]  # the dict that holds the average of a parameter, and the name of it there
+    refs: dict[int, weakref.ref[Tensor]]  # the parameters that have an average
+    freed: deque[weakref.ref[Tensor]]  # those that have been freed since, so that an id may be another tensor's
+    model: weakref.ref[Module]
+
+
+class _Step(NamedTuple):
+    """A step that an optimizer has made in a round."""
+
+    params: frozenset[int]  # ids of the optimizer's parameters
+    averages: Collection[int]  # ids of the parameters that had an average then
+
+    def moved(self) -> frozenset[int]:
+        return self.params.intersection(self.averages)
 
 
 class _Round(NamedTuple):
     """A round that is open: each average is moved at most once in it."""
 
     n: int  # number of rounds before it
-    moved: frozenset[int]  # ids of the parameters whose averages optimizers have moved in it
+    steps: tuple[_Step, ...]
+
+    def moved(self) -> frozenset[int]:
+        """Return the ids of the parameters whose averages have been moved."""
+        return frozenset().union(*(step.moved() for step in self.steps))
+
+    def has_stepped(self, optimizer: Optimizer) -> bool:
+        """Return whether a parameter of an optimizer has been stepped."""
+        return not all(step.params.isdisjoint(map(id, _params(optimizer))) for step in self.steps)
 
 
 class AveragedModel(swa_utils.AveragedModel):
@@ -196,16 +216,18 @@ class AveragedModel(swa_utils.AveragedModel):
 
     def _finish_round(self, model: Module, opened: _Round) -> None:
         """Do what the optimizers have left of the open round, and close it."""
-        averaged, copied = self._pairs(model, opened.moved)
+        averaged, copied = self._pairs(model, opened.moved())
         self._move(averaged, copied, opened.n)
         self._round = None
 
     def _pairs(self, model: Module, moved: frozenset[int] = frozenset()) -> tuple[Pairs, Pairs]:
-        """Return what is averaged and what is copied; without the parameters in ``moved``."""
-        tree, own = self._tree(model), self._tree(self.module)
+        """Return what is averaged and what is copied; without the parameters in ``moved``. The model is bound."""
+        assert self._trees is not None
+        assert self._binding is not None
+        tree, own = self._trees[model], self._trees[self.module]
         buffers, own_buffers = tree.buffers(), own.buffers()
         averaged: Pairs = []
-        if self._binding is None or not moved.issuperset(self._binding.slots):
+        if not moved.issuperset(self._binding.slots):
             pairs = zip(own.parameters(), tree.parameters(), strict=False)  # not strict, as in torch
             averaged = [(average, p) for average, p in pairs if id(p) not in moved]
         if self.use_buffers:
@@ -303,13 +325,14 @@ class AveragedModel(swa_utils.AveragedModel):
         if self._binding is not None and self._binding.ids == ids and not self._binding.freed:
             return
         holders = {id(p): (owner._parameters, name) for owner, name, p in _tensors(self.module, buffers=False).values()}
-        freed: list[weakref.ref[Tensor]] = []
-        slots = {
-            id(p): (weakref.ref(p, freed.append), *holders[id(average)])
+        pairs = [
+            (p, holders[id(average)])
             for p, average in zip(tree.parameters(), own.parameters(), strict=False)
             if id(average) in holders
-        }
-        self._binding = _Binding(ids, slots, freed)
+        ]
+        freed: deque[weakref.ref[Tensor]] = deque()
+        refs = {id(p): weakref.ref(p, freed.append) for p, _ in pairs}
+        self._binding = _Binding(ids, {id(p): slot for p, slot in pairs}, refs, freed, weakref.ref(model))
 
     def _tree(self, module: Module) -> ModuleTree:
         if self._trees is None:
@@ -329,13 +352,22 @@ class AveragedModel(swa_utils.AveragedModel):
             By the id of the parameter, its average, for those that have one. Shapes and dtypes may differ from the
             parameter's.
         """
-        slots = {} if self._binding is None else self._binding.slots
-        found = {}
-        for p in params:
-            slot = slots.get(id(p))
-            if slot is not None and slot[0]() is p and slot[2] in slot[1]:
-                found[id(p)] = slot[1][slot[2]]
-        return found
+        slots = self._living_slots()
+        found = ((key, slots[key]) for key in map(id, params) if key in slots)
+        return {key: held[name] for key, (held, name) in found if name in held}
+
+    def _living_slots(self) -> dict[int, tuple[Any, str]]:
+        """Return the slots of the binding. If the model has replaced parameters, it is bound again."""
+        if self._binding is not None and self._binding.freed:
+            model = self._binding.model()
+            if model is None:
+                living = {
+                    key: slot for key, slot in self._binding.slots.items() if self._binding.refs[key]() is not None
+                }
+                self._binding = self._binding._replace(ids=([], []), slots=living)
+            else:
+                self._bind(model)
+        return {} if self._binding is None else self._binding.slots
 
     def _attach(self, optimizer: Optimizer) -> None:
         """Let the steps of an optimizer move the averages of its parameters. The optimizer is held weakly.
@@ -372,15 +404,19 @@ class AveragedModel(swa_utils.AveragedModel):
         return 1 / (n + 1) if decay is None else 1 - decay
 
     def _note_step(self, optimizer: Optimizer) -> None:
-        """Note that an optimizer has made a step, in which it has moved the averages of all of its parameters."""
+        """Note that an optimizer has made a step, in which it has moved the averages of its parameters.
+
+        Those are the averages that ``_averages_of`` gives. Without a source model there are none, and
+        ``update_parameters`` moves them.
+        """
         joined = self._joined_by(optimizer)
-        moved = frozenset(map(id, _params(optimizer)))
+        step = _Step(frozenset(map(id, _params(optimizer))), self._living_slots().keys())
         if joined is None:
-            self._round = _Round(self._count(), moved)
+            self._round = _Round(self._count(), (step,))
             with torch.no_grad():
                 self._add_one()
         else:
-            self._round = joined._replace(moved=joined.moved | moved)
+            self._round = joined._replace(steps=(*joined.steps, step))
 
     def _open_round(self) -> _Round | None:
         """Return the open round. Loading another ``n_averaged`` ends it."""
@@ -389,7 +425,7 @@ class AveragedModel(swa_utils.AveragedModel):
     def _joined_by(self, optimizer: Optimizer) -> _Round | None:
         """Return the open round, if the next step of an optimizer belongs to it; None if the step opens another."""
         opened = self._open_round()
-        return opened if opened is not None and opened.moved.isdisjoint(map(id, _params(optimizer))) else None
+        return None if opened is None or opened.has_stepped(optimizer) else opened
 
 
 def _checked(name: str, value: float) -> float:

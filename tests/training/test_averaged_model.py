@@ -229,37 +229,66 @@ def test_batch_normalization():
         assert_same(model[1].running_var, average.module[1].running_var)
 
 
-@pytest.mark.parametrize("decay", [None, 0.9])
-@pytest.mark.parametrize("change_it", ["replaced", "added", "removed", "assigned", "pruned"])
-def test_a_model_that_changes_is_averaged_as_by_torch(change_it, decay):
-    model = plain()
-    theirs = {} if decay is None else {"multi_avg_fn": get_ema_multi_avg_fn(decay)}
-    averages = [AveragedModel(model, decay=decay), Torchs(model, **theirs)]
+class Nested(Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.ModuleDict({"inner": nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2))})
+        self.head = nn.Linear(2, 2)
 
-    def both():
+
+CHANGES = {
+    "replaced": lambda model: setattr(model, "head", nn.Linear(2, 2)),
+    "replaced in its place": lambda model: (delattr(model, "head"), setattr(model, "head", nn.Linear(2, 2))),
+    "replaced below": lambda model: model.body["inner"].__setitem__(1, nn.Linear(6, 2)),
+    "removed": lambda model: delattr(model, "head"),
+    "removed below": lambda model: model.body["inner"].__delitem__(1),
+    "added": lambda model: model.body.add_module("other", nn.Linear(2, 2)),
+    "parameter": lambda model: setattr(model.head, "weight", Parameter(torch.ones(2, 2))),
+    "no parameter": lambda model: setattr(model.head, "bias", None),
+    "dict": lambda model: setattr(model.body, "_modules", {"inner": nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2))}),
+    "tied": lambda model: setattr(model.body["inner"][1], "bias", model.head.bias),
+}
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["model", "average, too"])
+@pytest.mark.parametrize("changed", CHANGES)
+def test_a_model_that_changes_is_averaged_as_by_torch(changed, both):
+    if changed.startswith("removed below") or changed in ("tied", "no parameter"):
+        both = True  # torch's class pairs parameters by order, whatever their shapes
+    torch.manual_seed(3)
+    model = Nested()
+    averages = [AveragedModel(model, decay=0.9), Torchs(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))]
+
+    def train():
         for t in range(2):
             change(model, t)
             for average in averages:
                 average.update_parameters(model)
         assert_same(averages[0].state_dict(), averages[1].state_dict())
 
-    both()
-    if change_it == "replaced":
-        del model[2]
-        model.append(nn.Linear(6, 2))
-    elif change_it == "added":
-        model.append(nn.Linear(2, 2))
-    elif change_it == "removed":
-        del model[2]
-    elif change_it == "assigned":
-        model.load_state_dict({name: p.clone() for name, p in model.state_dict().items()}, assign=True)
+    train()
+    for each in [model, *(average.module for average in averages if both)]:
+        torch.manual_seed(4)
+        CHANGES[changed](each)
+    train()
+
+
+def test_a_model_whose_parameters_are_assigned_or_pruned():
+    for kwargs, theirs in (AS_TORCH["mean"], AS_TORCH["decay"]):
+        model = plain()
+        averages = [AveragedModel(model, **kwargs), Torchs(model, **theirs)]
         for average in averages:
-            state_dict = {name: p.clone() for name, p in average.state_dict().items()}
-            average.load_state_dict(state_dict, assign=True)
-    else:
-        for each in (model, *(average.module for average in averages)):
-            prune.l1_unstructured(each[0], "weight", 0.5)
-    both()
+            average.update_parameters(model)
+        for each in (model, *averages):
+            each.load_state_dict({name: p.clone() for name, p in each.state_dict().items()}, assign=True)
+        for _ in range(2):
+            for t in range(2):
+                change(model, t)
+                for average in averages:
+                    average.update_parameters(model)
+            assert_same(averages[0].state_dict(), averages[1].state_dict())
+            for each in (model, *(average.module for average in averages)):
+                prune.l1_unstructured(each[0], "weight", 0.5)
 
 
 def test_a_scripted_model():
@@ -298,7 +327,9 @@ def test_a_model_that_overrides_parameters():
     for t in range(2):
         before = average.module[1].weight.detach().clone()
         change(model, t)
+        model[1].bias.data.add_(1)
         average.update_parameters(model)
+    assert not torch.equal(model[1].bias, bias)
     assert_same(average.module[1].weight.detach(), before.lerp(model[1].weight.detach(), 0.5))
     assert_same(average.module[1].bias.detach(), bias)
     assert average._averages_of([model[1].weight])[id(model[1].weight)] is average.module[1].weight
@@ -520,6 +551,17 @@ def test_functions_cannot_be_attached():
         average = AveragedModel(plain(), **{name: make(0.9)})
         with pytest.raises(ValueError, match=f"Follower cannot move averages that {name} computes: pass decay="):
             Follower(average, plain().parameters())
+
+
+def test_attaching_twice_is_attaching_once():
+    model = plain()
+    average = AveragedModel(model)
+    opt = Follower(average, model.parameters())
+    average._attach(opt)
+    Follower(average, model.parameters())
+    gc.collect()
+    average._attach(opt)
+    assert [ref() for ref in average._optimizers] == [opt]
 
 
 def test_the_optimizer_is_held_weakly():
@@ -983,6 +1025,14 @@ def test_swapped_refuses_another_structure(case):
         pass
     assert bits_of(model) == before
     with average.swapped(plain()):  # not entered by the failure
+        pass
+
+
+def test_swapped_refuses_parameters_that_are_no_longer_shared():
+    model = Net()
+    average = AveragedModel(model)
+    model.tied.weight = Parameter(model.first.weight.detach().clone())
+    with pytest.raises(ValueError, match=r"tied.weight, which the average does not have"), average.swapped(model):
         pass
 
 

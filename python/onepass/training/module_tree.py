@@ -23,22 +23,21 @@ class ModuleTree:
     def __init__(self, module: Module) -> None:
         modules = list(module.modules())
         self._is_plain = _is_plain(modules)
-        self._held = modules[1:]  # so that the id of a removed submodule is not used again
         if self._is_plain:
-            self._modules = [m._modules for m in modules]
+            self._below = modules[1:]
+            self._children = self._child_ids(module)
             self._parameters = [m._parameters for m in modules]
             self._buffers = [m._buffers for m in modules]
-            self._children = self._child_ids()
         else:
             self._parameters = [dict(module.named_parameters())]
             self._buffers = [dict(module.named_buffers())]
 
     def is_of(self, module: Module) -> bool:
-        """Return whether this is the tree of a module that may have changed since the tree was made."""
-        return self._is_plain and self._modules[0] is module._modules and self._children == self._child_ids()
+        """Return whether this is the tree of the module that it was made for, which may have changed since then."""
+        return self._is_plain and self._children == self._child_ids(module)
 
-    def _child_ids(self) -> list[int]:
-        return list(map(id, _values(self._modules)))
+    def _child_ids(self, module: Module) -> list[int]:
+        return list(map(id, _values([module._modules, *(m._modules for m in self._below)])))
 
     def parameter_ids(self) -> list[int]:
         """Return the ids of all entries for parameters; one that has several entries occurs several times."""

@@ -1,7 +1,7 @@
 """What type checkers see of names that are made or passed on in a loop. mypy checks this file; nothing runs it."""
 
 from onepass import lr_scheduler, swa_utils
-from torch.optim.swa_utils import AveragedModel
+from onepass.training.averaged_model import AveragedModel
 from typing_extensions import assert_type
 
 assert_type(swa_utils.SWALR, type[lr_scheduler.SWALR])

@@ -46,6 +46,8 @@ OBJECTS: dict[str, Callable[[], Any]] = {
     "torch.optim.lr_scheduler.SequentialLR": sequence,
     "torch.optim.lr_scheduler.ChainedScheduler": chain,
     "torch.optim.lr_scheduler.ReduceLROnPlateau": of("ReduceLROnPlateau"),
+    "torch.nn.Module": lambda: torch.nn.Linear(2, 2),
+    "torch.Tensor": lambda: torch.zeros(2),
     "torch.optim.lr_scheduler.OneCycleLR": of("OneCycleLR", 0.1, 10, cycle_momentum=False),
 }
 

@@ -1,13 +1,15 @@
-"""timm's models, parameter groups and schedulers with onepass; and our parameter groups beside timm's."""
+"""timm's models, parameter groups and schedulers with onepass; parameter groups and averages beside timm's."""
 
 import onepass
 import pytest
 import timm
 import torch
 from onepass import param_groups
+from onepass.swa_utils import AveragedModel
 from reference import only_kernels
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
+from timm.utils import ModelEmaV3
 from tiny import assert_same_run, weights
 
 VIT = {"img_size": 16, "patch_size": 8, "embed_dim": 12, "depth": 3, "num_heads": 2, "num_classes": 3}
@@ -138,3 +140,34 @@ def test_rates_of_a_vits_layers():
     ours = per_parameter(model, param_groups(model, lr=1.0, weight_decay=0.05, layer_decay=0.6))
     theirs = per_parameter(model, param_groups_layer_decay(model, 0.05, layer_decay=0.6))
     assert differing(ours, theirs) == {"norm.weight", "norm.bias"}
+
+
+# -- averages beside timm's --------------------------------------------------------------------------------------------
+
+
+@each_model
+@pytest.mark.parametrize(
+    "warmup",
+    [{}, {"warmup_gamma": 1.0, "warmup_power": 2 / 3}, {"warmup_gamma": 12.0, "warmup_power": 0.75}],
+    ids=["none", "default", "slow"],
+)
+def test_averages_are_those_of_model_ema_v3(make, warmup):
+    """timm counts steps from 1 and is told the number."""
+    model = make()
+    theirs = ModelEmaV3(model, decay=0.6, use_warmup=bool(warmup), exclude_buffers=True, **warmup)
+    ours = AveragedModel(model, decay=0.6, warmup=bool(warmup), **warmup)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    ours._attach(optimizer)  # to read the weights
+    for step in range(1, 30):
+        assert 1 - ours._step_weight(optimizer) == pytest.approx(theirs.get_decay(step), rel=1e-14, abs=1e-15)
+        ours.n_averaged += 1
+    ours = AveragedModel(model, decay=0.6, warmup=bool(warmup), **warmup)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(1, 9):
+        with torch.no_grad():
+            for tensor in (*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())):
+                tensor.add_(torch.randn(tensor.shape, generator=generator))
+        theirs.update(model, step=step)
+        ours.update_parameters(model)
+        for name, value in ours.module.state_dict().items():
+            torch.testing.assert_close(value, theirs.module.state_dict()[name], rtol=1e-6, atol=1e-6)

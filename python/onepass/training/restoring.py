@@ -35,7 +35,7 @@ def restored(*roots: object, generators: Iterable[torch.Generator] = ()) -> Iter
     try:
         yield
     finally:
-        with _uninterrupted():
+        with uninterrupted():
             for undo in undos:
                 undo()
 
@@ -106,13 +106,13 @@ def _container(container: Any, content: Any) -> Undo:
 def _tensor(tensor: Tensor) -> Undo:
     # The tensor's present memory: an assignment to .data may replace it.
     memory = tensor.detach()
-    value = _once(memory).clone()
+    value = without_repeats(memory).clone()
     is_leaf, requires_grad = tensor.is_leaf, tensor.requires_grad
     grad = tensor.grad if is_leaf else None
 
     @torch.no_grad()
     def undo() -> None:
-        _once(memory).copy_(value)
+        without_repeats(memory).copy_(value)
         if not is_leaf:
             return
         if memory.layout == torch.strided and (tensor.data_ptr(), tensor.shape) != (memory.data_ptr(), memory.shape):
@@ -123,7 +123,7 @@ def _tensor(tensor: Tensor) -> Undo:
     return undo
 
 
-def _once(tensor: Tensor) -> Tensor:
+def without_repeats(tensor: Tensor) -> Tensor:
     """Return the tensor without the dimensions repeated by ``expand``, which cannot be written."""
     if tensor.layout == torch.strided:
         for dim, stride in enumerate(tensor.stride()):
@@ -133,7 +133,7 @@ def _once(tensor: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
+def uninterrupted() -> Iterator[None]:
     """Delay Ctrl-C within this context until its end."""
     before = signal.getsignal(signal.SIGINT)
     # Python's handlers run in the main thread only. A handler that was not set by Python could not be restored.

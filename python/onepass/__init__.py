@@ -30,6 +30,7 @@ from .schedules.preview import plot, preview
 from .schedules.schedule_lr import ScheduleLR
 from .training.backward import step_in_backward
 from .training.catalog import create, list_optimizers
+from .training.clipping_policies import AutoClip, ClippingPolicy, SkipSpikes, ZClip
 from .training.grouping import param_groups
 from .training.introspect import explain, stats
 from .training.lr_finder import LRRangeTest, lr_find
@@ -45,6 +46,8 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "AutoClip",
+    "ClippingPolicy",
     "LRRangeTest",
     "Lion",
     "Lookahead",
@@ -55,7 +58,9 @@ __all__ = [
     "RMSprop",
     "Rprop",
     "ScheduleLR",
+    "SkipSpikes",
     "SparseAdam",
+    "ZClip",
     "__version__",
     "create",
     "explain",

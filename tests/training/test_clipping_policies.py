@@ -24,7 +24,7 @@ def torchs_coefficient(max_norm, norm):
 
 
 class PlainZClip:
-    """Equations of arXiv:2504.02507, section 3, with the authors' epsilon."""
+    """Equations of arXiv:2504.02507, with the authors' epsilon."""
 
     def __init__(self, alpha=0.97, z_thresh=2.5, warmup_steps=25, mode="reciprocal", max_norm=None, eps=1e-6):
         xi = {"reciprocal": lambda z: z_thresh**2 / z, "mean": lambda z: 0.0, "max": lambda z: z_thresh}[mode]

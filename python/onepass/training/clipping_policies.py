@@ -50,7 +50,7 @@ class ClippingPolicy(Protocol):
                 enter the statistics.
 
         Returns:
-            A finite number in [0, 1]. 0.0 skips the step: parameters, states and step counts stay as they are.
+            A finite number in [0, 1]. 0.0 skips the step. A skipped step changes no parameter, state or step count.
         """
         ...
 
@@ -186,10 +186,10 @@ class ZClip(_Policy):
     The authors' implementation (github.com/bluorion-com/ZClip) has other names and defaults: ``mode="zscore"`` with
     ``clip_option="adaptive_scaling"`` is ``mode="reciprocal"`` here, ``clip_option="mean"`` is ``mode="mean"``,
     ``mode="percentile"`` is ``mode="max"``, and ``max_grad_norm`` is ``max_norm``. It differs from the paper: it also
-    clips every norm to ``max_grad_norm=1.0`` by default, and one NaN makes its mean NaN for ever, after which it clips
-    nothing.
+    clips every norm to ``max_grad_norm=1.0`` by default, and one NaN makes its mean NaN for ever, after which it finds
+    no spike.
 
-    Source: Kumar et al. 2025, "ZClip: Adaptive Spike Mitigation for LLM Pre-Training", arXiv:2504.02507, section 3.
+    Source: Kumar et al. 2025, "ZClip: Adaptive Spike Mitigation for LLM Pre-Training", arXiv:2504.02507.
 
     Args:
         alpha: Decay rate :math:`\alpha` of mean and variance, in [0, 1).
@@ -305,7 +305,7 @@ class AutoClip(_Policy):
     parameter by its own norm, to the 90th percentile of its last 1000 norms, without that of the current step.
 
     Source: Seetharaman et al. 2020, "AutoClip: Adaptive Gradient Clipping for Source Separation Networks",
-    arXiv:2007.14469, section 2.
+    arXiv:2007.14469.
 
     Args:
         percentile: :math:`p`, in [0, 100].

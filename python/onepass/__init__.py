@@ -31,6 +31,7 @@ from .schedules.preview import preview
 from .schedules.schedule_lr import ScheduleLR
 from .training.backward import step_in_backward
 from .training.catalog import create, list_optimizers
+from .training.clipping_policies import AutoClip, ClippingPolicy, SkipSpikes, ZClip
 from .training.grouping import param_groups
 from .training.introspect import explain, stats
 from .training.lr_finder import LRRangeTest, lr_find
@@ -46,6 +47,8 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "AutoClip",
+    "ClippingPolicy",
     "LRRangeTest",
     "Lion",
     "Lookahead",
@@ -56,7 +59,9 @@ __all__ = [
     "RMSprop",
     "Rprop",
     "ScheduleLR",
+    "SkipSpikes",
     "SparseAdam",
+    "ZClip",
     "__version__",
     "create",
     "explain",

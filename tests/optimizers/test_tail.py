@@ -66,7 +66,9 @@ def twin_step(optimizer, params, *, coefficient=1.0, clip_value=None):
         if clip_value is not None:
             scaled = scaled.clamp(-clip_value, clip_value)
         if grad.is_sparse:
-            scaled = torch.sparse_coo_tensor(grad.coalesce().indices(), scaled, grad.shape, is_coalesced=True, check_invariants=True)
+            scaled = torch.sparse_coo_tensor(
+                grad.coalesce().indices(), scaled, grad.shape, is_coalesced=True, check_invariants=True
+            )
         p.grad = scaled
     optimizer.step()
     for p, grad in zip(params, grads, strict=True):
@@ -679,7 +681,7 @@ def test_lookahead_with_the_tail(row):
         for each in (model, twin):
             give_gradients(row, each, step)
         if step == 3:
-            list(model.parameters())[0].grad.fill_(math.inf) if not row.wants_sparse else None
+            next(iter(model.parameters())).grad.fill_(math.inf) if not row.wants_sparse else None
         skipped = step == 3 and not row.wants_sparse
         old = [numbers(p) for p in average.module.parameters()]
         weight = average._step_weight(optimizer.optimizer)
@@ -705,7 +707,7 @@ def test_grad_scaler(row):
         for p in model.parameters():
             p.grad = p.grad * 1024.0
         if step == 2:
-            list(model.parameters())[0].grad.fill_(math.inf)
+            next(iter(model.parameters())).grad.fill_(math.inf)
         scaler.step(optimizer)
         scaler.update(1024.0)
         assert optimizer.last_step.skipped == (step == 2)

@@ -22,6 +22,7 @@ import torch
 from onepass.training.averaged_model import AveragedModel
 from onepass.training.clipping_policies import ClippingPolicy
 from torch import Tensor
+from torch.nn import Module
 from torch.optim.optimizer import ParamsT
 """
 
@@ -30,7 +31,7 @@ def _annotation(parameter: inspect.Parameter) -> str:
     if parameter.annotation == ParamsT:
         return "ParamsT"
     text = inspect.formatannotation(parameter.annotation)
-    for module in ("typing", "collections.abc", "onepass.training.averaged_model", "onepass.training.clipping_policies"):
+    for module in ("typing", "collections.abc", "onepass.swa_utils", "onepass", "torch.nn.modules.module"):
         text = text.replace(f"{module}.", "")
     return text.replace("torch.Tensor", "Tensor")
 

@@ -176,7 +176,7 @@ class Native(Optimizer):
         super().__init_subclass__(**kwargs)
         if "torch_step" in vars(cls) and "__init__" not in vars(cls):
             declared = cls.__mro__[cls.__mro__.index(Native) + 1]
-            made = constructor(cls, declared.__init__, Native.__init__)
+            made = constructor(cls, vars(declared)["__init__"], Native.__init__)
             made.__qualname__ = f"{cls.__qualname__}.__init__"
             cls.__init__ = made  # type: ignore[method-assign]
 
@@ -351,28 +351,32 @@ class Native(Optimizer):
         slow = update.followers if update else []
         followers = [*slow, *tail.followers(self)]
         in_kernels = followers[:MAX_FOLLOWERS]
-        options = {"clip_value": tail.clip_value, "zeroes_grads": tail.zeroes_grads}
         norm_request = tail.norm_request(self)
-        request = _core.StepRequest(grad_factor, threads, in_kernels, norm_request, **options)
-        result = self._plan.step(self, request)
+        requested = functools.partial(
+            _core.StepRequest,
+            threads=threads,
+            followers=in_kernels,
+            clip_value=tail.clip_value,
+            zeroes_grads=tail.zeroes_grads,
+        )
+        result = self._plan.step(self, requested(grad_factor, norm=norm_request))
         norm, coefficient, skipped = result.norm, result.coefficient, result.skipped
         if not result.stepped and not skipped:
             if norm_request is not None:
-                norm = abs(grad_factor) * tail.norm_of(self, result.measures)
+                norm = abs(grad_factor) * tail.norm_of(self, result.measures or ())
                 coefficient, skipped = norm_request.clipping(norm)
             if not skipped:
                 self._step_by_torch(result.fallback, grad_factor * coefficient, tail.clip_value)
-                request = _core.StepRequest(
-                    grad_factor * coefficient, threads, in_kernels, **options, fallback_stepped=True
-                )
-                result = self._plan.step(self, request)
+                result = self._plan.step(self, requested(grad_factor * coefficient, fallback_stepped=True))
         if skipped:
             if tail.zeroes_grads:
                 tail.zero(p for group in self.param_groups for p in group["params"])
         else:
             if update:
                 update.after(result.unfollowed[0])
-            left_over = [[p for group in self.param_groups for p in group["params"]]] * (len(followers) - len(in_kernels))
+            left_over = [[p for group in self.param_groups for p in group["params"]]] * (
+                len(followers) - len(in_kernels)
+            )
             tail.follow(self, [*result.unfollowed[len(slow) :], *left_over])
             tail.zero(result.unzeroed)
         tail.note(norm, coefficient, skipped)

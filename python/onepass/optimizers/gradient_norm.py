@@ -36,8 +36,8 @@ def total_norm(
     missing = [i for i, grad in enumerate(whole) if grad is not None and (known[i] is None or grad is not grads[i])]
     # The largest magnitude of complex numbers is not that of their parts.
     missing += [i for i, g in enumerate(whole) if g is not None and largest and g.is_complex() and i not in missing]
-    for i, measure in zip(missing, _measure([_local(whole[i]) for i in missing], largest), strict=True):
-        known[i] = measure
+    for i, found in zip(missing, _measure([_local(whole[i]) for i in missing], largest), strict=True):
+        known[i] = found
 
     at_place: dict[_Place, list[float]] = {}
     for p, grad, measure in zip(params, whole, known, strict=True):
@@ -55,34 +55,32 @@ def _combine(measures: Sequence[float], largest: bool) -> float:
     return math.nan if any(map(math.isnan, measures)) else max(measures, default=0.0)
 
 
-def _is_dtensor(tensor: Tensor) -> bool:
+def _is_dtensor(tensor: Any) -> bool:
     return hasattr(tensor, "placements") and hasattr(tensor, "device_mesh")
 
 
-def _replicated_sums(grad: Tensor | None) -> Tensor | None:
+def _replicated_sums(grad: Any) -> Tensor | None:
     """Return the gradient, with partial sums over processes added up."""
     if grad is None or not _is_dtensor(grad):
-        return grad
-    placements: Any = grad.placements  # type: ignore[attr-defined]
+        return grad  # type: ignore[no-any-return]
+    placements = grad.placements
     if not any(placement.is_partial() for placement in placements):
-        return grad
+        return grad  # type: ignore[no-any-return]
     from torch.distributed.tensor import Replicate
 
     reduced = [Replicate() if placement.is_partial() else placement for placement in placements]
-    return grad.redistribute(placements=reduced)  # type: ignore[attr-defined,no-any-return]
+    return grad.redistribute(placements=reduced)  # type: ignore[no-any-return]
 
 
-def _local(grad: Tensor | None) -> Tensor:
-    assert grad is not None
-    return grad.to_local() if _is_dtensor(grad) else grad  # type: ignore[operator,no-any-return]
+def _local(grad: Any) -> Tensor:
+    return grad.to_local() if _is_dtensor(grad) else grad  # type: ignore[no-any-return]
 
 
-def _place(tensor: Tensor) -> _Place:
+def _place(tensor: Any) -> _Place:
     if not _is_dtensor(tensor):
         return None
-    placements: Any = tensor.placements  # type: ignore[attr-defined]
-    spread = tuple(i for i, placement in enumerate(placements) if not placement.is_replicate())
-    return tensor.device_mesh, spread  # type: ignore[attr-defined]
+    spread = tuple(i for i, placement in enumerate(tensor.placements) if not placement.is_replicate())
+    return tensor.device_mesh, spread
 
 
 @torch.no_grad()

@@ -1,4 +1,7 @@
-"""The classes whose constructors onepass extends, torch's and those of declared.py. Type checkers see them with onepass's arguments (signatures.pyi)."""
+"""The classes whose constructors onepass extends: torch's, and those of declared.py.
+
+Type checkers see them with onepass's arguments (signatures.pyi).
+"""
 
 from torch.optim import ASGD as ASGD
 from torch.optim import SGD as SGD

@@ -1,7 +1,13 @@
 # Of torch 2.13, written by tests/support/signatures.py: its classes, with the arguments of ours.
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+from torch.nn import Module
 from torch.optim.optimizer import ParamsT
+
+from onepass.training.averaged_model import AveragedModel
+from onepass.training.clipping_policies import ClippingPolicy
 
 class ASGD(torch.optim.ASGD):
     def __init__(
@@ -18,6 +24,13 @@ class ASGD(torch.optim.ASGD):
         capturable: bool = ...,
         *,
         state_dtype: torch.dtype | None = ...,
+        max_norm: float | ClippingPolicy | None = ...,
+        norm_type: float = ...,
+        clip_value: float | None = ...,
+        skip_nonfinite: bool = ...,
+        average: AveragedModel | None = ...,
+        copy_to: Sequence[Tensor] | Module | None = ...,
+        zero_grad: bool = ...,
     ) -> None: ...
 
 class Adadelta(torch.optim.Adadelta):
@@ -34,6 +47,13 @@ class Adadelta(torch.optim.Adadelta):
         maximize: bool = ...,
         differentiable: bool = ...,
         state_dtype: torch.dtype | None = ...,
+        max_norm: float | ClippingPolicy | None = ...,
+        norm_type: float = ...,
+        clip_value: float | None = ...,
+        skip_nonfinite: bool = ...,
+        average: AveragedModel | None = ...,
+        copy_to: Sequence[Tensor] | Module | None = ...,
+        zero_grad: bool = ...,
     ) -> None: ...
 
 class Adafactor(torch.optim.Adafactor):
@@ -49,6 +69,13 @@ class Adafactor(torch.optim.Adafactor):
         foreach: bool | None = ...,
         maximize: bool = ...,
         state_dtype: torch.dtype | None = ...,
+        max_norm: float | ClippingPolicy | None = ...,
+        norm_type: float = ...,
+        clip_value: float | None = ...,
+        skip_nonfinite: bool = ...,
+        average: AveragedModel | None = ...,
+        copy_to: Sequence[Tensor] | Module | None = ...,
+        zero_grad: bool = ...,
     ) -> None: ...
 
 class Adagrad(torch.optim.Adagrad):
@@ -67,6 +94,13 @@ class Adagrad(torch.optim.Adagrad):
         fused: bool | None = ...,
         decoupled_weight_decay: bool = ...,
         state_dtype: torch.dtype | None = ...,
+        max_norm: float | ClippingPolicy | None = ...,
+        norm_type: float = ...,
+        clip_value: float | None = ...,
+        skip_nonfinite: bool = ...,
+        average: AveragedModel | None = ...,
+        copy_to: Sequence[Tensor] | Module | None = ...,
+        zero_grad: bool = ...,
     ) -> None: ...
 
 class Adam(torch.optim.Adam):
@@ -86,6 +120,13 @@ class Adam(torch.optim.Adam):
         fused: bool | None = ...,
         decoupled_weight_decay: bool = ...,
         state_dtype: torch.dtype | None = ...,
+        max_norm: float | ClippingPolicy | None = ...,
+        norm_type: float = ...,
+        clip_value: float | None = ...,
+        skip_nonfinite: bool = ...,
+        average: AveragedModel | None = ...,
+        copy_to: Sequence[Tensor] | Module | None = ...,
+        zero_grad: bool = ...,
     ) -> None: ...
 
 class AdamW(torch.optim.AdamW):
@@ -104,6 +145,13 @@ class AdamW(torch.optim.AdamW):
         differentiable: bool = ...,
         fused: bool | None = ...,
         state_dtype: torch.dtype | None = ...,
+        max_norm: float | ClippingPolicy | None = ...,
+        norm_type: float = ...,
+        clip_value: float | None = ...,
+        skip_nonfinite: bool = ...,
+        average: AveragedModel | None = ...,
+        copy_to: Sequence[Tensor] | Module | None = ...,
+        zero_grad: bool = ...,
     ) -> None: ...
 
 class Adamax(torch.optim.Adamax):
@@ -120,6 +168,32 @@ class Adamax(torch.optim.Adamax):
         differentiable: bool = ...,
         capturable: bool = ...,
         state_dtype: torch.dtype | None = ...,
+        max_norm: float | ClippingPolicy | None = ...,
+        norm_type: float = ...,
+        clip_value: float | None = ...,
+        skip_nonfinite: bool = ...,
+        average: AveragedModel | None = ...,
+        copy_to: Sequence[Tensor] | Module | None = ...,
+        zero_grad: bool = ...,
+    ) -> None: ...
+
+class Lion(torch.optim.Optimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = ...,
+        betas: tuple[float, float] = ...,
+        weight_decay: float = ...,
+        *,
+        maximize: bool = ...,
+        state_dtype: torch.dtype | None = ...,
+        max_norm: float | ClippingPolicy | None = ...,
+        norm_type: float = ...,
+        clip_value: float | None = ...,
+        skip_nonfinite: bool = ...,
+        average: AveragedModel | None = ...,
+        copy_to: Sequence[Tensor] | Module | None = ...,
+        zero_grad: bool = ...,
     ) -> None: ...
 
 class Muon(torch.optim.Muon):
@@ -136,6 +210,13 @@ class Muon(torch.optim.Muon):
         adjust_lr_fn: str | None = ...,
         *,
         state_dtype: torch.dtype | None = ...,
+        max_norm: float | ClippingPolicy | None = ...,
+        norm_type: float = ...,
+        clip_value: float | None = ...,
+        skip_nonfinite: bool = ...,
+        average: AveragedModel | None = ...,
+        copy_to: Sequence[Tensor] | Module | None = ...,
+        zero_grad: bool = ...,
     ) -> None: ...
 
 class NAdam(torch.optim.NAdam):
@@ -154,6 +235,13 @@ class NAdam(torch.optim.NAdam):
         capturable: bool = ...,
         differentiable: bool = ...,
         state_dtype: torch.dtype | None = ...,
+        max_norm: float | ClippingPolicy | None = ...,
+        norm_type: float = ...,
+        clip_value: float | None = ...,
+        skip_nonfinite: bool = ...,
+        average: AveragedModel | None = ...,
+        copy_to: Sequence[Tensor] | Module | None = ...,
+        zero_grad: bool = ...,
     ) -> None: ...
 
 class RAdam(torch.optim.RAdam):
@@ -171,6 +259,13 @@ class RAdam(torch.optim.RAdam):
         capturable: bool = ...,
         differentiable: bool = ...,
         state_dtype: torch.dtype | None = ...,
+        max_norm: float | ClippingPolicy | None = ...,
+        norm_type: float = ...,
+        clip_value: float | None = ...,
+        skip_nonfinite: bool = ...,
+        average: AveragedModel | None = ...,
+        copy_to: Sequence[Tensor] | Module | None = ...,
+        zero_grad: bool = ...,
     ) -> None: ...
 
 class RMSprop(torch.optim.RMSprop):
@@ -189,6 +284,13 @@ class RMSprop(torch.optim.RMSprop):
         differentiable: bool = ...,
         *,
         state_dtype: torch.dtype | None = ...,
+        max_norm: float | ClippingPolicy | None = ...,
+        norm_type: float = ...,
+        clip_value: float | None = ...,
+        skip_nonfinite: bool = ...,
+        average: AveragedModel | None = ...,
+        copy_to: Sequence[Tensor] | Module | None = ...,
+        zero_grad: bool = ...,
     ) -> None: ...
 
 class Rprop(torch.optim.Rprop):
@@ -204,6 +306,13 @@ class Rprop(torch.optim.Rprop):
         maximize: bool = ...,
         differentiable: bool = ...,
         state_dtype: torch.dtype | None = ...,
+        max_norm: float | ClippingPolicy | None = ...,
+        norm_type: float = ...,
+        clip_value: float | None = ...,
+        skip_nonfinite: bool = ...,
+        average: AveragedModel | None = ...,
+        copy_to: Sequence[Tensor] | Module | None = ...,
+        zero_grad: bool = ...,
     ) -> None: ...
 
 class SGD(torch.optim.SGD):
@@ -221,6 +330,13 @@ class SGD(torch.optim.SGD):
         differentiable: bool = ...,
         fused: bool | None = ...,
         state_dtype: torch.dtype | None = ...,
+        max_norm: float | ClippingPolicy | None = ...,
+        norm_type: float = ...,
+        clip_value: float | None = ...,
+        skip_nonfinite: bool = ...,
+        average: AveragedModel | None = ...,
+        copy_to: Sequence[Tensor] | Module | None = ...,
+        zero_grad: bool = ...,
     ) -> None: ...
 
 class SparseAdam(torch.optim.SparseAdam):
@@ -233,4 +349,11 @@ class SparseAdam(torch.optim.SparseAdam):
         maximize: bool = ...,
         *,
         state_dtype: torch.dtype | None = ...,
+        max_norm: float | ClippingPolicy | None = ...,
+        norm_type: float = ...,
+        clip_value: float | None = ...,
+        skip_nonfinite: bool = ...,
+        average: AveragedModel | None = ...,
+        copy_to: Sequence[Tensor] | Module | None = ...,
+        zero_grad: bool = ...,
     ) -> None: ...

@@ -100,7 +100,9 @@ class Tail:
     def whole_step_arguments(self) -> list[str]:
         """Return the arguments that need all parameters of a step at once."""
         asked = {
-            "max_norm": self.policy is not None or self._limit != math.inf or (self.measures and not self._skip_nonfinite),
+            "max_norm": self.policy is not None
+            or self._limit != math.inf
+            or (self.measures and not self._skip_nonfinite),
             "skip_nonfinite": self._skip_nonfinite,
             "average": self.average is not None,
             "zero_grad": self.zeroes_grads,
@@ -205,7 +207,8 @@ class Tail:
             Whether the step was made rather than skipped.
         """
         params = _all_params(optimizer)
-        norm, coefficient, skips = None, 1.0, False
+        norm: float | None = None
+        coefficient, skips = 1.0, False
         if (request := self.norm_request(optimizer)) is not None:
             norm = abs(grad_factor) * self.norm_of(optimizer)
             coefficient, skips = request.clipping(norm)
@@ -254,6 +257,7 @@ def _all_params(optimizer: Optimizer) -> list[Tensor]:
 def _copies_of(name: str, optimizer: Optimizer, copy_to: Sequence[Tensor] | nn.Module) -> list[Tensor]:
     """Return the copy of each parameter, in the order of the groups."""
     params = _all_params(optimizer)
+    copies: list[Tensor]
     if isinstance(copy_to, nn.Module):
         named = dict(copy_to.named_parameters())
         groups = optimizer.param_groups
@@ -263,14 +267,14 @@ def _copies_of(name: str, optimizer: Optimizer, copy_to: Sequence[Tensor] | nn.M
                 raise ValueError(f"{name}: copy_to has no parameter {lacking[0]!r}")
             copies = [named[each] for each in names]
         elif len(groups) == 1:
-            copies = list(named.values())
+            copies = [*named.values()]
         else:
             raise ValueError(
-                f"{name}: copy_to: which parameter of the module belongs to which of {len(groups)} groups is not known. "
+                f"{name}: copy_to: the parameters of the module cannot be matched with {len(groups)} parameter groups. "
                 "Make the optimizer from named_parameters(), or pass a list of tensors in the order of the groups"
             )
     else:
-        copies = list(copy_to)
+        copies = [*copy_to]
     if len(copies) != len(params):
         raise ValueError(f"{name}: copy_to must have {len(params)} tensors, one for each parameter, got {len(copies)}")
     for i, (p, copy) in enumerate(zip(params, copies, strict=True)):

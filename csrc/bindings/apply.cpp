@@ -52,7 +52,8 @@ void apply(const std::string& rule_name, const std::vector<double>& hyper, doubl
   alignas(std::max_align_t) std::array<std::array<std::byte, kMaxConstantBytes>, 2> constants;
   {
     const StepMode mode;
-    for (const bool wide : {false, true}) info.prepare(hyper.data(), step, nullptr, wide, constants[wide].data());
+    for (const bool wide : {false, true})
+      info.prepare(hyper.data(), step, nullptr, wide, constants[wide ? 1 : 0].data());
   }
 
   const auto label = [&](std::size_t row, std::size_t tensor) {
@@ -90,7 +91,7 @@ void apply(const std::string& rule_name, const std::vector<double>& hyper, doubl
     job.length = elements_of(own);
     job.wide = *own.format == Format::float64;
     job.grad_factor = grad_factor;
-    job.constants = constants[job.wide].data();
+    job.constants = constants[job.wide ? 1 : 0].data();
     driver->locate_elements(work, job, views, false);
     if (own.cuda >= 0) {
       work.device_jobs[own.cuda].push_back({.job = job});

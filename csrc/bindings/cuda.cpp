@@ -55,7 +55,7 @@ std::string cuda_refusal(int device) {
 
 OnDevice::OnDevice(int device) : before_(torch().exchange_device(device).cast<int>()) {}
 
-OnDevice::~OnDevice() {
+OnDevice::~OnDevice() {  // NOLINT(bugprone-exception-escape): converting an int to Python does not throw
   if (before_ < 0) return;
   try {
     torch().exchange_device(before_);

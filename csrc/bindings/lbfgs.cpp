@@ -59,7 +59,7 @@ py::object readable_gradient(PyObject* param, py::object grad) {
   if (reads()) return grad;
   py::object copy = py::handle(param).attr("detach")().attr("clone")();
   copy.attr("copy_")(grad);
-  grad = copy;
+  grad = std::move(copy);
   if (!reads()) throw std::logic_error("kernels cannot read a copy of a parameter that they can read");
   return grad;
 }
@@ -133,6 +133,7 @@ FlatTensors Lbfgs::locate(const Readable& readable) {
 
 std::vector<Format> Lbfgs::formats_of(const FlatTensors& tensors) {
   std::vector<Format> formats;
+  formats.reserve(tensors.parts.size());
   for (const Part& part : tensors.parts) formats.push_back(part.tensor.format);
   return formats;
 }
@@ -266,6 +267,7 @@ std::vector<Pair> Lbfgs::pairs(const Objects& all_y, const Objects& all_s) const
     throw py::value_error("LBFGS: its states old_dirs and old_stps differ in length: " + std::to_string(all_y.size()) +
                           " and " + std::to_string(all_s.size()));
   std::vector<Pair> pairs;
+  pairs.reserve(all_y.size());
   for (std::size_t k = 0; k < all_y.size(); ++k)
     pairs.push_back({.s = vector(all_s[k], "old_stps"), .y = vector(all_y[k], "old_dirs")});
   return pairs;
@@ -299,8 +301,8 @@ void Lbfgs::learn(const Objects& all_y, const Objects& all_s) {
 
 py::object Lbfgs::update(py::list list_y, py::list list_s, const py::object& gradient, const py::object& previous,
                          const py::object& direction, double step, std::size_t size) {
-  Objects all_y = list_y.cast<Objects>();
-  Objects all_s = list_s.cast<Objects>();
+  auto all_y = list_y.cast<Objects>();
+  auto all_s = list_s.cast<Objects>();
   const py::object y = buffer();
   const py::object s = buffer();
   check_vectors(all_y, "old_dirs");

@@ -5,7 +5,6 @@
 
 #include "bindings/apply.h"
 #include "bindings/cuda.h"
-#include "bindings/errors.h"
 #include "bindings/lbfgs.h"
 #include "bindings/norms.h"
 #include "bindings/plan.h"
@@ -18,13 +17,6 @@ using namespace onepass;
 PYBIND11_MODULE(_core, m) {
   m.doc() = "The compiled core of onepass.";
   m.attr("__version__") = ONEPASS_VERSION;
-  py::register_local_exception_translator([](std::exception_ptr raised) {
-    try {
-      if (raised) std::rethrow_exception(raised);
-    } catch (const ZeroDivision& error) {
-      py::set_error(PyExc_ZeroDivisionError, error.what());
-    }
-  });
 
   m.def("set_torch", &set_torch, py::arg("tensor_type"), py::arg("parameter_type"), py::arg("increment_version"),
         py::arg("exchange_api"), py::arg("workspace"), py::arg("exchange_device"),

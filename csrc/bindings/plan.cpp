@@ -8,7 +8,6 @@
 #include <stdexcept>
 #include <unordered_map>
 
-#include "bindings/errors.h"
 #include "bindings/names.h"
 #include "bindings/ownership.h"
 #include "bindings/torch.h"
@@ -414,10 +413,7 @@ py::list Plan::explain(const py::object& optimizer) {
             if (const int device = reader.last_device(); device >= 0) reason = "cuda:" + std::to_string(device);
             break;
         }
-      } catch (const py::value_error& error) {
-        path = "error";
-        reason = error.what();
-      } catch (const ZeroDivision& error) {
+      } catch (const py::builtin_exception& error) {  // value_error or ZeroDivision
         path = "error";
         reason = error.what();
       }

@@ -23,6 +23,6 @@ class StepMutex {
   unsigned forks_;  // fork_count() when the mutex was last locked
 };
 
-using StepLock = std::lock_guard<StepMutex>;
+using StepLock = std::scoped_lock<StepMutex>;
 
 }  // namespace onepass

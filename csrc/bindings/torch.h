@@ -62,6 +62,6 @@ PyObject* lookup(PyObject* dict, const pybind11::handle& key);
 // For messages.
 std::string type_name(PyObject* object);
 std::string shape_text(pybind11::handle tensor);
-std::string text_of(PyObject* object, const char* attribute);
+std::string text_of(PyObject* object, const char* name);
 
 }  // namespace onepass

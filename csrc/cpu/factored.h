@@ -66,7 +66,7 @@ inline constexpr std::int64_t kBlockLines = 64;
 inline constexpr std::int64_t kBlockWidth = 4096;
 inline constexpr std::int64_t kFactoredTile = 1024;
 
-inline constexpr std::int64_t blocks_in(std::int64_t length, std::int64_t size) { return (length + size - 1) / size; }
+constexpr std::int64_t blocks_in(std::int64_t length, std::int64_t size) { return (length + size - 1) / size; }
 
 // One axis of large slices. T is the arithmetic type.
 struct FactoredAxis {

@@ -199,8 +199,7 @@ class Pointers {
     for (const Operand& operand : job.operands)
       if (operand.data != nullptr) words_[count_++] = address(operand.data);
   }
-  std::size_t size() const { return count_; }
-  operator std::span<const std::uint64_t>() const { return {words_.data(), count_}; }
+  std::span<const std::uint64_t> words() const { return {words_.data(), count_}; }
 
  private:
   std::array<std::uint64_t, kMaxOperands> words_{};
@@ -306,7 +305,7 @@ struct Step {
       const bool alike = std::abs(job.grad_factor) == header.grad_factor && follows_as(job, header) &&
                          (hyper != nullptr) == (header.workspace != 0);
       if (!alike || !reaches(constants, header) ||
-          !rows.fits(pointers.size() + layout.size() + slot / sizeof(std::uint64_t), blocks))
+          !rows.fits(pointers.words().size() + layout.size() + slot / sizeof(std::uint64_t), blocks))
         flush();
       if (rows.empty()) {
         header = common;
@@ -315,7 +314,7 @@ struct Step {
         header.workspace = constants;
       }
       row.first_block = static_cast<std::uint32_t>(rows.blocks());
-      row.pointers = rows.add(pointers);
+      row.pointers = rows.add(pointers.words());
       row.has_layout = job.layout != nullptr ? 1 : 0;
       row.layout = rows.add(layout);
       row.constants = hyper != nullptr

@@ -25,8 +25,8 @@ struct Float16 {
     const std::uint32_t normal = (magnitude << 13) + (112U << 23);
     const std::uint32_t special = (magnitude << 13) + (224U << 23);
     // A denormal m * 2^-24 is (1 + m/1024) * 2^-14 less 2^-14, both of them normal in float32.
-    const std::uint32_t denormal = std::bit_cast<std::uint32_t>(std::bit_cast<float>((magnitude << 13) + (113U << 23)) -
-                                                                std::bit_cast<float>(113U << 23));
+    const auto denormal = std::bit_cast<std::uint32_t>(std::bit_cast<float>((magnitude << 13) + (113U << 23)) -
+                                                       std::bit_cast<float>(113U << 23));
     const std::uint32_t finite = magnitude < 0x400U ? denormal : normal;
     return static_cast<T>(std::bit_cast<float>((magnitude >= 0x7c00U ? special : finite) | sign));
   }

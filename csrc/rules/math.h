@@ -47,7 +47,7 @@ ONEPASS_INLINE T choose(bool condition, T yes, T no) {
 // Returns the larger of the two, and NaN if either is NaN (as torch.maximum).
 template <class T>
 ONEPASS_INLINE T maximum(T a, T b) {
-  return (a > b || a != a) ? a : b;
+  return (a > b || a != a) ? a : b;  // NOLINT(misc-redundant-expression): a != a is true for NaN
 }
 
 ONEPASS_INLINE float magnitude(float x) { return __builtin_fabsf(x); }

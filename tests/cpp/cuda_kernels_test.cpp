@@ -11,6 +11,7 @@
 #include <deque>
 #include <optional>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "cpu/fpmode.h"
@@ -407,7 +408,7 @@ double stored(double value, Where where) {
 // A problem whose constants are computed by the kernel `prepare`.
 class Counted {
  public:
-  Counted(const Problem& problem, Where step, Where scalars, std::array<Where, 2> hypers) : problem_(problem) {
+  Counted(Problem problem, Where step, Where scalars, std::array<Where, 2> hypers) : problem_(std::move(problem)) {
     Setting& setting = problem_.setting;
     const RuleInfo& info = info_of(setting.rule);
     // Numbers that are stored in float32 are rounded before the step.

@@ -143,7 +143,7 @@ TEST_CASE("gather: elements, sums and maxima") {
       } else {
         std::memcpy(want.at(i), tensors.tensor(i).at(tensors.offset(i)), size);
       }
-      const double value = load<double>(want, i);
+      const auto value = load<double>(want, i);
       sums[group].add(value * load<double>(direction, i));
       largest[group] = std::max(largest[group], std::fabs(value));
     });
@@ -242,7 +242,7 @@ TEST_CASE("move: there, further, and back to the bit") {
         if (setup.wide) {
           store(target, from.offset(i), from.value(i) + step * load<double>(direction, i));
         } else {
-          const float x = load<float>(from.tensor(i), from.offset(i));
+          const auto x = load<float>(from.tensor(i), from.offset(i));
           store(target, from.offset(i), x + static_cast<float>(step) * load<float>(direction, i));
         }
       });

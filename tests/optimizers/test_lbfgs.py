@@ -863,6 +863,16 @@ def test_states_that_do_not_fit():
     assert_same(run.flat(), before)
 
 
+def test_histories_of_different_lengths():
+    run = quadratic(LBFGS, max_iter=1, lr=0.5)
+    run.step(3)
+    before = run.flat().clone()
+    del run.state["old_dirs"][0]
+    with pytest.raises(ValueError, match="its states old_dirs and old_stps differ in length: 1 and 2"):
+        run.step()
+    assert_same(run.flat(), before)
+
+
 def test_nothing_of_ours_in_a_state_dict():
     run = quadratic(LBFGS, **WOLFE)
     run.step(2)

@@ -460,3 +460,21 @@ def test_errors_of_optim_db(error):
             provoke(kind)
         texts.append(str(caught.value))
     assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize(
+    ("rule", "hyper", "tensors", "error", "text"),
+    [
+        ("lion", {}, [4, 4], ValueError, "lion: tensor 2 of row 0 is missing"),
+        ("lion", {}, [4, 4, 5], ValueError, "lion: tensor 2 of row 0 has another shape than the first"),
+        ("lion", {}, [4, 4, "one"], ValueError, "lion: tensor 2 of row 0 overlaps itself in memory"),
+        ("lion", None, [4, 4, 4], ValueError, "apply: hyper of rule lion must have 4 numbers"),
+        ("adamax", {"betas[0]": 1.0}, [4, 4, 4, 4], ZeroDivisionError, "adamax: 1 - betas[0] ** step is zero"),
+    ],
+)
+def test_what_the_core_refuses_to_apply(rule, hyper, tensors, error, text):
+    values = [] if hyper is None else [hyper.get(name, 0.5) for name in onepass._core.rules()[rule][0]]
+    row = tuple(torch.ones(1).expand(4) if size == "one" else torch.ones(size) for size in tensors)
+    with pytest.raises(error, match=f"^{re.escape(text)}"):
+        onepass._core.apply(rule, values, 1.0, [row], 1.0, 1)
+    assert all(torch.equal(tensor, torch.ones_like(tensor)) for tensor in row)

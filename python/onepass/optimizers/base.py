@@ -33,7 +33,6 @@ from .torch_private import (
     interpreter,
     is_in_forward_mode,
     is_making_fx,
-    profiler_enabled,
     scalar_dtype,
 )
 
@@ -89,16 +88,22 @@ def _update(self: Native, closure: Callable[[], Any] | None = None) -> Any:
         ValueError: A gradient or state does not fit its parameter, or memory overlaps. The message names the
             parameter. An invalid step changes nothing.
     """
-    loss = None
-    if closure is not None:
-        with torch.enable_grad():
-            loss = closure()
-    if profiler_enabled():
-        with torch.profiler.record_function(f"onepass::{self.rule}"):
-            self._step_all()
-    else:
+    loss = None if closure is None else _evaluate(closure)
+    self._step_all()
+    return loss
+
+
+def _profiled_update(self: Native, closure: Callable[[], Any] | None = None) -> Any:
+    """Perform a single optimization step, in a profiler scope that excludes the closure."""
+    loss = None if closure is None else _evaluate(closure)
+    with torch.profiler.record_function(f"onepass::{self.rule}"):
         self._step_all()
     return loss
+
+
+def _evaluate(closure: Callable[[], Any]) -> Any:
+    with torch.enable_grad():
+        return closure()
 
 
 def _check_capture(optimizer: Optimizer) -> None:
@@ -245,7 +250,7 @@ class Native(Optimizer):
         def step(self, closure: Callable[[], Any] | None = None) -> Any:
             """Perform a single optimization step."""
     else:
-        step = hooked(_update, "Native")
+        step = hooked(_update, "Native", profiled=_profiled_update)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, as torch does, and check the types of its hyperparameters.

@@ -51,9 +51,16 @@ def _with_hooks(update: Step, self: Optimizer, args: tuple[Any, ...], kwargs: di
 _HOOKED_CODE = cast(Any, Optimizer.profile_hook_step(_with_hooks)).__code__
 
 
-def hooked(update: Step, owner: str) -> Step:
-    """Return the method ``step`` of the class ``owner``: ``update`` with step hooks, and a profiler scope if needed."""
-    hooked_update = Optimizer.profile_hook_step(update)
+def hooked(update: Step, owner: str, profiled: Step | None = None) -> Step:
+    """Return the method ``step`` of the class ``owner``: ``update`` with step hooks, and a profiler scope if needed.
+
+    Args:
+        update: Performs the step.
+        owner: The name of the class.
+        profiled: Performs the step instead of ``update`` while a profiler runs.
+    """
+    profiled = profiled or update
+    hooked_update = Optimizer.profile_hook_step(profiled)
 
     @functools.wraps(update)
     def step(*args: Any, **kwargs: Any) -> Any:
@@ -62,10 +69,10 @@ def hooked(update: Step, owner: str) -> Step:
         self: Optimizer = args[0]
         if torch.compiler.is_compiling():
             return untraced(*args, **kwargs)
-        profiled = profiler_enabled()
+        profiling = profiler_enabled()
         if (
             not (
-                profiled
+                profiling
                 or self._optimizer_step_pre_hooks
                 or self._optimizer_step_post_hooks
                 or global_pre_hooks
@@ -73,8 +80,8 @@ def hooked(update: Step, owner: str) -> Step:
             )
             or getattr(type(self).step, "__code__", None) is _HOOKED_CODE
         ):
-            return update(*args, **kwargs)
-        return hooked_update(*args, **kwargs) if profiled else _with_hooks(update, self, args, kwargs)
+            return profiled(*args, **kwargs) if profiling else update(*args, **kwargs)
+        return hooked_update(*args, **kwargs) if profiling else _with_hooks(update, self, args, kwargs)
 
     # torch.compile would trace the step up to the compiled core, and warn that it cannot trace the core.
     untraced = disable_dynamo(step)

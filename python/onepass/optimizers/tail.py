@@ -247,7 +247,7 @@ def _limit(what: str, value: Any) -> float:
 def _is_largest(name: str, norm_type: Any) -> bool:
     if norm_type not in (2, math.inf, "inf"):
         raise ValueError(f"{name}: norm_type must be 2 or inf, got {described(norm_type)}")
-    return norm_type != 2
+    return bool(norm_type != 2)
 
 
 def _all_params(optimizer: Optimizer) -> list[Tensor]:

@@ -302,14 +302,13 @@ void ParamReader::measure_gradient(const Reading& r) {
 void ParamReader::set_followers(Reading& r) const {
   Job& job = r.job();
   const bool follows = job.rows == nullptr && driver_.takes_followers();
+  r.param.followed = follows ? r.follows : 0;
   for (std::size_t f = 0; f < request_.followers.size(); ++f) {
     const FollowerRequest& follower = request_.followers[f];
-    Operand& operand = job.operands[kFirstFollower + f];
-    if (follows && operand.data != nullptr) r.param.followed |= 1U << f;
     if (follows && follower.weight) {
       job.followers[f] = {.weight = *follower.weight, .sets_param = follower.sets_param};
     } else {
-      operand = {};
+      job.operands[kFirstFollower + f] = {};
     }
   }
 }

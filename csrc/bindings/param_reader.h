@@ -96,7 +96,7 @@ class ParamReader {
   bool read_sparse_gradient(Reading& r);
   bool read_states(Reading& r);
   bool read_state(Reading& r, std::size_t operand, const pybind11::str& name, const std::string& what);
-  void read_user_follower(Reading& r, std::size_t follower);
+  bool read_user_follower(Reading& r, std::size_t follower);
   bool can_follow(Reading& r, std::size_t operand, PyObject* tensor);
   bool read_scalars(Reading& r);
   bool read_scalar(Reading& r, const pybind11::str& name, Scalar& scalar);

@@ -23,6 +23,7 @@ struct Reading {
   Views views{};
   bool packed = false;   // the parameter's elements are consecutive in memory, in some order of dimensions
   bool missing = false;  // a state has to be created
+  unsigned follows = 0;  // the followers that kernels can update, a bit for each
   std::array<Scalar, 1 + kMaxScalars> scalars{};  // in the order of RuleNames::scalars
 
   Job& job() { return device_job.job; }

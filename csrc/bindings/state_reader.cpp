@@ -22,21 +22,18 @@ bool ParamReader::read_states(Reading& r) {
     if ((used >> s & 1) != 0 && !read_state(r, kFirstState + s, names_.states[s], names_.state_labels[s])) return false;
   for (std::size_t f = 0; f < request_.followers.size() && !r.missing; ++f) {
     const FollowerRequest& follower = request_.followers[f];
-    if (!follower.is_state()) {
-      read_user_follower(r, f);
-    } else if (!read_state(r, kFirstFollower + f, follower.state_name, follower.label)) {
-      return false;
-    }
+    if (follower.is_state() && !read_state(r, kFirstFollower + f, follower.state_name, follower.label)) return false;
+    if (follower.is_state() || read_user_follower(r, f)) r.follows |= 1U << f;
   }
   return true;
 }
 
-// Reads the user's tensor that follows the parameter, if there is one that kernels can write.
-void ParamReader::read_user_follower(Reading& r, std::size_t follower) {
+// Reads the user's tensor that follows the parameter. Returns whether there is one that kernels can write.
+bool ParamReader::read_user_follower(Reading& r, std::size_t follower) {
   const std::size_t operand = kFirstFollower + follower;
   const py::int_ key(reinterpret_cast<std::uintptr_t>(r.object));
   PyObject* const tensor = PyDict_GetItem(request_.followers[follower].tensors.ptr(), key.ptr());
-  if (tensor == nullptr || !can_follow(r, operand, tensor)) r.job().operands[operand] = {};
+  return tensor != nullptr && can_follow(r, operand, tensor);
 }
 
 bool ParamReader::can_follow(Reading& r, std::size_t operand, PyObject* tensor) {

@@ -11,7 +11,7 @@ from pathlib import Path
 import onepass
 import signatures
 import torch
-from cases import ROWS, for_rows
+from cases import OWN, ROWS, for_rows
 from contract import assert_same, leaves, snapshot, train
 from onepass.optimizers.base import Native
 
@@ -47,7 +47,7 @@ def test_an_argument_that_torch_will_have_passes_through():
         rule = "adam"
         torch_step = onepass.AdamW.torch_step
 
-    assert list(inspect.signature(Ours).parameters) == ["params", "lr", "new_in_torch", "state_dtype", "kwargs"]
+    assert list(inspect.signature(Ours).parameters) == ["params", "lr", "new_in_torch", *OWN, "kwargs"]
     opt = Ours(leaves(), new_in_torch=5, weight_decay=0.1, state_dtype=torch.float64)
     plain = onepass.AdamW(leaves(), weight_decay=0.1, state_dtype=torch.float64)
     assert opt.seen == 5

@@ -53,6 +53,18 @@ class PlainLion(Optimizer):
         return torch.where(x.isnan(), x, x.sign())
 
 
+# The arguments of every onepass class but LBFGS, and their defaults.
+OWN = {
+    "state_dtype": None,
+    "max_norm": None,
+    "norm_type": 2.0,
+    "clip_value": None,
+    "skip_nonfinite": False,
+    "average": None,
+    "copy_to": None,
+    "zero_grad": False,
+}
+
 SHAPES = ((), (5,), (4, 3), (2, 0), (2, 3, 4, 5))
 
 
@@ -75,7 +87,7 @@ class Row:
     wants_sparse: bool = False  # whether it takes no others
     wants_closure: bool = False
     shapes: tuple[tuple[int, ...], ...] = SHAPES  # of parameters that it takes
-    own: dict[str, Any] = field(default_factory=lambda: {"state_dtype": None})  # arguments that torch's class has not
+    own: dict[str, Any] = field(default_factory=lambda: dict(OWN))  # arguments that torch's class has not
     full: dict[str, Any]  # keyword arguments with which it uses all states and terms, and learns
     # Name -> keyword arguments; with a formula, every flag and argument of torch's occurs.
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -203,7 +215,7 @@ ROWS = [
         first=lambda initial_accumulator_value, **_: {"sum": initial_accumulator_value},
         eager=True,
         sparse="both",
-        own={"decoupled_weight_decay": False, "state_dtype": None},
+        own={"decoupled_weight_decay": False, **OWN},
         full={"lr": 0.05, "lr_decay": 0.01, "weight_decay": 0.1, "initial_accumulator_value": 0.1},
         variants={
             "default": {},

@@ -19,11 +19,12 @@ HEAD = f"""# Of torch {RELEASE}, written by tests/support/signatures.py: its cla
 from collections.abc import Sequence
 
 import torch
-from onepass.training.averaged_model import AveragedModel
-from onepass.training.clipping_policies import ClippingPolicy
 from torch import Tensor
 from torch.nn import Module
 from torch.optim.optimizer import ParamsT
+
+from onepass.training.averaged_model import AveragedModel
+from onepass.training.clipping_policies import ClippingPolicy
 """
 
 

@@ -209,7 +209,7 @@ class Lookahead(Optimizer):
         """Return whether the wrapped optimizer is a Native whose step no subclass overrides."""
         kind = type(self.optimizer)
         return issubclass(kind, Native) and all(
-            getattr(kind, name) is getattr(Native, name) for name in ("step", "_step_all")
+            getattr(kind, name) is getattr(Native, name) for name in ("step", "_step_all", "_step_natively")
         )
 
     def _step_natively(self, closure: Callable[[], Any] | None, update: SlowWeightUpdate) -> Any:

@@ -3,8 +3,6 @@
 They take the place of torch's classes among the bases of onepass's, which add their own arguments and the step.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor

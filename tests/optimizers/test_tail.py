@@ -601,7 +601,7 @@ def test_zero_grad_refuses_expanded_gradients():
 # -- all of it together ----------------------------------------------------------------------------------------------
 
 
-@settings(derandomize=True, max_examples=60, deadline=None, database=None)
+@settings(derandomize=True, max_examples=25, deadline=None, database=None)
 @given(st.data())
 @pytest.mark.parametrize("row", ELEMENTWISE, ids=lambda row: row.name)
 def test_every_combination(row, data):

@@ -66,8 +66,6 @@ def _set_torch(
 
 _set_torch()
 
-MAX_FOLLOWERS = 2  # of one request
-
 POLICY_STATE = "clipping_policy"  # the key of its state in the first group of a state_dict
 
 SLOW_PARAM = "slow_param"  # the state that holds Lookahead's slow weights
@@ -333,10 +331,9 @@ class Native(Optimizer):
 
     def _step_natively(self, grad_factor: float) -> None:
         """Step all parameters by kernels, and by torch's implementation those that no kernel covers."""
-        update, tail = self._slow_weight_update, self._tail
-        threads = torch.get_num_threads()
-        if tail is not None:
-            self._step_with_tail(tail, grad_factor, threads)
+        update, threads = self._slow_weight_update, torch.get_num_threads()
+        if self._tail is not None:
+            self._tail.step(self, grad_factor, threads)
             return
         if grad_factor == 1.0 and update is None:
             request = _plain_request(threads)
@@ -349,42 +346,6 @@ class Native(Optimizer):
             result = self._plan.step(self, request)
         if update:
             update.after(result.unfollowed[0])
-
-    def _step_with_tail(self, tail: Tail, grad_factor: float, threads: int) -> None:
-        """Step all parameters, with everything that the tail adds, in one request if kernels cover it."""
-        update = self._slow_weight_update
-        slow = update.followers if update else []
-        followers = [*slow, *tail.followers(self)]
-        in_kernels = followers[:MAX_FOLLOWERS]
-        norm_request = tail.norm_request(self)
-        requested = functools.partial(
-            _core.StepRequest,
-            threads=threads,
-            followers=in_kernels,
-            clip_value=tail.clip_value,
-            zeroes_grads=tail.zeroes_grads,
-        )
-        result = self._plan.step(self, requested(grad_factor, norm=norm_request))
-        norm, coefficient, skipped = result.norm, result.coefficient, result.skipped
-        if not result.stepped and not skipped:
-            if norm_request is not None:
-                norm = abs(grad_factor) * tail.norm_of(self, result.measures or ())
-                coefficient, skipped = norm_request.clipping(norm)
-            if not skipped:
-                self._step_by_torch(result.fallback, grad_factor * coefficient, tail.clip_value)
-                result = self._plan.step(self, requested(grad_factor * coefficient, fallback_stepped=True))
-        if skipped:
-            if tail.zeroes_grads:
-                tail.zero(p for group in self.param_groups for p in group["params"])
-        else:
-            if update:
-                update.after(result.unfollowed[0])
-            left_over = [[p for group in self.param_groups for p in group["params"]]] * (
-                len(followers) - len(in_kernels)
-            )
-            tail.follow(self, [*result.unfollowed[len(slow) :], *left_over])
-            tail.zero(result.unzeroed)
-        tail.note(norm, coefficient, skipped)
 
     def _step_by_torch_alone(self, reason: str, grad_factor: float) -> None:
         """Step all parameters by torch's implementation."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,9 @@ from ..training.averaged_model import AveragedModel
 from ..training.clipping_policies import ClippingPolicy
 from .arguments import check_number, described, number
 from .gradient_norm import total_norm
+
+if TYPE_CHECKING:
+    from .base import Native
 
 
 class StepReport(NamedTuple):
@@ -32,6 +37,25 @@ class StepReport(NamedTuple):
     coefficient: float = 1.0
     skipped: bool = False
     reason: str = ""
+
+
+MAX_FOLLOWERS = 2  # of one request
+
+
+class _Requests(NamedTuple):
+    """The requests of a step.
+
+    Attributes:
+        first: The first request.
+        norm: What it measures.
+        made: Makes the second request, which comes after a fallback.
+        left: The number of followers for which a request has no room.
+    """
+
+    first: _core.StepRequest
+    norm: _core.NormRequest | None
+    made: Callable[..., _core.StepRequest]
+    left: int
 
 
 class Tail:
@@ -68,8 +92,11 @@ class Tail:
         self.average = average
         self.zeroes_grads = bool(zero_grad)
         self.report: StepReport | None = None
+        self._weight = 1.0  # of the averages in this step
+        self._last_requests: tuple[tuple[Any, ...], _Requests] | None = None
         self._copy_list = [] if copy_to is None else _copies_of(name, optimizer, copy_to)
         self._found_for: tuple[tuple[int, int], ...] = ()  # the lists of parameters that these two belong to
+        self._ids: frozenset[int] = frozenset()
         self._averages: dict[int, Tensor] = {}  # by the parameter's id
         self._copies: dict[int, Tensor] = {}
         if average is not None and not isinstance(average, AveragedModel):
@@ -77,7 +104,15 @@ class Tail:
         self._find_followers(optimizer)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_found_for": (), "_averages": {}, "_copies": {}}  # a copy has other parameters
+        # A copy has other parameters.
+        return {
+            **self.__dict__,
+            "_last_requests": None,
+            "_found_for": (),
+            "_ids": frozenset(),
+            "_averages": {},
+            "_copies": {},
+        }
 
     def _find_followers(self, optimizer: Optimizer) -> None:
         """Find the average and the copy of each parameter again if parameters were added or exchanged."""
@@ -85,6 +120,7 @@ class Tail:
         if lists == self._found_for:
             return
         params = _all_params(optimizer)
+        self._ids = frozenset(map(id, params))
         self._copies = {id(p): copy for p, copy in zip(params, self._copy_list, strict=False)}
         if self.average is not None:
             self.average._attach(optimizer)
@@ -111,13 +147,11 @@ class Tail:
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
-    def followers(self, optimizer: Optimizer) -> list[_core.Follower]:
+    def followers(self) -> list[_core.Follower]:
         """Return the followers of a step: the averages and the copies."""
-        self._find_followers(optimizer)
         followers = []
         if self.average is not None:
-            weight = self.average._step_weight(optimizer)
-            followers.append(_core.Follower("average", "average", weight, False, self._averages))
+            followers.append(_core.Follower("average", "average", self._weight, False, self._averages))
         if self._copy_list:
             followers.append(_core.Follower("copy", "copy_to", 1.0, False, self._copies))
         return followers
@@ -126,11 +160,15 @@ class Tail:
         """Return what the step measures; None if it measures nothing."""
         if not self.measures:
             return None
+        # The request is kept for the next step. A strong reference would be part of a cycle that Python cannot find.
+        held = weakref.ref(optimizer)
 
         def norm_of(measures: list[float | None]) -> float:
-            return self.norm_of(optimizer, measures)
+            stepped = held()
+            assert stepped is not None
+            return self.norm_of(stepped, measures)
 
-        coefficient = None if self.policy is None else self._coefficient
+        coefficient = None if self.policy is None else functools.partial(_coefficient, self.policy)
         return _core.NormRequest(self._largest, self._limit, self._skip_nonfinite, coefficient, norm_of)
 
     def norm_of(self, optimizer: Optimizer, measures: Sequence[float | None] = ()) -> float:
@@ -138,18 +176,60 @@ class Tail:
         params = _all_params(optimizer)
         return total_norm(params, [p.grad for p in params], self._largest, measures)
 
-    def _coefficient(self, norm: float) -> float:
-        assert self.policy is not None
-        coefficient = float(self.policy.coefficient(norm))
-        if not 0.0 <= coefficient < math.inf:
-            raise ValueError(
-                f"{type(self.policy).__name__}.coefficient({norm}) must return a finite number >= 0, got {coefficient}"
-            )
-        return coefficient
+    # -- the step ----------------------------------------------------------------------------------------------------
+
+    def step(self, optimizer: Native, grad_factor: float, threads: int) -> None:
+        """Step all parameters, with everything that the tail adds, in one request if kernels cover it."""
+        update = optimizer._slow_weight_update
+        requests = self._requests(optimizer, update.followers if update else [], grad_factor, threads)
+        result = optimizer._plan.step(optimizer, requests.first)
+        norm, coefficient, skipped = result.norm, result.coefficient, result.skipped
+        if not result.stepped and not skipped:
+            if requests.norm is not None:
+                norm = abs(grad_factor) * self.norm_of(optimizer, result.measures or ())
+                coefficient, skipped = requests.norm.clipping(norm)
+            if not skipped:
+                factor = grad_factor * coefficient
+                optimizer._step_by_torch(result.fallback, factor, self.clip_value)
+                result = optimizer._plan.step(optimizer, requests.made(factor, fallback_stepped=True))
+        if not skipped:
+            left: list[list[Tensor]] = result.unfollowed
+            if update:
+                update.after(left[0])
+                left = [*left[1:], *([_all_params(optimizer)] * requests.left)]
+            self.follow(optimizer, left)
+            if result.unzeroed:
+                self.zero(result.unzeroed)
+        elif self.zeroes_grads:
+            self.zero(_all_params(optimizer))
+        self.note(norm, coefficient, skipped)
+
+    def _requests(
+        self, optimizer: Optimizer, slow: list[_core.Follower], grad_factor: float, threads: int
+    ) -> _Requests:
+        """Return the requests of a step: the last step's, if they are the same."""
+        self._find_followers(optimizer)
+        if self.average is not None:
+            self._weight = self.average._step_weight(optimizer)
+        key = (grad_factor, threads, self._weight, self._found_for, id(optimizer))
+        if not slow and self._last_requests is not None and self._last_requests[0] == key:
+            return self._last_requests[1]
+        followers = [*slow, *self.followers()]
+        norm = self.norm_request(optimizer)
+        made = functools.partial(
+            _core.StepRequest,
+            threads=threads,
+            followers=followers[:MAX_FOLLOWERS],
+            clip_value=self.clip_value,
+            zeroes_grads=self.zeroes_grads,
+        )
+        requests = _Requests(made(grad_factor, norm=norm), norm, made, max(0, len(followers) - MAX_FOLLOWERS))
+        if not slow:
+            self._last_requests = key, requests
+        return requests
 
     # -- after the step ----------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def follow(self, optimizer: Optimizer, params: Sequence[Sequence[Tensor]] | None = None) -> None:
         """Update the followers in torch operations.
 
@@ -159,26 +239,24 @@ class Tail:
         """
         left = [_all_params(optimizer)] * 2 if params is None else list(params)
         if self.average is not None:
-            own = left.pop(0)
-            averages = self.average._averages_of(own) if own else {}
-            weight = self.average._step_weight(optimizer)
-            for p in own:
-                if (averaged := averages.get(id(p))) is not None:
-                    _move(averaged, p, weight)
-            self.average._note_step(optimizer)
+            if own := left.pop(0):
+                averages = self.average._averages_of(own)
+                for p in own:
+                    if (averaged := averages.get(id(p))) is not None:
+                        _move(averaged, p, self._weight)
+            self.average._note_step(optimizer, self._ids)
         if self._copy_list:
             for p in left.pop(0):
                 # Without a gradient, only Lookahead changes a parameter.
                 changed = p.grad is not None or optimizer._slow_weight_update is not None  # type: ignore[attr-defined]
                 if changed and (copy := self._copies.get(id(p))) is not None:
-                    copy.copy_(p)
+                    copy.detach().copy_(p.detach())
 
-    @torch.no_grad()
     def zero(self, params: Iterable[Tensor]) -> None:
         """Zero the gradients of these parameters in torch operations."""
         for p in params:
             if p.grad is not None:
-                p.grad.zero_()
+                p.grad.detach().zero_()
 
     def note(self, norm: float | None, coefficient: float, skipped: bool, reason: str = "") -> None:
         """Record what the step did."""
@@ -207,6 +285,9 @@ class Tail:
             Whether the step was made rather than skipped.
         """
         params = _all_params(optimizer)
+        self._find_followers(optimizer)
+        if self.average is not None:
+            self._weight = self.average._step_weight(optimizer)
         norm: float | None = None
         coefficient, skips = 1.0, False
         if (request := self.norm_request(optimizer)) is not None:
@@ -234,6 +315,15 @@ class Tail:
         """Load the policy's state, if there is a policy."""
         if self.policy is not None:
             self.policy.load_state_dict(state)
+
+
+def _coefficient(policy: ClippingPolicy, norm: float) -> float:
+    coefficient = float(policy.coefficient(norm))
+    if not 0.0 <= coefficient < math.inf:
+        raise ValueError(
+            f"{type(policy).__name__}.coefficient({norm}) must return a finite number >= 0, got {coefficient}"
+        )
+    return coefficient
 
 
 def _limit(what: str, value: Any) -> float:
@@ -287,7 +377,7 @@ def _copies_of(name: str, optimizer: Optimizer, copy_to: Sequence[Tensor] | nn.M
 
 def _move(averaged: Tensor, p: Tensor, weight: float) -> None:
     """``averaged += weight * (p - averaged)``, as torch.optim.swa_utils does it; a copy if the weight is 1."""
-    own = p.detach().to(averaged.device)
+    own, averaged = p.detach().to(averaged.device), averaged.detach()
     if weight == 1.0 or not (averaged.is_floating_point() or averaged.is_complex()):
         averaged.copy_(own)
     else:

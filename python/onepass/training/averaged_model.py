@@ -251,15 +251,21 @@ class AveragedModel(swa_utils.AveragedModel):
 
     def _count(self) -> int:
         """Return ``n_averaged`` as an int. Wait for a GPU only if something else has changed it."""
-        known, held = self._known_count, self.n_averaged
+        known, held = self._known_count, self._buffers["n_averaged"]
+        assert held is not None
         if known is None or known[0] is not held or known[1] != held._version:
             known = self._known_count = (held, held._version, int(held))
         return known[2]
 
     def _add_one(self) -> None:
-        n = self._count()
-        self.n_averaged += 1
-        self._known_count = (self.n_averaged, self.n_averaged._version, n + 1)
+        n, held = self._count(), self._buffers["n_averaged"]
+        assert held is not None
+        held += 1
+        self._set("_known_count", (held, held._version, n + 1))
+
+    def _set(self, name: str, value: object) -> None:
+        """Set an attribute that is no tensor or module. Module's own way takes 3 us."""
+        self.__dict__[name] = value
 
     # -- evaluation --------------------------------------------------------------------------------------------------
 
@@ -403,20 +409,23 @@ class AveragedModel(swa_utils.AveragedModel):
         decay = self._decay(n)
         return 1 / (n + 1) if decay is None else 1 - decay
 
-    def _note_step(self, optimizer: Optimizer) -> None:
+    def _note_step(self, optimizer: Optimizer, params: frozenset[int] | None = None) -> None:
         """Note that an optimizer has made a step, in which it has moved the averages of its parameters.
 
         Those are the averages that ``_averages_of`` gives. Without a source model there are none, and
         ``update_parameters`` moves them.
+
+        Args:
+            optimizer: The optimizer.
+            params: The ids of its parameters, if they are known.
         """
         joined = self._joined_by(optimizer)
-        step = _Step(frozenset(map(id, _params(optimizer))), self._living_slots().keys())
+        step = _Step(params or frozenset(map(id, _params(optimizer))), self._living_slots().keys())
         if joined is None:
-            self._round = _Round(self._count(), (step,))
-            with torch.no_grad():
-                self._add_one()
+            self._set("_round", _Round(self._count(), (step,)))
+            self._add_one()
         else:
-            self._round = joined._replace(steps=(*joined.steps, step))
+            self._set("_round", joined._replace(steps=(*joined.steps, step)))
 
     def _open_round(self) -> _Round | None:
         """Return the open round. Loading another ``n_averaged`` ends it."""

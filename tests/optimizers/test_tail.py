@@ -14,7 +14,7 @@ import onepass
 import pytest
 import torch
 from cases import ELEMENTWISE, ROWS
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from onepass.swa_utils import AveragedModel
 from reference import ROUNDING, bits, numbers
@@ -54,6 +54,13 @@ def norm_of(params, largest=False):
     return float(abs(values).max()) if largest else math.sqrt(math.fsum(values**2))
 
 
+class Subclass(torch.Tensor):
+    """A tensor that kernels do not step."""
+
+    def __deepcopy__(self, memo):
+        return nn.Parameter(self.detach().clone())
+
+
 def twin_step(optimizer, params, *, coefficient=1.0, clip_value=None):
     """Steps by copies of the gradients that are scaled and clamped in the arithmetic of the kernels."""
     grads = [p.grad for p in params]
@@ -61,6 +68,10 @@ def twin_step(optimizer, params, *, coefficient=1.0, clip_value=None):
         if grad is None:
             continue
         wide = torch.float64 if p.dtype == torch.float64 else torch.float32
+        if type(p.data) is not torch.Tensor:  # torch's operations round the scaled gradient to its dtype
+            scaled = grad * coefficient
+            p.grad = scaled if clip_value is None else scaled.clamp(-clip_value, clip_value)
+            continue
         values = grad.coalesce().values() if grad.is_sparse else grad
         scaled = values.to(wide) * torch.tensor(coefficient, dtype=wide)
         if clip_value is not None:
@@ -431,9 +442,11 @@ def test_without_skip_nonfinite_a_bad_gradient_is_visible():
 def assert_averages(found, averages, params, weight, dtype_of_average):
     """Each is the old average moved towards what is stored in the parameter, to two roundings."""
     for got, old, p in zip(found, averages, params, strict=True):
-        want = old + weight * (numbers(p) - old)
+        with np.errstate(invalid="ignore"):
+            want = numbers(p) if weight == 1.0 else old + weight * (numbers(p) - old)
         room = 2 * ROUNDING[dtype_of_average(got)] * (abs(want) + weight * abs(numbers(p) - old)) + 1e-38
-        assert (abs(numbers(got) - want) <= room).all()
+        near = abs(numbers(got) - want) <= room
+        assert (near | (numbers(got) == want) | np.isnan(want)).all()  # infinities are averages, too
 
 
 @pytest.mark.parametrize("decay", [None, 0.9, 0.0, 1.0])
@@ -601,7 +614,7 @@ def test_zero_grad_refuses_expanded_gradients():
 # -- all of it together ----------------------------------------------------------------------------------------------
 
 
-@settings(derandomize=True, max_examples=25, deadline=None, database=None)
+@settings(derandomize=True, max_examples=25, deadline=None, database=None, phases=[Phase.generate])
 @given(st.data())
 @pytest.mark.parametrize("row", ELEMENTWISE, ids=lambda row: row.name)
 def test_every_combination(row, data):
@@ -618,16 +631,17 @@ def test_every_combination(row, data):
     copies_to = data.draw(st.sampled_from([None, *DTYPES]))
     by_torch = data.draw(st.booleans()) and not row.wants_sparse
     model, twin = model_of(row, dtypes), model_of(row, dtypes)
+    if by_torch:
+        for each in (model, twin):
+            for i in range(3):
+                each[i] = nn.Parameter(each[i].detach().as_subclass(Subclass))
     average = None if decay == "off" else AveragedModel(model, decay=decay)
-    copies = None if copies_to is None else [p.detach().to(copies_to) for p in model.parameters()]
+    copies = None if copies_to is None else [p.detach().to(copies_to, copy=True) for p in model.parameters()]
 
     def make(each, **own):
         params = list(each.parameters())
         groups = [{"params": params[:3]}, {"params": params[3:]}]
-        optimizer = row.ours(groups, **settings_of(row), **own)
-        if by_torch:  # kernels do not step what is differentiable
-            optimizer.param_groups[0]["differentiable"] = "differentiable" in optimizer.param_groups[0]
-        return optimizer
+        return row.ours(groups, **settings_of(row), **own)
 
     with torch.no_grad():
         optimizer, bare = make(model, **arguments, average=average, copy_to=copies), make(twin)
@@ -654,13 +668,14 @@ def test_every_combination(row, data):
                 assert_same_optimizers(optimizer, bare)
             else:
                 coefficient = 1.0 if report is None else report.coefficient
-                twin_step(bare, list(twin.parameters()), coefficient=coefficient, clip_value=arguments["clip_value"])
-                if not by_torch:  # torch's operations round clipped gradients to their dtype
-                    assert_same_optimizers(optimizer, bare)
+                params = list(twin.parameters())
+                twin_step(bare, params, coefficient=coefficient, clip_value=arguments["clip_value"])
+                assert_same_optimizers(optimizer, bare)
                 if average is not None:
                     assert_averages(average.module.parameters(), old, model.parameters(), weight, lambda got: got.dtype)
                 if copies is not None:
-                    assert_same_bits(copies, [p.detach().to(copies_to) for p in model.parameters()])
+                    for copied, p in zip(copies, model.parameters(), strict=True):
+                        assert torch.allclose(copied, p.detach().to(copies_to), rtol=0, atol=0, equal_nan=True)
             if arguments["zero_grad"]:
                 assert not any(p.grad.to_dense().count_nonzero() for p in model.parameters())
             if bad and not skipped:

@@ -254,9 +254,10 @@ class Tail:
 
     def zero(self, params: Iterable[Tensor]) -> None:
         """Zero the gradients of these parameters in torch operations."""
-        for p in params:
-            if p.grad is not None:
-                p.grad.detach().zero_()
+        with torch.no_grad():
+            for p in params:
+                if p.grad is not None:
+                    p.grad.zero_()
 
     def note(self, norm: float | None, coefficient: float, skipped: bool, reason: str = "") -> None:
         """Record what the step did."""

@@ -170,7 +170,7 @@ class Lookahead(Optimizer):
 
     @property
     def last_step(self) -> StepReport | None:
-        """The ``last_step`` of the wrapped optimizer; None if it has none."""
+        """What the last step of the wrapped optimizer did: its ``last_step``; None if it has none."""
         return getattr(self.optimizer, "last_step", None)
 
     def _update(self, closure: Callable[[], Any] | None = None) -> Any:

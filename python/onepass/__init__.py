@@ -26,6 +26,7 @@ from .optimizers.rmsprop import RMSprop
 from .optimizers.rprop import Rprop
 from .optimizers.sgd import SGD
 from .optimizers.sparse_adam import SparseAdam
+from .optimizers.tail import StepReport
 from .schedules.plot import plot
 from .schedules.preview import preview
 from .schedules.schedule_lr import ScheduleLR
@@ -61,6 +62,7 @@ __all__ = [
     "ScheduleLR",
     "SkipSpikes",
     "SparseAdam",
+    "StepReport",
     "ZClip",
     "__version__",
     "create",

@@ -6,6 +6,7 @@ import pickletools
 
 import onepass
 import pytest
+import torch
 from cases import ROW, each_class
 from contract import assert_same, leaves, snapshot, train
 from torch.nn import Parameter
@@ -41,6 +42,16 @@ def test_a_pickled_optimizer_goes_by_the_public_path(row, protocol):
     for each in (opt, again):
         train(each, 2, first=3)
     assert_same(snapshot(again), snapshot(opt))
+
+
+def test_a_pickled_optimizer_with_an_average_goes_by_the_public_path():
+    model = torch.nn.Linear(2, 2)
+    average = onepass.swa_utils.AveragedModel(model, decay=0.9)
+    opt = onepass.AdamW(model.parameters(), max_norm=onepass.ZClip(), average=average, zero_grad=True)
+    train(opt)
+    pickled = pickle.dumps(opt)
+    assert modules(pickled) <= {"onepass", "onepass.swa_utils"}
+    assert pickle.loads(pickled).last_step == opt.last_step
 
 
 @each_class

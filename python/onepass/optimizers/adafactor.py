@@ -52,6 +52,9 @@ class Adafactor(Native, signatures.Adafactor):
         state_dtype: dtype of ``row_var``, ``col_var`` and ``variance``: torch.float32, float64, bfloat16 or float16;
             None: the gradient's, as in torch.
 
+    Further arguments, documented at ``__init__`` and in :doc:`/step_tail`: ``max_norm``, ``norm_type``, ``clip_value``,
+    ``skip_nonfinite``, ``average``, ``copy_to``, ``zero_grad``.
+
     Raises:
         ValueError: A hyperparameter is out of range.
         RuntimeError: At the step, if a parameter is complex or a gradient sparse.

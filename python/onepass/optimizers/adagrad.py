@@ -75,6 +75,9 @@ class Adagrad(Native, signatures.Adagrad):
         decoupled_weight_decay: Decay the weights directly, as :class:`AdamW` does; not an option of torch's class.
         state_dtype: dtype of ``sum``: torch.float32, float64, bfloat16 or float16; None: the parameter's, as in torch.
 
+    Further arguments, documented at ``__init__`` and in :doc:`/step_tail`: ``max_norm``, ``norm_type``, ``clip_value``,
+    ``skip_nonfinite``, ``average``, ``copy_to``, ``zero_grad``.
+
     Raises:
         ValueError: A hyperparameter is out of range.
         RuntimeError: At the step, if a gradient is sparse and weight decay is neither 0 nor decoupled.

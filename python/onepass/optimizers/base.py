@@ -186,6 +186,34 @@ class Native(Optimizer):
     if not TYPE_CHECKING:  # type checkers see torch's constructors, with our arguments (signatures.pyi)
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
+            """Create the optimizer.
+
+            The arguments are those of the class, and these, which every optimizer but :class:`LBFGS` has. Without them
+            a step does what torch's does. ``optimizer.last_step`` reports what a step with them did.
+
+            Args:
+                max_norm: Largest norm of all gradients together, a number >= 0. The gradients are multiplied by
+                    ``min(1, max_norm / (norm + 1e-6))`` as the step reads them; ``.grad`` is not modified. Or a
+                    :class:`ClippingPolicy`, which chooses the factor. None: gradients are not multiplied.
+                norm_type: 2 for the 2-norm, ``math.inf`` for the largest magnitude of an element.
+                clip_value: Largest magnitude of an element, a number >= 0. The gradients are clamped to
+                    [-clip_value, clip_value] as the step reads them, after ``max_norm``; real and imaginary parts each.
+                    None: gradients are not clamped.
+                skip_nonfinite: Whether a step is skipped if the norm of the gradients is NaN or infinite. A skipped
+                    step changes no parameter, state, step count, average, copy or policy.
+                average: An :class:`onepass.swa_utils.AveragedModel` of the model. Each step moves the averages of the
+                    optimizer's parameters.
+                copy_to: Tensors with the shapes of the parameters, in the order of the groups, or a module that has
+                    such parameters. Each step writes the new parameters to them, converted to their dtypes.
+                zero_grad: Whether each step, also a skipped one, sets the gradients to zero in place.
+
+            Raises:
+                TypeError: ``max_norm`` or ``clip_value`` is not a number, ``average`` not an ``AveragedModel``, or an
+                    element of ``copy_to`` not a tensor.
+                ValueError: ``max_norm`` or ``clip_value`` is < 0; ``norm_type`` is neither 2 nor infinite; ``average``
+                    has no averages of these parameters, or computes them by a function; ``copy_to`` does not match the
+                    parameters.
+            """
             construct = super().__init__
             params = args[0] if args else kwargs.get("params")
 
@@ -210,6 +238,8 @@ class Native(Optimizer):
         zero_grad: bool = False,
     ) -> None:
         """Store the arguments that torch's class does not have. Called after torch's constructor.
+
+        ``__init__`` documents them, except ``state_dtype``, which each class documents.
 
         None adds no key to the groups: torch.distributed.checkpoint requires each key of the groups in the checkpoint,
         and checkpoints of torch's classes must load.
@@ -267,10 +297,12 @@ class Native(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
         if self._tail is not None:
-            state.update(_tail=self._tail, _step_supports_amp_scaling=True)
+            state.update(_tail=self._tail.__getstate__(), _step_supports_amp_scaling=True)  # a pickle names no Tail
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        if (tail := state.get("_tail")) is not None:
+            state = {**state, "_tail": Tail.of(tail)}
         for group in state["param_groups"]:
             if isinstance(name := group.get("state_dtype"), str):  # in a state_dict
                 group["state_dtype"] = getattr(torch, name, name)
@@ -284,7 +316,11 @@ class Native(Optimizer):
 
     @property
     def last_step(self) -> StepReport | None:
-        """What the last step did; None before the first step, and without any argument that a report depends on."""
+        """The norm of the gradients in the last step, and whether they were clipped or the step was skipped.
+
+        A :class:`StepReport`. None before the first step, and if the optimizer has none of the arguments ``max_norm``,
+        ``clip_value``, ``skip_nonfinite``, ``average``, ``copy_to`` and ``zero_grad``.
+        """
         return None if self._tail is None else self._tail.report
 
     @property

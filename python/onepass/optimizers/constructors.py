@@ -30,6 +30,7 @@ def constructor(
         take_arguments(self, **given)
 
     construct_both.__name__ = "__init__"
+    construct_both.__doc__ = construct.__doc__
     in_order = sorted([*parameters, *own], key=lambda parameter: parameter.kind)  # **kwargs last
     construct_both.__signature__ = inspect.Signature(in_order)  # type: ignore[attr-defined]
     return construct_both

@@ -65,6 +65,9 @@ class Lion(Native, signatures.Lion):
         maximize: Ascend instead of descend.
         state_dtype: dtype of ``exp_avg``: torch.float32, float64, bfloat16 or float16; None: the parameter's.
 
+    Further arguments, documented at ``__init__`` and in :doc:`/step_tail`: ``max_norm``, ``norm_type``, ``clip_value``,
+    ``skip_nonfinite``, ``average``, ``copy_to``, ``zero_grad``.
+
     Raises:
         ValueError: A hyperparameter is out of range.
         RuntimeError: At the step, if a gradient is sparse and its parameter complex, not contiguous or not on the CPU.

@@ -45,6 +45,9 @@ class SGD(Native, signatures.SGD):
         state_dtype: dtype of ``momentum_buffer``: torch.float32, float64, bfloat16 or float16; None: the gradient's, as
             in torch.
 
+    Further arguments, documented at ``__init__`` and in :doc:`/step_tail`: ``max_norm``, ``norm_type``, ``clip_value``,
+    ``skip_nonfinite``, ``average``, ``copy_to``, ``zero_grad``.
+
     Raises:
         ValueError: A hyperparameter is out of range.
 

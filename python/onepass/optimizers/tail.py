@@ -24,13 +24,27 @@ if TYPE_CHECKING:
 
 
 class StepReport(NamedTuple):
-    """What the last step did, ``optimizer.last_step``.
+    """What the last step of an optimizer did: the value of ``optimizer.last_step``.
 
     Attributes:
-        grad_norm: Norm of all gradients, unscaled and before clipping; None if the step did not measure it.
-        coefficient: The factor by which the gradients were clipped; 1.0 if they were not.
-        skipped: Whether the step was skipped, so that nothing has changed.
-        reason: Why it was skipped; "" if it was not.
+        grad_norm: Norm of all gradients, unscaled and before clipping. None if the step did not measure it: without
+            ``max_norm`` and ``skip_nonfinite``, or if ``GradScaler`` skipped the step.
+        coefficient: The factor by which ``max_norm`` multiplied the gradients; 1.0 if it did not change them.
+        skipped: Whether the step was skipped. Parameters, states, step counts, averages and copies are then unchanged.
+        reason: Why the step was skipped; ``""`` if it was not.
+
+    Example:
+        >>> p = torch.nn.Parameter(torch.zeros(4))
+        >>> optimizer = onepass.SGD([p], lr=1.0, max_norm=1.0, skip_nonfinite=True)
+        >>> p.grad = torch.full((4,), 2.0)
+        >>> optimizer.step()
+        >>> report = optimizer.last_step
+        >>> report.grad_norm, round(report.coefficient, 3), report.skipped
+        (4.0, 0.25, False)
+        >>> p.grad = torch.full((4,), torch.nan)
+        >>> optimizer.step()
+        >>> optimizer.last_step.reason
+        "the gradients' norm is nan"
     """
 
     grad_norm: float | None = None
@@ -114,6 +128,13 @@ class Tail:
             "_copies": {},
         }
 
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> Tail:
+        """Return the tail of a state that ``__getstate__`` has returned."""
+        tail = cls.__new__(cls)
+        tail.__dict__.update(state)
+        return tail
+
     def _find_followers(self, optimizer: Optimizer) -> None:
         """Find the average and the copy of each parameter again if parameters were added or exchanged."""
         lists = tuple((id(group["params"]), len(group["params"])) for group in optimizer.param_groups)
@@ -141,6 +162,7 @@ class Tail:
             or (self.measures and not self._skip_nonfinite),
             "skip_nonfinite": self._skip_nonfinite,
             "average": self.average is not None,
+            "copy_to": bool(self._copy_list),
             "zero_grad": self.zeroes_grads,
         }
         return [name for name, is_asked in asked.items() if is_asked]

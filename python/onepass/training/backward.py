@@ -270,7 +270,7 @@ def step_in_backward(optimizer: Optimizer) -> StepInBackward:
     tail = optimizer._tail if isinstance(optimizer, Native) else None
     if tail is not None and (names := tail.whole_step_arguments()):
         raise ValueError(
-            f"{type(optimizer).__name__}: {names[0]} needs all gradients of a step at once, but step_in_backward holds "
-            f"only one at a time: create the optimizer without {names[0]}"
+            f"{type(optimizer).__name__}: {names[0]} needs all parameters of a step at once, but step_in_backward "
+            f"steps only one at a time: create the optimizer without {names[0]}"
         )
     return StepInBackward(optimizer)

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from .. import _core
 from .arguments import check_number
 from .base import SLOW_PARAM, Native, new_follower
-from .hooks import hooked
+from .hooks import hooked, unwrapped
 from .tail import StepReport
 from .torch_private import disable_dynamo
 
@@ -171,7 +171,7 @@ class Lookahead(Optimizer):
     @property
     def last_step(self) -> StepReport | None:
         """What the last step of the wrapped optimizer did: its ``last_step``; None if it has none."""
-        return getattr(self.optimizer, "last_step", None)
+        return getattr(unwrapped(self.optimizer), "last_step", None)
 
     def _update(self, closure: Callable[[], Any] | None = None) -> Any:
         """Perform a single step of the wrapped optimizer; at every k-th step, update the slow weights.

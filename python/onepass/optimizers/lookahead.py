@@ -194,8 +194,7 @@ class Lookahead(Optimizer):
         ends = step >= self.k
         update = SlowWeightUpdate(self.optimizer, self._slow_name, self.alpha if ends else None)
         loss = self._step_natively(closure, update) if self._is_native else self._step_anyhow(closure, update)
-        report = self.last_step
-        if report is None or not report.skipped:
+        if not self._has_skipped():
             self._cycle["step"] = 0 if ends else step
         return loss
 
@@ -230,8 +229,14 @@ class Lookahead(Optimizer):
         if closure is None:
             update.before(self._params())
         loss = self._step_wrapped(None if closure is None else watched)
-        update.after(self._params())
+        if not self._has_skipped():
+            update.after(self._params())
         return loss
+
+    def _has_skipped(self) -> bool:
+        """Return whether the wrapped optimizer has skipped the step that was just called."""
+        report = self.last_step
+        return report is not None and report.skipped
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients by the wrapped optimizer's ``zero_grad``."""

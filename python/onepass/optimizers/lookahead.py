@@ -208,7 +208,8 @@ class Lookahead(Optimizer):
         """Return whether the wrapped optimizer is a Native whose step no subclass overrides."""
         kind = type(self.optimizer)
         return issubclass(kind, Native) and all(
-            getattr(kind, name) is getattr(Native, name) for name in ("step", "_step_all")
+            getattr(kind, name) is getattr(Native, name)
+            for name in ("step", "_step_all")  # Muon's _step_natively also updates the slow weights
         )
 
     def _step_natively(self, closure: Callable[[], Any] | None, update: SlowWeightUpdate) -> Any:

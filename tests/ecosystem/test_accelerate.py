@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from onepass.schedules import linear, warmup
 from reference import only_kernels
-from tiny import assert_kernels, assert_same_bits, assert_same_run, loader, loss_of, net, weights
+from tiny import assert_clipped, assert_kernels, assert_same_bits, assert_same_run, loader, loss_of, net, weights
 
 CLASSES = {
     "AdamW": {"lr": 0.02, "weight_decay": 0.1},
@@ -57,6 +57,27 @@ def test_prepare_accumulate_and_clip(name, precision, accumulate):
     assert_same_run(run, train(*theirs, epochs=3, max_norm=0.3))
 
 
+@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_clipping_in_the_step(name, precision, accumulate):
+    """docs/frameworks/accelerate.md: max_norm instead of accelerator.clip_grad_norm_."""
+    arguments = {"mixed_precision": precision, "gradient_accumulation_steps": accumulate}
+
+    def run(of, own, clip_grad_norm=None):
+        begun = begin(getattr(of, name), {**CLASSES[name], **own}, **arguments)
+        return train(*begun, epochs=3, max_norm=clip_grad_norm), begun[2].optimizer
+
+    with only_kernels():
+        clipped, optimizer = run(onepass, {"max_norm": 0.3})
+    assert_kernels(optimizer)
+    assert optimizer.last_step.coefficient < 1.0
+    for of in (onepass, torch.optim):
+        assert_same_run(clipped, run(of, {}, 0.3)[0])
+    if name == "SGD":  # Adam's and RMSprop's steps do not depend on the scale of all gradients
+        assert_clipped(clipped, run(onepass, {})[0])
+
+
 def ramp(optimizer):
     return onepass.ScheduleLR(optimizer, warmup(4) >> linear(20))
 
@@ -85,20 +106,24 @@ def test_a_saved_state_of_one_is_gone_on_with_by_the_other(tmp_path, first, then
     assert_same_run(train(*resumed), end)
 
 
-def scaled(cls, fails, **options):
+def scaled(cls, fails, clip_grad_norm=None, schedule=None, **options):
     """What accelerate does with float16, which it has for GPUs only: its own classes around a scaler for the CPU."""
     Accelerator(cpu=True)
     model = net()
     inner = cls(model.parameters(), **CLASSES["AdamW"], **options)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+    made = schedule(inner) if schedule else torch.optim.lr_scheduler.StepLR(inner, 1, 0.7)
     optimizer = AcceleratedOptimizer(inner, scaler=scaler)
-    scheduler = accelerate.scheduler.AcceleratedScheduler(torch.optim.lr_scheduler.StepLR(inner, 1, 0.7), optimizer)
+    scheduler = accelerate.scheduler.AcceleratedScheduler(made, optimizer)
     losses, skipped, rates = [], [], []
     for t, (x, y) in enumerate(loader()):
         loss = loss_of(model, x, y)
         optimizer.scaler.scale(loss).backward()
         if t in fails:
             model[0].weight.grad[1, 1] = float("inf")
+        if clip_grad_norm is not None:  # as accelerator.clip_grad_norm_
+            scaler.unscale_(inner)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clip_grad_norm)
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
@@ -113,6 +138,22 @@ def test_it_is_seen_that_a_step_was_skipped():
     ours, theirs = scaled(onepass.AdamW, {2, 3}), scaled(torch.optim.AdamW, {2, 3})
     assert ours[1] == theirs[1] == [False, False, True, True, False, False]
     assert ours[2] == theirs[2]
+    assert ours[3] == theirs[3] == 2.0**10
+    assert_same_run(ours[0], theirs[0])
+
+
+def decaying(optimizer):
+    return onepass.ScheduleLR(optimizer, onepass.schedules.exponential(0.7), count_skipped=False)
+
+
+def test_clipping_in_the_step_that_unscales():
+    """The step is called also to be skipped, which accelerate does not notice; last_step and ScheduleLR do."""
+    with only_kernels():
+        ours = scaled(onepass.AdamW, {2, 3}, schedule=decaying, max_norm=0.3)
+    theirs = scaled(torch.optim.AdamW, {2, 3}, clip_grad_norm=0.3)
+    assert ours[1] == [False] * 6
+    assert theirs[1] == [False, False, True, True, False, False]
+    assert ours[2] == pytest.approx(theirs[2])
     assert ours[3] == theirs[3] == 2.0**10
     assert_same_run(ours[0], theirs[0])
 

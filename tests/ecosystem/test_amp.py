@@ -19,7 +19,7 @@ CLASSES = {
 }
 
 
-def train(cls, options, device, clip):
+def train(cls, options, device, clip=False):
     model = net().to(device)
     model[3].p = 0.0
     optimizer = cls(model.parameters(), **options)
@@ -50,6 +50,18 @@ def test_the_same_steps_are_skipped(name, clip, device):
     assert scales == expected
     changes = [b / a for a, b in itertools.pairwise(scales)]
     assert {0.5, 4.0} <= set(changes)  # it has been halved for an inf, and grown
+    torch.testing.assert_close(torch.tensor(ours[0]), torch.tensor(theirs[0]), rtol=5e-3, atol=5e-3)
+
+
+@each_device
+@pytest.mark.parametrize("name", CLASSES)
+def test_clipping_in_the_step(name, device):
+    """docs/frameworks/amp.md: max_norm instead of unscale_ and clip_grad_norm_."""
+    with only_kernels():
+        ours, scales = train(getattr(onepass, name), {**CLASSES[name], "max_norm": 0.3}, device)
+    theirs, expected = train(getattr(torch.optim, name), CLASSES[name], device, clip=True)
+    assert scales == expected
+    assert 0.5 in [b / a for a, b in itertools.pairwise(scales)]  # a step was skipped
     torch.testing.assert_close(torch.tensor(ours[0]), torch.tensor(theirs[0]), rtol=5e-3, atol=5e-3)
 
 

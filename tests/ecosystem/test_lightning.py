@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 from onepass.schedules import cosine, warmup
 from reference import only_kernels
-from tiny import assert_kernels, assert_same_bits, assert_same_run, loader, loss_of, net, weights
+from tiny import assert_clipped, assert_kernels, assert_same_bits, assert_same_run, loader, loss_of, net, weights
 
 KW = {"lr": 0.02, "weight_decay": 0.1}
 
@@ -234,6 +234,55 @@ def test_float16_with_a_scaler(tmp_path, options):
     theirs = run(torch.optim)
     assert ours[1] == theirs[1]
     torch.testing.assert_close(torch.tensor(ours[0][0]), torch.tensor(theirs[0][0]), rtol=5e-3, atol=5e-3)
+
+
+CLIPPED = {"SGD": {"lr": 0.1, "momentum": 0.9}, "AdamW": KW}
+
+
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+@pytest.mark.parametrize("arguments", [{}, {"accumulate_grad_batches": 2, "epochs": 3}, {"precision": "bf16-mixed"}],
+                         ids=lambda arguments: "-".join(arguments) or "plain")  # fmt: skip
+@pytest.mark.parametrize("name", CLIPPED)
+def test_clipping_in_the_step(tmp_path, name, arguments, algorithm):
+    """docs/frameworks/lightning.md: max_norm or clip_value, and gradient_clip_val=None."""
+    limit = {"norm": 0.2, "value": 0.02}[algorithm]
+    own = {{"norm": "max_norm", "value": "clip_value"}[algorithm]: limit}
+
+    def run(of, own, **clipping):
+        module = Automatic(getattr(of, name), {**CLIPPED[name], **own})
+        return fit(module, tmp_path, **arguments, **clipping), module.trainer.optimizers[0]
+
+    with only_kernels():
+        clipped, optimizer = run(onepass, own)
+    assert_kernels(optimizer)
+    assert optimizer.last_step.coefficient < 1.0 or algorithm == "value"
+    for of in (onepass, torch.optim):
+        theirs, _ = run(of, {}, gradient_clip_val=limit, gradient_clip_algorithm=algorithm)
+        assert_same_run(clipped, theirs)
+    assert_clipped(clipped, run(onepass, {})[0])
+
+
+def test_float16_with_clipping_in_the_step(tmp_path):
+    """The step unscales, clips and skips; Lightning only steps."""
+
+    def run(of, own, **clipping):
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12, growth_interval=1)
+        module = Automatic(of.AdamW, {**KW, **own})
+        end = fit(module, tmp_path, plugins=[MixedPrecision("16-mixed", "cpu", scaler)], **clipping)
+        assert scaler.get_scale() < 2.0 ** (12 + len(end[0]))  # a step was skipped
+        return end, scaler.get_scale()
+
+    with only_kernels():
+        ours = run(onepass, {"max_norm": 0.2})
+    theirs = run(torch.optim, {}, gradient_clip_val=0.2)
+    assert ours[1] == theirs[1]
+    torch.testing.assert_close(torch.tensor(ours[0][0]), torch.tensor(theirs[0][0]), rtol=5e-3, atol=5e-3)
+
+
+def test_float16_with_both_kinds_of_clipping_is_refused_by_lightning(tmp_path):
+    plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
+    with pytest.raises(RuntimeError, match="performs unscaling of gradients internally"):
+        fit(Automatic(onepass.AdamW, {**KW, "max_norm": 0.2}), tmp_path, plugins=[plugin], gradient_clip_val=0.2)
 
 
 @pytest.mark.parametrize("of", [onepass, torch.optim])

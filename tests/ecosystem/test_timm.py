@@ -9,8 +9,8 @@ from onepass.swa_utils import AveragedModel
 from reference import only_kernels
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
-from timm.utils import ModelEmaV3
-from tiny import assert_same_run, weights
+from timm.utils import ModelEmaV3, NativeScaler, dispatch_clip_grad
+from tiny import assert_clipped, assert_same_run, weights
 
 VIT = {"img_size": 16, "patch_size": 8, "embed_dim": 12, "depth": 3, "num_heads": 2, "num_classes": 3}
 
@@ -171,3 +171,81 @@ def test_averages_are_those_of_model_ema_v3(make, warmup):
         ours.update_parameters(model)
         for name, value in ours.module.state_dict().items():
             torch.testing.assert_close(value, theirs.module.state_dict()[name], rtol=1e-6, atol=1e-6)
+
+
+# -- clipping beside timm's --------------------------------------------------------------------------------------------
+
+
+def train_clipped(cls, make, options, mode=None, limit=None, scaler=None, ema=False, dtype=None, **own):
+    """timm's loop: its clipping and its average, or the optimizer's."""
+    model = make()
+    average = None
+    if ema:
+        average = (
+            ModelEmaV3(model, decay=0.9, use_warmup=True) if mode else AveragedModel(model, decay=0.9, warmup=True)
+        )
+    if ema and not mode:
+        own["average"] = average
+    optimizer = cls(model.parameters(), **options, **own)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(12, 3, 16 if make is vit else 32, 16 if make is vit else 32, generator=generator)
+    y = torch.arange(12) % 3
+    losses = []
+    for step in range(8):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+            loss = torch.nn.functional.cross_entropy(model(x).float(), y)
+        if scaler is not None:
+            scaler(loss, optimizer, clip_grad=limit, clip_mode=mode or "norm", parameters=model.parameters())
+        else:
+            loss.backward()
+            if mode:
+                dispatch_clip_grad(model.parameters(), limit, mode=mode)
+            optimizer.step()
+        if ema:
+            average.update(model, step=step + 1) if mode else average.update_parameters(model)
+        losses.append(loss.item())
+    return (losses, weights(model)), average
+
+
+SETTINGS = {
+    "SGD": {"lr": 0.1, "momentum": 0.9},
+    "AdamW": {"lr": 3e-3, "eps": 1e-5},
+}  # the gradients of the keys' biases are rounding errors
+LIMITS = {"norm": ("max_norm", 0.2), "value": ("clip_value", 1e-3)}
+
+
+@each_model
+@pytest.mark.parametrize("mode", LIMITS)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_clipping_in_the_step(name, mode, make):
+    argument, limit = LIMITS[mode]
+    with only_kernels():
+        clipped, _ = train_clipped(getattr(onepass, name), make, SETTINGS[name], **{argument: limit})
+    for of in (onepass, torch.optim):
+        theirs, _ = train_clipped(getattr(of, name), make, SETTINGS[name], mode, limit)
+        assert_same_run(clipped, theirs)
+    if name == "SGD":
+        assert_clipped(clipped, train_clipped(onepass.SGD, make, SETTINGS[name])[0])
+
+
+@each_model
+def test_clipping_and_an_average_in_the_step(make):
+    clipped, ours = train_clipped(onepass.SGD, make, SETTINGS["SGD"], ema=True, max_norm=0.2)
+    expected, theirs = train_clipped(torch.optim.SGD, make, SETTINGS["SGD"], "norm", 0.2, ema=True)
+    assert_same_run(clipped, expected)
+    for p, q in zip(ours.module.parameters(), theirs.module.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_clipping_in_the_step_with_timms_scaler(dtype):
+    def run(cls, mode=None, limit=None, **own):
+        scaler = NativeScaler("cpu")
+        return train_clipped(cls, vit, SETTINGS["SGD"], mode, limit, scaler, dtype=dtype, **own)[0]
+
+    with only_kernels():
+        clipped = run(onepass.SGD, max_norm=0.2)
+    theirs = run(torch.optim.SGD, "norm", 0.2)
+    torch.testing.assert_close(torch.tensor(clipped[0]), torch.tensor(theirs[0]), rtol=5e-3, atol=5e-3)
+    assert_clipped(clipped, run(onepass.SGD))

@@ -6,7 +6,7 @@ import torch
 from onepass.lr_scheduler import get_cosine_schedule_with_warmup
 from onepass.schedules import cosine, warmup
 from reference import only_kernels
-from tiny import assert_kernels, assert_same_bits, assert_same_run, weights
+from tiny import assert_clipped, assert_kernels, assert_same_bits, assert_same_run, weights
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -108,6 +108,65 @@ def test_accumulation_and_clipping(tmp_path):
         runs.append(finish(run))
     assert len(runs[0][0]) == 3 * STEPS
     assert_same_run(*runs)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("name", ["AdamW", "SGD"])
+def test_clipping_in_the_step(tmp_path, name, accumulate):
+    """docs/frameworks/transformers.md: max_grad_norm=0, and max_norm among the arguments of the optimizer."""
+    arguments = {"gradient_accumulation_steps": accumulate, "per_device_train_batch_size": 2}
+
+    def run(cls, max_grad_norm, **own):
+        kwargs = {**CLASSES[name], **own}
+        made = trainer(tmp_path, gpt2(), sentences(), optimizer_cls_and_kwargs=(cls, kwargs),
+                       max_grad_norm=max_grad_norm, logging_steps=1, **arguments)  # fmt: skip
+        end = finish(made)
+        return end, [row["grad_norm"] for row in made.state.log_history if "grad_norm" in row], made.optimizer
+
+    ours = getattr(onepass, name)
+    with only_kernels():
+        clipped, norms, optimizer = run(ours, 0.0, max_norm=0.3)
+    assert optimizer.optimizer.last_step.coefficient < 1.0
+    assert optimizer.optimizer.last_step.grad_norm == pytest.approx(norms[-1], rel=1e-5)
+    for cls in (ours, getattr(torch.optim, name)):
+        theirs, their_norms, _ = run(cls, 0.3)
+        assert_same_run(clipped, theirs)
+        assert norms == pytest.approx(their_norms, rel=1e-3)
+    assert_clipped(clipped, run(ours, 0.0)[0])
+
+
+def test_clipping_and_an_average_in_the_step_of_a_resumed_run(tmp_path):
+    """A policy's history is in the checkpoint of the optimizer. The average is resumed by hand."""
+
+    def make(**arguments):
+        net = gpt2()
+        average = onepass.swa_utils.AveragedModel(net, decay=0.9)
+        policy = onepass.AutoClip(50.0)
+        optimizer = onepass.AdamW(net.parameters(), **KW, max_norm=policy, average=average)
+        scheduler = get_cosine_schedule_with_warmup(optimizer, 2, STEPS)
+        made = trainer(tmp_path, net, sentences(), (optimizer, scheduler), max_grad_norm=0.0, **arguments)
+        return made, policy, average
+
+    whole, policy, average = make(save_strategy="steps", save_steps=3)
+    end = finish(whole)
+    assert average.n_averaged == STEPS
+    resumed, again, _ = make()
+    assert finish(resumed, resume_from_checkpoint=str(tmp_path / "checkpoint-3"))[0] == end[0][3:]
+    assert_same_bits(weights(resumed.model), end[1])
+    assert again.state_dict() == policy.state_dict()
+
+
+def test_clipping_in_the_step_with_bf16_autocast(tmp_path):
+    def run(max_grad_norm, **own):
+        kwargs = {**CLASSES["SGD"], **own}
+        made = trainer(tmp_path, gpt2(), sentences(), optimizer_cls_and_kwargs=(onepass.SGD, kwargs), bf16=True,
+                       max_grad_norm=max_grad_norm)  # fmt: skip
+        return finish(made)
+
+    clipped, theirs = run(0.0, max_norm=0.3), run(0.3)
+    # Activations are rounded to 8 bits: a last place of a weight may become one of an activation.
+    torch.testing.assert_close(torch.tensor(clipped[0]), torch.tensor(theirs[0]), rtol=2e-3, atol=2e-3)
+    assert_clipped(clipped, run(0.0))
 
 
 def with_schedule(folder, cls, **arguments):

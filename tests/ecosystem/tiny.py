@@ -43,6 +43,12 @@ def assert_same_run(ours: tuple[list[float], Iterable[Tensor]], torchs: tuple[li
     torch.testing.assert_close(list(ours[1]), list(torchs[1]), **CLOSE)
 
 
+def assert_clipped(run: tuple[list[float], Iterable[Tensor]], unclipped: tuple[list[float], Iterable[Tensor]]) -> None:
+    """Asserts that clipping has changed the losses by far more than rounding."""
+    assert len(run[0]) == len(unclipped[0])
+    assert max(abs(a - b) for a, b in zip(run[0], unclipped[0], strict=True)) > 50 * CLOSE["atol"]
+
+
 def assert_same_bits(a: Iterable[Tensor], b: Iterable[Tensor]) -> None:
     torch.testing.assert_close(list(a), list(b), rtol=0, atol=0)
 

@@ -383,6 +383,24 @@ def test_lookahead_over_lookahead():
             assert q[0].item() == want
 
 
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_step_that_the_optimizer_skips_changes_no_slow_weight(depth):
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = onepass.SGD([p], lr=0.5, skip_nonfinite=True)
+    for _ in range(depth):
+        optimizer = Lookahead(optimizer, k=2)
+    for step in range(4):
+        p.grad = torch.full((3,), math.nan if step == 1 else 1.0)
+        before, state = p.detach().clone(), copy.deepcopy(optimizer.state_dict())
+        optimizer.step()
+        assert optimizer.last_step.skipped == (step == 1)
+        if step == 1:
+            assert bits(p) == bits(before)
+            assert str(optimizer.state_dict()) == str(state)
+    # Three steps: at the second, 0 becomes 0.5 and, with a second Lookahead, 0.75.
+    assert p.tolist() == [{1: 0.0, 2: 0.25}[depth]] * 3
+
+
 def test_a_subclass_that_overrides_the_step(by_torch):
     """Whatever it does within one step, the slow weights move once, at its end."""
 

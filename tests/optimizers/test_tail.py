@@ -444,8 +444,8 @@ def assert_averages(found, averages, params, weight, dtype_of_average):
     for got, old, p in zip(found, averages, params, strict=True):
         with np.errstate(invalid="ignore"):
             want = numbers(p) if weight == 1.0 else old + weight * (numbers(p) - old)
-        room = 2 * ROUNDING[dtype_of_average(got)] * (abs(want) + weight * abs(numbers(p) - old)) + 1e-38
-        near = abs(numbers(got) - want) <= room
+            room = 2 * ROUNDING[dtype_of_average(got)] * (abs(want) + weight * abs(numbers(p) - old)) + 1e-38
+            near = abs(numbers(got) - want) <= room
         assert (near | (numbers(got) == want) | np.isnan(want)).all()  # infinities are averages, too
 
 

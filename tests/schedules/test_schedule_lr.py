@@ -359,6 +359,62 @@ def test_steps_that_gradscaler_skips(make, count_skipped, unscale):
     assert skipped == 3
 
 
+class Wrapper(torch.optim.Optimizer):
+    """A wrapper without hooks of its own, as accelerate's."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+    param_groups = property(lambda self: self.optimizer.param_groups)
+    state = property(lambda self: self.optimizer.state)
+    defaults = property(lambda self: self.optimizer.defaults)
+
+    def step(self, closure=None):
+        return self.optimizer.step(closure)
+
+
+WRAPS = {
+    "bare": lambda opt: opt,
+    "Lookahead": lambda opt: onepass.Lookahead(opt, k=2),
+    "wrapped": Wrapper,
+    "Lookahead, wrapped": lambda opt: Wrapper(onepass.Lookahead(opt, k=2)),
+    "wrapped, Lookahead": lambda opt: onepass.Lookahead(Wrapper(opt), k=2),
+}
+
+
+@pytest.mark.parametrize("scales", [False, True], ids=["", "GradScaler"])
+@pytest.mark.parametrize("count_skipped", [True, False])
+@pytest.mark.parametrize("wrap", WRAPS.values(), ids=WRAPS)
+def test_steps_that_the_optimizer_skips(wrap, count_skipped, scales):
+    """By a norm that is not finite or by a policy, with GradScaler or without."""
+    params = leaves([(3,), (2, 2)], torch.float32)
+    policy = onepass.SkipSpikes(window=4)
+    inner = onepass.SGD(params, lr=0.5, momentum=0.9, max_norm=policy, skip_nonfinite=True)
+    opt = wrap(inner)
+    scheduler = ScheduleLR(opt, S, count_skipped=count_skipped)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=scales)
+    skipped = 0
+    for t in range(12):
+        give_gradients(params, t)
+        for p in params:
+            p.grad = p.grad * scaler.scale(torch.ones(()))
+        if t in (3, 9):
+            params[1].grad[1, 0] = math.nan
+        if t == 6:
+            params[0].grad.mul_(1e4)
+        before = [p.detach().clone() for p in params]
+        scaler.step(opt)
+        scaler.update()
+        scheduler.step()
+        if t in (3, 6, 9):
+            skipped += 1
+            assert_same([p.detach() for p in params], before)
+        counted = t + 1 if count_skipped else t + 1 - skipped
+        assert scheduler.last_epoch == counted
+        assert opt.param_groups[0]["lr"] == 0.5 * S(counted)
+    assert skipped == 3
+
+
 @pytest.mark.parametrize("cls", SGDS)
 def test_a_first_step_that_is_skipped_warns_of_nothing(cls):
     """torch's schedulers warn that they were stepped before the optimizer, when it was GradScaler that skipped it."""

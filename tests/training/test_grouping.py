@@ -1,5 +1,6 @@
 """param_groups, create, list_optimizers: who gets which rate and weight decay, and optimizers by name."""
 
+import math
 import re
 
 import onepass
@@ -271,6 +272,44 @@ def test_create_from_a_model():
         (g["lr"], g["weight_decay"], [name for name, _ in g["params"]]) for g in wanted
     ]
     assert opt.defaults["betas"] == (0.8, 0.9)
+
+
+def test_create_passes_what_a_step_does_beside_the_update():
+    torch.manual_seed(0)
+    model, twin = nn.Linear(3, 2), nn.Linear(3, 2)
+    twin.load_state_dict(model.state_dict())
+    average = onepass.swa_utils.AveragedModel(model, decay=0.9)
+    arguments = {"lr": 0.1, "weight_decay": 0.1, "no_decay": ["bias"]}
+    optimizer = onepass.create("adamw", model, max_norm=0.5, average=average, zero_grad=True, **arguments)
+    bare = onepass.create("adamw", twin, **arguments)
+    assert len(optimizer.param_groups) == 2
+    for step in range(3):
+        for each in (model, twin):
+            torch.manual_seed(step)
+            each(torch.randn(8, 3)).square().sum().backward()
+        optimizer.step()
+        nn.utils.clip_grad_norm_(twin.parameters(), 0.5)
+        bare.step()
+        bare.zero_grad()
+        assert not any(p.grad.any() for p in model.parameters())
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+    assert average.n_averaged == 3
+
+
+def test_param_groups_and_the_arguments_of_a_step():
+    """The groups have hyperparameters alone; the norm is that of all of them."""
+    model = nn.Linear(3, 2)
+    copies = nn.Linear(3, 2).bfloat16()
+    groups = onepass.param_groups(model, weight_decay=0.1)
+    optimizer = onepass.SGD(groups, lr=0.1, max_norm=math.inf, copy_to=copies)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert optimizer.last_step.grad_norm == pytest.approx(math.sqrt(8))
+    for p, copied in zip(model.parameters(), copies.parameters(), strict=True):
+        assert torch.equal(copied, p.bfloat16())
+    assert all("max_norm" not in group for group in optimizer.param_groups)
 
 
 def test_create_knows_no_such_name():

@@ -220,6 +220,46 @@ def test_overlaps_are_told_before_the_first_step_after_they_arose():
     )
 
 
+WITH_ARGUMENTS = {
+    "max_norm": lambda model: {"max_norm": 1.0},
+    "clip_value": lambda model: {"clip_value": 0.5},
+    "skip_nonfinite": lambda model: {"skip_nonfinite": True},
+    "average": lambda model: {"average": onepass.swa_utils.AveragedModel(model, decay=0.9)},
+    "copy_to": lambda model: {"copy_to": [p.detach().bfloat16() for p in model.parameters()]},
+    "zero_grad": lambda model: {"zero_grad": True},
+}
+
+
+@pytest.mark.parametrize("arguments", WITH_ARGUMENTS.values(), ids=WITH_ARGUMENTS)
+@each_row
+def test_what_a_step_does_beside_the_update(row, arguments):
+    """Only Adafactor leaves parameters to torch then, and says why; create passes the arguments on."""
+    torch.manual_seed(0)
+    model = torch.nn.ParameterList([Parameter(torch.randn(3, 2)), Parameter(torch.randn(2, 4))])
+    opt = onepass.create(row.ours.__name__, model, **arguments(model))
+    *stepped, _ = params_of(opt)
+    for p in stepped:
+        p.grad = torch.ones_like(p).to_sparse(1) if row.wants_sparse else torch.ones_like(p)
+    is_left = row.name == "Adafactor" and "clip_value" in arguments(model)
+    path, why = ("torch", "clip_value") if is_left else ("kernel", "")
+    rows = [(each.path, each.reason) for each in onepass.explain(opt)]
+    assert rows == [(path, why), (path, "; ".join(filter(None, [why, "no gradient now"])))]
+    assert onepass.explain(onepass.Lookahead(opt)) == onepass.explain(opt)
+    before = onepass.stats()
+    opt.step()
+    assert torch_path(before) == ({why} if is_left else set())
+    assert opt.last_step is not None
+
+
+def test_clip_value_on_a_gpu_is_left_to_torch():
+    """Told without a GPU, from a row as the core gives it there."""
+    opt = onepass.SGD([Parameter(torch.zeros(2, device="meta"))], clip_value=1.0)
+    assert opt._explain_clip_value(0, 0, "kernel", "a GPU; no gradient now") == (
+        (0, 0, "torch", "clip_value on a GPU; no gradient now")
+    )
+    assert opt._explain_clip_value(0, 0, "torch", "sparse gradient") == (0, 0, "torch", "sparse gradient")
+
+
 def test_the_table_reads_well():
     model = torch.nn.Linear(3, 2)
     opt = onepass.Adam([{"params": model.named_parameters()}, {"params": [("table", Parameter(numbers(4, 2)))]}])

@@ -383,6 +383,166 @@ def test_bad_arguments(arguments, error, message):
     assert not opt._optimizer_step_post_hooks
 
 
+# -- optimizers that measure, clip and skip ----------------------------------------------------------------------------
+
+
+def expect_reported(opt, make_step, norm_of=norm):
+    """Makes a step by an optimizer that measures; returns all that a log of it must hold but the times."""
+    grads = [p.grad.clone() for p in params_of(opt) if p.grad is not None]
+    wanted = expect(opt, make_step)
+    report = opt.last_step
+    wanted["optimizer/grad_norm"] = norm_of(grads)
+    wanted["optimizer/clip_coefficient"] = report.coefficient
+    wanted["optimizer/skipped"] = 0.0
+    return wanted
+
+
+@pytest.fixture
+def no_pass_over_gradients(monkeypatch):
+    """Fails a log that measures the gradients although the optimizer has."""
+
+    def fail(optimizer):
+        raise AssertionError("a pass over the gradients")
+
+    monkeypatch.setattr("onepass.training.step_log._grad_norm", fail)
+
+
+@pytest.mark.usefixtures("no_pass_over_gradients")
+@pytest.mark.parametrize("wrap", [lambda opt: opt, onepass.Lookahead, lambda opt: onepass.Lookahead(AroundOther(opt))])
+@pytest.mark.parametrize(
+    "arguments",
+    [{"max_norm": 0.5}, {"skip_nonfinite": True}, {"max_norm": 0.5, "zero_grad": True, "clip_value": 0.1}],
+    ids=lambda arguments: "-".join(arguments),
+)
+def test_an_optimizer_that_measures(wrap, arguments):
+    opt = wrap(onepass.AdamW(two_groups(torch.float32), lr=0.1, **arguments))
+    writer = Recorder()
+    onepass.log_to(writer, opt, interval=2)
+    for t in range(4):
+        give_gradients(params_of(opt), t)
+        wanted = expect_reported(opt, opt.step)
+        if t % 2 == 0:
+            assert_logged(writer.at(t), wanted, first=t == 0)
+            assert (wanted["optimizer/clip_coefficient"] < 1.0) == ("max_norm" in arguments)
+    assert writer.steps == [0, 2]
+
+
+class AroundOther(torch.optim.Optimizer):
+    """A wrapper without hooks of its own, as accelerate's."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+    param_groups = property(lambda self: self.optimizer.param_groups)
+    state = property(lambda self: self.optimizer.state)
+    defaults = property(lambda self: self.optimizer.defaults)
+
+    def step(self, closure=None):
+        return self.optimizer.step(closure)
+
+
+@pytest.mark.usefixtures("no_pass_over_gradients")
+def test_the_largest_magnitude():
+    opt = onepass.SGD(leaves(dtype=torch.float32), lr=0.1, max_norm=0.5, norm_type=float("inf"))
+    writer = Recorder()
+    onepass.log_to(writer, opt, interval=1)
+    give_gradients(params_of(opt), 0)
+    wanted = expect_reported(opt, opt.step, lambda grads: max(float(g.abs().max()) for g in grads if g.numel()))
+    assert_logged(writer.at(0), wanted)
+
+
+@pytest.mark.usefixtures("no_pass_over_gradients")
+@pytest.mark.parametrize("reason", ["policy", "nan"])
+def test_a_step_that_the_optimizer_skips(reason):
+    """Nothing but the norm, the coefficient and that it was skipped; the steps after it are logged as ever."""
+    policy = onepass.SkipSpikes(window=4)
+    opt = onepass.AdamW(leaves(dtype=torch.float32), lr=0.1, max_norm=policy, skip_nonfinite=True)
+    writer = Recorder()
+    log = onepass.log_to(writer, opt, interval=1)
+    for t in range(6):
+        give_gradients(params_of(opt), t)
+        if t != 4:
+            wanted = expect_reported(opt, opt.step)
+            assert_logged(writer.at(t), wanted, first=t == 0)
+            continue
+        for p in params_of(opt):
+            p.grad.mul_(1e6)
+        if reason == "nan":
+            params_of(opt)[0].grad.view(-1)[0] = float("nan")
+        opt.step()
+        assert opt.last_step.skipped
+        assert writer.at(t) == {
+            "optimizer/grad_norm": pytest.approx(norm(p.grad for p in params_of(opt)), rel=EXACT, nan_ok=True),
+            "optimizer/clip_coefficient": 0.0 if reason == "policy" else 1.0,
+            "optimizer/skipped": 1.0,
+        }
+    assert log.step == 6
+
+
+@pytest.mark.usefixtures("no_pass_over_gradients")
+@pytest.mark.parametrize("zero_grad", [False, True])
+@pytest.mark.parametrize("unscaled_before", [False, True])
+def test_a_norm_that_the_optimizer_measures_under_gradscaler(unscaled_before, zero_grad):
+    opt = onepass.AdamW(leaves(dtype=torch.float32), lr=0.1, max_norm=0.5, zero_grad=zero_grad)
+    writer = Recorder()
+    log = onepass.log_to(writer, opt, interval=1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale(torch.zeros(()))
+    for t in range(2):
+        give_gradients(params_of(opt), t)
+        expected = norm(p.grad for p in params_of(opt))
+        for p in params_of(opt):
+            p.grad *= 1024.0
+        if t == 1:
+            params_of(opt)[1].grad[0] = float("inf")
+        if unscaled_before:
+            scaler.unscale_(opt)
+        scaler.step(opt)
+        scaler.update()
+        if t == 0:
+            assert writer.at(0)["optimizer/grad_norm"] == pytest.approx(expected, rel=EXACT)
+            assert writer.at(0)["optimizer/clip_coefficient"] == pytest.approx(0.5 / (expected + 1e-6), rel=EXACT)
+            assert writer.at(0)["optimizer/skipped"] == 0.0
+    assert writer.at(1) == {"optimizer/clip_coefficient": 1.0, "optimizer/skipped": 1.0}
+    assert log.step == 2
+
+
+@pytest.mark.parametrize("arguments", [{}, {"max_norm": float("inf")}], ids=["", "measured"])
+@pytest.mark.parametrize("has_closure", [False, True])
+def test_gradients_that_the_step_zeroes(arguments, has_closure):
+    """The norm is that of the gradients before they were zeroed, or it is not written."""
+    p = Parameter(torch.tensor([1.0, 2.0]))
+    opt = onepass.SGD([p], lr=0.25, zero_grad=True, **arguments)
+    writer = Recorder()
+    onepass.log_to(writer, opt, interval=1)
+
+    def closure():
+        p.grad = torch.tensor([3.0, 4.0])
+        return 7.0
+
+    if has_closure:
+        assert opt.step(closure) == 7.0
+    else:
+        closure()
+        opt.step()
+    assert not p.grad.any()
+    is_known = not has_closure or "max_norm" in arguments
+    assert writer.at(0).get("optimizer/grad_norm") == (5.0 if is_known else None)
+    assert writer.at(0)["optimizer/update_to_weight/0"] == pytest.approx(1.25 / 5**0.5, rel=EXACT)
+    assert ("optimizer/skipped" in writer.at(0)) == ("max_norm" in arguments)
+
+
+@pytest.mark.parametrize("arguments", [{"clip_value": 0.1}, {"zero_grad": True}], ids=lambda each: next(iter(each)))
+def test_an_optimizer_that_does_not_measure_is_logged_as_any_other(arguments):
+    opt = onepass.AdamW(two_groups(torch.float32), lr=0.1, **arguments)
+    writer = Recorder()
+    onepass.log_to(writer, opt, interval=1)
+    give_gradients(params_of(opt), 0)
+    measured = norm(p.grad for p in params_of(opt))
+    wanted = {**expect(opt, opt.step), "optimizer/grad_norm": measured}
+    assert_logged(writer.at(0), wanted)
+
+
 def test_the_event_file(tmp_path):
     """TensorBoard itself reads what was written; it keeps float32."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -16,6 +16,8 @@ from matplotlib import pyplot
 from onepass import LRRangeTest, lr_find
 from onepass.cli import lr_find as lr_find_command
 from onepass.cli.demo import ARGUMENTS, CLASSES, digits
+from onepass.optimizers.tail import Tail
+from onepass.swa_utils import AveragedModel
 from onepass.training import lr_finder
 from onepass.training.restoring import restored
 from reference import bits
@@ -284,7 +286,9 @@ def trained(make=onepass.AdamW, steps=3):
 
 def described(x, seen):
     """Values to the bit, and which objects they are in; of what has been described, which it is."""
-    if isinstance(x, nn.Module | torch.optim.Optimizer):
+    if isinstance(x, onepass.ClippingPolicy):
+        return (id(x), str(x.state_dict()))
+    if isinstance(x, nn.Module | torch.optim.Optimizer | Tail):
         x = vars(x)
     if id(x) in seen or not isinstance(x, torch.Tensor | dict | list | tuple):
         return x if isinstance(x, int | float | str | None) else id(x)
@@ -344,6 +348,124 @@ def test_training_goes_on_as_if_there_had_been_no_test(make):
             scheduler.step()
         ends.append([bits(x) for x in model.state_dict().values()])
     assert ends[0] == ends[1]
+
+
+# -- what steps change beside the parameters --------------------------------------------------------------------------
+
+
+class HalveLarger:
+    """A policy of a user, whose state_dict holds its own list."""
+
+    def __init__(self):
+        self.norms = []
+
+    def coefficient(self, norm):
+        self.norms.append(norm)
+        return 0.5 if norm > min(self.norms) else 1.0
+
+    def state_dict(self):
+        return {"norms": self.norms}
+
+    def load_state_dict(self, state_dict):
+        self.norms = state_dict["norms"]
+
+
+def params_to_train(model):
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def copies_of(model):
+    return [p.detach().to(torch.bfloat16) for p in params_to_train(model)]
+
+
+WITH_TAILS = {
+    "clipped, averaged, zeroed": lambda model: onepass.AdamW(
+        params_to_train(model), max_norm=0.5, average=AveragedModel(model, decay=0.9), zero_grad=True
+    ),
+    "ZClip, mean": lambda model: onepass.SGD(
+        params_to_train(model), lr=0.01, max_norm=onepass.ZClip(warmup_steps=2), average=AveragedModel(model)
+    ),
+    "AutoClip, copies": lambda model: onepass.Adafactor(
+        params_to_train(model), max_norm=onepass.AutoClip(50.0, history=4), copy_to=copies_of(model)
+    ),
+    "SkipSpikes in Lookahead": lambda model: onepass.Lookahead(
+        onepass.Adam(
+            params_to_train(model),
+            max_norm=onepass.SkipSpikes(0.1, window=4),
+            skip_nonfinite=True,
+            average=AveragedModel(model, decay=0.9, warmup=True).double(),
+            copy_to=copies_of(model),
+            zero_grad=True,
+        ),
+        k=2,
+    ),
+    "a user's policy": lambda model: onepass.RMSprop(params_to_train(model), max_norm=HalveLarger(), clip_value=0.1),
+}
+each_with_tail = pytest.mark.parametrize("make", WITH_TAILS.values(), ids=WITH_TAILS)
+
+
+def trained_with_tail(make, steps):
+    torch.manual_seed(0)
+    model = Net()
+    model.repeated = torch.ones(1, 8)  # an average cannot write to the expanded one
+    optimizer = make(model)
+    train(model, optimizer, batches(), steps)
+    return model, optimizer, getattr(optimizer, "optimizer", optimizer)._tail
+
+
+@pytest.mark.parametrize("is_round_open", [False, True])
+@pytest.mark.parametrize("steps", [0, 5], ids=["new", "trained"])
+@each_with_tail
+def test_averages_copies_policies_and_the_last_step_are_as_before(make, steps, is_round_open):
+    model, optimizer, tail = trained_with_tail(make, steps)
+    average = tail.average
+    if not is_round_open and average is not None:
+        average.update_parameters(model)
+    before, report = everything(model, optimizer), optimizer.last_step
+    assert (report is None) == (steps == 0)
+    moved = set()
+
+    def loss_fn(output, target):
+        copies = [*tail._copy_list, *([] if average is None else average.parameters())]
+        moved.add((*map(bits, copies), str(tail.policy and tail.policy.state_dict())))
+        return cross_entropy(output, target)
+
+    lr_find(model, optimizer, loss_fn, batches(), steps=8, start=1e-4, end=0.1, progress=False)
+    assert len(moved) > 3
+    assert everything(model, optimizer) == before
+    assert optimizer.last_step is report
+
+
+@each_with_tail
+def test_averages_and_policies_go_on_as_if_there_had_been_no_test(make):
+    ends = []
+    for finds in (False, True):
+        model, optimizer, tail = trained_with_tail(make, 3)
+        if finds:
+            with pytest.raises(ArithmeticError):
+                lr_find(model, optimizer, Failing(4), batches(), steps=9, progress=False)
+            lr_find(model, optimizer, cross_entropy, batches(), steps=9, progress=False)
+        train(model, optimizer, batches(), 4)
+        copies = tail._copy_list
+        if tail.average is not None:
+            tail.average.update_parameters(model)
+            copies = [*copies, *tail.average.state_dict().values()]
+        policy = None if tail.policy is None else tail.policy.state_dict()
+        ends.append(([bits(x) for x in (*model.state_dict().values(), *copies)], policy, optimizer.last_step))
+    assert ends[0] == ends[1]
+
+
+class Failing:
+    """A loss that fails at a call."""
+
+    def __init__(self, calls):
+        self.calls = calls
+
+    def __call__(self, output, target):
+        self.calls -= 1
+        if self.calls == 0:
+            raise ArithmeticError
+        return cross_entropy(output, target)
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from .. import _core
 from .arguments import check_number
 from .base import SLOW_PARAM, Native, new_follower
-from .hooks import hooked
+from .hooks import hooked, unwrapped
 from .tail import StepReport
 from .torch_private import disable_dynamo
 
@@ -171,7 +171,7 @@ class Lookahead(Optimizer):
     @property
     def last_step(self) -> StepReport | None:
         """What the last step of the wrapped optimizer did: its ``last_step``; None if it has none."""
-        return getattr(self.optimizer, "last_step", None)
+        return getattr(unwrapped(self.optimizer), "last_step", None)
 
     def _update(self, closure: Callable[[], Any] | None = None) -> Any:
         """Perform a single step of the wrapped optimizer; at every k-th step, update the slow weights.
@@ -194,8 +194,7 @@ class Lookahead(Optimizer):
         ends = step >= self.k
         update = SlowWeightUpdate(self.optimizer, self._slow_name, self.alpha if ends else None)
         loss = self._step_natively(closure, update) if self._is_native else self._step_anyhow(closure, update)
-        report = self.last_step
-        if report is None or not report.skipped:
+        if not self._has_skipped():
             self._cycle["step"] = 0 if ends else step
         return loss
 
@@ -209,7 +208,8 @@ class Lookahead(Optimizer):
         """Return whether the wrapped optimizer is a Native whose step no subclass overrides."""
         kind = type(self.optimizer)
         return issubclass(kind, Native) and all(
-            getattr(kind, name) is getattr(Native, name) for name in ("step", "_step_all", "_step_natively")
+            getattr(kind, name) is getattr(Native, name)
+            for name in ("step", "_step_all")  # Muon's _step_natively also updates the slow weights
         )
 
     def _step_natively(self, closure: Callable[[], Any] | None, update: SlowWeightUpdate) -> Any:
@@ -230,8 +230,14 @@ class Lookahead(Optimizer):
         if closure is None:
             update.before(self._params())
         loss = self._step_wrapped(None if closure is None else watched)
-        update.after(self._params())
+        if not self._has_skipped():
+            update.after(self._params())
         return loss
+
+    def _has_skipped(self) -> bool:
+        """Return whether the wrapped optimizer has skipped the step that was just called."""
+        report = self.last_step
+        return report is not None and report.skipped
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients by the wrapped optimizer's ``zero_grad``."""

@@ -95,6 +95,9 @@ class Muon(Native, signatures.Muon):
 
         return [path(*row) for row in super()._explain()]
 
+    def _clip_value_refusal(self, p: Tensor) -> str:
+        return ""  # the kernels step with clamped copies of the gradients
+
     def _step_with_scaler(self, found_inf: Tensor) -> bool:
         return False
 
@@ -110,12 +113,17 @@ class Muon(Native, signatures.Muon):
         items, fallback = self._divide()
         for group, _, _ in items:
             _check_iterations(group)
+        update = self._slow_weight_update
+        if update:
+            update.before(p for _, p, _ in items)
         if fallback:
             self._step_by_torch(fallback, grad_factor)
         self._create_states([(group, p, grad, ["momentum_buffer"], []) for group, p, grad in items], [])
         threads = torch.get_num_threads()
         for part in _parts([item for item in items if item[1].numel() > 0]):
             self._step_part(part, grad_factor, threads)
+        if update:
+            update.after(p for group in self.param_groups for p in group["params"])
         _core.count(Counter(p.device.type for _, p, _ in items), Counter(reason for _, _, reason in fallback))
 
     def _divide(self) -> tuple[list[Item], list[tuple[int, int, str]]]:

@@ -7,6 +7,7 @@ import functools
 import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from torch.optim import Optimizer
 from .. import _core
 from ..training.averaged_model import AveragedModel
 from ..training.clipping_policies import ClippingPolicy
+from ..training.restoring import Part, Undo
 from .arguments import check_number, described, number
 from .gradient_norm import total_norm
 
@@ -72,7 +74,7 @@ class _Requests(NamedTuple):
     left: int
 
 
-class Tail:
+class Tail(Part):
     """What a step does beside the update, for the arguments of :meth:`Native._take_arguments`.
 
     Attributes:
@@ -333,6 +335,11 @@ class Tail:
     def policy_state(self) -> dict[str, Any] | None:
         """Return the policy's state; None without a policy."""
         return None if self.policy is None else self.policy.state_dict()
+
+    def undos(self) -> Iterator[Undo]:
+        """Yield the function that restores the policy's statistics (:func:`onepass.training.restoring.restored`)."""
+        if self.policy is not None:
+            yield functools.partial(self.policy.load_state_dict, deepcopy(self.policy.state_dict()))
 
     def load_policy_state(self, state: dict[str, Any]) -> None:
         """Load the policy's state, if there is a policy."""

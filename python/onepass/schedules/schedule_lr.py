@@ -40,8 +40,9 @@ class ScheduleLR(Previewed, LRScheduler):
             reduces base_lr when a metric stops improving, and the schedule multiplies the reduced base_lr. So
             ``min_lr`` and ``eps`` refer to base_lr.
         count_skipped: Whether ``step()`` advances the schedule if the optimizer has not stepped since the last call,
-            because GradScaler has found an inf. False needs a hook on the optimizer's step, which waits for the GPU if
-            GradScaler's ``found_inf`` is there.
+            because GradScaler has found an inf, or because the optimizer has skipped the step
+            (``optimizer.last_step.skipped``). False needs a hook on the optimizer's step, which waits for the GPU if
+            GradScaler's ``found_inf`` or the optimizer's norm is there.
         last_epoch: -1 for a new run. To resume after n calls of ``step()`` without a state_dict, pass n - 1, as for
             torch's schedulers, with an optimizer whose state has been loaded. The plateau is then reset.
 

@@ -1,4 +1,4 @@
-"""Detection of steps that GradScaler skipped."""
+"""Detection of steps that GradScaler or the optimizer skipped."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from torch.optim import Optimizer
 class StepDetector:
     """Records whether an optimizer has stepped, without skipped steps.
 
-    When GradScaler finds an inf, it does not call the optimizer's step, unless the optimizer has ``fused=True`` and so
-    gets the result in ``found_inf``. A step hook detects both cases.
+    When GradScaler finds an inf, it does not call the optimizer's step, unless the optimizer unscales the gradients
+    itself (``fused=True``) and so gets the result in ``found_inf``. An optimizer of onepass reports in ``last_step``
+    whether it has skipped a step. A step hook detects all of these cases.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -24,7 +25,7 @@ class StepDetector:
             detector = reference()
             if detector is None:
                 handle.remove()
-            elif not float(getattr(stepped, "found_inf", None) or 0.0):
+            elif not _was_skipped(stepped):
                 detector.stepped = True
 
         handle = optimizer.register_step_post_hook(after_step)
@@ -37,3 +38,10 @@ class StepDetector:
         """Return whether there was a step since the last call."""
         stepped, self.stepped = self.stepped, False
         return stepped
+
+
+def _was_skipped(optimizer: Optimizer) -> bool:
+    if float(getattr(optimizer, "found_inf", None) or 0.0):
+        return True
+    report = getattr(optimizer, "last_step", None)
+    return report is not None and bool(report.skipped)

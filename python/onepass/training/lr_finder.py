@@ -233,11 +233,13 @@ def lr_find(
     so far, :math:`s^*`, by more than ``(diverges_at - 1)`` :math:`|s^*|`.
 
     Afterwards everything is restored, bitwise and in place: parameters and buffers, gradients, the optimizer's groups
-    and states, attributes of modules (train or eval mode), the random number generators of torch, Python and NumPy, and
-    a ``DataLoader``'s own generator. Training then starts or continues as if there had been no test, and attached
+    and states, what its steps change beside them (averages, copies, the statistics of a clipping policy,
+    ``last_step``), attributes of modules (train or eval mode), the random number generators of torch, Python and NumPy,
+    and a ``DataLoader``'s own generator. Training then starts or continues as if there had been no test, and attached
     schedulers are not affected. This also holds if an exception or Ctrl-C (KeyboardInterrupt) ends the test; it is
     raised again. Not restored are what hooks have stored elsewhere, and the batches taken from an iterator that cannot
-    be restarted. During the test, parameters, buffers and states take twice their memory.
+    be restarted. During the test, parameters, buffers, states, averages and copies take twice their
+    memory.
 
     Source: Smith 2017, "Cyclical Learning Rates for Training Neural Networks", arXiv:1506.01186, section 3.3.
 

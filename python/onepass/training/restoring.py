@@ -17,15 +17,23 @@ from torch.optim import Optimizer
 Undo = Callable[[], None]
 
 
+class Part:
+    """Base class of the parts of an optimizer, whose attributes are restored like the optimizer's own."""
+
+    def undos(self) -> Iterable[Undo]:
+        """Return functions that restore what the attributes refer to and ``restored`` does not know."""
+        return ()
+
+
 @contextlib.contextmanager
 def restored(*roots: object, generators: Iterable[torch.Generator] = ()) -> Iterator[None]:
     """Restore at the end of this context what was changed within it, also after an exception or Ctrl-C.
 
     Restored are: the attributes of modules and optimizers, and all dicts, lists and sets in them; the values of the
-    tensors found there, in place; their gradients and ``requires_grad``; and the states of the random number generators
-    of torch (the CPU's, and CUDA's if it is in use), Python and NumPy. Attributes that hold other objects refer to the
-    same objects again; the contents of those objects are not restored. Within the context the tensors take twice their
-    memory.
+    tensors found there, in place; their gradients and ``requires_grad``; the statistics of an optimizer's clipping
+    policy; and the states of the random number generators of torch (the CPU's, and CUDA's if it is in use), Python and
+    NumPy. Attributes that hold other objects refer to the same objects again; the contents of those objects are not
+    restored. Within the context the tensors take twice their memory.
 
     Args:
         roots: Modules, optimizers, containers and tensors from which all others are reached.
@@ -66,7 +74,9 @@ def _contents(roots: Iterable[object]) -> Iterator[Undo]:
         if isinstance(thing, torch.jit.ScriptModule):  # its parameters are not Python attributes
             pending.extend([*thing.parameters(), *thing.buffers()])
             yield from (_later(module.train, module.training) for module in thing.modules())  # children after parents
-        if isinstance(thing, nn.Module | Optimizer):
+        if isinstance(thing, Part):
+            yield from thing.undos()
+        if isinstance(thing, nn.Module | Optimizer | Part):
             thing = vars(thing)
         if id(thing) in seen:
             continue

@@ -15,6 +15,8 @@ from torch.optim import Optimizer
 from .. import _core
 from ..optimizers.arguments import hyperparameters, number
 from ..optimizers.hooks import unwrapped
+from ..optimizers.lookahead import Lookahead
+from ..optimizers.tail import StepReport, Tail
 from ..optimizers.torch_private import foreach_norm, foreach_sub_
 
 
@@ -114,8 +116,8 @@ class _Step(NamedTuple):
     """What is known before a step that will be logged."""
 
     scalars: dict[str, float]
-    before: _Before
-    grad_norm: _Norm | None  # None: the closure will compute the gradients
+    before: _Before | None  # None: GradScaler will skip the step
+    grad_norm: _Norm | None  # None: it is known only after the step
     began: float
 
 
@@ -162,17 +164,20 @@ class StepLog:
     @torch.no_grad()
     def _look(self, optimizer: Optimizer, has_closure: bool) -> _Step | None:
         arrived = time.perf_counter()
+        tail = _tail_of(optimizer)
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and found_inf.item():
-            return None
+            return _Step({}, None, None, arrived) if tail is not None and tail.measures else None
         groups = optimizer.param_groups
         scalars = {
             f"{name}/{index}": value
             for index, group in enumerate(groups)
             for name, value in (hyperparameters(group) | _driven(group)).items()
         }
-        # Before the step, the gradients that the step unscales still have GradScaler's scale; after it, they may not.
-        grad_norm = None if has_closure else _grad_norm(optimizer)
+        # Before the step, the gradients that the step unscales still have GradScaler's scale; after it, they may not,
+        # or they may be zero. The closure will compute other gradients.
+        is_known_after = has_closure or (tail is not None and tail.measures)
+        grad_norm = None if is_known_after else _grad_norm(optimizer)
         before = _Before([[p for p in group["params"] if _moves(p)] for group in groups], self._room)
         self._room = before.vector
         if self._last is not None:
@@ -183,20 +188,35 @@ class StepLog:
     @torch.no_grad()
     def _write(self, optimizer: Optimizer, step: _Step) -> None:
         seconds = time.perf_counter() - step.began
-        scalars = step.scalars
-        scalars["step_seconds"] = seconds
-        if "iteration_seconds" in scalars and self._last is not None:
-            scalars["iteration_seconds"] += seconds / (self.step - self._last[0])
-        grad_norm = _grad_norm(optimizer) if step.grad_norm is None else step.grad_norm
-        moved = step.before.moved()
-        scale = getattr(optimizer, "grad_scale", None)
-        scalars["grad_norm"] = _value(grad_norm) / (1.0 if scale is None else float(scale.item()))
-        for index, (update, weight) in enumerate(zip(moved, step.before.norms, strict=True)):
-            if (size := _value(weight)) > 0:
-                scalars[f"update_to_weight/{index}"] = _value(update) / size
+        tail = _tail_of(optimizer)
+        report = tail.report if tail is not None and tail.measures else None
+        if report is not None and (report.skipped or step.before is None):
+            scalars = _reported(report)
+        else:
+            scalars = {**step.scalars, "step_seconds": seconds}
+            if "iteration_seconds" in scalars and self._last is not None:
+                scalars["iteration_seconds"] += seconds / (self.step - self._last[0])
+            if report is not None:
+                scalars |= _reported(report)
+            elif step.grad_norm is not None or tail is None or not tail.zeroes_grads:
+                scalars["grad_norm"] = _unscaled(optimizer, step.grad_norm)
+            scalars |= _update_to_weight(step.before)
         for name, value in scalars.items():
             self._writer.add_scalar(f"{self._prefix}/{name}", value, self.step)
         self._last = self.step, time.perf_counter()
+
+
+def _tail_of(optimizer: Optimizer) -> Tail | None:
+    """Return what an optimizer's steps do beside the update; for Lookahead, that of the wrapped optimizer."""
+    while isinstance(optimizer, Lookahead):
+        optimizer = unwrapped(optimizer.optimizer)
+    return getattr(optimizer, "_tail", None)
+
+
+def _reported(report: StepReport) -> dict[str, float]:
+    """Return the scalars of a step from its report."""
+    norm = {} if report.grad_norm is None else {"grad_norm": float(report.grad_norm)}
+    return {**norm, "clip_coefficient": float(report.coefficient), "skipped": float(report.skipped)}
 
 
 def _driven(group: dict[str, Any]) -> dict[str, float]:
@@ -212,6 +232,22 @@ def _driven(group: dict[str, Any]) -> dict[str, float]:
 def _moves(p: Tensor) -> bool:
     """Return whether a step may change a parameter. A lazy parameter has no values yet."""
     return (p.requires_grad or p.grad is not None) and not is_lazy(p)
+
+
+def _update_to_weight(before: _Before | None) -> dict[str, float]:
+    """Return the norm of each group's update, divided by the norm that the group had before."""
+    if before is None:
+        return {}
+    norms = zip(before.moved(), before.norms, strict=True)
+    sizes = [(_value(update), _value(weight)) for update, weight in norms]
+    return {f"update_to_weight/{index}": update / size for index, (update, size) in enumerate(sizes) if size > 0}
+
+
+def _unscaled(optimizer: Optimizer, grad_norm: _Norm | None) -> float:
+    """Return the norm of all gradients without GradScaler's scale; measure it if it is None."""
+    scale = getattr(optimizer, "grad_scale", None)
+    norm = _grad_norm(optimizer) if grad_norm is None else grad_norm
+    return _value(norm) / (1.0 if scale is None else float(scale.item()))
 
 
 def _grad_norm(optimizer: Optimizer) -> _Norm:
@@ -235,14 +271,19 @@ def log_to(
     - ``PREFIX/update_to_weight/G``: :math:`\|\theta' - \theta\| / \|\theta\|` over the parameters of the group that
       require a gradient or have one, with :math:`\theta` before the step and :math:`\theta'` after it. Not written
       where :math:`\theta = 0`.
-    - ``PREFIX/grad_norm``: :math:`\|g\|` over the gradients of all groups as the step uses them: after clipping, and
-      without GradScaler's scale. With a closure, over the gradients after the step.
+    - ``PREFIX/grad_norm``: :math:`\|g\|` over the gradients of all groups as the step gets them (after
+      ``clip_grad_norm_``), without GradScaler's scale. With a closure, over the gradients after the step.
+    - ``PREFIX/clip_coefficient``, ``PREFIX/skipped``: factor by which the step has clipped the gradients, and whether
+      it was skipped (1, else 0). Written if the optimizer measures the norm of the gradients (``max_norm``,
+      ``skip_nonfinite``). Then ``grad_norm`` is the norm of its ``last_step``, before the step's clipping and of its
+      ``norm_type``, and needs no further pass over the gradients.
     - ``PREFIX/step_seconds``: time of ``step()`` in seconds, including a closure.
     - ``PREFIX/iteration_seconds``: mean time from one step to the next in seconds (forward, backward, data) since the
       last logged step, without the time of the log itself.
 
-    Norms are Euclidean; on a CPU they are summed in double. The norms of DTensors are those of the whole tensors, so
-    every process of their mesh must log the same steps; all write the same values.
+    Norms are Euclidean, except that of an optimizer with ``norm_type=inf``; on a CPU they are summed in double. The
+    norms of DTensors are those of the whole tensors, so every process of their mesh must log the same steps; all write
+    the same values.
 
     Steps that are not logged are only counted. A logged step costs a copy of the parameters (its memory is kept for the
     next one) and a pass over parameters and gradients: some 0.1 ms for a small model, and some 0.5 ms more in
@@ -251,9 +292,15 @@ def log_to(
 
     Logging changes neither the result of a step nor the optimizer's ``state_dict``. It uses torch's step hooks, which
     are not copied or pickled with the optimizer. If several logs of one optimizer write the same step, the times of
-    each include the work of the others. A step that raises is not counted, except if the writer raised. A step that
-    GradScaler skips is not written. It is counted if ``step()`` is called for it: with ``fused=True`` the scaler calls
-    ``step()``, which then does nothing.
+    each include the work of the others. A step that raises is not counted, except if the writer raised.
+
+    Of a step that an optimizer skips, only ``grad_norm``, ``clip_coefficient`` and ``skipped`` are written. Of a step
+    that GradScaler skips, ``clip_coefficient`` and ``skipped`` are written if the optimizer measures the norm, else
+    nothing. It is counted if ``step()`` is called for it: with ``fused=True``, or with an argument such as
+    ``max_norm``, the scaler calls ``step()``, which then changes no parameter.
+
+    With ``zero_grad=True``, the gradients are zero after the step. So ``grad_norm`` is not written for a step with a
+    closure, unless the optimizer measures the norm: ``max_norm=math.inf`` measures and does not clip.
 
     Args:
         writer: A ``torch.utils.tensorboard.SummaryWriter`` (``pip install onepass[tensorboard]``), or any object with

@@ -1,7 +1,7 @@
 """Clipping gradients in place: onepass.clip_grad_norm_ and clip_grad_value_ compared with torch's.
 
-``python bench/clip.py [--quick] [--rounds N]``. The gradients are hot (the same memory in each call), or new tensors, as
-after a backward pass. Restoring or making them is not timed. Where the norm is below max_norm, torch multiplies the
+``python bench/clip.py [--quick] [--rounds N]``. The gradients are hot (the same memory in each call), or new tensors,
+as after a backward pass. Restoring or making them is not timed. Where the norm is below max_norm, torch multiplies the
 gradients by 1, and onepass does not write them.
 """
 

@@ -175,8 +175,10 @@ def clip_grad_value_(parameters: Tensors, clip_value: float, foreach: bool | Non
     clip_value = float(clip_value)
     if not grads or clip_value == math.inf:
         return
-    if math.isnan(clip_value) or transform() or any(grad.is_complex() for grad in grads):
+    if math.isnan(clip_value) or transform():
         return utils.clip_grad_value_(params, clip_value, foreach)
+    if any(grad.is_complex() for grad in grads):  # before anything is written, because torch raises an error
+        utils.clip_grad_value_([p for p in params if p.grad is not None and p.grad.is_complex()], clip_value, foreach)
     others = _scale(grads, 1.0, clip_value)
     if any(_is_dtensor(grads[i]) for i in others):
         with torch.no_grad():

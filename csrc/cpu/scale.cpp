@@ -9,7 +9,7 @@
 namespace onepass {
 namespace {
 
-constexpr std::int64_t kBlock = 16'384;  // elements
+constexpr std::int64_t kBlock = 65'536;  // elements
 // Work is counted in bytes. The fixed cost of a tensor is counted as this many bytes.
 constexpr std::int64_t kJobOverhead = 512;
 
@@ -50,8 +50,7 @@ void scale_gradients(std::span<const Job> jobs, int threads) {
     };
     const auto first = share(index);
     const auto past = index + 1 < count ? share(index + 1) : static_cast<std::ptrdiff_t>(blocks.size());
-    // From the last to the first: the gradients that were measured last are still in the cache.
-    for (auto b = past; b-- > first;) {
+    for (auto b = first; b < past; ++b) {
       const Block& block = blocks[static_cast<std::size_t>(b)];
       const ScaleKernel kernel = block.job->wide ? kernels.scale_wide : kernels.scale_narrow;
       kernel(*block.job, block.begin, std::min(block.begin + kBlock, block.job->length));

@@ -84,9 +84,9 @@ def compare(name: str, grads: list[Tensor], case: Case, rounds: int) -> Iterator
     own = {contender: Gradients(grads) for contender in clips}
     for contender, clip in clips.items():
         clip(own[contender].params, case.limit)
-    for contender in clips:  # on one thread, torch's float32 norm of 4M elements is 1e-4 off
+    for contender in clips:  # on one thread, torch's float32 norm of 16M elements is 6e-4 off
         found = own["onepass"].found(), own[contender].found()
-        check(f"clip, {name}: {contender}", *found, tolerance=1e-3 * case.coefficient)
+        check(f"clip, {name}: {contender}", *found, tolerance=5e-3 * case.coefficient)
 
     runs: dict[str, Run] = {n: functools.partial(clip, own[n].params, case.limit) for n, clip in clips.items()}
     elements = sum(map(Tensor.numel, grads))

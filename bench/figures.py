@@ -22,6 +22,7 @@ QUESTIONS = {  # in the order of the report
     "scaling": "Sizes, threads, instruction sets",
     "formats": "Storage formats",
     "tail": "What ends a training step",
+    "clip": "Clipping in place",
     "training": "Whole training steps",
     "frameworks": "In other frameworks",
     "surroundings": "What surrounds a step",

@@ -15,7 +15,9 @@
 #include "bindings/torch.h"
 #include "cpu/flat.h"
 #include "cpu/measure.h"
+#include "cpu/scale.h"
 #include "layout.h"
+#include "overlap.h"
 
 namespace py = pybind11;
 
@@ -95,10 +97,12 @@ py::object copy(const std::vector<std::vector<py::object>>& lists, py::object ro
       room, norms_by(*tensors, Gather{.parts = tensors->parts, .out = *out, .direction = *out}, room, threads));
 }
 
-// Returns the job of a gradient that kernels can read; nullopt for others.
-std::optional<Job> gradient_job(PyObject* tensor, std::list<Layout>& layouts) {
-  TensorView view;
-  if (!is_plain(tensor) || !torch().dlpack.view(tensor, view) || !view.on_cpu || !view.format) return std::nullopt;
+// Views a gradient; returns false if kernels cannot read it.
+bool view_gradient(PyObject* tensor, TensorView& view) {
+  return is_plain(tensor) && torch().dlpack.view(tensor, view) && view.on_cpu && view.format;
+}
+
+Job gradient_job(const TensorView& view, std::list<Layout>& layouts) {
   Job job;
   job.operands[kGrad] = {view.data, *view.format};
   job.length = elements_of(view);
@@ -117,12 +121,12 @@ py::list measure(const std::vector<py::object>& tensors, bool largest, int threa
   std::vector<std::size_t> numbers;
   std::int64_t bytes = 0;
   for (std::size_t i = 0; i < tensors.size(); ++i) {
-    const std::optional<Job> job = gradient_job(tensors[i].ptr(), layouts);
-    if (!job) continue;
-    jobs.push_back(*job);
+    TensorView view;
+    if (!view_gradient(tensors[i].ptr(), view)) continue;
+    const Job& job = jobs.emplace_back(gradient_job(view, layouts));
     numbers.push_back(i);
     used.push_back(tensors[i].ptr());
-    bytes += job->length * job->bytes_per_element();
+    bytes += job.length * job.bytes_per_element();
   }
   std::vector<double> found;
   run_without_python(bytes, used, [&] {
@@ -134,12 +138,72 @@ py::list measure(const std::vector<py::object>& tensors, bool largest, int threa
   return measures;
 }
 
+bool is_writable(PyObject* tensor) {
+  TensorView view;
+  return view_gradient(tensor, view) && self_overlap(shape_of(view), strides_of(view)) == Overlap::none;
+}
+
+// Whether two tensors have memory in common, or are the same.
+bool any_overlap(const std::vector<TensorView>& views) {
+  std::vector<MemoryRange> ranges;
+  std::list<Spacing> spacings;
+  for (std::size_t i = 0; i < views.size(); ++i) {
+    const TensorView& view = views[i];
+    const std::size_t size = size_of(*view.format);
+    const std::int64_t length = extent(shape_of(view), strides_of(view));
+    MemoryRange range{view.data, view.data + length * static_cast<std::int64_t>(size), i, nullptr};
+    if (length != elements_of(view))
+      range.spacing = &spacings.emplace_back(spacing_of(shape_of(view), strides_of(view), size));
+    ranges.push_back(range);
+  }
+  return !find_overlaps(ranges).empty();
+}
+
+std::vector<std::size_t> scale(const std::vector<py::object>& tensors, double factor, double limit, int threads) {
+  std::vector<std::size_t> numbers;  // of the tensors that kernels cannot write
+  py::list written;
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    if (is_writable(tensors[i].ptr())) {
+      written.append(tensors[i]);
+    } else {
+      numbers.push_back(i);
+    }
+  }
+  if (!numbers.empty()) return numbers;
+  torch().increment_version(written);  // before the addresses are read, because it runs Python code
+
+  // From here on no Python code runs.
+  std::vector<Job> jobs;
+  std::vector<TensorView> views;
+  std::list<Layout> layouts;
+  std::vector<PyObject*> used;
+  std::int64_t bytes = 0;
+  for (const py::object& tensor : tensors) {
+    TensorView view;
+    if (!view_gradient(tensor.ptr(), view)) throw py::value_error("scale: a tensor has changed");
+    if (view.data == nullptr) continue;
+    Job& job = jobs.emplace_back(gradient_job(view, layouts));
+    job.grad_factor = factor;
+    job.clip_value = limit;
+    views.push_back(std::move(view));
+    used.push_back(tensor.ptr());
+    bytes += 2 * job.length * job.bytes_per_element();
+  }
+  if (scale_team(jobs, threads) > 1 && any_overlap(views)) threads = 1;
+  run_without_python(bytes, used, [&] { scale_gradients(jobs, threads); });
+  return numbers;
+}
+
 }  // namespace
 
 void define_norms(py::module_& m) {
   m.def("measure", &measure, py::arg("tensors"), py::arg("largest"), py::arg("threads"),
         "Return the sum of squares or the largest magnitude of each tensor, None where kernels cannot read it. Complex "
         "tensors count as their real and imaginary parts.");
+  m.def("scale", &scale, py::arg("tensors"), py::arg("factor"), py::arg("limit"), py::arg("threads"),
+        "Multiply tensors in place by `factor`, and clamp them to [-limit, limit]. A tensor that occurs twice is changed "
+        "twice. Complex tensors count as their real and imaginary parts. Return the indices of the tensors that kernels "
+        "cannot write; nothing is written if there are any.");
   m.def("norms", &norms, py::arg("lists"), py::arg("origin"), py::arg("threads"),
         "Return the Euclidean norm of each list of tensors or, if `origin` is not None, of their difference from it: a "
         "flat vector that `copy` has filled. Return None if kernels cannot read a tensor.");

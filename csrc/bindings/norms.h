@@ -1,4 +1,4 @@
-// Norms of lists of tensors, for `log_to`.
+// Norms of lists of tensors, for `log_to`, and of gradients, which are scaled to clip them.
 #pragma once
 
 #include <pybind11/pybind11.h>

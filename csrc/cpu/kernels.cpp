@@ -6,6 +6,7 @@
 #include "cpu/flat_kernels.h"
 #include "cpu/followers.h"
 #include "cpu/measure_kernels.h"
+#include "cpu/scale_kernels.h"
 #include "rules/all.h"
 
 namespace onepass::inline ONEPASS_TARGET {
@@ -24,6 +25,8 @@ const Kernels kernels = {
     {&gather<double>, &distance<double>, &move<double>, &products<double>, &combine<double>},
     &measure<float>,
     &measure<double>,
+    &scale<float>,
+    &scale<double>,
 };
 
 }  // namespace onepass::inline ONEPASS_TARGET

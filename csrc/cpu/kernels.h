@@ -4,6 +4,7 @@
 #include "cpu/factored.h"
 #include "cpu/flat.h"
 #include "cpu/measure.h"
+#include "cpu/scale.h"
 #include "cpu/tuning.h"
 #include "job.h"
 
@@ -20,6 +21,8 @@ struct Kernels {
   PassKernels wide_passes;
   MeasureKernel measure_narrow;
   MeasureKernel measure_wide;
+  ScaleKernel scale_narrow;
+  ScaleKernel scale_wide;
 
   void run(RuleId rule, const Job& job, std::int64_t begin, std::int64_t end, const Tuning& tuning) const {
     (job.wide ? wide : narrow)[static_cast<int>(rule)](job, begin, end, tuning);

@@ -32,6 +32,7 @@ from .schedules.preview import preview
 from .schedules.schedule_lr import ScheduleLR
 from .training.backward import step_in_backward
 from .training.catalog import create, list_optimizers
+from .training.clip_grad import clip_grad_norm_, clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from .training.clipping_policies import AutoClip, ClippingPolicy, SkipSpikes, ZClip
 from .training.grouping import param_groups
 from .training.introspect import explain, stats
@@ -65,8 +66,12 @@ __all__ = [
     "StepReport",
     "ZClip",
     "__version__",
+    "clip_grad_norm_",
+    "clip_grad_value_",
+    "clip_grads_with_norm_",
     "create",
     "explain",
+    "get_total_norm",
     "list_optimizers",
     "log_to",
     "lr_find",

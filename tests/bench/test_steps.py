@@ -1,4 +1,4 @@
-"""bench/tail.py, training.py, sharded.py and surroundings.py: what they measure, and that nothing wrong is timed."""
+"""bench/tail.py, clip.py, training.py, sharded.py, surroundings.py: what they measure; nothing wrong is timed."""
 
 import importlib.util
 import sys
@@ -61,6 +61,18 @@ def measured(module):
 def test_tails(script):
     tail = script("tail")
     assert measured(tail) == {f"tail: {part}, {size}": names for size in TAIL_SIZES for part, names in TAIL.items()}
+
+
+def test_clipping_in_place(script):
+    found = measured(script("clip"))
+    sizes = ("16 x 4M", "1 x 16M", "200 x 1000", "1000 x 100")
+    assert found == {
+        f"clip: {case}, {size} {dtype}, {state}": ["onepass", "torch"]
+        for case in ("norm above", "norm below", "value")
+        for size in sizes
+        for dtype in ("float32", "bfloat16")
+        for state in ("hot", "new")
+    }
 
 
 def test_bytes_that_a_tail_has_to_move(script):
@@ -166,6 +178,14 @@ def test_a_wrong_optimizer_is_refused_in_the_tail(script, monkeypatch, nothing_t
     monkeypatch.setitem(tail.OPTIMIZERS, "onepass", lambda params: Wrong(params, lr=1e-3))
     with pytest.raises(AssertionError, match="tail, fused: parameters: 1 of 65536 elements differ"):
         next(tail.measure(quick=True, rounds=1))
+
+
+def test_a_wrong_function_is_refused_in_clipping(script, monkeypatch, nothing_timed):
+    clip = script("clip")
+    nothing_timed(clip)
+    monkeypatch.setattr(onepass, "clip_grad_norm_", lambda params, limit: None)
+    with pytest.raises(AssertionError, match=r"clip, norm above, 16 x 4M float32: torch: .* elements differ"):
+        next(clip.measure(quick=True, rounds=1))
 
 
 def test_a_wrong_optimizer_is_refused_among_dtensors(script, monkeypatch, nothing_timed):

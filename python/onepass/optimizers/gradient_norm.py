@@ -112,7 +112,7 @@ def _double(tensor: Tensor) -> torch.dtype:
 
 def _over_processes(at_place: dict[_Place, float], largest: bool) -> list[float]:
     """Return the measures at all places, each combined over the processes that hold parts of its tensors."""
-    meshes = {place[0] for place in at_place if place is not None}
+    meshes = dict.fromkeys(place[0] for place in at_place if place is not None)  # in one order on all processes
     for mesh in meshes:
         for dim in range(mesh.ndim):
             spread = [place for place in at_place if place is not None and place[0] == mesh and dim in place[1]]

@@ -364,13 +364,17 @@ class Native(Optimizer):
             clip_value=tail.clip_value,
             zeroes_grads=tail.zeroes_grads,
         )
-        result = self._plan.step(self, requested(grad_factor, norm=norm_request))
-        norm, coefficient, skipped = result.norm, result.coefficient, result.skipped
-        if not result.stepped and not skipped:
-            if norm_request is not None:
-                norm = abs(grad_factor) * tail.norm_of(self, result.measures or ())
-                coefficient, skipped = norm_request.clipping(norm)
-            if not skipped:
+        norm, coefficient, skipped = None, 1.0, False
+        if norm_request is not None and tail.has_no_part():
+            norm, coefficient, skipped = tail.clipping(self, norm_request, grad_factor)
+            norm_request = None
+        if not skipped:
+            result = self._plan.step(self, requested(grad_factor * coefficient, norm=norm_request))
+            if result.norm is not None:
+                norm, coefficient, skipped = result.norm, result.coefficient, result.skipped
+            elif norm_request is not None:
+                norm, coefficient, skipped = tail.clipping(self, norm_request, grad_factor, result.measures or ())
+            if not result.stepped and not skipped:
                 self._step_by_torch(result.fallback, grad_factor * coefficient, tail.clip_value)
                 result = self._plan.step(self, requested(grad_factor * coefficient, fallback_stepped=True))
         if skipped:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from .. import _core
 from ..training.averaged_model import AveragedModel
 from ..training.clipping_policies import ClippingPolicy
 from .arguments import check_number, described, number
-from .gradient_norm import total_norm
+from .gradient_norm import is_dtensor, mesh_of, total_norm
 
 
 class StepReport(NamedTuple):
@@ -69,15 +70,22 @@ class Tail:
         self.zeroes_grads = bool(zero_grad)
         self.report: StepReport | None = None
         self._copy_list = [] if copy_to is None else _copies_of(name, optimizer, copy_to)
-        self._found_for: tuple[tuple[int, int], ...] = ()  # the lists of parameters that these two belong to
+        self._found_for: tuple[tuple[int, int], ...] = ()  # the lists of parameters that the next three belong to
         self._averages: dict[int, Tensor] = {}  # by the parameter's id
         self._copies: dict[int, Tensor] = {}
+        self._dtensors: list[Tensor] = []
         if average is not None and not isinstance(average, AveragedModel):
             raise TypeError(f"{name}: average must be a onepass.swa_utils.AveragedModel, got {described(average)}")
+        if (maker := _maker_of_parts()) and (asked := self.whole_step_arguments()):
+            raise ValueError(
+                f"{name}: {asked[0]} needs all gradients of a step, but {maker} gives each optimizer only some of the "
+                f"parameters: leave out {asked[0]}. clip_grad_norm_ before the step clips all gradients"
+            )
         self._find_followers(optimizer)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_found_for": (), "_averages": {}, "_copies": {}}  # a copy has other parameters
+        # A copy has other parameters.
+        return {**self.__dict__, "_found_for": (), "_averages": {}, "_copies": {}, "_dtensors": []}
 
     def _find_followers(self, optimizer: Optimizer) -> None:
         """Find the average and the copy of each parameter again if parameters were added or exchanged."""
@@ -85,6 +93,7 @@ class Tail:
         if lists == self._found_for:
             return
         params = _all_params(optimizer)
+        self._dtensors = [p for p in params if is_dtensor(p)]
         self._copies = {id(p): copy for p, copy in zip(params, self._copy_list, strict=False)}
         if self.average is not None:
             self.average._attach(optimizer)
@@ -95,6 +104,9 @@ class Tail:
                     "the model that is trained. If both are copies or were unpickled, call "
                     "average.update_parameters(model) first"
                 )
+            for i, p in enumerate(params):
+                if id(p) in self._averages:
+                    _check_mesh(f"{type(optimizer).__name__}: average of parameter {i}", self._averages[id(p)], p)
         self._found_for = lists
 
     def whole_step_arguments(self) -> list[str]:
@@ -132,6 +144,25 @@ class Tail:
 
         coefficient = None if self.policy is None else self._coefficient
         return _core.NormRequest(self._largest, self._limit, self._skip_nonfinite, coefficient, norm_of)
+
+    def has_no_part(self) -> bool:
+        """Return whether there are DTensors, but this process has no gradient of any.
+
+        Other processes may have one. They then communicate to find the norm, and so must this process, although the
+        kernels would measure all its gradients.
+        """
+        return bool(self._dtensors) and all(p.grad is None for p in self._dtensors)
+
+    def clipping(
+        self,
+        optimizer: Optimizer,
+        request: _core.NormRequest,
+        grad_factor: float,
+        measures: Sequence[float | None] = (),
+    ) -> tuple[float, float, bool]:
+        """Return the norm, the coefficient and whether the step is skipped. ``measures``: see :func:`total_norm`."""
+        norm = abs(grad_factor) * self.norm_of(optimizer, measures)
+        return norm, *request.clipping(norm)
 
     def norm_of(self, optimizer: Optimizer, measures: Sequence[float | None] = ()) -> float:
         """Return the norm of all gradients as they are. ``measures``: see :func:`total_norm`."""
@@ -210,8 +241,7 @@ class Tail:
         norm: float | None = None
         coefficient, skips = 1.0, False
         if (request := self.norm_request(optimizer)) is not None:
-            norm = abs(grad_factor) * self.norm_of(optimizer)
-            coefficient, skips = request.clipping(norm)
+            norm, coefficient, skips = self.clipping(optimizer, request, grad_factor)
         if not skips:
             if self.clip_value == math.inf:
                 step(grad_factor * coefficient)
@@ -234,6 +264,26 @@ class Tail:
         """Load the policy's state, if there is a policy."""
         if self.policy is not None:
             self.policy.load_state_dict(state)
+
+
+# The modules of torch that make optimizers of a part of the parameters of a step.
+_MAKERS_OF_PARTS = {
+    "torch.distributed.optim.zero_redundancy_optimizer": "ZeroRedundancyOptimizer",
+    "torch.distributed.optim.apply_optimizer_in_backward": "_apply_optimizer_in_backward",
+}
+
+
+def _maker_of_parts() -> str | None:
+    """Return the name of what makes this optimizer of a part of the parameters only; None if it is the user's code.
+
+    Such an optimizer cannot know it but from who calls its constructor.
+    """
+    frame = sys._getframe()
+    while frame is not None:
+        if (module := frame.f_globals.get("__name__")) in _MAKERS_OF_PARTS:
+            return _MAKERS_OF_PARTS[module]
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
 
 
 def _limit(what: str, value: Any) -> float:
@@ -282,7 +332,17 @@ def _copies_of(name: str, optimizer: Optimizer, copy_to: Sequence[Tensor] | nn.M
             raise TypeError(f"{name}: copy_to[{i}] must be a tensor, got {described(copy)}")
         if copy.shape != p.shape:
             raise ValueError(f"{name}: copy_to[{i}] has shape {list(copy.shape)}, its parameter {list(p.shape)}")
+        _check_mesh(f"{name}: copy_to[{i}]", copy, p)
     return copies
+
+
+def _check_mesh(what: str, follower: Tensor, p: Tensor) -> None:
+    """Check that a tensor can follow a parameter: both are DTensors of one mesh, or neither is a DTensor."""
+    mesh = mesh_of(p)
+    if mesh_of(follower) != mesh:
+        expected = "a plain tensor, as its parameter is" if mesh is None else f"a DTensor over its parameter's {mesh}"
+        actual = "a plain tensor" if mesh_of(follower) is None else f"a DTensor over {mesh_of(follower)}"
+        raise ValueError(f"{what} must be {expected}, got {actual}")
 
 
 def _move(averaged: Tensor, p: Tensor, weight: float) -> None:

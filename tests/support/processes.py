@@ -13,6 +13,8 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor._redistribute import _gen_transform_infos
+from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
 MOST = 4
 LIMIT = 40  # seconds that a call may take, the start of the processes included
@@ -37,9 +39,16 @@ def serve(rank, calls):
                 dist.barrier()
             finally:
                 dist.destroy_process_group()
+                forget_meshes()
             calls.send((answer, None))
         except BaseException:
             calls.send((None, traceback.format_exc()))
+
+
+def forget_meshes():
+    """Clears torch's caches of DTensors, which hold meshes of process groups that are destroyed."""
+    _clear_sharding_prop_cache()
+    _gen_transform_infos.cache_clear()
 
 
 class Processes:

@@ -22,7 +22,12 @@ def total_norm(
     """Return the 2-norm or the largest magnitude of all gradients, measured in float64.
 
     Tensors that are replicated over processes count once, and so do plain tensors beside DTensors. All processes of a
-    mesh have to call this, with the same parameters.
+    mesh have to call this, with the same parameters in the same order. They get the same number, also if a tensor that
+    should be replicated differs: where processes communicate, the first one's part counts, and a number that is not
+    finite on any of them. A process outside a mesh does not know the gradients there, and counts only the others.
+
+    There is one all-reduce for each dimension of each mesh over which a tensor is spread, of one number for each
+    combination of such dimensions.
 
     Args:
         params: The parameters; only their placements are used.
@@ -55,13 +60,19 @@ def _combine(measures: Sequence[float], largest: bool) -> float:
     return math.nan if any(map(math.isnan, measures)) else max(measures, default=0.0)
 
 
-def _is_dtensor(tensor: Any) -> bool:
+def is_dtensor(tensor: Any) -> bool:
+    """Return whether a tensor is a DTensor, without importing ``torch.distributed.tensor``."""
     return hasattr(tensor, "placements") and hasattr(tensor, "device_mesh")
+
+
+def mesh_of(tensor: Any) -> Any:
+    """Return the mesh of a DTensor; None for another tensor."""
+    return tensor.device_mesh if is_dtensor(tensor) else None
 
 
 def _replicated_sums(grad: Any) -> Tensor | None:
     """Return the gradient, with partial sums over processes added up."""
-    if grad is None or not _is_dtensor(grad):
+    if grad is None or not is_dtensor(grad):
         return grad  # type: ignore[no-any-return]
     placements = grad.placements
     if not any(placement.is_partial() for placement in placements):
@@ -73,11 +84,11 @@ def _replicated_sums(grad: Any) -> Tensor | None:
 
 
 def _local(grad: Any) -> Tensor:
-    return grad.to_local() if _is_dtensor(grad) else grad  # type: ignore[no-any-return]
+    return grad.to_local() if is_dtensor(grad) else grad  # type: ignore[no-any-return]
 
 
 def _place(tensor: Any) -> _Place:
-    if not _is_dtensor(tensor):
+    if not is_dtensor(tensor):
         return None
     spread = tuple(i for i, placement in enumerate(tensor.placements) if not placement.is_replicate())
     return tensor.device_mesh, spread
@@ -111,20 +122,33 @@ def _double(tensor: Tensor) -> torch.dtype:
 
 
 def _over_processes(at_place: dict[_Place, float], largest: bool) -> list[float]:
-    """Return the measures at all places, each combined over the processes that hold parts of its tensors."""
-    meshes = dict.fromkeys(place[0] for place in at_place if place is not None)  # in one order on all processes
-    for mesh in meshes:
+    """Return the measures at all places, each combined over the processes that hold parts of its tensors.
+
+    Communication is in the order of the places, which is that of the parameters and so the same on all processes.
+    """
+    for mesh in dict.fromkeys(place[0] for place in at_place if place is not None):
+        if mesh.get_coordinate() is None:
+            continue
+        own = [place for place in at_place if place is None or place[0] == mesh]
         for dim in range(mesh.ndim):
-            spread = [place for place in at_place if place is not None and place[0] == mesh and dim in place[1]]
-            if not spread:
-                continue
-            own = [at_place[place] for place in spread]
-            # A maximum over processes may lose NaN, so that is a number of its own.
-            lost = [float(math.isnan(value)) for value in own] if largest else []
-            numbers = [math.inf if math.isnan(value) else value for value in own] if largest else own
-            reduced = torch.tensor([*numbers, *lost], dtype=torch.float64, device=mesh.device_type)
-            dist.all_reduce(reduced, dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM, mesh.get_group(dim))
-            values = reduced.tolist()
-            for i, place in enumerate(spread):
-                at_place[place] = math.nan if largest and values[len(spread) + i] else values[i]
+            spread = [place is not None and dim in place[1] for place in own]
+            if mesh.size(dim) > 1 and any(spread):
+                numbers = [at_place[place] for place in own]
+                at_place.update(zip(own, _over_dimension(numbers, spread, largest, mesh, dim), strict=True))
     return list(at_place.values())
+
+
+def _over_dimension(numbers: list[float], spread: list[bool], largest: bool, mesh: Any, dim: int) -> list[float]:
+    """Combine numbers over one dimension of a mesh: those of tensors that are spread over it, or replicated."""
+    if largest:  # a maximum over processes may lose NaN, so that is a number of its own
+        sent = [math.inf if math.isnan(number) else number for number in numbers]
+        sent += [float(math.isnan(number)) for number in numbers]
+    else:  # others than the first add 0 to what is replicated, or NaN
+        is_first = mesh.get_local_rank(dim) == 0
+        sent = [number if parts or is_first else 0.0 * number for number, parts in zip(numbers, spread, strict=True)]
+    reduced = torch.tensor(sent, dtype=torch.float64, device=mesh.device_type)
+    dist.all_reduce(reduced, dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM, mesh.get_group(dim))
+    values: list[float] = reduced.tolist()
+    if not largest:
+        return values
+    return [math.nan if lost else value for value, lost in zip(values, values[len(numbers) :], strict=False)]

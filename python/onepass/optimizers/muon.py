@@ -13,6 +13,7 @@ from .. import _core
 from . import signatures
 from .arguments import HyperTypes, number
 from .base import Native
+from .gradient_norm import is_dtensor
 from .hooks import unhooked
 from .torch_private import adjusted_lr, newton_schulz
 
@@ -89,8 +90,8 @@ class Muon(Native, signatures.Muon):
 
     def _explain(self) -> list[tuple[int, int, str, str]]:
         def path(group: int, index: int, path: str, reason: str) -> tuple[int, int, str, str]:
-            if path == "kernel" and self.param_groups[group]["params"][index].is_complex():
-                return group, index, "torch", "complex parameter"
+            if path == "kernel" and (unsupported := _unsupported_reason(self.param_groups[group]["params"][index])):
+                return group, index, "torch", unsupported
             return group, index, path, reason
 
         return [path(*row) for row in super()._explain()]
@@ -133,8 +134,8 @@ class Muon(Native, signatures.Muon):
         for g, index in kernel:
             group = self.param_groups[g]
             p = group["params"][index]
-            if p.is_complex():
-                fallback.append((g, index, "complex parameter"))
+            if reason := _unsupported_reason(p):
+                fallback.append((g, index, reason))
             else:
                 items.append((group, p, p.grad.resolve_neg()))
         return items, fallback
@@ -156,6 +157,13 @@ class Muon(Native, signatures.Muon):
             descent.setdefault(shared, []).append((p, ortho))
         for hyper, rows in descent.items():
             _core.apply("muon", list(hyper), 1.0, rows, 1.0, threads)
+
+
+def _unsupported_reason(p: Tensor) -> str:
+    """Return why the kernels do not step a parameter that an element-wise rule could step; "" if they do."""
+    if p.is_complex():
+        return "complex parameter"
+    return "tensor subclass DTensor" if is_dtensor(p) else ""  # the products need the whole matrix
 
 
 def _update_dtype(p: Tensor) -> torch.dtype:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
@@ -19,7 +20,7 @@ from ..training.averaged_model import AveragedModel
 from ..training.clipping_policies import ClippingPolicy
 from ..training.restoring import Part, Undo
 from .arguments import check_number, described, number
-from .gradient_norm import total_norm
+from .gradient_norm import is_dtensor, mesh_of, total_norm
 
 if TYPE_CHECKING:
     from .base import Native
@@ -111,12 +112,18 @@ class Tail(Part):
         self._weight = 1.0  # of the averages in this step
         self._last_requests: tuple[tuple[Any, ...], _Requests] | None = None
         self._copy_list = [] if copy_to is None else _copies_of(name, optimizer, copy_to)
-        self._found_for: tuple[tuple[int, int], ...] = ()  # the lists of parameters that these two belong to
+        self._found_for: tuple[tuple[int, int], ...] = ()  # the lists of parameters that the next three belong to
         self._ids: frozenset[int] = frozenset()
         self._averages: dict[int, Tensor] = {}  # by the parameter's id
         self._copies: dict[int, Tensor] = {}
+        self._dtensors: list[Tensor] = []
         if average is not None and not isinstance(average, AveragedModel):
             raise TypeError(f"{name}: average must be a onepass.swa_utils.AveragedModel, got {described(average)}")
+        if (maker := _maker_of_parts()) and (asked := self.whole_step_arguments()):
+            raise ValueError(
+                f"{name}: {asked[0]} needs all gradients of a step, but {maker} gives each optimizer only some of the "
+                f"parameters: leave out {asked[0]}. clip_grad_norm_ before the step clips all gradients"
+            )
         self._find_followers(optimizer)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -128,6 +135,7 @@ class Tail(Part):
             "_ids": frozenset(),
             "_averages": {},
             "_copies": {},
+            "_dtensors": [],
         }
 
     @classmethod
@@ -144,6 +152,7 @@ class Tail(Part):
             return
         params = _all_params(optimizer)
         self._ids = frozenset(map(id, params))
+        self._dtensors = [p for p in params if is_dtensor(p)]
         self._copies = {id(p): copy for p, copy in zip(params, self._copy_list, strict=False)}
         if self.average is not None:
             self.average._attach(optimizer)
@@ -154,6 +163,9 @@ class Tail(Part):
                     "the model that is trained. If both are copies or were unpickled, call "
                     "average.update_parameters(model) first"
                 )
+            for i, p in enumerate(params):
+                if id(p) in self._averages:
+                    _check_mesh(f"{type(optimizer).__name__}: average of parameter {i}", self._averages[id(p)], p)
         self._found_for = lists
 
     def whole_step_arguments(self) -> list[str]:
@@ -195,6 +207,25 @@ class Tail(Part):
         coefficient = None if self.policy is None else functools.partial(_coefficient, self.policy)
         return _core.NormRequest(self._largest, self._limit, self._skip_nonfinite, coefficient, norm_of)
 
+    def has_no_part(self) -> bool:
+        """Return whether there are DTensors, but this process has no gradient of any.
+
+        Other processes may have one. They then communicate to find the norm, and so must this process, although the
+        kernels would measure all its gradients.
+        """
+        return bool(self._dtensors) and all(p.grad is None for p in self._dtensors)
+
+    def clipping(
+        self,
+        optimizer: Optimizer,
+        request: _core.NormRequest,
+        grad_factor: float,
+        measures: Sequence[float | None] = (),
+    ) -> tuple[float, float, bool]:
+        """Return the norm, the coefficient and whether the step is skipped. ``measures``: see :func:`total_norm`."""
+        norm = abs(grad_factor) * self.norm_of(optimizer, measures)
+        return norm, *request.clipping(norm)
+
     def norm_of(self, optimizer: Optimizer, measures: Sequence[float | None] = ()) -> float:
         """Return the norm of all gradients as they are. ``measures``: see :func:`total_norm`."""
         params = _all_params(optimizer)
@@ -206,17 +237,22 @@ class Tail(Part):
         """Step all parameters, with everything that the tail adds, in one request if kernels cover it."""
         update = optimizer._slow_weight_update
         requests = self._requests(optimizer, update.followers if update else [], grad_factor, threads)
-        result = optimizer._plan.step(optimizer, requests.first)
-        norm, coefficient, skipped = result.norm, result.coefficient, result.skipped
-        if not result.stepped and not skipped:
-            if requests.norm is not None:
-                norm = abs(grad_factor) * self.norm_of(optimizer, result.measures or ())
-                coefficient, skipped = requests.norm.clipping(norm)
+        norm: float | None
+        if requests.norm is not None and self.has_no_part():
+            norm, coefficient, skipped = self.clipping(optimizer, requests.norm, grad_factor)
             if not skipped:
+                result = optimizer._plan.step(optimizer, requests.made(grad_factor * coefficient))
+        else:
+            result = optimizer._plan.step(optimizer, requests.first)
+            norm, coefficient, skipped = result.norm, result.coefficient, result.skipped
+            if not (result.stepped or skipped) and requests.norm is not None:
+                measures = result.measures or ()
+                norm, coefficient, skipped = self.clipping(optimizer, requests.norm, grad_factor, measures)
+        if not skipped:
+            if not result.stepped:
                 factor = grad_factor * coefficient
                 optimizer._step_by_torch(result.fallback, factor, self.clip_value)
                 result = optimizer._plan.step(optimizer, requests.made(factor, fallback_stepped=True))
-        if not skipped:
             left: list[list[Tensor]] = result.unfollowed
             if update:
                 update.after(left[0])
@@ -316,8 +352,7 @@ class Tail(Part):
         norm: float | None = None
         coefficient, skips = 1.0, False
         if (request := self.norm_request(optimizer)) is not None:
-            norm = abs(grad_factor) * self.norm_of(optimizer)
-            coefficient, skips = request.clipping(norm)
+            norm, coefficient, skips = self.clipping(optimizer, request, grad_factor)
         if not skips:
             if self.clip_value == math.inf:
                 step(grad_factor * coefficient)
@@ -354,6 +389,26 @@ def _coefficient(policy: ClippingPolicy, norm: float) -> float:
             f"{type(policy).__name__}.coefficient({norm}) must return a finite number >= 0, got {coefficient}"
         )
     return coefficient
+
+
+# The modules of torch that make optimizers of a part of the parameters of a step.
+_MAKERS_OF_PARTS = {
+    "torch.distributed.optim.zero_redundancy_optimizer": "ZeroRedundancyOptimizer",
+    "torch.distributed.optim.apply_optimizer_in_backward": "_apply_optimizer_in_backward",
+}
+
+
+def _maker_of_parts() -> str | None:
+    """Return the name of what makes this optimizer of a part of the parameters only; None if it is the user's code.
+
+    Such an optimizer cannot know it but from who calls its constructor.
+    """
+    frame = sys._getframe()
+    while frame is not None:
+        if (module := frame.f_globals.get("__name__")) in _MAKERS_OF_PARTS:
+            return _MAKERS_OF_PARTS[module]
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
 
 
 def _limit(what: str, value: Any) -> float:
@@ -402,7 +457,17 @@ def _copies_of(name: str, optimizer: Optimizer, copy_to: Sequence[Tensor] | nn.M
             raise TypeError(f"{name}: copy_to[{i}] must be a tensor, got {described(copy)}")
         if copy.shape != p.shape:
             raise ValueError(f"{name}: copy_to[{i}] has shape {list(copy.shape)}, its parameter {list(p.shape)}")
+        _check_mesh(f"{name}: copy_to[{i}]", copy, p)
     return copies
+
+
+def _check_mesh(what: str, follower: Tensor, p: Tensor) -> None:
+    """Check that a tensor can follow a parameter: both are DTensors of one mesh, or neither is a DTensor."""
+    mesh = mesh_of(p)
+    if mesh_of(follower) != mesh:
+        expected = "a plain tensor, as its parameter is" if mesh is None else f"a DTensor over its parameter's {mesh}"
+        actual = "a plain tensor" if mesh_of(follower) is None else f"a DTensor over {mesh_of(follower)}"
+        raise ValueError(f"{what} must be {expected}, got {actual}")
 
 
 def _move(averaged: Tensor, p: Tensor, weight: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -104,8 +105,9 @@ class AveragedModel(swa_utils.AveragedModel):
     Raises:
         AssertionError: Both ``avg_fn`` and ``multi_avg_fn`` are given.
         TypeError: ``decay``, ``warmup_gamma`` or ``warmup_power`` is not a number.
-        ValueError: One of them is out of range; ``decay`` is given with ``avg_fn`` or ``multi_avg_fn``; or ``warmup``
-            without ``decay``.
+        ValueError: One of them is out of range; ``decay`` is given with ``avg_fn`` or ``multi_avg_fn``; ``warmup``
+            without ``decay``; or the model is one of ``fully_shard``, which cannot be copied: make the average first,
+            then call ``fully_shard`` on both.
 
     Example:
         >>> model = torch.nn.Linear(4, 1)
@@ -162,6 +164,11 @@ class AveragedModel(swa_utils.AveragedModel):
         for name, value in (("warmup_gamma", warmup_gamma), ("warmup_power", warmup_power)):
             if not 0.0 < value < math.inf:
                 raise ValueError(f"AveragedModel: {name} must be > 0 and finite, got {value}")
+        if any(_fsdp_modules(model)):
+            raise ValueError(
+                "AveragedModel: a model of fully_shard cannot be copied: make the average first, then call "
+                "fully_shard on the model and, in the same way, on average.module"
+            )
         super().__init__(model, device, avg_fn, multi_avg_fn, use_buffers)
         self.decay = decay
         self.warmup = bool(warmup)
@@ -290,6 +297,8 @@ class AveragedModel(swa_utils.AveragedModel):
                 has been changed.
         """
         self._check_not_swapped("swapped")
+        for part in chain(_fsdp_modules(model), _fsdp_modules(self.module)):
+            part.reshard()  # parameters that a forward pass has gathered are copies
         pairs = _matched(model, self.module)
         addresses = [_alias(tensor) for (_, _, tensor), _ in pairs]
         memory = [without_repeats(tensor) for tensor in addresses]
@@ -304,6 +313,8 @@ class AveragedModel(swa_utils.AveragedModel):
         finally:
             with uninterrupted(), torch.no_grad():
                 self._is_swapped = False
+                for part in _fsdp_modules(model):
+                    part.reshard()
                 for tensor, value in zip(memory, before, strict=True):
                     tensor.copy_(value)
                 for address, ((owner, name, tensor), _) in zip(addresses, pairs, strict=True):
@@ -440,6 +451,13 @@ class AveragedModel(swa_utils.AveragedModel):
 def _checked(name: str, value: float) -> float:
     check_number(f"AveragedModel: {name}", value)
     return number(value)
+
+
+def _fsdp_modules(module: Module) -> Iterator[Any]:
+    """Yield the parts of a module to which ``fully_shard`` was applied."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    kind = getattr(fsdp, "FSDPModule", None)
+    return iter(()) if kind is None else (part for part in module.modules() if isinstance(part, kind))
 
 
 def _params(optimizer: Optimizer) -> Iterable[Tensor]:

@@ -14,7 +14,7 @@ from torch.nn import Parameter, utils
 
 from .. import _core
 from ..optimizers.base import transform
-from ..optimizers.gradient_norm import _combine, _is_dtensor, _local, total_norm
+from ..optimizers.gradient_norm import _combine, _local, is_dtensor, total_norm
 
 Tensors: TypeAlias = Tensor | Iterable[Tensor]
 
@@ -180,7 +180,7 @@ def clip_grad_value_(parameters: Tensors, clip_value: float, foreach: bool | Non
     if any(grad.is_complex() for grad in grads):  # before anything is written, because torch raises an error
         utils.clip_grad_value_([p for p in params if p.grad is not None and p.grad.is_complex()], clip_value, foreach)
     others = _scale(grads, 1.0, clip_value)
-    if any(_is_dtensor(grads[i]) for i in others):
+    if any(is_dtensor(grads[i]) for i in others):
         with torch.no_grad():
             for i in others:
                 grads[i].clamp_(-clip_value, clip_value)
@@ -200,11 +200,11 @@ def _norm(params: Sequence[Tensor], grads: Sequence[Tensor | None], norm_type: f
     largest = norm_type == math.inf
     measures = _core.measure(grads, largest, torch.get_num_threads())
     known = [measure for measure in measures if measure is not None]
-    spread = not _PLAIN.issuperset(map(type, params)) and any(map(_is_dtensor, params))
+    spread = not _PLAIN.issuperset(map(type, params)) and any(map(is_dtensor, params))
     if len(known) < len(params):
         triples = zip(params, grads, measures, strict=True)
         others = [grad for p, grad, found in triples if found is None and (grad is not None or p is None)]
-        spread = spread or any(map(_is_dtensor, others))
+        spread = spread or any(map(is_dtensor, others))
         if not all(_can_measure(grad, spread) for grad in others):
             return None
         if len(known) == len(others) == 0 and not spread:
@@ -222,7 +222,7 @@ def _can_measure(grad: Any, spread: bool) -> bool:
 
     Without DTensors, dense gradients are left to torch's function, which does not wait for a GPU.
     """
-    if _is_dtensor(grad):
+    if is_dtensor(grad):
         return True
     return (
         type(grad) in _PLAIN
@@ -255,12 +255,12 @@ def _multiply(grads: list[Tensor], coefficient: float) -> None:
     if coefficient == 1.0:
         return
     others = [grads[i] for i in _scale(grads, coefficient, math.inf)]
-    spread = [grad for grad in others if _is_dtensor(grad)]
+    spread = [grad for grad in others if is_dtensor(grad)]
     # Scaling is linear, so it can be done on each process's part, also of sums that are not yet reduced.
     by_torch = set(_scale([_local(grad) for grad in spread], coefficient, math.inf)) if spread else set()
     scaled = [grad for i, grad in enumerate(spread) if i not in by_torch]
     torch.autograd.graph.increment_version(scaled)
-    for grad in [*(spread[i] for i in by_torch), *(grad for grad in others if not _is_dtensor(grad))]:
+    for grad in [*(spread[i] for i in by_torch), *(grad for grad in others if not is_dtensor(grad))]:
         grad.mul_(coefficient)
 
 

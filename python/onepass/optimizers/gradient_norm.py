@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -38,9 +39,12 @@ def total_norm(
     """
     known = list(measures) or [None] * len(grads)
     whole: list[Tensor | None] = [_replicated_sums(grad) for grad in grads]
-    missing = [i for i, grad in enumerate(whole) if grad is not None and (known[i] is None or grad is not grads[i])]
-    # The largest magnitude of complex numbers is not that of their parts.
-    missing += [i for i, g in enumerate(whole) if g is not None and largest and g.is_complex() and i not in missing]
+    missing = [
+        i
+        for i, grad in enumerate(whole)
+        # The largest magnitude of complex numbers is not that of their parts.
+        if grad is not None and (known[i] is None or grad is not grads[i] or (largest and grad.is_complex()))
+    ]
     for i, found in zip(missing, _measure([_local(whole[i]) for i in missing], largest), strict=True):
         known[i] = found
 
@@ -62,7 +66,7 @@ def _combine(measures: Sequence[float], largest: bool) -> float:
 
 def is_dtensor(tensor: Any) -> bool:
     """Return whether a tensor is a DTensor, without importing ``torch.distributed.tensor``."""
-    return hasattr(tensor, "placements") and hasattr(tensor, "device_mesh")
+    return hasattr(tensor, "device_mesh")
 
 
 def mesh_of(tensor: Any) -> Any:
@@ -72,15 +76,19 @@ def mesh_of(tensor: Any) -> Any:
 
 def _replicated_sums(grad: Any) -> Tensor | None:
     """Return the gradient, with partial sums over processes added up."""
-    if grad is None or not is_dtensor(grad):
-        return grad  # type: ignore[no-any-return]
-    placements = grad.placements
-    if not any(placement.is_partial() for placement in placements):
+    if grad is None or not is_dtensor(grad) or not _spread_over(grad.placements)[1]:
         return grad  # type: ignore[no-any-return]
     from torch.distributed.tensor import Replicate
 
-    reduced = [Replicate() if placement.is_partial() else placement for placement in placements]
+    reduced = [Replicate() if placement.is_partial() else placement for placement in grad.placements]
     return grad.redistribute(placements=reduced)  # type: ignore[no-any-return]
+
+
+@functools.cache
+def _spread_over(placements: tuple[Any, ...]) -> tuple[tuple[int, ...], bool]:
+    """Return the dimensions of a mesh over which a tensor is spread, and whether it has partial sums."""
+    dims = tuple(dim for dim, placement in enumerate(placements) if not placement.is_replicate())
+    return dims, any(placement.is_partial() for placement in placements)
 
 
 def _local(grad: Any) -> Tensor:
@@ -88,10 +96,7 @@ def _local(grad: Any) -> Tensor:
 
 
 def _place(tensor: Any) -> _Place:
-    if not is_dtensor(tensor):
-        return None
-    spread = tuple(i for i, placement in enumerate(tensor.placements) if not placement.is_replicate())
-    return tensor.device_mesh, spread
+    return (tensor.device_mesh, _spread_over(tensor.placements)[0]) if is_dtensor(tensor) else None
 
 
 @torch.no_grad()

@@ -679,6 +679,27 @@ def test_averages_and_copies(processes, layout, decay):
     processes(LAYOUTS[layout][0], averaged, layout, decay)
 
 
+def placed_otherwise():
+    """Followers of other placements are updated in torch's operations."""
+    p = Parameter(distribute_tensor(torch.ones(3, 2), line(), [Shard(0)]))
+    model = listed([p])
+    average = AveragedModel(model, decay=0.5)
+    average.module[0] = Parameter(distribute_tensor(torch.ones(3, 2), line(), [Replicate()]))
+    average.update_parameters(model)
+    copied = distribute_tensor(torch.zeros(3, 2), line(), [Shard(1)])
+    opt = onepass.SGD([p], lr=1.0, average=average, copy_to=[copied])
+    for step in range(2):
+        p.grad = distribute_tensor(torch.ones(3, 2), line(), [Shard(0)])
+        opt.step()
+        assert_same([p, copied], [torch.full((3, 2), -1.0 * step)] * 2)
+        assert average.module[0].placements == (Replicate(),)
+        assert_same([average.module[0]], [torch.full((3, 2), (0.5, -0.25)[step])])
+
+
+def test_followers_placed_otherwise(processes):
+    processes(2, placed_otherwise)
+
+
 class Rooted(nn.Module):
     """With parameters of its own, which the root of fully_shard keeps gathered after a forward pass."""
 

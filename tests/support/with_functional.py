@@ -9,6 +9,8 @@ is a group, the module holds None.
 import runpy
 import sys
 
+import torch.distributed.nn.functional  # noqa: F401
+
 if __name__ == "__main__":
     del sys.argv[0]
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -200,10 +200,11 @@ void define_norms(py::module_& m) {
   m.def("measure", &measure, py::arg("tensors"), py::arg("largest"), py::arg("threads"),
         "Return the sum of squares or the largest magnitude of each tensor, None where kernels cannot read it. Complex "
         "tensors count as their real and imaginary parts.");
-  m.def("scale", &scale, py::arg("tensors"), py::arg("factor"), py::arg("limit"), py::arg("threads"),
-        "Multiply tensors in place by `factor`, and clamp them to [-limit, limit]. A tensor that occurs twice is changed "
-        "twice. Complex tensors count as their real and imaginary parts. Return the indices of the tensors that kernels "
-        "cannot write; nothing is written if there are any.");
+  m.def(
+      "scale", &scale, py::arg("tensors"), py::arg("factor"), py::arg("limit"), py::arg("threads"),
+      "Multiply tensors in place by `factor`, and clamp them to [-limit, limit]. A tensor that occurs twice is changed "
+      "twice. Complex tensors count as their real and imaginary parts. Return the indices of the tensors that kernels "
+      "cannot write; nothing is written if there are any.");
   m.def("norms", &norms, py::arg("lists"), py::arg("origin"), py::arg("threads"),
         "Return the Euclidean norm of each list of tensors or, if `origin` is not None, of their difference from it: a "
         "flat vector that `copy` has filled. Return None if kernels cannot read a tensor.");

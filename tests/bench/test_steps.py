@@ -171,9 +171,12 @@ def nothing_timed(monkeypatch):
 
 
 def test_a_wrong_optimizer_is_refused_in_the_tail(script, monkeypatch, nothing_timed):
+    def wrong_optimizer(tail):
+        return Wrong(tail.params, lr=1e-3, max_norm=1.0, average=tail.average)
+
     tail = script("tail")
     nothing_timed(tail)
-    monkeypatch.setattr(tail.OnepassTail, "new_optimizer", lambda self: Wrong(self.params, lr=1e-3))
+    monkeypatch.setattr(tail.OnepassTail, "new_optimizer", wrong_optimizer)
     with pytest.raises(AssertionError, match="tail, fused: parameters: 1 of 65536 elements differ"):
         next(tail.measure(quick=True, rounds=1))
 

@@ -13,7 +13,7 @@ from pages import FRAMEWORKS, NEED_THE_EXTRA, ROOT, assert_trained_by_kernels, b
 
 ALONE = ["amp", "compile"]
 OF_TWO = ["ddp", "fsdp", "zero"]
-WITH_FUNCTIONAL = ROOT / "tests" / "support" / "with_functional.py"
+RUN_SCRIPT = ROOT / "tests" / "support" / "run_script.py"
 
 
 def test_every_page_of_a_framework_is_run():
@@ -79,7 +79,7 @@ def test_a_script(name, tmp_path):
 @pytest.mark.parametrize("name", OF_TWO)
 def test_a_script_of_two_processes(name, tmp_path):
     torchrun = "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"
-    started = run(*torchrun, WITH_FUNCTIONAL, script(name, tmp_path), cwd=tmp_path)
+    started = run(*torchrun, RUN_SCRIPT, script(name, tmp_path), cwd=tmp_path)
     assert_trained_by_kernels(started, processes=2)
 
 

@@ -262,7 +262,8 @@ class Native(Optimizer):
                 zero_grad=zero_grad,
             )
             # GradScaler then calls step() also to skip it, so that the gradients are zeroed and the report is written.
-            self._step_supports_amp_scaling = True
+            if self._tail.measures or self._tail.zeroes_grads:
+                self._step_supports_amp_scaling = True
 
     def _check_types(self, values: Mapping[str, Any], group: int | None = None) -> None:
         """Check the types of arguments, or of the hyperparameters of group ``group``."""
@@ -297,7 +298,9 @@ class Native(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
         if self._tail is not None:
-            state.update(_tail=self._tail.__getstate__(), _step_supports_amp_scaling=True)  # a pickle names no Tail
+            state["_tail"] = self._tail.__getstate__()  # a pickle names no Tail
+            if hasattr(self, "_step_supports_amp_scaling"):
+                state["_step_supports_amp_scaling"] = self._step_supports_amp_scaling
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -491,10 +491,11 @@ def test_the_same_bits_on_every_machine():
     st.sampled_from([2.0, math.inf]),
     st.integers(1, 2),
 )
-@settings(deadline=None, max_examples=60)
+@settings(derandomize=True, deadline=None, database=None, max_examples=60)
 @example([(torch.float16, [], [0, 1, 2], True, 0.0)], 1.0, math.inf, 1)
 def test_any_gradients(specs, max_norm, norm_type, threads):
     torch.set_num_threads(threads)
+    torch.manual_seed(0)
     grads = []
     for dtype, shape, order, gaps, exponent in specs:
         made = torch.randn([2 * n for n in shape], dtype=torch.float64).mul(2.0 ** (exponent / 2)).to(dtype)
@@ -507,7 +508,8 @@ def test_any_gradients(specs, max_norm, norm_type, threads):
     factor = min(1.0, max_norm / (exact + 1e-6))
     for old, new in zip(before, grads, strict=True):
         atol = 6e-8 if new.dtype == torch.float16 else 0.0
-        np.testing.assert_allclose(numbers(new), numbers(old) * factor, rtol=2.1 * rounding(new.dtype), atol=atol)
+        rtol = 2.1 * rounding(new.dtype) + 8 * 2.0**-53  # the factor here is in float64, too, after some operations
+        np.testing.assert_allclose(numbers(new), numbers(old) * factor, rtol=rtol, atol=atol)
     total = torch.tensor(exact)
     onepass.clip_grads_with_norm_(holders(before), max_norm, total)
     utils.clip_grads_with_norm_(holders(theirs), max_norm, total)

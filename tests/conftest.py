@@ -11,7 +11,7 @@ import torch
 collect_ignore = ["ecosystem"]  # needs an extra, and is run by name: pytest tests/ecosystem
 
 # CI has the same examples every time; whoever runs the tests by hand looks for new ones.
-hypothesis.settings.register_profile("ci", derandomize=True)
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
 if os.environ.get("CI"):
     hypothesis.settings.load_profile("ci")
 

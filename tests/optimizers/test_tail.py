@@ -159,6 +159,7 @@ def test_as_torchs_operations(row, clip):
             torch.testing.assert_close(p, q, **tolerance)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("dtypes", [[dtype] for dtype in DTYPES] + [DTYPES], ids=str)
 @pytest.mark.parametrize("row", WITH_TAIL, ids=lambda row: row.name)
 def test_clip_value_and_norm_together(row, dtypes):
@@ -201,6 +202,7 @@ def test_the_largest_magnitude_of_complex_gradients():
     torch.testing.assert_close(p.detach(), -p.grad / (5 + 1e-6))
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_the_same_bits_for_any_number_of_threads(threads):
     def norms(threads):
@@ -220,6 +222,7 @@ def test_the_same_bits_for_any_number_of_threads(threads):
         torch.set_num_threads(before)
 
 
+@pytest.mark.cpu
 def test_strided_expanded_and_lazy_gradients():
     torch.manual_seed(0)
     params = [nn.Parameter(torch.randn(30, 40)) for _ in range(5)]
@@ -614,6 +617,7 @@ def test_zero_grad_refuses_expanded_gradients():
 # -- all of it together ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.cpu
 @settings(derandomize=True, max_examples=25, deadline=None, database=None, phases=[Phase.generate])
 @given(st.data())
 @pytest.mark.parametrize("row", ELEMENTWISE, ids=lambda row: row.name)

@@ -79,7 +79,7 @@ class Tail(Part):
     """What a step does beside the update, for the arguments of :meth:`Native._take_arguments`.
 
     Attributes:
-        norm: The request to measure the norm of the gradients; None if nothing depends on it.
+        measures: Whether the step measures the norm of the gradients.
         policy: The object that chooses the coefficient of the gradients; None without one.
         clip_value: Limit of the gradients' elements; infinity without one.
         average: The average that the step moves; None without one.

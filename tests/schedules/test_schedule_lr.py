@@ -11,7 +11,7 @@ import numpy as np
 import onepass
 import pytest
 import torch
-from contract import assert_same, give_gradients, leaves, snapshot, train
+from contract import AroundOther, assert_same, give_gradients, leaves, snapshot, train
 from onepass.schedules import constant, cosine, exponential, function, linear, step, warmup
 from onepass.schedules import transformers as family
 from onepass.schedules.schedule_lr import ScheduleLR
@@ -359,26 +359,12 @@ def test_steps_that_gradscaler_skips(make, count_skipped, unscale):
     assert skipped == 3
 
 
-class Wrapper(torch.optim.Optimizer):
-    """A wrapper without hooks of its own, as accelerate's."""
-
-    def __init__(self, optimizer):
-        self.optimizer = optimizer
-
-    param_groups = property(lambda self: self.optimizer.param_groups)
-    state = property(lambda self: self.optimizer.state)
-    defaults = property(lambda self: self.optimizer.defaults)
-
-    def step(self, closure=None):
-        return self.optimizer.step(closure)
-
-
 WRAPS = {
     "bare": lambda opt: opt,
     "Lookahead": lambda opt: onepass.Lookahead(opt, k=2),
-    "wrapped": Wrapper,
-    "Lookahead, wrapped": lambda opt: Wrapper(onepass.Lookahead(opt, k=2)),
-    "wrapped, Lookahead": lambda opt: onepass.Lookahead(Wrapper(opt), k=2),
+    "wrapped": AroundOther,
+    "Lookahead, wrapped": lambda opt: AroundOther(onepass.Lookahead(opt, k=2)),
+    "wrapped, Lookahead": lambda opt: onepass.Lookahead(AroundOther(opt), k=2),
 }
 
 

@@ -43,6 +43,20 @@ def row_of(opt: Optimizer) -> Row:
     return next(ROW[name] for name in names if name in ROW)
 
 
+class AroundOther(Optimizer):
+    """A wrapper without hooks of its own, as accelerate's."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+    param_groups = property(lambda self: self.optimizer.param_groups)
+    state = property(lambda self: self.optimizer.state)
+    defaults = property(lambda self: self.optimizer.defaults)
+
+    def step(self, closure=None):
+        return self.optimizer.step(closure)
+
+
 def step(opt: Optimizer) -> Any:
     """A step with the gradients that there are; if it wants a closure, of a loss that has these at zero."""
     if not row_of(opt).wants_closure:

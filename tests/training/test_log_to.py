@@ -8,7 +8,7 @@ import onepass
 import pytest
 import torch
 from cases import each_class
-from contract import assert_same, give_gradients, leaves, snapshot, train
+from contract import AroundOther, assert_same, give_gradients, leaves, snapshot, train
 from onepass.schedules import linear
 from reference import params_of
 from torch.nn import Parameter
@@ -425,20 +425,6 @@ def test_an_optimizer_that_measures(wrap, arguments):
             assert_logged(writer.at(t), wanted, first=t == 0)
             assert (wanted["optimizer/clip_coefficient"] < 1.0) == ("max_norm" in arguments)
     assert writer.steps == [0, 2]
-
-
-class AroundOther(torch.optim.Optimizer):
-    """A wrapper without hooks of its own, as accelerate's."""
-
-    def __init__(self, optimizer):
-        self.optimizer = optimizer
-
-    param_groups = property(lambda self: self.optimizer.param_groups)
-    state = property(lambda self: self.optimizer.state)
-    defaults = property(lambda self: self.optimizer.defaults)
-
-    def step(self, closure=None):
-        return self.optimizer.step(closure)
 
 
 @pytest.mark.usefixtures("no_pass_over_gradients")

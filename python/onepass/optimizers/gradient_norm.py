@@ -45,7 +45,7 @@ def total_norm(
         # The largest magnitude of complex numbers is not that of their parts.
         if grad is not None and (known[i] is None or grad is not grads[i] or (largest and grad.is_complex()))
     ]
-    for i, found in zip(missing, _measure([_local(whole[i]) for i in missing], largest), strict=True):
+    for i, found in zip(missing, _measure([local_part(whole[i]) for i in missing], largest), strict=True):
         known[i] = found
 
     at_place: dict[_Place, list[float]] = {}
@@ -53,12 +53,12 @@ def total_norm(
         own = at_place.setdefault(_place(p if grad is None else grad), [])
         if grad is not None and measure is not None:
             own.append(measure)
-    combined = {place: _combine(own, largest) for place, own in at_place.items()}
-    total = _combine(_over_processes(combined, largest), largest)
+    combined = {place: combine(own, largest) for place, own in at_place.items()}
+    total = combine(_over_processes(combined, largest), largest)
     return total if largest else math.sqrt(total)
 
 
-def _combine(measures: Sequence[float], largest: bool) -> float:
+def combine(measures: Sequence[float], largest: bool) -> float:
     if not largest:
         return math.fsum(measures) if all(map(math.isfinite, measures)) else sum(measures)
     return math.nan if any(map(math.isnan, measures)) else max(measures, default=0.0)
@@ -91,7 +91,7 @@ def _spread_over(placements: tuple[Any, ...]) -> tuple[tuple[int, ...], bool]:
     return dims, any(placement.is_partial() for placement in placements)
 
 
-def _local(grad: Any) -> Tensor:
+def local_part(grad: Any) -> Tensor:
     return grad.to_local() if is_dtensor(grad) else grad  # type: ignore[no-any-return]
 
 

@@ -145,6 +145,12 @@ class Tail(Part):
         tail.__dict__.update(state)
         return tail
 
+    def _prepare_followers(self, optimizer: Optimizer) -> None:
+        """Find the followers and the weight of the averages for the next step."""
+        self._find_followers(optimizer)
+        if self.average is not None:
+            self._weight = self.average._step_weight(optimizer)
+
     def _find_followers(self, optimizer: Optimizer) -> None:
         """Find the average and the copy of each parameter again if parameters were added or exchanged."""
         lists = tuple((id(group["params"]), len(group["params"])) for group in optimizer.param_groups)
@@ -268,9 +274,7 @@ class Tail(Part):
         self, optimizer: Optimizer, slow: list[_core.Follower], grad_factor: float, threads: int
     ) -> _Requests:
         """Return the requests of a step: the last step's, if they are the same."""
-        self._find_followers(optimizer)
-        if self.average is not None:
-            self._weight = self.average._step_weight(optimizer)
+        self._prepare_followers(optimizer)
         key = (grad_factor, threads, self._weight, self._found_for, id(optimizer))
         if not slow and self._last_requests is not None and self._last_requests[0] == key:
             return self._last_requests[1]
@@ -346,9 +350,7 @@ class Tail(Part):
             Whether the step was made rather than skipped.
         """
         params = _all_params(optimizer)
-        self._find_followers(optimizer)
-        if self.average is not None:
-            self._weight = self.average._step_weight(optimizer)
+        self._prepare_followers(optimizer)
         norm: float | None = None
         coefficient, skips = 1.0, False
         if (request := self.norm_request(optimizer)) is not None:

@@ -14,7 +14,7 @@ from torch.nn import Parameter, utils
 
 from .. import _core
 from ..optimizers.base import transform
-from ..optimizers.gradient_norm import _combine, _local, is_dtensor, total_norm
+from ..optimizers.gradient_norm import combine, is_dtensor, local_part, total_norm
 
 Tensors: TypeAlias = Tensor | Iterable[Tensor]
 
@@ -213,7 +213,7 @@ def _norm(params: Sequence[Tensor], grads: Sequence[Tensor | None], norm_type: f
         others = []
     if others or spread or (largest and any(grad is not None and grad.is_complex() for grad in grads)):
         return total_norm(params, grads, largest, measures)
-    total = _combine(known, largest)
+    total = combine(known, largest)
     return total if largest else math.sqrt(total)
 
 
@@ -257,7 +257,7 @@ def _multiply(grads: list[Tensor], coefficient: float) -> None:
     others = [grads[i] for i in _scale(grads, coefficient, math.inf)]
     spread = [grad for grad in others if is_dtensor(grad)]
     # Scaling is linear, so it can be done on each process's part, also of sums that are not yet reduced.
-    by_torch = set(_scale([_local(grad) for grad in spread], coefficient, math.inf)) if spread else set()
+    by_torch = set(_scale([local_part(grad) for grad in spread], coefficient, math.inf)) if spread else set()
     scaled = [grad for i, grad in enumerate(spread) if i not in by_torch]
     torch.autograd.graph.increment_version(scaled)
     for grad in [*(spread[i] for i in by_torch), *(grad for grad in others if not is_dtensor(grad))]:

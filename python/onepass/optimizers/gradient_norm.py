@@ -59,6 +59,7 @@ def total_norm(
 
 
 def combine(measures: Sequence[float], largest: bool) -> float:
+    """Return the sum of the measures, or the largest; NaN if one of them is NaN."""
     if not largest:
         return math.fsum(measures) if all(map(math.isfinite, measures)) else sum(measures)
     return math.nan if any(map(math.isnan, measures)) else max(measures, default=0.0)
@@ -92,6 +93,7 @@ def _spread_over(placements: tuple[Any, ...]) -> tuple[tuple[int, ...], bool]:
 
 
 def local_part(grad: Any) -> Tensor:
+    """Return this process's part of a DTensor; another tensor as it is."""
     return grad.to_local() if is_dtensor(grad) else grad  # type: ignore[no-any-return]
 
 

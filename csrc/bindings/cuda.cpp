@@ -1,5 +1,7 @@
 #include "bindings/cuda.h"
 
+#include <cstddef>
+#include <cstring>
 #include <map>
 #include <stdexcept>
 #include <utility>
@@ -38,6 +40,29 @@ Loaded& loaded() {
   return *the_loaded;
 }
 
+const cuda::Backend& backend_for(int device) {
+  if (const std::string why = cuda_refusal(device); !why.empty())
+    throw std::runtime_error("no kernels for cuda:" + std::to_string(device) + ": " + why);
+  return *loaded().backend;
+}
+
+constexpr const char* kNotExported = "torch does not export its own memory";
+
+// Memory on a GPU, null if none is needed. It belongs to torch's allocator, which gives it only to later work on the
+// same stream.
+struct Workspace {
+  Workspace(std::size_t size, int device) {
+    if (size == 0) return;
+    tensor = torch().workspace(size, device);
+    TensorView view;
+    if (!torch().dlpack.view(tensor.ptr(), view)) throw std::runtime_error(kNotExported);
+    data = view.data;
+  }
+
+  py::object tensor;
+  std::byte* data = nullptr;
+};
+
 }  // namespace
 
 void forget_cuda() { delete std::exchange(the_loaded, nullptr); }
@@ -64,24 +89,37 @@ OnDevice::~OnDevice() {  // NOLINT(bugprone-exception-escape): converting an int
   }
 }
 
-void step_on_cuda(RuleId rule, int device, std::span<const cuda::DeviceJob> jobs, const cuda::Scaler& scaler) {
-  if (const std::string why = cuda_refusal(device); !why.empty())
-    throw std::runtime_error("no kernels for cuda:" + std::to_string(device) + ": " + why);
-  // Memory for the constants that are made on the GPU. It belongs to torch's allocator, which gives it only to later
-  // work on the same stream.
-  py::object held;
-  std::byte* workspace = nullptr;
-  if (const std::size_t size = cuda::workspace_size(rule, jobs); size != 0) {
-    held = torch().workspace(size, device);
-    TensorView view;
-    if (!torch().dlpack.view(held.ptr(), view)) throw std::runtime_error("torch does not export its own memory");
-    workspace = view.data;
-  }
+void step_on_cuda(RuleId rule, int device, std::span<const cuda::DeviceJob> jobs, const cuda::Inputs& inputs) {
+  const cuda::Backend& backend = backend_for(device);
+  const Workspace workspace(cuda::workspace_size(rule, jobs), device);  // for constants that are made on the GPU
   void* const stream = torch().dlpack.current_stream(device);
-  const cuda::Backend& backend = *loaded().backend;
   const OnDevice on(device);
   const py::gil_scoped_release release;
-  cuda::run_step(backend, rule, jobs, scaler, workspace, device, stream);
+  cuda::run_step(backend, rule, jobs, inputs, workspace.data, device, stream);
+}
+
+DecidedClipping decide_on_cuda(int device, Measure what, std::span<const Job> gradients, const NormLimits& limits,
+                               double grad_factor, cuda::Inputs inputs) {
+  const cuda::Backend& backend = backend_for(device);
+  const Workspace measures(cuda::measures_size(backend, gradients, device), device);
+  Workspace result(sizeof(cuda::DeviceClipping), device);
+  inputs.clipping = result.data;
+  void* const stream = torch().dlpack.current_stream(device);
+  const OnDevice on(device);
+  {
+    const py::gil_scoped_release release;
+    cuda::run_measures(backend, what, gradients, limits, grad_factor, inputs, measures.data, device, stream);
+  }
+  return {std::move(result.tensor), result.data};
+}
+
+double norm_of(const DecidedClipping& clipping) {
+  const py::object here = clipping.tensor.attr("cpu")();
+  TensorView view;
+  if (!torch().dlpack.view(here.ptr(), view)) throw std::runtime_error(kNotExported);
+  double norm = 0.0;
+  std::memcpy(&norm, view.data + offsetof(cuda::DeviceClipping, norm), sizeof norm);
+  return norm;
 }
 
 }  // namespace onepass

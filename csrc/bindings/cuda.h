@@ -34,6 +34,19 @@ class OnDevice {
 
 // Steps all jobs, on torch's current stream of the device. Throws std::runtime_error if the kernels cannot run there or
 // a launch fails.
-void step_on_cuda(RuleId rule, int device, std::span<const cuda::DeviceJob> jobs, const cuda::Scaler& scaler);
+void step_on_cuda(RuleId rule, int device, std::span<const cuda::DeviceJob> jobs, const cuda::Inputs& inputs);
+
+// A cuda::DeviceClipping: a tensor of 24 bytes on the GPU, and its memory.
+struct DecidedClipping {
+  pybind11::object tensor;
+  const std::byte* data = nullptr;
+};
+
+// Measures gradients, and decides how the step depends on their norm, likewise. Does not wait for the result.
+DecidedClipping decide_on_cuda(int device, Measure what, std::span<const Job> gradients, const NormLimits& limits,
+                               double grad_factor, cuda::Inputs inputs);
+
+// Waits for the result, and returns the norm.
+double norm_of(const DecidedClipping& clipping);
 
 }  // namespace onepass

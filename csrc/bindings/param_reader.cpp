@@ -263,25 +263,21 @@ bool ParamReader::choose_clip_and_zeros(Reading& r) {
   Job& job = r.job();
   if (request_.clip_value != kNoLimit) {
     if (!driver_.takes_followers()) return r.fall_back("clip_value");
-    if (!r.own().on_cpu) return r.fall_back("clip_value on a GPU");
     job.clip_value = request_.clip_value;
   }
   if (!request_.zeroes_grads) return true;
   const TensorView& grad = r.views[kGrad];
   if (job.rows == nullptr && self_overlap(shape_of(grad), strides_of(grad)) != Overlap::none)
     fail(r.param, "zero_grad=True cannot zero its gradient, several of whose elements share the same memory");
-  job.zeroes_grad = driver_.takes_followers() && r.own().on_cpu && job.rows == nullptr && !r.gradient.is_copy;
+  job.zeroes_grad = driver_.takes_followers() && job.rows == nullptr && !r.gradient.is_copy;
   return true;
 }
 
 // Adds the gradient to those that are measured before the step.
 void ParamReader::measure_gradient(const Reading& r) {
   if (!request_.norm) return;
-  if (!r.own().on_cpu) {
-    work_.norm_is_partial = true;
-    return;
-  }
-  Job& gradient = work_.measured.emplace_back();
+  const bool on_gpu = r.own().cuda >= 0;
+  Job& gradient = (on_gpu ? work_.measured_on_gpu[r.own().cuda] : work_.measured).emplace_back();
   gradient.operands[kGrad] = r.job().operands[kGrad];
   gradient.length = r.job().length;
   gradient.rows = r.job().rows;
@@ -292,7 +288,7 @@ void ParamReader::measure_gradient(const Reading& r) {
     Layout layout = make_layout(shape_of(r.own()), strides);
     if (!is_flat(layout)) gradient.layout = &work_.layouts.emplace_back(std::move(layout));
   }
-  work_.measured_params.push_back(r.number);
+  if (!on_gpu) work_.measured_params.push_back(r.number);
   // The largest magnitude of complex numbers is not that of their parts.
   if (r.is_shard() || (r.own().complex && request_.norm->measure == Measure::largest_magnitude))
     work_.norm_is_partial = true;

@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <unordered_map>
 
+#include "bindings/cuda.h"
 #include "bindings/names.h"
 #include "bindings/ownership.h"
 #include "bindings/torch.h"
@@ -226,7 +227,9 @@ py::object Plan::step(const py::object& optimizer, const StepRequest& request) {
   }
   StepResult result;
   std::optional<Owned> owned;
-  if (request.norm) {
+  if (request.norm && stays_on_gpu(work, request)) {
+    result.device_clipping = clip_on_gpu(work, request);
+  } else if (request.norm) {
     result.clipping = clip(work, request, owned);
     if (result.clipping->skips) return result.to_python();
   }
@@ -245,7 +248,7 @@ py::object Plan::step(const py::object& optimizer, const StepRequest& request) {
   if (result.clipping) work.scale_gradients(result.clipping->coefficient);
   run(work, request);
   for (const std::size_t k : work.fallback) the_stats.torch[params_[k].reason] += 1;
-  if (request.followers.empty() && !request.zeroes_grads && !result.clipping) return complete_result();
+  if (request.followers.empty() && !request.zeroes_grads && !request.norm) return complete_result();
   result.stepped = true;
   for (std::size_t f = 0; f < request.followers.size(); ++f) result.unfollowed.append(unfollowed(work, f));
   if (request.zeroes_grads) result.unzeroed = unzeroed(work);
@@ -265,16 +268,45 @@ py::list Plan::measures(StepWork& work, const StepRequest& request) const {
 // user's functions, or other threads. If so, takes references that have to be held until the step is done.
 Clipping Plan::clip(StepWork& work, const StepRequest& request, std::optional<Owned>& owned) const {
   const NormRequest& norm = *request.norm;
-  if (work.norm_is_partial || !norm.policy.is_none() || lets_others_run(measured_bytes(work), work.used.size()))
+  if (work.is_measured_on_gpu()) {
     owned.emplace(work.used);
-  double found = 0.0;
-  if (work.norm_is_partial) {
-    found = norm.norm_of(measures(work, request)).cast<double>();
-  } else {
-    found = combine(norm.measure, measure(work, norm, request.threads));
-    if (norm.measure == Measure::sum_of_squares) found = std::sqrt(found);
+    return clipping_for(norm, norm_of(decide(work, request)));
   }
+  const bool partial = work.norm_is_partial || !work.measured_on_gpu.empty();
+  if (partial || !norm.policy.is_none() || lets_others_run(measured_bytes(work), work.used.size()))
+    owned.emplace(work.used);
+  const double found = partial ? norm.norm_of(measures(work, request)).cast<double>()
+                               : norm_of(norm.measure, combine(norm.measure, measure(work, norm, request.threads)));
   return clipping_for(norm, std::fabs(request.grad_factor) * found);
+}
+
+// Measures the gradients of a step on their GPU.
+DecidedClipping Plan::decide(const StepWork& work, const StepRequest& request) {
+  const auto& [device, gradients] = *work.measured_on_gpu.begin();
+  const NormRequest& norm = *request.norm;
+  return decide_on_cuda(device, norm.measure, gradients, norm.limits, request.grad_factor, work.inputs);
+}
+
+// Leaves the norm and what follows from it on the GPU, where the step reads it. Returns the tensor that holds it.
+py::object Plan::clip_on_gpu(StepWork& work, const StepRequest& request) {
+  DecidedClipping clipping = decide(work, request);
+  work.inputs.clipping = clipping.data;
+  return std::move(clipping.tensor);
+}
+
+// Whether a GPU may decide that a step is skipped: nothing is counted or remembered here that would be wrong then.
+bool Plan::may_skip_on_gpu(const StepWork& work, const StepRequest& request) const {
+  if (!work.jobs.empty() || !work.fallback.empty() || !work.scalars.empty() || work.device_jobs.size() > 1)
+    return false;
+  // Not the first step: if it is skipped, no states may have been created, and the next step is the first.
+  if (!work.missing.empty() || !request.followers.empty()) return false;
+  return driver_->info().counts_steps || std::ranges::none_of(params_, &Param::fresh);
+}
+
+// Whether the norm and what follows from it are needed on the GPU only.
+bool Plan::stays_on_gpu(const StepWork& work, const StepRequest& request) const {
+  return work.is_measured_on_gpu() && request.norm->policy.is_none() &&
+         (!request.norm->limits.skips_nonfinite || may_skip_on_gpu(work, request));
 }
 
 // Returns the list that `_discard_states` takes.
@@ -306,11 +338,7 @@ py::object Plan::create_states(const py::object& optimizer, const StepRequest& r
 
 // Passes GradScaler's values to the kernels. Returns false if not all of this step is made and counted on their GPU.
 bool Plan::take_scaler(const StepRequest& request, StepWork& work) {
-  if (!work.jobs.empty() || !work.fallback.empty() || !work.scalars.empty() || work.device_jobs.size() > 1)
-    return false;
-  // Not the first step: if it is skipped, no states may have been created, and the next step is the first.
-  if (!work.missing.empty()) return false;
-  if (!driver_->info().counts_steps && std::ranges::any_of(params_, &Param::fresh)) return false;
+  if (!may_skip_on_gpu(work, request) || (request.norm && !stays_on_gpu(work, request))) return false;
 
   TensorView scale;
   TensorView found;
@@ -320,7 +348,7 @@ bool Plan::take_scaler(const StepRequest& request, StepWork& work) {
   if (!read(request.grad_scale, scale) || !read(request.found_inf, found)) return false;
   const int device = (request.found_inf.is_none() ? scale : found).cuda;
   if (!work.device_jobs.empty() && work.device_jobs.begin()->first != device) return false;
-  work.scaler = {.grad_scale = scale.data, .found_inf = found.data};
+  work.inputs = {.grad_scale = scale.data, .found_inf = found.data};
   return true;
 }
 
@@ -479,8 +507,10 @@ void define_plan(py::module_& m) {
 
   py::class_<NormRequest>(m, "NormRequest", "What a step measures before the update, and how it depends on it.")
       .def(py::init([](bool largest, double max_norm, bool skip_nonfinite, py::object policy, py::object norm_of) {
-             return NormRequest{largest ? Measure::largest_magnitude : Measure::sum_of_squares, max_norm,
-                                skip_nonfinite, std::move(policy), std::move(norm_of)};
+             return NormRequest{largest ? Measure::largest_magnitude : Measure::sum_of_squares,
+                                {.max_norm = max_norm, .skips_nonfinite = skip_nonfinite},
+                                std::move(policy),
+                                std::move(norm_of)};
            }),
            py::arg("largest"), py::arg("max_norm"), py::arg("skip_nonfinite"), py::arg("policy"), py::arg("norm_of"))
       .def(

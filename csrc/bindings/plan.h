@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/cuda.h"
 #include "bindings/group_reader.h"
 #include "bindings/ownership.h"
 #include "bindings/param_reader.h"
@@ -65,6 +66,10 @@ class Plan {
   bool take_scaler(const StepRequest& request, StepWork& work);
   pybind11::list measures(StepWork& work, const StepRequest& request) const;
   Clipping clip(StepWork& work, const StepRequest& request, std::optional<Owned>& owned) const;
+  static DecidedClipping decide(const StepWork& work, const StepRequest& request);
+  static pybind11::object clip_on_gpu(StepWork& work, const StepRequest& request);
+  bool may_skip_on_gpu(const StepWork& work, const StepRequest& request) const;
+  bool stays_on_gpu(const StepWork& work, const StepRequest& request) const;
   void run(StepWork& work, const StepRequest& request);
   pybind11::list named(const std::vector<std::size_t>& numbers) const;
   pybind11::list unfollowed(const StepWork& work, std::size_t follower) const;

@@ -39,7 +39,7 @@ class ElementwiseRuleDriver final : public RuleDriver {
   void run_on_cpu(const StepWork& work, int threads) override { run_step(rule_, work.jobs, threads); }
 
   void run_on_cuda(const StepWork& work) override {
-    for (const auto& [device, jobs] : work.device_jobs) step_on_cuda(rule_, device, jobs, work.scaler);
+    for (const auto& [device, jobs] : work.device_jobs) step_on_cuda(rule_, device, jobs, work.inputs);
   }
 
   RuleId rule_;

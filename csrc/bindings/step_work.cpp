@@ -16,9 +16,10 @@ PyTypeObject* step_result_type() {
       {"norm", "The norm of the gradients, None if it was not measured."},
       {"coefficient", "The factor by which the gradients were clipped."},
       {"skipped", "Whether the step was skipped because of the norm."},
+      {"device_clipping", "In place of these three, what only the GPU knows: the bytes of three float64. Else None."},
       {nullptr, nullptr},
   };
-  static PyStructSequence_Desc description{"onepass._core.StepResult", "The result of a step.", fields, 8};
+  static PyStructSequence_Desc description{"onepass._core.StepResult", "The result of a step.", fields, 9};
   static PyTypeObject* const kType = PyStructSequence_NewType(&description);
   if (kType == nullptr) throw py::error_already_set();
   return kType;
@@ -38,19 +39,15 @@ py::object StepResult::to_python() const {
   set(5, clipping ? py::object(py::float_(clipping->norm)) : py::object(py::none()));
   set(6, py::float_(clipping ? clipping->coefficient : 1.0));
   set(7, py::bool_(clipping && clipping->skips));
+  set(8, device_clipping);
   return result;
 }
 
 Clipping clipping_for(const NormRequest& request, double norm) {
-  Clipping clipping{.norm = norm};
-  if (!std::isfinite(norm) && request.skips_nonfinite) {
-    clipping.skips = true;
-  } else if (!request.policy.is_none()) {
-    if (std::isfinite(norm)) clipping.coefficient = request.policy(norm).cast<double>();
+  Clipping clipping = clipping_for(request.limits, norm);
+  if (!request.policy.is_none() && std::isfinite(norm)) {
+    clipping.coefficient = request.policy(norm).cast<double>();
     clipping.skips = clipping.coefficient == 0.0;
-  } else if (request.max_norm != kNoLimit) {
-    const double coefficient = request.max_norm / (norm + 1e-6);
-    clipping.coefficient = coefficient > 1.0 ? 1.0 : coefficient;  // NaN stays NaN
   }
   return clipping;
 }
@@ -74,6 +71,7 @@ void StepWork::restart() {
   used.clear();
   measured.clear();
   measured_params.clear();
+  measured_on_gpu.clear();
   norm_is_partial = false;
   layouts.clear();
   rows.clear();

@@ -16,6 +16,7 @@
 #include "cpu/rows.h"
 #include "cuda/step.h"
 #include "job.h"
+#include "norm.h"
 #include "rules/registry.h"
 
 namespace onepass {
@@ -38,8 +39,7 @@ struct FollowerRequest {
 // What a step measures before the update: the norm of all gradients. The step depends on it.
 struct NormRequest {
   Measure measure = Measure::sum_of_squares;  // the 2-norm, or the largest magnitude
-  double max_norm = kNoLimit;                 // gradients are multiplied by min(1, max_norm / (norm + 1e-6))
-  bool skips_nonfinite = false;               // a norm that is infinite or NaN skips the step
+  NormLimits limits;
   // A function of a finite norm that returns the coefficient of the gradients, in place of max_norm; zero skips the
   // step. May be None.
   pybind11::object policy;
@@ -48,12 +48,6 @@ struct NormRequest {
   pybind11::object norm_of;
 };
 
-// How a step depends on the norm of the gradients.
-struct Clipping {
-  double norm = 0.0;
-  double coefficient = 1.0;
-  bool skips = false;
-};
 Clipping clipping_for(const NormRequest& request, double norm);
 
 struct StepRequest {
@@ -79,6 +73,7 @@ struct StepResult {
   pybind11::list unzeroed;    // parameters whose gradients should be zeroed, but were not
   pybind11::object measures = pybind11::none();  // with a fallback: the argument of `norm_of`
   std::optional<Clipping> clipping;
+  pybind11::object device_clipping = pybind11::none();  // in its place, what only the GPU knows: a DecidedClipping
 
   pybind11::object to_python() const;
 };
@@ -122,16 +117,18 @@ struct StepWork {
   std::vector<Job> jobs;  // on the CPU
   std::map<int, std::vector<cuda::DeviceJob>> device_jobs;
   std::vector<FactoredJob> factored_jobs;  // Adafactor's, in place of `jobs`
-  cuda::Scaler scaler;
+  cuda::Inputs inputs;
   std::vector<Scalar> scalars;        // written after the step
   std::vector<std::size_t> stepped;   // parameters with a job
   std::vector<std::size_t> missing;   // parameters that lack a state
   std::vector<std::size_t> fallback;  // parameters that torch's implementation steps
   std::vector<PyObject*> used;        // the objects whose memory jobs and scalars use
 
-  // The gradients that kernels measure: jobs that have only a gradient, and the numbers of their parameters.
+  // The gradients that kernels measure: jobs that have only a gradient. On the CPU also the numbers of their
+  // parameters.
   std::vector<Job> measured;
   std::vector<std::size_t> measured_params;
+  std::map<int, std::vector<Job>> measured_on_gpu;
   bool norm_is_partial = false;  // the norm does not follow from these measures alone
 
   // What jobs point to.
@@ -152,6 +149,11 @@ struct StepWork {
   std::int64_t bytes() const;
 
   void scale_gradients(double factor);
+
+  // Whether all gradients are on one GPU, and kernels measure them as a whole.
+  bool is_measured_on_gpu() const {
+    return !norm_is_partial && measured.empty() && fallback.empty() && measured_on_gpu.size() == 1;
+  }
 };
 
 }  // namespace onepass

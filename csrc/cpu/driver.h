@@ -38,11 +38,7 @@ void follow(const Job& job, std::int64_t begin, std::int64_t n, T* param);
 // Clamps n elements of a gradient, after multiplying them by `factor`. NaN stays NaN.
 template <class T>
 void scale_and_clamp(T factor, T limit, T* grad, std::int64_t n) {
-  for (std::int64_t i = 0; i < n; ++i) {
-    const T scaled = factor * grad[i];
-    const T above = scaled < -limit ? -limit : scaled;
-    grad[i] = above > limit ? limit : above;
-  }
+  for (std::int64_t i = 0; i < n; ++i) grad[i] = clamped(factor * grad[i], limit);
 }
 
 inline bool has_followers(const Job& job) {

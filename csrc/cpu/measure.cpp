@@ -5,7 +5,6 @@
 #include "cpu/dispatch.h"
 #include "cpu/fpmode.h"
 #include "cpu/team.h"
-#include "rules/math.h"
 
 namespace onepass {
 namespace {
@@ -57,10 +56,9 @@ std::vector<double> measure_gradients(Measure what, std::span<const Job> jobs, i
 }
 
 double combine(Measure what, std::span<const double> measures) {
-  double combined = 0.0;
-  for (const double measure : measures)
-    combined = what == Measure::largest_magnitude ? maximum(combined, measure) : combined + measure;
-  return combined;
+  double total = 0.0;
+  for (const double measure : measures) total = combined(what, total, measure);
+  return total;
 }
 
 }  // namespace onepass

@@ -9,10 +9,9 @@
 #include <vector>
 
 #include "job.h"
+#include "norm.h"
 
 namespace onepass {
-
-enum class Measure : std::uint8_t { sum_of_squares, largest_magnitude };
 
 // Measures the gradient (operand kGrad) of each job, for an element count, layout or rows as in a step; the other
 // operands are not used. Rows must be coalesced. NaN if an element is NaN.

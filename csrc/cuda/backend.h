@@ -12,6 +12,9 @@ namespace onepass::cuda {
 enum class Work : int {
   prepare,  // each thread runs a counter of the table
   step,     // each block steps a chunk of a row
+  // Each block measures a chunk of a row whose only operand is a gradient:
+  sum_of_squares,
+  largest_magnitude,
 };
 
 // Functions without an argument `device` use the calling thread's current device, which torch has set.
@@ -20,13 +23,20 @@ struct Backend {
   // Returns why the kernels cannot run; null if they can.
   const char* (*unusable)();
   int (*multiprocessors)(int device);
-  // Launches the work of a table on a stream. Returns null, or the error.
+  // Launches the work of a table on a stream. Returns null, or the error. The rule does not matter for measures.
   const char* (*launch)(Work work, RuleId rule, bool wide, const LargeTable& table, void* stream);
+  // Launches what finds a DeviceClipping on a stream. Returns null, or the error.
+  const char* (*decide)(const Decision& decision, void* stream);
 };
 
 // Returns the bytes of a table that are in use.
 inline std::size_t size_of(const LargeTable& table) {
   return sizeof(Header) + table.header.words * sizeof(std::uint64_t);
+}
+
+// Returns how many blocks do the work of a table.
+inline std::uint32_t blocks_of(Work work, const LargeTable& table) {
+  return work == Work::prepare ? (table.header.rows + kThreads - 1) / kThreads : table.header.blocks;
 }
 
 }  // namespace onepass::cuda

@@ -181,6 +181,64 @@ ONEPASS_INLINE void store_element(Format format, std::uint64_t data, std::int64_
   });
 }
 
+// Finds the offset in each operand of element `at` of a row that is packed (null) or has a layout. has(k): whether the
+// row has the k-th operand.
+template <int Count, class Has>
+ONEPASS_INLINE void find_offsets(const std::uint64_t* layout, std::int64_t at, Has&& has,
+                                 std::int64_t (&offsets)[Count]) {
+#pragma unroll
+  for (int k = 0; k < Count; ++k) offsets[k] = layout == nullptr ? at : 0;
+  if (layout == nullptr) return;
+  const auto dimensions = static_cast<int>(layout[0]);
+  const std::uint64_t* shape = layout + 1;
+  auto rest = static_cast<std::uint64_t>(at);
+  for (int d = dimensions; d-- > 0;) {
+    std::uint64_t index;
+    if (rest >> 32 == 0 && shape[d] >> 32 == 0) {  // 32-bit division is several times faster
+      const auto size = static_cast<std::uint32_t>(shape[d]);
+      index = static_cast<std::uint32_t>(rest) % size;
+      rest = static_cast<std::uint32_t>(rest) / size;
+    } else {
+      index = rest % shape[d];
+      rest /= shape[d];
+    }
+    const std::uint64_t* stride = shape + dimensions + d;
+#pragma unroll
+    for (int k = 0; k < Count; ++k)
+      if (has(k)) {
+        offsets[k] += static_cast<std::int64_t>(index * *stride);
+        stride += dimensions;
+      }
+  }
+}
+
+// A block's share of a row: `head` single elements from `begin` on, whole vectors, and single elements up to `end`. The
+// first chunk includes the elements before the first vector, and the last chunk those after the last vector.
+struct Share {
+  std::int64_t begin, end, head;
+  std::uint32_t vectors;
+
+  ONEPASS_INLINE Share(const Row& row, std::uint32_t chunk, std::uint32_t block, int width) {
+    const std::int64_t number = block - row.first_block;
+    begin = number == 0 ? 0 : row.phase + number * chunk;
+    const std::int64_t full = row.phase + (number + 1) * chunk;
+    end = full < row.length ? full : row.length;
+    head = number == 0 ? row.phase : 0;
+    if (head > end - begin) head = end - begin;
+    vectors = static_cast<std::uint32_t>((end - begin - head) / width);
+  }
+
+  // Returns the first element of the first vector, and the first element after the last vector.
+  ONEPASS_INLINE std::int64_t first_vector() const { return begin + head; }
+  ONEPASS_INLINE std::int64_t behind(int width) const { return first_vector() + std::int64_t{vectors} * width; }
+
+  // Returns the number of single elements, and the position of one of them.
+  ONEPASS_INLINE std::int64_t singles(int width) const { return head + (end - behind(width)); }
+  ONEPASS_INLINE std::int64_t single(std::int64_t i, int width) const {
+    return i < head ? begin + i : behind(width) + (i - head);
+  }
+};
+
 // -- the rule --------------------------------------------------------------------------------------------------------
 
 // The number of the kernel's operands: parameter, gradient and the rule's states, and then the followers.
@@ -201,8 +259,17 @@ struct Stepper {
   Row row;
   typename Rule::template Constants<T> constants;
   T factor;
-  const Follower* followers;
+  const Header& header;
   std::uint64_t data[kOperands<Rule>];  // addresses; 0: the row does not have this operand
+
+  // In the kernel's argument, so it needs no register.
+  ONEPASS_INLINE T clip_value() const {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      return header.narrow_clip_value;
+    } else {
+      return header.clip_value;
+    }
+  }
 
   ONEPASS_INLINE bool has(int k) const { return data[k] != 0; }
   ONEPASS_INLINE bool writes(int k) const { return has(k) && k != static_cast<int>(kGrad); }
@@ -213,7 +280,7 @@ struct Stepper {
     [&]<std::size_t... State>(std::index_sequence<State...> /*states*/) {
       T p = flushed(values[kParam][i]);
       T s[] = {flushed(values[kFirstState + State][i])..., T(0)};
-      Rule::update(constants, p, factor * flushed(values[kGrad][i]), s[State]...);
+      Rule::update(constants, p, clamped(factor * flushed(values[kGrad][i]), clip_value()), s[State]...);
       values[kParam][i] = flushed(p);
       ((values[kFirstState + State][i] = flushed(s[State])), ...);
     }(std::make_index_sequence<Rule::state_names.size()>{});
@@ -240,7 +307,7 @@ struct Stepper {
     for (int f = 0; f < static_cast<int>(kMaxFollowers); ++f) {
       const int k = kRuleOperands<Rule> + f;
       if (!has(k)) continue;
-      const Follower& follower = followers[f];
+      const Follower& follower = header.followers[f];
       if (!follower.sets_param) round_param(values);
       const Average<T> towards(1.0 - follower.weight, follower.weight);
 #pragma unroll
@@ -326,31 +393,7 @@ struct Stepper {
   // Steps a single element of a row that is packed or has a layout.
   ONEPASS_INLINE void step_element(std::int64_t at, const std::uint64_t* layout) const {
     std::int64_t offsets[kOperands<Rule>];
-#pragma unroll
-    for (int k = 0; k < kOperands<Rule>; ++k) offsets[k] = layout == nullptr ? at : 0;
-    if (layout != nullptr) {
-      const auto dimensions = static_cast<int>(layout[0]);
-      const std::uint64_t* shape = layout + 1;
-      auto rest = static_cast<std::uint64_t>(at);
-      for (int d = dimensions; d-- > 0;) {
-        std::uint64_t index;
-        if (rest >> 32 == 0 && shape[d] >> 32 == 0) {  // 32-bit division is several times faster
-          const auto size = static_cast<std::uint32_t>(shape[d]);
-          index = static_cast<std::uint32_t>(rest) % size;
-          rest = static_cast<std::uint32_t>(rest) / size;
-        } else {
-          index = rest % shape[d];
-          rest /= shape[d];
-        }
-        const std::uint64_t* stride = shape + dimensions + d;
-#pragma unroll
-        for (int k = 0; k < kOperands<Rule>; ++k)
-          if (has(k)) {
-            offsets[k] += static_cast<std::int64_t>(index * *stride);
-            stride += dimensions;
-          }
-      }
-    }
+    find_offsets(layout, at, [&](int k) { return has(k); }, offsets);
     T values[kOperands<Rule>][1] = {};
 #pragma unroll
     for (int k = 0; k < kOperands<Rule>; ++k)
@@ -359,6 +402,58 @@ struct Stepper {
 #pragma unroll
     for (int k = 0; k < kOperands<Rule>; ++k)
       if (writes(k)) store_element(format_of(row, operand_of<Rule>(k)), data[k], offsets[k], values[k][0]);
+  }
+
+  // Steps a thread's share of a chunk.
+  ONEPASS_INLINE void step_own(const Share& share, const std::uint64_t* layout, std::uint32_t thread) const {
+    constexpr int width = kWidth<T>;
+    if (row.access == Access::elements) {
+      for (std::int64_t at = share.begin + thread; at < share.end; at += cuda::kThreads) step_element(at, layout);
+      return;
+    }
+    if (thread < share.singles(width)) step_element(share.single(thread, width), nullptr);
+    const std::int64_t first = share.first_vector();
+    using Native = std::conditional_t<sizeof(T) == sizeof(float), Float32, Float64>;
+    if (row.access == Access::plain) return step_vectors<Native, Native>(first, share.vectors, thread);
+    if constexpr (sizeof(T) == sizeof(float)) {
+      switch (row.access) {
+        case Access::bfloat16:
+          return step_vectors<BFloat16, BFloat16>(first, share.vectors, thread);
+        case Access::float16:
+          return step_vectors<Float16, Float16>(first, share.vectors, thread);
+        case Access::bfloat16_states:
+          return step_vectors<Float32, BFloat16>(first, share.vectors, thread);
+        case Access::float32_states:
+          return step_vectors<BFloat16, Float32>(first, share.vectors, thread);
+        default:
+          break;
+      }
+    }
+#pragma unroll 1
+    for (std::uint32_t v = thread; v < share.vectors; v += cuda::kThreads)
+      step_mixed(first + static_cast<std::int64_t>(v) * width);
+  }
+
+  // Zeroes the gradient in a thread's share of a chunk, which only this thread reads. A loop of its own, because the
+  // loops that step would need more registers than they have.
+  ONEPASS_INLINE void zero_own(const Share& share, const std::uint64_t* layout, std::uint32_t thread) const {
+    constexpr int width = kWidth<T>;
+    const Format format = format_of(row, static_cast<int>(kGrad));
+    if (row.access == Access::elements) {
+      for (std::int64_t at = share.begin + thread; at < share.end; at += cuda::kThreads) {
+        std::int64_t offsets[kOperands<Rule>];
+        find_offsets(layout, at, [&](int k) { return has(k); }, offsets);
+        store_element(format, data[kGrad], offsets[kGrad], T(0));
+      }
+      return;
+    }
+    if (thread < share.singles(width)) store_element(format, data[kGrad], share.single(thread, width), T(0));
+    const std::size_t bytes = size_of(format);
+    const bool aligned = (row.aligned >> kGrad & 1) != 0;
+    const std::uint64_t first = data[kGrad] + static_cast<std::uint64_t>(share.first_vector()) * bytes;
+#pragma unroll 1
+    for (std::uint32_t v = thread; v < share.vectors; v += cuda::kThreads)
+      store<T>(Vector{}, first + std::uint64_t{v} * width * bytes, bytes, aligned);
   }
 };
 
@@ -399,65 +494,46 @@ ONEPASS_INLINE Constants constants_of(const TableType& table, std::uint32_t at) 
   return __builtin_bit_cast(Constants, words);  // std::bit_cast of these types is not a device function
 }
 
-// Whether GradScaler has found infinite or NaN gradients, so that the step is skipped.
+// Whether GradScaler has found infinite or NaN gradients.
+ONEPASS_INLINE bool has_found_inf(std::uint64_t found_inf) {
+  return found_inf != 0 && *at_address<const float>(found_inf) != 0.0F;
+}
+
+// Whether the step is skipped.
 ONEPASS_INLINE bool is_skipped(const Header& header) {
-  return header.found_inf != 0 && *at_address<const float>(header.found_inf) != 0.0F;
+  return has_found_inf(header.found_inf) ||
+         (header.clipping != 0 && at_address<const cuda::DeviceClipping>(header.clipping)->skips != 0.0);
+}
+
+// Returns the factor that undoes GradScaler's scale of the gradients.
+ONEPASS_INLINE double unscaling(std::uint64_t grad_scale) {
+  return grad_scale != 0 ? 1.0 / static_cast<double>(*at_address<const float>(grad_scale)) : 1.0;
 }
 
 // Does the work of thread `thread` of block `block`.
 template <class Rule, class T, class TableType>
 ONEPASS_INLINE void step_chunk(const TableType& table, std::uint32_t block, std::uint32_t thread) {
   const Header& header = table.header;
-  if (is_skipped(header)) return;
   const Row row = reinterpret_cast<const Row*>(table.words)[find_row(table, block)];
+  const bool skipped = is_skipped(header);
+  if (skipped && row.zeroes_grad == 0) return;
   double factor = row.maximize != 0 ? -header.grad_factor : header.grad_factor;
-  if (header.grad_scale != 0) factor *= 1.0 / static_cast<double>(*at_address<const float>(header.grad_scale));
+  if (header.grad_scale != 0) factor *= unscaling(header.grad_scale);
+  if (header.clipping != 0) factor *= at_address<const cuda::DeviceClipping>(header.clipping)->coefficient;
   Stepper<Rule, T> stepper{.row = row,
                            .constants = constants_of<typename Rule::template Constants<T>>(table, row.constants),
                            .factor = static_cast<T>(factor),
-                           .followers = header.followers,
+                           .header = header,
                            .data = {}};
   const std::uint64_t* pointer = table.words + row.pointers;
 #pragma unroll
   for (int k = 0; k < kOperands<Rule>; ++k)
     if ((row.held >> operand_of<Rule>(k) & 1) != 0) stepper.data[k] = *pointer++;
 
-  // The first chunk includes the elements before the first vector, and the last chunk those after the last vector.
-  const std::int64_t number = block - row.first_block;
-  const std::int64_t begin = number == 0 ? 0 : row.phase + number * header.chunk;
-  const std::int64_t full = row.phase + (number + 1) * header.chunk;
-  const std::int64_t end = full < row.length ? full : row.length;
-  if (row.access == Access::elements) {
-    const std::uint64_t* layout = row.has_layout != 0 ? table.words + row.layout : nullptr;
-    for (std::int64_t at = begin + thread; at < end; at += cuda::kThreads) stepper.step_element(at, layout);
-    return;
-  }
-  constexpr int width = kWidth<T>;
-  std::int64_t head = number == 0 ? row.phase : 0;
-  if (head > end - begin) head = end - begin;
-  const auto vectors = static_cast<std::uint32_t>((end - begin - head) / width);
-  const std::int64_t behind = begin + head + static_cast<std::int64_t>(vectors) * width;
-  const std::int64_t rest = head + (end - behind);
-  if (thread < rest) stepper.step_element(thread < head ? begin + thread : behind + (thread - head), nullptr);
-  using Native = std::conditional_t<sizeof(T) == sizeof(float), Float32, Float64>;
-  if (row.access == Access::plain) return stepper.template step_vectors<Native, Native>(begin + head, vectors, thread);
-  if constexpr (sizeof(T) == sizeof(float)) {
-    switch (row.access) {
-      case Access::bfloat16:
-        return stepper.template step_vectors<BFloat16, BFloat16>(begin + head, vectors, thread);
-      case Access::float16:
-        return stepper.template step_vectors<Float16, Float16>(begin + head, vectors, thread);
-      case Access::bfloat16_states:
-        return stepper.template step_vectors<Float32, BFloat16>(begin + head, vectors, thread);
-      case Access::float32_states:
-        return stepper.template step_vectors<BFloat16, Float32>(begin + head, vectors, thread);
-      default:
-        break;
-    }
-  }
-#pragma unroll 1
-  for (std::uint32_t v = thread; v < vectors; v += cuda::kThreads)
-    stepper.step_mixed(begin + head + static_cast<std::int64_t>(v) * width);
+  const Share share(row, header.chunk, block, kWidth<T>);
+  const std::uint64_t* layout = row.has_layout != 0 ? table.words + row.layout : nullptr;
+  if (!skipped) stepper.step_own(share, layout, thread);
+  if (row.zeroes_grad != 0) stepper.zero_own(share, layout, thread);
 }
 
 // -- numbers in the GPU's memory -------------------------------------------------------------------------------------

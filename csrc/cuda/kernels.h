@@ -17,6 +17,15 @@ struct Kernels {
   Pair large[kRules];
 };
 
+// The kernels that measure gradients, by Measure and then in float32 or float64 arithmetic, and the one that finds a
+// DeviceClipping.
+struct NormKernels {
+  const void* small[2][2];
+  const void* large[2][2];
+  const void* decide;
+};
+const NormKernels& norm_kernels();
+
 template <class T>
 const Kernels& kernels_of();
 template <>

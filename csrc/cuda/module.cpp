@@ -46,14 +46,35 @@ int multiprocessors(int device) {
   return count > 0 ? count : 1;
 }
 
-const char* launch(Work work, RuleId rule, bool wide, const LargeTable& table, void* stream) {
-  const bool small = size_of(table) <= sizeof(SmallTable);
+const void* kernel_of(Work work, RuleId rule, bool wide, bool small) {
+  const auto& measures = small ? norm_kernels().small : norm_kernels().large;
   const Pair& pair = (small ? kernels(wide).small : kernels(wide).large)[static_cast<int>(rule)];
-  const bool steps = work == Work::step;
-  const unsigned blocks = steps ? table.header.blocks : (table.header.rows + kThreads - 1) / kThreads;
-  void* arguments[] = {const_cast<LargeTable*>(&table)};  // a small table is the beginning of a large one
-  return text_of(cudaLaunchKernel(steps ? pair.step : pair.prepare, dim3(blocks), dim3(kThreads), arguments, 0,
-                                  static_cast<cudaStream_t>(stream)));
+  switch (work) {
+    case Work::prepare:
+      return pair.prepare;
+    case Work::step:
+      return pair.step;
+    case Work::sum_of_squares:
+      return measures[static_cast<int>(Measure::sum_of_squares)][wide ? 1 : 0];
+    case Work::largest_magnitude:
+      return measures[static_cast<int>(Measure::largest_magnitude)][wide ? 1 : 0];
+  }
+  return nullptr;
+}
+
+const char* launch_kernel(const void* kernel, unsigned blocks, const void* argument, void* stream) {
+  void* arguments[] = {const_cast<void*>(argument)};
+  return text_of(
+      cudaLaunchKernel(kernel, dim3(blocks), dim3(kThreads), arguments, 0, static_cast<cudaStream_t>(stream)));
+}
+
+const char* launch(Work work, RuleId rule, bool wide, const LargeTable& table, void* stream) {
+  const bool small = size_of(table) <= sizeof(SmallTable);  // a small table is the beginning of a large one
+  return launch_kernel(kernel_of(work, rule, wide, small), blocks_of(work, table), &table, stream);
+}
+
+const char* decide(const Decision& decision, void* stream) {
+  return launch_kernel(norm_kernels().decide, 1, &decision, stream);
 }
 
 constexpr Backend kBackend{
@@ -61,6 +82,7 @@ constexpr Backend kBackend{
     .unusable = &unusable,
     .multiprocessors = &multiprocessors,
     .launch = &launch,
+    .decide = &decide,
 };
 
 }  // namespace

@@ -175,6 +175,7 @@ Row row_of(const Job& job) {
   Row row{};
   row.length = job.length;
   row.maximize = std::signbit(job.grad_factor) ? 1 : 0;
+  row.zeroes_grad = job.zeroes_grad ? 1 : 0;
   bool narrow = true;
   for (std::size_t k = 0; k < kMaxOperands; ++k) {
     const Operand& operand = job.operands[k];
@@ -233,7 +234,17 @@ bool follows_as(const Job& job, const Header& header) {
   return true;
 }
 
+// Returns the number of blocks of a row.
+std::uint64_t blocks_of(const Row& row, std::uint32_t chunk) {
+  return static_cast<std::uint64_t>((std::max<std::int64_t>(row.length - row.phase, 1) + chunk - 1) / chunk);
+}
+
 // -- launches --------------------------------------------------------------------------------------------------------
+
+void check(const char* error, int device) {
+  if (error != nullptr)
+    throw std::runtime_error("a kernel could not be launched on cuda:" + std::to_string(device) + ": " + error);
+}
 
 struct Step {
   const Backend& backend;
@@ -244,8 +255,7 @@ struct Step {
   void* stream;
 
   void launch(Work work, bool wide, const LargeTable& table) const {
-    if (const char* error = backend.launch(work, rule, wide, table, stream); error != nullptr)
-      throw std::runtime_error("a kernel could not be launched on cuda:" + std::to_string(device) + ": " + error);
+    check(backend.launch(work, rule, wide, table, stream), device);
   }
 
   // Returns the position of a job's constants that are made on the GPU, in words from the beginning of the table's
@@ -299,17 +309,18 @@ struct Step {
       Row row = row_of(job);
       const Pointers pointers(job);
       const std::vector<std::uint64_t> layout = layout_words(job);
-      const std::int64_t behind_head = std::max<std::int64_t>(job.length - row.phase, 1);
-      const auto blocks = static_cast<std::uint64_t>((behind_head + common.chunk - 1) / common.chunk);
+      const std::uint64_t blocks = blocks_of(row, common.chunk);
       // The header of a table holds for all of its rows.
-      const bool alike = std::abs(job.grad_factor) == header.grad_factor && follows_as(job, header) &&
-                         (hyper != nullptr) == (header.workspace != 0);
+      const bool alike = std::abs(job.grad_factor) == header.grad_factor && job.clip_value == header.clip_value &&
+                         follows_as(job, header) && (hyper != nullptr) == (header.workspace != 0);
       if (!alike || !reaches(constants, header) ||
           !rows.fits(pointers.words().size() + layout.size() + slot / sizeof(std::uint64_t), blocks))
         flush();
       if (rows.empty()) {
         header = common;
         header.grad_factor = std::abs(job.grad_factor);
+        header.clip_value = job.clip_value;
+        header.narrow_clip_value = static_cast<float>(job.clip_value);
         std::ranges::copy(job.followers, header.followers);
         header.workspace = constants;
       }
@@ -345,14 +356,15 @@ std::uint32_t chunk_length(std::int64_t elements, int multiprocessors) {
   return chunk;
 }
 
-void run_step(const Backend& backend, RuleId rule, std::span<const DeviceJob> jobs, const Scaler& scaler,
+void run_step(const Backend& backend, RuleId rule, std::span<const DeviceJob> jobs, const Inputs& inputs,
               std::byte* workspace, int device, void* stream) {
   Step step{.backend = backend, .rule = rule, .jobs = jobs, .common = {}, .device = device, .stream = stream};
   std::int64_t elements = 0;
   for (const DeviceJob& job : jobs) elements += job.job.length;
   step.common.chunk = chunk_length(elements, backend.multiprocessors(device));
-  step.common.grad_scale = address(scaler.grad_scale);
-  step.common.found_inf = address(scaler.found_inf);
+  step.common.grad_scale = address(inputs.grad_scale);
+  step.common.found_inf = address(inputs.found_inf);
+  step.common.clipping = address(inputs.clipping);
 
   const std::uint64_t narrow = address(workspace);
   const std::uint64_t wide = narrow + workspace_size_of(rule, jobs, false);
@@ -360,6 +372,66 @@ void run_step(const Backend& backend, RuleId rule, std::span<const DeviceJob> jo
   step.count(true, wide);
   step.step(false, narrow);
   step.step(true, wide);
+}
+
+namespace {
+
+std::uint32_t chunk_of(const Backend& backend, std::span<const Job> gradients, int device) {
+  std::int64_t elements = 0;
+  for (const Job& gradient : gradients) elements += gradient.length;
+  return chunk_length(elements, backend.multiprocessors(device));
+}
+
+}  // namespace
+
+std::size_t measures_size(const Backend& backend, std::span<const Job> gradients, int device) {
+  const std::uint32_t chunk = chunk_of(backend, gradients, device);
+  std::uint64_t blocks = 0;
+  for (const Job& gradient : gradients)
+    if (gradient.length > 0) blocks += blocks_of(row_of(gradient), chunk);
+  return blocks * sizeof(double);
+}
+
+void run_measures(const Backend& backend, Measure what, std::span<const Job> gradients, const NormLimits& limits,
+                  double grad_factor, const Inputs& inputs, std::byte* measures, int device, void* stream) {
+  const Work work = what == Measure::sum_of_squares ? Work::sum_of_squares : Work::largest_magnitude;
+  const std::uint32_t chunk = chunk_of(backend, gradients, device);
+  std::uint64_t measured = 0;  // blocks
+  for (const bool wide : {false, true}) {
+    Builder<Row> rows;
+    const auto flush = [&] {
+      if (rows.empty()) return;
+      Header header;
+      header.chunk = chunk;
+      header.workspace = address(measures) + measured * sizeof(double);
+      measured += rows.blocks();
+      check(backend.launch(work, RuleId{}, wide, rows.close(header), stream), device);
+    };
+    for (const Job& gradient : gradients) {
+      if (gradient.wide != wide || gradient.length == 0) continue;
+      Row row = row_of(gradient);
+      const Pointers pointers(gradient);
+      const std::vector<std::uint64_t> layout = layout_words(gradient);
+      const std::uint64_t blocks = blocks_of(row, chunk);
+      if (!rows.fits(pointers.words().size() + layout.size(), blocks)) flush();
+      row.first_block = static_cast<std::uint32_t>(rows.blocks());
+      row.pointers = rows.add(pointers.words());
+      row.has_layout = gradient.layout != nullptr ? 1 : 0;
+      row.layout = rows.add(layout);
+      rows.push(row, blocks);
+    }
+    flush();
+  }
+  const Decision decision{.what = what,
+                          .skips_nonfinite = limits.skips_nonfinite,
+                          .count = static_cast<std::uint32_t>(measured),
+                          .measures = address(measures),
+                          .grad_scale = address(inputs.grad_scale),
+                          .found_inf = address(inputs.found_inf),
+                          .clipping = address(inputs.clipping),
+                          .grad_factor = grad_factor,
+                          .max_norm = limits.max_norm};
+  check(backend.decide(decision, stream), device);
 }
 
 }  // namespace onepass::cuda

@@ -9,6 +9,7 @@
 #include "cuda/backend.h"
 #include "cuda/table.h"
 #include "job.h"
+#include "norm.h"
 
 namespace onepass::cuda {
 
@@ -26,10 +27,11 @@ struct DeviceJob {
   std::array<Number, 1 + kMaxScalars> numbers{};         // the step count, and the rule's scalars
 };
 
-// GradScaler's two values in the GPU's memory: a float each, or null.
-struct Scaler {
+// What a step depends on in the GPU's memory: GradScaler's two floats, and a DeviceClipping. Each may be null.
+struct Inputs {
   const std::byte* grad_scale = nullptr;
   const std::byte* found_inf = nullptr;
+  const std::byte* clipping = nullptr;
 };
 
 // Returns the size in bytes of the constants that are made on the GPU.
@@ -41,7 +43,16 @@ std::uint32_t chunk_length(std::int64_t elements, int multiprocessors);
 // Steps all jobs on the calling thread's current device, whose index is `device`. `workspace` has workspace_size bytes,
 // aligned to 8, and is not used otherwise before the work on the stream is done. Throws std::runtime_error if a launch
 // fails.
-void run_step(const Backend& backend, RuleId rule, std::span<const DeviceJob> jobs, const Scaler& scaler,
+void run_step(const Backend& backend, RuleId rule, std::span<const DeviceJob> jobs, const Inputs& inputs,
               std::byte* workspace, int device, void* stream);
+
+// Returns the size in bytes of what `run_measures` writes: a double for each block.
+std::size_t measures_size(const Backend& backend, std::span<const Job> gradients, int device);
+
+// Measures gradients, which are jobs without other operands, and finds the DeviceClipping at `inputs.clipping`. The
+// gradients' factor is `grad_factor`, over the scale of GradScaler. `measures` has measures_size bytes, aligned to 8.
+// For the rest see run_step.
+void run_measures(const Backend& backend, Measure what, std::span<const Job> gradients, const NormLimits& limits,
+                  double grad_factor, const Inputs& inputs, std::byte* measures, int device, void* stream);
 
 }  // namespace onepass::cuda

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "job.h"
+#include "norm.h"
 
 namespace onepass::cuda {
 
@@ -45,7 +46,8 @@ struct Row {
   Access access;
   std::uint8_t maximize;
   std::uint8_t has_layout;
-  std::uint8_t unused[4];
+  std::uint8_t zeroes_grad;
+  std::uint8_t unused[3];
 };
 static_assert(sizeof(Row) == 32);
 
@@ -65,17 +67,44 @@ static_assert(kMaxOperands <= 8 && 1 + kMaxScalars <= 4 && kMaxHyper <= 16);  //
 inline constexpr unsigned kValue = 0xf;
 
 struct Header {
-  std::uint64_t workspace = 0;   // address of constants in the GPU's memory; 0: they are in the table
+  // Address of constants in the GPU's memory; 0: they are in the table. Of a table whose gradients are measured: of the
+  // measures of its blocks, a double each.
+  std::uint64_t workspace = 0;
   std::uint64_t grad_scale = 0;  // addresses of GradScaler's two floats, or 0
   std::uint64_t found_inf = 0;
-  double grad_factor = 1.0;           // factor of gradients, without its sign
+  std::uint64_t clipping = 0;  // address of a DeviceClipping, or 0
+  double grad_factor = 1.0;    // factor of gradients, without its sign
+  // Gradients are clamped to [-clip_value, clip_value] after their factor: in float64 and float32 arithmetic.
+  double clip_value = kNoLimit;
+  float narrow_clip_value = static_cast<float>(kNoLimit);
+  std::uint32_t unused = 0;
   Follower followers[kMaxFollowers];  // how each follower that a row has is updated
   std::uint32_t rows = 0;
   std::uint32_t blocks = 0;
   std::uint32_t chunk = 0;  // elements of a block
   std::uint32_t words = 0;  // in use
 };
-static_assert(sizeof(Header) == 80);
+static_assert(sizeof(Header) == 104);
+
+// How a step depends on the norm of its gradients, in the GPU's memory: three numbers, which Python reads.
+struct DeviceClipping {
+  double norm;
+  double coefficient;  // of the gradients
+  double skips;        // zero: the step is made; 1: skipped because of the norm; 2: skipped by GradScaler
+};
+
+// The argument of the kernel that finds a DeviceClipping.
+struct Decision {
+  Measure what;
+  bool skips_nonfinite;
+  std::uint32_t count;       // of the measures
+  std::uint64_t measures;    // their address
+  std::uint64_t grad_scale;  // addresses of GradScaler's two floats, or 0
+  std::uint64_t found_inf;
+  std::uint64_t clipping;  // address of the result
+  double grad_factor;      // factor of gradients
+  double max_norm;
+};
 
 // Rows (or counters) first, then the words that they point to. Positions are in words.
 template <std::size_t Bytes>

@@ -53,12 +53,17 @@ ONEPASS_INLINE T maximum(T a, T b) {
 ONEPASS_INLINE float magnitude(float x) { return __builtin_fabsf(x); }
 ONEPASS_INLINE double magnitude(double x) { return __builtin_fabs(x); }
 
+// Returns x, limited to [-limit, limit]. NaN stays NaN.
+template <class T>
+ONEPASS_INLINE T clamped(T x, T limit) {
+  const T above = x < -limit ? -limit : x;
+  return above > limit ? limit : above;
+}
+
 // Returns x, or the largest finite number of its sign if x is infinite. NaN stays NaN.
 template <class T>
 ONEPASS_INLINE T finite(T x) {
-  constexpr T largest = sizeof(T) == 4 ? T(0x1.fffffep127) : T(0x1.fffffffffffffp1023);
-  const T above = x < -largest ? -largest : x;
-  return above > largest ? largest : above;
+  return clamped(x, sizeof(T) == 4 ? T(0x1.fffffep127) : T(0x1.fffffffffffffp1023));
 }
 
 ONEPASS_INLINE float with_sign_of(float sign, float x) { return __builtin_copysignf(x, sign); }

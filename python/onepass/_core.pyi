@@ -84,6 +84,7 @@ class StepResult(
         float | None,
         float,
         bool,
+        Tensor | None,
     ],
 ):
     __match_args__: Final = (
@@ -95,6 +96,7 @@ class StepResult(
         "norm",
         "coefficient",
         "skipped",
+        "device_clipping",
     )
     @property
     def stepped(self) -> bool: ...
@@ -112,6 +114,8 @@ class StepResult(
     def coefficient(self) -> float: ...
     @property
     def skipped(self) -> bool: ...
+    @property
+    def device_clipping(self) -> Tensor | None: ...
 
 class Plan:
     def __init__(self, rule: str) -> None: ...

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstring>
 #include <deque>
+#include <limits>
 #include <optional>
 #include <string_view>
 #include <utility>
@@ -26,9 +27,9 @@ namespace {
 
 using cuda::Backend;
 using cuda::DeviceJob;
+using cuda::Inputs;
 using cuda::LargeTable;
 using cuda::Number;
-using cuda::Scaler;
 using cuda::Work;
 
 // The imitation, with the shortest chunks or with the longest.
@@ -54,9 +55,9 @@ class Workspace {
   std::vector<std::uint64_t> words_;
 };
 
-void run(RuleId rule, const std::vector<DeviceJob>& jobs, std::int64_t chunk = kShort, const Scaler& scaler = {}) {
+void run(RuleId rule, const std::vector<DeviceJob>& jobs, std::int64_t chunk = kShort, const Inputs& inputs = {}) {
   Workspace workspace(cuda::workspace_size(rule, jobs));
-  cuda::run_step(backend(chunk), rule, jobs, scaler, workspace.data(), 0, nullptr);
+  cuda::run_step(backend(chunk), rule, jobs, inputs, workspace.data(), 0, nullptr);
 }
 
 void step(std::vector<Problem>& problems, std::int64_t chunk) {
@@ -352,6 +353,54 @@ TEST_CASE("followers in views") {
             setting_of("sgd, nesterov"), view.shape,
             {.formats = all_of(native(wide)), .wide = wide, .strides = view.strides, .followers = followers}));
   check(problems);
+}
+
+// -- clamped and zeroed gradients ------------------------------------------------------------------------------------
+
+TEST_CASE("clamped and zeroed gradients, of every setting and format, with and without followers") {
+  for (const Setting& setting : kSettings)
+    for (const auto& [clip_value, zeroes] : {std::pair{0.3, false}, {kNoLimit, true}, {0.3, true}}) {
+      std::vector<Problem> problems;
+      for (const bool wide : {false, true})
+        for (const Format format : kFormats)
+          for (const Followers& followers : {Followers{}, kFollowers[2]})
+            for (const std::size_t ahead : {0U, 3U})
+              for (const std::int64_t length : {0, 1, 5, 1025, 4100}) {
+                Spec spec{.formats = all_of(format),
+                          .wide = wide,
+                          .grad_factor = -0.5,
+                          .clip_value = clip_value,
+                          .zeroes_grad = zeroes,
+                          .followers = followers};
+                spec.ahead.fill(ahead);
+                problems.push_back(make_problem(setting, {length}, spec));
+              }
+      check(problems);
+    }
+}
+
+TEST_CASE("clamped and zeroed gradients in views") {
+  for (const View& view : kViews) {
+    CAPTURE(view.what);
+    const bool repeated = std::ranges::find(view.strides[1], 0) != view.strides[1].end();
+    std::vector<Problem> problems;
+    for (const Format format : {Format::float32, Format::bfloat16})
+      problems.push_back(make_problem(setting_of("adam"), view.shape,
+                                      {.formats = all_of(format),
+                                       .strides = view.strides,
+                                       .clip_value = 0.25,
+                                       .zeroes_grad = !repeated || view.what == "all sizes 1"}));
+    check(problems);
+  }
+}
+
+TEST_CASE("a limit keeps NaN and bounds infinity") {
+  using Float = std::numeric_limits<float>;
+  Problem problem = make_problem(setting_of("lion, decay"), {4}, {.clip_value = 2.0});
+  store(problem.tensors[kGrad], 0, Float::quiet_NaN());
+  store(problem.tensors[kGrad], 1, Float::infinity());
+  store(problem.tensors[kGrad], 2, -Float::infinity());
+  check({problem});
 }
 
 // -- models ----------------------------------------------------------------------------------------------------------

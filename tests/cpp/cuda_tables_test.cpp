@@ -59,6 +59,7 @@ constexpr Backend kRecorder{
     .unusable = []() -> const char* { return nullptr; },
     .multiprocessors = [](int) { return 1 << 30; },
     .launch = &record,
+    .decide = nullptr,
 };
 
 template <class RowType>
@@ -289,9 +290,9 @@ std::size_t words_for(const Launch& launch, const Job& job) {
 }
 
 // Runs a step of a model, and compares the launches with its jobs, one after the other.
-std::vector<Launch> step(const Model& model, const Scaler& scaler = {}) {
+std::vector<Launch> step(const Model& model, const Inputs& inputs = {}) {
   recorded.clear();
-  run_step(kRecorder, model.rule(), model.jobs(), scaler, kWorkspace, kDevice, kStream);
+  run_step(kRecorder, model.rule(), model.jobs(), inputs, kWorkspace, kDevice, kStream);
   const std::vector<Launch> launches = std::exchange(recorded, {});
 
   // All counters before all rows, and float32 before float64.
@@ -308,8 +309,8 @@ std::vector<Launch> step(const Model& model, const Scaler& scaler = {}) {
     CHECK(launch.rule == model.rule());
     CHECK(launch.stream == kStream);
     CHECK(launch.header.chunk == kChunk);
-    CHECK(launch.header.grad_scale == address(scaler.grad_scale));
-    CHECK(launch.header.found_inf == address(scaler.found_inf));
+    CHECK(launch.header.grad_scale == address(inputs.grad_scale));
+    CHECK(launch.header.found_inf == address(inputs.found_inf));
     CHECK(launch.header.rows > 0);
     const std::pair key(launch.work, launch.wide);
     const std::vector<const DeviceJob*>& jobs = expected[key];

@@ -5,19 +5,19 @@
 #include "cpu/fpmode.h"
 #include "cuda/backend.h"
 #include "cuda/kernel.h"
+#include "cuda/norm_kernel.h"
 #include "rules/all.h"
 
 namespace onepass::inline ONEPASS_TARGET {
 namespace {
 
+using cuda::Decision;
 using cuda::LargeTable;
 using cuda::Work;
 
 template <class Rule, class T>
 void run(Work work, const LargeTable& table) {
-  const std::uint32_t blocks =
-      work == Work::step ? table.header.blocks : (table.header.rows + cuda::kThreads - 1) / cuda::kThreads;
-  for (std::uint32_t block = 0; block < blocks; ++block)
+  for (std::uint32_t block = 0; block < blocks_of(work, table); ++block)
     for (std::uint32_t thread = 0; thread < cuda::kThreads; ++thread)
       if (work == Work::step) {
         step_chunk<Rule, T>(table, block, thread);
@@ -37,6 +37,30 @@ constexpr void (*kWide[])(Work, const LargeTable&) = {
 #undef ONEPASS_X
 };
 
+// Returns the measure of a block.
+template <class MeasureOfThread>
+double combine_block(Measure what, MeasureOfThread&& measure) {
+  double measures[cuda::kThreads];
+  for (std::uint32_t thread = 0; thread < cuda::kThreads; ++thread) measures[thread] = measure(thread);
+  for (std::uint32_t distance = cuda::kThreads / 2; distance > 0; distance /= 2)
+    for (std::uint32_t thread = 0; thread < cuda::kThreads; ++thread) combine_pair(what, measures, thread, distance);
+  return measures[0];
+}
+
+template <Measure what, class T>
+void run_measures(Work work, const LargeTable& table) {
+  for (std::uint32_t block = 0; block < blocks_of(work, table); ++block)
+    at_address<double>(table.header.workspace)[block] =
+        combine_block(what, [&](std::uint32_t thread) { return measure_chunk<what, T>(table, block, thread); });
+}
+
+const char* decide_now(const Decision& decision, void*) {
+  const StepMode mode;
+  decide(decision,
+         combine_block(decision.what, [&](std::uint32_t thread) { return combine_measures(decision, thread); }));
+  return nullptr;
+}
+
 const char* launch(Work work, RuleId rule, bool wide, const LargeTable& table, void*) {
   // A kernel gets a copy of the part of the table that is in use, and nothing else.
   static thread_local LargeTable argument;
@@ -44,7 +68,15 @@ const char* launch(Work work, RuleId rule, bool wide, const LargeTable& table, v
   argument.header = table.header;
   std::copy_n(table.words, table.header.words, argument.words);
   const StepMode mode;
-  (wide ? kWide : kNarrow)[static_cast<int>(rule)](work, argument);
+  if (work == Work::sum_of_squares) {
+    constexpr Measure what = Measure::sum_of_squares;
+    wide ? run_measures<what, double>(work, argument) : run_measures<what, float>(work, argument);
+  } else if (work == Work::largest_magnitude) {
+    constexpr Measure what = Measure::largest_magnitude;
+    wide ? run_measures<what, double>(work, argument) : run_measures<what, float>(work, argument);
+  } else {
+    (wide ? kWide : kNarrow)[static_cast<int>(rule)](work, argument);
+  }
   return nullptr;
 }
 
@@ -53,6 +85,7 @@ constexpr cuda::Backend kBackend{
     .unusable = []() -> const char* { return nullptr; },
     .multiprocessors = [](int) { return 1; },
     .launch = &launch,
+    .decide = &decide_now,
 };
 
 }  // namespace

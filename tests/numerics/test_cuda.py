@@ -8,6 +8,7 @@ import contextlib
 import copy
 import ctypes
 import io
+import math
 import subprocess
 import sys
 
@@ -26,6 +27,7 @@ from cases import (
     gradients,
     model,
 )
+from onepass.swa_utils import AveragedModel
 from reference import bits, only_kernels, params_of
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU: not run")
@@ -307,6 +309,171 @@ def test_muon(gpu):
         torch.testing.assert_close(q.detach().cpu(), p.detach(), rtol=0, atol=tolerance)
 
 
+# -- the tail of a step ----------------------------------------------------------------------------------------------
+
+NORMS = pytest.mark.parametrize("norm_type", [2.0, math.inf])
+
+
+def norm_of(grads, norm_type) -> float:
+    """In float64 the norm of all elements."""
+    flat = torch.cat([torch.zeros(1, dtype=torch.float64), *(g.double().reshape(-1) for g in grads if g is not None)])
+    return torch.linalg.vector_norm(flat, ord=norm_type).item()
+
+
+def clipped(grad, p, coefficient, limit=math.inf):
+    """The gradient as a step uses it: in the step's arithmetic."""
+    wide = torch.float64 if p.dtype == torch.float64 else torch.float32
+    return (grad.to(wide) * torch.tensor(coefficient, dtype=wide)).clamp(-limit, limit)
+
+
+def bare_of(row, params):
+    """An optimizer whose gradients may have another dtype than its parameters; its states have the parameters'."""
+    optimizer = row.ours(params, **row.full)
+    new_state = optimizer._new_state
+    optimizer._new_state = lambda group, p, grad, name: new_state(group, p, grad.to(p.dtype), name)
+    for p in params:
+        p.grad_dtype = None
+    return optimizer
+
+
+@NORMS
+@each_dtype
+@each_row
+def test_tail(gpu, row, dtype, norm_type):
+    """Clipped by norm and by value, averaged, copied and zeroed; the bare step on the CPU gets clipped gradients."""
+    params = model(dtype)
+    net = torch.nn.ParameterList(gpu.put(params))
+    here, there = bare_of(row, copies(params)), list(net)
+    average = AveragedModel(net, decay=0.75)
+    average.update_parameters(net)
+    half = torch.bfloat16 if dtype == torch.float32 else torch.float32
+    low = [p.detach().to(half) for p in there]
+    wanted_low = [p.detach().to(half) for p in params]
+    optimizer = row.ours(
+        there,
+        **row.full,
+        max_norm=3.0,
+        norm_type=norm_type,
+        clip_value=0.1,
+        average=average,
+        copy_to=low,
+        zero_grad=True,
+    )
+    averages = [p.detach().to(torch.float64).cpu() for p in average.module.parameters()]
+    for step in range(1, 5):
+        torch.manual_seed(step)
+        grads = gradients(params, step)
+        give(optimizer, [None if g is None else g.to(gpu.device) for g in grads])
+        with gpu.on(numbers_too=True), only_kernels():
+            optimizer.step()
+        average.update_parameters(net)
+        report = optimizer.last_step
+        assert report.grad_norm == pytest.approx(norm_of(grads, norm_type), rel=1e-12)
+        assert report.coefficient == pytest.approx(min(1.0, 3.0 / (report.grad_norm + 1e-6)), rel=1e-15)
+        assert not report.skipped
+        for i, (p, grad) in enumerate(zip(params_of(here), grads, strict=True)):
+            p.grad = None if grad is None else clipped(grad, p, report.coefficient, 0.1)
+            if grad is not None:
+                assert not there[i].grad.cpu().count_nonzero()
+        here.step()
+        for i, p in enumerate(params_of(here)):
+            averages[i] += 0.25 * (p.detach().double() - averages[i])
+            wanted_low[i] = p.detach().to(half)
+    assert everything(row, optimizer) == everything(row, here)
+    assert [bits(p.cpu()) for p in low] == [bits(p) for p in wanted_low]
+    for mine, wanted in zip(average.module.parameters(), averages, strict=True):
+        eps = torch.finfo(mine.dtype).eps
+        torch.testing.assert_close(mine.detach().double().cpu(), wanted, rtol=8 * eps, atol=8 * eps)
+
+
+@NORMS
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+@each_row
+def test_a_step_that_is_skipped(gpu, row, bad, norm_type):
+    """Wherever steps are counted, nothing is changed and nothing counted; gradients are zeroed."""
+    params = model()
+    flags = row.having(capturable=True)
+    skipping = row.ours(gpu.put(params), **row.full, **flags, skip_nonfinite=True, norm_type=norm_type, zero_grad=True)
+    plain = row.ours(gpu.put(params), **row.full, **flags)
+    for step in range(1, 6):
+        torch.manual_seed(step)
+        grads = [None if g is None else g.to(gpu.device) for g in gradients(params, step)]
+        give(plain, grads)
+        give(skipping, grads)
+        skips = step in (1, 4)
+        if skips:
+            last = [p.grad for p in params_of(skipping) if p.grad is not None][-1]
+            last[(-1,) * last.ndim] = bad
+        with gpu.on(numbers_too=True):
+            before = everything(row, skipping)
+            skipping.step()
+            if not skips:
+                with only_kernels():
+                    plain.step()
+        assert skipping.last_step.skipped == skips
+        if skips:
+            assert everything(row, skipping) == before
+            assert skipping.last_step.reason == f"the gradients' norm is {'nan' if math.isnan(bad) else 'inf'}"
+        for p in params_of(skipping):
+            assert p.grad is None or not p.grad.cpu().count_nonzero()
+    assert everything(row, skipping) == everything(row, plain)
+
+
+@for_rows(row for row in ELEMENTWISE if "capturable" in row.arguments or not row.counts_steps)
+def test_tail_with_a_scaler(gpu, row):
+    """The norm is that of the unscaled gradients, and what GradScaler has found skips the step."""
+    params = model()
+    flags = row.having(capturable=True)
+    scaled = row.ours(gpu.put(params), **row.full, **flags, max_norm=3.0)
+    plain = row.ours(gpu.put(params), **row.full, **flags, max_norm=3.0)
+    for step, (factor, bad) in enumerate([(1.0, False), (1024.0, False), (8.0, True), (0.5, False)], 1):
+        torch.manual_seed(step)
+        grads = [None if g is None else g.to(gpu.device) for g in gradients(params, step)]
+        give(plain, grads)
+        give(scaled, [None if g is None else g * factor for g in grads])
+        scaled.grad_scale = torch.tensor(factor, device=gpu.device)
+        scaled.found_inf = torch.tensor(float(bad), device=gpu.device)
+        with gpu.on(numbers_too=True), only_kernels():
+            scaled.step()
+            if not bad:
+                plain.step()
+        if bad:
+            assert scaled.last_step == onepass.StepReport(
+                skipped=True, reason="GradScaler has found an infinite or NaN gradient"
+            )
+        else:
+            assert scaled.last_step == plain.last_step
+    assert everything(row, scaled) == everything(row, plain)
+
+
+def test_a_policy_is_asked_for_the_coefficient(gpu):
+    params = model()
+    asked = []
+
+    class Policy(onepass.ClippingPolicy):
+        def coefficient(self, norm):
+            asked.append(norm)
+            return 0.5
+
+    here = onepass.AdamW(copies(params), max_norm=Policy())
+    there = onepass.AdamW(gpu.put(params), max_norm=Policy())
+    train(here, params)
+    with gpu.on(), only_kernels():
+        train(there, params)
+    assert asked[7:] == pytest.approx(asked[:7], rel=1e-12)
+    assert everything(ROW["AdamW"], there) == everything(ROW["AdamW"], here)
+
+
+def test_the_largest_magnitude_of_complex_gradients(gpu):
+    """That of the numbers, not of their parts."""
+    p = gpu.put([torch.zeros(3, dtype=torch.complex64).requires_grad_()])[0]
+    optimizer = onepass.SGD([p], lr=1.0, max_norm=1.0, norm_type=math.inf)
+    p.grad = torch.tensor([3 + 4j, 1, 0], dtype=torch.complex64, device=gpu.device)
+    with gpu.on():
+        optimizer.step()
+    assert optimizer.last_step.grad_norm == 5.0
+
+
 # -- hyperparameters and GradScaler's numbers on the GPU -------------------------------------------------------------
 
 
@@ -568,6 +735,40 @@ class TestRealGpu:
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
+    @each_row
+    def test_no_synchronisation_for_the_norm(self, cuda, row):
+        """Neither to clip by it nor, where steps are counted on the GPU, to skip the step."""
+        for arguments in ({"max_norm": 1.0, "zero_grad": True}, {"max_norm": 1.0, "skip_nonfinite": True}):
+            flags = row.having(capturable=True)
+            if row.counts_steps and not flags and "skip_nonfinite" in arguments:
+                continue
+            optimizer = row.ours(cuda.put(model()), **row.full, **flags, **arguments)
+            train(optimizer, model(), [1])
+            for p in params_of(optimizer):
+                p.grad = torch.ones_like(p)
+            torch.cuda.synchronize()
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                optimizer.step()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+            assert optimizer.last_step.coefficient < 1.0
+
+    @each_capturable
+    def test_graph_of_a_clipped_step(self, cuda, row):
+        """Each replay measures the gradients that are there then."""
+        params = model()
+        captured, plain = (row.ours(cuda.put(params), **row.full, capturable=True, max_norm=3.0) for _ in range(2))
+        graph = captured_after_a_step(captured, plain)
+        for step in range(3):
+            for p, q in zip(params_of(captured), params_of(plain), strict=True):
+                p.grad.fill_(0.5 + step)
+                q.grad.fill_(0.5 + step)
+            graph.replay()
+            plain.step()
+            assert captured.last_step == plain.last_step
+        same(row, captured, plain)
+
     @each_capturable
     def test_graph(self, cuda, row):
         """A captured step, replayed, is the step that is not captured."""
@@ -597,7 +798,8 @@ class TestRealGpu:
     @pytest.mark.parametrize("name", ["SGD", "Lion"])
     def test_graph_of_what_counts_nothing(self, cuda, name):
         row = ROW[name]
-        captured, plain = (row.ours(cuda.put(model()), **row.full) for _ in range(2))
+        params = model()
+        captured, plain = (row.ours(cuda.put(params), **row.full) for _ in range(2))
         graph = captured_after_a_step(captured, plain)
         for _ in range(3):
             graph.replay()
@@ -612,8 +814,8 @@ class TestRealGpu:
             optimizer.step()
 
     def test_graph_outlives_the_optimizer(self, cuda):
-        row = ROW["AdamW"]
-        captured, plain = (row.ours(cuda.put(model()), lr=0.01, capturable=True) for _ in range(2))
+        row, start = ROW["AdamW"], model()
+        captured, plain = (row.ours(cuda.put(start), lr=0.01, capturable=True) for _ in range(2))
         graph = captured_after_a_step(captured, plain)
         params, state = params_of(captured), captured.state
         del captured
@@ -657,12 +859,13 @@ class TestRealGpu:
 
     def test_counted_steps_and_reused_memory(self, cuda):
         """The memory of constants that are made on the GPU may be anybody's as soon as the step is on the stream."""
-        there, here = (onepass.AdamW(cuda.put(model()), lr=0.01, capturable=True) for _ in range(2))
+        params = model()
+        there, here = (onepass.AdamW(cuda.put(params), lr=0.01, capturable=True) for _ in range(2))
         for step in range(1, 6):
-            train(there, model(), [step])
+            train(there, params, [step])
             for size in (16, 64, 256, 1024, 4096, 16384):
                 torch.full((size,), float("nan"), device="cuda")
-            train(here, model(), [step])
+            train(here, params, [step])
             torch.cuda.synchronize()
         same(ROW["AdamW"], there, here)
 

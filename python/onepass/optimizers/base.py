@@ -343,11 +343,13 @@ class Native(Optimizer):
 
     def _step_with_scaler(self, found_inf: Tensor) -> bool:
         """Step without reading GradScaler's tensors on the CPU. Return False, with nothing done, if not possible."""
-        if _core.cuda_device(found_inf) < 0 or self._slow_weight_update or self._tail:
+        if _core.cuda_device(found_inf) < 0 or self._slow_weight_update:
             return False
         if not all(map(self._counts_on_device, self.param_groups)) and _counts_steps(self.rule):
             return False
         grad_scale = getattr(self, "grad_scale", None)
+        if self._tail is not None:
+            return self._tail.step_with_scaler(self, grad_scale, found_inf)
         request = _core.StepRequest(1.0, torch.get_num_threads(), grad_scale=grad_scale, found_inf=found_inf)
         return self._plan.step(self, request).stepped
 

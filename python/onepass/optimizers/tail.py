@@ -56,6 +56,9 @@ class StepReport(NamedTuple):
     reason: str = ""
 
 
+FOUND_INF = StepReport(skipped=True, reason="GradScaler has found an infinite or NaN gradient")
+_SKIPPED_BY_SCALER = 2  # in a DeviceClipping (csrc/cuda/table.h)
+
 MAX_FOLLOWERS = 2  # of one request
 
 
@@ -84,7 +87,6 @@ class Tail(Part):
         clip_value: Limit of the gradients' elements; infinity without one.
         average: The average that the step moves; None without one.
         zeroes_grads: Whether the step zeroes the gradients.
-        report: What the last step did; None before the first step.
     """
 
     def __init__(
@@ -108,7 +110,8 @@ class Tail(Part):
         self.clip_value = math.inf if clip_value is None else _limit(f"{name}: clip_value", clip_value)
         self.average = average
         self.zeroes_grads = bool(zero_grad)
-        self.report: StepReport | None = None
+        self._report: StepReport | None = None
+        self._device_clipping: Tensor | None = None  # in its place, what only the GPU knows of the last step
         self._weight = 1.0  # of the averages in this step
         self._last_requests: tuple[tuple[Any, ...], _Requests] | None = None
         self._copy_list = [] if copy_to is None else _copies_of(name, optimizer, copy_to)
@@ -130,6 +133,8 @@ class Tail(Part):
         # A copy has other parameters.
         return {
             **self.__dict__,
+            "_report": self.report,
+            "_device_clipping": None,
             "_last_requests": None,
             "_found_for": (),
             "_ids": frozenset(),
@@ -244,6 +249,7 @@ class Tail(Part):
         update = optimizer._slow_weight_update
         requests = self._requests(optimizer, update.followers if update else [], grad_factor, threads)
         norm: float | None
+        device_clipping: Tensor | None = None
         if requests.norm is not None and self.has_no_part():
             norm, coefficient, skipped = self.clipping(optimizer, requests.norm, grad_factor)
             if not skipped:
@@ -251,6 +257,7 @@ class Tail(Part):
         else:
             result = optimizer._plan.step(optimizer, requests.first)
             norm, coefficient, skipped = result.norm, result.coefficient, result.skipped
+            device_clipping = result.device_clipping
             if not (result.stepped or skipped) and requests.norm is not None:
                 measures = result.measures or ()
                 norm, coefficient, skipped = self.clipping(optimizer, requests.norm, grad_factor, measures)
@@ -268,7 +275,30 @@ class Tail(Part):
                 self.zero(result.unzeroed)
         elif self.zeroes_grads:
             self.zero(_all_params(optimizer))
-        self.note(norm, coefficient, skipped)
+        if device_clipping is None:
+            self.note(norm, coefficient, skipped)
+        else:
+            self._device_clipping = device_clipping
+
+    def step_with_scaler(self, optimizer: Native, grad_scale: Tensor | None, found_inf: Tensor) -> bool:
+        """Step without reading GradScaler's tensors on the CPU. Return False, with nothing done, if not possible."""
+        if not self.measures or self.policy or self.average is not None or self._copy_list or self._dtensors:
+            return False
+        request = _core.StepRequest(
+            1.0,
+            torch.get_num_threads(),
+            norm=self.norm_request(optimizer),
+            clip_value=self.clip_value,
+            zeroes_grads=self.zeroes_grads,
+            grad_scale=grad_scale,
+            found_inf=found_inf,
+        )
+        result = optimizer._plan.step(optimizer, request)
+        if not result.stepped:
+            return False
+        self.zero(result.unzeroed)
+        self._device_clipping = result.device_clipping
+        return True
 
     def _requests(
         self, optimizer: Optimizer, slow: list[_core.Follower], grad_factor: float, threads: int
@@ -323,18 +353,33 @@ class Tail(Part):
                 if p.grad is not None:
                     p.grad.zero_()
 
-    def note(self, norm: float | None, coefficient: float, skipped: bool, reason: str = "") -> None:
+    @property
+    def report(self) -> StepReport | None:
+        """What the last step did; None before the first step. Waits for the GPU if only it knows.
+
+        A replay of a CUDA graph overwrites what the GPU knows, so it is read each time.
+        """
+        if self._device_clipping is None:
+            return self._report
+        norm, coefficient, skipped_by = self._device_clipping.view(torch.float64).tolist()
+        if skipped_by == _SKIPPED_BY_SCALER:
+            return FOUND_INF
+        return self._report_of(norm, coefficient, bool(skipped_by))
+
+    def _report_of(self, norm: float | None, coefficient: float, skipped: bool) -> StepReport:
+        finite = norm is not None and math.isfinite(norm)
+        reason = type(self.policy).__name__ if finite else f"the gradients' norm is {norm}"
+        return StepReport(norm, coefficient, skipped, reason if skipped else "")
+
+    def note(self, norm: float | None, coefficient: float, skipped: bool) -> None:
         """Record what the step did."""
-        if skipped and not reason:
-            finite = norm is not None and math.isfinite(norm)
-            reason = type(self.policy).__name__ if finite else f"the gradients' norm is {norm}"
-        self.report = StepReport(norm, coefficient, skipped, reason)
+        self._report, self._device_clipping = self._report_of(norm, coefficient, skipped), None
 
     def note_found_inf(self, optimizer: Optimizer) -> None:
         """Record that GradScaler has found an infinite or NaN gradient, so that the step is skipped."""
         if self.zeroes_grads:
             self.zero(_all_params(optimizer))
-        self.report = StepReport(skipped=True, reason="GradScaler has found an infinite or NaN gradient")
+        self._report, self._device_clipping = FOUND_INF, None
 
     # -- steps in torch operations -----------------------------------------------------------------------------------
 

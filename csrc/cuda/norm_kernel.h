@@ -1,0 +1,87 @@
+// The kernels that measure gradients and decide how the step depends on their norm: the work of one thread. Plain C++,
+// so that the tests run the same lines on the CPU.
+//
+// Sums are in double, in which squares of float32 values can neither overflow nor underflow. Each thread of a block
+// adds the same elements in every run, and the threads' sums are added in pairs, so the result has the same bits in
+// every run on GPUs with as many multiprocessors.
+#pragma once
+
+#include "cuda/kernel.h"
+#include "norm.h"
+
+namespace onepass::inline ONEPASS_TARGET {
+
+// Measures one more element.
+template <Measure what, class T>
+ONEPASS_INLINE double with_element(double measured, T x) {
+  const auto value = static_cast<double>(flushed(x));
+  return combined(what, measured, what == Measure::sum_of_squares ? value * value : magnitude(value));
+}
+
+// Measures the share of one thread of the block's chunk of a row, whose only operand is its gradient.
+template <Measure what, class T, class TableType>
+ONEPASS_INLINE double measure_chunk(const TableType& table, std::uint32_t block, std::uint32_t thread) {
+  constexpr int width = kWidth<T>;
+  const Row row = reinterpret_cast<const Row*>(table.words)[find_row(table, block)];
+  const Share share(row, table.header.chunk, block, width);
+  const std::uint64_t data = table.words[row.pointers];
+  const Format format = format_of(row, static_cast<int>(kGrad));
+  double measured = 0.0;
+  if (row.access == Access::elements) {
+    const std::uint64_t* layout = row.has_layout != 0 ? table.words + row.layout : nullptr;
+    for (std::int64_t at = share.begin + thread; at < share.end; at += cuda::kThreads) {
+      std::int64_t offset[1];
+      find_offsets(layout, at, [](int) { return true; }, offset);
+      measured = with_element<what>(measured, load_element<T>(format, data, offset[0]));
+    }
+    return measured;
+  }
+  if (thread < share.singles(width))
+    measured = with_element<what>(measured, load_element<T>(format, data, share.single(thread, width)));
+  double lanes[width] = {};
+  with_format(format, [&]<class Codec>(Codec) {
+    constexpr int bytes = sizeof(typename Codec::Storage) * width;
+    if constexpr (bytes <= static_cast<int>(sizeof(Vector))) {
+      const std::uint64_t first = data + static_cast<std::uint64_t>(share.first_vector()) * (bytes / width);
+#pragma unroll 4
+      for (std::uint32_t v = thread; v < share.vectors; v += cuda::kThreads) {
+        T values[width];
+        decode_as<Codec>(load_words<bytes / 4>(first + std::uint64_t{v} * bytes), values);
+#pragma unroll
+        for (int i = 0; i < width; ++i) lanes[i] = with_element<what>(lanes[i], values[i]);
+      }
+    }
+  });
+#pragma unroll
+  for (int i = 0; i < width; ++i) measured = combined(what, measured, lanes[i]);
+  return measured;
+}
+
+// Returns the share of one thread of a decision's measures.
+ONEPASS_INLINE double combine_measures(const cuda::Decision& decision, std::uint32_t thread) {
+  const auto* measures = at_address<const double>(decision.measures);
+  double measured = 0.0;
+  for (std::uint32_t i = thread; i < decision.count; i += cuda::kThreads)
+    measured = combined(decision.what, measured, measures[i]);
+  return measured;
+}
+
+// Adds to a thread's measure the one that lies `distance` behind it. For all threads below a distance of 128, 64, ...,
+// 1 in turn, this leaves the measure of the block in the first.
+ONEPASS_INLINE void combine_pair(Measure what, double* measures, std::uint32_t thread, std::uint32_t distance) {
+  if (thread < distance) measures[thread] = combined(what, measures[thread], measures[thread + distance]);
+}
+
+// Finds out how the step depends on what was measured of all gradients. One thread does this.
+ONEPASS_INLINE void decide(const cuda::Decision& decision, double measured) {
+  const double factor = magnitude(decision.grad_factor * unscaling(decision.grad_scale));
+  const NormLimits limits{.max_norm = decision.max_norm, .skips_nonfinite = decision.skips_nonfinite};
+  const Clipping clipping = clipping_for(limits, factor * norm_of(decision.what, measured));
+  const double skips_by_norm = clipping.skips ? 1.0 : 0.0;
+  *at_address<cuda::DeviceClipping>(decision.clipping) = {
+      .norm = clipping.norm,
+      .coefficient = clipping.coefficient,
+      .skips = has_found_inf(decision.found_inf) ? 2.0 : skips_by_norm};
+}
+
+}  // namespace onepass::inline ONEPASS_TARGET

@@ -408,11 +408,12 @@ def main(argv: list[str] | None = None) -> int:
     seconds: dict[str, float] = {}
     for title, measure in planned(args, device):
         start = time.monotonic()
-        if start - began > args.seconds:
-            failed[title] = "out of time"
-            continue
         try:
+            if start - began > args.seconds:
+                raise TimeoutError("out of time")
             measured[title] = measure()
+        except TimeoutError as error:
+            failed[title] = str(error)
         except AssertionError as error:
             failed[title] = str(error)
             print(f"wrong result, not timed: {error}", file=sys.stderr, flush=True)

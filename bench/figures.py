@@ -136,3 +136,11 @@ def times(ratio: float) -> str:
     if 0.995 <= ratio < 1:
         return f"{ratio:.3f}x"
     return f"{ratio:.{2 if ratio < 2 else 1 if ratio < 20 else 0}f}x"
+
+
+def cell(ratio: float | None, result: Result, name: str = "") -> str:
+    """Return a ratio as text, in bold where onepass is not ahead of a peer."""
+    if ratio is None:
+        return ""
+    behind = ratio < 1 and result.first == OURS and name != LIMIT
+    return f"**{times(ratio)}**" if behind else times(ratio)

@@ -4,6 +4,8 @@
     python bench/report.py FILE.json --docs            # also write the tables of README.md and docs/benchmarks.md
     python bench/report.py FILE.json --pictures DIR    # also plot (charts.py)
 
+The tables of the two pages are those of a CPU. A file of gpu.py gives other tables, in a block of their own.
+
 A ratio is a contender's time relative to the first contender in the same run: above 1, the first is faster. Where
 onepass is first and not faster, the ratio is printed in bold. The limit is a bound and not a peer.
 """
@@ -20,22 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import figures
-from figures import LIMIT, OURS, QUESTIONS, ROOT, TORCH, number, strongest, times
+import gpu_report
+from figures import LIMIT, OURS, QUESTIONS, ROOT, TORCH, cell, number, strongest
 from onepass.cli.timing import Result
 from onepass.training.table import markdown_table as table
 
 README = ROOT / "README.md"
 BENCHMARKS = ROOT / "docs" / "benchmarks.md"
-BLOCK = r"<!-- bench/report.py: (\S+) -->\n(.*?)\n?<!-- end -->"
+CPU_MARK, GPU_MARK = "bench/report.py", "bench/report.py, GPU"
+BLOCK = r"<!-- {mark}: (\S+) -->\n(.*?)\n?<!-- end -->"
 BEYOND = "strongest other"
-
-
-def cell(ratio: float | None, result: Result, name: str = "") -> str:
-    """Return a ratio as text, in bold where onepass is not ahead of a peer."""
-    if ratio is None:
-        return ""
-    behind = ratio < 1 and result.first == OURS and name != LIMIT
-    return f"**{times(ratio)}**" if behind else times(ratio)
 
 
 def named(found: tuple[str, float] | None, result: Result) -> str:
@@ -267,6 +263,8 @@ def rest_table(results: Iterable[Result], shown: Sequence[Result]) -> str:
 def benchmarks_block(path: Path | str) -> str:
     """Return the tables of docs/benchmarks.md for a file of results."""
     told, results = figures.load(path)
+    if gpu_report.is_of_gpu(told):
+        return gpu_report.benchmarks_block(told, results)
     large, hot = figures.all_classes(results, "large"), figures.all_classes(results, "small: 1000 x 100")
     fresh = figures.all_classes(results, "small", fresh=True)
     parts = [about(told)]
@@ -321,6 +319,8 @@ def readme_block(path: Path | str) -> str:
         ValueError: The file has neither large tensors nor small ones.
     """
     told, results = figures.load(path)
+    if gpu_report.is_of_gpu(told):
+        return gpu_report.readme_block(told, results)
     large, small = figures.all_classes(results, "large"), figures.all_classes(results, "small", fresh=True)
     if not large and not small:
         raise ValueError(f"{path} has neither large tensors nor small ones with new gradients: nothing for README.md")
@@ -336,8 +336,13 @@ def readme_block(path: Path | str) -> str:
     return f"{where}. {'; '.join(measured)}.\n\n{short_table(large, small)}"
 
 
+def blocks(page: Path, mark: str) -> list[tuple[str, str]]:
+    """Return the blocks of a page with this mark: the file that each names, and its text."""
+    return re.findall(BLOCK.format(mark=re.escape(mark)), page.read_text(), re.S)
+
+
 def write_block(path: Path, page: Path, block: str) -> None:
-    """Replace the block between the marks of a page.
+    """Replace the block between the marks of a page: that of a CPU, or of a GPU.
 
     Args:
         path: The file of results, which the first mark names.
@@ -345,13 +350,14 @@ def write_block(path: Path, page: Path, block: str) -> None:
         block: The new text.
 
     Raises:
-        ValueError: The page does not have exactly one block.
+        ValueError: The page does not have exactly one such block.
     """
+    mark = GPU_MARK if gpu_report.is_of_gpu(figures.load(path.resolve())[0]) else CPU_MARK
     name = path.resolve().relative_to(ROOT).as_posix()
-    marked = f"<!-- bench/report.py: {name} -->\n{block}\n<!-- end -->"
-    text, found = re.subn(BLOCK, lambda _: marked, page.read_text(), flags=re.S)
+    marked = f"<!-- {mark}: {name} -->\n{block}\n<!-- end -->"
+    text, found = re.subn(BLOCK.format(mark=re.escape(mark)), lambda _: marked, page.read_text(), flags=re.S)
     if found != 1:
-        raise ValueError(f"{page} has {found} blocks <!-- bench/report.py: ... -->, not one")
+        raise ValueError(f"{page} has {found} blocks <!-- {mark}: ... -->, not one")
     page.write_text(text)
 
 

@@ -5,6 +5,7 @@ import re
 
 import compare
 import figures
+import gpu_report
 import pytest
 import report
 from onepass.cli import bench
@@ -250,14 +251,18 @@ def test_a_quick_look_can_be_reported(tmp_path, capsys):
 # README.md and docs/benchmarks.md.
 
 
+@pytest.mark.parametrize("mark", [report.CPU_MARK, report.GPU_MARK])
 @pytest.mark.parametrize(
     ("page", "block"), [(report.README, report.readme_block), (report.BENCHMARKS, report.benchmarks_block)]
 )
-def test_a_page_shows_what_its_file_says(page, block):
-    blocks = re.findall(report.BLOCK, page.read_text(), re.S)
-    assert len(blocks) == 1
-    for name, text in blocks:
-        assert text == block(name)
+def test_a_page_shows_what_its_file_says(page, block, mark):
+    ((name, text),) = report.blocks(page, mark)
+    if name == "none":
+        assert mark == report.GPU_MARK
+        assert not text
+        return
+    assert text == block(name)
+    assert gpu_report.is_of_gpu(figures.load(name)[0]) is (mark == report.GPU_MARK)
 
 
 def test_the_short_table(file, tmp_path, results):
@@ -269,26 +274,133 @@ def test_the_short_table(file, tmp_path, results):
         report.readme_block(written(tmp_path / "none.json", [r for r in results if r.question == "training"]))
 
 
-def test_a_block_is_replaced(tmp_path, monkeypatch, file):
+PAGE = (
+    "before\n<!-- bench/report.py: old.json -->\nold\n<!-- end -->\n"
+    "between\n<!-- bench/report.py, GPU: none -->\n<!-- end -->\nafter\n"
+)
+
+
+def test_a_block_is_replaced(tmp_path, monkeypatch, file, gpu_file):
     monkeypatch.setattr(report, "ROOT", tmp_path)
     page = tmp_path / "README.md"
-    page.write_text("before\n<!-- bench/report.py: old.json -->\nold\n<!-- end -->\nafter\n")
+    page.write_text(PAGE)
     report.write_block(file, page, "new")
-    assert page.read_text() == "before\n<!-- bench/report.py: figures.json -->\nnew\n<!-- end -->\nafter\n"
+    cpu = "before\n<!-- bench/report.py: figures.json -->\nnew\n<!-- end -->\n"
+    assert page.read_text() == cpu + "between\n<!-- bench/report.py, GPU: none -->\n<!-- end -->\nafter\n"
+    for text in ("newer", "newest"):
+        report.write_block(gpu_file, page, text)
+        gpu = f"between\n<!-- bench/report.py, GPU: gpu.json -->\n{text}\n<!-- end -->\nafter\n"
+        assert page.read_text() == cpu + gpu
     page.write_text("no marks\n")
-    with pytest.raises(ValueError, match="0 blocks"):
-        report.write_block(file, page, "new")
+    for path in (file, gpu_file):
+        with pytest.raises(ValueError, match="0 blocks"):
+            report.write_block(path, page, "new")
 
 
-def test_both_pages_are_written(tmp_path, monkeypatch, file, capsys):
+@pytest.mark.parametrize("of_gpu", [False, True])
+def test_both_pages_are_written(of_gpu, tmp_path, monkeypatch, file, gpu_file, capsys):
     monkeypatch.setattr(report, "ROOT", tmp_path)
+    path = gpu_file if of_gpu else file
     for name in ("README", "BENCHMARKS"):
         page = tmp_path / f"{name}.md"
-        page.write_text("<!-- bench/report.py: old.json -->\nold\n<!-- end -->\n")
+        page.write_text(PAGE)
         monkeypatch.setattr(report, name, page)
-    assert report.main([str(file), "--docs"]) == 0
-    assert report.readme_block(file) in (tmp_path / "README.md").read_text()
-    assert report.benchmarks_block(file) in (tmp_path / "BENCHMARKS.md").read_text()
+    assert report.main([str(path), "--docs"]) == 0
+    assert report.readme_block(path) in (tmp_path / "README.md").read_text()
+    assert report.benchmarks_block(path) in (tmp_path / "BENCHMARKS.md").read_text()
+    assert ("old.json" in (tmp_path / "README.md").read_text()) is of_gpu
+
+
+# A GPU.
+
+
+def both(workload, optimizer, device, wall, foreach, fused=None, limit=None, **more):
+    """The results of a comparison by both clocks; the wall clock's ratios are half the device's."""
+    found = []
+    for question, seconds, part in (("device time", device, 1.0), ("wall time", wall, 0.5)):
+        times = {"onepass": 1.0, "foreach": part * foreach, **({"fused": part * fused} if fused else {})}
+        if limit and question == "device time":
+            times["limit"] = limit
+        found.append(made(workload, optimizer, seconds, times, question=question, **more))
+    return found
+
+
+@pytest.fixture
+def gpu_results():
+    big = {"elements": 200 << 20, "tensors": 200, "moved": 28 * 200 << 20}
+    small = {"elements": 1_000_000, "tensors": 1000}
+    found = [
+        *both("large: 200 x 1M", "AdamW", 2e-3, 2.1e-3, 3.1, 1.1, limit=0.96, **big),
+        *both("large: 200 x 1M", "Lion", 1.4e-3, 1.5e-3, 2.8, limit=0.97, **big),
+        *both("small: 1000 x 1,000", "AdamW", 2e-5, 1.5e-3, 90.0, 7.0, **small),
+        *both("small: 1000 x 1,000", "Lion", 2e-5, 1.4e-3, 12.0, **small),
+        *both("tail: 200 x 1M", "AdamW", 3e-3, 3.1e-3, 6.0, 1.8, limit=0.95, **big),
+        *both("tail: 1000 x 1,000", "AdamW", 4e-5, 2e-3, 99.0, 9.0, **small),
+        *both("graph: 1000 x 1,000", "AdamW", 3e-5, 4e-5, 15.0, 3.3, **small),
+        *both("bfloat16 states: 200 x 1M", "SGD", 1e-3, 1e-3, 2.2, 0.96, limit=0.9, **big),
+        *both("capturable: 1000 x 1,000", "Adam", 3e-5, 3e-3, 9.0, 4.4, **small),
+        *both("tail, one graph: 1000 x 1,000", "AdamW", 5e-5, 6e-5, 12.0, 2.6, **small),
+    ]
+    for what, seconds, foreach, fused in (("whole step", 0.02, 1.1, 1.01), ("optimizer's part", 1e-3, 4.0, 1.5)):
+        times = {"onepass": 1.0, "foreach": foreach, "fused": fused}
+        size = {"elements": 124_000_000, "tensors": 148, "question": "device time"}
+        found.append(made(f"training: GPT-2, {what}", "AdamW", seconds, times, **size))
+    wall = made("groups: 500 x 1,000", "AdamW", 1e-3, {"onepass": 1, "fused": 9.0, "onepass, one group": 0.7})
+    found += [Result(**{**vars(wall), "question": clock}) for clock in gpu_report.CLOCKS]
+    return found
+
+
+@pytest.fixture
+def gpu_file(tmp_path, gpu_results):
+    waiting = [
+        {"workload": "large: 200 x 1M", "optimizer": "Lion", "contenders": "foreach"},
+        {"workload": "small: 1000 x 1,000", "optimizer": "Lion", "contenders": "foreach"},
+    ]
+    more = {"launch-bound": waiting, "losses": {"onepass": [3.0, 2.0]}, "not measured": {}}
+    about = {"copy rate, GB/s": 2987.9, "GPU": "Some GPU", "CUDA of torch": "13.0", "driver": "580.1"}
+    return written(tmp_path / "gpu.json", gpu_results, peers={}, missing={}, device=about, **more)
+
+
+def test_the_tables_of_a_gpu(gpu_file):
+    block = report.benchmarks_block(gpu_file)
+    assert block.startswith("## On a GPU\n\nSome GPU, CUDA 13.0, driver 580.1, a copy of 1 GiB at 2,988 GB/s; host: ")
+    assert "**Large tensors**, 210M elements in 200 tensors" in block
+    assert row(block, "AdamW") == ["AdamW", "2.00 ms", "96%", "2936", "3.1x", "1.10x"]
+    assert row(block, "Lion") == ["Lion", "1.40 ms", "97%", "4194", "2.8x", ""]
+    states = ["SGD, bfloat16 states", "1.00 ms", "90%", "5872", "2.2x", "**0.96x**"]
+    assert row(block, "SGD, bfloat16 states") == states
+    assert row(block, "AdamW", 1) == ["AdamW", "1.50 ms", "45x", "3.5x", "30.0 us", "15.0x", "3.3x"]
+    assert row(block, "Lion", 1) == ["Lion", "1.40 ms", "6.0x", "", "", "", ""]
+    assert row(block, "200 x 1M") == ["200 x 1M", "3.10 ms", "95%", "3.0x", "**0.90x**"]
+    assert row(block, "1000 x 1,000, a replayed graph")[1:] == ["50.0 us", "", "12.0x", "2.6x"]
+    assert row(block, "whole step") == ["whole step", "20.0 ms", "1.10x", "1.01x"]
+    assert row(block, "optimizer's share") == ["optimizer's share", "5.0%", "18.2%", "7.4%"]
+    assert row(block, "Adam, capturable: 1000 x 1,000")[1:] == ["3.00 ms", "foreach 4.5x, fused 2.2x"]
+    assert row(block, "AdamW, groups: 500 x 1,000")[1:] == ["1.00 ms", "fused 9.0x, onepass, one group 0.70x"]
+    last = "Times on the device that include waiting for the host: Lion, large: 200 x 1M (foreach)."
+    assert block.splitlines()[-1] == last
+    assert "training: GPT-2" in report.report(gpu_file)
+
+
+def test_the_short_table_of_a_gpu(gpu_file, gpu_results, tmp_path):
+    block = report.readme_block(gpu_file)
+    assert row(block, "AdamW, 200 x 1M") == ["AdamW, 200 x 1M", "2.00 ms", "3.1x", "1.10x", "96%"]
+    tail = f"{gpu_report.TAIL}, 200 x 1M, with the host's time"
+    assert row(block, tail)[1:] == ["3.10 ms", "3.0x", "**0.90x**", "95%"]
+    assert row(block, "AdamW, 1000 x 1,000, with the host's time")[1:] == ["1.50 ms", "45x", "3.5x", ""]
+    assert row(block, "AdamW, 1000 x 1,000, replayed CUDA graph")[1:] == ["30.0 us", "15.0x", "3.3x", ""]
+    assert row(block, "GPT, 124M parameters, AdamW: optimizer's part")[1:] == ["1.00 ms", "4.0x", "1.50x", ""]
+    assert len([line for line in block.splitlines() if line.startswith("| ")]) == 2 + 7
+    few = written(tmp_path / "few.json", gpu_results[14:16], device={"copy rate, GB/s": 1.0})
+    with pytest.raises(ValueError, match="no results of a GPU"):
+        report.readme_block(few)
+
+
+@pytest.mark.parametrize("kept", range(0, 23, 2))
+def test_any_part_of_a_gpus_results_can_be_shown(kept, gpu_results, tmp_path):
+    some = written(tmp_path / "some.json", gpu_results[kept : kept + 2], device={"copy rate, GB/s": 1.0})
+    assert report.benchmarks_block(some).startswith("## On a GPU\n\na dry run without a GPU")
+    assert report.report(some)
 
 
 # Pictures.

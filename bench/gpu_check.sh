@@ -56,7 +56,7 @@ export site
 cat >"$site/pytest.ini" <<INI
 [pytest]
 addopts = -ra --tb=short
-pythonpath = $PWD/tests/support
+pythonpath = $PWD/tests/support $PWD/bench
 markers =
     cpu: not on an imitated GPU
     cuda: needs a GPU

@@ -12,13 +12,14 @@
 
 namespace onepass {
 
-// The operands of a job: those of its rule (parameter, gradient, states), then the followers.
+// The operands of a job: those of its rule (parameter, gradient, states), then the followers, then the master.
 inline constexpr std::size_t kParam = 0;
 inline constexpr std::size_t kGrad = 1;
 inline constexpr std::size_t kFirstState = 2;
 inline constexpr std::size_t kMaxFollowers = 2;
 inline constexpr std::size_t kFirstFollower = kFirstState + kMaxStates;
-inline constexpr std::size_t kMaxOperands = kFirstFollower + kMaxFollowers;
+inline constexpr std::size_t kMaster = kFirstFollower + kMaxFollowers;
+inline constexpr std::size_t kMaxOperands = kMaster + 1;
 
 struct Operand {
   std::byte* data = nullptr;  // null: this step does not use this operand
@@ -32,6 +33,14 @@ struct Follower {
   double weight = 0.0;
   bool sets_param = false;
   bool operator==(const Follower&) const = default;
+};
+
+// What a 16-bit parameter has beside it, so that it is stepped in float32 without loss (cpu/master.h). The rule and the
+// followers see the master in place of the parameter.
+enum class Master : std::uint8_t {
+  none,
+  whole,     // a float32 master; the parameter is its rounded copy
+  low_bits,  // the low 16 bits of a float32 master, whose high bits are those of a bfloat16 parameter, rounded
 };
 
 // Shape and strides, in elements, of operands that are not all packed in the same order.
@@ -56,6 +65,7 @@ struct Job {
   std::array<Operand, kMaxOperands> operands;
   // Follower i is operand kFirstFollower + i, absent where that has no data. They are updated in this order.
   std::array<Follower, kMaxFollowers> followers{};
+  Master master = Master::none;  // operand kMaster; the format of low bits is any of 16 bits, for their size only
 
   std::int64_t bytes_per_element() const {
     std::int64_t bytes = 0;

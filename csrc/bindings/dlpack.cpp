@@ -80,6 +80,7 @@ bool DlpackReader::view(PyObject* tensor, TensorView& out) {
   out.format = format_of(exported.dtype.code, exported.dtype.bits);
   out.complex = exported.dtype.code == dlpack::kComplex;
   out.int64 = exported.dtype.code == dlpack::kInt && exported.dtype.bits == 64;
+  out.int16 = exported.dtype.code == dlpack::kInt && exported.dtype.bits == 16;
   if (borrow_ != nullptr && !out.complex) {
     out.room.reset();
     out.ndim = exported.ndim;

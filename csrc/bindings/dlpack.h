@@ -23,6 +23,7 @@ struct TensorView {
   int cuda = -1;  // the index of its CUDA device; -1: on none
   bool complex = false;
   bool int64 = false;
+  bool int16 = false;
   int ndim = 0;
   const std::int64_t* shape = nullptr;
   const std::int64_t* strides = nullptr;

@@ -63,6 +63,16 @@ std::string group_label(const std::string& label, const Group& group) {
   return label + ": group " + std::to_string(group.index);
 }
 
+// Returns the kind of master that a group asks for.
+Master read_master(const py::dict& dict, const std::string& label) {
+  PyObject* const value = lookup(dict.ptr(), names().master);
+  if (value == nullptr || value == Py_None) return Master::none;
+  if (PyUnicode_Check(value) != 0 && PyUnicode_CompareWithASCIIString(value, "float32") == 0) return Master::whole;
+  if (PyUnicode_Check(value) != 0 && PyUnicode_CompareWithASCIIString(value, "split") == 0) return Master::low_bits;
+  throw py::value_error(label + ": master must be \"split\", \"float32\" or None, got " +
+                        described(py::reinterpret_borrow<py::object>(value)));
+}
+
 }  // namespace
 
 GroupReader::GroupReader(const RuleInfo& info) : info_(info) {
@@ -133,6 +143,7 @@ void GroupReader::read_values(Group& group, const py::dict& dict, const std::str
     on_device.value = group.hyper[h];
   }
   group.sign = read_flag(dict, names().maximize, group.has_mutable_values) ? -1.0 : 1.0;
+  group.master = read_master(dict, group_label(label, group));
   group.differentiable = read_flag(dict, names().differentiable, group.has_mutable_values);
   group.states_used = info_.states_used(group.hyper.data());
   group.takes_sparse = info_.takes_sparse(group.hyper.data());

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "cuda/step.h"
+#include "job.h"
 #include "rules/registry.h"
 #include "rules/table.h"
 
@@ -29,7 +30,8 @@ struct Group {
   int device = -1;  // the GPU of these tensors; -1: there are none
   double sign = 1.0;
   bool differentiable = false;
-  unsigned states_used = 0;  // a bit for each state that parameters may have
+  Master master = Master::none;  // of 16-bit parameters
+  unsigned states_used = 0;      // a bit for each state that parameters may have
   bool takes_sparse = false;
 };
 

@@ -17,6 +17,9 @@ const Names& names() {
       .differentiable = interned("differentiable"),
       .param_names = interned("param_names"),
       .step = interned("step"),
+      .master = interned("master"),
+      .master_low = interned("master_low"),
+      .version = interned("_version"),
   };  // never destroyed, because Python may be finalized before
   return *kNames;
 }

@@ -10,7 +10,7 @@ namespace onepass {
 pybind11::str interned(const std::string& text);
 
 struct Names {
-  pybind11::str state, param_groups, params, maximize, differentiable, param_names, step;
+  pybind11::str state, param_groups, params, maximize, differentiable, param_names, step, master, master_low, version;
 };
 
 const Names& names();

@@ -89,6 +89,12 @@ bool ParamReader::read_own(Reading& r) {
   job.grad_factor = request_.grad_factor * param.group->sign;
   job.length = elements_of(own);
   if (r.is_shard()) param.spread.read(r.object);
+  param.master = job.master = Master::none;
+  if (size_of(*own.format) == 2 && !own.complex && driver_.takes_followers()) {
+    if (param.group->master == Master::low_bits && *own.format != Format::bfloat16)
+      fail(param, "master=\"split\" needs a bfloat16 parameter; use master=\"float32\"");
+    param.master = job.master = param.group->master;
+  }
   if (own.complex && !param.complex) {  // its gradient may be lazily conjugated
     param.complex = work_.ran_python = true;
     resolve_gradient(param, r.number);

@@ -33,9 +33,10 @@ struct Param {
   bool overlaps_itself = false;
   bool sparse = false;  // it has had a sparse gradient
   bool complex = false;
-  unsigned followed = 0;             // the followers that the last step's job updates, a bit for each
-  bool zeroed = false;               // the last step's job zeroes its gradient
-  unsigned states_used = 0;          // a bit for each
+  unsigned followed = 0;     // the followers that the last step's job updates, a bit for each
+  bool zeroed = false;       // the last step's job zeroes its gradient
+  unsigned states_used = 0;  // a bit for each
+  Master master = Master::none;
   std::string reason;                // why torch's implementation steps it
   std::vector<std::int64_t> packed;  // the last shape and strides that were found to be packed
   // Memory that its step writes: begin and end of each operand, of `step` and of the rule's scalars.
@@ -62,6 +63,18 @@ struct RuleNames {
   std::vector<std::string> state_labels;  // for messages
   std::vector<pybind11::str> scalars;     // `step`, if the rule counts, and its own
 };
+
+// Returns how often a tensor was changed in place; -1 if torch does not count it.
+std::int64_t version_of(PyObject* tensor);
+
+// The version at which the low bits of a parameter's master were valid, by id(parameter), for all optimizers. A
+// parameter without an entry has valid low bits. An entry may outlive its parameter; then it does no harm, because new
+// low bits are zeros, and loading a checkpoint removes the entries of its parameters.
+pybind11::dict& master_versions();
+void remember_version(PyObject* param, std::int64_t version);
+
+// Returns the key of the state that holds a parameter's master.
+const pybind11::str& master_name(Master master);
 
 struct Reading;
 
@@ -96,6 +109,7 @@ class ParamReader {
   bool read_sparse_gradient(Reading& r);
   bool read_states(Reading& r);
   bool read_state(Reading& r, std::size_t operand, const pybind11::str& name, const std::string& what);
+  bool read_master(Reading& r);
   bool read_user_follower(Reading& r, std::size_t follower);
   bool can_follow(Reading& r, std::size_t operand, PyObject* tensor);
   bool read_scalars(Reading& r);

@@ -106,7 +106,11 @@ void Plan::read_groups(const py::object& optimizer, StepWork& work) {
 void Plan::read_gradients(const StepRequest& request, StepWork& work) {
   work.gradients.resize(params_.size());
   ParamReader params = reader(request, work);
-  for (std::size_t k = 0; k < params_.size(); ++k) params.resolve_gradient(params_[k], k);
+  work.versions.assign(params_.size(), -1);
+  for (std::size_t k = 0; k < params_.size(); ++k) {
+    params.resolve_gradient(params_[k], k);
+    if (params_[k].group->master == Master::low_bits) work.versions[k] = version_of(work.params[k].ptr());
+  }
 }
 
 // Finds the state dict of each parameter. Hashing a tensor runs Python code, so optimizer.state is walked instead, and
@@ -324,6 +328,7 @@ py::object Plan::create_states(const py::object& optimizer, const StepRequest& r
       PyObject* const state = param.state == nullptr ? nullptr : lookup(param.state, names_.states[s]);
       if (state == nullptr || state == Py_None) fresh.push_back(&param);
     }
+    if (param.master != Master::none) state_names.append(master_name(param.master));
     py::list follower_names;
     for (const FollowerRequest& follower : request.followers)
       if (follower.is_state()) follower_names.append(follower.state_name);
@@ -370,6 +375,8 @@ void Plan::run(StepWork& work, const StepRequest& request) {
     if (params_[work.stepped[j]].zeroed) stepped.append(work.gradients[work.stepped[j]].original);
   }
   torch().increment_version(stepped);
+  for (const std::size_t k : work.stepped)
+    if (params_[k].master == Master::low_bits) remember_version(work.params[k].ptr(), version_of(work.params[k].ptr()));
   the_stats.kernel["cpu"] += work.jobs.size();
   the_stats.kernel["cuda"] += work.stepped.size() - work.jobs.size();
 }
@@ -400,7 +407,9 @@ py::list Plan::unzeroed(const StepWork& work) const {
 std::pair<py::list, py::list> Plan::divide(const py::object& optimizer) {
   const StepLock lock(mutex_);
   StepWork work;
-  read(optimizer, StepRequest(), work);
+  StepRequest request;
+  request.only_reads = true;
+  read(optimizer, request, work);
   py::list kernel;
   std::vector<std::size_t> numbers = work.stepped;
   numbers.insert(numbers.end(), work.missing.begin(), work.missing.end());
@@ -411,7 +420,8 @@ std::pair<py::list, py::list> Plan::divide(const py::object& optimizer) {
 
 py::list Plan::explain(const py::object& optimizer) {
   const StepLock lock(mutex_);
-  const StepRequest request;
+  StepRequest request;
+  request.only_reads = true;
   StepWork work;
   read_groups(optimizer, work);
   read_gradients(request, work);
@@ -527,6 +537,7 @@ void define_plan(py::module_& m) {
            py::arg("clip_value") = kNoLimit, py::arg("zeroes_grads") = false, py::arg("fallback_stepped") = false,
            py::arg("grad_scale") = py::none(), py::arg("found_inf") = py::none());
 
+  m.attr("master_versions") = master_versions();
   m.attr("StepResult") = py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(step_result_type()));
 
   py::class_<Plan>(m, "Plan", "The steps of one optimizer: reads its Python objects and runs the kernels.",

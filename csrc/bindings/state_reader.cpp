@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "bindings/names.h"
 #include "bindings/param_reader.h"
 #include "bindings/reading.h"
 #include "bindings/torch.h"
@@ -14,17 +15,53 @@ namespace onepass {
 bool ParamReader::read_states(Reading& r) {
   const unsigned used = r.param.states_used = driver_.states_of(r.param.group->states_used, r.own());
   if (r.param.state == nullptr) {
-    r.missing = info_.counts_steps || used != 0 || std::ranges::any_of(request_.followers, &FollowerRequest::is_state);
+    r.missing = info_.counts_steps || used != 0 || r.param.master != Master::none ||
+                std::ranges::any_of(request_.followers, &FollowerRequest::is_state);
   } else if (!PyDict_Check(r.param.state)) {
     fail(r.param, "its state is not a dict");
   }
   for (std::size_t s = 0; s < names_.states.size() && r.param.state != nullptr && !r.missing; ++s)
     if ((used >> s & 1) != 0 && !read_state(r, kFirstState + s, names_.states[s], names_.state_labels[s])) return false;
+  if (r.param.master != Master::none && !r.missing && !read_master(r)) return false;
   for (std::size_t f = 0; f < request_.followers.size() && !r.missing; ++f) {
     const FollowerRequest& follower = request_.followers[f];
     if (follower.is_state() && !read_state(r, kFirstFollower + f, follower.state_name, follower.label)) return false;
     if (follower.is_state() || read_user_follower(r, f)) r.follows |= 1U << f;
   }
+  return true;
+}
+
+std::int64_t version_of(PyObject* tensor) {
+  const auto version = py::reinterpret_steal<py::object>(PyObject_GetAttr(tensor, names().version.ptr()));
+  if (version) return version.cast<std::int64_t>();
+  PyErr_Clear();  // an inference tensor
+  return -1;
+}
+
+py::dict& master_versions() {
+  static py::dict* const kVersions = new py::dict();  // never destroyed, because Python may be finalized before
+  return *kVersions;
+}
+
+void remember_version(PyObject* param, std::int64_t version) {
+  master_versions()[py::int_(reinterpret_cast<std::uintptr_t>(param))] = py::int_(version);
+}
+
+const py::str& master_name(Master master) { return master == Master::low_bits ? names().master_low : names().master; }
+
+// Reads the master. Low bits are zeroed if the parameter has been changed since they were valid: it is the new master.
+bool ParamReader::read_master(Reading& r) {
+  const bool split = r.param.master == Master::low_bits;
+  if (!read_state(r, kMaster, master_name(r.param.master), split ? "its state master_low" : "its state master"))
+    return false;
+  const std::int64_t version = work_.versions[r.number];
+  if (!split || r.missing || version < 0 || request_.only_reads) return true;
+  const py::int_ key(reinterpret_cast<std::uintptr_t>(r.object));
+  PyObject* const known = PyDict_GetItem(master_versions().ptr(), key.ptr());
+  if (known == nullptr || py::handle(known).cast<std::int64_t>() == version) return true;
+  py::handle(lookup(r.param.state, names().master_low)).attr("zero_")();
+  remember_version(r.object, version);
+  work_.ran_python = true;
   return true;
 }
 
@@ -78,6 +115,12 @@ bool ParamReader::read_state(Reading& r, std::size_t operand, const py::str& nam
   if (!torch().dlpack.view(tensor, view))
     fail(r.param, what + " has no strided memory (layout " + text_of(tensor, "layout") + ", device " +
                       text_of(tensor, "device") + ")");
+  if (operand == kMaster) {
+    const bool split = r.param.master == Master::low_bits;
+    if (split ? !view.int16 : view.format != Format::float32 || view.complex)
+      fail(r.param, what + " has dtype " + text_of(tensor, "dtype") + ", not " + (split ? "int16" : "float32"));
+    if (split) view.format = Format::bfloat16;  // for its size
+  }
   if (same_device(view, r.own()) && !view.format) fail(r.param, what + " has dtype " + text_of(tensor, "dtype"));
   set_operand(r, operand, tensor, what);
   if (is_lazy_now(r, operand, tensor)) return r.fall_back("negated or conjugated state");

@@ -57,6 +57,7 @@ struct StepRequest {
   std::optional<NormRequest> norm;
   double clip_value = kNoLimit;   // scaled gradients are clamped to [-clip_value, clip_value]
   bool zeroes_grads = false;      // gradients are overwritten with zeros
+  bool only_reads = false;        // nothing is stepped or changed
   bool fallback_stepped = false;  // torch's implementation has stepped the parameters of the last result's `fallback`
   // GradScaler's two values in a GPU's memory (each a tensor or None), for steps that are made and counted on that GPU.
   pybind11::object grad_scale = pybind11::none();
@@ -110,6 +111,7 @@ struct StepWork {
   std::vector<pybind11::dict> groups;    // the parameter groups
   std::vector<pybind11::object> params;  // of all groups
   std::vector<Gradient> gradients;       // of each parameter
+  std::vector<std::int64_t> versions;    // of each parameter; -1: not needed or not known
   std::vector<pybind11::object> states;  // of each parameter, its dict in optimizer.state; null if it has none
   std::list<pybind11::object> locals;    // the local parts of DTensors
 

@@ -20,6 +20,7 @@
 #include "cpu/apply.h"
 #include "cpu/convert.h"
 #include "cpu/in_registers.h"
+#include "cpu/master.h"
 #include "cpu/rows.h"
 #include "cpu/runs.h"
 #include "cpu/tile.h"
@@ -43,7 +44,7 @@ void scale_and_clamp(T factor, T limit, T* grad, std::int64_t n) {
 
 inline bool has_followers(const Job& job) {
   const Operand* operands = job.operands.data();
-  for (std::size_t k = kFirstFollower; k < kMaxOperands; ++k)
+  for (std::size_t k = kFirstFollower; k < kMaster; ++k)
     if (operands[k].data != nullptr) return true;
   return false;
 }
@@ -72,7 +73,9 @@ inline void write_zeros(const Job& job, std::int64_t begin, std::int64_t n) {
 }
 
 // Whether a job does nothing but the rule's update.
-inline bool is_bare(const Job& job) { return job.clip_value == kNoLimit && !job.zeroes_grad && !has_followers(job); }
+inline bool is_bare(const Job& job) {
+  return job.clip_value == kNoLimit && !job.zeroes_grad && job.master == Master::none && !has_followers(job);
+}
 
 // Steps elements [begin, end) of operands in every format and layout, through tiles.
 template <class T>
@@ -112,11 +115,17 @@ void run_in_tiles(Apply rule, const Job& job, std::int64_t begin, std::int64_t e
       data[k] = in_place[k] ? element(job.operands[k], offset) : as_bytes(tiles[k]);
       if (!in_place[k]) decode(job, k, at, n, tiles[k]);
     }
+    const bool has_master = std::is_same_v<T, float> && job.master != Master::none;
+    if constexpr (std::is_same_v<T, float>)
+      if (has_master) read_master(job, at, n, tiles[kParam]);
     if (clamps) scale_and_clamp(static_cast<T>(job.grad_factor), static_cast<T>(job.clip_value), tiles[kGrad], n);
     rule(clamps ? clamped : job, data, n, 0);
     if (followed) follow(job, at, n, reinterpret_cast<T*>(data[kParam]));
     for (std::size_t k = 0; k < kFirstFollower; ++k)
-      if (job.operands[k].data != nullptr && k != kGrad && !in_place[k]) encode(job, k, at, n, tiles[k]);
+      if (job.operands[k].data != nullptr && k != kGrad && !in_place[k] && !(has_master && k == kParam))
+        encode(job, k, at, n, tiles[k]);
+    if constexpr (std::is_same_v<T, float>)
+      if (has_master) write_master(job, at, n, tiles[kParam]);
     if (job.zeroes_grad) write_zeros(job, at, n);
   }
 }

@@ -5,22 +5,15 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "cpu/driver.h"
+#include "cpu/master.h"
 #include "job.h"
 #include "rules/math.h"
 #include "target.h"
 
 namespace onepass::inline ONEPASS_TARGET {
-
-// Rounds a tile to a format.
-template <class T>
-void round_to(Format format, T* tile, std::int64_t n) {
-  alignas(64) std::byte stored[kTile<T> * sizeof(T)];
-  const Operand copy{stored, format};
-  write_run(copy, 0, 1, tile, n);
-  read_run(copy, 0, 1, tile, n);
-}
 
 // One function for all rules: the cost of a call is negligible beside a tile.
 template <class T>
@@ -35,11 +28,15 @@ template <class T>
     const Follower& follower = job.followers.data()[i];
     const bool copies = follower.weight == 1.0;
     if (!in_place && !copies) decode(job, k, begin, n, values);
-    if (const Format own = job.operands.data()[kParam].format; !follower.sets_param && size_of(own) < sizeof(T))
-      round_to(own, param, n);
+    const Format own = job.operands.data()[kParam].format;
+    const bool has_master = job.master != Master::none;
+    if (!has_master && !follower.sets_param && size_of(own) < sizeof(T)) round_to(own, param, n);
     const Average<T> towards(1.0 - follower.weight, follower.weight);
     if (copies) {
       std::memcpy(values, param, static_cast<std::size_t>(n) * sizeof(T));
+      // A copy in the parameter's format has its bits.
+      if constexpr (std::is_same_v<T, float>)
+        if (has_master && operand.format == own && !follower.sets_param) round_master(job, values, n);
     } else if (follower.sets_param) {
 #pragma GCC ivdep
       for (std::int64_t j = 0; j < n; ++j) param[j] = values[j] = towards(values[j], param[j]);

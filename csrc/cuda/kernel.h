@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "cuda/table.h"
+#include "formats/low_bits.h"
 #include "formats/with_format.h"
 #include "rules/math.h"
 #include "target.h"
@@ -246,6 +247,8 @@ template <class Rule>
 inline constexpr int kRuleOperands = static_cast<int>(kFirstState + Rule::state_names.size());
 template <class Rule>
 inline constexpr int kOperands = kRuleOperands<Rule> + static_cast<int>(kMaxFollowers);
+template <class Rule>
+inline constexpr int kMasterSlot = kOperands<Rule>;  // of its address, behind those of the operands
 
 // Returns the index in a row's operands of the kernel's k-th operand.
 template <class Rule>
@@ -260,7 +263,7 @@ struct Stepper {
   typename Rule::template Constants<T> constants;
   T factor;
   const Header& header;
-  std::uint64_t data[kOperands<Rule>];  // addresses; 0: the row does not have this operand
+  std::uint64_t data[kOperands<Rule> + 1];  // addresses; 0: the row does not have this operand
 
   // In the kernel's argument, so it needs no register.
   ONEPASS_INLINE T clip_value() const {
@@ -298,6 +301,40 @@ struct Stepper {
     });
   }
 
+  ONEPASS_INLINE bool has_master() const {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      return row.master != Master::none;
+    } else {
+      return false;
+    }
+  }
+
+  // Returns the master of a parameter (see cpu/master.h). `stored`: the whole master or the low bits.
+  ONEPASS_INLINE T join(T param, std::uint32_t stored) const {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      if (row.master == Master::low_bits) return LowBits::join(param, static_cast<std::uint16_t>(stored));
+      const auto master = std::bit_cast<float>(stored);
+      const bool is_bfloat16 = format_of(row, static_cast<int>(kParam)) == Format::bfloat16;
+      const float rounded = is_bfloat16 ? BFloat16::decode<float>(BFloat16::encode(master))
+                                        : Float16::decode<float>(Float16::encode(master));
+      return is_copy(param, rounded) ? master : param;
+    } else {
+      return param;
+    }
+  }
+
+  // Returns the whole master or the low bits, to be stored. With low bits, rounds the parameter.
+  ONEPASS_INLINE std::uint32_t split(T& param) const {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      if (row.master == Master::whole) return std::bit_cast<std::uint32_t>(param);
+      const std::uint32_t low = LowBits::low_of(param);
+      param = BFloat16::decode<float>(LowBits::high_of(param));
+      return low;
+    } else {
+      return 0;
+    }
+  }
+
   // Applies the rule, and then updates the followers (see cpu/followers.h).
   template <int Count>
   ONEPASS_INLINE void apply(T (&values)[kOperands<Rule>][Count]) const {
@@ -308,11 +345,14 @@ struct Stepper {
       const int k = kRuleOperands<Rule> + f;
       if (!has(k)) continue;
       const Follower& follower = header.followers[f];
-      if (!follower.sets_param) round_param(values);
+      if (!follower.sets_param && !has_master()) round_param(values);
       const Average<T> towards(1.0 - follower.weight, follower.weight);
 #pragma unroll
       for (int i = 0; i < Count; ++i) {
-        const T p = values[kParam][i];
+        T p = values[kParam][i];
+        if (has_master() && follower.weight == 1.0 && !follower.sets_param && row.master == Master::low_bits &&
+            format_of(row, operand_of<Rule>(k)) == Format::bfloat16)
+          split(p);  // a copy has the bits of the parameter
         values[k][i] = follower.weight == 1.0 ? p : flushed(towards(flushed(values[k][i]), p));
         if (follower.sets_param) values[kParam][i] = values[k][i];
       }
@@ -381,7 +421,30 @@ struct Stepper {
 #pragma unroll
     for (int k = 0; k < kOperands<Rule>; ++k)
       if (has(k)) decode(format_of(row, operand_of<Rule>(k)), vectors[k], values[k]);
+    const bool is_whole = row.master == Master::whole;
+    const std::size_t master_bytes = is_whole ? sizeof(float) : sizeof(std::uint16_t);
+    const std::uint64_t master_address = data[kMasterSlot<Rule>] + static_cast<std::uint64_t>(at) * master_bytes;
+    const bool master_aligned = (row.aligned >> kMaster & 1) != 0;
+    if (has_master()) {
+      const Vector stored = load<T>(master_address, master_bytes, master_aligned);
+#pragma unroll
+      for (int i = 0; i < kWidth<T>; ++i)
+        values[kParam][i] = join(values[kParam][i], is_whole ? stored.words[i] : stored.words[i / 2] >> (16 * (i % 2)));
+    }
     apply(values);
+    if (has_master()) {
+      Vector stored;
+#pragma unroll
+      for (int i = 0; i < kWidth<T>; ++i) {
+        const std::uint32_t bits = split(values[kParam][i]);
+        if (is_whole) {
+          stored.words[i] = bits;
+        } else {
+          stored.words[i / 2] |= bits << (16 * (i % 2));
+        }
+      }
+      store<T>(stored, master_address, master_bytes, master_aligned);
+    }
 #pragma unroll
     for (int k = 0; k < kOperands<Rule>; ++k)
       if (writes(k))
@@ -392,13 +455,27 @@ struct Stepper {
 
   // Steps a single element of a row that is packed or has a layout.
   ONEPASS_INLINE void step_element(std::int64_t at, const std::uint64_t* layout) const {
-    std::int64_t offsets[kOperands<Rule>];
+    std::int64_t offsets[kOperands<Rule> + 1];
     find_offsets(layout, at, [&](int k) { return has(k); }, offsets);
     T values[kOperands<Rule>][1] = {};
 #pragma unroll
     for (int k = 0; k < kOperands<Rule>; ++k)
       if (has(k)) values[k][0] = load_element<T>(format_of(row, operand_of<Rule>(k)), data[k], offsets[k]);
+    const std::uint64_t master = data[kMasterSlot<Rule>];
+    const std::int64_t master_offset = offsets[kMasterSlot<Rule>];
+    const bool is_whole = row.master == Master::whole;
+    if (has_master())
+      values[kParam][0] = join(values[kParam][0], is_whole ? at_address<const std::uint32_t>(master)[master_offset]
+                                                           : at_address<const std::uint16_t>(master)[master_offset]);
     apply(values);
+    if (has_master()) {
+      const std::uint32_t bits = split(values[kParam][0]);
+      if (is_whole) {
+        at_address<std::uint32_t>(master)[master_offset] = bits;
+      } else {
+        at_address<std::uint16_t>(master)[master_offset] = static_cast<std::uint16_t>(bits);
+      }
+    }
 #pragma unroll
     for (int k = 0; k < kOperands<Rule>; ++k)
       if (writes(k)) store_element(format_of(row, operand_of<Rule>(k)), data[k], offsets[k], values[k][0]);
@@ -529,6 +606,7 @@ ONEPASS_INLINE void step_chunk(const TableType& table, std::uint32_t block, std:
 #pragma unroll
   for (int k = 0; k < kOperands<Rule>; ++k)
     if ((row.held >> operand_of<Rule>(k) & 1) != 0) stepper.data[k] = *pointer++;
+  if (row.master != Master::none) stepper.data[kMasterSlot<Rule>] = *pointer;
 
   const Share share(row, header.chunk, block, kWidth<T>);
   const std::uint64_t* layout = row.has_layout != 0 ? table.words + row.layout : nullptr;

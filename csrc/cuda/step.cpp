@@ -144,7 +144,7 @@ void align(const Job& job, unsigned width, Row& row) {
     if (bytes <= most) continue;
     most = bytes;
     row.phase = static_cast<std::uint8_t>(phase);
-    row.aligned = static_cast<std::uint8_t>(aligned);
+    row.aligned = static_cast<std::uint16_t>(aligned);
   }
 }
 
@@ -159,7 +159,7 @@ Access access_of(const Job& job) {
   const auto are = [&](Format own, Format states) {
     return all(0, kFirstState, own) && all(kFirstState, kFirstFollower, states);
   };
-  for (std::size_t k = kFirstFollower; k < kMaxOperands; ++k)
+  for (std::size_t k = kFirstFollower; k < kMaxOperands; ++k)  // followers and the master
     if (job.operands[k].data != nullptr) return Access::mixed;
   if (job.wide) return are(Format::float64, Format::float64) ? Access::plain : Access::mixed;
   if (are(Format::float32, Format::float32)) return Access::plain;
@@ -176,12 +176,13 @@ Row row_of(const Job& job) {
   row.length = job.length;
   row.maximize = std::signbit(job.grad_factor) ? 1 : 0;
   row.zeroes_grad = job.zeroes_grad ? 1 : 0;
+  row.master = job.master;
   bool narrow = true;
   for (std::size_t k = 0; k < kMaxOperands; ++k) {
     const Operand& operand = job.operands[k];
     if (operand.data == nullptr) continue;
-    row.held = static_cast<std::uint8_t>(row.held | 1U << k);
-    row.formats |= static_cast<std::uint32_t>(operand.format) << (4 * k);
+    row.held = static_cast<std::uint16_t>(row.held | 1U << k);
+    if (k != kMaster) row.formats |= static_cast<std::uint32_t>(operand.format) << (4 * k);
     narrow = narrow && onepass::size_of(operand.format) <= native;
   }
   if (job.layout != nullptr || !narrow) {

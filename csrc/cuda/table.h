@@ -36,18 +36,18 @@ enum class Access : std::uint8_t {
 struct Row {
   std::int64_t length;
   std::uint32_t first_block;
-  std::uint32_t formats;    // four bits for each operand
+  std::uint32_t formats;    // four bits for each operand but the master
   std::uint16_t pointers;   // position of the addresses of the operands that it has, in their order
   std::uint16_t constants;  // position of the rule's constants, in the table or in the workspace
   std::uint16_t layout;     // position of its layout: dimensions, shape, strides of each operand that it has
-  std::uint8_t held;        // the operands that it has: a bit each
-  std::uint8_t aligned;     // the operands that can be read as vectors: a bit each
+  std::uint16_t held;       // the operands that it has: a bit each
+  std::uint16_t aligned;    // the operands that can be read as vectors: a bit each
   std::uint8_t phase;       // elements before the first vector
   Access access;
   std::uint8_t maximize;
   std::uint8_t has_layout;
   std::uint8_t zeroes_grad;
-  std::uint8_t unused[3];
+  Master master;
 };
 static_assert(sizeof(Row) == 32);
 
@@ -61,7 +61,7 @@ struct Counter {
   std::uint16_t unused;
 };
 static_assert(sizeof(Counter) == 32);
-static_assert(kMaxOperands <= 8 && 1 + kMaxScalars <= 4 && kMaxHyper <= 16);  // so that the bits above suffice
+static_assert(kMaster <= 8 && 1 + kMaxScalars <= 4 && kMaxHyper <= 16);  // so that the bits above suffice
 
 // In place of a format: the number is not an address but the bits of a double.
 inline constexpr unsigned kValue = 0xf;

@@ -187,6 +187,43 @@ TEST_CASE("every 16-bit pattern through vectors and single elements") {
     }
 }
 
+// -- masters ---------------------------------------------------------------------------------------------------------
+
+TEST_CASE("masters in every setting, aligned or not") {
+  constexpr std::pair<Master, Format> masters[] = {
+      {Master::low_bits, Format::bfloat16}, {Master::whole, Format::bfloat16}, {Master::whole, Format::float16}};
+  for (const Setting& setting : kSettings) {
+    std::vector<Problem> problems;
+    for (const auto& [master, format] : masters)
+      for (const std::int64_t length : {0, 1, 3, 4, 5, 41, 1030, 4097})
+        for (const std::uint64_t seed : {0U, 1U, 2U}) {
+          Spec spec{.grad_factor = 0.3, .master = master};
+          spec.formats[kParam] = spec.formats[kGrad] = format;
+          if (seed != 0) spec.ahead = some_elements(seed);
+          problems.push_back(make_problem(setting, {length}, spec));
+        }
+    check(problems);
+  }
+}
+
+TEST_CASE("masters in views, with followers") {
+  for (const Master master : {Master::low_bits, Master::whole})
+    for (const Format follower : {Format::float32, Format::bfloat16})
+      for (const double weight : {0.3, 1.0}) {
+        std::vector<Problem> problems;
+        for (const View& view : kViews) {
+          Spec spec{.strides = view.strides, .followers = {Follower{0.3, true}, Follower{weight, false}}};
+          spec.master = master;
+          spec.formats[kParam] = spec.formats[kGrad] = Format::bfloat16;
+          spec.formats[kFirstFollower + 1] = follower;
+          problems.push_back(make_problem(setting_of("adam"), view.shape, spec));
+          spec.strides = {};
+          problems.push_back(make_problem(setting_of("adam"), {1030}, spec));
+        }
+        check(problems);
+      }
+}
+
 // -- strides ---------------------------------------------------------------------------------------------------------
 
 TEST_CASE("views") {

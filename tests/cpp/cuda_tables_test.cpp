@@ -191,7 +191,7 @@ bool is_of(const Known& known, const Job& job) {
     if (job.operands[k].data != nullptr && job.operands[k].format != (k < kFirstState ? known.own : known.states))
       return false;
   return known.wide == job.wide && job.operands[kFirstFollower].data == nullptr &&
-         job.operands[kFirstFollower + 1].data == nullptr;
+         job.operands[kFirstFollower + 1].data == nullptr && job.operands[kMaster].data == nullptr;
 }
 
 // Vectors if the formats are narrow enough, beginning where the most bytes are aligned.
@@ -244,8 +244,9 @@ void check_row(const Launch& launch, std::size_t number, const DeviceJob& device
     CHECK((row.held >> k & 1U) == (operand.data != nullptr ? 1U : 0U));
     if (operand.data == nullptr) continue;
     CHECK(words.at(pointer++) == address(operand.data));
-    CHECK((row.formats >> (4 * k) & 0xfU) == static_cast<unsigned>(operand.format));
+    if (k != kMaster) CHECK((row.formats >> (4 * k) & 0xfU) == static_cast<unsigned>(operand.format));
   }
+  CHECK(row.master == job.master);
 
   CHECK((row.maximize != 0 ? -header.grad_factor : header.grad_factor) == job.grad_factor);
   for (std::size_t i = 0; i < kMaxFollowers; ++i)

@@ -266,6 +266,43 @@ TEST_CASE("followers in views, whole and in pieces") {
   }
 }
 
+// -- masters ---------------------------------------------------------------------------------------------------------
+
+// The combinations of a master and the format of its parameter.
+constexpr std::pair<Master, Format> kMasters[] = {
+    {Master::low_bits, Format::bfloat16}, {Master::whole, Format::bfloat16}, {Master::whole, Format::float16}};
+
+TEST_CASE("masters in every setting, at the lengths where loops end, misaligned") {
+  for (const Setting& setting : kSettings)
+    for (const auto& [master, format] : kMasters)
+      for (const Format states : {Format::float32, Format::bfloat16})
+        for (const std::int64_t length : {0, 1, 17, 255, 256, 257, 511, 1030}) {
+          Spec spec{.formats = all_of(states), .grad_factor = -0.5, .misalignment = 3, .stagger = 1, .master = master};
+          spec.formats[kParam] = spec.formats[kGrad] = format;
+          check(make_problem(setting, {length}, spec));
+        }
+}
+
+TEST_CASE("masters in views, whole and in pieces, with followers, clipping and zeroed gradients") {
+  for (const View& view : kViews) {
+    CAPTURE(view.what);
+    for (const auto& [master, format] : kMasters)
+      for (const Format follower : {Format::float32, Format::bfloat16, Format::float16}) {
+        std::vector<Followers> all(std::begin(kFollowers), std::end(kFollowers));
+        all.push_back({Follower{1.0, false}, Follower{1.0, false}});
+        for (const Followers& followers : all) {
+          if (follower != Format::float32 && &followers != &all.back() && &followers != &all.front()) continue;
+          Spec spec{.strides = view.strides, .clip_value = 0.3, .followers = followers, .master = master};
+          spec.zeroes_grad = std::ranges::find(view.strides[kGrad], 0) == view.strides[kGrad].end();
+          spec.formats[kParam] = spec.formats[kGrad] = format;
+          spec.formats[kFirstFollower] = spec.formats[kFirstFollower + 1] = follower;
+          const Problem problem = make_problem(setting_of("sgd, nesterov"), view.shape, spec);
+          for (const std::int64_t piece : {std::int64_t{1} << 40, std::int64_t{131}}) check(problem, piece);
+        }
+      }
+  }
+}
+
 // Exact values, without the reference: weights of 0 and 1, and halves between powers of two.
 TEST_CASE("the values of a follower") {
   const Setting still = make_setting<Sgd>("sgd, lr = 0", {}, 2);

@@ -13,6 +13,7 @@
 #include "formats/float16.h"
 #include "formats/float32.h"
 #include "formats/float64.h"
+#include "formats/low_bits.h"
 
 namespace onepass {
 namespace {
@@ -216,6 +217,40 @@ TEST_CASE_TEMPLATE("float64 is rounded to float32 first", Codec, BFloat16, Float
   CHECK(Codec::encode(above) == Codec::encode(static_cast<float>(above)));
   CHECK(Codec::encode(1e300) == infinity_of<Codec>());
   CHECK(Codec::encode(-1e-300) == 0x8000U);
+}
+
+// All 2^32 patterns: denormals, infinities and numbers that round to infinity, too.
+TEST_CASE("a float32 number is restored from its low bits and the bfloat16 number beside it") {
+  std::uint64_t wrong = 0;
+  for (std::uint64_t pattern = 0; pattern < (std::uint64_t{1} << 32); ++pattern) {
+    const auto bits = static_cast<std::uint32_t>(pattern);
+    const auto master = std::bit_cast<float>(bits);
+    const std::uint32_t high = std::uint32_t{LowBits::high_of(master)} << 16;
+    const std::uint16_t low = LowBits::low_of(master);
+    const auto joined = std::bit_cast<std::uint32_t>(LowBits::join(std::bit_cast<float>(high), low));
+    const std::uint32_t quiet = bits | 0x400000U;
+    const bool restored = joined == bits && (bits - high) + 0x8000U < 0x10000U;
+    const bool kept = joined == (quiet & 0xffff0000U) && high == joined;
+    wrong += (is_nan(bits) ? kept : restored) ? 0 : 1;
+  }
+  CHECK(wrong == 0);
+}
+
+TEST_CASE("ties are rounded away from zero, so that no two numbers have the same bits") {
+  struct {
+    std::uint32_t master;
+    std::uint16_t high, low;
+  } const table[] = {
+      {0x3f808000, 0x3f81, 0x8000}, {0x3f818000, 0x3f82, 0x8000}, {0xbf808000, 0xbf81, 0x8000},
+      {0x3f807fff, 0x3f80, 0x7fff}, {0x00008000, 0x0001, 0x8000}, {0x80000000, 0x8000, 0x0000},
+      {0x7f7f8000, 0x7f80, 0x8000}, {0x7f7fffff, 0x7f80, 0xffff}, {0x7f800000, 0x7f80, 0x0000},
+      {0x7f800001, 0x7fc0, 0x0000}, {0xffffffff, 0xffff, 0x0000},
+  };
+  for (const auto& row : table) {
+    CAPTURE(row.master);
+    CHECK(LowBits::high_of(std::bit_cast<float>(row.master)) == row.high);
+    CHECK(LowBits::low_of(std::bit_cast<float>(row.master)) == row.low);
+  }
 }
 
 TEST_CASE("float32 and float64 convert as the language does") {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -125,7 +126,8 @@ struct Spec {
   std::array<std::vector<std::int64_t>, 3> strides{};  // of parameter, gradient, and every state; empty: packed
   double clip_value = kNoLimit;
   bool zeroes_grad = false;
-  Followers followers{};  // the first has the states' strides, the second the parameter's
+  Followers followers{};         // the first has the states' strides, the second the parameter's
+  Master master = Master::none;  // it has the states' strides, and a format of its own
 };
 
 // Each follower alone at either position, and two in every order of flags, with weights from 0 to 1.
@@ -196,9 +198,11 @@ struct Problem {
   std::vector<Tensor> tensors;
   double clip_value = kNoLimit;
   bool zeroes_grad = false;
+  Master master = Master::none;
 };
 
 inline bool uses(const Problem& problem, std::size_t operand) {
+  if (operand == kMaster) return problem.master != Master::none;
   return operand >= kFirstFollower ? problem.followers[operand - kFirstFollower].has_value()
                                    : uses(problem.setting, operand);
 }
@@ -239,16 +243,38 @@ inline bool never_negative(const Setting& setting, std::size_t operand) {
   return std::ranges::find(names, name) != std::end(names);
 }
 
+// Gives a problem low bits of every kind, or masters of which three in four are near the parameter.
+inline void fill_master(Problem& problem) {
+  Tensor& master = problem.tensors[kMaster];
+  Tensor& param = problem.tensors[kParam];
+  std::uint64_t seed = 0;
+  for_each_index(problem.shape, [&](const auto& index) {
+    const std::uint64_t random = scramble(seed += 0x9e3779b97f4a7c15U);
+    static constexpr std::uint16_t rare[] = {0, 1, 0x7fff, 0x8000, 0x8001, 0xffff};
+    const auto low = random % 16 < std::size(rare) ? rare[random % 16] : static_cast<std::uint16_t>(random >> 8);
+    std::byte* const to = master.at(offset_of(index, master.strides));
+    if (problem.master == Master::low_bits) {
+      std::memcpy(to, &low, sizeof low);
+    } else if ((random >> 32) % 4 != 0) {
+      const float near = load<float>(param, offset_of(index, param.strides));
+      const std::uint32_t bits = std::bit_cast<std::uint32_t>(near) + (low >> 4);
+      std::memcpy(to, &bits, sizeof bits);
+    }
+  });
+}
+
 inline Problem make_problem(const Setting& setting, std::vector<std::int64_t> shape, const Spec& spec = {}) {
-  Problem problem{setting, std::move(shape), spec.wide,       spec.grad_factor, spec.followers,
-                  {},      spec.clip_value,  spec.zeroes_grad};
+  Problem problem{setting, std::move(shape), spec.wide,        spec.grad_factor, spec.followers,
+                  {},      spec.clip_value,  spec.zeroes_grad, spec.master};
   const bool followed = std::ranges::any_of(spec.followers, [](const auto& each) { return each.has_value(); });
-  const std::size_t operands = followed ? kMaxOperands : operands_of(setting);
+  const std::size_t operands = followed || spec.master != Master::none ? kMaxOperands : operands_of(setting);
   for (std::size_t k = 0; k < operands; ++k) {
     Tensor& tensor = problem.tensors.emplace_back();
     if (!uses(problem, k)) continue;
     tensor.format = spec.formats[k];
-    const auto& strides = spec.strides[k > kFirstFollower ? kParam : std::min<std::size_t>(k, kFirstState)];
+    if (k == kMaster) tensor.format = spec.master == Master::whole ? Format::float32 : Format::bfloat16;
+    const bool as_param = k > kFirstFollower && k != kMaster;
+    const auto& strides = spec.strides[as_param ? kParam : std::min<std::size_t>(k, kFirstState)];
     tensor.strides = strides.empty() ? packed(problem.shape) : strides;
     std::int64_t elements = 0;
     for_each_index(problem.shape,
@@ -261,6 +287,7 @@ inline Problem make_problem(const Setting& setting, std::vector<std::int64_t> sh
       store(tensor, i, never_negative(setting, k) ? std::fabs(value) : value);
     }
   }
+  if (spec.master != Master::none) fill_master(problem);
   return problem;
 }
 
@@ -283,6 +310,7 @@ class BoundJob {
     job_.wide = problem.wide;
     job_.clip_value = problem.clip_value;
     job_.zeroes_grad = problem.zeroes_grad;
+    job_.master = problem.master;
   }
   BoundJob(const BoundJob&) = delete;
   BoundJob& operator=(const BoundJob&) = delete;
@@ -297,6 +325,56 @@ class BoundJob {
 
 // -- the reference ---------------------------------------------------------------------------------------------------
 
+inline std::uint16_t bits_at(Tensor& tensor, std::int64_t offset) {
+  std::uint16_t bits = 0;
+  std::memcpy(&bits, tensor.at(offset), sizeof bits);
+  return bits;
+}
+
+// Returns the master of an element, whose parameter has the value `param`.
+inline float master_at(Problem& problem, const std::vector<std::int64_t>& index, float param) {
+  Tensor& own = problem.tensors[kParam];
+  Tensor& held = problem.tensors[kMaster];
+  const std::int64_t at = offset_of(index, own.strides);
+  const std::int64_t there = offset_of(index, held.strides);
+  if (problem.master == Master::low_bits) {
+    const std::int64_t joined =
+        std::int64_t{bits_at(own, at)} * 0x10000 + static_cast<std::int16_t>(bits_at(held, there));
+    return std::bit_cast<float>(static_cast<std::uint32_t>(joined));
+  }
+  const auto master = load<float>(held, there);
+  Tensor rounded{.format = own.format, .memory = Memory(sizeof(float))};
+  store(rounded, 0, master);
+  const bool both_nan = std::isnan(master) && std::isnan(param);
+  return both_nan || bits_at(rounded, 0) == bits_at(own, at) ? master : param;
+}
+
+// Returns the bits of a float's bfloat16 copy: to nearest, ties away from zero.
+inline std::uint16_t rounded_away(float value) {
+  const auto bits = std::bit_cast<std::uint32_t>(value);
+  const std::uint32_t high = bits >> 16;
+  if (std::isnan(value)) return static_cast<std::uint16_t>(high | 0x40U);
+  return static_cast<std::uint16_t>((bits & 0xffffU) >= 0x8000U ? high + 1 : high);
+}
+
+// Writes the master of an element, and the parameter.
+inline void store_master(Problem& problem, const std::vector<std::int64_t>& index, float master) {
+  Tensor& own = problem.tensors[kParam];
+  Tensor& held = problem.tensors[kMaster];
+  const std::int64_t at = offset_of(index, own.strides);
+  const std::int64_t there = offset_of(index, held.strides);
+  if (problem.master == Master::whole) {
+    store(own, at, master);
+    store(held, there, master);
+    return;
+  }
+  const std::uint16_t high = rounded_away(master);
+  const auto low = std::isnan(master) ? std::uint16_t{0}
+                                      : static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(master) & 0xffffU);
+  std::memcpy(own.at(at), &high, sizeof high);
+  std::memcpy(held.at(there), &low, sizeof low);
+}
+
 // Not inlined, so that no operation moves out of the step's floating-point mode.
 template <class Rule, class T>
 [[gnu::noinline]] void reference_step(Problem& problem, const typename Rule::template Constants<T>& constants) {
@@ -306,6 +384,8 @@ template <class Rule, class T>
     T values[kMaxOperands] = {};  // a state that is absent reads as zero
     for (std::size_t k = 0; k < operands; ++k)
       if (uses(problem, k)) values[k] = load<T>(problem.tensors[k], offset_of(index, problem.tensors[k].strides));
+    const bool has_master = problem.master != Master::none;
+    if (has_master) values[kParam] = master_at(problem, index, static_cast<float>(values[kParam]));
     T gradient = static_cast<T>(problem.grad_factor) * values[kGrad];
     if (const T limit = static_cast<T>(problem.clip_value); std::fabs(gradient) > limit)
       gradient = std::copysign(limit, gradient);
@@ -317,7 +397,7 @@ template <class Rule, class T>
       const auto [weight, sets_param] = *problem.followers[i];
       T& param = values[kParam];
       T& follower = values[kFirstFollower + i];
-      if (!sets_param) {
+      if (!sets_param && !has_master) {
         Tensor& stored = problem.tensors[kParam];
         store(stored, offset_of(index, stored.strides), param);
         param = load<T>(stored, offset_of(index, stored.strides));
@@ -326,10 +406,14 @@ template <class Rule, class T>
       const T part = T(weight), rest = T(1.0 - weight), gap = param - follower;
       follower = weight == 1.0 ? param : part < T(0.5) ? follower + part * gap : param - rest * gap;
       if (sets_param) param = follower;
+      if (problem.master == Master::low_bits && weight == 1.0 && !sets_param &&
+          problem.tensors[kFirstFollower + i].format == Format::bfloat16)
+        follower = std::bit_cast<float>(std::uint32_t{rounded_away(static_cast<float>(param))} << 16);
     }
     for (std::size_t k = 0; k < operands; ++k)
-      if (uses(problem, k) && (k != kGrad || problem.zeroes_grad))
+      if (uses(problem, k) && k != kMaster && (k != kGrad || problem.zeroes_grad) && (k != kParam || !has_master))
         store(problem.tensors[k], offset_of(index, problem.tensors[k].strides), k != kGrad ? values[k] : T(0));
+    if (has_master) store_master(problem, index, static_cast<float>(values[kParam]));
   });
 }
 

@@ -56,6 +56,7 @@ class PlainLion(Optimizer):
 # The arguments of every onepass class but LBFGS, and their defaults.
 OWN = {
     "state_dtype": None,
+    "master": None,
     "max_norm": None,
     "norm_type": 2.0,
     "clip_value": None,

@@ -69,6 +69,7 @@ class Adafactor(Native, signatures.Adafactor):
     """
 
     rule = "adafactor"
+    takes_master = False
     torch_step = unhooked(torch.optim.Adafactor)
 
     @classmethod

@@ -11,6 +11,7 @@ from . import signatures
 from .arguments import number
 from .base import Native
 from .hooks import unhooked
+from .master import master_name
 
 
 @torch.no_grad()
@@ -75,8 +76,9 @@ class Adagrad(Native, signatures.Adagrad):
         decoupled_weight_decay: Decay the weights directly, as :class:`AdamW` does; not an option of torch's class.
         state_dtype: dtype of ``sum``: torch.float32, float64, bfloat16 or float16; None: the parameter's, as in torch.
 
-    Further arguments, documented at ``__init__`` and in :doc:`/step_tail`: ``max_norm``, ``norm_type``, ``clip_value``,
-    ``skip_nonfinite``, ``average``, ``copy_to``, ``zero_grad``.
+    Further arguments, documented at ``__init__``: ``master`` (see :doc:`/master_weights`), and those of
+    :doc:`/step_tail`: ``max_norm``, ``norm_type``, ``clip_value``, ``skip_nonfinite``, ``average``, ``copy_to``,
+    ``zero_grad``.
 
     Raises:
         ValueError: A hyperparameter is out of range.
@@ -102,11 +104,13 @@ class Adagrad(Native, signatures.Adagrad):
         super()._take_arguments(**arguments)
         for group in self.param_groups:  # torch's constructor has already created the states
             for p in group["params"]:
-                if group.get("state_dtype") is not None and not p.is_complex():
+                if master_name(group, p):  # the initial value is not rounded to the parameter's dtype
+                    self.state[p]["sum"] = self._new_state(group, p, p, "sum")
+                elif group.get("state_dtype") is not None and not p.is_complex():
                     self.state[p]["sum"] = self.state[p]["sum"].to(group["state_dtype"])
 
     def _new_state(self, group: dict[str, Any], p: Tensor, grad: Tensor, name: str) -> Tensor:
         start = self.defaults["initial_accumulator_value"]
         if p.is_complex():
             return torch.full_like(p, complex(start, start))
-        return torch.full_like(p, start, dtype=group.get("state_dtype"))
+        return torch.full_like(p, start, dtype=self._state_dtype(group, p))

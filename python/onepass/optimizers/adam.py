@@ -43,8 +43,9 @@ class Adam(Native, signatures.Adam):
         state_dtype: dtype of ``exp_avg``, ``exp_avg_sq`` and ``max_exp_avg_sq``: torch.float32, float64, bfloat16 or
             float16; None: the parameter's, as in torch. bfloat16 takes half the memory of float32 states and is faster.
 
-    Further arguments, documented at ``__init__`` and in :doc:`/step_tail`: ``max_norm``, ``norm_type``, ``clip_value``,
-    ``skip_nonfinite``, ``average``, ``copy_to``, ``zero_grad``.
+    Further arguments, documented at ``__init__``: ``master`` (see :doc:`/master_weights`), and those of
+    :doc:`/step_tail`: ``max_norm``, ``norm_type``, ``clip_value``, ``skip_nonfinite``, ``average``, ``copy_to``,
+    ``zero_grad``.
 
     Raises:
         ValueError: A hyperparameter is out of range.

@@ -26,6 +26,8 @@ from ..training.clipping_policies import ClippingPolicy
 from .arguments import HyperTypes, check_hyperparameters, module_refused, noted
 from .constructors import constructor
 from .hooks import Step, hooked
+from .master import NAMES as MASTER_NAMES
+from .master import check_master, forget_low_bits, master_name, master_of, new_master, write_master
 from .tail import StepReport, Tail, scaled_gradients
 from .torch_private import (
     check_capturable,
@@ -167,6 +169,7 @@ class Native(Optimizer):
 
     rule: ClassVar[str]
     torch_step: ClassVar[Step]
+    takes_master: ClassVar[bool] = True  # whether `master` may be given
 
     # Set by Lookahead during its step, else None.
     _slow_weight_update: SlowWeightUpdate | None = None
@@ -192,6 +195,11 @@ class Native(Optimizer):
             a step does what torch's does. ``optimizer.last_step`` reports what a step with them did.
 
             Args:
+                master: Whether 16-bit parameters have float32 master weights (:doc:`/master_weights`). ``"split"``: for
+                    bfloat16 parameters, the state ``master_low`` holds the low 16 bits of the masters. ``"float32"``:
+                    for bfloat16 and float16 parameters, the state ``master`` holds the masters. The other states are
+                    then in float32, unless ``state_dtype`` is given. Other parameters have no master. A parameter group
+                    may have a value of its own. None: no masters.
                 max_norm: Largest norm of all gradients together, a number >= 0. The gradients are multiplied by
                     ``min(1, max_norm / (norm + 1e-6))`` as the step reads them; ``.grad`` is not modified. Or a
                     :class:`ClippingPolicy`, which chooses the factor. None: gradients are not multiplied.
@@ -210,9 +218,10 @@ class Native(Optimizer):
             Raises:
                 TypeError: ``max_norm`` or ``clip_value`` is not a number, ``average`` not an ``AveragedModel``, or an
                     element of ``copy_to`` not a tensor.
-                ValueError: ``max_norm`` or ``clip_value`` is < 0; ``norm_type`` is neither 2 nor infinite; ``average``
-                    has no averages of these parameters, or computes them by a function; ``copy_to`` does not match the
-                    parameters.
+                ValueError: ``master`` is another value, is ``"split"`` for a float16 parameter, or is given to
+                    Adafactor or Muon, which have no masters; ``max_norm`` or ``clip_value`` is < 0; ``norm_type`` is
+                    neither 2 nor infinite; ``average`` has no averages of these parameters, or computes them by a
+                    function; ``copy_to`` does not match the parameters.
             """
             construct = super().__init__
             params = args[0] if args else kwargs.get("params")
@@ -229,6 +238,7 @@ class Native(Optimizer):
         self,
         *,
         state_dtype: torch.dtype | None = None,
+        master: str | None = None,
         max_norm: float | ClippingPolicy | None = None,
         norm_type: float = 2.0,
         clip_value: float | None = None,
@@ -249,6 +259,12 @@ class Native(Optimizer):
             self.defaults["state_dtype"] = state_dtype
             for group in self.param_groups:
                 group.setdefault("state_dtype", state_dtype)
+        if master is not None:
+            self.defaults["master"] = master
+            for group in self.param_groups:
+                group.setdefault("master", master)
+        for number, group in enumerate(self.param_groups):
+            self._check_master(group, number)
         asked = (max_norm, clip_value, average, copy_to)
         if skip_nonfinite or zero_grad or any(argument is not None for argument in asked):
             self._tail = Tail(
@@ -264,6 +280,12 @@ class Native(Optimizer):
             # GradScaler then calls step() also to skip it, so that the gradients are zeroed and the report is written.
             if self._tail.measures or self._tail.zeroes_grads:
                 self._step_supports_amp_scaling = True
+
+    def _check_master(self, group: Mapping[str, Any], number: int) -> None:
+        name = type(self).__name__
+        if not self.takes_master and group.get("master") is not None:
+            raise ValueError(f"{name}: master must be None, because {name} has no master weights")
+        check_master(f"{name}: group {number}", group)
 
     def _check_types(self, values: Mapping[str, Any], group: int | None = None) -> None:
         """Check the types of arguments, or of the hyperparameters of group ``group``."""
@@ -286,11 +308,13 @@ class Native(Optimizer):
 
         Raises:
             TypeError: A hyperparameter is not a number, or not a sequence of numbers.
-            ValueError: A hyperparameter has too many or too few numbers, or ``state_dtype`` is not a supported dtype.
+            ValueError: A hyperparameter has too many or too few numbers, ``state_dtype`` is not a supported dtype, or
+                ``master`` does not fit.
         """
         number = len(self.param_groups)
         group = param_group if isinstance(param_group, dict) else {}  # torch refuses others
         _check_state_dtype(group.get("state_dtype"))
+        self._check_master({"master": self.defaults.get("master"), **group}, number)
         self._check_types(group, number)
         with module_refused(f"{type(self).__name__}: group {number}", group.get("params")):
             super().add_param_group(param_group)
@@ -310,10 +334,14 @@ class Native(Optimizer):
             if isinstance(name := group.get("state_dtype"), str):  # in a state_dict
                 group["state_dtype"] = getattr(torch, name, name)
                 _check_state_dtype(group["state_dtype"])
+        for number, group in enumerate(state["param_groups"]):
+            self._check_master(group, number)
         super().__setstate__(state)
-        if (state_dtype := self.defaults.get("state_dtype")) is not None:
-            for group in self.param_groups:
-                group.setdefault("state_dtype", state_dtype)
+        for name in ("state_dtype", "master"):
+            if (default := self.defaults.get(name)) is not None:
+                for group in self.param_groups:
+                    group.setdefault(name, default)
+        forget_low_bits(self._master_names())
 
     # -- the step ----------------------------------------------------------------------------------------------------
 
@@ -408,8 +436,12 @@ class Native(Optimizer):
         params_of: dict[int, list[Tensor]] = {}
         for number, index, _ in fallback:
             params_of.setdefault(number, []).append(self.param_groups[number]["params"][index])
+            if self.param_groups[number].get("master") is not None and self.param_groups[number].get("differentiable"):
+                raise ValueError(
+                    f"{type(self).__name__}: group {number}: master cannot be given with differentiable=True"
+                )
         if self._slow_weight_update:
-            self._slow_weight_update.before(p for params in params_of.values() for p in params)
+            self._slow_weight_update.before([p for params in params_of.values() for p in params], self._master_names())
         # A stand-in that shares all attributes with this optimizer but has only the fallback parameters.
         part = object.__new__(type(self))
         part.__dict__.update({k: v for k, v in self.__dict__.items() if k not in ("grad_scale", "found_inf")})
@@ -439,6 +471,8 @@ class Native(Optimizer):
         dtypes = [state.dtype for state in held if isinstance(state, Tensor)]
         if not p.is_complex() and (state_dtype := group.get("state_dtype")) is not None:
             dtypes.append(state_dtype)
+        if master_name(group, p):
+            dtypes.append(torch.float32)
         if all(dtype == p.dtype for dtype in dtypes):
             return None
         return functools.reduce(torch.promote_types, dtypes, p.dtype)
@@ -446,22 +480,42 @@ class Native(Optimizer):
     def _step_converted(self, part: Optimizer, group: dict[str, Any], p: Tensor, dtype: torch.dtype) -> None:
         """Step a parameter by torch's implementation, with parameter, gradient and states converted to ``dtype``."""
         with torch.set_grad_enabled(bool(group.get("differentiable"))):
-            copy, grad = p.to(dtype), p.grad
+            own = self.state.get(p, {})
+            master = master_name(group, p)
+            copy, grad = master_of(p, own, master).to(dtype) if master else p.to(dtype), p.grad
             copy.grad = None if grad is None else grad.to(dtype)
             names = self._state_names()
-            state = dict(self.state[p]) if p in self.state else {}
+            state = {name: value for name, value in own.items() if name not in MASTER_NAMES}
             converted = {name: state[name].to(dtype) for name in names if isinstance(state.get(name), Tensor)}
             part.param_groups = [{**self._group_to_convert(group, p), "params": [copy]}]
             part.state = defaultdict(dict, {copy: {**state, **converted}})
             type(self).torch_step(part)
-            p.copy_(copy)
+            if not master:
+                p.copy_(copy)
             for name, value in part.state[copy].items():
                 if name in converted:
                     state[name].copy_(value)
                 elif name not in names or not isinstance(value, Tensor):
                     self.state[p][name] = value
                 else:  # created by this step
-                    self.state[p][name] = value.to(None if p.is_complex() else group.get("state_dtype") or p.dtype)
+                    self.state[p][name] = value.to(None if p.is_complex() else self._state_dtype(group, p) or p.dtype)
+            if master:
+                write_master(p, self.state[p], master, copy)
+
+    def _state_dtype(self, group: dict[str, Any], p: Tensor) -> torch.dtype | None:
+        """Return the dtype of a parameter's new states; None: torch's."""
+        if p.is_complex():
+            return None
+        return group.get("state_dtype") or (torch.float32 if master_name(group, p) else None)
+
+    def _master_names(self) -> dict[Tensor, str]:
+        """Return the parameters that have a master, with the name of the state that holds it."""
+        groups = [group for group in self.param_groups if group.get("master") is not None]
+        return {p: name for group in groups for p in group["params"] if (name := master_name(group, p))}
+
+    def _master_or_param(self, p: Tensor, master_names: Mapping[Tensor, str]) -> Tensor:
+        name = master_names.get(p)
+        return p if name is None else master_of(p, self.state.get(p, {}), name)
 
     def _group_to_convert(self, group: dict[str, Any], p: Tensor) -> dict[str, Any]:
         """Return the group, with defaults that depend on the parameter's dtype made explicit."""
@@ -516,8 +570,13 @@ class Native(Optimizer):
                         created.append((p, name))
                 for name in (*state_names, *follower_names):
                     if state.get(name) is None:
-                        follows = name in follower_names
-                        state[name] = new_follower(p) if follows else self._new_state(group, p, grad, name)
+                        if name in MASTER_NAMES:
+                            state[name] = new_master(p, name)
+                        elif name in follower_names:
+                            master = master_name(group, p)
+                            state[name] = master_of(p, state, master) if master else new_follower(p)
+                        else:
+                            state[name] = self._new_state(group, p, grad, name)
                         created.append((p, name))
         except BaseException:
             self._discard_states(created)
@@ -549,9 +608,8 @@ class Native(Optimizer):
         return torch.full((), self._initial_scalar(group, name), dtype=dtype, device=device)
 
     def _new_state(self, group: dict[str, Any], p: Tensor, grad: Tensor, name: str) -> Tensor:
-        """Return a new state tensor: torch's, except that its dtype is ``state_dtype`` if given."""
-        dtype = None if p.is_complex() else group.get("state_dtype")
-        return torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
+        """Return a new state tensor: torch's, except for its dtype."""
+        return torch.zeros_like(p, dtype=self._state_dtype(group, p), memory_format=torch.preserve_format)
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
@@ -574,14 +632,15 @@ class Native(Optimizer):
 
         As ``torch.optim.Optimizer.load_state_dict``, except that states keep the dtype in which they were saved (torch
         casts them to the parameter's dtype). If the checkpoint has no ``state_dtype`` (torch's have none), the states
-        get the ``state_dtype`` of this optimizer, if it has one.
+        get the ``state_dtype`` of this optimizer, if it has one. The same holds for ``master``; if the checkpoint has
+        no masters, the parameters are the masters at the next step.
         """
         saved: dict[str, Any] = {}
-        own: list[torch.dtype | None] = []
+        own: list[dict[str, Any]] = []
 
         def look(_: Optimizer, final: dict[str, Any]) -> None:
             saved.update(final)
-            own.extend(group.get("state_dtype") for group in self.param_groups)
+            own.extend({name: group.get(name) for name in ("state_dtype", "master")} for group in self.param_groups)
             if self._tail is not None and self._tail.policy is not None:
                 for group in final["param_groups"]:
                     if POLICY_STATE in group:  # in a copy: an invalid state raises before anything is loaded
@@ -591,13 +650,18 @@ class Native(Optimizer):
             policy_state = [group.pop(POLICY_STATE) for group in self.param_groups if POLICY_STATE in group]
             if policy_state and self._tail is not None:
                 self._tail.load_policy_state(policy_state[0])
-            for saved_group, group, state_dtype in zip(saved["param_groups"], self.param_groups, own, strict=True):
-                if "state_dtype" not in saved_group and state_dtype is not None:
-                    group["state_dtype"] = state_dtype
+            for saved_group, group, arguments in zip(saved["param_groups"], self.param_groups, own, strict=True):
+                for name, value in arguments.items():
+                    if name not in saved_group and value is not None:
+                        group[name] = value
                 forced = group.get("state_dtype") if "state_dtype" not in saved_group else None
                 for key, p in zip(saved_group["params"], group["params"], strict=True):
-                    if _has_kernels(p.device) and key in saved["state"]:
-                        _restore_dtypes(self.state[p], saved["state"][key], self._state_names(), forced)
+                    master = master_name(group, p)
+                    if not (_has_kernels(p.device) or master) or key not in saved["state"]:
+                        continue
+                    is_torchs = not {"state_dtype", "master"} & saved_group.keys()
+                    dtype = self._state_dtype(group, p) if master and is_torchs else forced
+                    _restore_dtypes(self.state[p], saved["state"][key], self._state_names(), dtype, master)
 
         with while_loading(self, look, restore):
             super().load_state_dict(state_dict)
@@ -625,11 +689,20 @@ def _check_state_dtype(state_dtype: object) -> None:
 
 
 def _restore_dtypes(
-    state: dict[str, Any], saved: dict[str, Any], state_names: Collection[str], forced: torch.dtype | None
+    state: dict[str, Any],
+    saved: dict[str, Any],
+    state_names: Collection[str],
+    forced: torch.dtype | None,
+    master: str | None,
 ) -> None:
-    """Cast a loaded state to its saved dtypes; tensors in ``state_names`` to ``forced`` instead, unless it is None."""
+    """Cast a loaded state to its saved dtypes; tensors in ``state_names`` to ``forced`` instead, unless it is None.
+
+    ``master``: the name of the state that holds the parameter's master; None if it has none.
+    """
     for name, value in saved.items():
-        if name in ("step", SLOW_PARAM) or not isinstance(value, Tensor) or not value.is_floating_point():
+        if name == "step" or (name == SLOW_PARAM and not master) or not isinstance(value, Tensor):
+            continue
+        if not value.is_floating_point() and name not in MASTER_NAMES:
             continue
         dtype = (forced if name in state_names else None) or value.dtype
         if state[name].dtype != dtype:

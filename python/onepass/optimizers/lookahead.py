@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from .. import _core
 from .arguments import check_number
 from .base import SLOW_PARAM, Native, new_follower
 from .hooks import hooked, unwrapped
+from .master import low_bits_kept, master_of, write_master
 from .tail import StepReport
 from .torch_private import disable_dynamo
 
@@ -32,6 +33,9 @@ class _Wrapped:
 
     def __delete__(self, lookahead: Lookahead) -> None:
         delattr(lookahead.optimizer, self.name)
+
+
+_NO_MASTERS: Mapping[Tensor, str] = {}
 
 
 class SlowWeightUpdate:
@@ -56,11 +60,17 @@ class SlowWeightUpdate:
     def _slow_param(self, p: Tensor) -> Tensor | None:
         return _slow_param(self._optimizer, self._name, p)
 
-    def before(self, params: Iterable[Tensor]) -> None:
-        """Copy the parameters that have a gradient but no slow weights yet. Call this before they are stepped."""
+    def before(self, params: Iterable[Tensor], master_names: Mapping[Tensor, str] = _NO_MASTERS) -> None:
+        """Copy the parameters that have a gradient but no slow weights yet. Call this before they are stepped.
+
+        Args:
+            params: The parameters.
+            master_names: The state that holds the master, of each parameter that has one. The master is copied.
+        """
         for p in params:
             if self._slow_param(p) is None and p.grad is not None and p not in self._begun:
-                self._begun[p] = new_follower(p)
+                name = master_names.get(p)
+                self._begun[p] = master_of(p, self._optimizer.state.get(p, {}), name) if name else new_follower(p)
 
     @torch.no_grad()
     def after(self, params: Iterable[Tensor]) -> None:
@@ -70,10 +80,15 @@ class SlowWeightUpdate:
         if self._blend is None:
             return
         pairs = [(p, slow) for p in dict.fromkeys(params) if (slow := self._slow_param(p)) is not None]
+        names = self._optimizer._master_names() if isinstance(self._optimizer, Native) else _NO_MASTERS
         for p, slow in pairs:
-            slow.lerp_(p.to(slow.dtype), self._blend)
+            fast = master_of(p, self._optimizer.state[p], names[p]) if p in names else p
+            slow.lerp_(fast.to(slow.dtype), self._blend)
         for p, slow in pairs:  # after all reads: parameters may share memory
-            p.copy_(slow)
+            if p in names:
+                write_master(p, self._optimizer.state[p], names[p], slow)
+            else:
+                p.copy_(slow)
 
 
 class Lookahead(Optimizer):
@@ -95,10 +110,10 @@ class Lookahead(Optimizer):
 
     Lookahead is itself an optimizer, and works with learning rate schedulers, ``torch.amp.GradScaler`` and checkpoints.
     ``param_groups``, ``state`` and ``defaults`` are the wrapped optimizer's. The slow weights are the state
-    ``slow_param``, in the parameter's dtype. Each group has the key ``lookahead``: one dict, shared by all groups, of
-    ``k``, ``alpha`` and the ``step`` within the cycle. A ``state_dict`` is that of the wrapped optimizer plus these.
-    Each of the two can load the other's state_dict; loading one without slow weights starts a new cycle. Steps that a
-    GradScaler skips do not count.
+    ``slow_param``, in the parameter's dtype (float32 if it has a master). Each group has the key ``lookahead``: one
+    dict, shared by all groups, of ``k``, ``alpha`` and the ``step`` within the cycle. A ``state_dict`` is that of the
+    wrapped optimizer plus these. Each of the two can load the other's state_dict; loading one without slow weights
+    starts a new cycle. Steps that a GradScaler skips do not count.
 
     Source: Zhang et al. 2019, "Lookahead Optimizer: k steps forward, 1 step back", arXiv:1907.08610, algorithm 1.
 
@@ -266,16 +281,17 @@ class Lookahead(Optimizer):
         pairs = [(p, slow) for p, slow in slow_params.items() if slow is not None]
         fast = [p.detach().clone() for p, _ in pairs]
         self._lent = True
-        try:
-            with torch.no_grad():
-                for p, slow in pairs:
-                    p.copy_(slow)
-            yield
-        finally:
-            self._lent = False
-            with torch.no_grad():
-                for (p, _), was in zip(pairs, fast, strict=True):
-                    p.copy_(was)
+        with low_bits_kept(p for p, _ in pairs):
+            try:
+                with torch.no_grad():
+                    for p, slow in pairs:
+                        p.copy_(slow)
+                yield
+            finally:
+                self._lent = False
+                with torch.no_grad():
+                    for (p, _), was in zip(pairs, fast, strict=True):
+                        p.copy_(was)
 
     @property
     def _slow_name(self) -> str:

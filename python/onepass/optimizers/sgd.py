@@ -45,8 +45,9 @@ class SGD(Native, signatures.SGD):
         state_dtype: dtype of ``momentum_buffer``: torch.float32, float64, bfloat16 or float16; None: the gradient's, as
             in torch.
 
-    Further arguments, documented at ``__init__`` and in :doc:`/step_tail`: ``max_norm``, ``norm_type``, ``clip_value``,
-    ``skip_nonfinite``, ``average``, ``copy_to``, ``zero_grad``.
+    Further arguments, documented at ``__init__``: ``master`` (see :doc:`/master_weights`), and those of
+    :doc:`/step_tail`: ``max_norm``, ``norm_type``, ``clip_value``, ``skip_nonfinite``, ``average``, ``copy_to``,
+    ``zero_grad``.
 
     Raises:
         ValueError: A hyperparameter is out of range.
@@ -70,4 +71,4 @@ class SGD(Native, signatures.SGD):
             grad = -grad
         if number(group["weight_decay"]) != 0:
             grad = grad.add(p, alpha=number(group["weight_decay"]))
-        return torch.empty_like(grad, dtype=None if p.is_complex() else group.get("state_dtype"))
+        return torch.empty_like(grad, dtype=self._state_dtype(group, p))

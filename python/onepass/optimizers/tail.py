@@ -324,7 +324,7 @@ class Tail(Part):
 
     # -- after the step ----------------------------------------------------------------------------------------------
 
-    def follow(self, optimizer: Optimizer, params: Sequence[Sequence[Tensor]] | None = None) -> None:
+    def follow(self, optimizer: Native, params: Sequence[Sequence[Tensor]] | None = None) -> None:
         """Update the followers in torch operations.
 
         Args:
@@ -332,19 +332,21 @@ class Tail(Part):
             params: For each of ``followers()``, the parameters for which the kernels have not updated it; None: all.
         """
         left = [_all_params(optimizer)] * 2 if params is None else list(params)
+        master_names = optimizer._master_names() if any(left) else {}
         if self.average is not None:
             if own := left.pop(0):
                 averages = self.average._averages_of(own)
                 for p in own:
                     if (averaged := averages.get(id(p))) is not None:
-                        _move(averaged, p, self._weight)
+                        _move(averaged, optimizer._master_or_param(p, master_names), self._weight)
             self.average._note_step(optimizer, self._ids)
         if self._copy_list:
             for p in left.pop(0):
                 # Without a gradient, only Lookahead changes a parameter.
-                changed = p.grad is not None or optimizer._slow_weight_update is not None  # type: ignore[attr-defined]
+                changed = p.grad is not None or optimizer._slow_weight_update is not None
                 if changed and (copy := self._copies.get(id(p))) is not None:
-                    copy.detach().copy_(p.detach())
+                    source = p if copy.dtype == p.dtype else optimizer._master_or_param(p, master_names)
+                    copy.detach().copy_(source.detach())
 
     def zero(self, params: Iterable[Tensor]) -> None:
         """Zero the gradients of these parameters in torch operations."""
@@ -383,7 +385,7 @@ class Tail(Part):
 
     # -- steps in torch operations -----------------------------------------------------------------------------------
 
-    def around(self, optimizer: Optimizer, grad_factor: float, step: Callable[[float], None]) -> bool:
+    def around(self, optimizer: Native, grad_factor: float, step: Callable[[float], None]) -> bool:
         """Make a step that is not one request to the core: everything beside ``step`` in torch operations.
 
         Args:

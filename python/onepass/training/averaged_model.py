@@ -17,6 +17,7 @@ from torch.nn import Module
 from torch.optim import Optimizer, swa_utils
 
 from ..optimizers.arguments import check_number, number
+from ..optimizers.master import low_bits_kept
 from .module_tree import ModuleTree
 from .restoring import uninterrupted, without_repeats
 
@@ -305,23 +306,24 @@ class AveragedModel(swa_utils.AveragedModel):
         averages = [_first_of_repeats(_alias(average), tensor) for (_, _, tensor), average in pairs]
         before = [tensor.clone() for tensor in memory]
         self._is_swapped = True
-        try:
-            with torch.no_grad():
-                for tensor, average in zip(memory, averages, strict=True):
-                    tensor.copy_(average)
-            yield
-        finally:
-            with uninterrupted(), torch.no_grad():
-                self._is_swapped = False
-                for part in _fsdp_modules(model):
-                    part.reshard()
-                for tensor, value in zip(memory, before, strict=True):
-                    tensor.copy_(value)
-                for address, ((owner, name, tensor), _) in zip(addresses, pairs, strict=True):
-                    if getattr(owner, name, None) is not tensor:  # a forward pass may replace a buffer
-                        setattr(owner, name, tensor)
-                    if address.layout == torch.strided and tensor.data_ptr() != address.data_ptr():
-                        tensor.data = address  # model.half() replaces it
+        with low_bits_kept(tensor for (_, _, tensor), _ in pairs):
+            try:
+                with torch.no_grad():
+                    for tensor, average in zip(memory, averages, strict=True):
+                        tensor.copy_(average)
+                yield
+            finally:
+                with uninterrupted(), torch.no_grad():
+                    self._is_swapped = False
+                    for part in _fsdp_modules(model):
+                        part.reshard()
+                    for tensor, value in zip(memory, before, strict=True):
+                        tensor.copy_(value)
+                    for address, ((owner, name, tensor), _) in zip(addresses, pairs, strict=True):
+                        if getattr(owner, name, None) is not tensor:  # a forward pass may replace a buffer
+                            setattr(owner, name, tensor)
+                        if address.layout == torch.strided and tensor.data_ptr() != address.data_ptr():
+                            tensor.data = address  # model.half() replaces it
 
     def _check_not_swapped(self, method: str) -> None:
         if self._is_swapped:

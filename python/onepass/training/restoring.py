@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..optimizers.master import confirm_low_bits, low_bits_are_valid
+
 Undo = Callable[[], None]
 
 
@@ -117,12 +119,15 @@ def _tensor(tensor: Tensor) -> Undo:
     # The tensor's present memory: an assignment to .data may replace it.
     memory = tensor.detach()
     value = without_repeats(memory).clone()
+    kept = low_bits_are_valid(tensor)
     is_leaf, requires_grad = tensor.is_leaf, tensor.requires_grad
     grad = tensor.grad if is_leaf else None
 
     @torch.no_grad()
     def undo() -> None:
         without_repeats(memory).copy_(value)
+        if kept:
+            confirm_low_bits(tensor)
         if not is_leaf:
             return
         if memory.layout == torch.strided and (tensor.data_ptr(), tensor.shape) != (memory.data_ptr(), memory.shape):

@@ -335,6 +335,50 @@ struct Stepper {
     }
   }
 
+  // The same for one vector of the parameter and for one element, in memory.
+  ONEPASS_INLINE void join_vector(std::int64_t at, T (&param)[kWidth<T>]) const {
+    const bool is_whole = row.master == Master::whole;
+    const Vector stored = load<T>(master_address(at), master_size(), (row.aligned >> kMaster & 1) != 0);
+#pragma unroll
+    for (int i = 0; i < kWidth<T>; ++i)
+      param[i] = join(param[i], is_whole ? stored.words[i] : stored.words[i / 2] >> (16 * (i % 2)));
+  }
+  ONEPASS_INLINE void split_vector(std::int64_t at, T (&param)[kWidth<T>]) const {
+    const bool is_whole = row.master == Master::whole;
+    Vector stored;
+#pragma unroll
+    for (int i = 0; i < kWidth<T>; ++i) {
+      const std::uint32_t bits = split(param[i]);
+      if (is_whole) {
+        stored.words[i] = bits;
+      } else {
+        stored.words[i / 2] |= bits << (16 * (i % 2));
+      }
+    }
+    store<T>(stored, master_address(at), master_size(), (row.aligned >> kMaster & 1) != 0);
+  }
+  ONEPASS_INLINE void join_element(std::int64_t offset, T& param) const {
+    const std::uint64_t address = master_address(offset);
+    param = join(param, row.master == Master::whole ? *at_address<const std::uint32_t>(address)
+                                                    : *at_address<const std::uint16_t>(address));
+  }
+  ONEPASS_INLINE void split_element(std::int64_t offset, T& param) const {
+    const std::uint64_t address = master_address(offset);
+    const std::uint32_t bits = split(param);
+    if (row.master == Master::whole) {
+      *at_address<std::uint32_t>(address) = bits;
+    } else {
+      *at_address<std::uint16_t>(address) = static_cast<std::uint16_t>(bits);
+    }
+  }
+
+  ONEPASS_INLINE std::size_t master_size() const {
+    return row.master == Master::whole ? sizeof(float) : sizeof(std::uint16_t);
+  }
+  ONEPASS_INLINE std::uint64_t master_address(std::int64_t offset) const {
+    return data[kMasterSlot<Rule>] + static_cast<std::uint64_t>(offset) * master_size();
+  }
+
   // Applies the rule, and then updates the followers (see cpu/followers.h).
   template <int Count>
   ONEPASS_INLINE void apply(T (&values)[kOperands<Rule>][Count]) const {
@@ -350,7 +394,7 @@ struct Stepper {
 #pragma unroll
       for (int i = 0; i < Count; ++i) {
         T p = values[kParam][i];
-        if (has_master() && follower.weight == 1.0 && !follower.sets_param && row.master == Master::low_bits &&
+        if (has_master() && row.master == Master::low_bits && follower.weight == 1.0 && !follower.sets_param &&
             format_of(row, operand_of<Rule>(k)) == Format::bfloat16)
           split(p);  // a copy has the bits of the parameter
         values[k][i] = follower.weight == 1.0 ? p : flushed(towards(flushed(values[k][i]), p));
@@ -402,9 +446,12 @@ struct Stepper {
     }
   }
 
-  // Steps one vector, with each operand in its own format, aligned or not.
+  // Steps one vector, with each operand in its own format, aligned or not. kMastered: the row has a master and no
+  // followers; both would need more registers than there are.
+  template <bool kMastered>
   ONEPASS_INLINE void step_mixed(std::int64_t at) const {
-    Vector vectors[kOperands<Rule>];
+    constexpr int operands = kMastered ? kRuleOperands<Rule> : kOperands<Rule>;
+    Vector vectors[operands];
     const auto visit = [&](int k, auto&& work) {
       const Format format = format_of(row, operand_of<Rule>(k));
       const std::size_t bytes = size_of(format);
@@ -412,41 +459,25 @@ struct Stepper {
       work(format, data[k] + static_cast<std::uint64_t>(at) * bytes, bytes, aligned);
     };
 #pragma unroll
-    for (int k = 0; k < kOperands<Rule>; ++k)
+    for (int k = 0; k < operands; ++k)
       if (has(k))
         visit(k, [&](Format, std::uint64_t address, std::size_t bytes, bool aligned) {
           vectors[k] = load<T>(address, bytes, aligned);
         });
     T values[kOperands<Rule>][kWidth<T>] = {};
 #pragma unroll
-    for (int k = 0; k < kOperands<Rule>; ++k)
+    for (int k = 0; k < operands; ++k)
       if (has(k)) decode(format_of(row, operand_of<Rule>(k)), vectors[k], values[k]);
-    const bool is_whole = row.master == Master::whole;
-    const std::size_t master_bytes = is_whole ? sizeof(float) : sizeof(std::uint16_t);
-    const std::uint64_t master_address = data[kMasterSlot<Rule>] + static_cast<std::uint64_t>(at) * master_bytes;
-    const bool master_aligned = (row.aligned >> kMaster & 1) != 0;
-    if (has_master()) {
-      const Vector stored = load<T>(master_address, master_bytes, master_aligned);
+    if constexpr (kMastered) {
+      join_vector(at, values[kParam]);
 #pragma unroll
-      for (int i = 0; i < kWidth<T>; ++i)
-        values[kParam][i] = join(values[kParam][i], is_whole ? stored.words[i] : stored.words[i / 2] >> (16 * (i % 2)));
-    }
-    apply(values);
-    if (has_master()) {
-      Vector stored;
-#pragma unroll
-      for (int i = 0; i < kWidth<T>; ++i) {
-        const std::uint32_t bits = split(values[kParam][i]);
-        if (is_whole) {
-          stored.words[i] = bits;
-        } else {
-          stored.words[i / 2] |= bits << (16 * (i % 2));
-        }
-      }
-      store<T>(stored, master_address, master_bytes, master_aligned);
+      for (int i = 0; i < kWidth<T>; ++i) step_value(values, i);
+      split_vector(at, values[kParam]);
+    } else {
+      apply(values);
     }
 #pragma unroll
-    for (int k = 0; k < kOperands<Rule>; ++k)
+    for (int k = 0; k < operands; ++k)
       if (writes(k))
         visit(k, [&](Format format, std::uint64_t address, std::size_t bytes, bool aligned) {
           store<T>(encode(format, values[k]), address, bytes, aligned);
@@ -461,21 +492,10 @@ struct Stepper {
 #pragma unroll
     for (int k = 0; k < kOperands<Rule>; ++k)
       if (has(k)) values[k][0] = load_element<T>(format_of(row, operand_of<Rule>(k)), data[k], offsets[k]);
-    const std::uint64_t master = data[kMasterSlot<Rule>];
     const std::int64_t master_offset = offsets[kMasterSlot<Rule>];
-    const bool is_whole = row.master == Master::whole;
-    if (has_master())
-      values[kParam][0] = join(values[kParam][0], is_whole ? at_address<const std::uint32_t>(master)[master_offset]
-                                                           : at_address<const std::uint16_t>(master)[master_offset]);
+    if (has_master()) join_element(master_offset, values[kParam][0]);
     apply(values);
-    if (has_master()) {
-      const std::uint32_t bits = split(values[kParam][0]);
-      if (is_whole) {
-        at_address<std::uint32_t>(master)[master_offset] = bits;
-      } else {
-        at_address<std::uint16_t>(master)[master_offset] = static_cast<std::uint16_t>(bits);
-      }
-    }
+    if (has_master()) split_element(master_offset, values[kParam][0]);
 #pragma unroll
     for (int k = 0; k < kOperands<Rule>; ++k)
       if (writes(k)) store_element(format_of(row, operand_of<Rule>(k)), data[k], offsets[k], values[k][0]);
@@ -506,9 +526,16 @@ struct Stepper {
           break;
       }
     }
+    if constexpr (sizeof(T) == sizeof(float))
+      if (row.master != Master::none) {
+#pragma unroll 1
+        for (std::uint32_t v = thread; v < share.vectors; v += cuda::kThreads)
+          step_mixed<true>(first + static_cast<std::int64_t>(v) * width);
+        return;
+      }
 #pragma unroll 1
     for (std::uint32_t v = thread; v < share.vectors; v += cuda::kThreads)
-      step_mixed(first + static_cast<std::int64_t>(v) * width);
+      step_mixed<false>(first + static_cast<std::int64_t>(v) * width);
   }
 
   // Zeroes the gradient in a thread's share of a chunk, which only this thread reads. A loop of its own, because the

@@ -148,6 +148,11 @@ void align(const Job& job, unsigned width, Row& row) {
   }
 }
 
+bool has_followers(const Job& job) {
+  return std::any_of(job.operands.begin() + kFirstFollower, job.operands.begin() + kMaster,
+                     [](const Operand& operand) { return operand.data != nullptr; });
+}
+
 // Returns how to access a job whose operands are all aligned: by vectors if the kernels have its combination of one
 // format for parameter and gradient and one format for the states.
 Access access_of(const Job& job) {
@@ -159,8 +164,7 @@ Access access_of(const Job& job) {
   const auto are = [&](Format own, Format states) {
     return all(0, kFirstState, own) && all(kFirstState, kFirstFollower, states);
   };
-  for (std::size_t k = kFirstFollower; k < kMaxOperands; ++k)  // followers and the master
-    if (job.operands[k].data != nullptr) return Access::mixed;
+  if (has_followers(job) || job.master != Master::none) return Access::mixed;
   if (job.wide) return are(Format::float64, Format::float64) ? Access::plain : Access::mixed;
   if (are(Format::float32, Format::float32)) return Access::plain;
   if (are(Format::bfloat16, Format::bfloat16)) return Access::bfloat16;
@@ -185,7 +189,7 @@ Row row_of(const Job& job) {
     if (k != kMaster) row.formats |= static_cast<std::uint32_t>(operand.format) << (4 * k);
     narrow = narrow && onepass::size_of(operand.format) <= native;
   }
-  if (job.layout != nullptr || !narrow) {
+  if (job.layout != nullptr || !narrow || (job.master != Master::none && has_followers(job))) {
     row.access = Access::elements;
   } else {
     align(job, static_cast<unsigned>(16 / native), row);

@@ -194,13 +194,16 @@ bool is_of(const Known& known, const Job& job) {
          job.operands[kFirstFollower + 1].data == nullptr && job.operands[kMaster].data == nullptr;
 }
 
-// Vectors if the formats are narrow enough, beginning where the most bytes are aligned.
+// Vectors if the formats are narrow enough and there are not both a master and followers, beginning where the most
+// bytes are aligned.
 void check_access(const Row& row, const Job& job) {
   const std::size_t size = job.wide ? 8 : 4;
   const std::size_t width = 16 / size;
   bool vectors = job.layout == nullptr;
   for (const Operand& operand : job.operands)
     if (operand.data != nullptr) vectors = vectors && onepass::size_of(operand.format) <= size;
+  if (job.master != Master::none)
+    for (std::size_t k = kFirstFollower; k < kMaster; ++k) vectors = vectors && job.operands[k].data == nullptr;
   if (!vectors) {
     CHECK(row.access == Access::elements);
     CHECK(row.phase == 0);
@@ -479,9 +482,10 @@ TEST_CASE("layouts of as many dimensions as torch has") {
   for (int i = 0; i < 50; ++i) {
     Job& job = model.add(1000).job;
     for (std::size_t k = kFirstFollower; k < kMaxOperands; ++k) job.operands[k] = {model.place(), Format::float32};
+    job.master = Master::whole;
     job.layout = model.add_layout(64);
   }
-  CHECK(step(model).size() == 9);  // 6 of some 590 words each in a table
+  CHECK(step(model).size() == 9);  // 6 of some 650 words each in a table
 }
 
 TEST_CASE("a launch has at most the largest number of blocks") {
@@ -626,8 +630,13 @@ TEST_CASE("random models") {
         operand.format = formats[one_of(formats.size())];
         operand.data += onepass::size_of(operand.format) * one_of(3);
       }
-      for (std::size_t k = kFirstFollower; k < kMaxOperands; ++k)
+      for (std::size_t k = kFirstFollower; k < kMaster; ++k)
         if (one_of(20) == 0) job.operands[k] = {model.place(), Format::float32};
+      if (!job.wide && one_of(10) == 0) {
+        job.master = one_of(2) == 0 ? Master::whole : Master::low_bits;
+        job.operands[kMaster] = {model.place(), job.master == Master::whole ? Format::float32 : Format::bfloat16};
+        job.operands[kMaster].data += onepass::size_of(job.operands[kMaster].format) * one_of(3);
+      }
       for (Follower& follower : job.followers)
         if (one_of(20) == 0) follower = {.weight = 0.5, .sets_param = one_of(2) == 0};
       if (one_of(20) == 0) job.grad_factor = one_of(2) == 0 ? -1.0 : 0.25;

@@ -106,10 +106,11 @@ void Plan::read_groups(const py::object& optimizer, StepWork& work) {
 void Plan::read_gradients(const StepRequest& request, StepWork& work) {
   work.gradients.resize(params_.size());
   ParamReader params = reader(request, work);
-  work.versions.assign(params_.size(), -1);
   for (std::size_t k = 0; k < params_.size(); ++k) {
     params.resolve_gradient(params_[k], k);
-    if (params_[k].group->master == Master::low_bits) work.versions[k] = version_of(work.params[k].ptr());
+    if (params_[k].group->master != Master::low_bits) continue;
+    work.versions.resize(params_.size(), -1);
+    work.versions[k] = version_of(work.params[k].ptr());
   }
 }
 

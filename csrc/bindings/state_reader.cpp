@@ -54,8 +54,9 @@ bool ParamReader::read_master(Reading& r) {
   const bool split = r.param.master == Master::low_bits;
   if (!read_state(r, kMaster, master_name(r.param.master), split ? "its state master_low" : "its state master"))
     return false;
+  if (!split || r.missing || request_.only_reads) return true;
   const std::int64_t version = work_.versions[r.number];
-  if (!split || r.missing || version < 0 || request_.only_reads) return true;
+  if (version < 0) return true;
   const py::int_ key(reinterpret_cast<std::uintptr_t>(r.object));
   PyObject* const known = PyDict_GetItem(master_versions().ptr(), key.ptr());
   if (known == nullptr || py::handle(known).cast<std::int64_t>() == version) return true;

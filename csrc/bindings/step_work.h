@@ -111,7 +111,7 @@ struct StepWork {
   std::vector<pybind11::dict> groups;    // the parameter groups
   std::vector<pybind11::object> params;  // of all groups
   std::vector<Gradient> gradients;       // of each parameter
-  std::vector<std::int64_t> versions;    // of each parameter; -1: not needed or not known
+  std::vector<std::int64_t> versions;    // of each parameter; -1: not known; empty if no master is split
   std::vector<pybind11::object> states;  // of each parameter, its dict in optimizer.state; null if it has none
   std::list<pybind11::object> locals;    // the local parts of DTensors
 

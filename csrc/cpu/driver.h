@@ -42,6 +42,8 @@ void scale_and_clamp(T factor, T limit, T* grad, std::int64_t n) {
   for (std::int64_t i = 0; i < n; ++i) grad[i] = clamped(factor * grad[i], limit);
 }
 
+constexpr bool is_follower(std::size_t operand) { return operand >= kFirstFollower && operand < kMaster; }
+
 inline bool has_followers(const Job& job) {
   const Operand* operands = job.operands.data();
   for (std::size_t k = kFirstFollower; k < kMaster; ++k)
@@ -106,8 +108,8 @@ void run_in_tiles(Apply rule, const Job& job, std::int64_t begin, std::int64_t e
       if (job.rows->length - column < n) n = job.rows->length - column;
     }
     if (ahead > 0 && at + ahead + kTile<T> <= end)
-      for (std::size_t k = 0; k < kFirstFollower; ++k)
-        if (const Operand& operand = job.operands[k]; operand.data != nullptr)
+      for (std::size_t k = 0; k < kMaxOperands; ++k)
+        if (const Operand& operand = job.operands[k]; operand.data != nullptr && !is_follower(k))
           prefetch(element(operand, at + ahead), kTile<T> * static_cast<std::int64_t>(size_of(operand.format)));
     std::byte* data[kFirstFollower] = {};
     for (std::size_t k = 0; k < kFirstFollower; ++k) {

@@ -9,9 +9,8 @@
 // infinity is restored exactly, also one that rounds to infinity. A NaN becomes quiet and keeps its upper payload.
 #pragma once
 
-#include <bit>
+#include <cstddef>
 #include <cstdint>
-#include <cstring>
 
 #include "cpu/convert.h"
 #include "cpu/runs.h"
@@ -38,52 +37,64 @@ inline void round_master(const Job& job, float* tile, std::int64_t n) {
   for (std::int64_t i = 0; i < n; ++i) tile[i] = BFloat16::decode<float>(LowBits::high_of(tile[i]));
 }
 
-// Calls visit(low, tile, count, stride) for each run of the low bits of elements [begin, begin + n).
+// Calls visit(half, stride, tile, count) for each run of elements [begin, begin + n) of an operand of 16 bits: the low
+// bits, or the parameter.
 template <class Visit>
-void for_each_low_run(const Job& job, std::int64_t begin, std::int64_t n, float* tile, Visit&& visit) {
-  auto* const low = reinterpret_cast<Unaligned<std::uint16_t>::type*>(job.operands.data()[kMaster].data);
-  for_each_run(job.rows, job.layout, kMaster, begin, n,
+void for_each_run_of_halves(const Job& job, std::size_t operand, std::int64_t begin, std::int64_t n, float* tile,
+                            Visit&& visit) {
+  auto* const halves = reinterpret_cast<Unaligned<std::uint16_t>::type*>(job.operands.data()[operand].data);
+  for_each_run(job.rows, job.layout, operand, begin, n,
                [&](std::int64_t offset, std::int64_t stride, std::int64_t count) {
-                 visit(low + offset, tile, count, stride);
+                 visit(halves + offset, stride, tile, count);
                  tile += count;
                });
+}
+
+// Writes half(master) of a tile of masters to an operand of 16 bits.
+template <class Half>
+void write_halves(const Job& job, std::size_t operand, std::int64_t begin, std::int64_t n, float* tile, Half&& half) {
+  for_each_run_of_halves(job, operand, begin, n, tile,
+                         [&](auto* to, std::int64_t stride, const float* from, std::int64_t count) {
+                           if (stride == 1) {
+                             for (std::int64_t i = 0; i < count; ++i) to[i] = half(from[i]);
+                           } else {
+                             for (std::int64_t i = 0; i < count; ++i) to[i * stride] = half(from[i]);
+                           }
+                         });
 }
 
 // Replaces a tile of the parameter by the masters of elements [begin, begin + n).
 [[gnu::noinline]] inline void read_master(const Job& job, std::int64_t begin, std::int64_t n, float* tile) {
   if (job.master == Master::low_bits) {
-    for_each_low_run(job, begin, n, tile, [](const auto* low, float* own, std::int64_t count, std::int64_t stride) {
-      if (stride == 1) {
-        for (std::int64_t i = 0; i < count; ++i) own[i] = LowBits::join(own[i], low[i]);
-      } else {
-        for (std::int64_t i = 0; i < count; ++i) own[i] = LowBits::join(own[i], low[i * stride]);
-      }
-    });
+    for_each_run_of_halves(job, kMaster, begin, n, tile,
+                           [](const auto* low, std::int64_t stride, float* own, std::int64_t count) {
+                             if (stride == 1) {
+                               for (std::int64_t i = 0; i < count; ++i) own[i] = LowBits::join(own[i], low[i]);
+                             } else {
+                               for (std::int64_t i = 0; i < count; ++i) own[i] = LowBits::join(own[i], low[i * stride]);
+                             }
+                           });
     return;
   }
   alignas(64) float master[kTile<float>];
   alignas(64) float rounded[kTile<float>];
+  alignas(64) std::byte stored[kTile<float> * sizeof(std::uint16_t)];
+  const Operand copy{stored, job.operands.data()[kParam].format};
   decode(job, kMaster, begin, n, master);
-  std::memcpy(rounded, master, static_cast<std::size_t>(n) * sizeof(float));
-  round_master(job, rounded, n);
+  write_run(copy, 0, 1, master, n);
+  read_run(copy, 0, 1, rounded, n);
   for (std::int64_t i = 0; i < n; ++i) tile[i] = is_copy(tile[i], rounded[i]) ? master[i] : tile[i];
 }
 
-// Writes a tile of masters, as parameter and master, to elements [begin, begin + n). Rounds the tile.
+// Writes a tile of masters, as parameter and master, to elements [begin, begin + n).
 [[gnu::noinline]] inline void write_master(const Job& job, std::int64_t begin, std::int64_t n, float* tile) {
   if (job.master == Master::low_bits) {
-    for_each_low_run(job, begin, n, tile, [](auto* low, const float* own, std::int64_t count, std::int64_t stride) {
-      if (stride == 1) {
-        for (std::int64_t i = 0; i < count; ++i) low[i] = LowBits::low_of(own[i]);
-      } else {
-        for (std::int64_t i = 0; i < count; ++i) low[i * stride] = LowBits::low_of(own[i]);
-      }
-    });
-    round_master(job, tile, n);
+    write_halves(job, kMaster, begin, n, tile, [](float master) { return LowBits::low_of(master); });
+    write_halves(job, kParam, begin, n, tile, [](float master) { return LowBits::high_of(master); });
   } else {
     encode(job, kMaster, begin, n, tile);
+    encode(job, kParam, begin, n, tile);
   }
-  encode(job, kParam, begin, n, tile);
 }
 
 }  // namespace onepass::inline ONEPASS_TARGET

@@ -9,6 +9,7 @@
 #include <unordered_map>
 
 #include "bindings/cuda.h"
+#include "bindings/dtensor.h"
 #include "bindings/names.h"
 #include "bindings/ownership.h"
 #include "bindings/torch.h"
@@ -151,6 +152,8 @@ void Plan::read_params(const StepRequest& request, StepWork& work) {
   for (std::size_t k = 0; k < params_.size(); ++k) {
     switch (reader.read(params_[k], k, memory_moved_)) {
       case ParamReader::Outcome::no_gradient:
+        // Other processes may have a gradient of it. They then communicate to find the norm.
+        if (request.norm && is_dtensor(work.params[k].ptr())) work.norm_is_partial = true;
         break;
       case ParamReader::Outcome::job:
         work.stepped.push_back(k);
@@ -409,9 +412,8 @@ std::pair<py::list, py::list> Plan::divide(const py::object& optimizer) {
   return {kernel, named(work.fallback)};
 }
 
-py::list Plan::explain(const py::object& optimizer) {
+py::list Plan::explain(const py::object& optimizer, const StepRequest& request) {
   const StepLock lock(mutex_);
-  const StepRequest request;
   StepWork work;
   read_groups(optimizer, work);
   read_gradients(request, work);
@@ -539,7 +541,8 @@ void define_plan(py::module_& m) {
           "divide", &Plan::divide, py::arg("optimizer"),
           "Return (group, index) of the parameters with gradients that kernels can step, and (group, index, reason) of "
           "the others. Raises the errors of `step`.")
-      .def("explain", &Plan::explain, py::arg("optimizer"), "Return (group, index, path, reason) of every parameter.");
+      .def("explain", &Plan::explain, py::arg("optimizer"), py::arg("request"),
+           "Return (group, index, path, reason) of every parameter.");
 }
 
 }  // namespace onepass

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "bindings/dlpack.h"
 #include "cpu/factored.h"
 #include "cpu/measure.h"
 #include "cpu/rows.h"
@@ -102,6 +103,10 @@ struct Gradient {
 struct ConstantsBuffer {
   alignas(64) std::byte bytes[kMaxConstantBytes];
 };
+
+// Returns a job that has only a gradient, for the measure phase and for clipping in place. `packed`: its elements are
+// known to be consecutive in memory. Otherwise its layout is added to `layouts` if they are not.
+Job gradient_job(const TensorView& gradient, bool wide, bool packed, std::list<Layout>& layouts);
 
 // Everything that one step works on. Made for the step, and destroyed after it.
 struct StepWork {

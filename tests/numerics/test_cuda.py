@@ -595,9 +595,10 @@ def test_rprop_takes_a_denormal_of_a_checkpoint_for_zero(gpu):
     assert everything(ROW["Rprop"], there) == everything(ROW["Rprop"], here)
 
 
-def test_explained_and_counted(gpu):
+@pytest.mark.parametrize("arguments", [{}, {"clip_value": 1.0}, {"max_norm": 1.0, "zero_grad": True}], ids=str)
+def test_explained_and_counted(gpu, arguments):
     params = gpu.put(model())
-    optimizer = onepass.AdamW(params)
+    optimizer = onepass.AdamW(params, **arguments)
     for p in params:
         p.grad = torch.ones_like(p)
     with gpu.on():

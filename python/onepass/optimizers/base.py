@@ -477,20 +477,8 @@ class Native(Optimizer):
         if reason := transform():
             groups = enumerate(self.param_groups)
             return [(g, i, "torch", reason) for g, group in groups for i in range(len(group["params"]))]
-        rows = self._plan.explain(self)
-        if self._tail is None or self._tail.clip_value == math.inf:
-            return rows
-        return [self._explain_clip_value(*row) for row in rows]
-
-    def _explain_clip_value(self, group: int, index: int, path: str, reason: str) -> tuple[int, int, str, str]:
-        """Return a row of ``_explain``, given what it is without ``clip_value``."""
-        if path == "kernel" and (why := self._clip_value_refusal(self.param_groups[group]["params"][index])):
-            return group, index, "torch", f"{why}; no gradient now" if reason.endswith("no gradient now") else why
-        return group, index, path, reason
-
-    def _clip_value_refusal(self, p: Tensor) -> str:
-        """Return why the kernels do not step a parameter with ``clip_value``; "" if they do."""
-        return "" if p.device.type == "cpu" else "clip_value on a GPU"
+        clip_value = math.inf if self._tail is None else self._tail.clip_value
+        return self._plan.explain(self, _core.StepRequest(1.0, 1, clip_value=clip_value))
 
     def _create_states(
         self,

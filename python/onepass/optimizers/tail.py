@@ -20,7 +20,7 @@ from ..training.averaged_model import AveragedModel
 from ..training.clipping_policies import ClippingPolicy
 from ..training.restoring import Part, Undo
 from .arguments import check_number, described, number
-from .gradient_norm import is_dtensor, mesh_of, total_norm
+from .gradient_norm import mesh_of, total_norm
 
 if TYPE_CHECKING:
     from .base import Native
@@ -119,7 +119,6 @@ class Tail(Part):
         self._ids: frozenset[int] = frozenset()
         self._averages: dict[int, Tensor] = {}  # by the parameter's id
         self._copies: dict[int, Tensor] = {}
-        self._dtensors: list[Tensor] = []
         if average is not None and not isinstance(average, AveragedModel):
             raise TypeError(f"{name}: average must be a onepass.swa_utils.AveragedModel, got {described(average)}")
         if (maker := _maker_of_parts()) and (asked := self.whole_step_arguments()):
@@ -140,7 +139,6 @@ class Tail(Part):
             "_ids": frozenset(),
             "_averages": {},
             "_copies": {},
-            "_dtensors": [],
         }
 
     @classmethod
@@ -163,7 +161,6 @@ class Tail(Part):
             return
         params = _all_params(optimizer)
         self._ids = frozenset(map(id, params))
-        self._dtensors = [p for p in params if is_dtensor(p)]
         self._copies = {id(p): copy for p, copy in zip(params, self._copy_list, strict=False)}
         if self.average is not None:
             self.average._attach(optimizer)
@@ -218,14 +215,6 @@ class Tail(Part):
         coefficient = None if self.policy is None else functools.partial(_coefficient, self.policy)
         return _core.NormRequest(self._largest, self._limit, self._skip_nonfinite, coefficient, norm_of)
 
-    def has_no_part(self) -> bool:
-        """Return whether there are DTensors, but this process has no gradient of any.
-
-        Other processes may have one. They then communicate to find the norm, and so must this process, although the
-        kernels would measure all its gradients.
-        """
-        return bool(self._dtensors) and all(p.grad is None for p in self._dtensors)
-
     def clipping(
         self,
         optimizer: Optimizer,
@@ -248,19 +237,12 @@ class Tail(Part):
         """Step all parameters, with everything that the tail adds, in one request if kernels cover it."""
         update = optimizer._slow_weight_update
         requests = self._requests(optimizer, update.followers if update else [], grad_factor, threads)
-        norm: float | None
-        device_clipping: Tensor | None = None
-        if requests.norm is not None and self.has_no_part():
-            norm, coefficient, skipped = self.clipping(optimizer, requests.norm, grad_factor)
-            if not skipped:
-                result = optimizer._plan.step(optimizer, requests.made(grad_factor * coefficient))
-        else:
-            result = optimizer._plan.step(optimizer, requests.first)
-            norm, coefficient, skipped = result.norm, result.coefficient, result.skipped
-            device_clipping = result.device_clipping
-            if not (result.stepped or skipped) and requests.norm is not None:
-                measures = result.measures or ()
-                norm, coefficient, skipped = self.clipping(optimizer, requests.norm, grad_factor, measures)
+        result = optimizer._plan.step(optimizer, requests.first)
+        norm, coefficient, skipped = result.norm, result.coefficient, result.skipped
+        device_clipping = result.device_clipping
+        if not (result.stepped or skipped) and requests.norm is not None:
+            measures = result.measures or ()
+            norm, coefficient, skipped = self.clipping(optimizer, requests.norm, grad_factor, measures)
         if not skipped:
             if not result.stepped:
                 factor = grad_factor * coefficient
@@ -282,7 +264,7 @@ class Tail(Part):
 
     def step_with_scaler(self, optimizer: Native, grad_scale: Tensor | None, found_inf: Tensor) -> bool:
         """Step without reading GradScaler's tensors on the CPU. Return False, with nothing done, if not possible."""
-        if not self.measures or self.policy or self.average is not None or self._copy_list or self._dtensors:
+        if not self.measures or self.policy or self.average is not None or self._copy_list:
             return False
         request = _core.StepRequest(
             1.0,

@@ -57,6 +57,12 @@ struct Job {
   // Follower i is operand kFirstFollower + i, absent where that has no data. They are updated in this order.
   std::array<Follower, kMaxFollowers> followers{};
 
+  // clip_value in float32. A larger one limits nothing.
+  float narrow_clip_value() const {
+    return clip_value > double{std::numeric_limits<float>::max()} ? std::numeric_limits<float>::infinity()
+                                                                  : static_cast<float>(clip_value);
+  }
+
   std::int64_t bytes_per_element() const {
     std::int64_t bytes = 0;
     for (const Operand& operand : operands)

@@ -26,7 +26,8 @@ struct Clipping {
 inline namespace ONEPASS_TARGET {
 
 // Combines the measures of two parts. NaN if either is NaN.
-ONEPASS_INLINE double combined(Measure what, double a, double b) {
+template <class T>
+ONEPASS_INLINE T combined(Measure what, T a, T b) {
   return what == Measure::largest_magnitude ? maximum(a, b) : a + b;
 }
 

@@ -22,7 +22,10 @@ struct Loaded {
 Loaded load() {
   try {
     const py::object capsule = py::module_::import("onepass._cuda").attr("backend");
-    return {.backend = capsule.cast<py::capsule>().get_pointer<const cuda::Backend>(), .refusals = {}};
+    const auto* const backend = capsule.cast<py::capsule>().get_pointer<const cuda::Backend>();
+    if (backend->header_size != sizeof(cuda::Header))
+      throw py::import_error("onepass._cuda is of another build than onepass._core: install onepass again");
+    return {.backend = backend, .refusals = {}};
   } catch (py::error_already_set& error) {
     if (!error.matches(PyExc_ImportError)) throw;
     return {};

@@ -370,10 +370,11 @@ ParamReader::Outcome ParamReader::read(Param& param, std::size_t number, bool& m
         param.shared ? "memory shared with another parameter" : "gradient that overlaps its parameter or states";
     return Outcome::fallback;
   }
+  if (!is_aligned(r)) return fall_back();
   measure_gradient(r);
   if (r.missing) return Outcome::missing_state;
   const bool here = r.own().cuda < 0 && param.group->device < 0;
-  if (!here && (!choose_constants_device(r) || !is_aligned(r))) return fall_back();
+  if (!here && !choose_constants_device(r)) return fall_back();
   set_followers(r);
   param.zeroed = r.job().zeroes_grad;
   make_constants(r);

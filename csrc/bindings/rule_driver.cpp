@@ -58,9 +58,9 @@ void write(const Scalar& scalar) {
 }  // namespace
 
 void RuleDriver::run(StepWork& work, int threads) {
-  // Launching on a GPU runs Python code. References keep the memory valid meanwhile.
+  // Launching on a GPU runs Python code, and releases the GIL. References keep the memory valid meanwhile.
   std::optional<Owned> owned;
-  if (!work.device_jobs.empty() && !work.jobs.empty()) owned.emplace(work.used);
+  if (!work.device_jobs.empty()) owned.emplace(work.used);
   run_on_cuda(work);
   run_without_python(work.bytes(), work.used, [&] {
     for (Rows& rows : work.rows) coalesce(rows);

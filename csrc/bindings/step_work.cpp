@@ -20,7 +20,7 @@ PyTypeObject* step_result_type() {
       {"norm", "The norm of the gradients, None if it was not measured."},
       {"coefficient", "The factor by which the gradients were clipped."},
       {"skipped", "Whether the step was skipped because of the norm."},
-      {"device_clipping", "In place of these three, what only the GPU knows: the bytes of three float64. Else None."},
+      {"device_clipping", "In place of these three, if only the GPU has them: three float64 as bytes. Else None."},
       {nullptr, nullptr},
   };
   static PyStructSequence_Desc description{"onepass._core.StepResult", "The result of a step.", fields, 9};

@@ -74,7 +74,7 @@ struct StepResult {
   pybind11::list unzeroed;    // parameters whose gradients should be zeroed, but were not
   pybind11::object measures = pybind11::none();  // with a fallback: the argument of `norm_of`
   std::optional<Clipping> clipping;
-  pybind11::object device_clipping = pybind11::none();  // in its place, what only the GPU knows: a DecidedClipping
+  pybind11::object device_clipping = pybind11::none();  // in its place, if only the GPU has it: a tensor of its bytes
 
   pybind11::object to_python() const;
 };

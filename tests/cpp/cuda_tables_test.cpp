@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstring>
 #include <deque>
+#include <limits>
 #include <map>
 #include <stdexcept>
 #include <tuple>
@@ -55,6 +56,7 @@ const char* record(Work work, RuleId rule, bool wide, const LargeTable& table, v
 
 // Enough multiprocessors for the shortest chunks.
 constexpr Backend kRecorder{
+    .header_size = sizeof(Header),
     .built = "a recorder",
     .unusable = []() -> const char* { return nullptr; },
     .multiprocessors = [](int) { return 1 << 30; },
@@ -311,6 +313,7 @@ std::vector<Launch> step(const Model& model, const Inputs& inputs = {}) {
     CHECK(launch.header.chunk == kChunk);
     CHECK(launch.header.grad_scale == address(inputs.grad_scale));
     CHECK(launch.header.found_inf == address(inputs.found_inf));
+    CHECK(launch.header.clipping == address(inputs.clipping));
     CHECK(launch.header.rows > 0);
     const std::pair key(launch.work, launch.wide);
     const std::vector<const DeviceJob*>& jobs = expected[key];
@@ -512,9 +515,10 @@ TEST_CASE("more empty tensors that count steps than a 16-bit position can skip")
 
 TEST_CASE("jobs that differ in values of the header go to separate tables") {
   Model model = adam();
-  const auto add = [&](double factor, bool has_follower, double weight) {
+  const auto add = [&](double factor, bool has_follower, double weight, double clip_value = kNoLimit) {
     Job& job = model.add(100).job;
     job.grad_factor = factor;
+    job.clip_value = clip_value;
     job.followers[0] = {.weight = weight, .sets_param = true};
     if (has_follower) job.operands[kFirstFollower] = {model.place(), Format::float32};
   };
@@ -537,6 +541,11 @@ TEST_CASE("jobs that differ in values of the header go to separate tables") {
   model.add_group();
   add(0.5, true, 0.7);
   CHECK(launches() == 6);
+  add(0.5, true, 0.7, 1e300);
+  CHECK(launches() == 7);
+  const Header last = step(model).back().header;
+  CHECK(last.clip_value == 1e300);
+  CHECK(last.narrow_clip_value == std::numeric_limits<float>::infinity());
 }
 
 TEST_CASE("followers with other weights and flags go to separate tables") {
@@ -578,14 +587,16 @@ TEST_CASE("the sign of a factor of zero") {
   CHECK(row_of<Row>(launches[0], 1).maximize == 1);
 }
 
-TEST_CASE("every table has the addresses of GradScaler's values") {
+TEST_CASE("every table has the addresses of what a step reads on the GPU") {
   Model model = adam();
   model.add(100);
   model.add(100, true);
   model.add_group(true);
   model.add(100);
   model.add(100, true);
-  CHECK(step(model, {.grad_scale = pointer(0x1230), .found_inf = pointer(0x4560)}).size() == 6);
+  CHECK(
+      step(model, {.grad_scale = pointer(0x1230), .found_inf = pointer(0x4560), .clipping = pointer(0x7890)}).size() ==
+      6);
 }
 
 // -- alignment -------------------------------------------------------------------------------------------------------

@@ -477,8 +477,8 @@ class Native(Optimizer):
         if reason := transform():
             groups = enumerate(self.param_groups)
             return [(g, i, "torch", reason) for g, group in groups for i in range(len(group["params"]))]
-        clip_value = math.inf if self._tail is None else self._tail.clip_value
-        return self._plan.explain(self, _core.StepRequest(1.0, 1, clip_value=clip_value))
+        arguments = {} if self._tail is None else self._tail.gradient_arguments()
+        return self._plan.explain(self, _core.StepRequest(1.0, 1, **arguments))
 
     def _create_states(
         self,

@@ -14,7 +14,7 @@ from .. import _core
 from .arguments import check_number
 from .base import SLOW_PARAM, Native, new_follower
 from .hooks import hooked, unwrapped
-from .tail import StepReport
+from .tail import StepReport, Tail
 from .torch_private import disable_dynamo
 
 
@@ -236,6 +236,9 @@ class Lookahead(Optimizer):
 
     def _has_skipped(self) -> bool:
         """Return whether the wrapped optimizer has skipped the step that was just called."""
+        tail = getattr(unwrapped(self.optimizer), "_tail", None)
+        if isinstance(tail, Tail) and not tail.may_skip():
+            return False  # without reading the report, which would wait for a GPU
         report = self.last_step
         return report is not None and report.skipped
 

@@ -111,7 +111,7 @@ class Tail(Part):
         self.average = average
         self.zeroes_grads = bool(zero_grad)
         self._report: StepReport | None = None
-        self._device_clipping: Tensor | None = None  # in its place, what only the GPU knows of the last step
+        self._device_clipping: Tensor | None = None  # in its place, if only the GPU has it: three float64 as bytes
         self._weight = 1.0  # of the averages in this step
         self._last_requests: tuple[tuple[Any, ...], _Requests] | None = None
         self._copy_list = [] if copy_to is None else _copies_of(name, optimizer, copy_to)
@@ -175,6 +175,14 @@ class Tail(Part):
                 if id(p) in self._averages:
                     _check_mesh(f"{type(optimizer).__name__}: average of parameter {i}", self._averages[id(p)], p)
         self._found_for = lists
+
+    def gradient_arguments(self) -> dict[str, Any]:
+        """Return the arguments of a request that say what is done with each gradient."""
+        return {"clip_value": self.clip_value, "zeroes_grads": self.zeroes_grads}
+
+    def may_skip(self) -> bool:
+        """Return whether the norm of the gradients can skip a step."""
+        return self._skip_nonfinite or self.policy is not None
 
     def whole_step_arguments(self) -> list[str]:
         """Return the arguments that need all parameters of a step at once."""
@@ -270,10 +278,9 @@ class Tail(Part):
             1.0,
             torch.get_num_threads(),
             norm=self.norm_request(optimizer),
-            clip_value=self.clip_value,
-            zeroes_grads=self.zeroes_grads,
             grad_scale=grad_scale,
             found_inf=found_inf,
+            **self.gradient_arguments(),
         )
         result = optimizer._plan.step(optimizer, request)
         if not result.stepped:
@@ -337,12 +344,14 @@ class Tail(Part):
 
     @property
     def report(self) -> StepReport | None:
-        """What the last step did; None before the first step. Waits for the GPU if only it knows.
+        """Return what the last step did; None before the first step. Waits for the GPU if the norm is there.
 
-        A replay of a CUDA graph overwrites what the GPU knows, so it is read each time.
+        It is read each time, because each replay of a CUDA graph writes it again.
         """
         if self._device_clipping is None:
             return self._report
+        if self._device_clipping.is_cuda:
+            torch.cuda.synchronize(self._device_clipping.device)  # the step may have been on any stream
         norm, coefficient, skipped_by = self._device_clipping.view(torch.float64).tolist()
         if skipped_by == _SKIPPED_BY_SCALER:
             return FOUND_INF

@@ -36,7 +36,7 @@ def _index(name: str, value: Any) -> int:
 
 
 def real(name: str, value: Any) -> float:
-    """Return an argument as a float. Raise TypeError or ValueError if it is not a finite number."""
+    """Return an argument as a float; raise TypeError if it is not a finite number."""
     try:
         number = math.nan if isinstance(value, str) else float(value)
     except (TypeError, ValueError, OverflowError):

@@ -279,6 +279,7 @@ bool are_alike(const DeviceJob& first, const DeviceJob& other) {
     if (other.job.operands[kFirstFollower + i].data != nullptr && first.job.followers[i] != other.job.followers[i])
       return false;
   return std::fabs(first.job.grad_factor) == std::fabs(other.job.grad_factor) &&
+         first.job.clip_value == other.job.clip_value &&
          (first.hyper != nullptr) == (other.hyper != nullptr);
 }
 

@@ -250,6 +250,8 @@ void check_row(const Launch& launch, std::size_t number, const DeviceJob& device
   }
 
   CHECK((row.maximize != 0 ? -header.grad_factor : header.grad_factor) == job.grad_factor);
+  CHECK(header.clip_value == job.clip_value);
+  CHECK((row.zeroes_grad != 0) == job.zeroes_grad);
   for (std::size_t i = 0; i < kMaxFollowers; ++i)
     if (job.operands[kFirstFollower + i].data != nullptr) CHECK((header.followers[i] == job.followers[i]));
 
@@ -279,8 +281,7 @@ bool are_alike(const DeviceJob& first, const DeviceJob& other) {
     if (other.job.operands[kFirstFollower + i].data != nullptr && first.job.followers[i] != other.job.followers[i])
       return false;
   return std::fabs(first.job.grad_factor) == std::fabs(other.job.grad_factor) &&
-         first.job.clip_value == other.job.clip_value &&
-         (first.hyper != nullptr) == (other.hyper != nullptr);
+         first.job.clip_value == other.job.clip_value && (first.hyper != nullptr) == (other.hyper != nullptr);
 }
 
 // The most words that a row can need.

@@ -1,8 +1,8 @@
 // What is measured of the gradients before a step, and how the step depends on it.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
+#include <limits>
 
 #include "job.h"
 #include "rules/math.h"
@@ -38,7 +38,7 @@ ONEPASS_INLINE double norm_of(Measure what, double measured) {
 
 ONEPASS_SETUP inline Clipping clipping_for(const NormLimits& limits, double norm) {
   Clipping clipping{.norm = norm};
-  const bool is_finite = norm - norm == 0.0;
+  const bool is_finite = magnitude(norm) <= std::numeric_limits<double>::max();
   if (!is_finite && limits.skips_nonfinite) {
     clipping.skips = true;
   } else if (limits.max_norm != kNoLimit) {

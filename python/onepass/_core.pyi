@@ -13,7 +13,8 @@ def set_torch(
     increment_version: Callable[[Any], None],
     exchange_api: object,
     workspace: Callable[[int, int], Tensor],
-    exchange_device: Callable[[int], int],
+    current_device: Callable[[], int],
+    set_device: Callable[[int], None],
 ) -> None: ...
 def dlpack_version() -> tuple[int, int]: ...
 def isas() -> dict[str, bool]: ...

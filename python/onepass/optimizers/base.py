@@ -29,6 +29,7 @@ from .hooks import Step, hooked
 from .tail import StepReport, Tail, scaled_gradients
 from .torch_private import (
     check_capturable,
+    current_device,
     dlpack_exchange_api,
     interpreter,
     is_in_forward_mode,
@@ -45,23 +46,17 @@ def _workspace(size: int, cuda: int) -> Tensor:
     return torch.empty(size, dtype=torch.uint8, device=torch.device("cuda", cuda))
 
 
-def _exchange_device(cuda: int) -> int:
-    """Make a GPU torch's current device. Return the previous device index, or -1 if unchanged."""
-    before = torch.cuda.current_device()
-    if before == cuda:
-        return -1
-    torch.cuda.set_device(cuda)
-    return before
-
-
 def _set_torch(
     exchange_api: object = dlpack_exchange_api,
     workspace: Callable[[int, int], Tensor] = _workspace,
-    exchange_device: Callable[[int], int] = _exchange_device,
+    current_device: Callable[[], int] = current_device,
+    set_device: Callable[[int], None] = torch.cuda.set_device,
 ) -> None:
     """Pass to the core the objects of torch that it uses. Tests call this again with substitutes."""
     increment_version = torch.autograd.graph.increment_version
-    _core.set_torch(torch.Tensor, torch.nn.Parameter, increment_version, exchange_api, workspace, exchange_device)
+    _core.set_torch(
+        torch.Tensor, torch.nn.Parameter, increment_version, exchange_api, workspace, current_device, set_device
+    )
 
 
 _set_torch()

@@ -67,6 +67,12 @@ struct Job {
   std::array<Follower, kMaxFollowers> followers{};
   Master master = Master::none;  // operand kMaster; the format of low bits is any of 16 bits, for their size only
 
+  // clip_value in float32. A larger one limits nothing.
+  float narrow_clip_value() const {
+    return clip_value > double{std::numeric_limits<float>::max()} ? std::numeric_limits<float>::infinity()
+                                                                  : static_cast<float>(clip_value);
+  }
+
   std::int64_t bytes_per_element() const {
     std::int64_t bytes = 0;
     for (const Operand& operand : operands)

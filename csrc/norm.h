@@ -1,8 +1,8 @@
 // What is measured of the gradients before a step, and how the step depends on it.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
+#include <limits>
 
 #include "job.h"
 #include "rules/math.h"
@@ -26,7 +26,8 @@ struct Clipping {
 inline namespace ONEPASS_TARGET {
 
 // Combines the measures of two parts. NaN if either is NaN.
-ONEPASS_INLINE double combined(Measure what, double a, double b) {
+template <class T>
+ONEPASS_INLINE T combined(Measure what, T a, T b) {
   return what == Measure::largest_magnitude ? maximum(a, b) : a + b;
 }
 
@@ -37,7 +38,7 @@ ONEPASS_INLINE double norm_of(Measure what, double measured) {
 
 ONEPASS_SETUP inline Clipping clipping_for(const NormLimits& limits, double norm) {
   Clipping clipping{.norm = norm};
-  const bool is_finite = norm - norm == 0.0;
+  const bool is_finite = magnitude(norm) <= std::numeric_limits<double>::max();
   if (!is_finite && limits.skips_nonfinite) {
     clipping.skips = true;
   } else if (limits.max_norm != kNoLimit) {

@@ -3,9 +3,11 @@
 #include <cstddef>
 #include <cstring>
 #include <map>
+#include <optional>
 #include <stdexcept>
 #include <utility>
 
+#include "bindings/ownership.h"
 #include "bindings/torch.h"
 
 namespace py = pybind11;
@@ -22,7 +24,10 @@ struct Loaded {
 Loaded load() {
   try {
     const py::object capsule = py::module_::import("onepass._cuda").attr("backend");
-    return {.backend = capsule.cast<py::capsule>().get_pointer<const cuda::Backend>(), .refusals = {}};
+    const auto* const backend = capsule.cast<py::capsule>().get_pointer<const cuda::Backend>();
+    if (backend->header_size != sizeof(cuda::Header))
+      throw py::import_error("onepass._cuda is of another build than onepass._core: install onepass again");
+    return {.backend = backend, .refusals = {}};
   } catch (py::error_already_set& error) {
     if (!error.matches(PyExc_ImportError)) throw;
     return {};
@@ -78,24 +83,33 @@ std::string cuda_refusal(int device) {
   return loaded().refusals[device] = why != nullptr ? why : "";
 }
 
-OnDevice::OnDevice(int device) : before_(torch().exchange_device(device).cast<int>()) {}
+OnDevice::OnDevice(int device) {
+  const auto before = torch().current_device().cast<int>();
+  if (before == device) return;
+  torch().set_device(device);
+  before_ = before;
+}
 
 OnDevice::~OnDevice() {  // NOLINT(bugprone-exception-escape): converting an int to Python does not throw
   if (before_ < 0) return;
   try {
-    torch().exchange_device(before_);
+    torch().set_device(before_);
   } catch (py::error_already_set& error) {
     error.discard_as_unraisable("the current device could not be restored");
   }
 }
 
-void step_on_cuda(RuleId rule, int device, std::span<const cuda::DeviceJob> jobs, const cuda::Inputs& inputs) {
+void step_on_cuda(RuleId rule, int device, std::span<const cuda::DeviceJob> jobs, const cuda::Inputs& inputs,
+                  std::span<PyObject* const> used) {
   const cuda::Backend& backend = backend_for(device);
-  const Workspace workspace(cuda::workspace_size(rule, jobs), device);  // for constants that are made on the GPU
-  void* const stream = torch().dlpack.current_stream(device);
+  const std::size_t size = cuda::workspace_size(rule, jobs);
+  // Python code may run here, in which other threads may free the memory of jobs. References keep it valid.
+  std::optional<Owned> owned;
+  if (size != 0 || torch().current_device().cast<int>() != device) owned.emplace(used);
+  const Workspace workspace(size, device);  // for constants that are made on the GPU
   const OnDevice on(device);
-  const py::gil_scoped_release release;
-  cuda::run_step(backend, rule, jobs, inputs, workspace.data, device, stream);
+  // Launches are short, so the GIL is kept: usually there are no references.
+  cuda::run_step(backend, rule, jobs, inputs, workspace.data, device, torch().dlpack.current_stream(device));
 }
 
 DecidedClipping decide_on_cuda(int device, Measure what, std::span<const Job> gradients, const NormLimits& limits,

@@ -29,12 +29,13 @@ class OnDevice {
   OnDevice& operator=(const OnDevice&) = delete;
 
  private:
-  int before_;
+  int before_ = -1;  // the previous device; -1: unchanged
 };
 
-// Steps all jobs, on torch's current stream of the device. Throws std::runtime_error if the kernels cannot run there or
-// a launch fails.
-void step_on_cuda(RuleId rule, int device, std::span<const cuda::DeviceJob> jobs, const cuda::Inputs& inputs);
+// Steps all jobs, on torch's current stream of the device. `used`: the objects whose memory they use. Throws
+// std::runtime_error if the kernels cannot run there or a launch fails.
+void step_on_cuda(RuleId rule, int device, std::span<const cuda::DeviceJob> jobs, const cuda::Inputs& inputs,
+                  std::span<PyObject* const> used);
 
 // A cuda::DeviceClipping: a tensor of 24 bytes on the GPU, and its memory.
 struct DecidedClipping {
@@ -42,7 +43,8 @@ struct DecidedClipping {
   const std::byte* data = nullptr;
 };
 
-// Measures gradients, and decides how the step depends on their norm, likewise. Does not wait for the result.
+// Measures gradients, and decides how the step depends on their norm, likewise. Does not wait for the result. Python
+// code may run: the caller holds references to the gradients' memory.
 DecidedClipping decide_on_cuda(int device, Measure what, std::span<const Job> gradients, const NormLimits& limits,
                                double grad_factor, cuda::Inputs inputs);
 

@@ -12,6 +12,7 @@
 
 #include "bindings/flat_tensors.h"
 #include "bindings/ownership.h"
+#include "bindings/step_work.h"
 #include "bindings/torch.h"
 #include "cpu/flat.h"
 #include "cpu/measure.h"
@@ -103,15 +104,7 @@ bool view_gradient(PyObject* tensor, TensorView& view) {
 }
 
 Job gradient_job(const TensorView& view, std::list<Layout>& layouts) {
-  Job job;
-  job.operands[kGrad] = {view.data, *view.format};
-  job.length = elements_of(view);
-  job.wide = view.format == Format::float64;
-  std::array<std::span<const std::int64_t>, kMaxOperands> strides;
-  strides[kParam] = strides[kGrad] = strides_of(view);
-  Layout layout = make_layout(shape_of(view), strides);
-  if (!is_flat(layout)) job.layout = &layouts.emplace_back(std::move(layout));
-  return job;
+  return gradient_job(view, view.format == Format::float64, false, layouts);
 }
 
 py::list measure(const std::vector<py::object>& tensors, bool largest, int threads) {

@@ -77,6 +77,7 @@ std::string ParamReader::unsupported_reason(Reading& r) const {
   if (view.cuda >= 0)
     if (const std::string why = cuda_refusal(view.cuda); !why.empty()) return "device cuda: " + why;
   if (!view.format) return "dtype " + text_of(r.object, "dtype");
+  if (request_.clip_value != kNoLimit && !driver_.takes_followers()) return "clip_value";
   return driver_.unsupported_reason(view);
 }
 
@@ -265,18 +266,14 @@ bool ParamReader::is_aligned(Reading& r) {
 // -- the job ---------------------------------------------------------------------------------------------------------
 
 // Sets whether the job clamps and zeroes its gradient.
-bool ParamReader::choose_clip_and_zeros(Reading& r) {
+void ParamReader::set_clip_and_zeros(Reading& r) const {
   Job& job = r.job();
-  if (request_.clip_value != kNoLimit) {
-    if (!driver_.takes_followers()) return r.fall_back("clip_value");
-    job.clip_value = request_.clip_value;
-  }
-  if (!request_.zeroes_grads) return true;
+  job.clip_value = request_.clip_value;
+  if (!request_.zeroes_grads) return;
   const TensorView& grad = r.views[kGrad];
   if (job.rows == nullptr && self_overlap(shape_of(grad), strides_of(grad)) != Overlap::none)
     fail(r.param, "zero_grad=True cannot zero its gradient, several of whose elements share the same memory");
   job.zeroes_grad = driver_.takes_followers() && job.rows == nullptr && !r.gradient.is_copy;
-  return true;
 }
 
 // Adds the gradient to those that are measured before the step.
@@ -284,16 +281,10 @@ void ParamReader::measure_gradient(const Reading& r) {
   if (!request_.norm) return;
   const bool on_gpu = r.own().cuda >= 0;
   Job& gradient = (on_gpu ? work_.measured_on_gpu[r.own().cuda] : work_.measured).emplace_back();
-  gradient.operands[kGrad] = r.job().operands[kGrad];
+  const bool packed = r.job().rows != nullptr || (r.packed && r.has_strides_of_param(kGrad));
+  gradient = gradient_job(r.views[kGrad], r.job().wide, packed, work_.layouts);
   gradient.length = r.job().length;
   gradient.rows = r.job().rows;
-  gradient.wide = r.job().wide;
-  if (gradient.rows == nullptr && !(r.packed && r.has_strides_of_param(kGrad))) {
-    std::array<std::span<const std::int64_t>, kMaxOperands> strides;
-    strides[kParam] = strides[kGrad] = strides_of(r.views[kGrad]);
-    Layout layout = make_layout(shape_of(r.own()), strides);
-    if (!is_flat(layout)) gradient.layout = &work_.layouts.emplace_back(std::move(layout));
-  }
   if (!on_gpu) work_.measured_params.push_back(r.number);
   // The largest magnitude of complex numbers is not that of their parts.
   if (r.is_shard() || (r.own().complex && request_.norm->measure == Measure::largest_magnitude))
@@ -374,9 +365,9 @@ ParamReader::Outcome ParamReader::read(Param& param, std::size_t number, bool& m
     return Outcome::fallback;
   };
   param.reason = unsupported_reason(r);
-  if (!param.reason.empty() || !read_own(r) || !read_gradient(r) || !choose_clip_and_zeros(r) || !read_states(r) ||
-      !read_scalars(r))
-    return fall_back();
+  if (!param.reason.empty() || !read_own(r) || !read_gradient(r)) return fall_back();
+  set_clip_and_zeros(r);
+  if (!read_states(r) || !read_scalars(r)) return fall_back();
   last_device_ = r.own().cuda;
   note_memory(r, memory_moved);
   if (param.overlaps_itself) fail(param, "its own tensors (parameter, states, step) overlap in memory");
@@ -385,10 +376,11 @@ ParamReader::Outcome ParamReader::read(Param& param, std::size_t number, bool& m
         param.shared ? "memory shared with another parameter" : "gradient that overlaps its parameter or states";
     return Outcome::fallback;
   }
+  if (!is_aligned(r)) return fall_back();
   measure_gradient(r);
   if (r.missing) return Outcome::missing_state;
   const bool here = r.own().cuda < 0 && param.group->device < 0;
-  if (!here && (!choose_constants_device(r) || !is_aligned(r))) return fall_back();
+  if (!here && !choose_constants_device(r)) return fall_back();
   set_followers(r);
   param.zeroed = r.job().zeroes_grad;
   make_constants(r);

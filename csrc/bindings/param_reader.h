@@ -122,7 +122,7 @@ class ParamReader {
   static bool gradient_overlaps(const Reading& r);
   bool choose_constants_device(Reading& r);
   static bool is_aligned(Reading& r);
-  bool choose_clip_and_zeros(Reading& r);
+  void set_clip_and_zeros(Reading& r) const;
   void measure_gradient(const Reading& r);
   void set_followers(Reading& r) const;
   void make_constants(Reading& r);

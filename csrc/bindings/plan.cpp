@@ -156,6 +156,9 @@ void Plan::read_params(const StepRequest& request, StepWork& work) {
   for (std::size_t k = 0; k < params_.size(); ++k) {
     switch (reader.read(params_[k], k, memory_moved_)) {
       case ParamReader::Outcome::no_gradient:
+        // Other processes may have a gradient of it. They then communicate to find the norm.
+        if (request.norm && !is_plain(work.params[k].ptr()) && py::hasattr(work.params[k], "device_mesh"))
+          work.norm_is_partial = true;
         break;
       case ParamReader::Outcome::job:
         work.stepped.push_back(k);
@@ -233,6 +236,7 @@ py::object Plan::step(const py::object& optimizer, const StepRequest& request) {
   StepResult result;
   std::optional<Owned> owned;
   if (request.norm && stays_on_gpu(work, request)) {
+    owned.emplace(work.used);
     result.device_clipping = clip_on_gpu(work, request);
   } else if (request.norm) {
     result.clipping = clip(work, request, owned);
@@ -292,14 +296,16 @@ DecidedClipping Plan::decide(const StepWork& work, const StepRequest& request) {
   return decide_on_cuda(device, norm.measure, gradients, norm.limits, request.grad_factor, work.inputs);
 }
 
-// Leaves the norm and what follows from it on the GPU, where the step reads it. Returns the tensor that holds it.
+// Has the norm, the coefficient and whether the step is skipped found on the GPU, where the step reads them. Returns
+// the tensor that holds them.
 py::object Plan::clip_on_gpu(StepWork& work, const StepRequest& request) {
   DecidedClipping clipping = decide(work, request);
   work.inputs.clipping = clipping.data;
   return std::move(clipping.tensor);
 }
 
-// Whether a GPU may decide that a step is skipped: nothing is counted or remembered here that would be wrong then.
+// Whether a GPU may decide that a step is skipped: the host keeps no step count, follower or flag of a first step that
+// would be wrong then.
 bool Plan::may_skip_on_gpu(const StepWork& work, const StepRequest& request) const {
   if (!work.jobs.empty() || !work.fallback.empty() || !work.scalars.empty() || work.device_jobs.size() > 1)
     return false;
@@ -308,7 +314,7 @@ bool Plan::may_skip_on_gpu(const StepWork& work, const StepRequest& request) con
   return driver_->info().counts_steps || std::ranges::none_of(params_, &Param::fresh);
 }
 
-// Whether the norm and what follows from it are needed on the GPU only.
+// Whether only the GPU needs the norm, the coefficient and whether the step is skipped.
 bool Plan::stays_on_gpu(const StepWork& work, const StepRequest& request) const {
   return work.is_measured_on_gpu() && request.norm->policy.is_none() &&
          (!request.norm->limits.skips_nonfinite || may_skip_on_gpu(work, request));
@@ -419,9 +425,8 @@ std::pair<py::list, py::list> Plan::divide(const py::object& optimizer) {
   return {kernel, named(work.fallback)};
 }
 
-py::list Plan::explain(const py::object& optimizer) {
+py::list Plan::explain(const py::object& optimizer, StepRequest request) {
   const StepLock lock(mutex_);
-  StepRequest request;
   request.only_reads = true;
   StepWork work;
   read_groups(optimizer, work);
@@ -551,7 +556,8 @@ void define_plan(py::module_& m) {
           "divide", &Plan::divide, py::arg("optimizer"),
           "Return (group, index) of the parameters with gradients that kernels can step, and (group, index, reason) of "
           "the others. Raises the errors of `step`.")
-      .def("explain", &Plan::explain, py::arg("optimizer"), "Return (group, index, path, reason) of every parameter.");
+      .def("explain", &Plan::explain, py::arg("optimizer"), py::arg("request"),
+           "Return (group, index, path, reason) of every parameter.");
 }
 
 }  // namespace onepass

@@ -46,7 +46,7 @@ class Plan {
   std::pair<pybind11::list, pybind11::list> divide(const pybind11::object& optimizer);
 
   // Returns how `step` would step each parameter: (group, index, path, reason). path is "kernel", "torch" or "error".
-  pybind11::list explain(const pybind11::object& optimizer);
+  pybind11::list explain(const pybind11::object& optimizer, StepRequest request);
 
   // For Python's garbage collector.
   int traverse(visitproc visit, void* arg) const { return groups_.traverse(visit, arg); }

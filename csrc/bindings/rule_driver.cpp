@@ -39,7 +39,7 @@ class ElementwiseRuleDriver final : public RuleDriver {
   void run_on_cpu(const StepWork& work, int threads) override { run_step(rule_, work.jobs, threads); }
 
   void run_on_cuda(const StepWork& work) override {
-    for (const auto& [device, jobs] : work.device_jobs) step_on_cuda(rule_, device, jobs, work.inputs);
+    for (const auto& [device, jobs] : work.device_jobs) step_on_cuda(rule_, device, jobs, work.inputs, work.used);
   }
 
   RuleId rule_;
@@ -58,7 +58,7 @@ void write(const Scalar& scalar) {
 }  // namespace
 
 void RuleDriver::run(StepWork& work, int threads) {
-  // Launching on a GPU runs Python code. References keep the memory valid meanwhile.
+  // Launching on a GPU may run Python code. References keep the memory valid meanwhile.
   std::optional<Owned> owned;
   if (!work.device_jobs.empty() && !work.jobs.empty()) owned.emplace(work.used);
   run_on_cuda(work);

@@ -1,6 +1,10 @@
 #include "bindings/step_work.h"
 
 #include <cmath>
+#include <span>
+#include <utility>
+
+#include "layout.h"
 
 namespace py = pybind11;
 
@@ -16,7 +20,7 @@ PyTypeObject* step_result_type() {
       {"norm", "The norm of the gradients, None if it was not measured."},
       {"coefficient", "The factor by which the gradients were clipped."},
       {"skipped", "Whether the step was skipped because of the norm."},
-      {"device_clipping", "In place of these three, what only the GPU knows: the bytes of three float64. Else None."},
+      {"device_clipping", "In place of these three, if only the GPU has them: three float64 as bytes. Else None."},
       {nullptr, nullptr},
   };
   static PyStructSequence_Desc description{"onepass._core.StepResult", "The result of a step.", fields, 9};
@@ -50,6 +54,19 @@ Clipping clipping_for(const NormRequest& request, double norm) {
     clipping.skips = clipping.coefficient == 0.0;
   }
   return clipping;
+}
+
+Job gradient_job(const TensorView& gradient, bool wide, bool packed, std::list<Layout>& layouts) {
+  Job job;
+  job.operands[kGrad] = {gradient.data, *gradient.format};
+  job.length = elements_of(gradient);
+  job.wide = wide;
+  if (packed) return job;
+  std::array<std::span<const std::int64_t>, kMaxOperands> strides;
+  strides[kParam] = strides[kGrad] = strides_of(gradient);
+  Layout layout = make_layout(shape_of(gradient), strides);
+  if (!is_flat(layout)) job.layout = &layouts.emplace_back(std::move(layout));
+  return job;
 }
 
 void StepWork::reserve(std::size_t count) {

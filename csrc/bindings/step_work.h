@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "bindings/dlpack.h"
 #include "cpu/factored.h"
 #include "cpu/measure.h"
 #include "cpu/rows.h"
@@ -74,7 +75,7 @@ struct StepResult {
   pybind11::list unzeroed;    // parameters whose gradients should be zeroed, but were not
   pybind11::object measures = pybind11::none();  // with a fallback: the argument of `norm_of`
   std::optional<Clipping> clipping;
-  pybind11::object device_clipping = pybind11::none();  // in its place, what only the GPU knows: a DecidedClipping
+  pybind11::object device_clipping = pybind11::none();  // in its place, if only the GPU has it: a tensor of its bytes
 
   pybind11::object to_python() const;
 };
@@ -103,6 +104,10 @@ struct Gradient {
 struct ConstantsBuffer {
   alignas(64) std::byte bytes[kMaxConstantBytes];
 };
+
+// Returns a job that has only a gradient, for the measure phase and for clipping in place. `packed`: its elements are
+// known to be consecutive in memory. Otherwise its layout is added to `layouts` if they are not.
+Job gradient_job(const TensorView& gradient, bool wide, bool packed, std::list<Layout>& layouts);
 
 // Everything that one step works on. Made for the step, and destroyed after it.
 struct StepWork {

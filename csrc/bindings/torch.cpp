@@ -32,12 +32,13 @@ py::object get_member(PyObject* member, PyObject* object) {
 }
 
 void set_torch(py::object tensor_type, py::object parameter_type, py::object increment_version,
-               const py::object& exchange_api, py::object workspace, py::object exchange_device) {
+               const py::object& exchange_api, py::object workspace, py::object current_device, py::object set_device) {
   Torch given{.tensor_type = std::move(tensor_type),
               .parameter_type = std::move(parameter_type),
               .increment_version = std::move(increment_version),
               .workspace = std::move(workspace),
-              .exchange_device = std::move(exchange_device),
+              .current_device = std::move(current_device),
+              .set_device = std::move(set_device),
               .dlpack = DlpackReader(exchange_api)};
   if (the_torch == nullptr) {
     the_torch = new Torch(std::move(given));

@@ -13,15 +13,17 @@ struct Torch {
   pybind11::object tensor_type;
   pybind11::object parameter_type;
   pybind11::object increment_version;
-  pybind11::object workspace;        // (bytes, GPU or -1) -> a tensor of so many bytes
-  pybind11::object exchange_device;  // GPU -> the previous device index, or -1 if unchanged
+  pybind11::object workspace;       // (bytes, GPU or -1) -> a tensor of so many bytes
+  pybind11::object current_device;  // () -> the index of the current GPU; written in C
+  pybind11::object set_device;      // (GPU) -> None
   DlpackReader dlpack;
 };
 
 // Called by the Python layer. A later call replaces all of it, the module with the CUDA kernels included; only the two
 // types must stay the same.
 void set_torch(pybind11::object tensor_type, pybind11::object parameter_type, pybind11::object increment_version,
-               const pybind11::object& exchange_api, pybind11::object workspace, pybind11::object exchange_device);
+               const pybind11::object& exchange_api, pybind11::object workspace, pybind11::object current_device,
+               pybind11::object set_device);
 Torch& torch();
 
 // Whether its type is torch.Tensor or Parameter, not another subclass.

@@ -19,13 +19,14 @@ enum class Work : int {
 
 // Functions without an argument `device` use the calling thread's current device, which torch has set.
 struct Backend {
-  const char* built;  // the compiler and the devices of the kernels
+  std::size_t header_size;  // of a table; another one is that of another build
+  const char* built;        // the compiler and the devices of the kernels
   // Returns why the kernels cannot run; null if they can.
   const char* (*unusable)();
   int (*multiprocessors)(int device);
   // Launches the work of a table on a stream. Returns null, or the error. The rule does not matter for measures.
   const char* (*launch)(Work work, RuleId rule, bool wide, const LargeTable& table, void* stream);
-  // Launches what finds a DeviceClipping on a stream. Returns null, or the error.
+  // Launches the kernel that computes a DeviceClipping on a stream. Returns null, or the error.
   const char* (*decide)(const Decision& decision, void* stream);
 };
 

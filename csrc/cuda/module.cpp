@@ -78,6 +78,7 @@ const char* decide(const Decision& decision, void* stream) {
 }
 
 constexpr Backend kBackend{
+    .header_size = sizeof(Header),
     .built = "CUDA " ONEPASS_CUDA_VERSION " for " ONEPASS_CUDA_DEVICES,
     .unusable = &unusable,
     .multiprocessors = &multiprocessors,

@@ -2,8 +2,9 @@
 // so that the tests run the same lines on the CPU.
 //
 // Sums are in double, in which squares of float32 values can neither overflow nor underflow. Each thread of a block
-// adds the same elements in every run, and the threads' sums are added in pairs, so the result has the same bits in
-// every run on GPUs with as many multiprocessors.
+// adds the same elements in every run, and the threads' sums are added in pairs. So the result has the same bits in
+// every run on GPUs with as many multiprocessors, if shapes, formats, layouts and alignments are the same. A CPU adds
+// in another order.
 #pragma once
 
 #include "cuda/kernel.h"
@@ -11,11 +12,19 @@
 
 namespace onepass::inline ONEPASS_TARGET {
 
+// The type in which elements are measured: double only where it is needed, because most GPUs are slow in it.
+template <Measure what, class T>
+using Measured = std::conditional_t<what == Measure::sum_of_squares, double, T>;
+
 // Measures one more element.
 template <Measure what, class T>
-ONEPASS_INLINE double with_element(double measured, T x) {
-  const auto value = static_cast<double>(flushed(x));
-  return combined(what, measured, what == Measure::sum_of_squares ? value * value : magnitude(value));
+ONEPASS_INLINE Measured<what, T> with_element(Measured<what, T> measured, T x) {
+  if constexpr (what == Measure::sum_of_squares) {
+    const auto value = static_cast<double>(flushed(x));
+    return __builtin_fma(value, value, measured);  // one operation; the square of a float is exact in double
+  } else {
+    return combined(what, measured, magnitude(flushed(x)));
+  }
 }
 
 // Measures the share of one thread of the block's chunk of a row, whose only operand is its gradient.
@@ -26,19 +35,19 @@ ONEPASS_INLINE double measure_chunk(const TableType& table, std::uint32_t block,
   const Share share(row, table.header.chunk, block, width);
   const std::uint64_t data = table.words[row.pointers];
   const Format format = format_of(row, static_cast<int>(kGrad));
-  double measured = 0.0;
+  Measured<what, T> measured = 0;
   if (row.access == Access::elements) {
     const std::uint64_t* layout = row.has_layout != 0 ? table.words + row.layout : nullptr;
     for (std::int64_t at = share.begin + thread; at < share.end; at += cuda::kThreads) {
       std::int64_t offset[1];
       find_offsets(layout, at, [](int) { return true; }, offset);
-      measured = with_element<what>(measured, load_element<T>(format, data, offset[0]));
+      measured = with_element<what, T>(measured, load_element<T>(format, data, offset[0]));
     }
     return measured;
   }
   if (thread < share.singles(width))
-    measured = with_element<what>(measured, load_element<T>(format, data, share.single(thread, width)));
-  double lanes[width] = {};
+    measured = with_element<what, T>(measured, load_element<T>(format, data, share.single(thread, width)));
+  Measured<what, T> lanes[width] = {};
   with_format(format, [&]<class Codec>(Codec) {
     constexpr int bytes = sizeof(typename Codec::Storage) * width;
     if constexpr (bytes <= static_cast<int>(sizeof(Vector))) {
@@ -48,7 +57,7 @@ ONEPASS_INLINE double measure_chunk(const TableType& table, std::uint32_t block,
         T values[width];
         decode_as<Codec>(load_words<bytes / 4>(first + std::uint64_t{v} * bytes), values);
 #pragma unroll
-        for (int i = 0; i < width; ++i) lanes[i] = with_element<what>(lanes[i], values[i]);
+        for (int i = 0; i < width; ++i) lanes[i] = with_element<what, T>(lanes[i], values[i]);
       }
     }
   });
@@ -66,8 +75,8 @@ ONEPASS_INLINE double combine_measures(const cuda::Decision& decision, std::uint
   return measured;
 }
 
-// Adds to a thread's measure the one that lies `distance` behind it. For all threads below a distance of 128, 64, ...,
-// 1 in turn, this leaves the measure of the block in the first.
+// Combines a thread's measure with that of the thread `distance` later. After distances of 128, 64, ..., 1, the first
+// thread's measure is the block's.
 ONEPASS_INLINE void combine_pair(Measure what, double* measures, std::uint32_t thread, std::uint32_t distance) {
   if (thread < distance) measures[thread] = combined(what, measures[thread], measures[thread + distance]);
 }

@@ -4,7 +4,7 @@
 
 namespace onepass::inline ONEPASS_TARGET {
 
-// Leaves the measure of the block in its first thread's.
+// Combines the measures of all threads. The first is then the block's.
 __device__ void combine_block(Measure what, double* measures) {
   for (std::uint32_t distance = cuda::kThreads / 2; distance > 0; distance /= 2) {
     __syncthreads();

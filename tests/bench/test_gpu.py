@@ -164,12 +164,15 @@ class Event:
 def test_the_devices_clock_times_calls_after_copies_that_keep_it_busy(late, monkeypatch):
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(time, "perf_counter", lambda: host_seconds)
     copies = []
-    ahead, most = gpu_device.AHEAD, 20
+    host_seconds = 0.0
+    ahead, most = gpu_device.AHEAD, 21
 
     def run():
+        nonlocal host_seconds
         Event.calls += 1
-        time.sleep(ahead / 10)
+        host_seconds += ahead / 10
 
     def copy():
         Event.calls += 1
@@ -180,16 +183,18 @@ def test_the_devices_clock_times_calls_after_copies_that_keep_it_busy(late, monk
     before, Event.late = Event.calls, late
     assert math.isclose(sample(), 0.01)
     launched = Event.calls - before - len(copies)
-    tried = [n for n in (1, 2, 3, 4, 5, 6) if launched % n == 0 and 1 <= launched / n <= 10]
-    assert tried
-    first = math.ceil(gpu_device.MARGIN * ahead / clock.copy_seconds)  # at most, as a call takes longer than it sleeps
-    assert 1 <= len(copies) <= sum(min(most, first * 2**i) for i in range(min(late, 5) + 1))
+    first = math.ceil(gpu_device.MARGIN * ahead / clock.copy_seconds)
+    tries = [first]
+    while len(tries) <= late and tries[-1] < most:
+        tries.append(min(most, 2 * tries[-1]))
+    assert len(copies) == sum(tries)
+    assert launched == 10 * len(tries)
     assert clock.launch_bound == ([run] if late == 99 else [])
     copies.clear()
     Event.late = 0
     sample()
     assert not clock.launch_bound
-    assert len(copies) == most if late == 99 else len(copies) <= most
+    assert len(copies) == tries[-1]
 
 
 def test_a_gpu_has_a_clock_of_its_own():

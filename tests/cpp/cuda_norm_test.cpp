@@ -25,7 +25,6 @@ namespace {
 using cuda::Backend;
 using cuda::DeviceClipping;
 using cuda::DeviceJob;
-using cuda::Inputs;
 using enum Format;
 
 using Double = std::numeric_limits<double>;
@@ -38,8 +37,8 @@ constexpr double kUnwritten = -77.0;
 struct Request {
   NormLimits limits{};
   double grad_factor = 1.0;
-  std::optional<float> grad_scale{};
-  std::optional<float> found_inf{};
+  std::optional<float> grad_scale;
+  std::optional<float> found_inf;
 };
 
 const std::byte* bytes_of(const std::optional<float>& number) {

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstring>
 #include <deque>
+#include <limits>
 #include <map>
 #include <stdexcept>
 #include <tuple>
@@ -55,6 +56,7 @@ const char* record(Work work, RuleId rule, bool wide, const LargeTable& table, v
 
 // Enough multiprocessors for the shortest chunks.
 constexpr Backend kRecorder{
+    .header_size = sizeof(Header),
     .built = "a recorder",
     .unusable = []() -> const char* { return nullptr; },
     .multiprocessors = [](int) { return 1 << 30; },
@@ -252,6 +254,8 @@ void check_row(const Launch& launch, std::size_t number, const DeviceJob& device
   CHECK(row.master == job.master);
 
   CHECK((row.maximize != 0 ? -header.grad_factor : header.grad_factor) == job.grad_factor);
+  CHECK(header.clip_value == job.clip_value);
+  CHECK((row.zeroes_grad != 0) == job.zeroes_grad);
   for (std::size_t i = 0; i < kMaxFollowers; ++i)
     if (job.operands[kFirstFollower + i].data != nullptr) CHECK((header.followers[i] == job.followers[i]));
 
@@ -281,7 +285,7 @@ bool are_alike(const DeviceJob& first, const DeviceJob& other) {
     if (other.job.operands[kFirstFollower + i].data != nullptr && first.job.followers[i] != other.job.followers[i])
       return false;
   return std::fabs(first.job.grad_factor) == std::fabs(other.job.grad_factor) &&
-         (first.hyper != nullptr) == (other.hyper != nullptr);
+         first.job.clip_value == other.job.clip_value && (first.hyper != nullptr) == (other.hyper != nullptr);
 }
 
 // The most words that a row can need.
@@ -315,6 +319,7 @@ std::vector<Launch> step(const Model& model, const Inputs& inputs = {}) {
     CHECK(launch.header.chunk == kChunk);
     CHECK(launch.header.grad_scale == address(inputs.grad_scale));
     CHECK(launch.header.found_inf == address(inputs.found_inf));
+    CHECK(launch.header.clipping == address(inputs.clipping));
     CHECK(launch.header.rows > 0);
     const std::pair key(launch.work, launch.wide);
     const std::vector<const DeviceJob*>& jobs = expected[key];
@@ -517,9 +522,10 @@ TEST_CASE("more empty tensors that count steps than a 16-bit position can skip")
 
 TEST_CASE("jobs that differ in values of the header go to separate tables") {
   Model model = adam();
-  const auto add = [&](double factor, bool has_follower, double weight) {
+  const auto add = [&](double factor, bool has_follower, double weight, double clip_value = kNoLimit) {
     Job& job = model.add(100).job;
     job.grad_factor = factor;
+    job.clip_value = clip_value;
     job.followers[0] = {.weight = weight, .sets_param = true};
     if (has_follower) job.operands[kFirstFollower] = {model.place(), Format::float32};
   };
@@ -542,6 +548,11 @@ TEST_CASE("jobs that differ in values of the header go to separate tables") {
   model.add_group();
   add(0.5, true, 0.7);
   CHECK(launches() == 6);
+  add(0.5, true, 0.7, 1e300);
+  CHECK(launches() == 7);
+  const Header last = step(model).back().header;
+  CHECK(last.clip_value == 1e300);
+  CHECK(last.narrow_clip_value == std::numeric_limits<float>::infinity());
 }
 
 TEST_CASE("followers with other weights and flags go to separate tables") {
@@ -583,14 +594,16 @@ TEST_CASE("the sign of a factor of zero") {
   CHECK(row_of<Row>(launches[0], 1).maximize == 1);
 }
 
-TEST_CASE("every table has the addresses of GradScaler's values") {
+TEST_CASE("every table has the addresses of what a step reads on the GPU") {
   Model model = adam();
   model.add(100);
   model.add(100, true);
   model.add_group(true);
   model.add(100);
   model.add(100, true);
-  CHECK(step(model, {.grad_scale = pointer(0x1230), .found_inf = pointer(0x4560)}).size() == 6);
+  CHECK(
+      step(model, {.grad_scale = pointer(0x1230), .found_inf = pointer(0x4560), .clipping = pointer(0x7890)}).size() ==
+      6);
 }
 
 // -- alignment -------------------------------------------------------------------------------------------------------

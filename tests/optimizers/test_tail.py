@@ -119,6 +119,31 @@ def bare_of(row, params):
 # -- clipping --------------------------------------------------------------------------------------------------------
 
 
+class Sharded(torch.Tensor):
+    """A subclass that has a mesh, as subclasses of DTensor have."""
+
+    device_mesh = None
+
+
+def test_a_process_without_a_gradient_takes_part_in_the_norm(monkeypatch):
+    """Other processes may have a gradient of such a parameter, and wait for this one."""
+    calls = []
+
+    def total_norm(params, grads, largest, measures):
+        calls.append((grads, list(measures)))
+        return 3.0
+
+    monkeypatch.setattr(onepass.optimizers.tail, "total_norm", total_norm)
+    p = nn.Parameter(torch.ones(2))
+    sharded = nn.Parameter(torch.ones(2).as_subclass(Sharded))
+    optimizer = onepass.SGD([p, sharded], lr=1.0, max_norm=1.5)
+    p.grad = torch.tensor([3.0, 4.0])
+    optimizer.step()
+    assert calls == [([p.grad, None], [25.0, None])]
+    assert optimizer.last_step.grad_norm == 3.0
+    assert p.tolist() == (1 - p.grad * (1.5 / (3.0 + 1e-6))).tolist()
+
+
 @pytest.mark.parametrize("norm_type", [2.0, math.inf])
 @pytest.mark.parametrize("row", WITH_TAIL, ids=lambda row: row.name)
 def test_max_norm(row, norm_type):

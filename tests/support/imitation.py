@@ -157,7 +157,8 @@ def gpu(library: ctypes.CDLL, numbers_too: bool) -> Iterator[None]:
         _instead(
             exchange_api=_new_capsule(table, _EXCHANGE_API, None),
             workspace=lambda size, cuda: torch.empty(size, dtype=torch.uint8),
-            exchange_device=lambda cuda: -1,
+            current_device=lambda: 0,
+            set_device=None,
         ),
     ):
         yield

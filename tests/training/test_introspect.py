@@ -251,15 +251,6 @@ def test_what_a_step_does_beside_the_update(row, arguments):
     assert opt.last_step is not None
 
 
-def test_clip_value_on_a_gpu_is_left_to_torch():
-    """Told without a GPU, from a row as the core gives it there."""
-    opt = onepass.SGD([Parameter(torch.zeros(2, device="meta"))], clip_value=1.0)
-    assert opt._explain_clip_value(0, 0, "kernel", "a GPU; no gradient now") == (
-        (0, 0, "torch", "clip_value on a GPU; no gradient now")
-    )
-    assert opt._explain_clip_value(0, 0, "torch", "sparse gradient") == (0, 0, "torch", "sparse gradient")
-
-
 def test_the_table_reads_well():
     model = torch.nn.Linear(3, 2)
     opt = onepass.Adam([{"params": model.named_parameters()}, {"params": [("table", Parameter(numbers(4, 2)))]}])

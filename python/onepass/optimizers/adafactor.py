@@ -83,9 +83,6 @@ class Adafactor(Native, signatures.Adafactor):
     def _step_with_scaler(self, found_inf: Tensor) -> bool:
         return False  # Adafactor has no GPU kernels
 
-    def _clip_value_refusal(self, p: Tensor) -> str:
-        return "clip_value"
-
     def _group_to_convert(self, group: dict[str, Any], p: Tensor) -> dict[str, Any]:
         eps1, eps2 = group["eps"]
         return {**group, "eps": (torch.finfo(p.dtype).eps if eps1 is None else eps1, eps2)}

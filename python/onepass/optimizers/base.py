@@ -31,6 +31,7 @@ from .master import check_master, forget_low_bits, master_name, master_of, new_m
 from .tail import StepReport, Tail, scaled_gradients
 from .torch_private import (
     check_capturable,
+    current_device,
     dlpack_exchange_api,
     interpreter,
     is_in_forward_mode,
@@ -47,23 +48,17 @@ def _workspace(size: int, cuda: int) -> Tensor:
     return torch.empty(size, dtype=torch.uint8, device=torch.device("cuda", cuda))
 
 
-def _exchange_device(cuda: int) -> int:
-    """Make a GPU torch's current device. Return the previous device index, or -1 if unchanged."""
-    before = torch.cuda.current_device()
-    if before == cuda:
-        return -1
-    torch.cuda.set_device(cuda)
-    return before
-
-
 def _set_torch(
     exchange_api: object = dlpack_exchange_api,
     workspace: Callable[[int, int], Tensor] = _workspace,
-    exchange_device: Callable[[int], int] = _exchange_device,
+    current_device: Callable[[], int] = current_device,
+    set_device: Callable[[int], None] = torch.cuda.set_device,
 ) -> None:
     """Pass to the core the objects of torch that it uses. Tests call this again with substitutes."""
     increment_version = torch.autograd.graph.increment_version
-    _core.set_torch(torch.Tensor, torch.nn.Parameter, increment_version, exchange_api, workspace, exchange_device)
+    _core.set_torch(
+        torch.Tensor, torch.nn.Parameter, increment_version, exchange_api, workspace, current_device, set_device
+    )
 
 
 _set_torch()
@@ -531,20 +526,8 @@ class Native(Optimizer):
         if reason := transform():
             groups = enumerate(self.param_groups)
             return [(g, i, "torch", reason) for g, group in groups for i in range(len(group["params"]))]
-        rows = self._plan.explain(self)
-        if self._tail is None or self._tail.clip_value == math.inf:
-            return rows
-        return [self._explain_clip_value(*row) for row in rows]
-
-    def _explain_clip_value(self, group: int, index: int, path: str, reason: str) -> tuple[int, int, str, str]:
-        """Return a row of ``_explain``, given what it is without ``clip_value``."""
-        if path == "kernel" and (why := self._clip_value_refusal(self.param_groups[group]["params"][index])):
-            return group, index, "torch", f"{why}; no gradient now" if reason.endswith("no gradient now") else why
-        return group, index, path, reason
-
-    def _clip_value_refusal(self, p: Tensor) -> str:
-        """Return why the kernels do not step a parameter with ``clip_value``; "" if they do."""
-        return "" if p.device.type == "cpu" else "clip_value on a GPU"
+        arguments = {} if self._tail is None else self._tail.gradient_arguments()
+        return self._plan.explain(self, _core.StepRequest(1.0, 1, **arguments))
 
     def _create_states(
         self,

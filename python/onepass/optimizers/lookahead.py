@@ -15,7 +15,7 @@ from .arguments import check_number
 from .base import SLOW_PARAM, Native, new_follower
 from .hooks import hooked, unwrapped
 from .master import low_bits_kept, master_of, write_master
-from .tail import StepReport
+from .tail import StepReport, Tail
 from .torch_private import disable_dynamo
 
 
@@ -251,6 +251,9 @@ class Lookahead(Optimizer):
 
     def _has_skipped(self) -> bool:
         """Return whether the wrapped optimizer has skipped the step that was just called."""
+        tail = getattr(unwrapped(self.optimizer), "_tail", None)
+        if isinstance(tail, Tail) and not tail.may_skip():
+            return False  # without reading the report, which would wait for a GPU
         report = self.last_step
         return report is not None and report.skipped
 

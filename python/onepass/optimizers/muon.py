@@ -97,9 +97,6 @@ class Muon(Native, signatures.Muon):
 
         return [path(*row) for row in super()._explain()]
 
-    def _clip_value_refusal(self, p: Tensor) -> str:
-        return ""  # the kernels step with clamped copies of the gradients
-
     def _step_with_scaler(self, found_inf: Tensor) -> bool:
         return False
 

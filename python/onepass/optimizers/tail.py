@@ -20,7 +20,7 @@ from ..training.averaged_model import AveragedModel
 from ..training.clipping_policies import ClippingPolicy
 from ..training.restoring import Part, Undo
 from .arguments import check_number, described, number
-from .gradient_norm import is_dtensor, mesh_of, total_norm
+from .gradient_norm import mesh_of, total_norm
 
 if TYPE_CHECKING:
     from .base import Native
@@ -111,7 +111,7 @@ class Tail(Part):
         self.average = average
         self.zeroes_grads = bool(zero_grad)
         self._report: StepReport | None = None
-        self._device_clipping: Tensor | None = None  # in its place, what only the GPU knows of the last step
+        self._device_clipping: Tensor | None = None  # in its place, if only the GPU has it: three float64 as bytes
         self._weight = 1.0  # of the averages in this step
         self._last_requests: tuple[tuple[Any, ...], _Requests] | None = None
         self._copy_list = [] if copy_to is None else _copies_of(name, optimizer, copy_to)
@@ -119,7 +119,6 @@ class Tail(Part):
         self._ids: frozenset[int] = frozenset()
         self._averages: dict[int, Tensor] = {}  # by the parameter's id
         self._copies: dict[int, Tensor] = {}
-        self._dtensors: list[Tensor] = []
         if average is not None and not isinstance(average, AveragedModel):
             raise TypeError(f"{name}: average must be a onepass.swa_utils.AveragedModel, got {described(average)}")
         if (maker := _maker_of_parts()) and (asked := self.whole_step_arguments()):
@@ -140,7 +139,6 @@ class Tail(Part):
             "_ids": frozenset(),
             "_averages": {},
             "_copies": {},
-            "_dtensors": [],
         }
 
     @classmethod
@@ -163,7 +161,6 @@ class Tail(Part):
             return
         params = _all_params(optimizer)
         self._ids = frozenset(map(id, params))
-        self._dtensors = [p for p in params if is_dtensor(p)]
         self._copies = {id(p): copy for p, copy in zip(params, self._copy_list, strict=False)}
         if self.average is not None:
             self.average._attach(optimizer)
@@ -178,6 +175,14 @@ class Tail(Part):
                 if id(p) in self._averages:
                     _check_mesh(f"{type(optimizer).__name__}: average of parameter {i}", self._averages[id(p)], p)
         self._found_for = lists
+
+    def gradient_arguments(self) -> dict[str, Any]:
+        """Return the arguments of a request that say what is done with each gradient."""
+        return {"clip_value": self.clip_value, "zeroes_grads": self.zeroes_grads}
+
+    def may_skip(self) -> bool:
+        """Return whether the norm of the gradients can skip a step."""
+        return self._skip_nonfinite or self.policy is not None
 
     def whole_step_arguments(self) -> list[str]:
         """Return the arguments that need all parameters of a step at once."""
@@ -218,14 +223,6 @@ class Tail(Part):
         coefficient = None if self.policy is None else functools.partial(_coefficient, self.policy)
         return _core.NormRequest(self._largest, self._limit, self._skip_nonfinite, coefficient, norm_of)
 
-    def has_no_part(self) -> bool:
-        """Return whether there are DTensors, but this process has no gradient of any.
-
-        Other processes may have one. They then communicate to find the norm, and so must this process, although the
-        kernels would measure all its gradients.
-        """
-        return bool(self._dtensors) and all(p.grad is None for p in self._dtensors)
-
     def clipping(
         self,
         optimizer: Optimizer,
@@ -248,19 +245,12 @@ class Tail(Part):
         """Step all parameters, with everything that the tail adds, in one request if kernels cover it."""
         update = optimizer._slow_weight_update
         requests = self._requests(optimizer, update.followers if update else [], grad_factor, threads)
-        norm: float | None
-        device_clipping: Tensor | None = None
-        if requests.norm is not None and self.has_no_part():
-            norm, coefficient, skipped = self.clipping(optimizer, requests.norm, grad_factor)
-            if not skipped:
-                result = optimizer._plan.step(optimizer, requests.made(grad_factor * coefficient))
-        else:
-            result = optimizer._plan.step(optimizer, requests.first)
-            norm, coefficient, skipped = result.norm, result.coefficient, result.skipped
-            device_clipping = result.device_clipping
-            if not (result.stepped or skipped) and requests.norm is not None:
-                measures = result.measures or ()
-                norm, coefficient, skipped = self.clipping(optimizer, requests.norm, grad_factor, measures)
+        result = optimizer._plan.step(optimizer, requests.first)
+        norm, coefficient, skipped = result.norm, result.coefficient, result.skipped
+        device_clipping = result.device_clipping
+        if not (result.stepped or skipped) and requests.norm is not None:
+            measures = result.measures or ()
+            norm, coefficient, skipped = self.clipping(optimizer, requests.norm, grad_factor, measures)
         if not skipped:
             if not result.stepped:
                 factor = grad_factor * coefficient
@@ -282,16 +272,15 @@ class Tail(Part):
 
     def step_with_scaler(self, optimizer: Native, grad_scale: Tensor | None, found_inf: Tensor) -> bool:
         """Step without reading GradScaler's tensors on the CPU. Return False, with nothing done, if not possible."""
-        if not self.measures or self.policy or self.average is not None or self._copy_list or self._dtensors:
+        if not self.measures or self.policy or self.average is not None or self._copy_list:
             return False
         request = _core.StepRequest(
             1.0,
             torch.get_num_threads(),
             norm=self.norm_request(optimizer),
-            clip_value=self.clip_value,
-            zeroes_grads=self.zeroes_grads,
             grad_scale=grad_scale,
             found_inf=found_inf,
+            **self.gradient_arguments(),
         )
         result = optimizer._plan.step(optimizer, request)
         if not result.stepped:
@@ -357,12 +346,14 @@ class Tail(Part):
 
     @property
     def report(self) -> StepReport | None:
-        """What the last step did; None before the first step. Waits for the GPU if only it knows.
+        """Return what the last step did; None before the first step. Waits for the GPU if the norm is there.
 
-        A replay of a CUDA graph overwrites what the GPU knows, so it is read each time.
+        It is read each time, because each replay of a CUDA graph writes it again.
         """
         if self._device_clipping is None:
             return self._report
+        if self._device_clipping.is_cuda:
+            torch.cuda.synchronize(self._device_clipping.device)  # the step may have been on any stream
         norm, coefficient, skipped_by = self._device_clipping.view(torch.float64).tolist()
         if skipped_by == _SKIPPED_BY_SCALER:
             return FOUND_INF

@@ -101,6 +101,10 @@ copy_operator = _find("torch", "ops.aten._to_copy.default")
 # Base class of all batch norms. 1.0 to 2.13.
 NormBase = _find("torch.nn.modules.batchnorm", "_NormBase")
 
+# The index of the current GPU, by a function in C: it runs no Python code, in which another thread could free the
+# tensors of a step. 1.0 to 2.13, if torch was built with CUDA.
+current_device: Callable[[], int] = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
+
 # The DLPack exchange API, by which the core reads a tensor's address; None before 2.10.
 dlpack_exchange_api: object = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
 

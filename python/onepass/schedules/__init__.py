@@ -18,7 +18,7 @@ no steps.
 Schedules are immutable and can be compared, hashed and pickled. :func:`parse` reads the ``repr`` of a schedule.
 """
 
-from . import parts
+from . import parts, schedule
 from .parser import parse
 from .parts import *  # noqa: F403
 from .parts import __all__ as _parts
@@ -26,7 +26,7 @@ from .parts import __all__ as _parts
 __all__ = [*_parts, "parse"]
 
 # Pickles store the public path, so that modules can move. Compositions have private names, which are here, too.
-for _name, _part in [*vars(parts).items(), ("parse", parse)]:
+for _name, _part in [*vars(schedule).items(), *vars(parts).items(), ("parse", parse)]:
     if getattr(_part, "__module__", "").startswith(f"{__name__}."):
         globals()[_name] = _part
         _part.__module__ = __name__

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import parts
-from .parts import Schedule
+from .schedule import Schedule
 
 # All but the base class, and but functions, which text cannot hold.
 _PARTS: dict[str, Callable[..., Schedule]] = {

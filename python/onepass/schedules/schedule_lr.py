@@ -16,9 +16,9 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ..optimizers.arguments import put_number
 from ..optimizers.hooks import unwrapped
-from .parts import Schedule
 from .previewed import Previewed
 from .rates import copied, current_lrs, initial_lr
+from .schedule import Schedule
 from .scheduled_hyperparameter import ScheduledHyperparameter, Schedules, factors_at, schedules_of_groups
 from .step_detector import StepDetector
 

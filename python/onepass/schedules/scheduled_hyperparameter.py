@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from ..optimizers.arguments import described, put_number
 from .parser import parse
-from .parts import Schedule
+from .schedule import Schedule
 
 # One schedule (or its text) for all parameter groups, or a list with one for each group.
 Schedules: TypeAlias = "Schedule | str | Sequence[Schedule | str]"

@@ -13,8 +13,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from .parts import (
-    Schedule,
-    _real,
     constant,
     cosine,
     hard_restarts,
@@ -24,6 +22,7 @@ from .parts import (
     sqrt,
     warmup,
 )
+from .schedule import Schedule, real
 from .schedule_lr import ScheduleLR
 
 __all__ = [
@@ -48,7 +47,7 @@ __all__ = [
 
 def _count(name: str, value: Any) -> float:
     """Return a number >= 0, as an int if it has no fraction."""
-    count = _real(name, value)
+    count = real(name, value)
     if count < 0:
         raise ValueError(f"{name} must be >= 0, got {value!r}")
     return int(count) if count.is_integer() else count
@@ -152,7 +151,7 @@ def get_cosine_schedule_with_warmup(
         [0.0, 0.25, 0.5, 0.427, 0.25, 0.073, 0.0]
     """
     rise, rest = _rise_and_rest(num_warmup_steps, num_training_steps)
-    decay = _part(cosine, rest, cycles=_real("num_cycles", num_cycles))
+    decay = _part(cosine, rest, cycles=real("num_cycles", num_cycles))
     return ScheduleLR(optimizer, rise >> decay, last_epoch=last_epoch)
 
 
@@ -254,11 +253,11 @@ def get_cosine_with_min_lr_schedule_with_warmup(
     rise, rest = _rise_and_rest(num_warmup_steps, num_training_steps)
 
     def ending(end: float) -> Schedule:
-        return rise >> _part(cosine, rest, end=end, cycles=_real("num_cycles", num_cycles))
+        return rise >> _part(cosine, rest, end=end, cycles=real("num_cycles", num_cycles))
 
     if min_lr is None:
-        return ScheduleLR(optimizer, ending(_real("min_lr_rate", min_lr_rate)), last_epoch=last_epoch)
-    return ScheduleLR(optimizer, _ending(optimizer, _real("min_lr", min_lr), ending), last_epoch=last_epoch)
+        return ScheduleLR(optimizer, ending(real("min_lr_rate", min_lr_rate)), last_epoch=last_epoch)
+    return ScheduleLR(optimizer, _ending(optimizer, real("min_lr", min_lr), ending), last_epoch=last_epoch)
 
 
 def get_wsd_schedule(
@@ -287,7 +286,7 @@ def get_wsd_schedule(
         >>> [round(lr, 3) for lr in scheduler.preview(7)[:, 0].tolist()]
         [0.0, 0.25, 0.5, 0.5, 0.5, 0.25, 0.0]
     """
-    low = _real("min_lr_ratio", min_lr_ratio)
+    low = real("min_lr_ratio", min_lr_ratio)
     rise, fall = _count("num_warmup_steps", num_warmup_steps), _count("num_decay_steps", num_decay_steps)
     rises = {
         "linear": _part(warmup, rise, low),
@@ -296,7 +295,7 @@ def get_wsd_schedule(
     }
     falls = {
         "linear": _part(linear, fall, end=low),
-        "cosine": _part(cosine, fall, end=low, cycles=_real("num_cycles", num_cycles)),
+        "cosine": _part(cosine, fall, end=low, cycles=real("num_cycles", num_cycles)),
         "1-sqrt": _part(sqrt, fall, end=low),
     }
     for name, chosen in (("warmup_type", warmup_type), ("decay_type", decay_type)):

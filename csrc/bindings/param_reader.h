@@ -10,6 +10,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -72,6 +73,7 @@ std::int64_t version_of(PyObject* tensor);
 // low bits are zeros, and loading a checkpoint removes the entries of its parameters.
 pybind11::dict& master_versions();
 void remember_version(PyObject* param, std::int64_t version);
+std::optional<std::int64_t> known_version(PyObject* param);
 
 // Returns the key of the state that holds a parameter's master.
 const pybind11::str& master_name(Master master);

@@ -382,10 +382,22 @@ void Plan::run(StepWork& work, const StepRequest& request) {
     if (params_[work.stepped[j]].zeroed) stepped.append(work.gradients[work.stepped[j]].original);
   }
   torch().increment_version(stepped);
-  for (const std::size_t k : work.stepped)
-    if (params_[k].master == Master::low_bits) remember_version(work.params[k].ptr(), version_of(work.params[k].ptr()));
+  remember_versions(work);
   the_stats.kernel["cpu"] += work.jobs.size();
   the_stats.kernel["cuda"] += work.stepped.size() - work.jobs.size();
+}
+
+// Remembers the versions of parameters whose low bits are valid: those that were stepped, and others that were valid
+// before. (Views of one tensor share a version, so the step has changed that of parameters without a gradient, too.)
+void Plan::remember_versions(const StepWork& work) const {
+  if (work.versions.empty()) return;
+  const auto remember = [&](std::size_t k) {
+    remember_version(work.params[k].ptr(), version_of(work.params[k].ptr()));
+  };
+  for (std::size_t k = 0; k < params_.size(); ++k)
+    if (work.versions[k] >= 0 && known_version(work.params[k].ptr()) == work.versions[k]) remember(k);
+  for (const std::size_t k : work.stepped)
+    if (params_[k].master == Master::low_bits) remember(k);
 }
 
 py::list Plan::named(const std::vector<std::size_t>& numbers) const {

@@ -47,6 +47,13 @@ void remember_version(PyObject* param, std::int64_t version) {
   master_versions()[py::int_(reinterpret_cast<std::uintptr_t>(param))] = py::int_(version);
 }
 
+std::optional<std::int64_t> known_version(PyObject* param) {
+  const py::int_ key(reinterpret_cast<std::uintptr_t>(param));
+  PyObject* const known = PyDict_GetItem(master_versions().ptr(), key.ptr());
+  if (known == nullptr) return std::nullopt;
+  return py::handle(known).cast<std::int64_t>();
+}
+
 const py::str& master_name(Master master) { return master == Master::low_bits ? names().master_low : names().master; }
 
 // Reads the master. Low bits are zeroed if the parameter has been changed since they were valid: it is the new master.
@@ -57,9 +64,7 @@ bool ParamReader::read_master(Reading& r) {
   if (!split || r.missing || request_.only_reads) return true;
   const std::int64_t version = work_.versions[r.number];
   if (version < 0) return true;
-  const py::int_ key(reinterpret_cast<std::uintptr_t>(r.object));
-  PyObject* const known = PyDict_GetItem(master_versions().ptr(), key.ptr());
-  if (known == nullptr || py::handle(known).cast<std::int64_t>() == version) return true;
+  if (known_version(r.object).value_or(version) == version) return true;
   py::handle(lookup(r.param.state, names().master_low)).attr("zero_")();
   remember_version(r.object, version);
   work_.ran_python = true;

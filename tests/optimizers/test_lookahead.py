@@ -949,6 +949,31 @@ def test_alpha_that_is_none(alpha):
         Lookahead(onepass.SGD(model()), alpha=alpha)
 
 
+@pytest.mark.parametrize("argument", ["average", "copy_to"])
+def test_followers_that_could_not_follow_are_refused(argument):
+    """Lookahead wraps the optimizer itself: a wrapper between them would update its average too early."""
+    model = torch.nn.Linear(2, 2)
+    given = {"average": onepass.swa_utils.AveragedModel(model, decay=0.9)}
+    if argument == "copy_to":
+        given = {"copy_to": [p.detach().bfloat16() for p in model.parameters()]}
+    inner = onepass.Lookahead(onepass.AdamW(model.parameters(), **given))
+    with pytest.raises(ValueError, match="cannot wrap Lookahead if its AdamW has average or copy_to"):
+        onepass.Lookahead(inner)
+
+    class Wrapper(torch.optim.Optimizer):
+        """As accelerate's."""
+
+        def __init__(self, optimizer):
+            self.optimizer = optimizer
+
+        param_groups = property(lambda self: self.optimizer.param_groups)
+        state = property(lambda self: self.optimizer.state)
+        defaults = property(lambda self: self.optimizer.defaults)
+
+    with pytest.raises(ValueError, match="cannot wrap Wrapper if its AdamW has average or copy_to"):
+        onepass.Lookahead(Wrapper(onepass.AdamW(model.parameters(), **given)))
+
+
 def test_what_is_no_optimizer():
     with pytest.raises(TypeError, match=r"optimizer must be a torch\.optim\.Optimizer, but is a list"):
         Lookahead(model())

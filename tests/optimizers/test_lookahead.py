@@ -12,7 +12,7 @@ import onepass
 import pytest
 import torch
 from cases import ELEMENTWISE, ROWS, copies, each_row, give, gradients, model
-from contract import through_a_file
+from contract import AroundOther, through_a_file
 from machines import ISAS
 from onepass import Lookahead
 from reference import ROUNDING, bits, checked_step, numbers, only_kernels, params_of
@@ -960,18 +960,8 @@ def test_followers_that_could_not_follow_are_refused(argument):
     with pytest.raises(ValueError, match="cannot wrap Lookahead if its AdamW has average or copy_to"):
         onepass.Lookahead(inner)
 
-    class Wrapper(torch.optim.Optimizer):
-        """As accelerate's."""
-
-        def __init__(self, optimizer):
-            self.optimizer = optimizer
-
-        param_groups = property(lambda self: self.optimizer.param_groups)
-        state = property(lambda self: self.optimizer.state)
-        defaults = property(lambda self: self.optimizer.defaults)
-
-    with pytest.raises(ValueError, match="cannot wrap Wrapper if its AdamW has average or copy_to"):
-        onepass.Lookahead(Wrapper(onepass.AdamW(model.parameters(), **given)))
+    with pytest.raises(ValueError, match="cannot wrap AroundOther if its AdamW has average or copy_to"):
+        onepass.Lookahead(AroundOther(onepass.AdamW(model.parameters(), **given)))
 
 
 def test_what_is_no_optimizer():

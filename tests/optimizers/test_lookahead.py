@@ -12,7 +12,7 @@ import onepass
 import pytest
 import torch
 from cases import ELEMENTWISE, ROWS, copies, each_row, give, gradients, model
-from contract import through_a_file
+from contract import AroundOther, through_a_file
 from machines import ISAS
 from onepass import Lookahead
 from reference import ROUNDING, bits, checked_step, numbers, only_kernels, params_of
@@ -947,6 +947,21 @@ def test_k_that_is_none(k):
 def test_alpha_that_is_none(alpha):
     with pytest.raises(ValueError, match=re.escape(f"alpha must be in [0, 1], got {alpha}")):
         Lookahead(onepass.SGD(model()), alpha=alpha)
+
+
+@pytest.mark.parametrize("argument", ["average", "copy_to"])
+def test_followers_that_could_not_follow_are_refused(argument):
+    """Lookahead wraps the optimizer itself: a wrapper between them would update its average too early."""
+    model = torch.nn.Linear(2, 2)
+    given = {"average": onepass.swa_utils.AveragedModel(model, decay=0.9)}
+    if argument == "copy_to":
+        given = {"copy_to": [p.detach().bfloat16() for p in model.parameters()]}
+    inner = onepass.Lookahead(onepass.AdamW(model.parameters(), **given))
+    with pytest.raises(ValueError, match="cannot wrap Lookahead if its AdamW has average or copy_to"):
+        onepass.Lookahead(inner)
+
+    with pytest.raises(ValueError, match="cannot wrap AroundOther if its AdamW has average or copy_to"):
+        onepass.Lookahead(AroundOther(onepass.AdamW(model.parameters(), **given)))
 
 
 def test_what_is_no_optimizer():

@@ -124,7 +124,8 @@ class Lookahead(Optimizer):
 
     Raises:
         TypeError: ``optimizer`` is not a ``torch.optim.Optimizer``, or ``alpha`` is not a number.
-        ValueError: ``k`` or ``alpha`` is out of range.
+        ValueError: ``k`` or ``alpha`` is out of range, or ``optimizer`` wraps an optimizer that has ``average`` or
+            ``copy_to``. (Lookahead can wrap that optimizer itself.)
 
     Example:
         >>> model = torch.nn.Linear(4, 2)
@@ -161,6 +162,7 @@ class Lookahead(Optimizer):
                 "_cycle": _checked({"k": k, "alpha": alpha, "step": 0}),
             }
         )
+        self._check_followers()
         self._forget()
         self._share_cycle()
 
@@ -214,6 +216,22 @@ class Lookahead(Optimizer):
         return loss
 
     step = hooked(_update, "Lookahead")
+
+    def _check_followers(self) -> None:
+        """Refuse to wrap a wrapper of an optimizer that has an average or copies.
+
+        They would be updated before this Lookahead's slow weights, and so differ from the parameters.
+        """
+        inner = self.optimizer
+        while isinstance(inner, Lookahead):
+            inner = inner.optimizer
+        inner = unwrapped(inner)
+        tail = getattr(inner, "_tail", None)
+        if not self._is_native and isinstance(tail, Tail) and tail.follows():
+            raise ValueError(
+                f"Lookahead cannot wrap {type(self.optimizer).__name__} if its {type(inner).__name__} has average or "
+                f"copy_to: they would not follow the slow weights. Wrap the {type(inner).__name__} itself"
+            )
 
     def _step_wrapped(self, closure: Callable[[], Any] | None) -> Any:
         return self.optimizer.step() if closure is None else self.optimizer.step(closure)

@@ -180,6 +180,10 @@ class Tail(Part):
         """Return the arguments of a request that say what is done with each gradient."""
         return {"clip_value": self.clip_value, "zeroes_grads": self.zeroes_grads}
 
+    def follows(self) -> bool:
+        """Return whether the step updates an average or copies."""
+        return self.average is not None or bool(self._copy_list)
+
     def may_skip(self) -> bool:
         """Return whether the norm of the gradients can skip a step."""
         return self._skip_nonfinite or self.policy is not None
@@ -272,7 +276,7 @@ class Tail(Part):
 
     def step_with_scaler(self, optimizer: Native, grad_scale: Tensor | None, found_inf: Tensor) -> bool:
         """Step without reading GradScaler's tensors on the CPU. Return False, with nothing done, if not possible."""
-        if not self.measures or self.policy or self.average is not None or self._copy_list:
+        if not self.measures or self.policy or self.follows():
             return False
         request = _core.StepRequest(
             1.0,

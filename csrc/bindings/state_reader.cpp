@@ -39,7 +39,7 @@ std::int64_t version_of(PyObject* tensor) {
 }
 
 py::dict& master_versions() {
-  static py::dict* const kVersions = new py::dict();  // never destroyed, because Python may be finalized before
+  static auto* const kVersions = new py::dict();  // never destroyed, because Python may be finalized before
   return *kVersions;
 }
 

@@ -37,12 +37,15 @@ inline void round_master(const Job& job, float* tile, std::int64_t n) {
   for (std::int64_t i = 0; i < n; ++i) tile[i] = BFloat16::decode<float>(LowBits::high_of(tile[i]));
 }
 
+// 16 bits in memory, at any address.
+using Half = Unaligned<std::uint16_t>::type;
+
 // Calls visit(half, stride, tile, count) for each run of elements [begin, begin + n) of an operand of 16 bits: the low
 // bits, or the parameter.
 template <class Visit>
 void for_each_run_of_halves(const Job& job, std::size_t operand, std::int64_t begin, std::int64_t n, float* tile,
                             Visit&& visit) {
-  auto* const halves = reinterpret_cast<Unaligned<std::uint16_t>::type*>(job.operands.data()[operand].data);
+  auto* const halves = reinterpret_cast<Half*>(job.operands.data()[operand].data);
   for_each_run(job.rows, job.layout, operand, begin, n,
                [&](std::int64_t offset, std::int64_t stride, std::int64_t count) {
                  visit(halves + offset, stride, tile, count);
@@ -50,15 +53,16 @@ void for_each_run_of_halves(const Job& job, std::size_t operand, std::int64_t be
                });
 }
 
-// Writes half(master) of a tile of masters to an operand of 16 bits.
-template <class Half>
-void write_halves(const Job& job, std::size_t operand, std::int64_t begin, std::int64_t n, float* tile, Half&& half) {
+// Writes half_of(master) of a tile of masters to an operand of 16 bits.
+template <class HalfOf>
+void write_halves(const Job& job, std::size_t operand, std::int64_t begin, std::int64_t n, float* tile,
+                  HalfOf&& half_of) {
   for_each_run_of_halves(job, operand, begin, n, tile,
-                         [&](auto* to, std::int64_t stride, const float* from, std::int64_t count) {
+                         [&](Half* to, std::int64_t stride, const float* from, std::int64_t count) {
                            if (stride == 1) {
-                             for (std::int64_t i = 0; i < count; ++i) to[i] = half(from[i]);
+                             for (std::int64_t i = 0; i < count; ++i) to[i] = half_of(from[i]);
                            } else {
-                             for (std::int64_t i = 0; i < count; ++i) to[i * stride] = half(from[i]);
+                             for (std::int64_t i = 0; i < count; ++i) to[i * stride] = half_of(from[i]);
                            }
                          });
 }
@@ -67,7 +71,7 @@ void write_halves(const Job& job, std::size_t operand, std::int64_t begin, std::
 [[gnu::noinline]] inline void read_master(const Job& job, std::int64_t begin, std::int64_t n, float* tile) {
   if (job.master == Master::low_bits) {
     for_each_run_of_halves(job, kMaster, begin, n, tile,
-                           [](const auto* low, std::int64_t stride, float* own, std::int64_t count) {
+                           [](const Half* low, std::int64_t stride, float* own, std::int64_t count) {
                              if (stride == 1) {
                                for (std::int64_t i = 0; i < count; ++i) own[i] = LowBits::join(own[i], low[i]);
                              } else {

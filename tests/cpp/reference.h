@@ -256,7 +256,7 @@ inline void fill_master(Problem& problem) {
     if (problem.master == Master::low_bits) {
       std::memcpy(to, &low, sizeof low);
     } else if ((random >> 32) % 4 != 0) {
-      const float near = load<float>(param, offset_of(index, param.strides));
+      const auto near = load<float>(param, offset_of(index, param.strides));
       const std::uint32_t bits = std::bit_cast<std::uint32_t>(near) + (low >> 4);
       std::memcpy(to, &bits, sizeof bits);
     }

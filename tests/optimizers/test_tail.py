@@ -125,6 +125,7 @@ class Sharded(torch.Tensor):
     device_mesh = None
 
 
+@pytest.mark.cpu  # where kernels measure the other gradients
 def test_a_process_without_a_gradient_takes_part_in_the_norm(monkeypatch):
     """Other processes may have a gradient of such a parameter, and wait for this one."""
     calls = []

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import onepass
 import torch
 from gpu_device import Device
+from onepass.cli.demo import Block
 from onepass.cli.timing import Result
 from onepass.training.table import table_line
 from torch import Tensor, nn
@@ -45,28 +46,6 @@ class Size(NamedTuple):
 
 FULL = Size(layers=12, width=768, heads=12, vocabulary=50_304, context=1024, batch=8)
 QUICK = Size(layers=2, width=32, heads=2, vocabulary=256, context=32, batch=4)
-
-
-class Block(nn.Module):
-    """A transformer layer: causal attention, then a perceptron, each on a normalised input and added to its input."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-        self.mlp = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return a tensor of the same shape (batch, context, width)."""
-        q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.out(attended.transpose(1, 2).flatten(2))
-        out: Tensor = x + self.mlp(x)
-        return out
 
 
 class GPT(nn.Module):

@@ -67,7 +67,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class Block(nn.Module):
-    """A transformer layer: attention, then a perceptron, each on a normalised input and added to its input."""
+    """A transformer layer: attention, then a perceptron, each on a normalised input and added to its input.
+
+    Attention has the given bias or, without one, is causal.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -79,10 +82,10 @@ class Block(nn.Module):
             nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
         )
 
-    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Return a tensor of the same shape (batch, context, width)."""
         q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        attended = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=bias is None)
         x = x + self.out(attended.transpose(1, 2).flatten(2))
         out: Tensor = x + self.mlp(x)
         return out

@@ -101,6 +101,7 @@ class Device:
         self.torch = torch.device(name)
         self.is_gpu = self.torch.type == "cuda"
         if self.is_gpu:
+            self.torch = torch.device("cuda", self.torch.index or 0)  # set_device wants an index
             torch.cuda.set_device(self.torch)
         self.cache = torch.cuda.get_device_properties(self.torch).L2_cache_size if self.is_gpu else 1 << 20
         self._source = torch.randn((1 << 30 if self.is_gpu else 1 << 20) // 4, device=self.torch)

@@ -49,6 +49,20 @@ struct Layout {
   std::array<std::vector<std::int64_t>, kMaxOperands> strides;
 };
 
+// The states that are stored in blocks (formats/microscaling.h). Their codes are operands, which are packed in one
+// order, with the first dimension outermost; that is also the order of a job's elements. Blocks begin anew in each row
+// of the first dimension. Scales are packed.
+struct Blocks {
+  std::array<std::byte*, kMaxStates> scales{};  // null: that state is not in blocks
+  std::array<Coding, kMaxStates> codings{};
+  std::int64_t row_length = 0;  // elements; 0: no state is in blocks
+  std::int64_t first = 0;       // index of the job's first element in the whole tensor, if the job is a shard
+  std::uint64_t key = 0;        // of the random bits
+
+  // Returns the last position up to `at` at which a block begins.
+  std::int64_t block_begin(std::int64_t at) const { return at - at % row_length % 32; }
+};
+
 struct Rows;
 
 inline constexpr double kNoLimit = std::numeric_limits<double>::infinity();
@@ -66,6 +80,7 @@ struct Job {
   // Follower i is operand kFirstFollower + i, absent where that has no data. They are updated in this order.
   std::array<Follower, kMaxFollowers> followers{};
   Master master = Master::none;  // operand kMaster; the format of low bits is any of 16 bits, for their size only
+  Blocks blocks;
 
   // clip_value in float32. A larger one limits nothing.
   float narrow_clip_value() const {

@@ -6,15 +6,15 @@
 namespace onepass {
 
 Layout make_layout(std::span<const std::int64_t> shape,
-                   const std::array<std::span<const std::int64_t>, kMaxOperands>& strides) {
-  std::vector<std::size_t> order;
+                   const std::array<std::span<const std::int64_t>, kMaxOperands>& strides, std::size_t order) {
+  std::vector<std::size_t> dimensions;
   for (std::size_t d = 0; d < shape.size(); ++d)
-    if (shape[d] != 1) order.push_back(d);
-  std::ranges::stable_sort(order,
-                           [&](std::size_t a, std::size_t b) { return strides[kParam][a] > strides[kParam][b]; });
+    if (shape[d] != 1) dimensions.push_back(d);
+  std::ranges::stable_sort(dimensions,
+                           [&](std::size_t a, std::size_t b) { return strides[order][a] > strides[order][b]; });
 
   Layout layout;
-  for (const std::size_t d : order) {
+  for (const std::size_t d : dimensions) {
     const bool merges = !layout.shape.empty() && [&] {
       for (std::size_t k = 0; k < strides.size(); ++k)
         if (!strides[k].empty() && layout.strides[k].back() != strides[k][d] * shape[d]) return false;

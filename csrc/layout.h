@@ -8,10 +8,11 @@
 
 namespace onepass {
 
-// Returns the layout of operands of one shape. Dimensions are ordered by the parameter's strides, those of size 1 are
-// dropped, and neighbours are merged where every operand allows it. If `strides[k]` is empty, operand k is absent.
+// Returns the layout of operands of one shape. Dimensions are ordered by the strides of operand `order`, those of size
+// 1 are dropped, and neighbours are merged where every operand allows it. If `strides[k]` is empty, operand k is
+// absent.
 Layout make_layout(std::span<const std::int64_t> shape,
-                   const std::array<std::span<const std::int64_t>, kMaxOperands>& strides);
+                   const std::array<std::span<const std::int64_t>, kMaxOperands>& strides, std::size_t order = kParam);
 
 // Whether all operands of this layout are packed in the same order, so that a job does not need it.
 bool is_flat(const Layout& layout);

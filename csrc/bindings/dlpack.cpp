@@ -81,6 +81,8 @@ bool DlpackReader::view(PyObject* tensor, TensorView& out) {
   out.complex = exported.dtype.code == dlpack::kComplex;
   out.int64 = exported.dtype.code == dlpack::kInt && exported.dtype.bits == 64;
   out.int16 = exported.dtype.code == dlpack::kInt && exported.dtype.bits == 16;
+  out.float8_e4m3fn = exported.dtype.code == dlpack::kFloat8E4m3fn;
+  out.float8_e8m0fnu = exported.dtype.code == dlpack::kFloat8E8m0fnu;
   if (borrow_ != nullptr && !out.complex) {
     out.room.reset();
     out.ndim = exported.ndim;

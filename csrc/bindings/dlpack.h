@@ -24,6 +24,8 @@ struct TensorView {
   bool complex = false;
   bool int64 = false;
   bool int16 = false;
+  bool float8_e4m3fn = false;   // codes of a state in blocks
+  bool float8_e8m0fnu = false;  // their scales
   int ndim = 0;
   const std::int64_t* shape = nullptr;
   const std::int64_t* strides = nullptr;

@@ -18,6 +18,8 @@ enum TypeCode : std::uint8_t {
   kFloat = 2,
   kBfloat = 4,
   kComplex = 5,
+  kFloat8E4m3fn = 10,
+  kFloat8E8m0fnu = 14,
 };
 
 struct Device {

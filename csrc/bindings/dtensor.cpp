@@ -58,6 +58,7 @@ void Spread::read(PyObject* dtensor) {
   py::object spec = spec_of(dtensor);
   if (spec.is(own_)) return;
   known_ = {};
+  first_row_.reset();
   own_ = std::move(spec);
 }
 
@@ -75,6 +76,16 @@ Spread::Match Spread::compare(std::size_t operand, PyObject* dtensor, PyObject* 
   };
   known = {.spec = spec, .match = compared()};
   return known.match;
+}
+
+std::int64_t Spread::first_row(PyObject* param, bool& ran_python) {
+  if (!first_row_) {
+    ran_python = true;
+    const py::object found =
+        py::module_::import("onepass.optimizers.block_states").attr("first_row")(py::handle(param));
+    first_row_ = found.is_none() ? -1 : found.cast<std::int64_t>();
+  }
+  return *first_row_;
 }
 
 }  // namespace onepass

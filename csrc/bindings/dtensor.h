@@ -5,6 +5,8 @@
 
 #include <array>
 #include <cstddef>
+#include <cstdint>
+#include <optional>
 
 #include "job.h"
 
@@ -33,6 +35,10 @@ class Spread {
   // have run Python code.
   Match compare(std::size_t operand, PyObject* dtensor, PyObject* param, bool& ran_python);
 
+  // Returns the index in the whole parameter of the first row of its local part; -1 if this part has not whole rows of
+  // dimension 0. Sets `ran_python` if Python code has run.
+  std::int64_t first_row(PyObject* param, bool& ran_python);
+
  private:
   struct Compared {
     pybind11::object spec;
@@ -41,6 +47,7 @@ class Spread {
 
   pybind11::object own_;
   std::array<Compared, kMaxOperands> known_;
+  std::optional<std::int64_t> first_row_;
 };
 
 }  // namespace onepass

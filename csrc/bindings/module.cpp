@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings/apply.h"
+#include "bindings/blocks.h"
 #include "bindings/cuda.h"
 #include "bindings/lbfgs.h"
 #include "bindings/norms.h"
@@ -67,11 +68,16 @@ PYBIND11_MODULE(_core, m) {
           for (const char* name : info.hyper_names) hyper.append(name);
           for (const char* name : info.state_names) states.append(name);
           for (const char* name : info.scalar_names) scalars.append(name);
-          all[info.name] = py::make_tuple(hyper, states, scalars, info.counts_steps);
+          py::list codings;
+          for (const Coding coding : info.state_codings) codings.append(name_of(coding));
+          all[info.name] = py::make_tuple(hyper, states, scalars, info.counts_steps, codings);
         }
         return all;
       },
-      "Return all rules: name -> (hyperparameters, states, scalars kept for each parameter, whether it counts steps).");
+      "Return all rules: name -> (hyperparameters, states, scalars kept for each parameter, whether it counts steps, "
+      "the coding of each state in 8 bits).");
+
+  bind_blocks(m);
 
   m.def("cuda_built", &cuda_built,
         "Return the compiler and the devices of the CUDA kernels; empty if there are no kernels.");

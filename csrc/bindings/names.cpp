@@ -20,6 +20,8 @@ const Names& names() {
       .master = interned("master"),
       .master_low = interned("master_low"),
       .version = interned("_version"),
+      .rounding_seed = interned("rounding_seed"),
+      .rounding_step = interned("rounding_step"),
   };  // never destroyed, because Python may be finalized before
   return *kNames;
 }

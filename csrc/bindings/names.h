@@ -10,7 +10,8 @@ namespace onepass {
 pybind11::str interned(const std::string& text);
 
 struct Names {
-  pybind11::str state, param_groups, params, maximize, differentiable, param_names, step, master, master_low, version;
+  pybind11::str state, param_groups, params, maximize, differentiable, param_names, step, master, master_low, version,
+      rounding_seed, rounding_step;
 };
 
 const Names& names();

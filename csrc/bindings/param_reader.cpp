@@ -1,5 +1,6 @@
 #include "bindings/param_reader.h"
 
+#include "bindings/blocks.h"
 #include "bindings/cuda.h"
 #include "bindings/errors.h"
 #include "bindings/names.h"
@@ -15,6 +16,7 @@ namespace onepass {
 RuleNames::RuleNames(const RuleInfo& info) {
   for (const std::string name : info.state_names) {
     states.push_back(interned(name));
+    scales.push_back(interned(name + "_scale"));
     state_labels.push_back("its state " + name);
   }
   if (info.counts_steps) scalars.push_back(onepass::names().step);
@@ -89,6 +91,7 @@ bool ParamReader::read_own(Reading& r) {
   job.wide = *own.format == Format::float64;
   job.grad_factor = request_.grad_factor * param.group->sign;
   job.length = elements_of(own);
+  job.blocks = {};
   if (r.is_shard()) param.spread.read(r.object);
   param.master = job.master = Master::none;
   if (size_of(*own.format) == 2 && !own.complex && driver_.takes_followers()) {
@@ -197,6 +200,8 @@ void ParamReader::note_memory(Reading& r, bool& memory_moved) {
     const Scalar& scalar = r.scalars[n];
     note(kMaxOperands + n, scalar.data, scalar.data == nullptr ? 0 : static_cast<std::int64_t>(size_of(scalar.format)));
   }
+  for (std::size_t s = 0; s < kMaxStates; ++s)
+    note(kMaxOperands + r.scalars.size() + s, r.job().blocks.scales[s], r.scale_bytes[s]);
 }
 
 void ParamReader::forget_memory(Param& param, bool& memory_moved) {
@@ -220,8 +225,8 @@ bool ParamReader::gradient_overlaps(const Reading& r) {
     return overlap({.first = grad.data, .past = past, .owner = r.number, .spacing = &spacing},
                    r.param.range(slot, r.number));
   };
-  for (std::size_t k = kFirstState; k < kMaxOperands; ++k)
-    if (overlaps(k)) return true;
+  for (std::size_t slot = kFirstState; slot < r.param.written.size(); ++slot)
+    if (overlaps(slot)) return true;
   const bool same = r.job().rows == nullptr && grad.data == r.own().data && grad.format == r.own().format &&
                     r.has_strides_of_param(kGrad);
   return !same && overlaps(kParam);
@@ -306,6 +311,12 @@ void ParamReader::set_followers(Reading& r) const {
   }
 }
 
+// Sets the key of the random bits with which the states of a parameter are rounded.
+void ParamReader::set_random_key(Reading& r, std::uint64_t step) const {
+  if (r.job().blocks.row_length != 0)
+    r.job().blocks.key = random_key(r.param.group->rounding_seed, step, std::uint64_t{r.number});
+}
+
 void ParamReader::make_constants(Reading& r) {
   if (r.device_job.hyper != nullptr) {
     r.scalars[0].value += 1.0;
@@ -327,6 +338,7 @@ void ParamReader::make_constants(Reading& r) {
     info_.advance(hyper.data(), step, made.advanced.data());
   }
   r.job().constants = made.constants;
+  set_random_key(r, info_.counts_steps ? static_cast<std::uint64_t>(step) : r.param.group->rounding_step);
   for (std::size_t n = 0; n < names_.scalars.size(); ++n)
     r.scalars[n].value = n < counters ? step : made.advanced[n - counters];
 }
@@ -382,6 +394,7 @@ ParamReader::Outcome ParamReader::read(Param& param, std::size_t number, bool& m
   const bool here = r.own().cuda < 0 && param.group->device < 0;
   if (!here && !choose_constants_device(r)) return fall_back();
   set_followers(r);
+  param.in_blocks = r.job().blocks.row_length != 0;
   param.zeroed = r.job().zeroes_grad;
   make_constants(r);
   add_job(r);

@@ -36,12 +36,13 @@ struct Param {
   bool complex = false;
   unsigned followed = 0;     // the followers that the last step's job updates, a bit for each
   bool zeroed = false;       // the last step's job zeroes its gradient
+  bool in_blocks = false;    // some of its states have 8 bits
   unsigned states_used = 0;  // a bit for each
   Master master = Master::none;
   std::string reason;                // why torch's implementation steps it
   std::vector<std::int64_t> packed;  // the last shape and strides that were found to be packed
-  // Memory that its step writes: begin and end of each operand, of `step` and of the rule's scalars.
-  std::array<std::pair<std::byte*, std::byte*>, kMaxOperands + 1 + kMaxScalars> written{};
+  // Memory that its step writes: begin and end of each operand, of `step`, of the rule's scalars, and of scales.
+  std::array<std::pair<std::byte*, std::byte*>, kMaxOperands + 1 + kMaxScalars + kMaxStates> written{};
   std::vector<std::pair<std::size_t, Spacing>> spacings;  // of those with gaps, which are few: index in `written`
   // Whether a tensor was found to be lazily negated or conjugated, and its address at that time.
   struct Laziness {
@@ -61,6 +62,7 @@ struct RuleNames {
   explicit RuleNames(const RuleInfo& info);
 
   std::vector<pybind11::str> states;
+  std::vector<pybind11::str> scales;      // of states in blocks
   std::vector<std::string> state_labels;  // for messages
   std::vector<pybind11::str> scalars;     // `step`, if the rule counts, and its own
 };
@@ -111,6 +113,7 @@ class ParamReader {
   bool read_sparse_gradient(Reading& r);
   bool read_states(Reading& r);
   bool read_state(Reading& r, std::size_t operand, const pybind11::str& name, const std::string& what);
+  bool read_scales(Reading& r, std::size_t operand, const std::string& what);
   bool read_master(Reading& r);
   bool read_user_follower(Reading& r, std::size_t follower);
   bool can_follow(Reading& r, std::size_t operand, PyObject* tensor);
@@ -127,6 +130,7 @@ class ParamReader {
   void set_clip_and_zeros(Reading& r) const;
   void measure_gradient(const Reading& r);
   void set_followers(Reading& r) const;
+  void set_random_key(Reading& r, std::uint64_t step) const;
   void make_constants(Reading& r);
   void add_job(Reading& r);
   std::string label_of(const Param& param) const;

@@ -24,7 +24,8 @@ struct Reading {
   bool packed = false;   // the parameter's elements are consecutive in memory, in some order of dimensions
   bool missing = false;  // a state has to be created
   unsigned follows = 0;  // the followers that kernels can update, a bit for each
-  std::array<Scalar, 1 + kMaxScalars> scalars{};  // in the order of RuleNames::scalars
+  std::array<std::int64_t, kMaxStates> scale_bytes{};  // of states in blocks
+  std::array<Scalar, 1 + kMaxScalars> scalars{};       // in the order of RuleNames::scalars
 
   Job& job() { return device_job.job; }
   const Job& job() const { return device_job.job; }

@@ -28,10 +28,13 @@ class ElementwiseRuleDriver final : public RuleDriver {
 
   void locate_elements(StepWork& work, Job& job, const Views& views, bool flat) const override {
     if (flat || job.length == 0) return;
+    std::size_t order = kParam;
+    for (std::size_t s = 0; s < kMaxStates; ++s)
+      if (job.blocks.scales[s] != nullptr) order = kFirstState + s;
     std::array<std::span<const std::int64_t>, kMaxOperands> strides;
     for (std::size_t k = 0; k < kMaxOperands; ++k)
       if (job.operands[k].data != nullptr || k < kFirstState) strides[k] = strides_of(views[k]);
-    Layout layout = make_layout(shape_of(views[kParam]), strides);
+    Layout layout = make_layout(shape_of(views[kParam]), strides, order);
     if (!is_flat(layout)) job.layout = &work.layouts.emplace_back(std::move(layout));
   }
 

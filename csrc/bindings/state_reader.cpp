@@ -127,6 +127,8 @@ bool ParamReader::read_state(Reading& r, std::size_t operand, const py::str& nam
       fail(r.param, what + " has dtype " + text_of(tensor, "dtype") + ", not " + (split ? "int16" : "float32"));
     if (split) view.format = Format::bfloat16;  // for its size
   }
+  const bool in_blocks = view.float8_e4m3fn && operand < kFirstFollower && !info_.state_codings.empty();
+  if (in_blocks) view.format = Format::float8_e4m3fn;
   if (same_device(view, r.own()) && !view.format) fail(r.param, what + " has dtype " + text_of(tensor, "dtype"));
   set_operand(r, operand, tensor, what);
   if (is_lazy_now(r, operand, tensor)) return r.fall_back("negated or conjugated state");
@@ -138,6 +140,57 @@ bool ParamReader::read_state(Reading& r, std::size_t operand, const py::str& nam
     if (overlap == Overlap::possible) return r.fall_back("state with interleaved strides");
   }
   work_.used.push_back(tensor);
+  return !in_blocks || read_scales(r, operand, what);
+}
+
+// Reads the scales of a state in blocks, whose codes have been read.
+bool ParamReader::read_scales(Reading& r, std::size_t operand, const std::string& what) {
+  const std::size_t state = operand - kFirstState;
+  const TensorView& codes = r.views[operand];
+  const std::string scales_text = what + "_scale";
+  if (!codes.on_cpu) return r.fall_back("8-bit states on a GPU");
+  const std::int64_t rows = codes.ndim > 0 ? codes.shape[0] : 0;
+  std::int64_t length = 1;
+  for (int d = 1; d < codes.ndim; ++d) length *= codes.shape[d];
+  if (codes.ndim < 2 || codes.complex) fail(r.param, what + " has 8 bits, which needs 2 dimensions and real numbers");
+
+  PyObject* scales = lookup(r.param.state, names_.scales[state]);
+  if (scales == nullptr)
+    fail(r.param, what + " has 8 bits, but its state " + std::string(names_.scales[state]) + " is missing");
+  if (r.is_shard()) {
+    if (!is_dtensor(scales)) fail(r.param, scales_text + " is not a DTensor");
+    scales = work_.locals.emplace_back(local_of(scales)).ptr();
+  }
+  if (!is_plain(scales)) fail(r.param, scales_text + " is a " + type_name(scales));
+  TensorView view;
+  const std::int64_t in_row = (length + 31) / 32;
+  if (!torch().dlpack.view(scales, view) || !view.float8_e8m0fnu || !same_device(view, codes) || view.ndim != 2 ||
+      view.shape[0] != rows || view.shape[1] != in_row || !is_row_major(shape_of(view), strides_of(view)))
+    fail(r.param, scales_text + " must be a contiguous tensor of torch.float8_e8m0fnu with shape (" +
+                      std::to_string(rows) + ", " + std::to_string(in_row) +
+                      "), on the parameter's device; it has shape " + shape_text(scales) + " and dtype " +
+                      text_of(scales, "dtype"));
+
+  Blocks& blocks = r.job().blocks;
+  const bool is_first = blocks.row_length == 0;
+  if (!is_flat(make_layout(shape_of(codes), {strides_of(codes)})) ||
+      (rows > 1 && length > 0 && codes.strides[0] != length))
+    fail(r.param, what + " is not packed with its first dimension outermost, as 8-bit states must be");
+  for (std::size_t k = kFirstState; k < operand && !is_first; ++k)
+    if (blocks.scales[k - kFirstState] != nullptr && !same_numbers(r.views[k].strides, codes.strides, codes.ndim))
+      fail(r.param, what + " has other strides than its other 8-bit states");
+  if (r.job().rows != nullptr && r.job().rows->length != length)
+    fail(r.param, "a sparse gradient with several sparse dimensions cannot step 8-bit states");
+  blocks.row_length = std::max<std::int64_t>(length, 1);
+  blocks.scales[state] = view.data;
+  blocks.codings[state] = info_.state_codings[state];
+  r.scale_bytes[state] = rows * in_row;
+  if (r.is_shard()) {
+    const std::int64_t first = r.param.spread.first_row(r.object, work_.ran_python);
+    if (first < 0) fail(r.param, "8-bit states need a DTensor that is sharded along dimension 0 only");
+    blocks.first = first * length;
+  }
+  work_.used.push_back(scales);
   return true;
 }
 

@@ -18,7 +18,9 @@
 #include <utility>
 
 #include "cpu/apply.h"
+#include "cpu/blocks.h"
 #include "cpu/convert.h"
+#include "cpu/in_blocks.h"
 #include "cpu/in_registers.h"
 #include "cpu/master.h"
 #include "cpu/rows.h"
@@ -96,11 +98,13 @@ void run_in_tiles(Apply rule, const Job& job, std::int64_t begin, std::int64_t e
     clamped.grad_factor = 1.0;
   }
   const bool followed = has_followers(job);
+  const bool blocks = job.blocks.row_length != 0;
   const std::int64_t ahead = packed ? tuning.tiles_ahead * kTile<T> : 0;
 
   std::int64_t n = 0;
   for (std::int64_t at = begin; at < end; at += n) {
     n = end - at < kTile<T> ? end - at : kTile<T>;
+    if (blocks) n = end_of_blocks<T>(job, at, end) - at;
     std::int64_t offset = at;  // of the first element in operands that are used in place
     if (long_rows) {
       const std::int64_t column = at % job.rows->length;
@@ -115,7 +119,11 @@ void run_in_tiles(Apply rule, const Job& job, std::int64_t begin, std::int64_t e
     for (std::size_t k = 0; k < kFirstFollower; ++k) {
       if (job.operands[k].data == nullptr) continue;
       data[k] = in_place[k] ? element(job.operands[k], offset) : as_bytes(tiles[k]);
-      if (!in_place[k]) decode(job, k, at, n, tiles[k]);
+      if (is_in_blocks(job, k)) {
+        decode_blocks(job, k, at, n, tiles[k]);
+      } else if (!in_place[k]) {
+        decode(job, k, at, n, tiles[k]);
+      }
     }
     const bool has_master = std::is_same_v<T, float> && job.master != Master::none;
     if constexpr (std::is_same_v<T, float>)
@@ -124,13 +132,36 @@ void run_in_tiles(Apply rule, const Job& job, std::int64_t begin, std::int64_t e
     rule(clamps ? clamped : job, data, n, 0);
     if (followed) follow(job, at, n, reinterpret_cast<T*>(data[kParam]));
     for (std::size_t k = 0; k < kFirstFollower; ++k)
-      if (job.operands[k].data != nullptr && k != kGrad && !in_place[k] && !(has_master && k == kParam))
+      if (is_in_blocks(job, k)) {
+        encode_blocks(job, k, at, n, tiles[k]);
+      } else if (job.operands[k].data != nullptr && k != kGrad && !in_place[k] && !(has_master && k == kParam)) {
         encode(job, k, at, n, tiles[k]);
+      }
     if constexpr (std::is_same_v<T, float>)
       if (has_master) write_master(job, at, n, tiles[kParam]);
     if (job.zeroes_grad) write_zeros(job, at, n);
   }
 }
+
+#ifdef ONEPASS_FLOAT_VECTOR
+// Steps elements [begin, end) of a packed job whose states are in blocks. The shorter blocks at the end of rows go
+// through tiles.
+inline void run_in_blocks(ApplyInBlocks in_blocks, Apply in_arrays, const Job& job, std::int64_t begin,
+                          std::int64_t end, const Tuning& tuning) {
+  const std::int64_t length = job.blocks.row_length;
+  const std::int64_t blocks_in_row = (length + kBlock - 1) / kBlock;
+  for (std::int64_t at = begin; at < end;) {
+    const std::int64_t row = at / length;
+    const std::int64_t column = at % length;
+    const std::int64_t row_end = (row + 1) * length;
+    const std::int64_t past = row_end < end ? row_end : end;
+    const std::int64_t whole = (past - at) / kBlock * kBlock;
+    if (whole > 0) in_blocks(job, at, row * blocks_in_row + column / kBlock, whole, tuning.tiles_ahead);
+    if (at + whole < past) run_in_tiles<float>(in_arrays, job, at + whole, past, tuning);
+    at = past;
+  }
+}
+#endif
 
 template <class T>
 bool all_plain_arrays(const Job& job) {
@@ -145,6 +176,8 @@ void run_with(const Job& job, std::int64_t begin, std::int64_t end, const Tuning
     if (all_plain_arrays<T>(job)) return run_packed(in_arrays, job, begin, end, tuning);
 #ifdef ONEPASS_FLOAT_VECTOR
     if constexpr (std::is_same_v<T, float>) {
+      if (const ApplyInBlocks in_blocks = find_in_blocks<Rule, Set>(job))
+        return run_in_blocks(in_blocks, in_arrays, job, begin, end, tuning);
       if (const Apply in_registers = find_in_registers<Rule, Set>(job)) {
         const std::int64_t rest = (end - begin) % kUnit;
         run_packed(in_registers, job, begin, end - rest, tuning);

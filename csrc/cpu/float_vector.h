@@ -137,6 +137,90 @@ ONEPASS_INLINE void store_pair(Alternating, std::byte* to, VectorPair values) {
 #endif
 }
 
+// Returns the values of 8-bit codes, times 2^-8, as decode_e4m3 does for each (formats/microscaling.h). Shifted to
+// float16's place, they are float16 numbers, which the processor converts.
+ONEPASS_INLINE FloatVector load_e4m3(const std::uint8_t* from) {
+#if defined(__AVX512F__)
+  __m128i codes;
+  std::memcpy(&codes, from, sizeof codes);
+  const __m256i halves = _mm256_slli_epi16(_mm256_cvtepi8_epi16(codes), 7);
+  return _mm512_maskz_cvtph_ps(kAll, _mm256_and_si256(halves, _mm256_set1_epi16(static_cast<short>(0xbf80))));
+#else
+  const __m128i codes = _mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+  const __m128i halves = _mm_and_si128(_mm_slli_epi16(codes, 7), _mm_set1_epi16(static_cast<short>(0xbf80)));
+  return _mm256_cvtph_ps(halves);
+#endif
+}
+
+// Stores 32 codes, each in the low 8 bits of an element; the other bits are zeros.
+#if defined(__AVX512F__)
+ONEPASS_INLINE void store_codes(const BitVector (&codes)[2], std::uint8_t* to) {
+  // Packing works on each 128 bits by itself: of both vectors 4 codes, 4 times, and then the whole again.
+  const __m512i words =
+      _mm512_maskz_packus_epi32(0xffffffff, std::bit_cast<__m512i>(codes[0]), std::bit_cast<__m512i>(codes[1]));
+  const __m512i bytes = _mm512_maskz_packus_epi16(0xffffffffffffffff, words, words);
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 0, 0, 0, 0, 0, 0, 0, 0);
+  const __m512i ordered = _mm512_maskz_permutexvar_epi32(kAll, order, bytes);
+  std::memcpy(to, &ordered, 32);
+}
+#else
+ONEPASS_INLINE void store_codes(const BitVector (&codes)[4], std::uint8_t* to) {
+  const auto pack = [&](int i) {
+    return _mm256_packus_epi32(std::bit_cast<__m256i>(codes[i]), std::bit_cast<__m256i>(codes[i + 1]));
+  };
+  const __m256i bytes = _mm256_packus_epi16(pack(0), pack(2));
+  const __m256i ordered = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+  std::memcpy(to, &ordered, sizeof ordered);
+}
+#endif
+
+// Returns `first`, `first` + 1, ...
+ONEPASS_INLINE BitVector numbers_from(std::uint32_t first) {
+  BitVector counts;
+  for (int i = 0; i < kVectorWidth; ++i) counts[i] = static_cast<std::uint32_t>(i);
+  return counts + first;
+}
+
+// Eight elements of 32 bits.
+using EightFloats [[gnu::vector_size(32)]] = float;
+using EightBits [[gnu::vector_size(32)]] = std::uint32_t;
+
+// Returns the largest element of each of 8 vectors in memory.
+ONEPASS_INLINE EightBits largest_elements(const BitVector* vectors) {
+  EightBits values[8];
+  for (int i = 0; i < 8; ++i) {
+    const std::byte* const from = reinterpret_cast<const std::byte*>(vectors + i);
+    values[i] = load_bytes<EightBits>(from);
+    if constexpr (sizeof(BitVector) > sizeof(EightBits)) {
+      const auto upper = load_bytes<EightBits>(from + sizeof(EightBits));
+      values[i] = upper > values[i] ? upper : values[i];
+    }
+  }
+  EightBits fours[4];
+  for (int i = 0; i < 4; ++i) {
+    const EightBits a = __builtin_shufflevector(values[2 * i], values[2 * i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+    const EightBits b = __builtin_shufflevector(values[2 * i], values[2 * i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+    fours[i] = a > b ? a : b;
+  }
+  EightBits twos[2];
+  for (int i = 0; i < 2; ++i) {
+    const EightBits a = __builtin_shufflevector(fours[2 * i], fours[2 * i + 1], 0, 1, 8, 9, 4, 5, 12, 13);
+    const EightBits b = __builtin_shufflevector(fours[2 * i], fours[2 * i + 1], 2, 3, 10, 11, 6, 7, 14, 15);
+    twos[i] = a > b ? a : b;
+  }
+  const EightBits a = __builtin_shufflevector(twos[0], twos[1], 0, 1, 2, 3, 8, 9, 10, 11);
+  const EightBits b = __builtin_shufflevector(twos[0], twos[1], 4, 5, 6, 7, 12, 13, 14, 15);
+  return a > b ? a : b;
+}
+
+ONEPASS_INLINE FloatVector square_root(FloatVector values) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_sqrt_ps(kAll, values);
+#else
+  return _mm256_sqrt_ps(values);
+#endif
+}
+
 }  // namespace onepass::inline ONEPASS_TARGET
 
 #endif  // AVX2

@@ -56,7 +56,8 @@ void for_share(std::span<const Job> jobs, std::int64_t total, int index, int cou
       if (bound >= at + cost) return job.length;
       const auto element =
           static_cast<std::int64_t>(element_at(job, static_cast<double>(bound - at) / static_cast<double>(cost)));
-      return std::min(job.length, element / kGranule * kGranule);
+      const std::int64_t granule = std::min(job.length, element / kGranule * kGranule);
+      return job.blocks.row_length == 0 || granule == job.length ? granule : job.blocks.block_begin(granule);
     };
     const std::int64_t begin = split(low);
     const std::int64_t end = split(high);

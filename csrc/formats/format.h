@@ -19,6 +19,7 @@ enum class Format : std::uint8_t {
 #define ONEPASS_X(name, Codec, bytes) name,
   ONEPASS_FORMATS(ONEPASS_X)
 #undef ONEPASS_X
+      float8_e4m3fn,  // codes of a state in blocks (microscaling.h): no format of single elements, so without a codec
 };
 
 // Bytes per element.
@@ -29,6 +30,8 @@ constexpr std::size_t size_of(Format format) {
     return bytes;
     ONEPASS_FORMATS(ONEPASS_X)
 #undef ONEPASS_X
+    case Format::float8_e4m3fn:
+      return 1;
   }
   return 0;
 }
@@ -40,6 +43,8 @@ constexpr const char* name_of(Format format) {
     return #name;
     ONEPASS_FORMATS(ONEPASS_X)
 #undef ONEPASS_X
+    case Format::float8_e4m3fn:
+      return "float8_e4m3fn";
   }
   return "?";
 }

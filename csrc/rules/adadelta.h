@@ -27,6 +27,7 @@ struct Adadelta {
   };
   static constexpr std::array hyper_names{"lr", "rho", "eps", "weight_decay"};
   static constexpr std::array state_names{"square_avg", "acc_delta"};
+  static constexpr std::array state_codings{Coding::squares, Coding::squares};
   static constexpr std::array state_sets{all_states(state_names)};
   static constexpr bool counts_steps = true;
 

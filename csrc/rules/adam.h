@@ -31,6 +31,7 @@ struct Adam {
   static constexpr std::array hyper_names{
       "lr", "betas[0]", "betas[1]", "eps", "weight_decay", "amsgrad!", "decoupled_weight_decay!"};
   static constexpr std::array state_names{"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
+  static constexpr std::array state_codings{Coding::signed_values, Coding::squares, Coding::squares};
   static constexpr unsigned kAverages = state_bit(state_names, "exp_avg") | state_bit(state_names, "exp_avg_sq");
   static constexpr unsigned kMaximum = state_bit(state_names, "max_exp_avg_sq");
   static constexpr std::array state_sets{kAverages, kAverages | kMaximum};

@@ -24,6 +24,7 @@ struct Adamax {
   };
   static constexpr std::array hyper_names{"lr", "betas[0]", "betas[1]", "eps", "weight_decay"};
   static constexpr std::array state_names{"exp_avg", "exp_inf"};
+  static constexpr std::array state_codings{Coding::signed_values, Coding::magnitudes};
   static constexpr std::array state_sets{all_states(state_names)};
   static constexpr bool counts_steps = true;
 

@@ -22,6 +22,7 @@ struct Lion {
   };
   static constexpr std::array hyper_names{"lr", "betas[0]", "betas[1]", "weight_decay"};
   static constexpr std::array state_names{"exp_avg"};
+  static constexpr std::array state_codings{Coding::signed_values};
   static constexpr std::array state_sets{all_states(state_names)};
   static constexpr bool counts_steps = false;
 

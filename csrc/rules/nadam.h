@@ -31,6 +31,7 @@ struct Nadam {
   static constexpr std::array hyper_names{
       "lr", "betas[0]", "betas[1]", "eps", "weight_decay", "momentum_decay", "decoupled_weight_decay!"};
   static constexpr std::array state_names{"exp_avg", "exp_avg_sq"};
+  static constexpr std::array state_codings{Coding::signed_values, Coding::squares};
   static constexpr std::array state_sets{all_states(state_names)};
   static constexpr bool counts_steps = true;
 

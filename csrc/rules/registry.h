@@ -19,6 +19,8 @@
   X(sgd, Sgd)                    \
   X(sparse_adam, SparseAdam)
 
+#include <cstdint>
+
 namespace onepass {
 
 enum class RuleId : int {
@@ -32,6 +34,28 @@ inline constexpr int kRules = 0
     ONEPASS_RULES(ONEPASS_X)
 #undef ONEPASS_X
     ;
+
+// How a state is stored in 8 bits (formats/microscaling.h).
+enum class Coding : std::uint8_t {
+  none,           // not at all: it is no average
+  signed_values,  // by its value
+  magnitudes,     // by its value, which is not negative, and which a step divides by
+  squares,        // by its root, which a step divides by
+};
+
+constexpr const char* name_of(Coding coding) {
+  switch (coding) {
+    case Coding::none:
+      return "none";
+    case Coding::signed_values:
+      return "signed_values";
+    case Coding::magnitudes:
+      return "magnitudes";
+    case Coding::squares:
+      return "squares";
+  }
+  return "?";
+}
 
 inline constexpr int kMaxStates = 4;           // state tensors of one rule
 inline constexpr int kMaxScalars = 2;          // scalars that one rule keeps for each parameter, beside its step

@@ -30,6 +30,7 @@ struct Rmsprop {
   };
   static constexpr std::array hyper_names{"lr", "alpha", "eps", "weight_decay", "momentum", "centered!"};
   static constexpr std::array state_names{"square_avg", "momentum_buffer", "grad_avg"};
+  static constexpr std::array state_codings{Coding::squares, Coding::signed_values, Coding::signed_values};
   static constexpr unsigned kSquares = state_bit(state_names, "square_avg");
   static constexpr unsigned kBuffer = state_bit(state_names, "momentum_buffer");
   static constexpr unsigned kGradients = state_bit(state_names, "grad_avg");

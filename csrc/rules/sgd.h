@@ -24,6 +24,7 @@ struct Sgd {
   };
   static constexpr std::array hyper_names{"lr", "momentum", "dampening", "weight_decay", "nesterov!"};
   static constexpr std::array state_names{"momentum_buffer"};
+  static constexpr std::array state_codings{Coding::signed_values};
   static constexpr unsigned kBuffer = state_bit(state_names, "momentum_buffer");
   static constexpr std::array state_sets{0U, kBuffer};
   static constexpr bool counts_steps = false;  // `step` is 1 if the states are new, else 2

@@ -27,6 +27,7 @@ struct SparseAdam {
   };
   static constexpr std::array hyper_names{"lr", "betas[0]", "betas[1]", "eps"};
   static constexpr std::array state_names{"exp_avg", "exp_avg_sq"};
+  static constexpr std::array state_codings{Coding::signed_values, Coding::squares};
   static constexpr std::array state_sets{all_states(state_names)};
   static constexpr bool counts_steps = true;
 

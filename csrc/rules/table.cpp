@@ -62,6 +62,7 @@ constexpr RuleInfo describe(const char* name) {
       .name = name,
       .hyper_names = Rule::hyper_names,
       .state_names = Rule::state_names,
+      .state_codings = {},
       .scalar_names = {},
       .counts_steps = Rule::counts_steps,
       .constants_size = {sizeof(typename Rule::template Constants<float>),
@@ -76,6 +77,10 @@ constexpr RuleInfo describe(const char* name) {
       .zero_divisor = [](const double*, double, const double*) -> const char* { return nullptr; },
       .advance = [](const double*, double, double*) {},
   };
+  if constexpr (requires { Rule::state_codings; }) {
+    static_assert(Rule::state_codings.size() == Rule::state_names.size());
+    info.state_codings = Rule::state_codings;
+  }
   if constexpr (HasDivisors<Rule>)
     info.zero_divisor = [](const double* hyper, double step, [[maybe_unused]] const double* scalars) {
       const auto h = unpack<typename Rule::Hyper>(hyper);
@@ -110,6 +115,7 @@ constexpr RuleInfo kAdafactor{
     .name = "adafactor",
     .hyper_names = Adafactor::hyper_names,
     .state_names = Adafactor::state_names,
+    .state_codings = {},
     .scalar_names = {},
     .counts_steps = true,
     .constants_size = {sizeof(AdafactorConstants), sizeof(AdafactorConstants)},

@@ -15,6 +15,7 @@ struct RuleInfo {
   // Keys of a group: "lr", "betas[0]", ... One that ends in "?" may be None or missing, one in "!" is true or false.
   std::span<const char* const> hyper_names;
   std::span<const char* const> state_names;   // in the order of the operands
+  std::span<const Coding> state_codings;      // of each state in 8 bits; empty: they are not stored in 8 bits
   std::span<const char* const> scalar_names;  // of what is kept for each parameter beside its step
   bool counts_steps;                          // whether each parameter has a counter `step`
   std::array<std::size_t, 2> constants_size;  // bytes of the constants of a step, in float32 and in float64

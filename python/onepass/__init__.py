@@ -16,6 +16,7 @@ from .optimizers.adam import Adam
 from .optimizers.adamax import Adamax
 from .optimizers.adamw import AdamW
 from .optimizers.asgd import ASGD
+from .optimizers.convert import convert_state_dict
 from .optimizers.lbfgs import LBFGS
 from .optimizers.lion import Lion
 from .optimizers.lookahead import Lookahead
@@ -69,6 +70,7 @@ __all__ = [
     "clip_grad_norm_",
     "clip_grad_value_",
     "clip_grads_with_norm_",
+    "convert_state_dict",
     "create",
     "explain",
     "get_total_norm",

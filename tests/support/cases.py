@@ -64,6 +64,7 @@ OWN = {
     "average": None,
     "copy_to": None,
     "zero_grad": False,
+    "rounding_seed": None,
 }
 
 SHAPES = ((), (5,), (4, 3), (2, 0), (2, 3, 4, 5))

@@ -97,7 +97,7 @@ def owning_export() -> Iterator[None]:
 
 # -- numbers ---------------------------------------------------------------------------------------------------------
 
-_NUMBERS = {"step"}.union(*(scalars for _, _, scalars, _ in onepass._core.rules().values()))
+_NUMBERS = {"step"}.union(*(scalars for _, _, scalars, *_ in onepass._core.rules().values()))
 
 _known: dict[int, tuple[weakref.ref[torch.Tensor], bool]] = {}  # by the tensor's id
 

@@ -40,12 +40,13 @@ class Adam(Native, signatures.Adam):
         fused: As ``foreach``; True also makes ``GradScaler`` pass ``grad_scale`` and ``found_inf`` to ``step()``, and
             keeps the step count on the GPU.
         decoupled_weight_decay: Decay the weights directly, as :class:`AdamW` does.
-        state_dtype: dtype of ``exp_avg``, ``exp_avg_sq`` and ``max_exp_avg_sq``: torch.float32, float64, bfloat16 or
-            float16; None: the parameter's, as in torch. bfloat16 takes half the memory of float32 states and is faster.
+        state_dtype: dtype of ``exp_avg``, ``exp_avg_sq`` and ``max_exp_avg_sq``: torch.float32, float64, bfloat16,
+            float16 or float8_e4m3fn; None: the parameter's, as in torch. bfloat16 takes half the memory of float32
+            states, float8_e4m3fn a quarter (:doc:`/8bit_states`).
 
-    Further arguments, documented at ``__init__``: ``master`` (see :doc:`/master_weights`), and those of
-    :doc:`/step_tail`: ``max_norm``, ``norm_type``, ``clip_value``, ``skip_nonfinite``, ``average``, ``copy_to``,
-    ``zero_grad``.
+    Further arguments, documented at ``__init__``: ``master`` (see :doc:`/master_weights`), ``rounding_seed`` (see
+    :doc:`/8bit_states`), and those of :doc:`/step_tail`: ``max_norm``, ``norm_type``, ``clip_value``,
+    ``skip_nonfinite``, ``average``, ``copy_to``, ``zero_grad``.
 
     Raises:
         ValueError: A hyperparameter is out of range.

@@ -23,7 +23,8 @@ from torch.optim import Optimizer
 from .. import _core
 from ..training.averaged_model import AveragedModel
 from ..training.clipping_policies import ClippingPolicy
-from .arguments import HyperTypes, check_hyperparameters, module_refused, noted
+from . import block_states
+from .arguments import HyperTypes, check_hyperparameters, described, module_refused, noted
 from .constructors import constructor
 from .hooks import Step, hooked
 from .master import NAMES as MASTER_NAMES
@@ -209,6 +210,8 @@ class Native(Optimizer):
                 copy_to: Tensors with the shapes of the parameters, in the order of the groups, or a module that has
                     such parameters. Each step writes the new parameters to them, converted to their dtypes.
                 zero_grad: Whether each step, also a skipped one, sets the gradients to zero in place.
+                rounding_seed: Seed of the random bits with which 8-bit states are rounded (:doc:`/8bit_states`), an int
+                    >= 0 and below 2**64. None: 0.
 
             Raises:
                 TypeError: ``max_norm`` or ``clip_value`` is not a number, ``average`` not an ``AveragedModel``, or an
@@ -241,6 +244,7 @@ class Native(Optimizer):
         average: AveragedModel | None = None,
         copy_to: Sequence[Tensor] | torch.nn.Module | None = None,
         zero_grad: bool = False,
+        rounding_seed: int | None = None,
     ) -> None:
         """Store the arguments that torch's class does not have. Called after torch's constructor.
 
@@ -249,17 +253,17 @@ class Native(Optimizer):
         None adds no key to the groups: torch.distributed.checkpoint requires each key of the groups in the checkpoint,
         and checkpoints of torch's classes must load.
         """
-        _check_state_dtype(state_dtype)
-        if state_dtype is not None:
-            self.defaults["state_dtype"] = state_dtype
-            for group in self.param_groups:
-                group.setdefault("state_dtype", state_dtype)
-        if master is not None:
-            self.defaults["master"] = master
-            for group in self.param_groups:
-                group.setdefault("master", master)
+        self._check_state_dtype(state_dtype)
+        arguments = {"state_dtype": state_dtype, "master": master, "rounding_seed": rounding_seed}
+        for name, value in arguments.items():
+            if value is not None:
+                self.defaults[name] = value
+                for group in self.param_groups:
+                    group.setdefault(name, value)
         for number, group in enumerate(self.param_groups):
             self._check_master(group, number)
+            _check_seed(f"{type(self).__name__}: group {number}", group)
+            self._begin_rounding(group)
         asked = (max_norm, clip_value, average, copy_to)
         if skip_nonfinite or zero_grad or any(argument is not None for argument in asked):
             self._tail = Tail(
@@ -281,6 +285,21 @@ class Native(Optimizer):
         if not self.takes_master and group.get("master") is not None:
             raise ValueError(f"{name}: master must be None, because {name} has no master weights")
         check_master(f"{name}: group {number}", group)
+
+    def _check_state_dtype(self, state_dtype: object) -> None:
+        if state_dtype is None or state_dtype in STATE_DTYPES:
+            return
+        name = type(self).__name__
+        if state_dtype != block_states.CODES:
+            known = (*STATE_DTYPES, block_states.CODES)
+            raise ValueError(f"{name}: Invalid state_dtype: {state_dtype}; it must be one of {known} or None")
+        if not block_states.has_codings(self.rule):
+            raise ValueError(f"{name}: state_dtype cannot be {state_dtype}, because the states are not averages")
+
+    def _begin_rounding(self, group: dict[str, Any]) -> None:
+        """Add a count of the steps to a group with 8-bit states, if the rule does not count steps."""
+        if group.get("state_dtype") == block_states.CODES and not _counts_steps(self.rule):
+            group.setdefault("rounding_step", 0)
 
     def _check_types(self, values: Mapping[str, Any], group: int | None = None) -> None:
         """Check the types of arguments, or of the hyperparameters of group ``group``."""
@@ -308,11 +327,13 @@ class Native(Optimizer):
         """
         number = len(self.param_groups)
         group = param_group if isinstance(param_group, dict) else {}  # torch refuses others
-        _check_state_dtype(group.get("state_dtype"))
+        self._check_state_dtype(group.get("state_dtype"))
         self._check_master({"master": self.defaults.get("master"), **group}, number)
+        _check_seed(f"{type(self).__name__}: group {number}", group)
         self._check_types(group, number)
         with module_refused(f"{type(self).__name__}: group {number}", group.get("params")):
             super().add_param_group(param_group)
+        self._begin_rounding(self.param_groups[-1])
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
@@ -328,14 +349,16 @@ class Native(Optimizer):
         for group in state["param_groups"]:
             if isinstance(name := group.get("state_dtype"), str):  # in a state_dict
                 group["state_dtype"] = getattr(torch, name, name)
-                _check_state_dtype(group["state_dtype"])
+                self._check_state_dtype(group["state_dtype"])
         for number, group in enumerate(state["param_groups"]):
             self._check_master(group, number)
         super().__setstate__(state)
-        for name in ("state_dtype", "master"):
+        for name in ("state_dtype", "master", "rounding_seed"):
             if (default := self.defaults.get(name)) is not None:
                 for group in self.param_groups:
                     group.setdefault(name, default)
+        for group in self.param_groups:
+            self._begin_rounding(group)
         forget_low_bits(self._master_names())
 
     # -- the step ----------------------------------------------------------------------------------------------------
@@ -444,6 +467,12 @@ class Native(Optimizer):
         to_convert: list[tuple[dict[str, Any], Tensor, torch.dtype]] = []
         for number, params in params_of.items():
             group = self.param_groups[number]
+            for p in params:
+                if p.grad is not None and p.grad.is_sparse and self._in_blocks(group, p):
+                    raise ValueError(
+                        f"{type(self).__name__}: group {number}: state_dtype cannot be {block_states.CODES} for a "
+                        f"parameter (shape {tuple(p.shape)}) whose sparse gradients torch's implementation steps"
+                    )
             dtypes = {p: self._common_dtype(group, p) for p in params}
             as_they_are.append({**group, "params": [p for p in params if dtypes[p] is None]})
             to_convert += [(group, p, dtype) for p, dtype in dtypes.items() if dtype is not None]
@@ -456,19 +485,25 @@ class Native(Optimizer):
                 type(self).torch_step(part)
             for group, p, dtype in to_convert:
                 self._step_converted(part, group, p, dtype)
+        for number, params in params_of.items():
+            group = self.param_groups[number]
+            if "rounding_step" in group and any(self._in_blocks(group, p) for p in params):
+                group["rounding_step"] += 1
 
     def _common_dtype(self, group: dict[str, Any], p: Tensor) -> torch.dtype | None:
         """Return the dtype to which a parameter and its states are promoted; None if they already have the same dtype.
 
         torch's implementation does not support states of another dtype than the parameter's.
         """
-        held = (self.state[p].get(name) for name in self._state_names()) if p in self.state else ()
+        held = [self.state[p].get(name) for name in self._state_names()] if p in self.state else []
         dtypes = [state.dtype for state in held if isinstance(state, Tensor)]
+        in_blocks = self._in_blocks(group, p) or any(map(block_states.is_in_blocks, held))
         if not p.is_complex() and (state_dtype := group.get("state_dtype")) is not None:
             dtypes.append(state_dtype)
+        dtypes = [torch.float32 if dtype == block_states.CODES else dtype for dtype in dtypes]
         if master_name(group, p):
             dtypes.append(torch.float32)
-        if all(dtype == p.dtype for dtype in dtypes):
+        if all(dtype == p.dtype for dtype in dtypes) and not in_blocks:
             return None
         return functools.reduce(torch.promote_types, dtypes, p.dtype)
 
@@ -481,27 +516,56 @@ class Native(Optimizer):
             copy.grad = None if grad is None else grad.to(dtype)
             names = self._state_names()
             state = {name: value for name, value in own.items() if name not in MASTER_NAMES}
-            converted = {name: state[name].to(dtype) for name in names if isinstance(state.get(name), Tensor)}
+            converted = {name: self._as(dtype, state, name) for name in names if isinstance(state.get(name), Tensor)}
             part.param_groups = [{**self._group_to_convert(group, p), "params": [copy]}]
             part.state = defaultdict(dict, {copy: {**state, **converted}})
             type(self).torch_step(part)
             if not master:
                 p.copy_(copy)
             for name, value in part.state[copy].items():
-                if name in converted:
-                    state[name].copy_(value)
-                elif name not in names or not isinstance(value, Tensor):
+                if name not in names or not isinstance(value, Tensor):
                     self.state[p][name] = value
+                elif name in converted and not block_states.is_in_blocks(state[name]):
+                    state[name].copy_(value)
+                elif name in converted or self._in_blocks(group, p):
+                    self._encode(group, p, name, value)
                 else:  # created by this step
                     self.state[p][name] = value.to(None if p.is_complex() else self._state_dtype(group, p) or p.dtype)
             if master:
                 write_master(p, self.state[p], master, copy)
 
     def _state_dtype(self, group: dict[str, Any], p: Tensor) -> torch.dtype | None:
-        """Return the dtype of a parameter's new states; None: torch's."""
+        """Return the dtype of a parameter's new states that are not in blocks; None: torch's."""
         if p.is_complex():
             return None
-        return group.get("state_dtype") or (torch.float32 if master_name(group, p) else None)
+        state_dtype: torch.dtype | None = group.get("state_dtype")
+        if state_dtype == block_states.CODES:
+            return None if p.dtype == torch.float64 else torch.float32
+        return state_dtype or (torch.float32 if master_name(group, p) else None)
+
+    def _in_blocks(self, group: dict[str, Any], p: Tensor) -> bool:
+        """Return whether a parameter's new states are stored in blocks of 8 bits."""
+        return group.get("state_dtype") == block_states.CODES and block_states.fits(p)
+
+    def _as(self, dtype: torch.dtype, state: Mapping[str, Any], name: str) -> Tensor:
+        """Return a copy of a state in ``dtype``."""
+        held: Tensor = state[name]
+        if block_states.is_in_blocks(held):
+            held = block_states.decoded(held, state[name + block_states.SUFFIX], name)
+        return held.to(dtype)
+
+    def _encode(self, group: dict[str, Any], p: Tensor, name: str, values: Tensor) -> None:
+        """Write a state in blocks, which is created if it is missing."""
+        state, scale_name = self.state[p], name + block_states.SUFFIX
+        if not block_states.is_in_blocks(state.get(name)):
+            state[name], state[scale_name] = block_states.new_state(p)
+        step = state["step"] if _counts_steps(self.rule) else group.get("rounding_step", 0)
+        params = [q for each in self.param_groups for q in each["params"]]
+        number = next(i for i, q in enumerate(params) if q is p)
+        seed = group.get("rounding_seed", 0)
+        key = _core.random_key(seed, int(step), number)
+        state_number = self._state_names().index(name)
+        block_states.encode(values, name, key, state_number, state[name], state[scale_name])
 
     def _master_names(self) -> dict[Tensor, str]:
         """Return the parameters that have a master, with the name of the state that holds it."""
@@ -558,6 +622,10 @@ class Native(Optimizer):
                         elif name in follower_names:
                             master = master_name(group, p)
                             state[name] = master_of(p, state, master) if master else new_follower(p)
+                        elif self._in_blocks(group, p):
+                            scale_name = name + block_states.SUFFIX
+                            state[name], state[scale_name] = block_states.new_state(p)
+                            created.append((p, scale_name))
                         else:
                             state[name] = self._new_state(group, p, grad, name)
                         created.append((p, name))
@@ -623,7 +691,12 @@ class Native(Optimizer):
 
         def look(_: Optimizer, final: dict[str, Any]) -> None:
             saved.update(final)
-            own.extend({name: group.get(name) for name in ("state_dtype", "master")} for group in self.param_groups)
+            names = ("state_dtype", "master", "rounding_seed")
+            own.extend({name: group.get(name) for name in names} for group in self.param_groups)
+            for number, group in enumerate(final["param_groups"]):
+                for index, key in enumerate(group["params"]):
+                    where = f"{type(self).__name__}: parameter {index} of group {number}"
+                    block_states.check(where, final["state"].get(key, {}))
             if self._tail is not None and self._tail.policy is not None:
                 for group in final["param_groups"]:
                     if POLICY_STATE in group:  # in a copy: an invalid state raises before anything is loaded
@@ -640,11 +713,18 @@ class Native(Optimizer):
                 forced = group.get("state_dtype") if "state_dtype" not in saved_group else None
                 for key, p in zip(saved_group["params"], group["params"], strict=True):
                     master = master_name(group, p)
-                    if not (_has_kernels(p.device) or master) or key not in saved["state"]:
+                    in_blocks = any(block_states.states_in_blocks(saved["state"].get(key, {})))
+                    if not (_has_kernels(p.device) or master or in_blocks) or key not in saved["state"]:
                         continue
                     is_torchs = not {"state_dtype", "master"} & saved_group.keys()
                     dtype = self._state_dtype(group, p) if master and is_torchs else forced
+                    if dtype == block_states.CODES:
+                        dtype = None if self._in_blocks(group, p) else self._state_dtype(group, p)
                     _restore_dtypes(self.state[p], saved["state"][key], self._state_names(), dtype, master)
+                    if forced == block_states.CODES and self._in_blocks(group, p):
+                        for name in self._state_names():
+                            if isinstance(self.state[p].get(name), Tensor):
+                                self._encode(group, p, name, self.state[p][name])
 
         with while_loading(self, look, restore):
             super().load_state_dict(state_dict)
@@ -666,9 +746,10 @@ def while_loading(
         after.remove()
 
 
-def _check_state_dtype(state_dtype: object) -> None:
-    if state_dtype is not None and state_dtype not in STATE_DTYPES:
-        raise ValueError(f"Invalid state_dtype: {state_dtype}; it must be one of {STATE_DTYPES} or None")
+def _check_seed(where: str, group: Mapping[str, Any]) -> None:
+    seed = group.get("rounding_seed", 0)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
+        raise ValueError(f"{where}: rounding_seed must be an int >= 0 and below 2**64, got {described(seed)}")
 
 
 def _restore_dtypes(

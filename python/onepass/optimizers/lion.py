@@ -63,11 +63,12 @@ class Lion(Native, signatures.Lion):
         betas: :math:`\beta_1` of the interpolation and :math:`\beta_2` of the average, in [0, 1).
         weight_decay: :math:`\lambda`, decoupled.
         maximize: Ascend instead of descend.
-        state_dtype: dtype of ``exp_avg``: torch.float32, float64, bfloat16 or float16; None: the parameter's.
+        state_dtype: dtype of ``exp_avg``: torch.float32, float64, bfloat16, float16 or float8_e4m3fn; None: the
+            parameter's.
 
-    Further arguments, documented at ``__init__``: ``master`` (see :doc:`/master_weights`), and those of
-    :doc:`/step_tail`: ``max_norm``, ``norm_type``, ``clip_value``, ``skip_nonfinite``, ``average``, ``copy_to``,
-    ``zero_grad``.
+    Further arguments, documented at ``__init__``: ``master`` (see :doc:`/master_weights`), ``rounding_seed`` (see
+    :doc:`/8bit_states`), and those of :doc:`/step_tail`: ``max_norm``, ``norm_type``, ``clip_value``,
+    ``skip_nonfinite``, ``average``, ``copy_to``, ``zero_grad``.
 
     Raises:
         ValueError: A hyperparameter is out of range.

@@ -42,12 +42,12 @@ class SGD(Native, signatures.SGD):
         foreach: For compatibility; used only where torch's implementation steps the parameter.
         differentiable: Step by torch's implementation, so that autograd can differentiate through the step.
         fused: As ``foreach``; True also makes ``GradScaler`` pass ``grad_scale`` and ``found_inf`` to ``step()``.
-        state_dtype: dtype of ``momentum_buffer``: torch.float32, float64, bfloat16 or float16; None: the gradient's, as
-            in torch.
+        state_dtype: dtype of ``momentum_buffer``: torch.float32, float64, bfloat16, float16 or float8_e4m3fn; None: the
+            gradient's, as in torch.
 
-    Further arguments, documented at ``__init__``: ``master`` (see :doc:`/master_weights`), and those of
-    :doc:`/step_tail`: ``max_norm``, ``norm_type``, ``clip_value``, ``skip_nonfinite``, ``average``, ``copy_to``,
-    ``zero_grad``.
+    Further arguments, documented at ``__init__``: ``master`` (see :doc:`/master_weights`), ``rounding_seed`` (see
+    :doc:`/8bit_states`), and those of :doc:`/step_tail`: ``max_norm``, ``norm_type``, ``clip_value``,
+    ``skip_nonfinite``, ``average``, ``copy_to``, ``zero_grad``.
 
     Raises:
         ValueError: A hyperparameter is out of range.

@@ -32,6 +32,7 @@ class ASGD(torch.optim.ASGD):
         average: AveragedModel | None = ...,
         copy_to: Sequence[Tensor] | Module | None = ...,
         zero_grad: bool = ...,
+        rounding_seed: int | None = ...,
     ) -> None: ...
 
 class Adadelta(torch.optim.Adadelta):
@@ -56,6 +57,7 @@ class Adadelta(torch.optim.Adadelta):
         average: AveragedModel | None = ...,
         copy_to: Sequence[Tensor] | Module | None = ...,
         zero_grad: bool = ...,
+        rounding_seed: int | None = ...,
     ) -> None: ...
 
 class Adafactor(torch.optim.Adafactor):
@@ -79,6 +81,7 @@ class Adafactor(torch.optim.Adafactor):
         average: AveragedModel | None = ...,
         copy_to: Sequence[Tensor] | Module | None = ...,
         zero_grad: bool = ...,
+        rounding_seed: int | None = ...,
     ) -> None: ...
 
 class Adagrad(torch.optim.Adagrad):
@@ -105,6 +108,7 @@ class Adagrad(torch.optim.Adagrad):
         average: AveragedModel | None = ...,
         copy_to: Sequence[Tensor] | Module | None = ...,
         zero_grad: bool = ...,
+        rounding_seed: int | None = ...,
     ) -> None: ...
 
 class Adam(torch.optim.Adam):
@@ -132,6 +136,7 @@ class Adam(torch.optim.Adam):
         average: AveragedModel | None = ...,
         copy_to: Sequence[Tensor] | Module | None = ...,
         zero_grad: bool = ...,
+        rounding_seed: int | None = ...,
     ) -> None: ...
 
 class AdamW(torch.optim.AdamW):
@@ -158,6 +163,7 @@ class AdamW(torch.optim.AdamW):
         average: AveragedModel | None = ...,
         copy_to: Sequence[Tensor] | Module | None = ...,
         zero_grad: bool = ...,
+        rounding_seed: int | None = ...,
     ) -> None: ...
 
 class Adamax(torch.optim.Adamax):
@@ -182,6 +188,7 @@ class Adamax(torch.optim.Adamax):
         average: AveragedModel | None = ...,
         copy_to: Sequence[Tensor] | Module | None = ...,
         zero_grad: bool = ...,
+        rounding_seed: int | None = ...,
     ) -> None: ...
 
 class Lion(torch.optim.Optimizer):
@@ -202,6 +209,7 @@ class Lion(torch.optim.Optimizer):
         average: AveragedModel | None = ...,
         copy_to: Sequence[Tensor] | Module | None = ...,
         zero_grad: bool = ...,
+        rounding_seed: int | None = ...,
     ) -> None: ...
 
 class Muon(torch.optim.Muon):
@@ -226,6 +234,7 @@ class Muon(torch.optim.Muon):
         average: AveragedModel | None = ...,
         copy_to: Sequence[Tensor] | Module | None = ...,
         zero_grad: bool = ...,
+        rounding_seed: int | None = ...,
     ) -> None: ...
 
 class NAdam(torch.optim.NAdam):
@@ -252,6 +261,7 @@ class NAdam(torch.optim.NAdam):
         average: AveragedModel | None = ...,
         copy_to: Sequence[Tensor] | Module | None = ...,
         zero_grad: bool = ...,
+        rounding_seed: int | None = ...,
     ) -> None: ...
 
 class RAdam(torch.optim.RAdam):
@@ -277,6 +287,7 @@ class RAdam(torch.optim.RAdam):
         average: AveragedModel | None = ...,
         copy_to: Sequence[Tensor] | Module | None = ...,
         zero_grad: bool = ...,
+        rounding_seed: int | None = ...,
     ) -> None: ...
 
 class RMSprop(torch.optim.RMSprop):
@@ -303,6 +314,7 @@ class RMSprop(torch.optim.RMSprop):
         average: AveragedModel | None = ...,
         copy_to: Sequence[Tensor] | Module | None = ...,
         zero_grad: bool = ...,
+        rounding_seed: int | None = ...,
     ) -> None: ...
 
 class Rprop(torch.optim.Rprop):
@@ -326,6 +338,7 @@ class Rprop(torch.optim.Rprop):
         average: AveragedModel | None = ...,
         copy_to: Sequence[Tensor] | Module | None = ...,
         zero_grad: bool = ...,
+        rounding_seed: int | None = ...,
     ) -> None: ...
 
 class SGD(torch.optim.SGD):
@@ -351,6 +364,7 @@ class SGD(torch.optim.SGD):
         average: AveragedModel | None = ...,
         copy_to: Sequence[Tensor] | Module | None = ...,
         zero_grad: bool = ...,
+        rounding_seed: int | None = ...,
     ) -> None: ...
 
 class SparseAdam(torch.optim.SparseAdam):
@@ -371,4 +385,5 @@ class SparseAdam(torch.optim.SparseAdam):
         average: AveragedModel | None = ...,
         copy_to: Sequence[Tensor] | Module | None = ...,
         zero_grad: bool = ...,
+        rounding_seed: int | None = ...,
     ) -> None: ...

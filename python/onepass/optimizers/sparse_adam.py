@@ -37,12 +37,12 @@ class SparseAdam(Native, signatures.SparseAdam):
         betas: Decay rates :math:`\beta_1, \beta_2` of the two averages, in [0, 1).
         eps: :math:`\epsilon`, added to the denominator; greater than 0.
         maximize: Ascend instead of descend.
-        state_dtype: dtype of ``exp_avg`` and ``exp_avg_sq``: torch.float32, float64, bfloat16 or float16; None: the
-            parameter's, as in torch.
+        state_dtype: dtype of ``exp_avg`` and ``exp_avg_sq``: torch.float32, float64, bfloat16, float16 or
+            float8_e4m3fn; None: the parameter's, as in torch.
 
-    Further arguments, documented at ``__init__``: ``master`` (see :doc:`/master_weights`), and those of
-    :doc:`/step_tail`: ``max_norm``, ``norm_type``, ``clip_value``, ``skip_nonfinite``, ``average``, ``copy_to``,
-    ``zero_grad``.
+    Further arguments, documented at ``__init__``: ``master`` (see :doc:`/master_weights`), ``rounding_seed`` (see
+    :doc:`/8bit_states`), and those of :doc:`/step_tail`: ``max_norm``, ``norm_type``, ``clip_value``,
+    ``skip_nonfinite``, ``average``, ``copy_to``, ``zero_grad``.
 
     Raises:
         ValueError: A hyperparameter is out of range, or a parameter is sparse or complex; at the step, if an index is

@@ -108,6 +108,14 @@ current_device: Callable[[], int] = getattr(torch._C, "_cuda_getDevice", torch.c
 # The DLPack exchange API, by which the core reads a tensor's address; None before 2.10.
 dlpack_exchange_api: object = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
 
+
+def local_offset(dtensor: Tensor) -> tuple[int, ...]:
+    """Return the indices in the whole tensor of the first element of a DTensor's local part. 2.2 to 2.13."""
+    find = _find("torch.distributed.tensor._utils", "compute_local_shape_and_global_offset")  # a slow import
+    _, offset = find(dtensor.shape, dtensor.device_mesh, dtensor.placements)  # type: ignore[attr-defined]
+    return tuple(offset)
+
+
 # Private attributes of objects, by class (a public path). csrc/bindings/lbfgs.cpp also uses torch._C._storage_Use_Count
 # if torch has it.
 ATTRIBUTES: dict[str, tuple[str, ...]] = {

@@ -1,0 +1,148 @@
+// Decodes and encodes tiles of states that are stored in blocks (formats/microscaling.h).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+#include "cpu/apply.h"
+#include "cpu/convert.h"
+#include "cpu/float_vector.h"
+#include "cpu/runs.h"
+#include "formats/microscaling.h"
+#include "job.h"
+#include "target.h"
+
+namespace onepass::inline ONEPASS_TARGET {
+
+inline bool is_in_blocks(const Job& job, std::size_t operand) {
+  return job.operands.data()[operand].format == Format::float8_e4m3fn;
+}
+
+// Returns the position, at most a tile further, up to which [at, end) is whole blocks.
+template <class T>
+std::int64_t end_of_blocks(const Job& job, std::int64_t at, std::int64_t end) {
+  return end - at <= kTile<T> ? end : job.blocks.block_begin(at + kTile<T>);
+}
+
+// Calls visit(codes, scale, product, tile, count) for each block of elements [begin, begin + n) of a state: its codes
+// and its scale, the `first_product` of its random bits, its elements in the tile, and their number.
+template <class T, class Visit>
+ONEPASS_INLINE void for_each_block(const Job& job, std::size_t operand, std::int64_t begin, std::int64_t n, T* tile,
+                                   Visit&& visit) {
+  const Blocks& blocks = job.blocks;
+  const std::size_t state = operand - kFirstState;
+  auto* const codes = reinterpret_cast<std::uint8_t*>(job.operands.data()[operand].data);
+  auto* const scales = reinterpret_cast<std::uint8_t*>(blocks.scales.data()[state]);
+  const std::int64_t length = blocks.row_length;
+  const std::int64_t scales_in_row = (length + kBlock - 1) / kBlock;
+  std::int64_t row = begin / length;
+  std::int64_t column = begin % length;
+  while (n > 0) {
+    const std::int64_t own_row = job.rows != nullptr ? row_number(*job.rows, row) : row;
+    for (; column < length && n > 0;) {
+      const std::int64_t rest = length - column;
+      const int count = rest < kBlock ? static_cast<int>(rest) : kBlock;
+      const std::int64_t at = own_row * length + column;
+      visit(codes + at, scales + own_row * scales_in_row + column / kBlock,
+            first_product(blocks.key, state, blocks.first + at), tile, count);
+      tile += count;
+      n -= count;
+      column += count;
+    }
+    column = 0;
+    ++row;
+  }
+}
+
+// Decodes `count` elements of a block.
+template <Coding coding, class T>
+ONEPASS_INLINE void decode_block(const std::uint8_t* codes, float factor, T* tile, int count) {
+  int i = 0;
+#ifdef ONEPASS_FLOAT_VECTOR
+  if constexpr (std::is_same_v<T, float>)
+    for (; i + kVectorWidth <= count; i += kVectorWidth)
+      store_vector(Float32{}, as_bytes(tile + i), state_value<coding>(load_e4m3(codes + i), factor));
+#endif
+  for (; i < count; ++i) tile[i] = static_cast<T>(state_value<coding>(decode_e4m3(codes[i]), factor));
+}
+
+// Encodes `count` elements of a block, and its scale.
+template <Coding coding, bool kSecond, class T>
+ONEPASS_INLINE void encode_block(const T* tile, std::uint32_t product, std::uint8_t* codes, std::uint8_t* scale,
+                                 int count) {
+  alignas(64) float stored[kBlock];
+  std::uint32_t largest = 0;
+  for (int i = 0; i < count; ++i) {
+    stored[i] = stored_value<coding>(static_cast<float>(tile[i]));
+    const auto magnitude = magnitude_of<std::uint32_t>(stored[i]);
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  const std::uint32_t code = scale_for(largest);
+  const float factor = encoding_factor<float>(code);
+  *scale = static_cast<std::uint8_t>(code);
+  for (int i = 0; i < count; ++i) {
+    const std::uint32_t random = random_bits(static_cast<std::uint32_t>(i) * kIndexFactor + product);
+    codes[i] = static_cast<std::uint8_t>(encode_state<coding>(stored[i], factor, half_of<kSecond>(random)));
+    if (code == kNanScale) codes[i] = 0;
+  }
+}
+
+template <Coding coding, class T>
+[[gnu::noinline]] void decode_blocks_of(const Job& job, std::size_t operand, std::int64_t begin, std::int64_t n,
+                                        T* tile) {
+  for_each_block(job, operand, begin, n, tile,
+                 [](const std::uint8_t* codes, const std::uint8_t* scale, std::uint32_t, T* to, int count)
+                     __attribute__((always_inline)) {
+                       if (count == kBlock) {
+                         decode_block<coding>(codes, decoding_factor<float>(std::uint32_t{*scale}), to, kBlock);
+                       } else {
+                         decode_block<coding>(codes, decoding_factor<float>(std::uint32_t{*scale}), to, count);
+                       }
+                     });
+}
+
+template <Coding coding, bool kSecond, class T>
+[[gnu::noinline]] void encode_blocks_of(const Job& job, std::size_t operand, std::int64_t begin, std::int64_t n,
+                                        const T* tile) {
+  for_each_block(job, operand, begin, n, tile,
+                 [](std::uint8_t* codes, std::uint8_t* scale, std::uint32_t product, const T* from, int count)
+                     __attribute__((always_inline)) {
+                       if (count == kBlock) {
+                         encode_block<coding, kSecond>(from, product, codes, scale, kBlock);
+                       } else {
+                         encode_block<coding, kSecond>(from, product, codes, scale, count);
+                       }
+                     });
+}
+
+// Calls visit(coding), a compile-time constant.
+template <class Visit>
+ONEPASS_INLINE void with_coding(Coding coding, Visit&& visit) {
+  switch (coding) {
+    case Coding::squares:
+      return visit(std::integral_constant<Coding, Coding::squares>{});
+    case Coding::magnitudes:
+      return visit(std::integral_constant<Coding, Coding::magnitudes>{});
+    default:
+      return visit(std::integral_constant<Coding, Coding::signed_values>{});
+  }
+}
+
+// Decode and encode elements [begin, begin + n), whole blocks, of a state.
+template <class T>
+void decode_blocks(const Job& job, std::size_t operand, std::int64_t begin, std::int64_t n, T* tile) {
+  with_coding(job.blocks.codings.data()[operand - kFirstState],
+              [&](auto coding) { decode_blocks_of<decltype(coding)::value>(job, operand, begin, n, tile); });
+}
+
+template <class T>
+void encode_blocks(const Job& job, std::size_t operand, std::int64_t begin, std::int64_t n, const T* tile) {
+  with_coding(job.blocks.codings.data()[operand - kFirstState], [&](auto coding) {
+    if ((operand - kFirstState) % 2 != 0)
+      return encode_blocks_of<decltype(coding)::value, true>(job, operand, begin, n, tile);
+    encode_blocks_of<decltype(coding)::value, false>(job, operand, begin, n, tile);
+  });
+}
+
+}  // namespace onepass::inline ONEPASS_TARGET

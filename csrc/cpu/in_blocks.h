@@ -1,0 +1,207 @@
+// Applies a rule to packed operands whose states are all stored in blocks.
+//
+// A tile takes two loops. In the first, each block is decoded and stepped in registers, and what is to be stored of its
+// states goes into tiles. Then the largest magnitudes determine the scales. The second loop encodes. In one loop, the
+// chain of dependent instructions would be longer than what a processor overlaps with the next block.
+#pragma once
+
+#include "cpu/float_vector.h"
+
+#ifdef ONEPASS_FLOAT_VECTOR
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#include "cpu/apply.h"
+#include "cpu/convert.h"
+#include "cpu/in_registers.h"
+#include "formats/microscaling.h"
+#include "formats/with_format.h"
+#include "job.h"
+#include "target.h"
+
+namespace onepass::inline ONEPASS_TARGET {
+
+// Steps n elements, whole blocks of 32 in one row, from element `begin` on; `block` is the number of the first block.
+using ApplyInBlocks = void (*)(const Job& job, std::int64_t begin, std::int64_t block, std::int64_t n,
+                               std::int64_t tiles_ahead);
+
+inline constexpr std::int64_t kBlocksInTile = kTile<float> / kBlock;
+static_assert(kBlocksInTile == 8);
+inline constexpr std::int64_t kParts = kBlock / kVectorWidth;
+
+// A tile of a state.
+struct StateTile {
+  alignas(64) float stored[kTile<float>];
+  alignas(64) BitVector largest[kBlocksInTile];          // magnitudes of each block, in a vector
+  alignas(64) BitVector random[kBlocksInTile * kParts];  // bits for each element, also of the next state
+  alignas(32) float decoding[kBlocksInTile];             // factors of each block
+  alignas(32) float encoding[kBlocksInTile];
+};
+
+// Copies the scales of `count` blocks, at most a tile's.
+ONEPASS_INLINE void copy_scales(const void* from, void* to, std::int64_t count) {
+  if (count == kBlocksInTile) {
+    std::memcpy(to, from, kBlocksInTile);
+  } else {
+    std::memcpy(to, from, static_cast<std::size_t>(count));
+  }
+}
+
+ONEPASS_INLINE EightBits load_scales(const std::uint8_t* from, std::int64_t count) {
+  std::uint8_t bytes[kBlocksInTile] = {};
+  copy_scales(from, bytes, count);
+  return std::bit_cast<EightBits>(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes))));
+}
+
+// Determines and writes the scales of `count` blocks, and the factors to encode. The stored values of blocks that are
+// NaN become zeros.
+ONEPASS_INLINE void choose_scales(StateTile& tile, std::uint8_t* to, std::int64_t count) {
+  const EightBits scales = scale_for(largest_elements(tile.largest));
+  const auto factors = encoding_factor<EightFloats>(scales);
+  std::memcpy(tile.encoding, &factors, sizeof factors);
+  using EightBytes [[gnu::vector_size(8)]] = std::uint8_t;
+  const auto bytes = __builtin_convertvector(scales, EightBytes);
+  copy_scales(&bytes, to, count);
+  if (_mm256_movemask_epi8(std::bit_cast<__m256i>(scales == kNanScale)) == 0) return;
+  for (std::int64_t i = 0; i < count; ++i)
+    if (scales[i] == kNanScale) std::memset(tile.stored + i * kBlock, 0, kBlock * sizeof(float));
+}
+
+// Makes the random bits of the first `count` blocks of a tile, which begins at this index in the whole tensor.
+ONEPASS_INLINE void make_random(StateTile& tile, std::uint64_t key, std::size_t state, std::int64_t index,
+                                std::int64_t count) {
+  for (std::int64_t i = 0; i < count; ++i) {
+    const std::uint32_t product = first_product(key, state, index + i * kBlock);
+#pragma GCC unroll 4
+    for (std::int64_t part = 0; part < kParts; ++part)
+      tile.random[i * kParts + part] = random_bits(
+          BitVector(numbers_from(static_cast<std::uint32_t>(part * kVectorWidth)) * kIndexFactor + product));
+  }
+}
+
+// Encodes the first `count` blocks of a tile.
+template <Coding coding, bool kSecond>
+ONEPASS_INLINE void encode_tile(const StateTile& tile, const BitVector* random, std::uint8_t* codes,
+                                std::int64_t count) {
+  for (std::int64_t i = 0; i < count; ++i) {
+    BitVector encoded[kParts];
+#pragma GCC unroll 4
+    for (std::int64_t part = 0; part < kParts; ++part)
+      encoded[part] =
+          encode_state<coding>(load_vector(Float32{}, as_bytes(tile.stored + i * kBlock + part * kVectorWidth)),
+                               tile.encoding[i], half_of<kSecond>(random[i * kParts + part]));
+    store_codes(encoded, codes + i * kBlock);
+  }
+}
+
+// Whether a state has the random bits of the state before it.
+template <unsigned Set>
+constexpr bool shares_random(std::size_t operand) {
+  return (operand - kFirstState) % 2 != 0 && is_used<Set>(operand - 1);
+}
+
+// Parameter and gradient have the format `own`.
+template <class Rule, unsigned Set, Format own>
+void apply_in_blocks(const Job& job, std::int64_t begin, std::int64_t block, std::int64_t n, std::int64_t tiles_ahead) {
+  constexpr std::size_t operands = kOperands<Rule>;
+  using Own = CodecOf<own>;
+  constexpr auto own_size = static_cast<std::int64_t>(size_of(own));
+  const auto constants = constants_of<Rule, float, Set>(job);
+  const auto factor = static_cast<float>(job.grad_factor);
+  std::byte* data[operands];
+  std::uint8_t* scales[operands];
+  for (std::size_t k = 0; k < operands; ++k) {
+    const bool is_state = k >= kFirstState;
+    data[k] = job.operands.data()[k].data + (is_used<Set>(k) ? begin * (is_state ? 1 : own_size) : 0);
+    scales[k] = is_state && is_used<Set>(k)
+                    ? reinterpret_cast<std::uint8_t*>(job.blocks.scales.data()[k - kFirstState]) + block
+                    : nullptr;
+  }
+  StateTile tiles[operands];
+
+  [&]<std::size_t... K>(std::index_sequence<K...> /*operands*/) __attribute__((always_inline)) {
+    const auto for_each_state = [&](auto&& visit) __attribute__((always_inline)) {
+      const auto visit_state = [&]<std::size_t k>(Index<k> operand) __attribute__((always_inline)) {
+        if constexpr (k >= kFirstState && is_used<Set>(k)) visit(operand);
+      };
+      (visit_state(Index<K>{}), ...);
+    };
+    const auto step_block = [&](std::int64_t at, std::int64_t in_tile) __attribute__((always_inline)) {
+      BitVector largest[operands] = {};
+#pragma GCC unroll 4
+      for (std::int64_t i = 0; i < kBlock; i += kVectorWidth) {
+        alignas(64) float values[operands][kVectorWidth];  // the compiler keeps each of them in a register
+        const auto load = [&]<std::size_t k>(Index<k>) __attribute__((always_inline)) {
+          if constexpr (k < kFirstState) {
+            store_vector(Float32{}, as_bytes(values[k]), load_vector(Own{}, data[k] + (at + i) * own_size));
+          } else if constexpr (is_used<Set>(k)) {
+            constexpr Coding coding = Rule::state_codings[k - kFirstState];
+            const auto* codes = reinterpret_cast<const std::uint8_t*>(data[k]) + at + i;
+            store_vector(Float32{}, as_bytes(values[k]),
+                         state_value<coding>(load_e4m3(codes), tiles[k].decoding[in_tile]));
+          }
+        };
+        (load(Index<K>{}), ...);
+        float* const arrays[] = {values[K]...};
+        apply<Rule, float, Set>(constants, factor, arrays, kVectorWidth,
+                                std::make_index_sequence<Rule::state_names.size()>{});
+        store_vector(Own{}, data[kParam] + (at + i) * own_size, load_vector(Float32{}, as_bytes(values[kParam])));
+        for_each_state([&]<std::size_t k>(Index<k>) __attribute__((always_inline)) {
+          constexpr Coding coding = Rule::state_codings[k - kFirstState];
+          const auto stored = stored_value<coding>(load_vector(Float32{}, as_bytes(values[k])));
+          store_vector(Float32{}, as_bytes(tiles[k].stored + in_tile * kBlock + i), stored);
+          const auto magnitude = magnitude_of<BitVector>(stored);
+          largest[k] = magnitude > largest[k] ? magnitude : largest[k];
+        });
+      }
+      for_each_state([&]<std::size_t k>(Index<k>)
+                         __attribute__((always_inline)) { tiles[k].largest[in_tile] = largest[k]; });
+    };
+    for (std::int64_t at = 0; at < n; at += kTile<float>) {
+      const std::int64_t ahead = at + tiles_ahead * kTile<float>;
+      const auto fetch = [&]<std::size_t k>(Index<k>) __attribute__((always_inline)) {
+        constexpr std::int64_t size = k < kFirstState ? own_size : 1;
+        if constexpr (is_used<Set>(k)) prefetch(data[k] + ahead * size, kTile<float> * size);
+      };
+      if (tiles_ahead > 0 && ahead + kTile<float> <= n) (fetch(Index<K>{}), ...);
+      const std::int64_t count = (n - at < kTile<float> ? n - at : kTile<float>) / kBlock;
+      for_each_state([&]<std::size_t k>(Index<k>) __attribute__((always_inline)) {
+        const auto factors = decoding_factor<EightFloats>(load_scales(scales[k] + at / kBlock, count));
+        std::memcpy(tiles[k].decoding, &factors, sizeof factors);
+        for (std::int64_t i = count; i < kBlocksInTile; ++i) tiles[k].largest[i] = BitVector{};
+      });
+      for (std::int64_t i = 0; i < count; ++i) step_block(at + i * kBlock, i);
+      for_each_state([&]<std::size_t k>(Index<k>) __attribute__((always_inline)) {
+        constexpr std::size_t state = k - kFirstState;
+        choose_scales(tiles[k], scales[k] + at / kBlock, count);
+        if constexpr (!shares_random<Set>(k))
+          make_random(tiles[k], job.blocks.key, state, job.blocks.first + begin + at, count);
+        encode_tile<Rule::state_codings[state], state % 2 != 0>(tiles[k],
+                                                                tiles[shares_random<Set>(k) ? k - 1 : k].random,
+                                                                reinterpret_cast<std::uint8_t*>(data[k]) + at, count);
+      });
+    }
+  }(std::make_index_sequence<operands>{});
+}
+
+// Returns the kernel for a job; null if there is none.
+template <class Rule, unsigned Set>
+ApplyInBlocks find_in_blocks(const Job& job) {
+  if constexpr (Set != 0 && requires { Rule::state_codings; }) {
+    const auto all = [&](Format own) {
+      return all_operands(job, [&](std::size_t k, const Operand& operand) {
+        return operand.format == (k < kFirstState ? own : Format::float8_e4m3fn);
+      });
+    };
+    if (all(Format::float32)) return &apply_in_blocks<Rule, Set, Format::float32>;
+    if (all(Format::bfloat16)) return &apply_in_blocks<Rule, Set, Format::bfloat16>;
+  }
+  return nullptr;
+}
+
+}  // namespace onepass::inline ONEPASS_TARGET
+
+#endif  // ONEPASS_FLOAT_VECTOR

@@ -1,0 +1,174 @@
+"""8-bit states: microscaling blocks of up to 32 elements that share a scale.
+
+The kernels read and write them (csrc/formats/microscaling.h). A state ``NAME`` has codes of the parameter's shape in
+``torch.float8_e4m3fn``, and a second state ``NAME_scale`` has the scales in ``torch.float8_e8m0fnu``: a row for each
+row of dimension 0, and in it a scale for each block. This module creates such states, and converts them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _core
+from .gradient_norm import is_dtensor
+from .torch_private import local_offset
+
+CODES = torch.float8_e4m3fn
+SCALES = torch.float8_e8m0fnu
+SUFFIX = "_scale"
+BLOCK = 32
+SMALLEST = 4096  # tensors with fewer elements have float32 states
+
+_LARGEST_SCALE = 245  # 2^118, the largest that is written; 255 is NaN
+
+
+@functools.cache
+def codings() -> dict[str, str]:
+    """Return how each state is stored in 8 bits, by its name."""
+    found: dict[str, str] = {}
+    for _, states, _, _, kinds in _core.rules().values():
+        found.update(zip(states, kinds, strict=False))
+    return found
+
+
+def has_codings(rule: str) -> bool:
+    """Return whether the states of a rule can have 8 bits."""
+    return rule in _core.rules() and bool(_core.rules()[rule][4])
+
+
+def fits(p: Tensor) -> bool:
+    """Return whether the states of a parameter are stored in blocks, if its group asks for 8 bits."""
+    return not p.is_complex() and p.ndim >= 2 and p.numel() >= SMALLEST
+
+
+def is_in_blocks(state: object) -> bool:
+    """Return whether a state is the codes of blocks."""
+    return isinstance(state, Tensor) and state.dtype == CODES
+
+
+def scales_in_row(shape: tuple[int, ...]) -> int:
+    """Return the number of blocks in a row of dimension 0."""
+    length = 1
+    for size in shape[1:]:
+        length *= size
+    return -(-length // BLOCK)
+
+
+def new_state(p: Tensor) -> tuple[Tensor, Tensor]:
+    """Return codes and scales of a state that is zero.
+
+    Raises:
+        ValueError: The parameter is a DTensor that does not hold whole rows.
+    """
+    local = _local(p.detach())
+    if is_dtensor(p) and first_row(p) is None:
+        raise ValueError(
+            "state_dtype=torch.float8_e4m3fn needs DTensors that are sharded along dimension 0 only, but a parameter "
+            f"has placements {p.placements}"  # type: ignore[attr-defined]
+        )
+    codes = torch.zeros_like(local, dtype=CODES, memory_format=torch.preserve_format)
+    if not _has_rows(codes):
+        codes = codes.contiguous()
+    scales = torch.zeros((local.shape[0], scales_in_row(local.shape)), dtype=SCALES, device=local.device)
+    return _like(p, codes, p.shape, p.stride()), _like(p, scales, *_scales_geometry(p.shape))
+
+
+def decoded(codes: Tensor, scales: Tensor, name: str) -> Tensor:
+    """Return the values of a state, a new float32 tensor."""
+    local, local_scales = _local(codes).cpu(), _local(scales).cpu()
+    values = torch.empty_like(local, dtype=torch.float32)
+    _core.decode_blocks(local, local_scales, codings()[name], values)
+    return _like(codes, values.to(_local(codes).device), codes.shape, codes.stride())
+
+
+def encode(values: Tensor, name: str, key: int, state: int, codes: Tensor, scales: Tensor) -> None:
+    """Round values stochastically into codes and scales.
+
+    Args:
+        values: The values, of any dtype.
+        name: Name of the state.
+        key: Key of the parameter's random bits (``_core.random_key``).
+        state: Number of the state among those of its rule.
+        codes: Codes, which are overwritten.
+        scales: Scales, which are overwritten.
+    """
+    local, local_scales = _local(codes), _local(scales)
+    on_cpu, scales_on_cpu = local.cpu(), local_scales.cpu()
+    ordered = torch.empty_like(on_cpu, dtype=torch.float32).copy_(_local(values))
+    first = 0 if not is_dtensor(codes) else (first_row(codes) or 0)
+    _core.encode_blocks(ordered, codings()[name], key, state, first, on_cpu, scales_on_cpu)
+    if on_cpu.data_ptr() != local.data_ptr():
+        local.copy_(on_cpu)
+        local_scales.copy_(scales_on_cpu)
+
+
+def first_row(p: Tensor) -> int | None:
+    """Return the index in the whole tensor of the first row that this process holds; None if it has no whole rows."""
+    for placement in p.placements:  # type: ignore[attr-defined]
+        if placement.is_partial() or (placement.is_shard() and placement.dim != 0):
+            return None
+    offset = local_offset(p)
+    return offset[0] if offset else 0
+
+
+def check(where: str, state: Mapping[str, Any]) -> None:
+    """Check that the codes in a saved state have fitting scales.
+
+    Raises:
+        ValueError: They have not. The message begins with ``where``.
+    """
+    for name, codes in state.items():
+        if not is_in_blocks(codes):
+            continue
+        scales = state.get(name + SUFFIX)
+        if not isinstance(scales, Tensor):
+            raise ValueError(f"{where}: its state {name} has 8 bits, but its state {name + SUFFIX} is missing")
+        if name not in codings() or codes.ndim < 2:
+            raise ValueError(f"{where}: its state {name} has 8 bits, which are not defined for it")
+        wanted = (codes.shape[0], scales_in_row(codes.shape))
+        if scales.dtype != SCALES or tuple(scales.shape) != wanted:
+            raise ValueError(
+                f"{where}: its state {name + SUFFIX} must have dtype {SCALES} and shape {wanted}, but has "
+                f"{scales.dtype} and {tuple(scales.shape)}"
+            )
+        if _local(scales).device.type == "meta":
+            continue
+        if bool((_local(scales).view(torch.uint8) > _LARGEST_SCALE).any()):
+            raise ValueError(f"{where}: its state {name + SUFFIX} has a scale that is NaN or above 2^118")
+        if bool((_local(codes).view(torch.uint8) & 0x7F == 0x7F).any()):
+            raise ValueError(f"{where}: its state {name} has a code that is NaN")
+
+
+def states_in_blocks(state: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the names of the states that are stored in blocks."""
+    return (name for name, value in state.items() if is_in_blocks(value))
+
+
+def _has_rows(codes: Tensor) -> bool:
+    """Return whether a packed tensor has its first dimension outermost."""
+    rows = codes.shape[0]
+    return rows <= 1 or codes.stride(0) == codes.numel() // rows
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def _scales_geometry(shape: torch.Size) -> tuple[torch.Size, tuple[int, int]]:
+    in_row = scales_in_row(shape)
+    return torch.Size((shape[0], in_row)), (in_row, 1)
+
+
+def _like(p: Tensor, local: Tensor, shape: torch.Size, stride: tuple[int, ...]) -> Tensor:
+    """Return a local part as a DTensor that is placed as ``p``, if ``p`` is one."""
+    if not is_dtensor(p):
+        return local
+    from torch.distributed.tensor import DTensor
+
+    mesh, placements = p.device_mesh, p.placements  # type: ignore[attr-defined]
+    return DTensor.from_local(local, mesh, placements, run_check=False, shape=shape, stride=stride)

@@ -1,0 +1,168 @@
+"""Conversion of checkpoints: states in another dtype, and the states of bitsandbytes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _core
+from . import block_states
+from .arguments import described
+from .base import STATE_DTYPES
+
+# Keys of groups that only onepass reads.
+_OWN_KEYS = ("state_dtype", "rounding_seed", "rounding_step")
+
+_BITSANDBYTES_BLOCK = 256  # elements that share a scale there
+
+
+@functools.cache
+def _state_names() -> frozenset[str]:
+    return frozenset(name for _, states, *_ in _core.rules().values() for name in states)
+
+
+def convert_state_dict(
+    state_dict: Mapping[str, Any], state_dtype: torch.dtype | None = None, *, layout: str = "torch"
+) -> dict[str, Any]:
+    """Return the ``state_dict`` of an optimizer, with its states in another dtype.
+
+    The result loads into the optimizer of onepass that has this ``state_dtype``, and, unless that is
+    ``torch.float8_e4m3fn``, into torch's class. The given ``state_dict`` may be of onepass, of torch, or of an 8-bit
+    Adam, AdamW or Lion of bitsandbytes, whose states are recognised by their names and decoded. It is not changed;
+    values that need no conversion are shared. Masters are kept as they are.
+
+    Args:
+        state_dict: What ``optimizer.state_dict()`` returned, or ``torch.load`` of it.
+        state_dtype: dtype of the states: torch.float32, float64, bfloat16, float16, or float8_e4m3fn (see
+            :doc:`/8bit_states`). Tensors of integers, scalars, and the states that cannot have 8 bits stay as they are.
+            None: float32 where states have 8 bits, and otherwise as they are. Then the groups have no key of onepass
+            that concerns state dtypes. layout: ``"torch"``: the names of torch's states. ``"bitsandbytes"``: ``state1``
+            and ``state2``, as the Adam, AdamW and Lion of bitsandbytes read them, in float32 (its own 8-bit codes are
+            not written).
+
+    Returns:
+        A new ``state_dict``.
+
+    Raises:
+        ValueError: ``state_dtype`` or ``layout`` is none of these, 8-bit states have no fitting scales, or states are
+            neither of Adam nor of Lion with ``layout="bitsandbytes"``.
+
+    Example:
+        >>> optimizer = onepass.AdamW(torch.nn.Linear(64, 64).parameters(), state_dtype=torch.float8_e4m3fn)
+        >>> for p in optimizer.param_groups[0]["params"]:
+        ...     p.grad = torch.ones_like(p)
+        >>> optimizer.step()
+        >>> plain = onepass.convert_state_dict(optimizer.state_dict())
+        >>> torch.optim.AdamW(torch.nn.Linear(64, 64).parameters()).load_state_dict(plain)
+        >>> plain["state"][0]["exp_avg"].dtype
+        torch.float32
+    """
+    if state_dtype is not None and state_dtype not in (*STATE_DTYPES, block_states.CODES):
+        raise ValueError(f"state_dtype must be a floating-point dtype of states, got {described(state_dtype)}")
+    if layout not in ("torch", "bitsandbytes"):
+        raise ValueError(f"layout must be 'torch' or 'bitsandbytes', got {described(layout)}")
+    groups = [dict(group) for group in state_dict["param_groups"]]
+    numbers = {key: number for number, key in enumerate(key for group in groups for key in group["params"])}
+    group_of = {key: group for group in groups for key in group["params"]}
+    states = {}
+    for key, state in state_dict["state"].items():
+        where = f"state of parameter {key}"
+        block_states.check(where, state)
+        group = group_of.get(key, {})
+        plain = _decoded(_of_torch(state, where))
+        if layout == "bitsandbytes":
+            states[key] = _of_bitsandbytes(plain, where)
+        else:
+            step: Any = plain.get("step", group.get("rounding_step", 0))
+            random_key = _core.random_key(group.get("rounding_seed", 0), int(step), numbers.get(key, 0))
+            states[key] = _converted(plain, state_dtype, random_key)
+    for group in groups:
+        if state_dtype is None or layout == "bitsandbytes":
+            for name in _OWN_KEYS:
+                group.pop(name, None)
+        else:
+            group["state_dtype"] = str(state_dtype).removeprefix("torch.")
+    return {**state_dict, "state": states, "param_groups": groups}
+
+
+def _decoded(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a state with float32 values in place of codes and scales."""
+    in_blocks = set(block_states.states_in_blocks(state))
+    scales = {name + block_states.SUFFIX for name in in_blocks}
+    return {
+        name: block_states.decoded(value, state[name + block_states.SUFFIX], name) if name in in_blocks else value
+        for name, value in state.items()
+        if name not in scales
+    }
+
+
+def _converted(state: Mapping[str, Any], dtype: torch.dtype | None, key: int) -> dict[str, Any]:
+    if dtype is None:
+        return dict(state)
+    made: dict[str, Any] = {}
+    numbers = _numbers_of(state)
+    for name, value in state.items():
+        is_state = isinstance(value, Tensor) and name in _state_names() and value.is_floating_point()
+        if not is_state or (dtype == block_states.CODES and name not in block_states.codings()):
+            made[name] = value
+        elif dtype == block_states.CODES and block_states.fits(value):
+            codes, scales = block_states.new_state(value)
+            block_states.encode(value, name, key, numbers[name], codes, scales)
+            made[name], made[name + block_states.SUFFIX] = codes, scales
+        else:
+            keeps = dtype == block_states.CODES and value.dtype == torch.float64
+            made[name] = value if keeps else value.to(torch.float32 if dtype == block_states.CODES else dtype)
+    return made
+
+
+def _numbers_of(state: Mapping[str, Any]) -> dict[str, int]:
+    """Return the numbers of the states in their rule, which the random bits depend on."""
+    held = set(state) & _state_names()
+    for _, names, *_ in _core.rules().values():
+        if held <= set(names):
+            return {name: number for number, name in enumerate(names)}
+    return {name: number for number, name in enumerate(sorted(held))}
+
+
+# -- bitsandbytes ----------------------------------------------------------------------------------------------------
+
+
+def _of_torch(state: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """Return a state with torch's names; one of bitsandbytes is decoded to float32."""
+    if "state1" not in state:
+        return state
+    names = {"state1": "exp_avg", "state2": "exp_avg_sq"}
+    made: dict[str, Any] = {}
+    for name, value in state.items():
+        if name in names:
+            made[names[name]] = _dequantised(value, state, name.removeprefix("state"), where)
+        elif name == "step":
+            made[name] = torch.tensor(float(value))
+    if "exp_avg_sq" not in made:
+        made.pop("step", None)  # Lion's
+    return made
+
+
+def _dequantised(codes: Tensor, state: Mapping[str, Any], number: str, where: str) -> Tensor:
+    if codes.dtype != torch.uint8:
+        return codes.to(torch.float32)
+    values, scales = state.get("qmap" + number), state.get("absmax" + number)
+    blocks = -(-codes.numel() // _BITSANDBYTES_BLOCK)
+    if not isinstance(values, Tensor) or not isinstance(scales, Tensor) or scales.numel() != blocks:
+        raise ValueError(f"{where}: state{number} has 8 bits, but no qmap{number} and absmax{number} that fit")
+    scale = scales.to(torch.float32).repeat_interleave(_BITSANDBYTES_BLOCK)[: codes.numel()]
+    return (values[codes.flatten().long()] * scale).reshape(codes.shape)
+
+
+def _of_bitsandbytes(state: Mapping[str, Any], where: str) -> dict[str, Any]:
+    if "exp_avg" not in state or set(state) - {"step", "exp_avg", "exp_avg_sq"}:
+        raise ValueError(f"{where}: layout='bitsandbytes' needs the states of Adam or Lion, got {sorted(state)}")
+    made: dict[str, Any] = {"step": int(state["step"]) if "step" in state else 0}
+    for name, ours in (("state1", "exp_avg"), ("state2", "exp_avg_sq")):
+        if ours in state:
+            made[name] = state[ours].to(torch.float32)
+    return made

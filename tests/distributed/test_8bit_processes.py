@@ -1,0 +1,164 @@
+"""8-bit states in real processes: the bits of the step over whole tensors, and checkpoints of other numbers of them."""
+
+import onepass
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from onepass.optimizers import block_states
+from processes import Processes
+from torch import nn
+from torch.distributed.checkpoint import state_dict as dcp_state
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+CODES = torch.float8_e4m3fn
+CLASSES = ["AdamW", "Lion", "SGD"]
+SHAPES = [(101, 80), (5, 3, 30, 11), (90, 64), (30,), (64,)]  # rows that 2 and 4 do not divide
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory):
+    started = Processes(tmp_path_factory.mktemp("8bit"))
+    yield started
+    started.end()
+
+
+def net():
+    generator = torch.Generator().manual_seed(0)
+    return nn.ParameterList([nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES])
+
+
+class Net(nn.Module):
+    """Its parameters have the gradients that `step` gives them."""
+
+    def __init__(self):
+        super().__init__()
+        self.params = net()
+
+
+def make(name, params, **kwargs):
+    momentum = {"momentum": 0.9} if name == "SGD" else {}
+    return getattr(onepass, name)(params, lr=0.01, state_dtype=CODES, rounding_seed=3, **momentum, **kwargs)
+
+
+def gradients(number):
+    generator = torch.Generator().manual_seed(100 + number)
+    return [torch.randn(shape, generator=generator) for shape in SHAPES]
+
+
+def step(params, optimizer, number):
+    for p, grad in zip(params, gradients(number), strict=True):
+        is_whole = not hasattr(p, "device_mesh")
+        p.grad = grad if is_whole else distribute_tensor(grad, p.device_mesh, p.placements, src_data_rank=None)
+    optimizer.step()
+
+
+def own_rows(p, whole):
+    """The part of a whole tensor that this process holds, by rows."""
+    if not hasattr(p, "device_mesh"):
+        return whole
+    first = block_states.first_row(p)
+    return whole[first : first + p.to_local().shape[0]]
+
+
+def local(x):
+    return x.to_local() if hasattr(x, "device_mesh") else x
+
+
+def assert_bits_of_whole(params, optimizer, whole_params, whole_optimizer):
+    for p, q in zip(params, whole_params, strict=True):
+        assert torch.equal(local(p), own_rows(p, q))
+        for name, value in optimizer.state[p].items():
+            expected = whole_optimizer.state[q][name]
+            if name == "step":
+                assert value == expected
+            elif value.element_size() == 1:
+                assert torch.equal(local(value).view(torch.uint8), own_rows(p, expected.view(torch.uint8)))
+                assert not hasattr(p, "placements") or value.placements == p.placements
+            else:
+                assert torch.equal(local(value), own_rows(p, expected))
+
+
+def sharded(name, kind):
+    torch.set_default_dtype(torch.float32)
+    model, whole = Net(), net()
+    if kind == "fully_shard":
+        fully_shard(model)
+    elif kind == "hybrid":
+        fully_shard(model, mesh=init_device_mesh("cpu", (2, dist.get_world_size() // 2), mesh_dim_names=("a", "b")))
+    elif kind == "ddp":
+        model = DistributedDataParallel(model).module
+    params = list(model.parameters())
+    optimizer, whole_optimizer = make(name, params), make(name, list(whole))
+    before = onepass.stats()
+    for number in range(4):
+        step(params, optimizer, number)
+        step(whole, whole_optimizer, number)
+    assert onepass.stats()["torch"] == before["torch"]
+    assert_bits_of_whole(params, optimizer, whole, whole_optimizer)
+
+
+@pytest.mark.parametrize("kind", ["fully_shard", "hybrid", "ddp"])
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_bits_of_whole_tensors(processes, name, kind):
+    processes(4, sharded, name, kind)
+
+
+def other_placements():
+    torch.set_default_dtype(torch.float32)
+    mesh = init_device_mesh("cpu", (2,))
+    for placement in (Shard(1), Replicate()):
+        whole = torch.ones(64, 128)
+        p = nn.Parameter(distribute_tensor(whole, mesh, [placement]))
+        p.grad = distribute_tensor(whole, mesh, [placement])
+        optimizer = make("AdamW", [p])
+        if placement == Replicate():
+            optimizer.step()
+            continue
+        with pytest.raises(ValueError, match="sharded along dimension 0 only"):
+            optimizer.step()
+        assert not optimizer.state
+
+
+def test_other_placements(processes):
+    processes(2, other_placements)
+
+
+def save(name, folder):
+    torch.set_default_dtype(torch.float32)
+    model = fully_shard(Net())
+    params = list(model.parameters())
+    optimizer = make(name, params)
+    for number in range(3):
+        step(params, optimizer, number)
+    states = dcp_state.get_state_dict(model, optimizer)
+    dcp.save(dict(zip(("model", "optimizer"), states, strict=True)), checkpoint_id=folder)
+
+
+def load(name, folder):
+    torch.set_default_dtype(torch.float32)
+    model, whole = Net(), net()
+    if dist.get_world_size() > 1:
+        fully_shard(model)
+    params = list(model.parameters())
+    optimizer, whole_optimizer = make(name, params), make(name, list(whole))
+    states = dcp_state.get_state_dict(model, optimizer)
+    held = dict(zip(("model", "optimizer"), states, strict=True))
+    dcp.load(held, checkpoint_id=folder)
+    dcp_state.set_state_dict(model, optimizer, model_state_dict=held["model"], optim_state_dict=held["optimizer"])
+    for number in range(3):
+        step(whole, whole_optimizer, number)
+    for number in range(3, 5):
+        step(params, optimizer, number)
+        step(whole, whole_optimizer, number)
+    assert_bits_of_whole(params, optimizer, whole, whole_optimizer)
+
+
+@pytest.mark.parametrize("world", [1, 4])
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_checkpoint_of_2_processes(processes, tmp_path, name, world):
+    processes(2, save, name, tmp_path)
+    processes(world, load, name, tmp_path)

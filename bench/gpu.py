@@ -76,6 +76,7 @@ class Workload:
     name: str
     tensors: int
     length: int
+    columns: int = 0  # of each tensor, a matrix; 0: it is a vector
     optimizers: list[str] = field(default_factory=lambda: list(SUBJECTS))
     dtype: torch.dtype = torch.float32
     own: dict[str, Any] = field(default_factory=dict)  # arguments that torch's classes do not have
@@ -109,8 +110,8 @@ class Workload:
 def normal(workload: Workload, device: torch.device, seed: int) -> Tensor:
     """Return normally distributed numbers, a row for each tensor."""
     generator = torch.Generator(device).manual_seed(seed)
-    shape = (workload.tensors, workload.length)
-    return torch.randn(shape, generator=generator, device=device, dtype=workload.dtype)
+    made = torch.randn((workload.tensors, workload.length), generator=generator, device=device, dtype=workload.dtype)
+    return made.view(workload.tensors, -1, workload.columns) if workload.columns else made
 
 
 def apart(rows: Tensor, factor: float) -> list[Tensor]:
@@ -125,6 +126,7 @@ LARGE: dict[str, Any] = {"tensors": 200, "length": 1 << 20}
 SMALL: dict[str, Any] = {"tensors": 1000, "length": 1000}
 FORMATS: dict[str, Any] = {**LARGE, "optimizers": ["AdamW", "SGD"], "tolerance": 2e-3}
 ADAMW: dict[str, Any] = {"optimizers": ["AdamW"]}
+EIGHT_BITS: dict[str, Any] = {**LARGE, **ADAMW, "columns": 1024, "tolerance": 4e-3}
 GRAPH: dict[str, Any] = {"capturable": True, "graph": True}
 
 # The most important first.
@@ -140,6 +142,13 @@ MORE_WORKLOADS = [  # after the training
     Workload(name="bfloat16: 200 x 1M", **FORMATS, dtype=torch.bfloat16),
     Workload(name="float16: 200 x 1M", **FORMATS, dtype=torch.float16),
     Workload(name="bfloat16 states: 200 x 1M", **FORMATS, own={"state_dtype": torch.bfloat16}),
+    Workload(name="8-bit states: 200 x 1M", **EIGHT_BITS, own={"state_dtype": torch.float8_e4m3fn}),
+    Workload(
+        name="bfloat16, masters, 8-bit states: 200 x 1M",
+        **{**EIGHT_BITS, "tolerance": 2e-2},
+        dtype=torch.bfloat16,
+        own={"state_dtype": torch.float8_e4m3fn, "master": "split"},
+    ),
     Workload(name="float64: 200 x 1M", **{**FORMATS, "tolerance": 1e-12}, dtype=torch.float64),
     Workload(name="capturable: 1000 x 1,000", **SMALL, optimizers=SOME_CAPTURABLE, capturable=True),
     Workload(name="small: 10,000 x 100", tensors=10_000, length=100, **ADAMW),
@@ -191,7 +200,7 @@ class Comparison:
 Measured = Comparison | gpu_training.Training
 
 HEADS = ("workload", "optimizer", "contender", "device, us", "", "wall, us", "", "ratio", "(wall)", "GB/s", "of limit")
-COLUMNS = ("<30", "<9", "<18", ">10", ">5", ">10", ">5", ">6", ">6", ">5", ">8")
+COLUMNS = ("<41", "<9", "<18", ">10", ">5", ">10", ">5", ">6", ">6", ">5", ">8")
 
 
 class Target(NamedTuple):

@@ -57,7 +57,8 @@ struct Blocks {
   std::array<Coding, kMaxStates> codings{};
   std::int64_t row_length = 0;  // elements; 0: no state is in blocks
   std::int64_t first = 0;       // index of the job's first element in the whole tensor, if the job is a shard
-  std::uint64_t key = 0;        // of the random bits
+  std::uint64_t key = 0;        // of the random bits, made of the following
+  std::uint64_t seed = 0, step = 0, param = 0;
 
   // Returns the last position up to `at` at which a block begins.
   std::int64_t block_begin(std::int64_t at) const { return at - at % row_length % 32; }

@@ -57,17 +57,6 @@ void for_each_tile(const Job& job, Work&& work) {
 
 }  // namespace
 
-std::uint64_t random_key(std::uint64_t seed, std::uint64_t step, std::uint64_t param) {
-  std::uint64_t key = 0;
-  for (const std::uint64_t part : {seed, step, param}) {
-    key += part + 0x9e3779b97f4a7c15U;  // SplitMix64
-    key = (key ^ (key >> 30)) * 0xbf58476d1ce4e5b9U;
-    key = (key ^ (key >> 27)) * 0x94d049bb133111ebU;
-    key ^= key >> 31;
-  }
-  return key;
-}
-
 void bind_blocks(py::module_& m) {
   m.def(
       "decode_blocks",

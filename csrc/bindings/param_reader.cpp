@@ -1,12 +1,12 @@
 #include "bindings/param_reader.h"
 
-#include "bindings/blocks.h"
 #include "bindings/cuda.h"
 #include "bindings/errors.h"
 #include "bindings/names.h"
 #include "bindings/reading.h"
 #include "bindings/torch.h"
 #include "cpu/fpmode.h"
+#include "formats/microscaling.h"
 #include "layout.h"
 
 namespace py = pybind11;
@@ -311,13 +311,10 @@ void ParamReader::set_followers(Reading& r) const {
   }
 }
 
-// Sets the key of the random bits with which the states of a parameter are rounded.
-void ParamReader::set_random_key(Reading& r, std::uint64_t step) const {
-  if (r.job().blocks.row_length != 0)
-    r.job().blocks.key = random_key(r.param.group->rounding_seed, step, std::uint64_t{r.number});
-}
-
 void ParamReader::make_constants(Reading& r) {
+  Blocks& blocks = r.job().blocks;
+  blocks.seed = r.param.group->rounding_seed;
+  blocks.param = r.number;
   if (r.device_job.hyper != nullptr) {
     r.scalars[0].value += 1.0;
     return;
@@ -338,7 +335,8 @@ void ParamReader::make_constants(Reading& r) {
     info_.advance(hyper.data(), step, made.advanced.data());
   }
   r.job().constants = made.constants;
-  set_random_key(r, info_.counts_steps ? static_cast<std::uint64_t>(step) : r.param.group->rounding_step);
+  blocks.step = info_.counts_steps ? static_cast<std::uint64_t>(step) : r.param.group->rounding_step;
+  if (blocks.row_length != 0) blocks.key = random_key(blocks.seed, blocks.step, blocks.param);
   for (std::size_t n = 0; n < names_.scalars.size(); ++n)
     r.scalars[n].value = n < counters ? step : made.advanced[n - counters];
 }

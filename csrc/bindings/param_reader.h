@@ -130,7 +130,6 @@ class ParamReader {
   void set_clip_and_zeros(Reading& r) const;
   void measure_gradient(const Reading& r);
   void set_followers(Reading& r) const;
-  void set_random_key(Reading& r, std::uint64_t step) const;
   void make_constants(Reading& r);
   void add_job(Reading& r);
   std::string label_of(const Param& param) const;

@@ -148,7 +148,7 @@ bool ParamReader::read_scales(Reading& r, std::size_t operand, const std::string
   const std::size_t state = operand - kFirstState;
   const TensorView& codes = r.views[operand];
   const std::string scales_text = what + "_scale";
-  if (!codes.on_cpu) return r.fall_back("8-bit states on a GPU");
+  if (!codes.on_cpu && r.job().wide) return r.fall_back("8-bit states of a float64 parameter on a GPU");
   const std::int64_t rows = codes.ndim > 0 ? codes.shape[0] : 0;
   std::int64_t length = 1;
   for (int d = 1; d < codes.ndim; ++d) length *= codes.shape[d];

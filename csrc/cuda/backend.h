@@ -10,8 +10,9 @@
 namespace onepass::cuda {
 
 enum class Work : int {
-  prepare,  // each thread runs a counter of the table
-  step,     // each block steps a chunk of a row
+  prepare,         // each thread runs a counter of the table
+  step,            // each block steps a chunk of a row
+  step_in_blocks,  // the same for rows with states in blocks
   // Each block measures a chunk of a row whose only operand is a gradient:
   sum_of_squares,
   largest_magnitude,

@@ -614,13 +614,18 @@ ONEPASS_INLINE double unscaling(std::uint64_t grad_scale) {
   return grad_scale != 0 ? 1.0 / static_cast<double>(*at_address<const float>(grad_scale)) : 1.0;
 }
 
-// Does the work of thread `thread` of block `block`.
+// Returns the number of a row's operands, whose addresses are in the table.
+ONEPASS_INLINE int operands_of(const Row& row) {
+  int count = 0;
+#pragma unroll
+  for (std::size_t k = 0; k < kMaxOperands; ++k) count += row.held >> k & 1;
+  return count;
+}
+
+// Returns the stepper of a row.
 template <class Rule, class T, class TableType>
-ONEPASS_INLINE void step_chunk(const TableType& table, std::uint32_t block, std::uint32_t thread) {
+ONEPASS_INLINE Stepper<Rule, T> stepper_of(const TableType& table, const Row& row) {
   const Header& header = table.header;
-  const Row row = reinterpret_cast<const Row*>(table.words)[find_row(table, block)];
-  const bool skipped = is_skipped(header);
-  if (skipped && row.zeroes_grad == 0) return;
   double factor = row.maximize != 0 ? -header.grad_factor : header.grad_factor;
   if (header.grad_scale != 0) factor *= unscaling(header.grad_scale);
   if (header.clipping != 0) factor *= at_address<const cuda::DeviceClipping>(header.clipping)->coefficient;
@@ -634,7 +639,17 @@ ONEPASS_INLINE void step_chunk(const TableType& table, std::uint32_t block, std:
   for (int k = 0; k < kOperands<Rule>; ++k)
     if ((row.held >> operand_of<Rule>(k) & 1) != 0) stepper.data[k] = *pointer++;
   if (row.master != Master::none) stepper.data[kMasterSlot<Rule>] = *pointer;
+  return stepper;
+}
 
+// Does the work of thread `thread` of block `block`.
+template <class Rule, class T, class TableType>
+ONEPASS_INLINE void step_chunk(const TableType& table, std::uint32_t block, std::uint32_t thread) {
+  const Header& header = table.header;
+  const Row row = reinterpret_cast<const Row*>(table.words)[find_row(table, block)];
+  const bool skipped = is_skipped(header);
+  if (skipped && row.zeroes_grad == 0) return;
+  const auto stepper = stepper_of<Rule, T>(table, row);
   const Share share(row, header.chunk, block, kWidth<T>);
   const std::uint64_t* layout = row.has_layout != 0 ? table.words + row.layout : nullptr;
   if (!skipped) stepper.step_own(share, layout, thread);

@@ -174,6 +174,25 @@ Access access_of(const Job& job) {
   return Access::mixed;
 }
 
+bool is_in_blocks(const Job& job) { return job.blocks.row_length != 0; }
+
+// Sets how a row with states in blocks is read: parameter and gradient as vectors, if every block begins at a multiple
+// of a vector's size and nothing but the rule's update is made.
+void set_block_access(const Job& job, Row& row) {
+  row.access = Access::blocks;
+  constexpr std::int64_t width = 16 / sizeof(float);
+  if (job.layout != nullptr || job.master != Master::none || has_followers(job) || job.blocks.row_length % width != 0)
+    return;
+  for (std::size_t k = kFirstState; k < kFirstFollower; ++k)
+    if (job.operands[k].data != nullptr && job.blocks.scales[k - kFirstState] == nullptr) return;
+  for (std::size_t k = 0; k < kFirstState; ++k) {
+    const Operand& operand = job.operands[k];
+    const std::size_t size = onepass::size_of(operand.format);
+    if (size <= sizeof(float) && address(operand.data) % (size * width) == 0)
+      row.aligned = static_cast<std::uint16_t>(row.aligned | 1U << k);
+  }
+}
+
 Row row_of(const Job& job) {
   const std::size_t native = job.wide ? sizeof(double) : sizeof(float);
   Row row{};
@@ -189,7 +208,9 @@ Row row_of(const Job& job) {
     if (k != kMaster) row.formats |= static_cast<std::uint32_t>(operand.format) << (4 * k);
     narrow = narrow && onepass::size_of(operand.format) <= native;
   }
-  if (job.layout != nullptr || !narrow || (job.master != Master::none && has_followers(job))) {
+  if (is_in_blocks(job)) {
+    set_block_access(job, row);
+  } else if (job.layout != nullptr || !narrow || (job.master != Master::none && has_followers(job))) {
     row.access = Access::elements;
   } else {
     align(job, static_cast<unsigned>(16 / native), row);
@@ -239,8 +260,39 @@ bool follows_as(const Job& job, const Header& header) {
   return true;
 }
 
+// Returns the words that follow the addresses of a job with states in blocks; none for other jobs.
+std::vector<std::uint64_t> block_words(const DeviceJob& device_job, bool counts_steps) {
+  const Blocks& blocks = device_job.job.blocks;
+  if (!is_in_blocks(device_job.job)) return {};
+  const Number& counted = device_job.numbers[0];
+  const bool is_counted_there = counts_steps && device_job.hyper != nullptr;
+  BlockWords words{.scales = {},
+                   .row_length = static_cast<std::uint64_t>(blocks.row_length),
+                   .first = static_cast<std::uint64_t>(blocks.first),
+                   .seed = blocks.seed,
+                   .param = blocks.param,
+                   .step = blocks.step,
+                   .step_format = kValue};
+  if (is_counted_there && counted.data != nullptr) {
+    words.step = address(counted.data);
+    words.step_format = static_cast<std::uint64_t>(counted.format);
+  } else if (is_counted_there) {
+    words.step = static_cast<std::uint64_t>(counted.value) + 1;
+  }
+  for (std::size_t s = 0; s < kMaxStates; ++s) words.scales[s] = address(blocks.scales[s]);
+  std::vector<std::uint64_t> all(sizeof words / sizeof(std::uint64_t));
+  std::memcpy(all.data(), &words, sizeof words);
+  return all;
+}
+
 // Returns the number of blocks of a row.
-std::uint64_t blocks_of(const Row& row, std::uint32_t chunk) {
+std::uint64_t blocks_of(const Job& job, const Row& row, std::uint32_t chunk) {
+  if (row.access == Access::blocks) {
+    constexpr std::int64_t elements = 32;  // of a block of states
+    const std::int64_t in_row = (job.blocks.row_length + elements - 1) / elements;
+    const std::int64_t in_chunk = chunk / elements;
+    return static_cast<std::uint64_t>((job.length / job.blocks.row_length * in_row + in_chunk - 1) / in_chunk);
+  }
   return static_cast<std::uint64_t>((std::max<std::int64_t>(row.length - row.phase, 1) + chunk - 1) / chunk);
 }
 
@@ -299,27 +351,29 @@ struct Step {
     flush();
   }
 
-  // Steps all jobs of this arithmetic type.
-  void step(bool wide, std::uint64_t workspace) const {
+  // Steps all jobs of this arithmetic type: those with states in blocks, or the others.
+  void step(bool wide, bool in_blocks, std::uint64_t workspace) const {
     const std::size_t slot = constants_words(rule, wide) * sizeof(std::uint64_t);
     Builder<Row> rows;
     Header header;
     const auto flush = [&] {
-      if (!rows.empty()) launch(Work::step, wide, rows.close(header));
+      if (!rows.empty()) launch(in_blocks ? Work::step_in_blocks : Work::step, wide, rows.close(header));
     };
-    for (const auto& [job, hyper, numbers] : jobs) {
+    for (const DeviceJob& device_job : jobs) {
+      const auto& [job, hyper, numbers] = device_job;
       if (job.wide != wide) continue;
       const std::uint64_t constants = hyper != nullptr ? std::exchange(workspace, workspace + slot) : 0;
-      if (job.length == 0) continue;
+      if (job.length == 0 || is_in_blocks(job) != in_blocks) continue;
       Row row = row_of(job);
       const Pointers pointers(job);
       const std::vector<std::uint64_t> layout = layout_words(job);
-      const std::uint64_t blocks = blocks_of(row, common.chunk);
+      const std::vector<std::uint64_t> more = block_words(device_job, info_of(rule).counts_steps);
+      const std::uint64_t blocks = blocks_of(job, row, common.chunk);
       // The header of a table holds for all of its rows.
       const bool alike = std::abs(job.grad_factor) == header.grad_factor && job.clip_value == header.clip_value &&
                          follows_as(job, header) && (hyper != nullptr) == (header.workspace != 0);
       if (!alike || !reaches(constants, header) ||
-          !rows.fits(pointers.words().size() + layout.size() + slot / sizeof(std::uint64_t), blocks))
+          !rows.fits(pointers.words().size() + more.size() + layout.size() + slot / sizeof(std::uint64_t), blocks))
         flush();
       if (rows.empty()) {
         header = common;
@@ -331,6 +385,7 @@ struct Step {
       }
       row.first_block = static_cast<std::uint32_t>(rows.blocks());
       row.pointers = rows.add(pointers.words());
+      rows.add(more);
       row.has_layout = job.layout != nullptr ? 1 : 0;
       row.layout = rows.add(layout);
       row.constants = hyper != nullptr
@@ -375,8 +430,9 @@ void run_step(const Backend& backend, RuleId rule, std::span<const DeviceJob> jo
   const std::uint64_t wide = narrow + workspace_size_of(rule, jobs, false);
   step.count(false, narrow);
   step.count(true, wide);
-  step.step(false, narrow);
-  step.step(true, wide);
+  step.step(false, false, narrow);
+  step.step(false, true, narrow);
+  step.step(true, false, wide);
 }
 
 namespace {
@@ -393,7 +449,7 @@ std::size_t measures_size(const Backend& backend, std::span<const Job> gradients
   const std::uint32_t chunk = chunk_of(backend, gradients, device);
   std::uint64_t blocks = 0;
   for (const Job& gradient : gradients)
-    if (gradient.length > 0) blocks += blocks_of(row_of(gradient), chunk);
+    if (gradient.length > 0) blocks += blocks_of(gradient, row_of(gradient), chunk);
   return blocks * sizeof(double);
 }
 
@@ -417,7 +473,7 @@ void run_measures(const Backend& backend, Measure what, std::span<const Job> gra
       Row row = row_of(gradient);
       const Pointers pointers(gradient);
       const std::vector<std::uint64_t> layout = layout_words(gradient);
-      const std::uint64_t blocks = blocks_of(row, chunk);
+      const std::uint64_t blocks = blocks_of(gradient, row, chunk);
       if (!rows.fits(pointers.words().size() + layout.size(), blocks)) flush();
       row.first_block = static_cast<std::uint32_t>(rows.blocks());
       row.pointers = rows.add(pointers.words());

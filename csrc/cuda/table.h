@@ -29,6 +29,7 @@ enum class Access : std::uint8_t {
   // All formats:
   mixed,     // several elements at a time, each operand in its own format, aligned or not
   elements,  // one element at a time, with any strides
+  blocks,    // a block of 8-bit states at a time (block_kernel.h)
 };
 
 // A tensor. Its elements are divided into chunks, each of which is the work of one block. Positions are in the table's
@@ -50,6 +51,15 @@ struct Row {
   Master master;
 };
 static_assert(sizeof(Row) == 32);
+
+// The words of a row with states in blocks, which follow the addresses of its operands.
+struct BlockWords {
+  std::uint64_t scales[kMaxStates];  // addresses, or 0
+  std::uint64_t row_length, first;   // see Blocks
+  std::uint64_t seed, param;         // of the random bits
+  std::uint64_t step;                // a number, or the address of one if it is counted on the GPU
+  std::uint64_t step_format;         // kValue: a number
+};
 
 // The numbers of one parameter, some of which are in the GPU's memory. The constants of its row are made on the GPU,
 // and the numbers in its memory are advanced to after the step.

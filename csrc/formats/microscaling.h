@@ -23,6 +23,20 @@ namespace onepass::inline ONEPASS_TARGET {
 
 inline constexpr int kBlock = 32;  // elements that share a scale
 
+// Returns the key of the random bits of a parameter in a step: a hash (SplitMix64) of the seed, the step, and the
+// parameter's number among all parameters of the optimizer.
+ONEPASS_INLINE std::uint64_t random_key(std::uint64_t seed, std::uint64_t step, std::uint64_t param) {
+  std::uint64_t key = 0;
+  const std::uint64_t parts[] = {seed, step, param};
+  for (const std::uint64_t part : parts) {
+    key += part + 0x9e3779b97f4a7c15U;
+    key = (key ^ (key >> 30)) * 0xbf58476d1ce4e5b9U;
+    key = (key ^ (key >> 27)) * 0x94d049bb133111ebU;
+    key ^= key >> 31;
+  }
+  return key;
+}
+
 // The functions below are templates over a float and 32 bits, or a vector of each: what `?:` and the operators do to a
 // vector, they do to each element.
 

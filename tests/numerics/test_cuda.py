@@ -30,6 +30,7 @@ from cases import (
     gradients,
     model,
 )
+from onepass.optimizers import block_states
 from onepass.swa_utils import AveragedModel
 from reference import bits, only_kernels, params_of
 
@@ -167,6 +168,119 @@ def test_counted_on_the_gpu(gpu, row, dtype):
 def test_state_dtypes(gpu, row, state_dtype, dtype):
     here, there = both(gpu, row, model(dtype), {**row.full, "state_dtype": state_dtype})
     assert everything(row, there) == everything(row, here)
+
+
+# -- 8-bit states ----------------------------------------------------------------------------------------------------
+
+IN_8_BITS = [row for row in ELEMENTWISE if block_states.has_codings(row.ours.rule)]
+each_8bit_row = for_rows(IN_8_BITS)
+
+
+def rows_of_blocks(dtype):
+    """Whole blocks; rows with tails; rows shorter than a block; other orders of dimensions; gaps; misaligned."""
+    generator = torch.Generator().manual_seed(3)
+    shapes = [(64, 128), (70, 77), (600, 9), (40, 3, 7, 7), (1, 5000), (4096, 1), (300, 1024), (30,), (0, 5000)]
+    params = [torch.randn(shape, generator=generator) for shape in shapes]
+    params.append(torch.randn(24, 16, 5, 7, generator=generator).to(memory_format=torch.channels_last))
+    params.append(torch.randn(128, 64, generator=generator).t())
+    params.append(torch.randn(64, 200, generator=generator)[:, 3:103])
+    params = [p.to(dtype) for p in params]
+    params.append(torch.randn(64 * 128 + 1, generator=generator).to(dtype)[1:].view(64, 128))
+    return [p.requires_grad_() for p in params]
+
+
+def all_bits(optimizer):
+    """Bits of all parameters and of all that their states hold."""
+    found = []
+    for p in params_of(optimizer):
+        found.append(bits(p.detach().cpu()))
+        for name, value in sorted(optimizer.state.get(p, {}).items()):
+            if isinstance(value, torch.Tensor):
+                found.append(bits((value.view(torch.uint8) if value.element_size() == 1 else value).cpu()))
+                found.append(f"{name} {value.dtype} {tuple(value.shape)} {value.stride()}")
+    return found
+
+
+def train_alike(gpu, here, there, params, steps=range(1, 5), numbers_too=False):
+    for step in steps:
+        for optimizer in (here, there):
+            torch.manual_seed(step)
+            device = "cpu" if optimizer is here else gpu.device
+            give(optimizer, [torch.randn(p.shape).to(p.dtype).to(device) for p in params])
+        here.step()
+        with gpu.on(numbers_too), only_kernels():
+            there.step()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@each_8bit_row
+def test_8bit_states(gpu, row, dtype):
+    params = rows_of_blocks(dtype)
+    kwargs = {**row.full, "state_dtype": torch.float8_e4m3fn, "rounding_seed": 5}
+    here, there = row.ours(copies(params), **kwargs), row.ours(gpu.put(params), **kwargs)
+    train_alike(gpu, here, there, params)
+    assert all_bits(there) == all_bits(here)
+
+
+@each_8bit_row
+def test_8bit_states_counted_on_the_gpu(gpu, row):
+    """The random bits follow the count on the GPU. Its constants may differ in the last place on a real one."""
+    params = rows_of_blocks(torch.float32)
+    kwargs = {**row.full, "state_dtype": torch.float8_e4m3fn}
+    flags = row.having(capturable=True)
+    here, there = row.ours(copies(params), **kwargs), row.ours(gpu.put(params), **kwargs, **flags)
+    train_alike(gpu, here, there, params, numbers_too=True)
+    if not gpu.is_real:
+        assert all_bits(there) == all_bits(here)
+        return
+    for p, q in zip(params_of(here), params_of(there), strict=True):
+        torch.testing.assert_close(q.detach().cpu(), p.detach(), rtol=1e-3, atol=1e-3)
+        for name, value in there.state[q].items():
+            if isinstance(value, torch.Tensor) and value.dtype == torch.float8_e4m3fn:
+                a, b = (x.view(torch.uint8).cpu() for x in (value, here.state[p][name]))
+                # Another random number would round half of the codes otherwise.
+                assert (a != b).float().mean() < 0.01
+
+
+@pytest.mark.parametrize("master", ["split", "float32"])
+def test_8bit_states_with_everything(gpu, master):
+    """Masters, an average, a copy, a clamp, zeroed gradients and a skipped step."""
+    row = next(row for row in IN_8_BITS if row.name == "AdamW")
+    params = rows_of_blocks(torch.bfloat16)
+
+    def made(own):
+        net = torch.nn.ParameterList(own)
+        average = AveragedModel(net, decay=0.9)
+        low = [p.detach().to(torch.float16) for p in net]
+        kwargs = {"average": average, "copy_to": low, "clip_value": 0.5, "zero_grad": True, "master": master}
+        return row.ours(net, **row.full, state_dtype=torch.float8_e4m3fn, **kwargs), average, low
+
+    (here, own_average, own_low), (there, average, low) = made(copies(params)), made(gpu.put(params))
+    train_alike(gpu, here, there, params)
+    assert all_bits(there) == all_bits(here)
+    assert [bits(p.cpu()) for p in low] == [bits(p) for p in own_low]
+    assert [bits(p.detach().cpu()) for p in average.module] == [bits(p.detach()) for p in own_average.module]
+    assert not any(p.grad.count_nonzero() for p in params_of(there))
+
+
+@each_8bit_row
+def test_8bit_states_of_numbers_that_are_not_finite(gpu, row):
+    params = rows_of_blocks(torch.float32)[:4]
+    kwargs = {**row.full, "state_dtype": torch.float8_e4m3fn}
+    here, there = row.ours(copies(params), **kwargs), row.ours(gpu.put(params), **kwargs)
+    for optimizer in (here, there):
+        give(
+            optimizer, [torch.ones(p.shape, device=q.device) for p, q in zip(params, params_of(optimizer), strict=True)]
+        )
+        for number, bad in enumerate([math.nan, math.inf, -math.inf, 3e38]):
+            params_of(optimizer)[number].grad[2] = bad
+    here.step()
+    with gpu.on(), only_kernels():
+        there.step()
+    for p, q in zip(params_of(here), params_of(there), strict=True):
+        for name, value in here.state[p].items():
+            if isinstance(value, torch.Tensor) and value.element_size() == 1:
+                assert torch.equal(there.state[q][name].view(torch.uint8).cpu(), value.view(torch.uint8))
 
 
 @pytest.mark.slow

@@ -292,7 +292,7 @@ class Native(Optimizer):
         name = type(self).__name__
         if state_dtype != block_states.CODES:
             known = (*STATE_DTYPES, block_states.CODES)
-            raise ValueError(f"{name}: Invalid state_dtype: {state_dtype}; it must be one of {known} or None")
+            raise ValueError(f"Invalid state_dtype: {state_dtype}; it must be one of {known} or None")
         if not block_states.has_codings(self.rule):
             raise ValueError(f"{name}: state_dtype cannot be {state_dtype}, because the states are not averages")
 

@@ -93,8 +93,8 @@ def test_what_explain_tells_is_what_a_step_does(make, options, told, warm):
     rows = onepass.explain(opt)
     path, reason = told
     for index, p in enumerate(params):
-        assert astuple(rows[1 + index]) == (1, index, None, tuple(p.shape), str(p.dtype)[6:], path, reason)
-    assert astuple(rows[0])[5:] == (("torch", "differentiable=True") if options else ("kernel", ""))
+        assert astuple(rows[1 + index])[:7] == (1, index, None, tuple(p.shape), str(p.dtype)[6:], path, reason)
+    assert astuple(rows[0])[5:7] == (("torch", "differentiable=True") if options else ("kernel", ""))
     assert len(rows) == 1 + len(params)
 
     before = onepass.stats()
@@ -271,7 +271,7 @@ def test_optimizers_of_torchs_are_told_of_as_well(cls):
     opt = cls([("a", numbers(2, 3)), ("b", numbers(4))])
     rows = onepass.explain(opt)
     why = "not an optimizer of onepass"
-    assert [astuple(row) for row in rows] == [
+    assert [astuple(row)[:7] for row in rows] == [
         (0, 0, "a", (2, 3), "float64", "torch", why),
         (0, 1, "b", (4,), "float64", "torch", why),
     ]
@@ -310,3 +310,30 @@ def test_a_parameter_that_has_no_shape_yet():
         ("weight", (), "torch"),
         ("bias", (), "torch"),
     ]
+
+
+def test_the_formats_of_the_states_and_their_bytes():
+    p, bias = Parameter(torch.zeros(512, 512)), Parameter(torch.zeros(512))
+    opt = onepass.AdamW([p, bias], state_dtype=torch.float8_e4m3fn)
+    rows = onepass.explain(opt)
+    assert [(row.states, row.state_bytes, row.float32_bytes) for row in rows] == [({}, 0, 0)] * 2
+    p.grad, bias.grad = torch.ones_like(p), torch.ones_like(bias)
+    opt.step()
+    rows = onepass.explain(opt)
+    assert rows[0].states == {"exp_avg": "float8_e4m3fn", "exp_avg_sq": "float8_e4m3fn"}
+    assert (rows[0].state_bytes, rows[0].float32_bytes) == (2 * (512 * 512 + 512 * 16), 8 * 512 * 512)
+    assert rows[1].states == {"exp_avg": "float32", "exp_avg_sq": "float32"}
+    assert rows[1].state_bytes == rows[1].float32_bytes == 8 * 512
+    lines = str(rows).splitlines()
+    assert lines[2].endswith("-> kernel; exp_avg float8_e4m3fn, exp_avg_sq float8_e4m3fn")
+    assert lines[-1] == "  states: 544,768 bytes (2,101,248 in float32)"
+
+
+def test_the_states_of_a_parameter_with_a_master():
+    p = Parameter(torch.zeros(512, 512).bfloat16())
+    opt = onepass.SGD([p], lr=0.1, momentum=0.9, master="split")
+    p.grad = torch.ones_like(p)
+    opt.step()
+    (row,) = onepass.explain(opt)
+    assert row.states == {"master_low": "int16", "momentum_buffer": "float32"}
+    assert (row.state_bytes, row.float32_bytes) == (6 * 512 * 512, 8 * 512 * 512)

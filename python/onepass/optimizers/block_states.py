@@ -65,7 +65,7 @@ def new_state(p: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: The parameter is a DTensor that does not hold whole rows.
     """
-    local = _local(p.detach())
+    local = local_part(p.detach())
     if is_dtensor(p) and first_row(p) is None:
         raise ValueError(
             "state_dtype=torch.float8_e4m3fn needs DTensors that are sharded along dimension 0 only, but a parameter "
@@ -80,10 +80,10 @@ def new_state(p: Tensor) -> tuple[Tensor, Tensor]:
 
 def decoded(codes: Tensor, scales: Tensor, name: str) -> Tensor:
     """Return the values of a state, a new float32 tensor."""
-    local, local_scales = _local(codes).cpu(), _local(scales).cpu()
+    local, local_scales = local_part(codes).cpu(), local_part(scales).cpu()
     values = torch.empty_like(local, dtype=torch.float32)
     _core.decode_blocks(local, local_scales, codings()[name], values)
-    return _like(codes, values.to(_local(codes).device), codes.shape, codes.stride())
+    return _like(codes, values.to(local_part(codes).device), codes.shape, codes.stride())
 
 
 def encode(values: Tensor, name: str, key: int, state: int, codes: Tensor, scales: Tensor) -> None:
@@ -97,9 +97,9 @@ def encode(values: Tensor, name: str, key: int, state: int, codes: Tensor, scale
         codes: Codes, which are overwritten.
         scales: Scales, which are overwritten.
     """
-    local, local_scales = _local(codes), _local(scales)
+    local, local_scales = local_part(codes), local_part(scales)
     on_cpu, scales_on_cpu = local.cpu(), local_scales.cpu()
-    ordered = torch.empty_like(on_cpu, dtype=torch.float32).copy_(_local(values))
+    ordered = torch.empty_like(on_cpu, dtype=torch.float32).copy_(local_part(values))
     first = 0 if not is_dtensor(codes) else (first_row(codes) or 0)
     _core.encode_blocks(ordered, codings()[name], key, state, first, on_cpu, scales_on_cpu)
     if on_cpu.data_ptr() != local.data_ptr():
@@ -136,11 +136,11 @@ def check(where: str, state: Mapping[str, Any]) -> None:
                 f"{where}: its state {name + SUFFIX} must have dtype {SCALES} and shape {wanted}, but has "
                 f"{scales.dtype} and {tuple(scales.shape)}"
             )
-        if _local(scales).device.type == "meta":
+        if local_part(scales).device.type == "meta":
             continue
-        if bool((_local(scales).view(torch.uint8) > _LARGEST_SCALE).any()):
+        if bool((local_part(scales).view(torch.uint8) > _LARGEST_SCALE).any()):
             raise ValueError(f"{where}: its state {name + SUFFIX} has a scale that is NaN or above 2^118")
-        if bool((_local(codes).view(torch.uint8) & 0x7F == 0x7F).any()):
+        if bool((local_part(codes).view(torch.uint8) & 0x7F == 0x7F).any()):
             raise ValueError(f"{where}: its state {name} has a code that is NaN")
 
 
@@ -155,8 +155,9 @@ def _has_rows(codes: Tensor) -> bool:
     return rows <= 1 or codes.stride(0) == codes.numel() // rows
 
 
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
+def local_part(tensor: Tensor) -> Tensor:
+    """Return the part of a DTensor that this process holds; another tensor as it is."""
+    return tensor.tolocal_part() if is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def _scales_geometry(shape: torch.Size) -> tuple[torch.Size, tuple[int, int]]:
@@ -171,4 +172,4 @@ def _like(p: Tensor, local: Tensor, shape: torch.Size, stride: tuple[int, ...]) 
     from torch.distributed.tensor import DTensor
 
     mesh, placements = p.device_mesh, p.placements  # type: ignore[attr-defined]
-    return DTensor.from_local(local, mesh, placements, run_check=False, shape=shape, stride=stride)
+    return DTensor.fromlocal_part(local, mesh, placements, run_check=False, shape=shape, stride=stride)

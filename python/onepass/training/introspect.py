@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from .. import _core
 from ..optimizers.arguments import hyperparameters
 from ..optimizers.base import Native
+from ..optimizers.block_states import SUFFIX, local_part
 from ..optimizers.hooks import unwrapped
 from ..optimizers.lbfgs import LBFGS
 from ..optimizers.lookahead import Lookahead
@@ -28,6 +32,12 @@ class Row:
     dtype: str
     path: str
     reason: str
+    states: dict[str, str] = field(default_factory=dict)
+    """dtype of each state that has a number per element; empty before the first step."""
+    state_bytes: int = 0
+    """Bytes of these states and of the scales of 8-bit states, in this process."""
+    float32_bytes: int = 0
+    """What they would be if these states were float32."""
 
 
 class Explanation(list[Row]):
@@ -46,7 +56,12 @@ class Explanation(list[Row]):
             for row in (row for row in self if row.group == index):
                 name = f" {row.name}" if row.name else ""
                 what = f"    parameter {row.index}{name}: {row.dtype} {list(row.shape)}"
-                lines.append(f"{what} -> {row.path}" + (f" ({row.reason})" if row.reason else ""))
+                states = ", ".join(f"{name} {dtype}" for name, dtype in row.states.items() if dtype != row.dtype)
+                reason = f" ({row.reason})" if row.reason else ""
+                lines.append(f"{what} -> {row.path}{reason}" + (f"; {states}" if states else ""))
+        held, in_float32 = sum(row.state_bytes for row in self), sum(row.float32_bytes for row in self)
+        if held < in_float32:
+            lines.append(f"  states: {held:,} bytes ({in_float32:,} in float32)")
         return "\n".join(lines)
 
 
@@ -62,7 +77,7 @@ def explain(optimizer: Optimizer) -> Explanation:
     Returns:
         One row per parameter. ``path`` is ``"kernel"`` (``reason`` names the GPU, if there is one), ``"torch"``
         (``reason`` says why the kernels cannot step the parameter), or ``"error"`` (``reason`` is the message that a
-        step would raise). Printed, the rows are a table.
+        step would raise). ``states`` names the formats of the states. Printed, the rows are a table.
 
     Raises:
         TypeError: ``optimizer`` is not an optimizer.
@@ -96,8 +111,26 @@ def explain(optimizer: Optimizer) -> Explanation:
         p = held["params"][index]
         name = next(iter(held.get("param_names", [])[index : index + 1]), None)
         shape = () if is_lazy(p) else tuple(p.shape)
-        rows.append(Row(group, index, name, shape, str(p.dtype).removeprefix("torch."), path, reason))
+        states = _states(p, optimizer.state.get(p, {}))
+        rows.append(Row(group, index, name, shape, str(p.dtype).removeprefix("torch."), path, reason, *states))
     return Explanation(title, rows, optimizer.param_groups)
+
+
+def _states(p: Tensor, state: Mapping[str, Any]) -> tuple[dict[str, str], int, int]:
+    """Return the dtypes of a parameter's element-wise states, their bytes, and their bytes in float32."""
+    dtypes: dict[str, str] = {}
+    held = in_float32 = 0
+    for name, value in state.items():
+        if not isinstance(value, Tensor) or is_lazy(p) or value.ndim == 0 or value.layout != torch.strided:
+            continue
+        local = local_part(value)
+        if value.shape == p.shape:
+            dtypes[name] = str(value.dtype).removeprefix("torch.")
+            in_float32 += 4 * local.numel()
+            held += local.nbytes
+        elif name.removesuffix(SUFFIX) in state:
+            held += local.nbytes
+    return dtypes, held, in_float32
 
 
 def stats() -> dict[str, dict[str, Any]]:

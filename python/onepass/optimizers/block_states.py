@@ -172,4 +172,4 @@ def _like(p: Tensor, local: Tensor, shape: torch.Size, stride: tuple[int, ...]) 
     from torch.distributed.tensor import DTensor
 
     mesh, placements = p.device_mesh, p.placements  # type: ignore[attr-defined]
-    return DTensor.fromlocal_part(local, mesh, placements, run_check=False, shape=shape, stride=stride)
+    return DTensor.from_local(local, mesh, placements, run_check=False, shape=shape, stride=stride)

@@ -298,7 +298,7 @@ def compare(workload: Workload, subject: bench.Subject, device: Device, rounds: 
         if ours is None:
             ours = first
         else:
-            check(f"{title} against {name}", ours, first, subject.ours is onepass.Lion, workload.tolerance)
+            check(f"{title} against {name}", ours, first, subject.flips, workload.tolerance)
 
         traffic[name] = first.moved()
         for replica in range(1, 1 + device.cache // first.held()):

@@ -51,8 +51,8 @@ def test_bench_times_nothing_that_is_wrong(monkeypatch, capsys):
             super()._step_all()
             self.param_groups[0]["params"][-1].data[-1] += 1e-4
 
-    subject = bench.SUBJECTS[0]._replace(ours=SGD)
-    monkeypatch.setattr(bench, "SUBJECTS", [subject])
+    (subject,) = [s for s in bench.SUBJECTS if s.name == "SGD"]
+    monkeypatch.setattr(bench, "SUBJECTS", [subject._replace(ours=SGD)])
     args = bench.argparse.Namespace(quick=True, rounds=1, threads=None, optimizers=["SGD"], json=None)
     assert bench.main(args) == 1
     assert "elements differ" in capsys.readouterr().err

@@ -147,19 +147,23 @@ def test_bad_groups_are_refused_in_torchs_words(row, group):
     assert len(ours.param_groups) == 1
 
 
-LION_TEXTS = [
-    ({"lr": -1.0}, "Invalid learning rate: -1.0"),
-    ({"lr": float("nan")}, "Invalid learning rate: nan"),
-    ({"lr": two()}, "Tensor lr must be 1-element"),
-    ({"betas": (-0.1, 0.9)}, "Invalid beta parameter at index 0: -0.1"),
-    ({"betas": (0.9, 1.0)}, "Invalid beta parameter at index 1: 1.0"),
-    ({"weight_decay": -0.1}, "Invalid weight_decay value: -0.1"),
-]
+# Of the classes that torch does not have.
+MESSAGES = {
+    "Lion": [
+        ({"lr": -1.0}, "Invalid learning rate: -1.0"),
+        ({"lr": float("nan")}, "Invalid learning rate: nan"),
+        ({"lr": two()}, "Tensor lr must be 1-element"),
+        ({"betas": (-0.1, 0.9)}, "Invalid beta parameter at index 0: -0.1"),
+        ({"betas": (0.9, 1.0)}, "Invalid beta parameter at index 1: 1.0"),
+        ({"weight_decay": -0.1}, "Invalid weight_decay value: -0.1"),
+    ],
+}
 
 
-@pytest.mark.parametrize(("options", "text"), LION_TEXTS)
-def test_lions_own_words(options, text):
-    assert complaint(lambda: onepass.Lion(leaves(), **options)) == (ValueError, text)
+@for_rows(row for row in ROWS if row not in TORCHS)
+def test_messages_of_classes_that_torch_does_not_have(row):
+    for options, text in MESSAGES[row.name]:
+        assert complaint(lambda options=options: row.ours(leaves(row.shapes), **options)) == (ValueError, text)
 
 
 @pytest.mark.parametrize("betas", [(0.9,), (0.9, 0.99, 0.999), 0.9, None])

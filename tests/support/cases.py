@@ -1,7 +1,8 @@
 """The table of cases: one row for each optimizer. What is tested for one is tested for all.
 
 To add an optimizer, write its formula in reference.py and a row here; hyperparameters of a new name get a strategy in
-numerics/test_fuzz.py, values to change to in contract/test_hyper.py and to refuse in contract/test_errors.py.
+numerics/test_fuzz.py, values to change to in contract/test_hyper.py and to refuse in contract/test_errors.py. For a
+class that torch does not have, MESSAGES there also needs its messages.
 """
 
 import inspect

@@ -51,6 +51,7 @@ class Subject(NamedTuple):
     ours: type[Optimizer]
     arguments: dict[str, Any]
     tolerance: float = 1e-6  # largest difference of parameters after the checked steps: 0.1 % of an update
+    flips: bool = False  # whether one element in a million may differ, because the formula jumps
 
     @property
     def name(self) -> str:
@@ -82,7 +83,7 @@ class Subject(NamedTuple):
 
     def check(self, peer: str, ours: list[Tensor], theirs: list[Tensor]) -> None:
         """Compare with a peer after the same steps."""
-        check(f"{self.name} against {peer}", ours, theirs, self.ours is Lion, self.tolerance)
+        check(f"{self.name} against {peer}", ours, theirs, self.flips, self.tolerance)
 
 
 # On a CPU, torch's default is a loop over the tensors. Four of its classes have a fused form.
@@ -96,7 +97,7 @@ SUBJECTS = [
     Subject(SGD, {"lr": 1e-3, "momentum": 0.9}),
     Subject(Adam, {"lr": 1e-3}),
     Subject(AdamW, {"lr": 1e-3}),
-    Subject(Lion, {"lr": 1e-4, "weight_decay": 1e-2}),
+    Subject(Lion, {"lr": 1e-4, "weight_decay": 1e-2}, flips=True),
     Subject(Adagrad, {"lr": 1e-2}),
     Subject(RMSprop, {"lr": 1e-3}),
     Subject(Adadelta, {}),
@@ -106,7 +107,7 @@ SUBJECTS = [
     Subject(ASGD, {"lr": 1e-2}),
     Subject(Rprop, {"lr": 1e-3}),
 ]
-ADAMW = SUBJECTS[2]
+ADAMW = next(subject for subject in SUBJECTS if subject.ours is AdamW)
 
 MLP: Shapes = [(64, 64), (64,)] * 3
 SIZES: dict[str, tuple[Shapes, Shapes]] = {  # workload -> shapes, in full and with --quick

@@ -157,7 +157,7 @@ def _has_rows(codes: Tensor) -> bool:
 
 def local_part(tensor: Tensor) -> Tensor:
     """Return the part of a DTensor that this process holds; another tensor as it is."""
-    return tensor.tolocal_part() if is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
+    return tensor.to_local() if is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def _scales_geometry(shape: torch.Size) -> tuple[torch.Size, tuple[int, int]]:

@@ -205,6 +205,8 @@ double rounding_of(Format format) {
       return 0x1p-8;
     case Format::float16:
       return 0x1p-11;
+    case Format::float8_e4m3fn:  // Adafactor has no such states
+      break;
   }
   return 0;
 }

@@ -70,8 +70,9 @@ def compare_8bit(name: str, shapes: list[tuple[int, ...]], rounds: int, dtype: t
     for run in runs.values():
         for _ in range(CHECKED_STEPS):
             run()
-    # A code is off by up to an eighth of its value, so an update is off by up to a quarter.
-    check(name, params["onepass"], [p.to(dtype) for p in params["fused"]], tolerance=CHECKED_STEPS * lr / 2)
+    # An element that is tiny beside its block has the smallest code, so its updates may be almost zero. (The tests
+    # compare every bit with a reference of the format.)
+    check(name, params["onepass"], [p.to(dtype) for p in params["fused"]], tolerance=CHECKED_STEPS * lr)
     bytes_per_element = 3 * dtype.itemsize + (4 if more else 0) + 4 * (1 + 1 / 32)
     moved = int(sum(map(Tensor.numel, grads)) * bytes_per_element)
     samples = time_in_turn(runs, rounds)

@@ -79,7 +79,7 @@ ONEPASS_INLINE void encode_block(const T* tile, std::uint32_t product, std::uint
     largest = magnitude > largest ? magnitude : largest;
   }
   const std::uint32_t code = scale_for(largest);
-  const float factor = encoding_factor<float>(code);
+  const auto factor = encoding_factor<float>(code);
   *scale = static_cast<std::uint8_t>(code);
   for (int i = 0; i < count; ++i) {
     const std::uint32_t random = random_bits(static_cast<std::uint32_t>(i) * kIndexFactor + product);

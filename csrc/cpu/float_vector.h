@@ -189,27 +189,28 @@ using EightBits [[gnu::vector_size(32)]] = std::uint32_t;
 ONEPASS_INLINE EightBits largest_elements(const BitVector* vectors) {
   EightBits values[8];
   for (int i = 0; i < 8; ++i) {
-    const std::byte* const from = reinterpret_cast<const std::byte*>(vectors + i);
+    const auto* const from = reinterpret_cast<const std::byte*>(vectors + i);
     values[i] = load_bytes<EightBits>(from);
     if constexpr (sizeof(BitVector) > sizeof(EightBits)) {
       const auto upper = load_bytes<EightBits>(from + sizeof(EightBits));
       values[i] = upper > values[i] ? upper : values[i];
     }
   }
-  EightBits fours[4];
-  for (int i = 0; i < 4; ++i) {
-    const EightBits a = __builtin_shufflevector(values[2 * i], values[2 * i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
-    const EightBits b = __builtin_shufflevector(values[2 * i], values[2 * i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
-    fours[i] = a > b ? a : b;
-  }
-  EightBits twos[2];
-  for (int i = 0; i < 2; ++i) {
-    const EightBits a = __builtin_shufflevector(fours[2 * i], fours[2 * i + 1], 0, 1, 8, 9, 4, 5, 12, 13);
-    const EightBits b = __builtin_shufflevector(fours[2 * i], fours[2 * i + 1], 2, 3, 10, 11, 6, 7, 14, 15);
-    twos[i] = a > b ? a : b;
-  }
-  const EightBits a = __builtin_shufflevector(twos[0], twos[1], 0, 1, 2, 3, 8, 9, 10, 11);
-  const EightBits b = __builtin_shufflevector(twos[0], twos[1], 4, 5, 6, 7, 12, 13, 14, 15);
+  // Merges two vectors: the pairwise maxima of both, in turn.
+  const auto fours_of = [](EightBits x, EightBits y) {
+    const EightBits a = __builtin_shufflevector(x, y, 0, 8, 1, 9, 4, 12, 5, 13);
+    const EightBits b = __builtin_shufflevector(x, y, 2, 10, 3, 11, 6, 14, 7, 15);
+    return a > b ? a : b;
+  };
+  const auto twos_of = [](EightBits x, EightBits y) {
+    const EightBits a = __builtin_shufflevector(x, y, 0, 1, 8, 9, 4, 5, 12, 13);
+    const EightBits b = __builtin_shufflevector(x, y, 2, 3, 10, 11, 6, 7, 14, 15);
+    return a > b ? a : b;
+  };
+  const EightBits first = twos_of(fours_of(values[0], values[1]), fours_of(values[2], values[3]));
+  const EightBits second = twos_of(fours_of(values[4], values[5]), fours_of(values[6], values[7]));
+  const EightBits a = __builtin_shufflevector(first, second, 0, 1, 2, 3, 8, 9, 10, 11);
+  const EightBits b = __builtin_shufflevector(first, second, 4, 5, 6, 7, 12, 13, 14, 15);
   return a > b ? a : b;
 }
 

@@ -106,7 +106,7 @@ struct BlockStepper {
       constexpr Coding coding = Rule::state_codings[state];
       constexpr int k = static_cast<int>(kFirstState + state);
       const std::uint32_t scale = at_address<const std::uint8_t>(words.scales[state])[block];
-      const float factor = decoding_factor<float>(scale);
+      const auto factor = decoding_factor<float>(scale);
       const auto* codes = at_address<const std::uint8_t>(stepper.data[k]) + at;
 #pragma unroll
       for (int i = 0; i < kOwn; ++i)
@@ -184,7 +184,7 @@ struct BlockStepper {
     visit_states([&]<std::size_t state>(std::integral_constant<std::size_t, state>) {
       constexpr Coding coding = Rule::state_codings[state];
       const std::uint32_t scale = scale_for(largest_of_lanes(largest[state]));
-      const float factor = encoding_factor<float>(scale);
+      const auto factor = encoding_factor<float>(scale);
       if (lane == 0) at_address<std::uint8_t>(words.scales[state])[block] = static_cast<std::uint8_t>(scale);
       const std::uint32_t product = first_product(key, state, static_cast<std::int64_t>(words.first) + begin);
 #pragma unroll

@@ -48,7 +48,7 @@ TEST_CASE("the value of a code is encoded to this code, whatever the random bits
         const double value = std::ldexp(value_of(code), static_cast<int>(scale) - 127);
         if (value != 0 && std::abs(value) < 0x1p-126) continue;  // flushed
         const auto stored = static_cast<float>(value);
-        const float factor = encoding_factor<float>(scale);
+        const auto factor = encoding_factor<float>(scale);
         CHECK(encode_state<Coding::signed_values, std::uint32_t>(stored, factor, random) ==
               static_cast<std::uint32_t>(code));
         if (code < 0x80)
@@ -60,7 +60,7 @@ TEST_CASE("the value of a code is encoded to this code, whatever the random bits
 
 TEST_CASE("values between two codes are rounded up by as many of the 2^20 random numbers as their distance") {
   const StepMode mode;
-  const float factor = encoding_factor<float>(127U);
+  const auto factor = encoding_factor<float>(127U);
   for (int code = 0; code < 0x7e; ++code) {
     const double low = value_of(code);
     const double step = value_of(code + 1) - low;
@@ -98,7 +98,7 @@ TEST_CASE("the scale is the smallest power of two with which the largest is at m
 
 TEST_CASE("what a step divides by is encoded to zero only if it is zero") {
   const StepMode mode;
-  const float factor = encoding_factor<float>(127U);
+  const auto factor = encoding_factor<float>(127U);
   for (const std::uint32_t random : kRandom) {
     CHECK(encode_state<Coding::magnitudes, std::uint32_t>(0x1p-100F, factor, random) == 1);
     CHECK(encode_state<Coding::magnitudes, std::uint32_t>(0.0F, factor, random) == 0);

@@ -9,6 +9,7 @@
 
 #ifdef ONEPASS_FLOAT_VECTOR
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -187,10 +188,18 @@ void apply_in_blocks(const Job& job, std::int64_t begin, std::int64_t block, std
   }(std::make_index_sequence<operands>{});
 }
 
+// Whether a rule with these states has a kernel. Three states are rare, and would take more registers than there are;
+// every kernel costs seconds of compilation.
+template <class Rule, unsigned Set>
+constexpr bool has_kernel_in_blocks() {
+  if constexpr (requires { requires !Rule::takes_dense; }) return false;
+  return std::popcount(Set) == 1 || std::popcount(Set) == 2;
+}
+
 // Returns the kernel for a job; null if there is none.
 template <class Rule, unsigned Set>
 ApplyInBlocks find_in_blocks(const Job& job) {
-  if constexpr (Set != 0 && requires { Rule::state_codings; }) {
+  if constexpr (has_kernel_in_blocks<Rule, Set>() && requires { Rule::state_codings; }) {
     const auto all = [&](Format own) {
       return all_operands(job, [&](std::size_t k, const Operand& operand) {
         return operand.format == (k < kFirstState ? own : Format::float8_e4m3fn);

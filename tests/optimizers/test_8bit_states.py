@@ -139,13 +139,13 @@ def test_every_variant(row, kwargs):
 
 @pytest.mark.cpu
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_instruction_set_and_number_of_threads(isa, threads, dtype):
     onepass._core.force_isa(isa)
     torch.set_num_threads(threads)
     for row in DENSE:
-        Pair(row.ours, leaves(dtype, [(600, 200), (37, 1003), (8192, 12)]), **row.full).step(2)
+        Pair(row.ours, leaves(dtype, [(200, 200), (37, 1003), (3000, 12)]), **row.full).step(2)
 
 
 def packed_otherwise(values, kind):

@@ -120,7 +120,7 @@ def _states(p: Tensor, state: Mapping[str, Any]) -> tuple[dict[str, str], int, i
     """Return the dtypes of a parameter's element-wise states, their bytes, and their bytes in float32."""
     dtypes: dict[str, str] = {}
     held = in_float32 = 0
-    for name, value in state.items():
+    for name, value in state.items() if isinstance(state, Mapping) else ():
         if not isinstance(value, Tensor) or is_lazy(p) or value.ndim == 0 or value.layout != torch.strided:
             continue
         local = local_part(value)

@@ -5,9 +5,9 @@
 
 execute_process(COMMAND ${NM} --defined-only ${OBJECT} OUTPUT_VARIABLE output COMMAND_ERROR_IS_FATAL ANY)
 string(LENGTH ${ISA} length)
-set(namespace "N7onepass${length}${ISA}")  # in mangled names
+set(namespace "7onepass${length}${ISA}")  # in mangled names, after N or, of const members, NK
 
-if(NOT output MATCHES "_Z${namespace}7kernelsE")
+if(NOT output MATCHES "_ZN${namespace}7kernelsE")
   message(FATAL_ERROR "${OBJECT} does not define the kernels of onepass::${ISA}")
 endif()
 
@@ -19,7 +19,7 @@ foreach(line IN LISTS lines)
   endif()
   set(type ${CMAKE_MATCH_1})
   set(symbol ${CMAKE_MATCH_2})
-  if(type MATCHES "[A-Zuvw]" AND NOT symbol MATCHES "${namespace}")  # global, weak or unique
+  if(type MATCHES "[A-Zuvw]" AND NOT symbol MATCHES "NK?${namespace}")  # global, weak or unique
     string(APPEND faults "\n  outside of onepass::${ISA}: ${symbol}")
   endif()
   if(symbol MATCHES "^_GLOBAL__sub_|static_initialization_and_destruction")

@@ -67,8 +67,7 @@ void bind_blocks(py::module_& m) {
       },
       py::arg("codes"), py::arg("scales"), py::arg("coding"), py::arg("values"),
       "Write the values of a state in blocks to a float32 tensor. All tensors are on the CPU, packed in the same "
-      "order. "
-      "Raises ValueError if they do not fit.");
+      "order. Raises ValueError if they do not fit.");
   m.def(
       "encode_blocks",
       [](const py::handle& values, const std::string& coding, std::uint64_t key, std::size_t state,
@@ -84,10 +83,8 @@ void bind_blocks(py::module_& m) {
       py::arg("values"), py::arg("coding"), py::arg("key"), py::arg("state"), py::arg("first_row"), py::arg("codes"),
       py::arg("scales"),
       "Round a float32 tensor stochastically to a state in blocks. `key` and `state`, its number, choose the random "
-      "bits; `first_row` is the index "
-      "in the whole tensor of its first row. All tensors are on "
-      "the "
-      "CPU, packed in the same order. Raises ValueError if they do not fit.");
+      "bits; `first_row` is the index in the whole tensor of its first row. All tensors are on the CPU, packed in the "
+      "same order. Raises ValueError if they do not fit.");
   m.def(
       "random_key", &random_key, py::arg("seed"), py::arg("step"), py::arg("param"),
       "Return the key of the random bits with which the step rounds the states of parameter `param` (its number among "

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .. import _core
 from .arguments import described
+from .block_states import local_part
 from .gradient_norm import is_dtensor
 
 KINDS = ("split", "float32")
@@ -74,16 +75,12 @@ def write_master(p: Tensor, state: dict[str, Any], name: str, master: Tensor) ->
             state[name].copy_(master)
             p.copy_(master)
             return
-        high, low = _split(_local(master.detach()))
-        _local(p.detach()).view(torch.int16).copy_(high)
-        _local(state[name]).copy_(low)
+        high, low = _split(local_part(master.detach()))
+        local_part(p.detach()).view(torch.int16).copy_(high)
+        local_part(state[name]).copy_(low)
         if is_dtensor(p):
             torch.autograd.graph.increment_version(p)
     remember_low_bits(p)
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def _locally(function: Callable[[Tensor, Tensor], Tensor], p: Tensor, held: Tensor) -> Tensor:
@@ -93,7 +90,7 @@ def _locally(function: Callable[[Tensor, Tensor], Tensor], p: Tensor, held: Tens
     from torch.distributed.tensor import DTensor
 
     mesh, placements = p.device_mesh, p.placements  # type: ignore[attr-defined]
-    local = function(_local(p), _local(held))
+    local = function(local_part(p), local_part(held))
     return DTensor.from_local(local, mesh, placements, run_check=False, shape=p.shape, stride=p.stride())
 
 

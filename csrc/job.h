@@ -61,7 +61,7 @@ struct Blocks {
   std::uint64_t seed = 0, step = 0, param = 0;
 
   // Returns the last position up to `at` at which a block begins.
-  std::int64_t block_begin(std::int64_t at) const { return at - at % row_length % 32; }
+  std::int64_t block_begin(std::int64_t at) const { return at - at % row_length % kBlockLength; }
 };
 
 struct Rows;

@@ -163,7 +163,7 @@ bool ParamReader::read_scales(Reading& r, std::size_t operand, const std::string
   }
   if (!is_plain(scales)) fail(r.param, scales_text + " is a " + type_name(scales));
   TensorView view;
-  const std::int64_t in_row = (length + 31) / 32;
+  const std::int64_t in_row = (length + kBlockLength - 1) / kBlockLength;
   if (!torch().dlpack.view(scales, view) || !view.float8_e8m0fnu || !same_device(view, codes) || view.ndim != 2 ||
       view.shape[0] != rows || view.shape[1] != in_row || !is_row_major(shape_of(view), strides_of(view)))
     fail(r.param, scales_text + " must be a contiguous tensor of torch.float8_e8m0fnu with shape (" +

@@ -288,9 +288,8 @@ std::vector<std::uint64_t> block_words(const DeviceJob& device_job, bool counts_
 // Returns the number of blocks of a row.
 std::uint64_t blocks_of(const Job& job, const Row& row, std::uint32_t chunk) {
   if (row.access == Access::blocks) {
-    constexpr std::int64_t elements = 32;  // of a block of states
-    const std::int64_t in_row = (job.blocks.row_length + elements - 1) / elements;
-    const std::int64_t in_chunk = chunk / elements;
+    const std::int64_t in_row = (job.blocks.row_length + kBlockLength - 1) / kBlockLength;
+    const std::int64_t in_chunk = chunk / kBlockLength;
     return static_cast<std::uint64_t>((job.length / job.blocks.row_length * in_row + in_chunk - 1) / in_chunk);
   }
   return static_cast<std::uint64_t>((std::max<std::int64_t>(row.length - row.phase, 1) + chunk - 1) / chunk);

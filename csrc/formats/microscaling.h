@@ -21,7 +21,7 @@
 
 namespace onepass::inline ONEPASS_TARGET {
 
-inline constexpr int kBlock = 32;  // elements that share a scale
+inline constexpr int kBlock = kBlockLength;
 
 // Returns the key of the random bits of a parameter in a step: a hash (SplitMix64) of the seed, the step, and the
 // parameter's number among all parameters of the optimizer.

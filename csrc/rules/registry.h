@@ -35,6 +35,8 @@ inline constexpr int kRules = 0
 #undef ONEPASS_X
     ;
 
+inline constexpr int kBlockLength = 32;  // elements of an 8-bit state that share a scale
+
 // How a state is stored in 8 bits (formats/microscaling.h).
 enum class Coding : std::uint8_t {
   none,           // not at all: it is no average

@@ -1,9 +1,10 @@
-"""Real processes that stay up from test to test, and make a process group over gloo for each call.
+"""Real processes that stay up from test to test, in one process group over gloo.
 
 ``Processes()(2, function, *args)`` runs a function in two of them, as ranks 0 and 1, and returns what both returned. A
 call in which one fails, or that takes too long, ends them all: the next call starts others.
 """
 
+import faulthandler
 import multiprocessing
 import multiprocessing.connection
 import time
@@ -13,6 +14,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import _world
 from torch.distributed.tensor._redistribute import _gen_transform_infos
 from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
@@ -22,31 +24,41 @@ LIMIT = 40  # seconds that a call may take, the start of the processes included
 
 def serve(rank, calls):
     """What a process does."""
+    faulthandler.enable()  # one that dies of a signal tells where
     torch.set_num_threads(1)
     # Ours stay errors, torch's own parts warn of each other.
     warnings.filterwarnings("ignore", module=r"torch\b")
+    joined = None
     while True:
         world, store, function, args = calls.recv()
         torch.manual_seed(0)
         torch.set_default_dtype(torch.float64)
         try:
-            patience = timedelta(seconds=LIMIT)
-            dist.init_process_group(
-                "gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=patience
-            )
+            if store != joined:
+                join(store, rank, world)
+                joined = store
             try:
                 answer = function(*args)
                 dist.barrier()
             finally:
-                dist.destroy_process_group()
                 forget_meshes()
             calls.send((answer, None))
         except BaseException:
             calls.send((None, traceback.format_exc()))
 
 
+def join(store, rank, world):
+    """Joins a process group, and leaves the one before."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    patience = timedelta(seconds=LIMIT)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=patience)
+
+
 def forget_meshes():
-    """Clears torch's caches of DTensors, which hold meshes of process groups that are destroyed."""
+    """Destroys the groups that meshes have made, and clears torch's caches of DTensors, which hold such meshes."""
+    for group in set(_world.pg_map) - {dist.group.WORLD}:
+        dist.destroy_process_group(group)
     _clear_sharding_prop_cache()
     _gen_transform_infos.cache_clear()
 
@@ -57,13 +69,16 @@ class Processes:
     def __init__(self, folder):
         self._folder = folder  # for the files over which groups find together
         self._groups = 0
+        self._world = None  # size of the last one
         self._started = []
 
     def __call__(self, world, function, *args):
         """Runs a function in this many processes; returns what each returned, or raises with the first's traceback."""
         if not self._started:
             self._start()
-        self._groups += 1
+        if world != self._world:
+            self._groups += 1
+            self._world = world
         for _, calls in self._started[:world]:
             calls.send((world, self._folder / f"group{self._groups}", function, args))
         return self._answers(world)
@@ -104,3 +119,4 @@ class Processes:
             process.join()
             calls.close()
         self._started = []
+        self._world = None

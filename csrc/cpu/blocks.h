@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "cpu/apply.h"
+#include "cpu/block_tile.h"
 #include "cpu/convert.h"
 #include "cpu/float_vector.h"
 #include "cpu/runs.h"
@@ -25,33 +26,26 @@ std::int64_t end_of_blocks(const Job& job, std::int64_t at, std::int64_t end) {
   return end - at <= kTile<T> ? end : job.blocks.block_begin(at + kTile<T>);
 }
 
-// Calls visit(codes, scale, product, tile, count) for each block of elements [begin, begin + n) of a state: its codes
-// and its scale, the `first_product` of its random bits, its elements in the tile, and their number.
+// Calls visit(codes, scales, index, tile, count) for the part of elements [begin, begin + n) of a state that is in one
+// row, for each row: its codes and scales, the first element's index in the whole tensor, its elements in the tile, and
+// their number.
 template <class T, class Visit>
-ONEPASS_INLINE void for_each_block(const Job& job, std::size_t operand, std::int64_t begin, std::int64_t n, T* tile,
-                                   Visit&& visit) {
+ONEPASS_INLINE void for_each_row_of_blocks(const Job& job, std::size_t operand, std::int64_t begin, std::int64_t n,
+                                           T* tile, Visit&& visit) {
   const Blocks& blocks = job.blocks;
-  const std::size_t state = operand - kFirstState;
   auto* const codes = reinterpret_cast<std::uint8_t*>(job.operands.data()[operand].data);
-  auto* const scales = reinterpret_cast<std::uint8_t*>(blocks.scales.data()[state]);
+  auto* const scales = reinterpret_cast<std::uint8_t*>(blocks.scales.data()[operand - kFirstState]);
   const std::int64_t length = blocks.row_length;
   const std::int64_t scales_in_row = (length + kBlock - 1) / kBlock;
-  std::int64_t row = begin / length;
   std::int64_t column = begin % length;
-  while (n > 0) {
+  for (std::int64_t row = begin / length; n > 0; ++row) {
     const std::int64_t own_row = job.rows != nullptr ? row_number(*job.rows, row) : row;
-    for (; column < length && n > 0;) {
-      const std::int64_t rest = length - column;
-      const int count = rest < kBlock ? static_cast<int>(rest) : kBlock;
-      const std::int64_t at = own_row * length + column;
-      visit(codes + at, scales + own_row * scales_in_row + column / kBlock,
-            first_product(blocks.key, state, blocks.first + at), tile, count);
-      tile += count;
-      n -= count;
-      column += count;
-    }
+    const std::int64_t count = length - column < n ? length - column : n;
+    const std::int64_t at = own_row * length + column;
+    visit(codes + at, scales + own_row * scales_in_row + column / kBlock, blocks.first + at, tile, count);
+    tile += count;
+    n -= count;
     column = 0;
-    ++row;
   }
 }
 
@@ -91,29 +85,41 @@ ONEPASS_INLINE void encode_block(const T* tile, std::uint32_t product, std::uint
 template <Coding coding, class T>
 [[gnu::noinline]] void decode_blocks_of(const Job& job, std::size_t operand, std::int64_t begin, std::int64_t n,
                                         T* tile) {
-  for_each_block(job, operand, begin, n, tile,
-                 [](const std::uint8_t* codes, const std::uint8_t* scale, std::uint32_t, T* to, int count)
-                     __attribute__((always_inline)) {
-                       if (count == kBlock) {
-                         decode_block<coding>(codes, decoding_factor<float>(std::uint32_t{*scale}), to, kBlock);
-                       } else {
-                         decode_block<coding>(codes, decoding_factor<float>(std::uint32_t{*scale}), to, count);
-                       }
-                     });
+  for_each_row_of_blocks(
+      job, operand, begin, n, tile,
+      [](const std::uint8_t* codes, const std::uint8_t* scales, std::int64_t, T* to,
+         std::int64_t count) __attribute__((always_inline)) {
+        const auto decode = [&](std::int64_t at, int length) __attribute__((always_inline)) {
+          decode_block<coding>(codes + at, decoding_factor<float>(std::uint32_t{scales[at / kBlock]}), to + at, length);
+        };
+        const std::int64_t whole = count / kBlock * kBlock;
+        for (std::int64_t at = 0; at < whole; at += kBlock) decode(at, kBlock);
+        if (whole < count) decode(whole, static_cast<int>(count - whole));
+      });
 }
 
 template <Coding coding, bool kSecond, class T>
 [[gnu::noinline]] void encode_blocks_of(const Job& job, std::size_t operand, std::int64_t begin, std::int64_t n,
                                         const T* tile) {
-  for_each_block(job, operand, begin, n, tile,
-                 [](std::uint8_t* codes, std::uint8_t* scale, std::uint32_t product, const T* from, int count)
-                     __attribute__((always_inline)) {
-                       if (count == kBlock) {
-                         encode_block<coding, kSecond>(from, product, codes, scale, kBlock);
-                       } else {
-                         encode_block<coding, kSecond>(from, product, codes, scale, count);
-                       }
-                     });
+  const std::uint64_t key = job.blocks.key;
+  const std::size_t state = operand - kFirstState;
+  for_each_row_of_blocks(job, operand, begin, n, tile,
+                         [&](std::uint8_t* codes, std::uint8_t* scales, std::int64_t index, const T* from,
+                             std::int64_t count) __attribute__((always_inline)) {
+                           std::int64_t at = 0;
+#ifdef ONEPASS_FLOAT_VECTOR
+                           if constexpr (std::is_same_v<T, float>)
+                             if (const std::int64_t blocks = count / kBlock; blocks > 0) {
+                               encode_whole_blocks<coding, kSecond>(from, key, state, index, codes, scales, blocks);
+                               at = blocks * kBlock;
+                             }
+#endif
+                           for (; at < count; at += kBlock) {
+                             const auto length = static_cast<int>(count - at < kBlock ? count - at : kBlock);
+                             encode_block<coding, kSecond>(from + at, first_product(key, state, index + at), codes + at,
+                                                           scales + at / kBlock, length);
+                           }
+                         });
 }
 
 // Calls visit(coding), a compile-time constant.

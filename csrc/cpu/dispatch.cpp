@@ -10,13 +10,17 @@ namespace onepass {
 namespace baseline {
 extern const Kernels kernels;
 }
-#ifdef ONEPASS_X86_64
+#ifdef ONEPASS_HAS_AVX2
 namespace avx2 {
 extern const Kernels kernels;
 }
+#endif
+#ifdef ONEPASS_HAS_AVX512
 namespace avx512 {
 extern const Kernels kernels;
 }
+#endif
+#ifdef ONEPASS_HAS_AVX512_BF16
 namespace avx512_bf16 {
 extern const Kernels kernels;
 }
@@ -24,23 +28,27 @@ extern const Kernels kernels;
 
 namespace {
 
-#ifdef ONEPASS_X86_64
+#ifdef __x86_64__
 // The compiler's detection includes the support of the operating system (XGETBV).
-bool has_avx2() {
+[[maybe_unused]] bool has_avx2() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 }
-bool has_avx512() {
+[[maybe_unused]] bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
-bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+[[maybe_unused]] bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 #endif
 
 // In order of preference.
 constexpr Isa kIsas[] = {
-#ifdef ONEPASS_X86_64
+#ifdef ONEPASS_HAS_AVX512_BF16
     {"avx512_bf16", has_avx512_bf16, &avx512_bf16::kernels},
+#endif
+#ifdef ONEPASS_HAS_AVX512
     {"avx512", has_avx512, &avx512::kernels},
+#endif
+#ifdef ONEPASS_HAS_AVX2
     {"avx2", has_avx2, &avx2::kernels},
 #endif
     {ONEPASS_BASELINE_NAME, [] { return true; }, &baseline::kernels},

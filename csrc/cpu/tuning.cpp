@@ -8,7 +8,7 @@
 namespace onepass {
 namespace {
 
-#ifdef ONEPASS_X86_64
+#ifdef __x86_64__
 bool is_intel() { return __builtin_cpu_is("intel"); }
 bool is_amd() { return __builtin_cpu_is("amd"); }
 #else

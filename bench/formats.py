@@ -4,20 +4,18 @@
 states. ``states``: float32 parameters and gradients with bfloat16 states. The limit is a loop over arrays of the same
 sizes in bytes (:mod:`onepass.cli.limit`).
 
-``8-bit states``: AdamW with float32 parameters, compared with torch's fused class and ours, both with float32 states.
-``8-bit states, masters``: the same with bfloat16 parameters and the low 16 bits of their masters.
+8-bit states are in memory.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import onepass
 import torch
 from onepass.cli import limit
 from onepass.cli.bench import CHECKED_STEPS, SUBJECTS, Subject, stepped
-from onepass.cli.timing import Result, Run, check, gradients, parameters, time_in_turn
+from onepass.cli.timing import Result, Run, gradients, parameters, time_in_turn
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -47,36 +45,6 @@ def measure(quick: bool, rounds: int) -> Iterator[Result | str]:
                 left_out: list[str] = []
                 yield compare(subject, formats, shapes, rounds, left_out)
                 yield from (f"{formats.name}: {why}" for why in left_out)
-    matrices: list[tuple[int, ...]] = [(length // 1024, 1024) for (length,) in shapes]
-    yield compare_8bit("8-bit states", matrices, rounds, torch.float32)
-    yield compare_8bit("8-bit states, masters", matrices, rounds, torch.bfloat16, master="split")
-
-
-def compare_8bit(name: str, shapes: list[tuple[int, ...]], rounds: int, dtype: torch.dtype, **more: Any) -> Result:
-    """Compare AdamW with 8-bit states with AdamW all in float32."""
-    lr = 1e-3
-    grads = gradients(shapes, dtype)
-    wide = [grad.float() for grad in grads]
-    params = {"onepass": parameters(grads), "fused": parameters(wide), "float32 states": parameters(wide)}
-    with torch.no_grad():
-        for own, *others in zip(*params.values(), strict=True):
-            for other in others:
-                other.copy_(own)
-    runs: dict[str, Run] = {
-        "onepass": onepass.AdamW(params["onepass"], lr=lr, state_dtype=torch.float8_e4m3fn, **more).step,
-        "fused": torch.optim.AdamW(params["fused"], lr=lr, fused=True).step,
-        "float32 states": onepass.AdamW(params["float32 states"], lr=lr).step,
-    }
-    for run in runs.values():
-        for _ in range(CHECKED_STEPS):
-            run()
-    # An element that is tiny beside its block has the smallest code, so its updates may be almost zero. (The tests
-    # compare every bit with a reference of the format.)
-    check(name, params["onepass"], [p.to(dtype) for p in params["fused"]], tolerance=CHECKED_STEPS * lr)
-    bytes_per_element = 3 * dtype.itemsize + (4 if more else 0) + 4 * (1 + 1 / 32)
-    moved = int(sum(map(Tensor.numel, grads)) * bytes_per_element)
-    samples = time_in_turn(runs, rounds)
-    return Result(f"formats: {name}", "AdamW", sum(map(Tensor.numel, grads)), len(grads), samples, moved)
 
 
 def compare(

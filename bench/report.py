@@ -1,10 +1,11 @@
 """Tables and plots of a file of benchmark results.
 
     python bench/report.py FILE.json                   # tables in Markdown, a section per question
-    python bench/report.py FILE.json --docs            # also write the tables of README.md and docs/benchmarks.md
+    python bench/report.py FILE.json --docs            # also write the tables of README.md and of docs/
     python bench/report.py FILE.json --pictures DIR    # also plot (charts.py)
 
-The tables of the two pages are those of a CPU. A file of gpu.py gives other tables, in a block of their own.
+The tables of the two pages are those of a CPU. A file of gpu.py gives other tables, in a block of their own; so does a
+file of memory.py, in README.md and docs/8bit_states.md.
 
 A ratio is a contender's time relative to the first contender in the same run: above 1, the first is faster. Where
 onepass is first and not faster, the ratio is printed in bold. The limit is a bound and not a peer.
@@ -29,7 +30,8 @@ from onepass.training.table import markdown_table as table
 
 README = ROOT / "README.md"
 BENCHMARKS = ROOT / "docs" / "benchmarks.md"
-CPU_MARK, GPU_MARK = "bench/report.py", "bench/report.py, GPU"
+STATES = ROOT / "docs" / "8bit_states.md"
+CPU_MARK, GPU_MARK, STATES_MARK = "bench/report.py", "bench/report.py, GPU", "bench/report.py, states"
 BLOCK = r"<!-- {mark}: (\S+) -->\n(.*?)\n?<!-- end -->"
 BEYOND = "strongest other"
 
@@ -181,7 +183,9 @@ def more(told: dict[str, Any]) -> Iterator[str]:
         if name in ("machine", "rounds", "quick", "peers", "missing") or not what:
             continue
         yield f"## {QUESTIONS.get(name, name.capitalize())}"
-        if isinstance(what, list) and isinstance(what[0], dict):
+        if name == "states":
+            yield states_table(told)
+        elif isinstance(what, list) and isinstance(what[0], dict):
             yield table(list(what[0]), ([text_of(row.get(key)) for key in what[0]] for row in what))
         elif isinstance(what, dict):
             yield table(["", "told"], ([key, text_of(value)] for key, value in what.items()))
@@ -292,6 +296,35 @@ def missing_frameworks(told: dict[str, Any]) -> str:
     )
 
 
+# The table of the states.
+
+
+def states_table(told: dict[str, Any], optimizer: str | None = None) -> str:
+    """Return what memory.py has measured, of all optimizers or of one."""
+    shown = [found for found in told["states"] if optimizer in (None, found["optimizer"])]
+    rows = [
+        [
+            *([] if optimizer else [found["optimizer"]]),
+            found["contender"],
+            f"{found['bytes of states']:.2f}",
+            f"{found['bytes with parameter']:.2f}",
+            number(found["ns/parameter"]),
+            f"{statistics.mean(found['losses']):.4f}",
+            f"{found['loss apart']:+.2%}",
+            "" if found["largest update"] is None else f"{found['largest update']:.1f}",
+        ]
+        for found in shown
+    ]
+    measured = ["bytes of states", "with the parameter", "ns/parameter", "loss", "apart", "largest update"]
+    return table([*([] if optimizer else [""]), "states", *measured], rows)
+
+
+def states_block(path: Path | str, optimizer: str | None = None) -> str:
+    """Return the table of the states, and where it was measured, for a file of results."""
+    told, _ = figures.load(path)
+    return "\n\n".join(filter(None, [about(told), states_table(told, optimizer), missing(told)]))
+
+
 # The table of README.md.
 
 
@@ -336,13 +369,25 @@ def readme_block(path: Path | str) -> str:
     return f"{where}. {'; '.join(measured)}.\n\n{short_table(large, small)}"
 
 
+def mark_of(told: dict[str, Any]) -> str:
+    """Return the mark of the blocks that a file of results is shown in."""
+    return STATES_MARK if "states" in told else GPU_MARK if gpu_report.is_of_gpu(told) else CPU_MARK
+
+
+def pages(path: Path | str) -> list[tuple[Path, str]]:
+    """Return the pages that show a file of results, with their blocks."""
+    if mark_of(figures.load(path)[0]) == STATES_MARK:
+        return [(README, states_block(path, "AdamW")), (STATES, states_block(path))]
+    return [(README, readme_block(path)), (BENCHMARKS, benchmarks_block(path))]
+
+
 def blocks(page: Path, mark: str) -> list[tuple[str, str]]:
     """Return the blocks of a page with this mark: the file that each names, and its text."""
     return re.findall(BLOCK.format(mark=re.escape(mark)), page.read_text(), re.S)
 
 
 def write_block(path: Path, page: Path, block: str) -> None:
-    """Replace the block between the marks of a page: that of a CPU, or of a GPU.
+    """Replace the block between the marks of a page: that of a CPU, of a GPU, or of the states.
 
     Args:
         path: The file of results, which the first mark names.
@@ -352,7 +397,7 @@ def write_block(path: Path, page: Path, block: str) -> None:
     Raises:
         ValueError: The page does not have exactly one such block.
     """
-    mark = GPU_MARK if gpu_report.is_of_gpu(figures.load(path.resolve())[0]) else CPU_MARK
+    mark = mark_of(figures.load(path.resolve())[0])
     name = path.resolve().relative_to(ROOT).as_posix()
     marked = f"<!-- {mark}: {name} -->\n{block}\n<!-- end -->"
     text, found = re.subn(BLOCK.format(mark=re.escape(mark)), lambda _: marked, page.read_text(), flags=re.S)
@@ -365,14 +410,14 @@ def main(arguments: list[str] | None = None) -> int:
     assert __doc__
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("file", type=Path, help="file written by a benchmark with --json")
-    parser.add_argument("--docs", action="store_true", help="write the tables of README.md and docs/benchmarks.md")
+    parser.add_argument("--docs", action="store_true", help="write the tables of README.md and of the pages in docs/")
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="folder for plots as PNG and SVG")
     args = parser.parse_args(arguments)
     try:
         print(report(args.file.resolve()))
         if args.docs:
-            write_block(args.file, README, readme_block(args.file.resolve()))
-            write_block(args.file, BENCHMARKS, benchmarks_block(args.file.resolve()))
+            for page, block in pages(args.file.resolve()):
+                write_block(args.file, page, block)
     except (OSError, ValueError) as error:
         parser.error(str(error))
     if args.pictures:

@@ -251,18 +251,20 @@ def test_a_quick_look_can_be_reported(tmp_path, capsys):
 # README.md and docs/benchmarks.md.
 
 
-@pytest.mark.parametrize("mark", [report.CPU_MARK, report.GPU_MARK])
 @pytest.mark.parametrize(
-    ("page", "block"), [(report.README, report.readme_block), (report.BENCHMARKS, report.benchmarks_block)]
+    ("page", "mark"),
+    [(page, mark) for page in (report.README, report.BENCHMARKS) for mark in (report.CPU_MARK, report.GPU_MARK)]
+    + [(page, report.STATES_MARK) for page in (report.README, report.STATES)],
+    ids=lambda value: getattr(value, "name", value),
 )
-def test_a_page_shows_what_its_file_says(page, block, mark):
+def test_a_page_shows_what_its_file_says(page, mark):
     ((name, text),) = report.blocks(page, mark)
     if name == "none":
         assert mark == report.GPU_MARK
         assert not text
         return
-    assert text == block(name)
-    assert gpu_report.is_of_gpu(figures.load(name)[0]) is (mark == report.GPU_MARK)
+    assert dict(report.pages(name))[page] == text
+    assert report.mark_of(figures.load(name)[0]) == mark
 
 
 def test_the_short_table(file, tmp_path, results):
@@ -309,6 +311,39 @@ def test_both_pages_are_written(of_gpu, tmp_path, monkeypatch, file, gpu_file, c
     assert report.readme_block(path) in (tmp_path / "README.md").read_text()
     assert report.benchmarks_block(path) in (tmp_path / "BENCHMARKS.md").read_text()
     assert ("old.json" in (tmp_path / "README.md").read_text()) is of_gpu
+
+
+# The states.
+
+
+@pytest.fixture
+def states_file(tmp_path):
+    row = {"bytes of states": 8.0, "bytes with parameter": 12.0, "ns/parameter": 0.5, "losses": [2.0, 2.5]}
+    rows = [
+        {"optimizer": "AdamW", "contender": "onepass, float32", **row, "loss apart": 0.0, "largest update": 2.25},
+        {"optimizer": "Lion", "contender": "onepass, 8 bits", **row, "loss apart": -0.0031, "largest update": None},
+    ]
+    path = tmp_path / "states.json"
+    path.write_text(bench.as_json([], 5, missing={"Lion, torchao": "no such class"}, states=rows))
+    return path
+
+
+def test_the_table_of_states(tmp_path, monkeypatch, states_file, capsys):
+    text = report.report(states_file)
+    assert row(text, "AdamW") == ["AdamW", "onepass, float32", "8.00", "12.00", "0.500", "2.2500", "+0.00%", "2.2"]
+    assert row(text, "Lion")[-2:] == ["-0.31%", ""]
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    for name in ("README", "STATES"):
+        page = tmp_path / f"{name}.md"
+        page.write_text(PAGE + "<!-- bench/report.py, states: old.json -->\nold\n<!-- end -->\n")
+        monkeypatch.setattr(report, name, page)
+    assert report.main([str(states_file), "--docs"]) == 0
+    readme, states = ((tmp_path / f"{name}.md").read_text() for name in ("README", "STATES"))
+    assert readme.startswith(PAGE)
+    assert row(readme, "onepass, float32")[1:3] == ["8.00", "12.00"]
+    assert "onepass, 8 bits" not in readme
+    assert "| Lion | onepass, 8 bits |" in states
+    assert "Not measured: Lion, torchao (no such class)." in states
 
 
 # A GPU.

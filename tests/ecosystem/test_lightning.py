@@ -206,6 +206,29 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tmp_path, make, sched
     assert_same_bits(again[1], end[1])
 
 
+@pytest.mark.parametrize(("precision", "more"), [("32-true", {}), ("bf16-true", {"master": "split"})])
+def test_8bit_states(tmp_path, precision, more):
+    options = {**KW, "lr": 1e-3, "state_dtype": torch.float8_e4m3fn, **more}
+    keeping = ModelCheckpoint(dirpath=tmp_path, filename="{epoch}", save_top_k=-1)
+    whole, resumed, plain = (
+        Automatic(onepass.AdamW, {**options, "state_dtype": dtype})
+        for dtype in (torch.float8_e4m3fn, torch.float8_e4m3fn, torch.float32)
+    )
+    for module in (whole, resumed, plain):
+        torch.manual_seed(0)
+        module.net = torch.nn.Sequential(torch.nn.Linear(8, 512), torch.nn.Tanh(), torch.nn.Linear(512, 3))
+    with only_kernels():
+        end = fit(whole, tmp_path, epochs=3, callbacks=[keeping], precision=precision)
+    first = whole.net[0].weight  # 4,096 elements
+    assert whole.trainer.optimizers[0].state[first]["exp_avg"].dtype == torch.float8_e4m3fn
+    again = fit(resumed, tmp_path, epochs=3, checkpoint=str(tmp_path / "epoch=0.ckpt"), precision=precision)
+    assert again[0] == end[0][6:]
+    assert_same_bits(again[1], end[1])
+    losses = fit(plain, tmp_path, epochs=3, precision=precision)[0]
+    assert losses != end[0]
+    torch.testing.assert_close(torch.tensor(end[0]), torch.tensor(losses), rtol=1e-2, atol=0)
+
+
 @pytest.mark.parametrize(("first", "then"), [(onepass.AdamW, torch.optim.AdamW), (torch.optim.AdamW, onepass.AdamW)])
 def test_a_checkpoint_of_one_is_resumed_by_the_other(tmp_path, first, then):
     keeping = ModelCheckpoint(dirpath=tmp_path, filename="{epoch}", save_top_k=-1)

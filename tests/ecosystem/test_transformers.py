@@ -21,9 +21,9 @@ STEPS = 8
 KW = {"lr": 1e-2, "betas": (0.9, 0.95), "weight_decay": 0.1}
 
 
-def gpt2():
+def gpt2(width=16):
     torch.manual_seed(0)
-    return GPT2LMHeadModel(GPT2Config(vocab_size=40, n_positions=12, n_embd=16, n_layer=2, n_head=2, bos_token_id=0,
+    return GPT2LMHeadModel(GPT2Config(vocab_size=40, n_positions=12, n_embd=width, n_layer=2, n_head=2, bos_token_id=0,
                                       eos_token_id=0))  # fmt: skip
 
 
@@ -201,3 +201,29 @@ def test_a_checkpoint_of_one_is_resumed_by_the_other(tmp_path, first, then):
 def test_bf16_autocast(tmp_path):
     runs = [finish(by_class(tmp_path, cls, bf16=True)) for cls in (onepass.AdamW, torch.optim.AdamW)]
     torch.testing.assert_close(torch.tensor(runs[0][0]), torch.tensor(runs[1][0]), rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "settings"), [(torch.float32, {}), (torch.bfloat16, {"master": "split"})], ids=["float32", "bfloat16"]
+)
+def test_8bit_states(tmp_path, dtype, settings):
+    """A resumed run is the uninterrupted one, and the losses are close to those with float32 states."""
+
+    def run(state_dtype, **arguments):
+        kw = {**KW, **settings, "lr": 1e-3, "state_dtype": state_dtype}
+        net = gpt2(width=64).to(dtype)  # matrices of more than 4,096 elements
+        return trainer(tmp_path, net, sentences(), optimizer_cls_and_kwargs=(onepass.AdamW, kw), **arguments)
+
+    saving = run(torch.float8_e4m3fn, save_strategy="steps", save_steps=3)
+    with only_kernels():
+        whole = finish(saving)
+    states = saving.optimizer.optimizer.state
+    matrices = [p for p in saving.model.parameters() if p.ndim == 2 and p.numel() >= 4096]
+    assert len(matrices) == 8
+    assert {states[p]["exp_avg"].dtype for p in matrices} == {torch.float8_e4m3fn}
+    resumed = finish(run(torch.float8_e4m3fn), resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert resumed[0] == whole[0][3:]
+    assert_same_bits(resumed[1], whole[1])
+    plain = finish(run(torch.float32))
+    torch.testing.assert_close(torch.tensor(whole[0]), torch.tensor(plain[0]), rtol=5e-3, atol=0)
+    assert whole[0] != plain[0]

@@ -18,6 +18,7 @@ from .base import STATE_DTYPES
 _OWN_KEYS = ("state_dtype", "rounding_seed", "rounding_step")
 
 _BITSANDBYTES_BLOCK = 256  # elements that share a scale there
+_BITSANDBYTES_STATES = "__bnb_optimizer_quant_state__"  # the states are within this key in its later versions
 
 
 @functools.cache
@@ -40,9 +41,9 @@ def convert_state_dict(
         state_dtype: dtype of the states: torch.float32, float64, bfloat16, float16, or float8_e4m3fn (see
             :doc:`/8bit_states`). Tensors of integers, scalars, and the states that cannot have 8 bits stay as they are.
             None: float32 where states have 8 bits, and otherwise as they are. Then the groups have no key of onepass
-            that concerns state dtypes. layout: ``"torch"``: the names of torch's states. ``"bitsandbytes"``: ``state1``
-            and ``state2``, as the Adam, AdamW and Lion of bitsandbytes read them, in float32 (its own 8-bit codes are
-            not written).
+            that concerns state dtypes.
+        layout: ``"torch"``: the names of torch's states. ``"bitsandbytes"``: ``state1`` and ``state2``, as the Adam,
+            AdamW and Lion of bitsandbytes read them, in float32 (its own 8-bit codes are not written).
 
     Returns:
         A new ``state_dict``.
@@ -133,6 +134,8 @@ def _numbers_of(state: Mapping[str, Any]) -> dict[str, int]:
 
 def _of_torch(state: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     """Return a state with torch's names; one of bitsandbytes is decoded to float32."""
+    if isinstance(within := state.get(_BITSANDBYTES_STATES), Mapping):
+        state = {**{name: value for name, value in state.items() if name != _BITSANDBYTES_STATES}, **within}
     if "state1" not in state:
         return state
     names = {"state1": "exp_avg", "state2": "exp_avg_sq"}

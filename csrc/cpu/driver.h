@@ -76,10 +76,8 @@ inline void write_zeros(const Job& job, std::int64_t begin, std::int64_t n) {
                });
 }
 
-// Whether a job does nothing but the rule's update.
-inline bool is_bare(const Job& job) {
-  return job.clip_value == kNoLimit && !job.zeroes_grad && job.master == Master::none && !has_followers(job);
-}
+// Whether a job does nothing but the rule's update, of the parameter or of its master.
+inline bool is_bare(const Job& job) { return job.clip_value == kNoLimit && !job.zeroes_grad && !has_followers(job); }
 
 // Steps elements [begin, end) of operands in every format and layout, through tiles.
 template <class T>
@@ -173,12 +171,13 @@ template <class Rule, class T, unsigned Set>
 void run_with(const Job& job, std::int64_t begin, std::int64_t end, const Tuning& tuning) {
   constexpr Apply in_arrays = &apply_to_arrays<Rule, T, Set>;
   if (job.rows == nullptr && job.layout == nullptr && is_bare(job)) {
-    if (all_plain_arrays<T>(job)) return run_packed(in_arrays, job, begin, end, tuning);
+    const bool has_master = job.master != Master::none;
+    if (!has_master && all_plain_arrays<T>(job)) return run_packed(in_arrays, job, begin, end, tuning);
 #ifdef ONEPASS_FLOAT_VECTOR
     if constexpr (std::is_same_v<T, float>) {
       if (const ApplyInBlocks in_blocks = find_in_blocks<Rule, Set>(job))
         return run_in_blocks(in_blocks, in_arrays, job, begin, end, tuning);
-      if (const Apply in_registers = find_in_registers<Rule, Set>(job)) {
+      if (const Apply in_registers = has_master ? nullptr : find_in_registers<Rule, Set>(job)) {
         const std::int64_t rest = (end - begin) % kUnit;
         run_packed(in_registers, job, begin, end - rest, tuning);
         if (rest > 0) apply_to_rest(in_registers, job, end - rest, rest);

@@ -75,6 +75,19 @@ ONEPASS_INLINE BitVector rounded_to_bfloat16(FloatVector values) {
   return values != values ? bits | 0x400000U : bits + 0x7fffU + ((bits >> 16) & 1U);
 }
 
+// Return and store masters, of which the parameter has the high bits (LowBits, formats/low_bits.h).
+ONEPASS_INLINE FloatVector load_joined(const std::byte* high, const std::byte* low) {
+  const BitVector low_bits = widened(load_bytes<HalfVector>(low));
+  const BitVector signed_low = low_bits - ((low_bits & 0x8000U) << 1);
+  return std::bit_cast<FloatVector>((widened(load_bytes<HalfVector>(high)) << 16) + signed_low);
+}
+
+ONEPASS_INLINE void store_split(std::byte* high, std::byte* low, FloatVector masters) {
+  const auto bits = std::bit_cast<BitVector>(masters);
+  store_bytes(high, upper_halves(masters != masters ? bits | 0x400000U : bits + 0x8000U));
+  store_bytes(low, upper_halves(masters != masters ? BitVector{} : bits << 16));
+}
+
 ONEPASS_INLINE void store_vector(BFloat16, std::byte* to, FloatVector values) {
 #if defined(__AVX512BF16__)
   store_bytes(to, _mm512_cvtneps_pbh(values));

@@ -36,8 +36,8 @@ constexpr bool shares_random(std::size_t operand) {
   return (operand - kFirstState) % 2 != 0 && is_used<Set>(operand - 1);
 }
 
-// Parameter and gradient have the format `own`.
-template <class Rule, unsigned Set, Format own>
+// Parameter and gradient have the format `own`. With `kSplit`, the parameter has the low bits of a master beside it.
+template <class Rule, unsigned Set, Format own, bool kSplit = false>
 void apply_in_blocks(const Job& job, std::int64_t begin, std::int64_t block, std::int64_t n, std::int64_t tiles_ahead) {
   constexpr std::size_t operands = kOperands<Rule>;
   using Own = CodecOf<own>;
@@ -53,6 +53,7 @@ void apply_in_blocks(const Job& job, std::int64_t begin, std::int64_t block, std
                     ? reinterpret_cast<std::uint8_t*>(job.blocks.scales.data()[k - kFirstState]) + block
                     : nullptr;
   }
+  std::byte* const low = kSplit ? job.operands.data()[kMaster].data + begin * own_size : nullptr;
   StateTile tiles[operands];
 
   [&]<std::size_t... K>(std::index_sequence<K...> /*operands*/) __attribute__((always_inline)) {
@@ -68,7 +69,10 @@ void apply_in_blocks(const Job& job, std::int64_t begin, std::int64_t block, std
       for (std::int64_t i = 0; i < kBlock; i += kVectorWidth) {
         alignas(64) float values[operands][kVectorWidth];  // the compiler keeps each of them in a register
         const auto load = [&]<std::size_t k>(Index<k>) __attribute__((always_inline)) {
-          if constexpr (k < kFirstState) {
+          if constexpr (k == kParam && kSplit) {
+            store_vector(Float32{}, as_bytes(values[k]),
+                         load_joined(data[k] + (at + i) * own_size, low + (at + i) * own_size));
+          } else if constexpr (k < kFirstState) {
             store_vector(Float32{}, as_bytes(values[k]), load_vector(Own{}, data[k] + (at + i) * own_size));
           } else if constexpr (is_used<Set>(k)) {
             constexpr Coding coding = Rule::state_codings[k - kFirstState];
@@ -81,7 +85,12 @@ void apply_in_blocks(const Job& job, std::int64_t begin, std::int64_t block, std
         float* const arrays[] = {values[K]...};
         apply<Rule, float, Set>(constants, factor, arrays, kVectorWidth,
                                 std::make_index_sequence<Rule::state_names.size()>{});
-        store_vector(Own{}, data[kParam] + (at + i) * own_size, load_vector(Float32{}, as_bytes(values[kParam])));
+        const FloatVector param = load_vector(Float32{}, as_bytes(values[kParam]));
+        if constexpr (kSplit) {
+          store_split(data[kParam] + (at + i) * own_size, low + (at + i) * own_size, param);
+        } else {
+          store_vector(Own{}, data[kParam] + (at + i) * own_size, param);
+        }
         for_each_state([&]<std::size_t k>(Index<k>) __attribute__((always_inline)) {
           constexpr Coding coding = Rule::state_codings[k - kFirstState];
           const auto stored = stored_value<coding>(load_vector(Float32{}, as_bytes(values[k])));
@@ -99,7 +108,10 @@ void apply_in_blocks(const Job& job, std::int64_t begin, std::int64_t block, std
         constexpr std::int64_t size = k < kFirstState ? own_size : 1;
         if constexpr (is_used<Set>(k)) prefetch(data[k] + ahead * size, kTile<float> * size);
       };
-      if (tiles_ahead > 0 && ahead + kTile<float> <= n) (fetch(Index<K>{}), ...);
+      if (tiles_ahead > 0 && ahead + kTile<float> <= n) {
+        (fetch(Index<K>{}), ...);
+        if constexpr (kSplit) prefetch(low + ahead * own_size, kTile<float> * own_size);
+      }
       const std::int64_t count = (n - at < kTile<float> ? n - at : kTile<float>) / kBlock;
       for_each_state([&]<std::size_t k>(Index<k>) __attribute__((always_inline)) {
         const auto factors = decoding_factor<EightFloats>(load_scales(scales[k] + at / kBlock, count));
@@ -134,9 +146,12 @@ ApplyInBlocks find_in_blocks(const Job& job) {
   if constexpr (has_kernel_in_blocks<Rule, Set>() && requires { Rule::state_codings; }) {
     const auto all = [&](Format own) {
       return all_operands(job, [&](std::size_t k, const Operand& operand) {
-        return operand.format == (k < kFirstState ? own : Format::float8_e4m3fn);
+        return k == kMaster || operand.format == (k < kFirstState ? own : Format::float8_e4m3fn);
       });
     };
+    if (job.master == Master::whole) return nullptr;
+    if (job.master == Master::low_bits)
+      return all(Format::bfloat16) ? &apply_in_blocks<Rule, Set, Format::bfloat16, true> : nullptr;
     if (all(Format::float32)) return &apply_in_blocks<Rule, Set, Format::float32>;
     if (all(Format::bfloat16)) return &apply_in_blocks<Rule, Set, Format::bfloat16>;
   }

@@ -31,13 +31,14 @@ MemoryRange Param::range(std::size_t slot, std::size_t owner) const {
 }
 
 ParamReader::ParamReader(const RuleNames& names, const RuleDriver& driver, GroupReader& groups,
-                         const StepRequest& request, const std::string& label, StepWork& work)
+                         const StepRequest& request, const std::string& label, std::size_t first_param, StepWork& work)
     : names_(names),
       driver_(driver),
       info_(driver.info()),
       groups_(groups),
       request_(request),
       label_(label),
+      first_param_(first_param),
       work_(work) {}
 
 // Returns which parameter it is, for messages.
@@ -314,7 +315,7 @@ void ParamReader::set_followers(Reading& r) const {
 void ParamReader::make_constants(Reading& r) {
   Blocks& blocks = r.job().blocks;
   blocks.seed = r.param.group->rounding_seed;
-  blocks.param = r.number;
+  blocks.param = first_param_ + r.number;
   if (r.device_job.hyper != nullptr) {
     r.scalars[0].value += 1.0;
     return;

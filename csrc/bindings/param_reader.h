@@ -85,7 +85,7 @@ struct Reading;
 class ParamReader {
  public:
   ParamReader(const RuleNames& names, const RuleDriver& driver, GroupReader& groups, const StepRequest& request,
-              const std::string& label, StepWork& work);
+              const std::string& label, std::size_t first_param, StepWork& work);
 
   // Adds the gradient of parameter `number` to the work, in the form that kernels read. May run Python code.
   void resolve_gradient(Param& param, std::size_t number);
@@ -141,6 +141,7 @@ class ParamReader {
   GroupReader& groups_;
   const StepRequest& request_;
   const std::string& label_;
+  std::size_t first_param_;
   StepWork& work_;
   int last_device_ = -1;
 

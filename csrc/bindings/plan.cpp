@@ -55,11 +55,11 @@ std::vector<double> measure(StepWork& work, const NormRequest& request, int thre
 
 Stats& stats() { return the_stats; }
 
-Plan::Plan(const std::string& rule)
-    : driver_(make_rule_driver(rule)), names_(driver_->info()), groups_(driver_->info()) {}
+Plan::Plan(const std::string& rule, std::size_t first_param)
+    : driver_(make_rule_driver(rule)), first_param_(first_param), names_(driver_->info()), groups_(driver_->info()) {}
 
 ParamReader Plan::reader(const StepRequest& request, StepWork& work) {
-  return {names_, *driver_, groups_, request, label_, work};
+  return {names_, *driver_, groups_, request, label_, first_param_, work};
 }
 
 // -- reading ---------------------------------------------------------------------------------------------------------
@@ -573,7 +573,7 @@ void define_plan(py::module_& m) {
 
   py::class_<Plan>(m, "Plan", "The steps of one optimizer: reads its Python objects and runs the kernels.",
                    py::custom_type_setup(&let_garbage_collector_see))
-      .def(py::init<const std::string&>(), py::arg("rule"))
+      .def(py::init<const std::string&, std::size_t>(), py::arg("rule"), py::arg("first_param") = 0)
       .def("step", &Plan::step, py::arg("optimizer"), py::arg("request"),
            "Step all parameters and return a StepResult. Nothing is done if torch's implementation has to step some of "
            "them first, or if GradScaler's values cannot stay on their GPU.")

@@ -32,8 +32,9 @@ Stats& stats();
 
 class Plan {
  public:
-  // Throws std::invalid_argument if there is no such rule.
-  explicit Plan(const std::string& rule);
+  // `first_param` is the number of the optimizer's first parameter among those that random bits depend on. Throws
+  // std::invalid_argument if there is no such rule.
+  Plan(const std::string& rule, std::size_t first_param);
 
   // Reads the optimizer, checks everything, creates missing states, and steps all parameters. Returns a StepResult.
   // If torch's implementation has to step some parameters, nothing is done and the result names them, with the measures
@@ -79,6 +80,7 @@ class Plan {
   ParamReader reader(const StepRequest& request, StepWork& work);
 
   std::unique_ptr<RuleDriver> driver_;
+  std::size_t first_param_;
   RuleNames names_;
   GroupReader groups_;
   std::string label_;  // the optimizer's class name, for messages

@@ -107,6 +107,50 @@ def test_the_bits_of_whole_tensors(processes, name, kind):
     processes(4, sharded, name, kind)
 
 
+def divided_by_zero(name):
+    """Each process has the bits of an optimizer of its share, and the whole state_dict loads into one process."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer  # here, because the import warns
+
+    torch.set_default_dtype(torch.float32)
+    params = list(net())
+    momentum = {"momentum": 0.9} if name == "SGD" else {}
+    zero = ZeroRedundancyOptimizer(
+        params, getattr(onepass, name), lr=0.01, state_dtype=CODES, rounding_seed=3, **momentum
+    )
+    own = zero.optim.param_groups[0]["params"]
+    assert 0 < len(own) < len(params)
+    alone = [nn.Parameter(p.detach().clone()) for p in own]
+    twin = make(name, alone)
+    position = {id(p): at for at, p in enumerate(params)}
+    for number in range(3):
+        step(params, zero, number)
+        for p, q in zip(own, alone, strict=True):
+            q.grad = gradients(number)[position[id(p)]]
+        twin.step()
+    assert_bits_of_whole(own, zero.optim, alone, twin)
+    zero.consolidate_state_dict(to=0)
+    if dist.get_rank() == 0:
+        whole = list(net())
+        loaded = make(name, whole)
+        loaded.load_state_dict(zero.state_dict())
+        for p, q in zip(params, whole, strict=True):
+            assert all(
+                "_scale" not in key or loaded.state[q][key].dtype == block_states.SCALES for key in loaded.state[q]
+            )
+            assert block_states.is_in_blocks(loaded.state[q][STATES[name]]) == block_states.fits(p)
+        step(whole, loaded, 3)
+    return [p.detach() for p in params]
+
+
+STATES = {"AdamW": "exp_avg", "Lion": "exp_avg", "SGD": "momentum_buffer"}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_zero_redundancy_optimizer(processes, name):
+    first, second = processes(2, divided_by_zero, name)
+    assert all(map(torch.equal, first, second))
+
+
 def other_placements():
     torch.set_default_dtype(torch.float32)
     mesh = init_device_mesh("cpu", (2,))

@@ -571,6 +571,26 @@ def test_where_torchs_implementation_steps(row):
             )
 
 
+@pytest.mark.parametrize("arguments", [{}, {"max_norm": 1.0}], ids=["plain", "max_norm"])
+@each_row
+def test_a_group_that_kernels_and_torchs_implementation_share(row, arguments):
+    """A step counts once, and what the kernels step has the bits that it has alone."""
+    start = torch.randn(64, 128, generator=torch.Generator().manual_seed(0))
+    alone, mixed = ([start.clone().requires_grad_() for _ in range(2)] for _ in range(2))
+    mixed[1] = mixed[1].detach().as_subclass(Subclass).requires_grad_()
+    twin, optimizer = (row.ours(params, **row.full, **arguments, state_dtype=CODES) for params in (alone, mixed))
+    for step in range(3):
+        for p, q in zip(alone, mixed, strict=True):
+            p.grad = torch.randn(64, 128, generator=torch.Generator().manual_seed(step + 1))
+            q.grad = p.grad.as_subclass(type(q))
+        twin.step()
+        optimizer.step()
+        assert {row.path for row in onepass.explain(optimizer)} == {"kernel", "torch"}
+        assert optimizer.param_groups[0].get("rounding_step") == twin.param_groups[0].get("rounding_step")
+        assert bits(mixed[0].detach()) == bits(alone[0].detach())
+        assert state_bits(optimizer, mixed[:1]) == state_bits(twin, alone[:1])
+
+
 @pytest.mark.cpu
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("master", ["split", "float32"])
@@ -733,19 +753,39 @@ def test_with_grad_scaler():
     assert state_bits(scaled, [p]) == state_bits(plain, [q])
 
 
-def test_step_in_backward():
-    model, plain = nn.Linear(128, 64), nn.Linear(128, 64)
-    plain.load_state_dict(model.state_dict())
-    fused = onepass.AdamW(model.parameters(), state_dtype=CODES)
-    onepass.step_in_backward(fused)
-    optimizer = onepass.AdamW(plain.parameters(), state_dtype=CODES)
-    inputs = torch.randn(8, 128)
-    for _ in range(2):
-        model(inputs).square().sum().backward()
-        plain(inputs).square().sum().backward()
+@pytest.mark.parametrize("calls_step", [True, False])
+@each_row
+def test_step_in_backward(row, calls_step):
+    """The bits of a step after the backward pass: of several parameters and groups, also in a resumed run."""
+    model = nn.Sequential(nn.Linear(128, 64), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 128))
+    plain = copy.deepcopy(model)
+
+    def optimizer_of(net):
+        groups = [{"params": net[:2].parameters()}, {"params": net[3].parameters()}]
+        return row.ours(groups, **row.full, state_dtype=CODES)
+
+    optimizer, fused = optimizer_of(plain), optimizer_of(model)
+    handle = onepass.step_in_backward(fused)
+    for step in range(5):
+        inputs = torch.randn(8, 128, generator=torch.Generator().manual_seed(step))
+        model(inputs).square().mean().backward()
+        plain(inputs).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert bits(model.weight) == bits(plain.weight)
+        if calls_step:
+            fused.step()
+        if step == 2:
+            handle.remove()
+            saved = copy.deepcopy(fused.state_dict())
+            fused = optimizer_of(model)
+            fused.load_state_dict(saved)
+            handle = onepass.step_in_backward(fused)
+        params, own = list(plain.parameters()), list(model.parameters())
+        assert [bits(p.detach()) for p in own] == [bits(p.detach()) for p in params]
+        assert state_bits(fused, own) == state_bits(optimizer, params)
+    assert [g.get("rounding_step") for g in fused.param_groups] == [
+        g.get("rounding_step") for g in optimizer.param_groups
+    ]
 
 
 def test_training_is_as_with_float32():

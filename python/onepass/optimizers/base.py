@@ -173,6 +173,9 @@ class Native(Optimizer):
     # What a step does beside the update; None if no argument asks for it.
     _tail: Tail | None = None
 
+    # Number of the first parameter among those that random bits depend on: 0, unless this is a part of an optimizer.
+    _first_param = 0
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Derive the constructor from that of the torch class, unless the subclass defines its own."""
         super().__init_subclass__(**kwargs)
@@ -377,7 +380,7 @@ class Native(Optimizer):
         # Created on first use, and never pickled or copied: it caches what was read from the optimizer.
         plan: _core.Plan | None = self.__dict__.get("_cached_plan")
         if plan is None:
-            plan = self.__dict__["_cached_plan"] = _core.Plan(self.rule)
+            plan = self.__dict__["_cached_plan"] = _core.Plan(self.rule, self._first_param)
         return plan
 
     def _grad_factor(self) -> float | None:
@@ -428,9 +431,8 @@ class Native(Optimizer):
             request = _core.StepRequest(grad_factor, threads, update.followers if update else [])
         result = self._plan.step(self, request)
         if not result.stepped:
-            self._step_by_torch(result.fallback, grad_factor)
             request = _core.StepRequest(grad_factor, threads, update.followers if update else [], fallback_stepped=True)
-            result = self._plan.step(self, request)
+            result = self._step_by_both(result.fallback, grad_factor, request)
         if update:
             update.after(result.unfollowed[0])
 
@@ -439,10 +441,36 @@ class Native(Optimizer):
         params = [(p, g, i) for g, group in enumerate(self.param_groups) for i, p in enumerate(group["params"])]
         fallback = [(g, i, reason) for p, g, i in params if p.grad is not None]
         if fallback:
-            self._step_by_torch(fallback, grad_factor)
+            with self._roundings_counted(fallback):
+                self._step_by_torch(fallback, grad_factor)
             _core.count({}, {reason: len(fallback)})
         if self._slow_weight_update:
             self._slow_weight_update.after([p for p, _, _ in params])
+
+    def _step_by_both(
+        self,
+        fallback: list[tuple[int, int, str]],
+        grad_factor: float,
+        request: _core.StepRequest,
+        clip_value: float = math.inf,
+    ) -> _core.StepResult:
+        """Step the fallback parameters by torch's implementation, and then the others by kernels."""
+        with self._roundings_counted(fallback):
+            self._step_by_torch(fallback, grad_factor, clip_value)
+            return self._plan.step(self, request)
+
+    @contextlib.contextmanager
+    def _roundings_counted(self, fallback: list[tuple[int, int, str]]) -> Iterator[None]:
+        """Count a step in the groups of the fallback's 8-bit states, unless the kernels count it for others there."""
+        before: dict[int, int] = {}
+        for number, index, _ in fallback:
+            group = self.param_groups[number]
+            if "rounding_step" in group and self._in_blocks(group, group["params"][index]):
+                before[number] = group["rounding_step"]
+        yield
+        for number, count in before.items():
+            if self.param_groups[number]["rounding_step"] == count:
+                self.param_groups[number]["rounding_step"] += 1
 
     def _step_by_torch(
         self, fallback: list[tuple[int, int, str]], grad_factor: float, clip_value: float = math.inf
@@ -485,10 +513,6 @@ class Native(Optimizer):
                 type(self).torch_step(part)
             for group, p, dtype in to_convert:
                 self._step_converted(part, group, p, dtype)
-        for number, params in params_of.items():
-            group = self.param_groups[number]
-            if "rounding_step" in group and any(self._in_blocks(group, p) for p in params):
-                group["rounding_step"] += 1
 
     def _common_dtype(self, group: dict[str, Any], p: Tensor) -> torch.dtype | None:
         """Return the dtype to which a parameter and its states are promoted; None if they already have the same dtype.
@@ -561,7 +585,7 @@ class Native(Optimizer):
             state[name], state[scale_name] = block_states.new_state(p)
         step = state["step"] if _counts_steps(self.rule) else group.get("rounding_step", 0)
         params = [q for each in self.param_groups for q in each["params"]]
-        number = next(i for i, q in enumerate(params) if q is p)
+        number = self._first_param + next(i for i, q in enumerate(params) if q is p)
         seed = group.get("rounding_seed", 0)
         key = _core.random_key(seed, int(step), number)
         state_number = self._state_names().index(name)

@@ -258,8 +258,8 @@ class Tail(Part):
         if not skipped:
             if not result.stepped:
                 factor = grad_factor * coefficient
-                optimizer._step_by_torch(result.fallback, factor, self.clip_value)
-                result = optimizer._plan.step(optimizer, requests.made(factor, fallback_stepped=True))
+                request = requests.made(factor, fallback_stepped=True)
+                result = optimizer._step_by_both(result.fallback, factor, request, self.clip_value)
             left: list[list[Tensor]] = result.unfollowed
             if update:
                 update.after(left[0])

@@ -175,7 +175,9 @@ void run_with(const Job& job, std::int64_t begin, std::int64_t end, const Tuning
     if (!has_master && all_plain_arrays<T>(job)) return run_packed(in_arrays, job, begin, end, tuning);
 #ifdef ONEPASS_FLOAT_VECTOR
     if constexpr (std::is_same_v<T, float>) {
-      if (const ApplyInBlocks in_blocks = find_in_blocks<Rule, Set>(job))
+      // Rows that are shorter than a block are faster in tiles, which have many rows.
+      const bool has_whole_blocks = job.blocks.row_length >= kBlock;
+      if (const ApplyInBlocks in_blocks = has_whole_blocks ? find_in_blocks<Rule, Set>(job) : nullptr)
         return run_in_blocks(in_blocks, in_arrays, job, begin, end, tuning);
       if (const Apply in_registers = has_master ? nullptr : find_in_registers<Rule, Set>(job)) {
         const std::int64_t rest = (end - begin) % kUnit;

@@ -146,7 +146,7 @@ ApplyInBlocks find_in_blocks(const Job& job) {
   if constexpr (has_kernel_in_blocks<Rule, Set>() && requires { Rule::state_codings; }) {
     const auto all = [&](Format own) {
       return all_operands(job, [&](std::size_t k, const Operand& operand) {
-        return k == kMaster || operand.format == (k < kFirstState ? own : Format::float8_e4m3fn);
+        return operand.format == (k < kFirstState ? own : Format::float8_e4m3fn);
       });
     };
     if (job.master == Master::whole) return nullptr;

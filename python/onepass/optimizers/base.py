@@ -173,7 +173,8 @@ class Native(Optimizer):
     # What a step does beside the update; None if no argument asks for it.
     _tail: Tail | None = None
 
-    # Number of the first parameter among those that random bits depend on: 0, unless this is a part of an optimizer.
+    # Number of the first parameter, counted over all groups of the whole optimizer. The random bits of 8-bit states
+    # depend on it. Not 0 only in the one-parameter optimizers of `step_in_backward`.
     _first_param = 0
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -461,7 +462,7 @@ class Native(Optimizer):
 
     @contextlib.contextmanager
     def _roundings_counted(self, fallback: list[tuple[int, int, str]]) -> Iterator[None]:
-        """Count a step in the groups of the fallback's 8-bit states, unless the kernels count it for others there."""
+        """Add 1 to ``rounding_step`` of each group with a fallback in 8 bits, unless the kernels have added it."""
         before: dict[int, int] = {}
         for number, index, _ in fallback:
             group = self.param_groups[number]

@@ -154,9 +154,9 @@ _update_untraced = disable_dynamo(_update_by)
 
 
 class _Roundings:
-    """Counts the steps of groups in which each parameter is stepped by itself, for rules that do not count steps.
+    """Counts ``rounding_step`` once for each backward pass, although parameters are stepped one at a time.
 
-    The random bits of 8-bit states depend on that count, ``rounding_step``.
+    The random bits of 8-bit states depend on that count, where the rule does not count steps.
     """
 
     def __init__(self) -> None:

@@ -1,28 +1,19 @@
 """bench/memory.py measures every contender that is installed, and report.py shows it."""
 
-import importlib
 import json
 import sys
-from pathlib import Path
 
 import onepass
 import pytest
 import torch
 
-BENCH = Path(__file__).parents[2] / "bench"
-
 
 @pytest.fixture
-def memory(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCH))
-    before = set(sys.modules)
-    module = importlib.import_module("memory")
+def memory(question, monkeypatch):
+    module = question("memory")
     monkeypatch.setattr(module, "LR", {"Lion": 3e-4})
     monkeypatch.setattr(module, "SEEDS", (0, 1))
-    yield module
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(BENCH)):
-            del sys.modules[name]
+    return module
 
 
 def test_every_contender_is_measured(memory, tmp_path, monkeypatch, capsys, one_thread):

@@ -1,6 +1,5 @@
 """bench/run.py and the questions about steps: every contender is measured, checked first, and told of."""
 
-import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -12,17 +11,6 @@ from onepass.cli import bench, timing
 
 BENCH = Path(__file__).parents[2] / "bench"
 CLASSES = {subject.name for subject in bench.SUBJECTS}
-
-
-@pytest.fixture
-def question(monkeypatch):
-    """Imports a file of bench/, which is no package."""
-    monkeypatch.syspath_prepend(str(BENCH))
-    before = set(sys.modules)
-    yield importlib.import_module
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(BENCH)):
-            del sys.modules[name]
 
 
 @pytest.fixture(scope="module")

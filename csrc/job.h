@@ -22,8 +22,8 @@ inline constexpr std::size_t kMaster = kFirstFollower + kMaxFollowers;
 inline constexpr std::size_t kMaxOperands = kMaster + 1;
 
 struct Operand {
-  std::byte* data = nullptr;  // null: this step does not use this operand
-  Format format = Format::float32;
+  std::byte* data = nullptr;        // null: this step does not use this operand, or it has no elements
+  Format format = Format::float32;  // of an operand that is not used: float32
 };
 
 // A follower f is updated after the rule: f += weight * (p - f), where p is the new parameter, and then, with
@@ -56,12 +56,18 @@ struct Blocks {
   std::array<std::byte*, kMaxStates> scales{};  // null: that state is not in blocks
   std::array<Coding, kMaxStates> codings{};
   std::int64_t row_length = 0;  // elements; 0: no state is in blocks
-  std::int64_t first = 0;       // index of the job's first element in the whole tensor, if the job is a shard
-  std::uint64_t key = 0;        // of the random bits, made of the following
-  std::uint64_t seed = 0, step = 0, param = 0;
 
   // Returns the last position up to `at` at which a block begins.
   std::int64_t block_begin(std::int64_t at) const { return at - at % row_length % kBlockLength; }
+};
+
+// The random bits with which a step rounds (formats/stochastic.h): states in blocks, and with `stochastic` also a
+// parameter without a master, and states, that have 16 bits.
+struct Rounding {
+  bool stochastic = false;
+  std::int64_t first = 0;  // index of the job's first element in the whole tensor, if the job is a shard
+  std::uint64_t key = 0;   // made of the following
+  std::uint64_t seed = 0, step = 0, param = 0;
 };
 
 struct Rows;
@@ -82,6 +88,13 @@ struct Job {
   std::array<Follower, kMaxFollowers> followers{};
   Master master = Master::none;  // operand kMaster; the format of low bits is any of 16 bits, for their size only
   Blocks blocks;
+  Rounding rounding;
+
+  // Whether the step rounds an operand of 16 bits stochastically.
+  bool rounds(std::size_t operand) const {
+    const bool is_rounded = operand == kParam ? master == Master::none : operand != kGrad && operand < kFirstFollower;
+    return rounding.stochastic && is_rounded && size_of(operands[operand].format) == 2;
+  }
 
   // clip_value in float32. A larger one limits nothing.
   float narrow_clip_value() const {

@@ -7,6 +7,7 @@
 #include "bindings/torch.h"
 #include "cpu/blocks.h"
 #include "cpu/fpmode.h"
+#include "cpu/stochastic.h"
 #include "layout.h"
 
 namespace py = pybind11;
@@ -75,8 +76,8 @@ void bind_blocks(py::module_& m) {
         float* from = nullptr;
         if (state >= kMaxStates) throw py::value_error("state must be below " + std::to_string(kMaxStates));
         Job job = job_of(codes, scales, coding, values, from, state);
-        job.blocks.key = key;
-        job.blocks.first = first_row * job.blocks.row_length;
+        job.rounding.key = key;
+        job.rounding.first = first_row * job.blocks.row_length;
         for_each_tile(
             job, [&](std::int64_t at, std::int64_t n) { encode_blocks(job, kFirstState + state, at, n, from + at); });
       },
@@ -85,6 +86,28 @@ void bind_blocks(py::module_& m) {
       "Round a float32 tensor stochastically to a state in blocks. `key` and `state`, its number, choose the random "
       "bits; `first_row` is the index in the whole tensor of its first row. All tensors are on the CPU, packed in the "
       "same order. Raises ValueError if they do not fit.");
+  m.def(
+      "round_stochastically",
+      [](const py::handle& values, const std::string& format, std::uint64_t key, std::size_t stream,
+         std::int64_t first) {
+        const TensorView view = require_view(values.ptr(), "values");
+        const bool is_bfloat16 = format == name_of(Format::bfloat16);
+        if ((!is_bfloat16 && format != name_of(Format::float16)) || stream > kParamStream || first < 0)
+          throw py::value_error("format must be bfloat16 or float16, stream at most " + std::to_string(kParamStream) +
+                                " and first >= 0");
+        if (!view.on_cpu || view.format != Format::float32 || view.complex ||
+            !is_flat(make_layout(shape_of(view), {strides_of(view)})))
+          throw py::value_error("values must be a packed float32 tensor on the CPU");
+        const StepMode mode;
+        auto* const own = reinterpret_cast<float*>(view.data);
+        is_bfloat16 ? round_run<BFloat16>(key, stream, first, own, elements_of(view))
+                    : round_run<Float16>(key, stream, first, own, elements_of(view));
+      },
+      py::arg("values"), py::arg("format"), py::arg("key"), py::arg("stream"), py::arg("first"),
+      "Round a packed float32 tensor on the CPU stochastically, in place, to numbers that the format, \"bfloat16\" or "
+      "\"float16\", has. `stream` is the number of the state, or `PARAM_STREAM`; `first` is the index of its first "
+      "element in the whole tensor.");
+  m.attr("PARAM_STREAM") = kParamStream;
   m.def(
       "random_key", &random_key, py::arg("seed"), py::arg("step"), py::arg("param"),
       "Return the key of the random bits with which the step rounds the states of parameter `param` (its number among "

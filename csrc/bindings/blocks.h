@@ -1,11 +1,11 @@
-// 8-bit states outside of a step: conversion between float32 tensors and blocks.
+// Stochastic rounding outside of a step: of float32 tensors to blocks of 8 bits (and back), and to 16 bits.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
 namespace onepass {
 
-// Adds `decode_blocks` and `encode_blocks` to the module.
+// Adds the functions to the module.
 void bind_blocks(pybind11::module_& m);
 
 }  // namespace onepass

@@ -31,6 +31,11 @@ const DTensor* find_dtensor() {
 
 py::object spec_of(PyObject* dtensor) { return get_member(find_dtensor()->spec, dtensor); }
 
+// Calls a function of onepass.optimizers.block_states with a parameter.
+py::object ask(const char* function, PyObject* param) {
+  return py::module_::import("onepass.optimizers.block_states").attr(function)(py::handle(param));
+}
+
 bool same_member(const char* name, const py::object& spec, const py::object& other) {
   const py::object mine = spec.attr(name);
   const py::object others = other.attr(name);
@@ -59,6 +64,7 @@ void Spread::read(PyObject* dtensor) {
   if (spec.is(own_)) return;
   known_ = {};
   first_row_.reset();
+  first_element_.reset();
   own_ = std::move(spec);
 }
 
@@ -81,11 +87,18 @@ Spread::Match Spread::compare(std::size_t operand, PyObject* dtensor, PyObject* 
 std::int64_t Spread::first_row(PyObject* param, bool& ran_python) {
   if (!first_row_) {
     ran_python = true;
-    const py::object found =
-        py::module_::import("onepass.optimizers.block_states").attr("first_row")(py::handle(param));
+    const py::object found = ask("first_row", param);
     first_row_ = found.is_none() ? -1 : found.cast<std::int64_t>();
   }
   return *first_row_;
+}
+
+std::int64_t Spread::first_element(PyObject* param, bool& ran_python) {
+  if (!first_element_) {
+    ran_python = true;
+    first_element_ = ask("first_element", param).cast<std::int64_t>();
+  }
+  return *first_element_;
 }
 
 }  // namespace onepass

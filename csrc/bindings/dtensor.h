@@ -39,6 +39,10 @@ class Spread {
   // dimension 0. Sets `ran_python` if Python code has run.
   std::int64_t first_row(PyObject* param, bool& ran_python);
 
+  // Returns the index in the whole parameter, in row-major order, of the first element of its local part. Sets
+  // `ran_python` if Python code has run.
+  std::int64_t first_element(PyObject* param, bool& ran_python);
+
  private:
   struct Compared {
     pybind11::object spec;
@@ -48,6 +52,7 @@ class Spread {
   pybind11::object own_;
   std::array<Compared, kMaxOperands> known_;
   std::optional<std::int64_t> first_row_;
+  std::optional<std::int64_t> first_element_;
 };
 
 }  // namespace onepass

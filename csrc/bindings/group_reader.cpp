@@ -73,17 +73,17 @@ Master read_master(const py::dict& dict, const std::string& label) {
                         described(py::reinterpret_borrow<py::object>(value)));
 }
 
-// Returns a number of a group, an int >= 0; 0 if the group does not have it.
-std::uint64_t read_count(const py::dict& dict, const py::str& key, const std::string& label) {
-  PyObject* const value = lookup(dict.ptr(), key);
+// Returns the seed of the random bits, an int >= 0; 0 if the group does not have it.
+std::uint64_t read_seed(const py::dict& dict, const std::string& label) {
+  PyObject* const value = lookup(dict.ptr(), names().rounding_seed);
   if (value == nullptr || value == Py_None) return 0;
-  const std::uint64_t count = PyLong_Check(value) != 0 ? PyLong_AsUnsignedLongLong(value) : ~std::uint64_t{0};
+  const std::uint64_t seed = PyLong_Check(value) != 0 ? PyLong_AsUnsignedLongLong(value) : ~std::uint64_t{0};
   if (PyLong_Check(value) == 0 || PyErr_Occurred() != nullptr) {
     PyErr_Clear();
-    throw py::value_error(label + ": " + std::string(key) + " must be an int >= 0 and below 2^64, got " +
+    throw py::value_error(label + ": rounding_seed must be an int >= 0 and below 2^64, got " +
                           described(py::reinterpret_borrow<py::object>(value)));
   }
-  return count;
+  return seed;
 }
 
 }  // namespace
@@ -157,8 +157,8 @@ void GroupReader::read_values(Group& group, const py::dict& dict, const std::str
   }
   group.sign = read_flag(dict, names().maximize, group.has_mutable_values) ? -1.0 : 1.0;
   group.master = read_master(dict, group_label(label, group));
-  group.rounding_seed = read_count(dict, names().rounding_seed, group_label(label, group));
-  group.rounding_step = read_count(dict, names().rounding_step, group_label(label, group));
+  group.stochastic_rounding = read_flag(dict, names().stochastic_rounding, group.has_mutable_values);
+  group.rounding_seed = read_seed(dict, group_label(label, group));
   group.differentiable = read_flag(dict, names().differentiable, group.has_mutable_values);
   group.states_used = info_.states_used(group.hyper.data());
   group.takes_sparse = info_.takes_sparse(group.hyper.data());

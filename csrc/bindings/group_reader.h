@@ -30,10 +30,10 @@ struct Group {
   int device = -1;  // the GPU of these tensors; -1: there are none
   double sign = 1.0;
   bool differentiable = false;
-  Master master = Master::none;     // of 16-bit parameters
-  std::uint64_t rounding_seed = 0;  // of stochastic rounding
-  std::uint64_t rounding_step = 0;  // the steps made, if the rule does not count them
-  unsigned states_used = 0;         // a bit for each state that parameters may have
+  Master master = Master::none;      // of 16-bit parameters
+  bool stochastic_rounding = false;  // of 16-bit parameters and states
+  std::uint64_t rounding_seed = 0;
+  unsigned states_used = 0;  // a bit for each state that parameters may have
   bool takes_sparse = false;
 };
 

@@ -21,7 +21,7 @@ const Names& names() {
       .master_low = interned("master_low"),
       .version = interned("_version"),
       .rounding_seed = interned("rounding_seed"),
-      .rounding_step = interned("rounding_step"),
+      .stochastic_rounding = interned("stochastic_rounding"),
   };  // never destroyed, because Python may be finalized before
   return *kNames;
 }

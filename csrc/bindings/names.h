@@ -11,7 +11,7 @@ pybind11::str interned(const std::string& text);
 
 struct Names {
   pybind11::str state, param_groups, params, maximize, differentiable, param_names, step, master, master_low, version,
-      rounding_seed, rounding_step;
+      rounding_seed, stochastic_rounding;
 };
 
 const Names& names();

@@ -6,7 +6,7 @@
 #include "bindings/reading.h"
 #include "bindings/torch.h"
 #include "cpu/fpmode.h"
-#include "formats/microscaling.h"
+#include "formats/stochastic.h"
 #include "layout.h"
 
 namespace py = pybind11;
@@ -93,6 +93,7 @@ bool ParamReader::read_own(Reading& r) {
   job.grad_factor = request_.grad_factor * param.group->sign;
   job.length = elements_of(own);
   job.blocks = {};
+  job.rounding = {};
   if (r.is_shard()) param.spread.read(r.object);
   param.master = job.master = Master::none;
   if (size_of(*own.format) == 2 && !own.complex && driver_.takes_followers()) {
@@ -312,18 +313,40 @@ void ParamReader::set_followers(Reading& r) const {
   }
 }
 
-void ParamReader::make_constants(Reading& r) {
-  Blocks& blocks = r.job().blocks;
-  blocks.seed = r.param.group->rounding_seed;
-  blocks.param = first_param_ + r.number;
-  if (r.device_job.hyper != nullptr) {
-    r.scalars[0].value += 1.0;
-    return;
+// Sets whether the job rounds with random bits, and what they depend on beside the step.
+bool ParamReader::set_rounding(Reading& r) {
+  Job& job = r.job();
+  Rounding& rounding = job.rounding;
+  rounding.stochastic = r.param.group->stochastic_rounding;
+  if (rounding.stochastic) {
+    bool rounds = false;
+    for (std::size_t k = 0; k < kFirstFollower; ++k) rounds = rounds || job.rounds(k);
+    rounding.stochastic = rounds;
   }
-  const std::size_t counters = info_.counts_steps ? 1 : 0;
-  const double step = info_.counts_steps ? r.scalars[0].value + 1.0 : (r.param.fresh ? 1.0 : 2.0);
+  r.param.rounds = rounding.stochastic || job.blocks.row_length != 0;
+  if (!r.param.rounds) return true;
+  if (job.wide && !r.own().on_cpu) return r.fall_back("stochastic rounding beside a float64 parameter on a GPU");
+  rounding.seed = r.param.group->rounding_seed;
+  rounding.param = first_param_ + r.number;
+  if (r.is_shard()) rounding.first = r.param.spread.first_element(r.object, work_.ran_python);
+  return true;
+}
+
+void ParamReader::make_constants(Reading& r) {
+  r.scalars[0].value += 1.0;
+  if (r.device_job.hyper == nullptr) make_constants_here(r);
+  if (!r.param.rounds) return;
+  Rounding& rounding = r.job().rounding;
+  rounding.step = static_cast<std::uint64_t>(r.scalars[0].value);
+  rounding.key = random_key(rounding.seed, rounding.step, rounding.param);
+}
+
+// Makes the constants on the CPU, and advances the rule's scalars.
+void ParamReader::make_constants_here(Reading& r) {
+  const double step = info_.counts_steps ? r.scalars[0].value : (r.param.fresh ? 1.0 : 2.0);
+  const std::size_t own = names_.scalars.size() - (info_.counts_steps ? 1 : 0);  // scalars behind the step count
   RuleScalars scalars{};
-  for (std::size_t n = counters; n < names_.scalars.size(); ++n) scalars[n - counters] = r.scalars[n].value;
+  for (std::size_t n = 0; n < own; ++n) scalars[n] = r.scalars[n + 1].value;
   const std::array<double, kMaxHyper>& hyper = r.param.group->hyper;
   MadeConstants& made = made_[r.job().wide ? 1 : 0];
   if (made.constants == nullptr || made.step != step || made.scalars != scalars || made.hyper != hyper) {
@@ -336,15 +359,12 @@ void ParamReader::make_constants(Reading& r) {
     info_.advance(hyper.data(), step, made.advanced.data());
   }
   r.job().constants = made.constants;
-  blocks.step = info_.counts_steps ? static_cast<std::uint64_t>(step) : r.param.group->rounding_step;
-  if (blocks.row_length != 0) blocks.key = random_key(blocks.seed, blocks.step, blocks.param);
-  for (std::size_t n = 0; n < names_.scalars.size(); ++n)
-    r.scalars[n].value = n < counters ? step : made.advanced[n - counters];
+  for (std::size_t n = 0; n < own; ++n) r.scalars[n + 1].value = made.advanced[n];
 }
 
 void ParamReader::add_job(Reading& r) {
   Job& job = r.job();
-  for (std::size_t n = 0; n < names_.scalars.size(); ++n)
+  for (std::size_t n = 0; n < scalars_of(r.param); ++n)
     if (!r.scalars[n].on_gpu) work_.scalars.push_back(r.scalars[n]);
   if (job.rows == nullptr) {  // a sparse gradient's values have another shape, and everything is row-major
     bool flat = r.packed;
@@ -378,7 +398,7 @@ ParamReader::Outcome ParamReader::read(Param& param, std::size_t number, bool& m
   param.reason = unsupported_reason(r);
   if (!param.reason.empty() || !read_own(r) || !read_gradient(r)) return fall_back();
   set_clip_and_zeros(r);
-  if (!read_states(r) || !read_scalars(r)) return fall_back();
+  if (!read_states(r) || !set_rounding(r) || !read_scalars(r)) return fall_back();
   last_device_ = r.own().cuda;
   note_memory(r, memory_moved);
   if (param.overlaps_itself) fail(param, "its own tensors (parameter, states, step) overlap in memory");
@@ -393,7 +413,6 @@ ParamReader::Outcome ParamReader::read(Param& param, std::size_t number, bool& m
   const bool here = r.own().cuda < 0 && param.group->device < 0;
   if (!here && !choose_constants_device(r)) return fall_back();
   set_followers(r);
-  param.in_blocks = r.job().blocks.row_length != 0;
   param.zeroed = r.job().zeroes_grad;
   make_constants(r);
   add_job(r);

@@ -36,7 +36,7 @@ struct Param {
   bool complex = false;
   unsigned followed = 0;     // the followers that the last step's job updates, a bit for each
   bool zeroed = false;       // the last step's job zeroes its gradient
-  bool in_blocks = false;    // some of its states have 8 bits
+  bool rounds = false;       // its job rounds with random bits
   unsigned states_used = 0;  // a bit for each
   Master master = Master::none;
   std::string reason;                // why torch's implementation steps it
@@ -117,6 +117,7 @@ class ParamReader {
   bool read_master(Reading& r);
   bool read_user_follower(Reading& r, std::size_t follower);
   bool can_follow(Reading& r, std::size_t operand, PyObject* tensor);
+  std::size_t scalars_of(const Param& param) const;
   bool read_scalars(Reading& r);
   bool read_scalar(Reading& r, const pybind11::str& name, Scalar& scalar);
   bool is_spread_as_param(Reading& r, std::size_t operand, PyObject* tensor, const std::string& what);
@@ -130,7 +131,9 @@ class ParamReader {
   void set_clip_and_zeros(Reading& r) const;
   void measure_gradient(const Reading& r);
   void set_followers(Reading& r) const;
+  bool set_rounding(Reading& r);
   void make_constants(Reading& r);
+  void make_constants_here(Reading& r);
   void add_job(Reading& r);
   std::string label_of(const Param& param) const;
   [[noreturn]] void fail(const Param& param, const std::string& what) const;

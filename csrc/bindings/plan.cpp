@@ -336,6 +336,7 @@ py::object Plan::create_states(const py::object& optimizer, const StepRequest& r
       if (state == nullptr || state == Py_None) fresh.push_back(&param);
     }
     if (param.master != Master::none) state_names.append(master_name(param.master));
+    if (param.rounds && !driver_->info().counts_steps) state_names.append(names().step);
     py::list follower_names;
     for (const FollowerRequest& follower : request.followers)
       if (follower.is_state()) follower_names.append(follower.state_name);
@@ -383,7 +384,6 @@ void Plan::run(StepWork& work, const StepRequest& request) {
   }
   torch().increment_version(stepped);
   remember_versions(work);
-  count_roundings(work);
   the_stats.kernel["cpu"] += work.jobs.size();
   the_stats.kernel["cuda"] += work.stepped.size() - work.jobs.size();
 }
@@ -399,18 +399,6 @@ void Plan::remember_versions(const StepWork& work) const {
     if (work.versions[k] >= 0 && known_version(work.params[k].ptr()) == work.versions[k]) remember(k);
   for (const std::size_t k : work.stepped)
     if (params_[k].master == Master::low_bits) remember(k);
-}
-
-// Counts the step in the groups whose 8-bit states have been rounded, if the rule does not count steps.
-void Plan::count_roundings(const StepWork& work) const {
-  if (driver_->info().counts_steps) return;
-  std::size_t counted = work.groups.size();  // the last group that was counted; groups are in order
-  for (const std::size_t k : work.stepped) {
-    const Group& group = *params_[k].group;
-    if (!params_[k].in_blocks || group.index == counted) continue;
-    counted = group.index;
-    work.groups[counted][names().rounding_step] = py::int_(group.rounding_step + 1);
-  }
 }
 
 py::list Plan::named(const std::vector<std::size_t>& numbers) const {

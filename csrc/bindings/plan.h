@@ -73,7 +73,6 @@ class Plan {
   bool stays_on_gpu(const StepWork& work, const StepRequest& request) const;
   void run(StepWork& work, const StepRequest& request);
   void remember_versions(const StepWork& work) const;
-  void count_roundings(const StepWork& work) const;
   pybind11::list named(const std::vector<std::size_t>& numbers) const;
   pybind11::list unfollowed(const StepWork& work, std::size_t follower) const;
   pybind11::list unzeroed(const StepWork& work) const;

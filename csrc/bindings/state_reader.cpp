@@ -148,7 +148,6 @@ bool ParamReader::read_scales(Reading& r, std::size_t operand, const std::string
   const std::size_t state = operand - kFirstState;
   const TensorView& codes = r.views[operand];
   const std::string scales_text = what + "_scale";
-  if (!codes.on_cpu && r.job().wide) return r.fall_back("8-bit states of a float64 parameter on a GPU");
   const std::int64_t rows = codes.ndim > 0 ? codes.shape[0] : 0;
   std::int64_t length = 1;
   for (int d = 1; d < codes.ndim; ++d) length *= codes.shape[d];
@@ -185,19 +184,24 @@ bool ParamReader::read_scales(Reading& r, std::size_t operand, const std::string
   blocks.scales[state] = view.data;
   blocks.codings[state] = info_.state_codings[state];
   r.scale_bytes[state] = rows * in_row;
-  if (r.is_shard()) {
-    const std::int64_t first = r.param.spread.first_row(r.object, work_.ran_python);
-    if (first < 0) fail(r.param, "8-bit states need a DTensor that is sharded along dimension 0 only");
-    blocks.first = first * length;
-  }
+  if (r.is_shard() && r.param.spread.first_row(r.object, work_.ran_python) < 0)
+    fail(r.param, "8-bit states need a DTensor that is sharded along dimension 0 only");
   work_.used.push_back(scales);
   return true;
 }
 
+// Returns the number of a parameter's scalars: those of the rule, or one if the rule has none, but the random bits need
+// a count of the steps.
+std::size_t ParamReader::scalars_of(const Param& param) const {
+  return info_.counts_steps ? names_.scalars.size() : param.rounds ? 1 : 0;
+}
+
 bool ParamReader::read_scalars(Reading& r) {
-  if (r.param.state == nullptr) return true;
-  for (std::size_t n = 0; n < names_.scalars.size() && !r.missing; ++n)
-    if (!read_scalar(r, names_.scalars[n], r.scalars[n])) return false;
+  const std::size_t count = scalars_of(r.param);
+  if (count > 0 && r.param.state == nullptr) r.missing = true;
+  for (std::size_t n = 0; n < count && !r.missing; ++n)
+    if (!read_scalar(r, info_.counts_steps ? names_.scalars[n] : names().step, r.scalars[n])) return false;
+  if (!info_.counts_steps && r.scalars[0].on_gpu) return r.fall_back("state step that is on a GPU");
   return true;
 }
 

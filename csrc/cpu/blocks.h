@@ -42,7 +42,7 @@ ONEPASS_INLINE void for_each_row_of_blocks(const Job& job, std::size_t operand, 
     const std::int64_t own_row = job.rows != nullptr ? row_number(*job.rows, row) : row;
     const std::int64_t count = length - column < n ? length - column : n;
     const std::int64_t at = own_row * length + column;
-    visit(codes + at, scales + own_row * scales_in_row + column / kBlock, blocks.first + at, tile, count);
+    visit(codes + at, scales + own_row * scales_in_row + column / kBlock, job.rounding.first + at, tile, count);
     tile += count;
     n -= count;
     column = 0;
@@ -101,7 +101,7 @@ template <Coding coding, class T>
 template <Coding coding, bool kSecond, class T>
 [[gnu::noinline]] void encode_blocks_of(const Job& job, std::size_t operand, std::int64_t begin, std::int64_t n,
                                         const T* tile) {
-  const std::uint64_t key = job.blocks.key;
+  const std::uint64_t key = job.rounding.key;
   const std::size_t state = operand - kFirstState;
   for_each_row_of_blocks(job, operand, begin, n, tile,
                          [&](std::uint8_t* codes, std::uint8_t* scales, std::int64_t index, const T* from,

@@ -1,8 +1,10 @@
 // The element-wise driver: one pass over a range of a tensor, by the first of these that applies:
 //
 // - All operands are packed arrays of the arithmetic type: the rule runs over them in place.
-// - All are packed, in one of the usual combinations of formats: a kernel for each combination loads a register of
-//   every operand, converts it, applies the rule, converts and stores.
+// - All are packed, and the states are in blocks (in_blocks.h): a tile of blocks is decoded and stepped in registers,
+//   and then encoded.
+// - All are packed, in one of the usual combinations of formats (in_registers.h): a kernel for each combination loads a
+//   register of every operand, converts it, applies the rule, converts and stores.
 // - Otherwise operands are decoded into tiles that stay in the L1 cache, and encoded again after the rule.
 //
 // So a rule reads and writes only plain arrays of the arithmetic type.
@@ -25,6 +27,7 @@
 #include "cpu/master.h"
 #include "cpu/rows.h"
 #include "cpu/runs.h"
+#include "cpu/stochastic.h"
 #include "cpu/tile.h"
 #include "cpu/tuning.h"
 #include "job.h"
@@ -128,6 +131,9 @@ void run_in_tiles(Apply rule, const Job& job, std::int64_t begin, std::int64_t e
       if (has_master) read_master(job, at, n, tiles[kParam]);
     if (clamps) scale_and_clamp(static_cast<T>(job.grad_factor), static_cast<T>(job.clip_value), tiles[kGrad], n);
     rule(clamps ? clamped : job, data, n, 0);
+    if (job.rounding.stochastic)
+      for (std::size_t k = 0; k < kFirstFollower; ++k)
+        if (job.rounds(k)) round_stochastically(job, k, at, n, tiles[k]);
     if (followed) follow(job, at, n, reinterpret_cast<T*>(data[kParam]));
     for (std::size_t k = 0; k < kFirstFollower; ++k)
       if (is_in_blocks(job, k)) {
@@ -175,14 +181,16 @@ void run_with(const Job& job, std::int64_t begin, std::int64_t end, const Tuning
     if (!has_master && all_plain_arrays<T>(job)) return run_packed(in_arrays, job, begin, end, tuning);
 #ifdef ONEPASS_FLOAT_VECTOR
     if constexpr (std::is_same_v<T, float>) {
+      const bool rounds = job.rounding.stochastic;
       // Rows that are shorter than a block are faster in tiles, which have many rows.
-      const bool has_whole_blocks = job.blocks.row_length >= kBlock;
+      const bool has_whole_blocks = job.blocks.row_length >= kBlock && !rounds;
       if (const ApplyInBlocks in_blocks = has_whole_blocks ? find_in_blocks<Rule, Set>(job) : nullptr)
         return run_in_blocks(in_blocks, in_arrays, job, begin, end, tuning);
-      if (const Apply in_registers = has_master ? nullptr : find_in_registers<Rule, Set>(job)) {
+      if (const Apply in_registers = has_master ? nullptr : find_in_registers<Rule, Set>(job, begin, end)) {
         const std::int64_t rest = (end - begin) % kUnit;
         run_packed(in_registers, job, begin, end - rest, tuning);
-        if (rest > 0) apply_to_rest(in_registers, job, end - rest, rest);
+        if (rest > 0 && rounds) run_in_tiles<T>(in_arrays, job, end - rest, end, tuning);
+        if (rest > 0 && !rounds) apply_to_rest(in_registers, job, end - rest, rest);
         return;
       }
     }

@@ -123,7 +123,7 @@ void apply_in_blocks(const Job& job, std::int64_t begin, std::int64_t block, std
         constexpr std::size_t state = k - kFirstState;
         choose_scales(tiles[k], scales[k] + at / kBlock, count);
         if constexpr (!shares_random<Set>(k))
-          make_random(tiles[k], job.blocks.key, state, job.blocks.first + begin + at, count);
+          make_random(tiles[k], job.rounding.key, state, job.rounding.first + begin + at, count);
         encode_tile<Rule::state_codings[state], state % 2 != 0>(tiles[k],
                                                                 tiles[shares_random<Set>(k) ? k - 1 : k].random,
                                                                 reinterpret_cast<std::uint8_t*>(data[k]) + at, count);

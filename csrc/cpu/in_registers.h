@@ -15,6 +15,7 @@
 
 #include "cpu/apply.h"
 #include "cpu/convert.h"
+#include "formats/stochastic.h"
 #include "formats/with_format.h"
 #include "job.h"
 #include "target.h"
@@ -37,8 +38,40 @@ using Index = std::integral_constant<std::size_t, K>;
 inline constexpr std::int64_t kUnit = 2 * kVectorWidth;
 static_assert(kTile<float> % kUnit == 0);
 
-// Applies the rule to packed operands in these formats; n is a multiple of kUnit.
-template <class Rule, unsigned Set, Formats formats>
+// The random bits of kUnit elements, for stochastic rounding to bfloat16. `Alternate`: the elements have that order.
+template <bool Alternate>
+class RandomUnits {
+ public:
+  // The first element has this index in the whole tensor. The upper 32 bits of all indices are the same.
+  ONEPASS_INLINE void start(std::uint64_t key, std::int64_t first) {
+    for (std::size_t pair = 0; pair < kPairs; ++pair) products_[pair] = first_product(key, 2 * pair, first);
+  }
+
+  // Makes the bits of elements [i, i + kUnit) that two streams share.
+  ONEPASS_INLINE void make(std::size_t pair, std::int64_t i) {
+    const std::uint32_t product = products_[pair] + static_cast<std::uint32_t>(i) * kIndexFactor;
+    const BitVector numbers = numbers_from(0);
+    random_[pair][0] = random_bits(BitVector((Alternate ? numbers * 2 : numbers) * kIndexFactor + product));
+    random_[pair][1] = random_bits(
+        BitVector((Alternate ? numbers * 2 + 1 : numbers + std::uint32_t{kVectorWidth}) * kIndexFactor + product));
+  }
+
+  // Returns bits whose upper half is the value of one half of the unit, rounded.
+  ONEPASS_INLINE BitVector rounded(std::size_t stream, int half, FloatVector values) const {
+    const BitVector random = random_[stream / 2][half];
+    const auto bits = std::bit_cast<BitVector>(values);
+    return values != values ? bits | 0x400000U : bits + (stream % 2 != 0 ? random & 0xffffU : random >> 16);
+  }
+
+ private:
+  static constexpr std::size_t kPairs = kParamStream / 2 + 1;
+  std::uint32_t products_[kPairs];
+  BitVector random_[kPairs][2];
+};
+
+// Applies the rule to packed operands in these formats; n is a multiple of kUnit. `kStochastic`: operands in bfloat16
+// are rounded stochastically.
+template <class Rule, unsigned Set, Formats formats, bool kStochastic = false>
 void apply_in_registers(const Job& job, std::byte* const* data, std::int64_t n, std::int64_t tiles_ahead) {
   // Any order of the elements is correct if all operands have the same order.
   constexpr bool alternating =
@@ -47,6 +80,11 @@ void apply_in_registers(const Job& job, std::byte* const* data, std::int64_t n, 
   const auto factor = static_cast<float>(job.grad_factor);
   [&]<std::size_t... K>(std::index_sequence<K...> /*operands*/) __attribute__((always_inline)) {
     std::byte* const own[] = {data[K]...};
+    RandomUnits<alternating> random;
+    if constexpr (kStochastic) {
+      const std::int64_t at = (data[kParam] - job.operands.data()[kParam].data) / formats.size(kParam);
+      random.start(job.rounding.key, job.rounding.first + at);
+    }
     const auto step_unit = [&](std::int64_t i) __attribute__((always_inline)) {
       // The compiler keeps each of these arrays in a register.
       alignas(64) float first[sizeof...(K)][kVectorWidth];
@@ -60,7 +98,19 @@ void apply_in_registers(const Job& job, std::byte* const* data, std::int64_t n, 
         }
       };
       const auto store = [&]<std::size_t k>(Index<k>) __attribute__((always_inline)) {
-        if constexpr (is_used<Set>(k) && k != kGrad) {
+        constexpr bool is_written = is_used<Set>(k) && k != kGrad;
+        if constexpr (is_written && kStochastic && formats.of(k) == Format::bfloat16) {
+          constexpr std::size_t stream = k == kParam ? kParamStream : k - kFirstState;
+          if constexpr (stream % 2 == 0 || !is_used<Set>(k - 1)) random.make(stream / 2, i);
+          const BitVector a = random.rounded(stream, 0, load_vector(Float32{}, as_bytes(first[k])));
+          const BitVector b = random.rounded(stream, 1, load_vector(Float32{}, as_bytes(second[k])));
+          if constexpr (alternating) {
+            store_bytes(own[k] + i * formats.size(k), (a >> 16) | (b & 0xffff0000U));
+          } else {
+            store_bytes(own[k] + i * formats.size(k), upper_halves(a));
+            store_bytes(own[k] + (i + kVectorWidth) * formats.size(k), upper_halves(b));
+          }
+        } else if constexpr (is_written) {
           using Codec = std::conditional_t<alternating, Alternating, CodecOf<formats.of(k)>>;
           store_pair(Codec{}, own[k] + i * formats.size(k),
                      {load_vector(Float32{}, as_bytes(first[k])), load_vector(Float32{}, as_bytes(second[k]))});
@@ -103,14 +153,26 @@ inline bool all_in(const Job& job, const Formats& formats) {
   return all_operands(job, [&](std::size_t k, const Operand& operand) { return operand.format == formats.of(k); });
 }
 
-// Returns the kernel for the formats of a job; null if there is none.
+// Whether elements [begin, end) of a job have indices in the whole tensor with the same upper 32 bits.
+inline bool has_one_upper_half(const Job& job, std::int64_t begin, std::int64_t end) {
+  return (job.rounding.first + begin) >> 32 == (job.rounding.first + end - 1) >> 32;
+}
+
+// Returns the kernel for elements [begin, end) of a job by its formats; null if there is none. For stochastic rounding,
+// there are kernels of bfloat16 models only.
 template <class Rule, unsigned Set>
-Apply find_in_registers(const Job& job) {
+Apply find_in_registers(const Job& job, std::int64_t begin, std::int64_t end) {
   Apply found = nullptr;
   const auto look = [&]<std::size_t k>(Index<k>) {
     constexpr Formats formats = kInRegisters[k];
-    if constexpr (Set != 0 || formats.param_and_grad == formats.states)
-      if (all_in(job, formats)) found = &apply_in_registers<Rule, Set, formats>;
+    if constexpr (Set != 0 || formats.param_and_grad == formats.states) {
+      if (!all_in(job, formats)) return;
+      if (!job.rounding.stochastic) {
+        found = &apply_in_registers<Rule, Set, formats>;
+      } else if constexpr (formats.param_and_grad == Format::bfloat16) {
+        if (has_one_upper_half(job, begin, end)) found = &apply_in_registers<Rule, Set, formats, true>;
+      }
+    }
   };
   [&]<std::size_t... I>(std::index_sequence<I...>) {
     (look(Index<I>{}), ...);

@@ -10,9 +10,9 @@
 namespace onepass::cuda {
 
 enum class Work : int {
-  prepare,         // each thread runs a counter of the table
-  step,            // each block steps a chunk of a row
-  step_in_blocks,  // the same for rows with states in blocks
+  prepare,          // each thread runs a counter of the table
+  step,             // each block steps a chunk of a row
+  step_stochastic,  // the same for rows that are rounded with random bits
   // Each block measures a chunk of a row whose only operand is a gradient:
   sum_of_squares,
   largest_magnitude,

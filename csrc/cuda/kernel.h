@@ -379,11 +379,12 @@ struct Stepper {
     return data[kMasterSlot<Rule>] + static_cast<std::uint64_t>(offset) * master_size();
   }
 
-  // Applies the rule, and then updates the followers (see cpu/followers.h).
-  template <int Count>
-  ONEPASS_INLINE void apply(T (&values)[kOperands<Rule>][Count]) const {
+  // Applies the rule, calls round(), and then updates the followers (see cpu/followers.h).
+  template <int Count, class Round>
+  ONEPASS_INLINE void apply(T (&values)[kOperands<Rule>][Count], Round&& round) const {
 #pragma unroll
     for (int i = 0; i < Count; ++i) step_value(values, i);
+    round();
 #pragma unroll
     for (int f = 0; f < static_cast<int>(kMaxFollowers); ++f) {
       const int k = kRuleOperands<Rule> + f;
@@ -474,7 +475,7 @@ struct Stepper {
       for (int i = 0; i < kWidth<T>; ++i) step_value(values, i);
       split_vector(at, values[kParam]);
     } else {
-      apply(values);
+      apply(values, [] {});
     }
 #pragma unroll
     for (int k = 0; k < operands; ++k)
@@ -494,7 +495,7 @@ struct Stepper {
       if (has(k)) values[k][0] = load_element<T>(format_of(row, operand_of<Rule>(k)), data[k], offsets[k]);
     const std::int64_t master_offset = offsets[kMasterSlot<Rule>];
     if (has_master()) join_element(master_offset, values[kParam][0]);
-    apply(values);
+    apply(values, [] {});
     if (has_master()) split_element(master_offset, values[kParam][0]);
 #pragma unroll
     for (int k = 0; k < kOperands<Rule>; ++k)

@@ -13,7 +13,7 @@ struct Pair {
 
 // The kernel of each rule for rows with states in blocks, with a large table as the argument; null if the rule has
 // none.
-const void* block_kernel_of(RuleId rule);
+const void* stochastic_kernel_of(RuleId rule);
 
 // For each rule, with a small table as the argument, and with a large one.
 struct Kernels {

@@ -54,8 +54,8 @@ const void* kernel_of(Work work, RuleId rule, bool wide, bool small) {
       return pair.prepare;
     case Work::step:
       return pair.step;
-    case Work::step_in_blocks:
-      return block_kernel_of(rule);
+    case Work::step_stochastic:
+      return stochastic_kernel_of(rule);
     case Work::sum_of_squares:
       return measures[static_cast<int>(Measure::sum_of_squares)][wide ? 1 : 0];
     case Work::largest_magnitude:
@@ -71,7 +71,7 @@ const char* launch_kernel(const void* kernel, unsigned blocks, const void* argum
 }
 
 const char* launch(Work work, RuleId rule, bool wide, const LargeTable& table, void* stream) {
-  const bool small = work != Work::step_in_blocks &&
+  const bool small = work != Work::step_stochastic &&
                      size_of(table) <= sizeof(SmallTable);  // a small table is the beginning of a large one
   return launch_kernel(kernel_of(work, rule, wide, small), blocks_of(work, table), &table, stream);
 }

@@ -174,21 +174,26 @@ Access access_of(const Job& job) {
   return Access::mixed;
 }
 
-bool is_in_blocks(const Job& job) { return job.blocks.row_length != 0; }
+bool is_stochastic(const Job& job) { return job.blocks.row_length != 0 || job.rounding.stochastic; }
 
-// Sets how a row with states in blocks is read: parameter and gradient as vectors, if every block begins at a multiple
-// of a vector's size and nothing but the rule's update is made.
-void set_block_access(const Job& job, Row& row) {
-  row.access = Access::blocks;
+// Returns the length of the rows in which blocks of 32 elements begin anew.
+std::int64_t row_length_of(const Job& job) {
+  return job.blocks.row_length != 0 ? job.blocks.row_length : std::max<std::int64_t>(job.length, 1);
+}
+
+// Sets how a row that is rounded with random bits is read: by vectors, if every operand has them at each block of 32
+// elements, and nothing but the rule's update is made.
+void set_stochastic_access(const Job& job, Row& row) {
+  row.access = Access::stochastic;
   constexpr std::int64_t width = 16 / sizeof(float);
-  if (job.layout != nullptr || job.master != Master::none || has_followers(job) || job.blocks.row_length % width != 0)
+  const bool one_row = row_length_of(job) == job.length;
+  if (job.layout != nullptr || job.master != Master::none || has_followers(job) ||
+      (!one_row && job.blocks.row_length % width != 0))
     return;
-  for (std::size_t k = kFirstState; k < kFirstFollower; ++k)
-    if (job.operands[k].data != nullptr && job.blocks.scales[k - kFirstState] == nullptr) return;
-  for (std::size_t k = 0; k < kFirstState; ++k) {
+  for (std::size_t k = 0; k < kFirstFollower; ++k) {
     const Operand& operand = job.operands[k];
     const std::size_t size = onepass::size_of(operand.format);
-    if (size <= sizeof(float) && address(operand.data) % (size * width) == 0)
+    if (operand.data != nullptr && size <= sizeof(float) && address(operand.data) % (size * width) == 0)
       row.aligned = static_cast<std::uint16_t>(row.aligned | 1U << k);
   }
 }
@@ -208,8 +213,8 @@ Row row_of(const Job& job) {
     if (k != kMaster) row.formats |= static_cast<std::uint32_t>(operand.format) << (4 * k);
     narrow = narrow && onepass::size_of(operand.format) <= native;
   }
-  if (is_in_blocks(job)) {
-    set_block_access(job, row);
+  if (is_stochastic(job)) {
+    set_stochastic_access(job, row);
   } else if (job.layout != nullptr || !narrow || (job.master != Master::none && has_followers(job))) {
     row.access = Access::elements;
   } else {
@@ -260,26 +265,30 @@ bool follows_as(const Job& job, const Header& header) {
   return true;
 }
 
-// Returns the words that follow the addresses of a job with states in blocks; none for other jobs.
-std::vector<std::uint64_t> block_words(const DeviceJob& device_job, bool counts_steps) {
-  const Blocks& blocks = device_job.job.blocks;
-  if (!is_in_blocks(device_job.job)) return {};
+// Returns the words that follow the addresses of a job that is rounded with random bits; none for other jobs.
+std::vector<std::uint64_t> stochastic_words(const DeviceJob& device_job, bool counts_steps) {
+  const Job& job = device_job.job;
+  const Rounding& rounding = job.rounding;
+  if (!is_stochastic(job)) return {};
   const Number& counted = device_job.numbers[0];
   const bool is_counted_there = counts_steps && device_job.hyper != nullptr;
-  BlockWords words{.scales = {},
-                   .row_length = static_cast<std::uint64_t>(blocks.row_length),
-                   .first = static_cast<std::uint64_t>(blocks.first),
-                   .seed = blocks.seed,
-                   .param = blocks.param,
-                   .step = blocks.step,
-                   .step_format = kValue};
+  StochasticWords words{.scales = {},
+                        .row_length = static_cast<std::uint64_t>(row_length_of(job)),
+                        .rounds = 0,
+                        .first = static_cast<std::uint64_t>(rounding.first),
+                        .seed = rounding.seed,
+                        .param = rounding.param,
+                        .step = rounding.step,
+                        .step_format = kValue};
   if (is_counted_there && counted.data != nullptr) {
     words.step = address(counted.data);
     words.step_format = static_cast<std::uint64_t>(counted.format);
   } else if (is_counted_there) {
     words.step = static_cast<std::uint64_t>(counted.value) + 1;
   }
-  for (std::size_t s = 0; s < kMaxStates; ++s) words.scales[s] = address(blocks.scales[s]);
+  for (std::size_t s = 0; s < kMaxStates; ++s) words.scales[s] = address(job.blocks.scales[s]);
+  for (std::size_t k = 0; k < kFirstFollower; ++k)
+    if (job.rounds(k)) words.rounds |= std::uint64_t{1} << k;
   std::vector<std::uint64_t> all(sizeof words / sizeof(std::uint64_t));
   std::memcpy(all.data(), &words, sizeof words);
   return all;
@@ -287,10 +296,11 @@ std::vector<std::uint64_t> block_words(const DeviceJob& device_job, bool counts_
 
 // Returns the number of blocks of a row.
 std::uint64_t blocks_of(const Job& job, const Row& row, std::uint32_t chunk) {
-  if (row.access == Access::blocks) {
-    const std::int64_t in_row = (job.blocks.row_length + kBlockLength - 1) / kBlockLength;
+  if (row.access == Access::stochastic) {
+    const std::int64_t row_length = row_length_of(job);
+    const std::int64_t in_row = (row_length + kBlockLength - 1) / kBlockLength;
     const std::int64_t in_chunk = chunk / kBlockLength;
-    return static_cast<std::uint64_t>((job.length / job.blocks.row_length * in_row + in_chunk - 1) / in_chunk);
+    return static_cast<std::uint64_t>((job.length / row_length * in_row + in_chunk - 1) / in_chunk);
   }
   return static_cast<std::uint64_t>((std::max<std::int64_t>(row.length - row.phase, 1) + chunk - 1) / chunk);
 }
@@ -350,23 +360,23 @@ struct Step {
     flush();
   }
 
-  // Steps all jobs of this arithmetic type: those with states in blocks, or the others.
-  void step(bool wide, bool in_blocks, std::uint64_t workspace) const {
+  // Steps all jobs of this arithmetic type: those that are rounded with random bits, or the others.
+  void step(bool wide, bool stochastic, std::uint64_t workspace) const {
     const std::size_t slot = constants_words(rule, wide) * sizeof(std::uint64_t);
     Builder<Row> rows;
     Header header;
     const auto flush = [&] {
-      if (!rows.empty()) launch(in_blocks ? Work::step_in_blocks : Work::step, wide, rows.close(header));
+      if (!rows.empty()) launch(stochastic ? Work::step_stochastic : Work::step, wide, rows.close(header));
     };
     for (const DeviceJob& device_job : jobs) {
       const auto& [job, hyper, numbers] = device_job;
       if (job.wide != wide) continue;
       const std::uint64_t constants = hyper != nullptr ? std::exchange(workspace, workspace + slot) : 0;
-      if (job.length == 0 || is_in_blocks(job) != in_blocks) continue;
+      if (job.length == 0 || is_stochastic(job) != stochastic) continue;
       Row row = row_of(job);
       const Pointers pointers(job);
       const std::vector<std::uint64_t> layout = layout_words(job);
-      const std::vector<std::uint64_t> more = block_words(device_job, info_of(rule).counts_steps);
+      const std::vector<std::uint64_t> more = stochastic_words(device_job, info_of(rule).counts_steps);
       const std::uint64_t blocks = blocks_of(job, row, common.chunk);
       // The header of a table holds for all of its rows.
       const bool alike = std::abs(job.grad_factor) == header.grad_factor && job.clip_value == header.clip_value &&

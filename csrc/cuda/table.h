@@ -27,9 +27,9 @@ enum class Access : std::uint8_t {
   bfloat16_states,  // the states in bfloat16, parameter and gradient in float32
   float32_states,   // the states in float32, parameter and gradient in bfloat16
   // All formats:
-  mixed,     // several elements at a time, each operand in its own format, aligned or not
-  elements,  // one element at a time, with any strides
-  blocks,    // a block of 8-bit states at a time (block_kernel.h)
+  mixed,       // several elements at a time, each operand in its own format, aligned or not
+  elements,    // one element at a time, with any strides
+  stochastic,  // those that are rounded with random bits: 32 elements at a time (stochastic_kernel.h)
 };
 
 // A tensor. Its elements are divided into chunks, each of which is the work of one block. Positions are in the table's
@@ -52,11 +52,12 @@ struct Row {
 };
 static_assert(sizeof(Row) == 32);
 
-// The words of a row with states in blocks, which follow the addresses of its operands.
-struct BlockWords {
+// The words of a row that is rounded with random bits, which follow the addresses of its operands.
+struct StochasticWords {
   std::uint64_t scales[kMaxStates];  // addresses, or 0
-  std::uint64_t row_length, first;   // see Blocks
-  std::uint64_t seed, param;         // of the random bits
+  std::uint64_t row_length;          // of Blocks; the number of elements if no state is in blocks
+  std::uint64_t rounds;              // the operands of 16 bits that are rounded: a bit each
+  std::uint64_t first, seed, param;  // of Rounding
   std::uint64_t step;                // a number, or the address of one if it is counted on the GPU
   std::uint64_t step_format;         // kValue: a number
 };

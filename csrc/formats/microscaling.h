@@ -15,6 +15,7 @@
 #include <bit>
 #include <cstdint>
 
+#include "formats/stochastic.h"
 #include "rules/math.h"
 #include "rules/registry.h"
 #include "target.h"
@@ -23,35 +24,8 @@ namespace onepass::inline ONEPASS_TARGET {
 
 inline constexpr int kBlock = kBlockLength;
 
-// Returns the key of the random bits of a parameter in a step: a hash (SplitMix64) of the seed, the step, and the
-// parameter's number among all parameters of the optimizer.
-ONEPASS_INLINE std::uint64_t random_key(std::uint64_t seed, std::uint64_t step, std::uint64_t param) {
-  std::uint64_t key = 0;
-  const std::uint64_t parts[] = {seed, step, param};
-  for (const std::uint64_t part : parts) {
-    key += part + 0x9e3779b97f4a7c15U;
-    key = (key ^ (key >> 30)) * 0xbf58476d1ce4e5b9U;
-    key = (key ^ (key >> 27)) * 0x94d049bb133111ebU;
-    key ^= key >> 31;
-  }
-  return key;
-}
-
 // The functions below are templates over a float and 32 bits, or a vector of each: what `?:` and the operators do to a
 // vector, they do to each element.
-
-inline constexpr std::uint32_t kIndexFactor = 0x9e3779b1U;
-
-// Returns 32 random bits for each element. `product` is index * kIndexFactor + key. The other multipliers and shifts
-// are those of a hash by C. Wellons (hash-prospector) in which each bit of the argument changes half of the bits.
-template <class Bits>
-ONEPASS_INLINE Bits random_bits(Bits product) {
-  Bits x = product ^ (product >> 16);
-  x *= 0x21f0aaadU;
-  x ^= x >> 15;
-  x *= 0xd35a2d97U;
-  return x ^ (x >> 16);
-}
 
 // Two states share the random bits of an element. Returns 20 bits for one of them; the lower 8 of those for the first
 // are the upper 8 of those for the second.
@@ -59,14 +33,6 @@ template <bool kSecond, class Bits>
 ONEPASS_INLINE Bits half_of(Bits random) {
   if constexpr (kSecond) return random & 0xfffffU;
   return random >> 12;
-}
-
-// Returns the product for the first element of a block of a state. `index` is the element's in the whole tensor. A
-// state with an even number shares the random bits with the next.
-ONEPASS_INLINE std::uint32_t first_product(std::uint64_t key, std::size_t state, std::int64_t index) {
-  const auto at = static_cast<std::uint64_t>(index);
-  const std::uint64_t mixed = (key + (state / 2 + (at >> 32) * kMaxStates) * 0x9e3779b97f4a7c15U) * 0xbf58476d1ce4e5b9U;
-  return static_cast<std::uint32_t>(at) * kIndexFactor + static_cast<std::uint32_t>(mixed >> 32);
 }
 
 // What is stored of a value: the value itself, or the root of an average of squares.

@@ -4,9 +4,9 @@
 
 #include "cpu/fpmode.h"
 #include "cuda/backend.h"
-#include "cuda/block_kernel.h"
 #include "cuda/kernel.h"
 #include "cuda/norm_kernel.h"
+#include "cuda/stochastic_kernel.h"
 #include "rules/all.h"
 
 namespace onepass::inline ONEPASS_TARGET {
@@ -22,8 +22,8 @@ void run(Work work, const LargeTable& table) {
     for (std::uint32_t thread = 0; thread < cuda::kThreads; ++thread)
       if (work == Work::step) {
         step_chunk<Rule, T>(table, block, thread);
-      } else if (work == Work::step_in_blocks) {
-        if constexpr (has_codings<Rule> && sizeof(T) == sizeof(float)) step_chunk_in_blocks<Rule>(table, block, thread);
+      } else if (work == Work::step_stochastic) {
+        if constexpr (sizeof(T) == sizeof(float)) step_stochastic_chunk<Rule>(table, block, thread);
       } else {
         prepare_row<Rule, T>(table, block * cuda::kThreads + thread);
       }

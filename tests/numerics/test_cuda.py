@@ -222,7 +222,7 @@ def test_8bit_states(gpu, row, dtype):
     assert all_bits(there) == all_bits(here)
 
 
-@each_8bit_row
+@for_rows(row for row in IN_8_BITS if onepass._core.rules()[row.ours.rule][3])
 def test_8bit_states_counted_on_the_gpu(gpu, row):
     """The random bits follow the count on the GPU. Its constants may differ in the last place on a real one."""
     params = rows_of_blocks(torch.float32)
@@ -281,6 +281,63 @@ def test_8bit_states_of_numbers_that_are_not_finite(gpu, row):
         for name, value in here.state[p].items():
             if isinstance(value, torch.Tensor) and value.element_size() == 1:
                 assert torch.equal(there.state[q][name].view(torch.uint8).cpu(), value.view(torch.uint8))
+
+
+# -- stochastic rounding to 16 bits ----------------------------------------------------------------------------------
+
+
+def with_scalars_and_short_rows(dtype):
+    generator = torch.Generator().manual_seed(4)
+    shapes = [(), (1,), (3,), (31,), (33, 5), (1023,), (4099,), (2, 0)]
+    return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "states"),
+    [
+        (torch.bfloat16, None),
+        (torch.float16, None),
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.bfloat16),
+        (torch.bfloat16, torch.float16),
+    ],
+    ids=str,
+)
+@each_row
+def test_stochastic_rounding(gpu, row, dtype, states):
+    params = [*rows_of_blocks(dtype), *with_scalars_and_short_rows(dtype)]
+    kwargs = {**row.full, "state_dtype": states, "stochastic_rounding": True, "rounding_seed": 5}
+    here, there = row.ours(copies(params), **kwargs), row.ours(gpu.put(params), **kwargs)
+    train_alike(gpu, here, there, params)
+    assert all_bits(there) == all_bits(here)
+
+
+@each_8bit_row
+def test_stochastic_rounding_beside_8_bit_states(gpu, row):
+    params = [*rows_of_blocks(torch.bfloat16), *with_scalars_and_short_rows(torch.bfloat16)]
+    kwargs = {**row.full, "state_dtype": torch.float8_e4m3fn, "stochastic_rounding": True}
+    here, there = row.ours(copies(params), **kwargs), row.ours(gpu.put(params), **kwargs)
+    train_alike(gpu, here, there, params)
+    assert all_bits(there) == all_bits(here)
+
+
+@pytest.mark.parametrize("master", [None, "split", "float32"])
+def test_stochastic_rounding_with_everything(gpu, master):
+    row = next(row for row in ELEMENTWISE if row.name == "AdamW")
+    params = [*rows_of_blocks(torch.bfloat16), *with_scalars_and_short_rows(torch.bfloat16)]
+
+    def made(own):
+        net = torch.nn.ParameterList(own)
+        average = AveragedModel(net, decay=0.9)
+        low = [p.detach().to(torch.float16) for p in net]
+        kwargs = {"average": average, "copy_to": low, "clip_value": 0.5, "zero_grad": True, "master": master}
+        return row.ours(net, **row.full, state_dtype=torch.bfloat16, stochastic_rounding=True, **kwargs), average, low
+
+    (here, own_average, own_low), (there, average, low) = made(copies(params)), made(gpu.put(params))
+    train_alike(gpu, here, there, params)
+    assert all_bits(there) == all_bits(here)
+    assert [bits(p.cpu()) for p in low] == [bits(p) for p in own_low]
+    assert [bits(p.detach().cpu()) for p in average.module] == [bits(p.detach()) for p in own_average.module]
 
 
 @pytest.mark.slow

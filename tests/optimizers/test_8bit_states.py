@@ -14,6 +14,7 @@ import blocks
 import numpy as np
 import onepass
 import pytest
+import stochastic
 import torch
 from cases import ROWS
 from machines import ISAS
@@ -91,7 +92,7 @@ class Pair:
             assert bits(p.detach()) == bits(q.detach()), number
             for name in self.names(p):
                 state, coding = self.ours.state[p], block_states.codings()[name]
-                key = blocks.random_key(self.seed, self.steps, number)
+                key = stochastic.random_key(self.seed, self.steps, number)
                 values = rows_of(self.twin.state[q][name], state[name]).numpy()
                 codes, scales = blocks.encoded(values, coding, key, states.index(name))
                 np.testing.assert_array_equal(state[name + "_scale"].view(torch.uint8).numpy(), scales)
@@ -101,13 +102,10 @@ class Pair:
         for _ in range(times):
             self.give(self.steps + 17, scale)
             self.before()
-            if RULES[self.ours.rule][3]:
-                self.steps += 1
+            self.steps += 1
             self.ours.step()
             self.twin.step()
             self.after()
-            if not RULES[self.ours.rule][3]:
-                self.steps += 1
 
 
 def leaves(dtype=torch.float32, shapes=SHAPES, seed=0):
@@ -343,7 +341,7 @@ def chi_square_fits(counts, expected):
 def test_neighbours_are_independent(distance, state):
     """Pairs of the upper 4 random bits of elements at a distance are equally frequent."""
     index = np.arange(1 << 20)
-    bits16 = blocks.random_bits(blocks.random_key(0, 1, 0), state, index, index - index % 32) >> 16
+    bits16 = blocks.random_bits(stochastic.random_key(0, 1, 0), state, index, index - index % 32) >> 16
     pairs = bits16[:-distance] * 16 + bits16[distance:]
     counts = np.bincount(pairs, minlength=256)
     assert chi_square_fits(counts, np.full(256, len(pairs) / 256))
@@ -356,10 +354,10 @@ def test_different_keys_are_independent(what):
 
     def draw(number):
         key = {
-            "steps": lambda: blocks.random_key(0, 1 + number, 0),
-            "parameters": lambda: blocks.random_key(0, 1, number),
-            "states": lambda: blocks.random_key(0, 1, 0),
-            "seeds": lambda: blocks.random_key(number, 1, 0),
+            "steps": lambda: stochastic.random_key(0, 1 + number, 0),
+            "parameters": lambda: stochastic.random_key(0, 1, number),
+            "states": lambda: stochastic.random_key(0, 1, 0),
+            "seeds": lambda: stochastic.random_key(number, 1, 0),
         }[what]()
         return blocks.random_bits(key, number if what == "states" else 0, index, begin) >> 16
 
@@ -465,7 +463,7 @@ def test_a_checkpoint_of_torchs_is_encoded(row):
             if number == 2:
                 assert torch.equal(own[name], wanted)
                 continue
-            key = blocks.random_key(0, 1 if "step" in theirs.state[p] else 0, number)
+            key = stochastic.random_key(0, 1 if "step" in theirs.state[p] else 0, number)
             expected = blocks.encoded(wanted.numpy(), block_states.codings()[name], key, states.index(name))
             np.testing.assert_array_equal(own[name].view(torch.uint8).numpy(), expected[0])
             np.testing.assert_array_equal(own[name + "_scale"].view(torch.uint8).numpy(), expected[1])
@@ -560,10 +558,9 @@ def test_where_torchs_implementation_steps(row):
         optimizer.step()
         twin.step()
         assert bits(p.detach().as_subclass(torch.Tensor)) == bits(q.detach().as_subclass(torch.Tensor))
-        count = step + 1 if RULES[optimizer.rule][3] else step
         for name in (name for name in states if twin.state[q].get(name) is not None):
             values = twin.state[q][name].as_subclass(torch.Tensor).numpy()
-            key = blocks.random_key(0, count, 0)
+            key = stochastic.random_key(0, step + 1, 0)
             codes, scales = blocks.encoded(values, block_states.codings()[name], key, states.index(name))
             np.testing.assert_array_equal(own[name].as_subclass(torch.Tensor).view(torch.uint8).numpy(), codes)
             np.testing.assert_array_equal(
@@ -586,7 +583,6 @@ def test_a_group_that_kernels_and_torchs_implementation_share(row, arguments):
         twin.step()
         optimizer.step()
         assert {row.path for row in onepass.explain(optimizer)} == {"kernel", "torch"}
-        assert optimizer.param_groups[0].get("rounding_step") == twin.param_groups[0].get("rounding_step")
         assert bits(mixed[0].detach()) == bits(alone[0].detach())
         assert state_bits(optimizer, mixed[:1]) == state_bits(twin, alone[:1])
 
@@ -687,13 +683,12 @@ def test_sparse_gradients(cls):
         wide.step()
         assert bits(p) == bits(twin)
         touched = indices.unique()
-        count = step + 1 if RULES[optimizer.rule][3] else step
         for name in states:
             codes = optimizer.state[p][name].view(torch.uint8)
             wanted, _ = blocks.encoded(
                 wide.state[twin][name].numpy(),
                 block_states.codings()[name],
-                blocks.random_key(0, count, 0),
+                stochastic.random_key(0, step + 1, 0),
                 states.index(name),
             )
             np.testing.assert_array_equal(codes[touched].numpy(), wanted[touched])
@@ -783,9 +778,6 @@ def test_step_in_backward(row, calls_step):
         params, own = list(plain.parameters()), list(model.parameters())
         assert [bits(p.detach()) for p in own] == [bits(p.detach()) for p in params]
         assert state_bits(fused, own) == state_bits(optimizer, params)
-    assert [g.get("rounding_step") for g in fused.param_groups] == [
-        g.get("rounding_step") for g in optimizer.param_groups
-    ]
 
 
 def test_training_is_as_with_float32():
@@ -836,7 +828,7 @@ def test_converted_to_other_dtypes(row, dtype):
             assert value.dtype == (dtype or torch.float32)
     assert str(before) == str(saved)
     if dtype is None:
-        assert not {"state_dtype", "rounding_seed", "rounding_step"} & converted["param_groups"][0].keys()
+        assert not {"state_dtype", "rounding_seed"} & converted["param_groups"][0].keys()
         others = [nn.Parameter(p.detach().clone()) for p in params]
         theirs = row.theirs(others, **{k: v for k, v in row.full.items() if k not in row.own})
         theirs.load_state_dict(converted)

@@ -5,11 +5,9 @@ Written from the formats' definitions, in float64, where every product and diffe
 """
 
 import numpy as np
+from stochastic import random_32_bits
 
 BLOCK = 32
-MASK = 0xFFFFFFFF
-MASK64 = 0xFFFFFFFFFFFFFFFF
-GOLDEN = 0x9E3779B97F4A7C15
 
 
 def e4m3_values() -> np.ndarray:
@@ -39,19 +37,8 @@ def flushed(x: np.ndarray) -> np.ndarray:
 
 def random_bits(key: int, state: int, index: np.ndarray, begin: np.ndarray) -> np.ndarray:
     """20 random bits of each element; `begin` is the index of the first element of its block."""
-    mask, first, index64 = np.uint64(MASK), begin.astype(np.uint64), index.astype(np.uint64)
-    with np.errstate(over="ignore"):  # modulo 2^64
-        stream = np.uint64(state // 2) + (first >> np.uint64(32)) * np.uint64(4)
-        mixed = (np.uint64(key) + stream * np.uint64(GOLDEN)) * np.uint64(0xBF58476D1CE4E5B9) >> np.uint64(32)
-        product = first * np.uint64(0x9E3779B1) + mixed + (index64 - first) * np.uint64(0x9E3779B1)
-    x = product & mask
-    x ^= x >> np.uint64(16)
-    x = x * np.uint64(0x21F0AAAD) & mask
-    x ^= x >> np.uint64(15)
-    x = x * np.uint64(0xD35A2D97) & mask
-    x ^= x >> np.uint64(16)
-    half = x & np.uint64(0xFFFFF) if state % 2 else x >> np.uint64(12)
-    return half.astype(np.int64)
+    random = random_32_bits(key, state, index, begin)
+    return random & 0xFFFFF if state % 2 else random >> 12
 
 
 @np.errstate(invalid="ignore")
@@ -99,14 +86,3 @@ def encoded(
     else:
         code = np.maximum(code, scaled != 0)
     return code.astype(np.uint8), scales
-
-
-def random_key(seed: int, step: int, param: int) -> int:
-    """The key of a parameter's random bits in a step (SplitMix64)."""
-    key = 0
-    for part in (seed, step, param):
-        key = key + part + GOLDEN & MASK64
-        key = (key ^ key >> 30) * 0xBF58476D1CE4E5B9 & MASK64
-        key = (key ^ key >> 27) * 0x94D049BB133111EB & MASK64
-        key ^= key >> 31
-    return key

@@ -65,6 +65,7 @@ OWN = {
     "average": None,
     "copy_to": None,
     "zero_grad": False,
+    "stochastic_rounding": False,
     "rounding_seed": None,
 }
 

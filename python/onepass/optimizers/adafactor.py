@@ -69,7 +69,7 @@ class Adafactor(Native, signatures.Adafactor):
     """
 
     rule = "adafactor"
-    takes_master = False
+    is_elementwise = False
     torch_step = unhooked(torch.optim.Adafactor)
 
     @classmethod

@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from .. import _core
 from ..training.averaged_model import AveragedModel
 from ..training.clipping_policies import ClippingPolicy
-from . import block_states
+from . import block_states, stochastic
 from .arguments import HyperTypes, check_hyperparameters, described, module_refused, noted
 from .constructors import constructor
 from .hooks import Step, hooked
@@ -67,6 +67,9 @@ _set_torch()
 POLICY_STATE = "clipping_policy"  # the key of its state in the first group of a state_dict
 
 SLOW_PARAM = "slow_param"  # the state that holds Lookahead's slow weights
+
+# Keys of groups that torch's classes do not have, each only if its argument was given.
+OWN_KEYS = ("state_dtype", "master", "stochastic_rounding", "rounding_seed")
 
 STATE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -165,7 +168,7 @@ class Native(Optimizer):
 
     rule: ClassVar[str]
     torch_step: ClassVar[Step]
-    takes_master: ClassVar[bool] = True  # whether `master` may be given
+    is_elementwise: ClassVar[bool] = True  # whether `master` and `stochastic_rounding` may be given
 
     # Set by Lookahead during its step, else None.
     _slow_weight_update: SlowWeightUpdate | None = None
@@ -173,8 +176,8 @@ class Native(Optimizer):
     # What a step does beside the update; None if no argument asks for it.
     _tail: Tail | None = None
 
-    # Number of the first parameter, counted over all groups of the whole optimizer. The random bits of 8-bit states
-    # depend on it. Not 0 only in the one-parameter optimizers of `step_in_backward`.
+    # Number of the first parameter, counted over all groups of the whole optimizer. The random bits of stochastic
+    # rounding depend on it. Not 0 only in the one-parameter optimizers of `step_in_backward`.
     _first_param = 0
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -214,16 +217,20 @@ class Native(Optimizer):
                 copy_to: Tensors with the shapes of the parameters, in the order of the groups, or a module that has
                     such parameters. Each step writes the new parameters to them, converted to their dtypes.
                 zero_grad: Whether each step, also a skipped one, sets the gradients to zero in place.
-                rounding_seed: Seed of the random bits with which 8-bit states are rounded (:doc:`/8bit_states`), an int
-                    >= 0 and below 2**64. None: 0.
+                stochastic_rounding: Whether 16-bit parameters and states are rounded stochastically
+                    (:doc:`/stochastic_rounding`), instead of to the nearest number: up with a probability that is the
+                    distance from the lower number. Parameters with a master are rounded to nearest. A parameter group
+                    may have a value of its own.
+                rounding_seed: Seed of the random bits of stochastic rounding, of 16 bits and of 8-bit states
+                    (:doc:`/8bit_states`): an int >= 0 and below 2**64. None: 0.
 
             Raises:
                 TypeError: ``max_norm`` or ``clip_value`` is not a number, ``average`` not an ``AveragedModel``, or an
                     element of ``copy_to`` not a tensor.
-                ValueError: ``master`` is another value, is ``"split"`` for a float16 parameter, or is given to
-                    Adafactor or Muon, which have no masters; ``max_norm`` or ``clip_value`` is < 0; ``norm_type`` is
-                    neither 2 nor infinite; ``average`` has no averages of these parameters, or computes them by a
-                    function; ``copy_to`` does not match the parameters.
+                ValueError: ``master`` is another value, or is ``"split"`` for a float16 parameter; ``master`` or
+                    ``stochastic_rounding`` is given to Adafactor or Muon, which have neither; ``max_norm`` or
+                    ``clip_value`` is < 0; ``norm_type`` is neither 2 nor infinite; ``average`` has no averages of these
+                    parameters, or computes them by a function; ``copy_to`` does not match the parameters.
             """
             construct = super().__init__
             params = args[0] if args else kwargs.get("params")
@@ -248,6 +255,7 @@ class Native(Optimizer):
         average: AveragedModel | None = None,
         copy_to: Sequence[Tensor] | torch.nn.Module | None = None,
         zero_grad: bool = False,
+        stochastic_rounding: bool = False,
         rounding_seed: int | None = None,
     ) -> None:
         """Store the arguments that torch's class does not have. Called after torch's constructor.
@@ -258,16 +266,15 @@ class Native(Optimizer):
         and checkpoints of torch's classes must load.
         """
         self._check_state_dtype(state_dtype)
-        arguments = {"state_dtype": state_dtype, "master": master, "rounding_seed": rounding_seed}
-        for name, value in arguments.items():
+        _check_rounding(type(self).__name__, {"stochastic_rounding": stochastic_rounding})
+        values = (state_dtype, master, stochastic_rounding or None, rounding_seed)
+        for name, value in zip(OWN_KEYS, values, strict=True):
             if value is not None:
                 self.defaults[name] = value
                 for group in self.param_groups:
                     group.setdefault(name, value)
         for number, group in enumerate(self.param_groups):
-            self._check_master(group, number)
-            _check_seed(f"{type(self).__name__}: group {number}", group)
-            self._begin_rounding(group)
+            self._check_group(group, number)
         asked = (max_norm, clip_value, average, copy_to)
         if skip_nonfinite or zero_grad or any(argument is not None for argument in asked):
             self._tail = Tail(
@@ -284,11 +291,15 @@ class Native(Optimizer):
             if self._tail.measures or self._tail.zeroes_grads:
                 self._step_supports_amp_scaling = True
 
-    def _check_master(self, group: Mapping[str, Any], number: int) -> None:
+    def _check_group(self, group: Mapping[str, Any], number: int) -> None:
+        """Check what a group says of masters and stochastic rounding."""
         name = type(self).__name__
-        if not self.takes_master and group.get("master") is not None:
+        if not self.is_elementwise and group.get("master") is not None:
             raise ValueError(f"{name}: master must be None, because {name} has no master weights")
+        if not self.is_elementwise and group.get("stochastic_rounding"):
+            raise ValueError(f"{name}: stochastic_rounding must be False, because {name} does not have it")
         check_master(f"{name}: group {number}", group)
+        _check_rounding(f"{name}: group {number}", group)
 
     def _check_state_dtype(self, state_dtype: object) -> None:
         if state_dtype is None or state_dtype in STATE_DTYPES:
@@ -299,11 +310,6 @@ class Native(Optimizer):
             raise ValueError(f"Invalid state_dtype: {state_dtype}; it must be one of {known} or None")
         if not block_states.has_codings(self.rule):
             raise ValueError(f"{name}: state_dtype cannot be {state_dtype}, because the states are not averages")
-
-    def _begin_rounding(self, group: dict[str, Any]) -> None:
-        """Add a count of the steps to a group with 8-bit states, if the rule does not count steps."""
-        if group.get("state_dtype") == block_states.CODES and not _counts_steps(self.rule):
-            group.setdefault("rounding_step", 0)
 
     def _check_types(self, values: Mapping[str, Any], group: int | None = None) -> None:
         """Check the types of arguments, or of the hyperparameters of group ``group``."""
@@ -332,12 +338,11 @@ class Native(Optimizer):
         number = len(self.param_groups)
         group = param_group if isinstance(param_group, dict) else {}  # torch refuses others
         self._check_state_dtype(group.get("state_dtype"))
-        self._check_master({"master": self.defaults.get("master"), **group}, number)
-        _check_seed(f"{type(self).__name__}: group {number}", group)
+        own = {name: self.defaults[name] for name in OWN_KEYS if name in self.defaults}
+        self._check_group({**own, **group}, number)
         self._check_types(group, number)
         with module_refused(f"{type(self).__name__}: group {number}", group.get("params")):
             super().add_param_group(param_group)
-        self._begin_rounding(self.param_groups[-1])
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
@@ -355,14 +360,12 @@ class Native(Optimizer):
                 group["state_dtype"] = getattr(torch, name, name)
                 self._check_state_dtype(group["state_dtype"])
         for number, group in enumerate(state["param_groups"]):
-            self._check_master(group, number)
+            self._check_group(group, number)
         super().__setstate__(state)
-        for name in ("state_dtype", "master", "rounding_seed"):
+        for name in OWN_KEYS:
             if (default := self.defaults.get(name)) is not None:
                 for group in self.param_groups:
                     group.setdefault(name, default)
-        for group in self.param_groups:
-            self._begin_rounding(group)
         forget_low_bits(self._master_names())
 
     # -- the step ----------------------------------------------------------------------------------------------------
@@ -442,8 +445,7 @@ class Native(Optimizer):
         params = [(p, g, i) for g, group in enumerate(self.param_groups) for i, p in enumerate(group["params"])]
         fallback = [(g, i, reason) for p, g, i in params if p.grad is not None]
         if fallback:
-            with self._roundings_counted(fallback):
-                self._step_by_torch(fallback, grad_factor)
+            self._step_by_torch(fallback, grad_factor)
             _core.count({}, {reason: len(fallback)})
         if self._slow_weight_update:
             self._slow_weight_update.after([p for p, _, _ in params])
@@ -456,9 +458,8 @@ class Native(Optimizer):
         clip_value: float = math.inf,
     ) -> _core.StepResult:
         """Step the fallback parameters by torch's implementation, and then the others by kernels."""
-        with self._roundings_counted(fallback):
-            self._step_by_torch(fallback, grad_factor, clip_value)
-            return self._plan.step(self, request)
+        self._step_by_torch(fallback, grad_factor, clip_value)
+        return self._plan.step(self, request)
 
     @contextlib.contextmanager
     def _roundings_counted(self, fallback: list[tuple[int, int, str]]) -> Iterator[None]:
@@ -483,10 +484,12 @@ class Native(Optimizer):
         params_of: dict[int, list[Tensor]] = {}
         for number, index, _ in fallback:
             params_of.setdefault(number, []).append(self.param_groups[number]["params"][index])
-            if self.param_groups[number].get("master") is not None and self.param_groups[number].get("differentiable"):
-                raise ValueError(
-                    f"{type(self).__name__}: group {number}: master cannot be given with differentiable=True"
-                )
+            group = self.param_groups[number]
+            for name in ("master", "stochastic_rounding"):
+                if group.get(name) and group.get("differentiable"):
+                    raise ValueError(
+                        f"{type(self).__name__}: group {number}: {name} cannot be given with differentiable=True"
+                    )
         if self._slow_weight_update:
             self._slow_weight_update.before([p for params in params_of.values() for p in params], self._master_names())
         # A stand-in that shares all attributes with this optimizer but has only the fallback parameters.
@@ -526,7 +529,7 @@ class Native(Optimizer):
         if not p.is_complex() and (state_dtype := group.get("state_dtype")) is not None:
             dtypes.append(state_dtype)
         dtypes = [torch.float32 if dtype == block_states.CODES else dtype for dtype in dtypes]
-        if master_name(group, p):
+        if master_name(group, p) or self._rounds(group, p) or any(self._rounds(group, state) for state in held):
             dtypes.append(torch.float32)
         if all(dtype == p.dtype for dtype in dtypes) and not in_blocks:
             return None
@@ -545,19 +548,25 @@ class Native(Optimizer):
             part.param_groups = [{**self._group_to_convert(group, p), "params": [copy]}]
             part.state = defaultdict(dict, {copy: {**state, **converted}})
             type(self).torch_step(part)
-            if not master:
-                p.copy_(copy)
-            for name, value in part.state[copy].items():
-                if name not in names or not isinstance(value, Tensor):
-                    self.state[p][name] = value
-                elif name in converted and not block_states.is_in_blocks(state[name]):
-                    state[name].copy_(value)
+            stepped = part.state[copy]
+            self.state[p].update((name, value) for name, value in stepped.items() if name not in converted)
+            self._count_rounding(group, p)  # before anything is rounded, as the random bits depend on it
+            for name in names:
+                value = stepped.get(name)
+                if not isinstance(value, Tensor):
+                    continue
+                if name in converted and not block_states.is_in_blocks(state[name]):
+                    self._write(group, p, state[name], value, names.index(name))
                 elif name in converted or self._in_blocks(group, p):
                     self._encode(group, p, name, value)
                 else:  # created by this step
-                    self.state[p][name] = value.to(None if p.is_complex() else self._state_dtype(group, p) or p.dtype)
+                    dtype = value.dtype if p.is_complex() else self._state_dtype(group, p) or p.dtype
+                    self.state[p][name] = torch.empty_like(value, dtype=dtype)
+                    self._write(group, p, self.state[p][name], value, names.index(name))
             if master:
                 write_master(p, self.state[p], master, copy)
+            else:
+                self._write(group, p, p, copy, _core.PARAM_STREAM)
 
     def _state_dtype(self, group: dict[str, Any], p: Tensor) -> torch.dtype | None:
         """Return the dtype of a parameter's new states that are not in blocks; None: torch's."""
@@ -584,13 +593,37 @@ class Native(Optimizer):
         state, scale_name = self.state[p], name + block_states.SUFFIX
         if not block_states.is_in_blocks(state.get(name)):
             state[name], state[scale_name] = block_states.new_state(p)
-        step = state["step"] if _counts_steps(self.rule) else group.get("rounding_step", 0)
+        number = self._state_names().index(name)
+        block_states.encode(values, name, self._random_key(group, p), number, state[name], state[scale_name])
+
+    def _rounds(self, group: dict[str, Any], tensor: object) -> bool:
+        """Return whether a parameter without a master, or a state, is rounded stochastically to 16 bits."""
+        return bool(group.get("stochastic_rounding")) and stochastic.has_16_bits(tensor)
+
+    def _write(self, group: dict[str, Any], p: Tensor, target: Tensor, values: Tensor, stream: int) -> None:
+        """Write the new values of a parameter or of a state that is not in blocks."""
+        if not self._rounds(group, target):
+            target.copy_(values)
+            return
+        in_blocks = next(block_states.states_in_blocks(self.state[p]), None)
+        order = p if in_blocks is None else self.state[p][in_blocks]
+        stochastic.write(target, values, order, self._random_key(group, p), stream)
+
+    def _random_key(self, group: dict[str, Any], p: Tensor) -> int:
+        """Return the key of a parameter's random bits in the last step."""
         params = [q for each in self.param_groups for q in each["params"]]
         number = self._first_param + next(i for i, q in enumerate(params) if q is p)
-        seed = group.get("rounding_seed", 0)
-        key = _core.random_key(seed, int(step), number)
-        state_number = self._state_names().index(name)
-        block_states.encode(values, name, key, state_number, state[name], state[scale_name])
+        return _core.random_key(group.get("rounding_seed", 0), int(self.state[p].get("step", 0)), number)
+
+    def _counts_rounding(self, group: dict[str, Any], p: Tensor) -> bool:
+        """Return whether a parameter has a ``step`` only because something is rounded with random bits."""
+        rounds = self._in_blocks(group, p) or bool(group.get("stochastic_rounding"))
+        return rounds and not _counts_steps(self.rule)
+
+    def _count_rounding(self, group: dict[str, Any], p: Tensor) -> None:
+        if self._counts_rounding(group, p):
+            state = self.state[p]
+            state["step"] = state["step"] + 1 if "step" in state else _new_count() + 1
 
     def _master_names(self) -> dict[Tensor, str]:
         """Return the parameters that have a master, with the name of the state that holds it."""
@@ -636,13 +669,18 @@ class Native(Optimizer):
         try:
             for group, p, grad, state_names, follower_names in wanted:
                 state = self.state[p]
+                if self._counts_rounding(group, p) and "step" not in state:
+                    state["step"] = _new_count()
+                    created.append((p, "step"))
                 for name in scalar_names:
                     if name not in state:
                         state[name] = self._new_scalar(group, p, name)
                         created.append((p, name))
                 for name in (*state_names, *follower_names):
                     if state.get(name) is None:
-                        if name in MASTER_NAMES:
+                        if name == "step":  # of a rule that does not count, for the random bits
+                            state[name] = _new_count()
+                        elif name in MASTER_NAMES:
                             state[name] = new_master(p, name)
                         elif name in follower_names:
                             master = master_name(group, p)
@@ -716,8 +754,7 @@ class Native(Optimizer):
 
         def look(_: Optimizer, final: dict[str, Any]) -> None:
             saved.update(final)
-            names = ("state_dtype", "master", "rounding_seed")
-            own.extend({name: group.get(name) for name in names} for group in self.param_groups)
+            own.extend({name: group.get(name) for name in OWN_KEYS} for group in self.param_groups)
             for number, group in enumerate(final["param_groups"]):
                 for index, key in enumerate(group["params"]):
                     where = f"{type(self).__name__}: parameter {index} of group {number}"
@@ -737,6 +774,8 @@ class Native(Optimizer):
                         group[name] = value
                 forced = group.get("state_dtype") if "state_dtype" not in saved_group else None
                 for key, p in zip(saved_group["params"], group["params"], strict=True):
+                    if self._counts_rounding(group, p) and isinstance(count := self.state[p].get("step"), Tensor):
+                        self.state[p]["step"] = count.cpu()
                     master = master_name(group, p)
                     in_blocks = any(block_states.states_in_blocks(saved["state"].get(key, {})))
                     if not (_has_kernels(p.device) or master or in_blocks) or key not in saved["state"]:
@@ -771,8 +810,15 @@ def while_loading(
         after.remove()
 
 
-def _check_seed(where: str, group: Mapping[str, Any]) -> None:
-    seed = group.get("rounding_seed", 0)
+def _new_count() -> Tensor:
+    """Return the ``step`` of a parameter whose rule does not count steps. It is always on the CPU."""
+    return torch.zeros(())
+
+
+def _check_rounding(where: str, group: Mapping[str, Any]) -> None:
+    seed, stochastic = group.get("rounding_seed", 0), group.get("stochastic_rounding", False)
+    if not isinstance(stochastic, bool):
+        raise TypeError(f"{where}: stochastic_rounding must be True or False, got {described(stochastic)}")
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
         raise ValueError(f"{where}: rounding_seed must be an int >= 0 and below 2**64, got {described(seed)}")
 

@@ -116,6 +116,16 @@ def first_row(p: Tensor) -> int | None:
     return offset[0] if offset else 0
 
 
+def first_element(p: Tensor) -> int:
+    """Return the index in the whole tensor, in row-major order, of the first element of a DTensor's local part."""
+    if any(placement.is_partial() for placement in p.placements):  # type: ignore[attr-defined]
+        return 0
+    index = 0
+    for size, offset in zip(p.shape, local_offset(p), strict=True):
+        index = index * size + offset
+    return index
+
+
 def check(where: str, state: Mapping[str, Any]) -> None:
     """Check that the codes in a saved state have fitting scales.
 

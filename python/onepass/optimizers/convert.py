@@ -14,8 +14,8 @@ from . import block_states
 from .arguments import described
 from .base import STATE_DTYPES
 
-# Keys of groups that only onepass reads.
-_OWN_KEYS = ("state_dtype", "rounding_seed", "rounding_step")
+# Keys of groups that only onepass reads, and that need no state.
+_OWN_KEYS = ("state_dtype", "stochastic_rounding", "rounding_seed")
 
 _BITSANDBYTES_BLOCK = 256  # elements that share a scale there
 _BITSANDBYTES_STATES = "__bnb_optimizer_quant_state__"  # the states are within this key in its later versions
@@ -78,7 +78,7 @@ def convert_state_dict(
         if layout == "bitsandbytes":
             states[key] = _of_bitsandbytes(plain, where)
         else:
-            step: Any = plain.get("step", group.get("rounding_step", 0))
+            step: Any = plain.get("step", 0)
             random_key = _core.random_key(group.get("rounding_seed", 0), int(step), numbers.get(key, 0))
             states[key] = _converted(plain, state_dtype, random_key)
     for group in groups:

@@ -77,7 +77,7 @@ class Muon(Native, signatures.Muon):
     """
 
     rule = "muon_momentum"
-    takes_master = False
+    is_elementwise = False
     torch_step = unhooked(torch.optim.Muon)
 
     @classmethod

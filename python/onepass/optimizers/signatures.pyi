@@ -32,6 +32,7 @@ class ASGD(torch.optim.ASGD):
         average: AveragedModel | None = ...,
         copy_to: Sequence[Tensor] | Module | None = ...,
         zero_grad: bool = ...,
+        stochastic_rounding: bool = ...,
         rounding_seed: int | None = ...,
     ) -> None: ...
 
@@ -57,6 +58,7 @@ class Adadelta(torch.optim.Adadelta):
         average: AveragedModel | None = ...,
         copy_to: Sequence[Tensor] | Module | None = ...,
         zero_grad: bool = ...,
+        stochastic_rounding: bool = ...,
         rounding_seed: int | None = ...,
     ) -> None: ...
 
@@ -81,6 +83,7 @@ class Adafactor(torch.optim.Adafactor):
         average: AveragedModel | None = ...,
         copy_to: Sequence[Tensor] | Module | None = ...,
         zero_grad: bool = ...,
+        stochastic_rounding: bool = ...,
         rounding_seed: int | None = ...,
     ) -> None: ...
 
@@ -108,6 +111,7 @@ class Adagrad(torch.optim.Adagrad):
         average: AveragedModel | None = ...,
         copy_to: Sequence[Tensor] | Module | None = ...,
         zero_grad: bool = ...,
+        stochastic_rounding: bool = ...,
         rounding_seed: int | None = ...,
     ) -> None: ...
 
@@ -136,6 +140,7 @@ class Adam(torch.optim.Adam):
         average: AveragedModel | None = ...,
         copy_to: Sequence[Tensor] | Module | None = ...,
         zero_grad: bool = ...,
+        stochastic_rounding: bool = ...,
         rounding_seed: int | None = ...,
     ) -> None: ...
 
@@ -163,6 +168,7 @@ class AdamW(torch.optim.AdamW):
         average: AveragedModel | None = ...,
         copy_to: Sequence[Tensor] | Module | None = ...,
         zero_grad: bool = ...,
+        stochastic_rounding: bool = ...,
         rounding_seed: int | None = ...,
     ) -> None: ...
 
@@ -188,6 +194,7 @@ class Adamax(torch.optim.Adamax):
         average: AveragedModel | None = ...,
         copy_to: Sequence[Tensor] | Module | None = ...,
         zero_grad: bool = ...,
+        stochastic_rounding: bool = ...,
         rounding_seed: int | None = ...,
     ) -> None: ...
 
@@ -209,6 +216,7 @@ class Lion(torch.optim.Optimizer):
         average: AveragedModel | None = ...,
         copy_to: Sequence[Tensor] | Module | None = ...,
         zero_grad: bool = ...,
+        stochastic_rounding: bool = ...,
         rounding_seed: int | None = ...,
     ) -> None: ...
 
@@ -234,6 +242,7 @@ class Muon(torch.optim.Muon):
         average: AveragedModel | None = ...,
         copy_to: Sequence[Tensor] | Module | None = ...,
         zero_grad: bool = ...,
+        stochastic_rounding: bool = ...,
         rounding_seed: int | None = ...,
     ) -> None: ...
 
@@ -261,6 +270,7 @@ class NAdam(torch.optim.NAdam):
         average: AveragedModel | None = ...,
         copy_to: Sequence[Tensor] | Module | None = ...,
         zero_grad: bool = ...,
+        stochastic_rounding: bool = ...,
         rounding_seed: int | None = ...,
     ) -> None: ...
 
@@ -287,6 +297,7 @@ class RAdam(torch.optim.RAdam):
         average: AveragedModel | None = ...,
         copy_to: Sequence[Tensor] | Module | None = ...,
         zero_grad: bool = ...,
+        stochastic_rounding: bool = ...,
         rounding_seed: int | None = ...,
     ) -> None: ...
 
@@ -314,6 +325,7 @@ class RMSprop(torch.optim.RMSprop):
         average: AveragedModel | None = ...,
         copy_to: Sequence[Tensor] | Module | None = ...,
         zero_grad: bool = ...,
+        stochastic_rounding: bool = ...,
         rounding_seed: int | None = ...,
     ) -> None: ...
 
@@ -338,6 +350,7 @@ class Rprop(torch.optim.Rprop):
         average: AveragedModel | None = ...,
         copy_to: Sequence[Tensor] | Module | None = ...,
         zero_grad: bool = ...,
+        stochastic_rounding: bool = ...,
         rounding_seed: int | None = ...,
     ) -> None: ...
 
@@ -364,6 +377,7 @@ class SGD(torch.optim.SGD):
         average: AveragedModel | None = ...,
         copy_to: Sequence[Tensor] | Module | None = ...,
         zero_grad: bool = ...,
+        stochastic_rounding: bool = ...,
         rounding_seed: int | None = ...,
     ) -> None: ...
 
@@ -385,5 +399,6 @@ class SparseAdam(torch.optim.SparseAdam):
         average: AveragedModel | None = ...,
         copy_to: Sequence[Tensor] | Module | None = ...,
         zero_grad: bool = ...,
+        stochastic_rounding: bool = ...,
         rounding_seed: int | None = ...,
     ) -> None: ...

@@ -86,7 +86,6 @@ class StepInBackward:
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
         self._steppers: dict[Tensor, tuple[_Stepper, tuple[RemovableHandle, ...]]] = {}
-        self._roundings = _Roundings()
         self._accumulating = False
         self._hook = optimizer.register_step_pre_hook(self._before_step)
         self._join()
@@ -120,7 +119,7 @@ class StepInBackward:
                         p.register_hook(partial(self._before_gradient, p)),
                         p.register_post_accumulate_grad_hook(partial(_update_by, ref(self))),
                     )
-                    self._steppers[p] = _Stepper(self._optimizer, p, self._roundings), handles
+                    self._steppers[p] = _Stepper(self._optimizer, p), handles
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if any(x is not None for x in (*args[1:], *kwargs.values())):
@@ -130,7 +129,6 @@ class StepInBackward:
             )
         for p in self._steppers:
             _forget_freed(p)
-        self._roundings.forget()
         self._join()
 
     def _before_gradient(self, p: Tensor, _: Tensor) -> None:
@@ -153,39 +151,11 @@ def _update_by(stepping: ref[StepInBackward], p: Tensor) -> None:
 _update_untraced = disable_dynamo(_update_by)
 
 
-class _Roundings:
-    """Counts ``rounding_step`` once for each backward pass, although parameters are stepped one at a time.
-
-    The random bits of 8-bit states depend on that count, where the rule does not count steps.
-    """
-
-    def __init__(self) -> None:
-        # By the index of the group: its count after the last step, and the parameters that were part of that step.
-        self._latest: dict[int, tuple[int, set[Tensor]]] = {}
-
-    def forget(self) -> None:
-        """Let the next parameter of each group begin a new step."""
-        self._latest.clear()
-
-    def before(self, index: int, group: dict[str, Any], p: Tensor) -> int:
-        """Return the count of the group before the step that a parameter is to be stepped in."""
-        count: int = group["rounding_step"]
-        known, stepped = self._latest.get(index, (None, set[Tensor]()))
-        return count - 1 if known == count and p not in stepped else count
-
-    def count(self, index: int, group: dict[str, Any], p: Tensor, before: int) -> None:
-        """Count a parameter that has been stepped."""
-        if group["rounding_step"] == before:  # the first one of this step
-            group["rounding_step"] = before + 1
-            self._latest[index] = before + 1, set()
-        self._latest[index][1].add(p)
-
-
 class _Stepper:
     """Step one parameter, with the states and hyperparameters that its optimizer has at that moment."""
 
-    def __init__(self, optimizer: Optimizer, p: Tensor, roundings: _Roundings) -> None:
-        self._optimizer, self._p, self._roundings = optimizer, p, roundings
+    def __init__(self, optimizer: Optimizer, p: Tensor) -> None:
+        self._optimizer, self._p = optimizer, p
         self._place = 0, 0  # the parameter's last known group, and its index in that group
         # An optimizer of the same class with this parameter only and its own plan. It has no hooks: step() of the
         # whole optimizer calls them.
@@ -216,9 +186,6 @@ class _Stepper:
         own["params"] = [self._p]
         if "param_names" in group:
             own["param_names"] = [group["param_names"][at]]
-        before = self._roundings.before(index, group, self._p) if "rounding_step" in group else None
-        if before is not None:
-            own["rounding_step"] = before
         self._set_number(sum(len(each["params"]) for each in self._optimizer.param_groups[:index]) + at)
         self._part.state = {self._p: self._optimizer.state[self._p]}  # type: ignore[assignment]
         try:
@@ -228,8 +195,6 @@ class _Stepper:
         finally:
             if not self._optimizer.state[self._p]:
                 del self._optimizer.state[self._p]
-        if before is not None and own["rounding_step"] != before:
-            self._roundings.count(index, group, self._p, before)
         return True
 
     def _set_number(self, number: int) -> None:

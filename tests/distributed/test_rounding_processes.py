@@ -1,4 +1,7 @@
-"""8-bit states in real processes: the bits of the step over whole tensors, and checkpoints of other numbers of them."""
+"""Stochastic rounding in real processes: 8-bit states, and bfloat16 parameters with bfloat16 states.
+
+A step has the bits of the step over whole tensors, also after a checkpoint of another number of processes.
+"""
 
 import onepass
 import pytest
@@ -26,22 +29,31 @@ def processes(tmp_path_factory):
     started.end()
 
 
-def net():
+# Arguments of the optimizer, and the dtype of the parameters.
+WAYS = {"8 bits": ({"state_dtype": CODES}, torch.float32), "16 bits": ({"stochastic_rounding": True}, torch.bfloat16)}
+each_way = pytest.mark.parametrize("way", WAYS)
+
+
+def net(way):
     generator = torch.Generator().manual_seed(0)
-    return nn.ParameterList([nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES])
+    dtype = WAYS[way][1]
+    return nn.ParameterList([nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in SHAPES])
 
 
 class Net(nn.Module):
     """Its parameters have the gradients that `step` gives them."""
 
-    def __init__(self):
+    def __init__(self, way):
         super().__init__()
-        self.params = net()
+        self.params = net(way)
 
 
-def make(name, params, **kwargs):
-    momentum = {"momentum": 0.9} if name == "SGD" else {}
-    return getattr(onepass, name)(params, lr=0.01, state_dtype=CODES, rounding_seed=3, **momentum, **kwargs)
+def arguments(way, name):
+    return {"lr": 0.01, "rounding_seed": 3, **({"momentum": 0.9} if name == "SGD" else {}), **WAYS[way][0]}
+
+
+def make(way, name, params):
+    return getattr(onepass, name)(params, **arguments(way, name))
 
 
 def gradients(number):
@@ -50,7 +62,8 @@ def gradients(number):
 
 
 def step(params, optimizer, number):
-    for p, grad in zip(params, gradients(number), strict=True):
+    for p, wide in zip(params, gradients(number), strict=True):
+        grad = wide.to(p.dtype)
         is_whole = not hasattr(p, "device_mesh")
         p.grad = grad if is_whole else distribute_tensor(grad, p.device_mesh, p.placements, src_data_rank=None)
     optimizer.step()
@@ -82,9 +95,9 @@ def assert_bits_of_whole(params, optimizer, whole_params, whole_optimizer):
                 assert torch.equal(local(value), own_rows(p, expected))
 
 
-def sharded(name, kind):
+def sharded(way, name, kind):
     torch.set_default_dtype(torch.float32)
-    model, whole = Net(), net()
+    model, whole = Net(way), net(way)
     if kind == "fully_shard":
         fully_shard(model)
     elif kind == "hybrid":
@@ -92,7 +105,7 @@ def sharded(name, kind):
     elif kind == "ddp":
         model = DistributedDataParallel(model).module
     params = list(model.parameters())
-    optimizer, whole_optimizer = make(name, params), make(name, list(whole))
+    optimizer, whole_optimizer = make(way, name, params), make(way, name, list(whole))
     before = onepass.stats()
     for number in range(4):
         step(params, optimizer, number)
@@ -103,41 +116,40 @@ def sharded(name, kind):
 
 @pytest.mark.parametrize("kind", ["fully_shard", "hybrid", "ddp"])
 @pytest.mark.parametrize("name", CLASSES)
-def test_the_bits_of_whole_tensors(processes, name, kind):
-    processes(4, sharded, name, kind)
+@each_way
+def test_the_bits_of_whole_tensors(processes, way, name, kind):
+    processes(4, sharded, way, name, kind)
 
 
-def divided_by_zero(name):
+def divided_by_zero(way, name):
     """Each process has the bits of an optimizer of its share, and the whole state_dict loads into one process."""
     from torch.distributed.optim import ZeroRedundancyOptimizer  # here, because the import warns
 
     torch.set_default_dtype(torch.float32)
-    params = list(net())
-    momentum = {"momentum": 0.9} if name == "SGD" else {}
-    zero = ZeroRedundancyOptimizer(
-        params, getattr(onepass, name), lr=0.01, state_dtype=CODES, rounding_seed=3, **momentum
-    )
+    params = list(net(way))
+    zero = ZeroRedundancyOptimizer(params, getattr(onepass, name), **arguments(way, name))
     own = zero.optim.param_groups[0]["params"]
     assert 0 < len(own) < len(params)
     alone = [nn.Parameter(p.detach().clone()) for p in own]
-    twin = make(name, alone)
+    twin = make(way, name, alone)
     position = {id(p): at for at, p in enumerate(params)}
     for number in range(3):
         step(params, zero, number)
         for p, q in zip(own, alone, strict=True):
-            q.grad = gradients(number)[position[id(p)]]
+            q.grad = gradients(number)[position[id(p)]].to(q.dtype)
         twin.step()
     assert_bits_of_whole(own, zero.optim, alone, twin)
     zero.consolidate_state_dict(to=0)
     if dist.get_rank() == 0:
-        whole = list(net())
-        loaded = make(name, whole)
+        whole = list(net(way))
+        loaded = make(way, name, whole)
         loaded.load_state_dict(zero.state_dict())
         for p, q in zip(params, whole, strict=True):
             assert all(
                 "_scale" not in key or loaded.state[q][key].dtype == block_states.SCALES for key in loaded.state[q]
             )
-            assert block_states.is_in_blocks(loaded.state[q][STATES[name]]) == block_states.fits(p)
+            in_blocks = way == "8 bits" and block_states.fits(p)
+            assert block_states.is_in_blocks(loaded.state[q][STATES[name]]) == in_blocks
         step(whole, loaded, 3)
     return [p.detach() for p in params]
 
@@ -146,49 +158,52 @@ STATES = {"AdamW": "exp_avg", "Lion": "exp_avg", "SGD": "momentum_buffer"}
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_zero_redundancy_optimizer(processes, name):
-    first, second = processes(2, divided_by_zero, name)
+@each_way
+def test_zero_redundancy_optimizer(processes, way, name):
+    first, second = processes(2, divided_by_zero, way, name)
     assert all(map(torch.equal, first, second))
 
 
-def other_placements():
+def other_placements(way):
     torch.set_default_dtype(torch.float32)
     mesh = init_device_mesh("cpu", (2,))
     for placement in (Shard(1), Replicate()):
-        whole = torch.ones(64, 128)
+        whole = torch.ones(64, 128, dtype=WAYS[way][1])
         p = nn.Parameter(distribute_tensor(whole, mesh, [placement]))
         p.grad = distribute_tensor(whole, mesh, [placement])
-        optimizer = make("AdamW", [p])
-        if placement == Replicate():
+        optimizer = make(way, "AdamW", [p])
+        if placement == Replicate() or way == "16 bits":
             optimizer.step()
+            assert {row.path for row in onepass.explain(optimizer)} == {"kernel"}
             continue
         with pytest.raises(ValueError, match="sharded along dimension 0 only"):
             optimizer.step()
         assert not optimizer.state
 
 
-def test_other_placements(processes):
-    processes(2, other_placements)
+@each_way
+def test_other_placements(processes, way):
+    processes(2, other_placements, way)
 
 
-def save(name, folder):
+def save(way, name, folder):
     torch.set_default_dtype(torch.float32)
-    model = fully_shard(Net())
+    model = fully_shard(Net(way))
     params = list(model.parameters())
-    optimizer = make(name, params)
+    optimizer = make(way, name, params)
     for number in range(3):
         step(params, optimizer, number)
     states = dcp_state.get_state_dict(model, optimizer)
     dcp.save(dict(zip(("model", "optimizer"), states, strict=True)), checkpoint_id=folder)
 
 
-def load(name, folder):
+def load(way, name, folder):
     torch.set_default_dtype(torch.float32)
-    model, whole = Net(), net()
+    model, whole = Net(way), net(way)
     if dist.get_world_size() > 1:
         fully_shard(model)
     params = list(model.parameters())
-    optimizer, whole_optimizer = make(name, params), make(name, list(whole))
+    optimizer, whole_optimizer = make(way, name, params), make(way, name, list(whole))
     states = dcp_state.get_state_dict(model, optimizer)
     held = dict(zip(("model", "optimizer"), states, strict=True))
     dcp.load(held, checkpoint_id=folder)
@@ -203,6 +218,26 @@ def load(name, folder):
 
 @pytest.mark.parametrize("world", [1, 4])
 @pytest.mark.parametrize("name", CLASSES)
-def test_a_checkpoint_of_2_processes(processes, tmp_path, name, world):
-    processes(2, save, name, tmp_path)
-    processes(world, load, name, tmp_path)
+@each_way
+def test_a_checkpoint_of_2_processes(processes, tmp_path, way, name, world):
+    processes(2, save, way, name, tmp_path)
+    processes(world, load, way, name, tmp_path)
+
+
+def stepped_by_torch():
+    """torch's implementation steps a shard with the random bits of the whole tensor, as the kernels do."""
+    torch.set_default_dtype(torch.float32)
+    mesh = init_device_mesh("cpu", (2,))
+    whole = nn.Parameter(torch.randn(31, 40, generator=torch.Generator().manual_seed(0)).bfloat16())
+    p = nn.Parameter(distribute_tensor(whole.detach(), mesh, [Shard(0)], src_data_rank=None))
+    optimizer, twin = make("16 bits", "SGD", [p]), make("16 bits", "SGD", [whole])
+    for number in range(3):
+        whole.grad = torch.full((31, 40), 0.3 + number).bfloat16()
+        p.grad = distribute_tensor(whole.grad, mesh, [Shard(0)], src_data_rank=None)
+        for each in (optimizer, twin):
+            each._step_by_torch_alone("a test", 1.0)
+        assert_bits_of_whole([p], optimizer, [whole], twin)
+
+
+def test_stepped_by_torch(processes):
+    processes(2, stepped_by_torch)

@@ -1,16 +1,19 @@
-// The kernel for rows with states in blocks (formats/microscaling.h): the work of one thread.
+// The kernel for rows that are rounded with random bits, which are states in blocks (formats/microscaling.h), and
+// parameters and states of 16 bits (formats/stochastic.h): the work of one thread. A kernel of its own, because the
+// others have no registers to spare.
 //
-// Eight neighbouring threads step a block of 32 elements, four each. They exchange the largest magnitudes of the new
-// states, choose the scale, and encode. On the CPU, where threads run one after the other, the first of the eight does
-// the work of all.
+// Eight neighbouring threads step a block of 32 elements, four each. For states in blocks they exchange the largest
+// magnitudes of the new states, choose the scale, and encode. On the CPU, where threads run one after the other, the
+// first of the eight does the work of all.
 #pragma once
 
 #include "cuda/kernel.h"
 #include "formats/microscaling.h"
+#include "formats/stochastic.h"
 
 namespace onepass::inline ONEPASS_TARGET {
 
-using cuda::BlockWords;
+using cuda::StochasticWords;
 
 inline constexpr int kLanes = 8;              // threads of a block of elements
 inline constexpr int kOwn = kBlock / kLanes;  // elements of each
@@ -39,12 +42,18 @@ template <class Rule>
 constexpr bool has_codings = requires { Rule::state_codings; };
 
 template <class Rule>
-struct BlockStepper {
+constexpr Coding coding_of(std::size_t state) {
+  if constexpr (has_codings<Rule>) return Rule::state_codings[state];
+  return Coding::none;
+}
+
+template <class Rule>
+struct StochasticStepper {
   const Stepper<Rule, float>& stepper;
-  const BlockWords& words;
+  const StochasticWords& words;
   const std::uint64_t* layout;
   std::uint64_t key;
-  bool vectors;  // parameter and gradient are read and written as vectors
+  bool vectors;  // operands that are not in blocks are read and written as vectors
 
   static constexpr int kStates = static_cast<int>(Rule::state_names.size());
 
@@ -88,9 +97,10 @@ struct BlockStepper {
 
   ONEPASS_INLINE void load(std::int64_t at, std::int64_t block, int count, Values& values) const {
     const Row& row = stepper.row;
-    if (vectors) {
+    if (is_by_vectors(count)) {
 #pragma unroll
-      for (int k = 0; k < static_cast<int>(kFirstState); ++k) {
+      for (int k = 0; k < kRuleOperands<Rule>; ++k) {
+        if (!stepper.has(k) || is_codes(k)) continue;
         const Format format = format_of(row, k);
         const std::size_t bytes = size_of(format);
         decode(format, onepass::load<float>(stepper.data[k] + static_cast<std::uint64_t>(at) * bytes, bytes, true),
@@ -103,7 +113,7 @@ struct BlockStepper {
       });
     }
     visit_states([&]<std::size_t state>(std::integral_constant<std::size_t, state>) {
-      constexpr Coding coding = Rule::state_codings[state];
+      constexpr Coding coding = coding_of<Rule>(state);
       constexpr int k = static_cast<int>(kFirstState + state);
       const std::uint32_t scale = at_address<const std::uint8_t>(words.scales[state])[block];
       const auto factor = decoding_factor<float>(scale);
@@ -124,11 +134,15 @@ struct BlockStepper {
   // Writes the operands that have single elements.
   ONEPASS_INLINE void store(std::int64_t at, int count, Values& values) const {
     const Row& row = stepper.row;
-    if (vectors) {
-      const Format format = format_of(row, static_cast<int>(kParam));
-      const std::size_t bytes = size_of(format);
-      onepass::store<float>(encode(format, values[kParam]),
-                            stepper.data[kParam] + static_cast<std::uint64_t>(at) * bytes, bytes, true);
+    if (is_by_vectors(count)) {
+#pragma unroll
+      for (int k = 0; k < kRuleOperands<Rule>; ++k) {
+        if (!stepper.writes(k) || is_codes(k)) continue;
+        const Format format = format_of(row, k);
+        const std::size_t bytes = size_of(format);
+        onepass::store<float>(encode(format, values[k]), stepper.data[k] + static_cast<std::uint64_t>(at) * bytes,
+                              bytes, true);
+      }
       return;
     }
     if (stepper.has_master())
@@ -144,12 +158,35 @@ struct BlockStepper {
     });
   }
 
+  // Whether `count` elements are read and written as vectors.
+  ONEPASS_INLINE bool is_by_vectors(int count) const { return vectors && count == kOwn; }
+
+  // Rounds `count` elements of the operands of 16 bits that are rounded. `index` is the first one's in the whole
+  // tensor.
+  ONEPASS_INLINE void round(Values& values, std::int64_t index, int count) const {
+#pragma unroll
+    for (int k = 0; k < kRuleOperands<Rule>; ++k) {
+      if ((words.rounds >> k & 1) == 0) continue;
+      const std::size_t stream =
+          k == static_cast<int>(kParam) ? kParamStream : static_cast<std::size_t>(k) - kFirstState;
+      const bool is_bfloat16 = format_of(stepper.row, k) == Format::bfloat16;
+#pragma unroll
+      for (int i = 0; i < kOwn; ++i) {
+        if (i >= count) continue;
+        const std::uint32_t random = sixteen_of(stream % 2 != 0, random_bits(first_product(key, stream, index + i)));
+        values[k][i] =
+            is_bfloat16 ? rounded(BFloat16{}, values[k][i], random) : rounded(Float16{}, values[k][i], random);
+      }
+    }
+  }
+
   // Calls visit(state) for each state in blocks; the state is a compile-time constant.
   template <class Visit>
   ONEPASS_INLINE void visit_states(Visit&& visit) const {
-    [&]<std::size_t... State>(std::index_sequence<State...>) {
-      ((in_blocks(State) ? visit(std::integral_constant<std::size_t, State>{}) : void()), ...);
-    }(std::make_index_sequence<Rule::state_names.size()>{});
+    if constexpr (has_codings<Rule>)
+      [&]<std::size_t... State>(std::index_sequence<State...>) {
+        ((in_blocks(State) ? visit(std::integral_constant<std::size_t, State>{}) : void()), ...);
+      }(std::make_index_sequence<Rule::state_names.size()>{});
   }
 
   // Steps a block: the elements of row `row` from `column` on. `lane` is the thread's place among the block's threads.
@@ -167,10 +204,11 @@ struct BlockStepper {
       const std::int64_t at = begin + (lane + played) * kOwn;
       if (counts[played] == 0) continue;
       load(at, block, counts[played], values[played]);
-      stepper.apply(values[played]);
+      stepper.apply(values[played],
+                    [&] { round(values[played], static_cast<std::int64_t>(words.first) + at, counts[played]); });
       store(at, counts[played], values[played]);
       visit_states([&]<std::size_t state>(std::integral_constant<std::size_t, state>) {
-        constexpr Coding coding = Rule::state_codings[state];
+        constexpr Coding coding = coding_of<Rule>(state);
         auto& own_values = values[played][kFirstState + state];
 #pragma unroll
         for (int i = 0; i < kOwn; ++i) {
@@ -182,7 +220,7 @@ struct BlockStepper {
       });
     }
     visit_states([&]<std::size_t state>(std::integral_constant<std::size_t, state>) {
-      constexpr Coding coding = Rule::state_codings[state];
+      constexpr Coding coding = coding_of<Rule>(state);
       const std::uint32_t scale = scale_for(largest_of_lanes(largest[state]));
       const auto factor = encoding_factor<float>(scale);
       if (lane == 0) at_address<std::uint8_t>(words.scales[state])[block] = static_cast<std::uint8_t>(scale);
@@ -210,28 +248,30 @@ struct BlockStepper {
   }
 };
 
-// Does the work of thread `thread` of block `block`, of rows with states in blocks.
+// Does the work of thread `thread` of block `block`, of rows that are rounded with random bits.
 template <class Rule, class TableType>
-ONEPASS_INLINE void step_chunk_in_blocks(const TableType& table, std::uint32_t block, std::uint32_t thread) {
+ONEPASS_INLINE void step_stochastic_chunk(const TableType& table, std::uint32_t block, std::uint32_t thread) {
   const Header& header = table.header;
   const Row row = reinterpret_cast<const Row*>(table.words)[find_row(table, block)];
   const bool skipped = is_skipped(header);
   if (skipped && row.zeroes_grad == 0) return;
   const auto stepper = stepper_of<Rule, float>(table, row);
-  const auto& words = *reinterpret_cast<const BlockWords*>(table.words + row.pointers + operands_of(row));
+  const auto& words = *reinterpret_cast<const StochasticWords*>(table.words + row.pointers + operands_of(row));
   double step = 0.0;
   if (words.step_format == cuda::kValue) {
     step = static_cast<double>(words.step);
   } else {
     step = read_number(&words.step, words.step_format, 0);
   }
-  const auto is_aligned = [&](std::size_t k) { return (row.aligned >> k & 1) != 0; };
-  const BlockStepper<Rule> in_blocks{
+  unsigned codes = 0;
+  for (std::size_t state = 0; state < kMaxStates; ++state)
+    if (words.scales[state] != 0) codes |= 1U << (kFirstState + state);
+  const StochasticStepper<Rule> own{
       .stepper = stepper,
       .words = words,
       .layout = row.has_layout != 0 ? table.words + row.layout : nullptr,
       .key = random_key(words.seed, static_cast<std::uint64_t>(step), words.param),
-      .vectors = is_aligned(kParam) && is_aligned(kGrad),
+      .vectors = (row.held & ~row.aligned & ~codes) == 0,
   };
 
   const auto length = static_cast<std::int64_t>(words.row_length);
@@ -245,12 +285,12 @@ ONEPASS_INLINE void step_chunk_in_blocks(const TableType& table, std::uint32_t b
   for (std::int64_t at = begin + thread / kLanes; at < end; at += cuda::kThreads / kLanes) {
     const std::int64_t own_row = at / in_row;
     const std::int64_t column = (at - own_row * in_row) * kBlock;
-    if (!skipped) in_blocks.step(own_row, column, at, lane);
+    if (!skipped) own.step(own_row, column, at, lane);
     if (row.zeroes_grad != 0)
       for (int played = 0; played < kPlayed; ++played) {
         const std::int64_t rest = length - column - (lane + played) * kOwn;
         const int count = rest < 0 ? 0 : rest > kOwn ? kOwn : static_cast<int>(rest);
-        in_blocks.zero_gradient(own_row * length + column + (lane + played) * kOwn, count);
+        own.zero_gradient(own_row * length + column + (lane + played) * kOwn, count);
       }
   }
 }

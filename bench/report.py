@@ -310,13 +310,13 @@ def states_table(told: dict[str, Any], optimizer: str | None = None) -> str:
             f"{found['bytes with parameter']:.2f}",
             number(found["ns/parameter"]),
             f"{statistics.mean(found['losses']):.4f}",
-            f"{found['loss apart']:+.2%}",
+            f"{round(found['loss apart'], 4) + 0.0:+.2%}",  # no -0.00%
             "" if found["largest update"] is None else f"{found['largest update']:.1f}",
         ]
         for found in shown
     ]
     measured = ["bytes of states", "with the parameter", "ns/parameter", "loss", "apart", "largest update"]
-    return table([*([] if optimizer else [""]), "states", *measured], rows)
+    return table([*([] if optimizer else [""]), "implementation, states", *measured], rows)
 
 
 def states_block(path: Path | str, optimizer: str | None = None) -> str:

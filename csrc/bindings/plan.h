@@ -32,8 +32,8 @@ Stats& stats();
 
 class Plan {
  public:
-  // `first_param` is the number of the optimizer's first parameter among those that random bits depend on. Throws
-  // std::invalid_argument if there is no such rule.
+  // `first_param` is the number of the optimizer's first parameter in the whole optimizer of which it is a part. Random
+  // bits depend on it. Throws std::invalid_argument if there is no such rule.
   Plan(const std::string& rule, std::size_t first_param);
 
   // Reads the optimizer, checks everything, creates missing states, and steps all parameters. Returns a StepResult.

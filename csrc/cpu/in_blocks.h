@@ -132,8 +132,7 @@ void apply_in_blocks(const Job& job, std::int64_t begin, std::int64_t block, std
   }(std::make_index_sequence<operands>{});
 }
 
-// Whether a rule with these states has a kernel. Three states are rare, and would take more registers than there are;
-// every kernel costs seconds of compilation.
+// Whether a rule with these states has a kernel. Three states are rare, and would take more registers than there are.
 template <class Rule, unsigned Set>
 constexpr bool has_kernel_in_blocks() {
   if constexpr (requires { requires !Rule::takes_dense; }) return false;

@@ -470,6 +470,44 @@ def test_a_checkpoint_of_torchs_is_encoded(row):
     optimizer.step()
 
 
+DTYPES = [None, torch.float32, torch.bfloat16, torch.float16, CODES]
+
+
+@pytest.mark.parametrize("loads", DTYPES, ids=str)
+@pytest.mark.parametrize("saves", DTYPES, ids=str)
+@each_row
+def test_loaded_into_an_optimizer_of_another_dtype(row, saves, loads):
+    """The states are converted, as `convert_state_dict` does; without an argument they stay as they were saved."""
+    params = leaves(shapes=[(64, 128), (70, 77), (30,)])
+    optimizer = row.ours(params, **row.full, state_dtype=saves)
+    for p in params:
+        p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
+    optimizer.step()
+    saved = copy.deepcopy(optimizer.state_dict())
+    before = copy.deepcopy(saved)
+    others = [nn.Parameter(p.detach().clone()) for p in params]
+    loaded = row.ours(others, **row.full, state_dtype=loads)
+    loaded.load_state_dict(saved)
+    assert loaded.param_groups[0].get("state_dtype") == (loads or saves)
+    converted = before if loads is None else onepass.convert_state_dict(before, loads)
+    for number, p in enumerate(others):
+        wanted = {k: v for k, v in converted["state"].get(number, {}).items() if v is not None}
+        own = {k: v for k, v in loaded.state.get(p, {}).items() if v is not None}
+        assert own.keys() == wanted.keys()
+        for name, value in wanted.items():
+            assert own[name].dtype == value.dtype, name
+            assert bits(own[name].reshape(-1).view(torch.uint8)) == bits(value.reshape(-1).view(torch.uint8)), name
+    again = row.ours([nn.Parameter(p.detach().clone()) for p in params], **row.full)
+    again.load_state_dict(copy.deepcopy(converted))
+    for own in (loaded, again):
+        for p in own.param_groups[0]["params"]:
+            p.grad = torch.ones_like(p)
+        own.step()
+    for p, q in zip(others, again.param_groups[0]["params"], strict=True):
+        assert bits(p.detach()) == bits(q.detach())
+    assert str(saved["param_groups"]) == str(before["param_groups"])
+
+
 def trained(**kwargs):
     params = leaves(shapes=[(64, 128), (30,)])
     optimizer = onepass.AdamW(params, state_dtype=CODES, **kwargs)
@@ -592,9 +630,11 @@ def test_a_group_that_kernels_and_torchs_implementation_share(row, arguments):
 @pytest.mark.parametrize("master", ["split", "float32"])
 @each_row
 def test_with_masters(row, master, isa):
-    """The masters have the bits of float32 parameters with the same 8-bit states."""
+    """The masters have the bits of float32 parameters with the same 8-bit states: several tiles a row, ahead, threads."""
     onepass._core.force_isa(isa)
-    values = leaves(torch.bfloat16, [(64, 128), (70, 77)])
+    onepass._core.force_tuning("intel" if master == "split" else "amd")
+    torch.set_num_threads(3)
+    values = leaves(torch.bfloat16, [(64, 128), (70, 77), (37, 1003), (3, 3000)])
     with torch.no_grad():
         values[0][1, :5] = torch.tensor([math.inf, -math.inf, math.nan, -0.0, 1e-40])
     wide = [nn.Parameter(p.detach().float()) for p in values]

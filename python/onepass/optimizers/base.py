@@ -745,9 +745,9 @@ class Native(Optimizer):
         """Load a state_dict of this class or of torch's.
 
         As ``torch.optim.Optimizer.load_state_dict``, except that states keep the dtype in which they were saved (torch
-        casts them to the parameter's dtype). If the checkpoint has no ``state_dtype`` (torch's have none), the states
-        get the ``state_dtype`` of this optimizer, if it has one. The same holds for ``master``; if the checkpoint has
-        no masters, the parameters are the masters at the next step.
+        casts them to the parameter's dtype). If this optimizer was given a ``state_dtype``, the states are converted to
+        it, also from and to 8 bits. A ``master`` of this optimizer holds if the checkpoint has none; the parameters are
+        then the masters at the next step.
         """
         saved: dict[str, Any] = {}
         own: list[dict[str, Any]] = []
@@ -770,24 +770,30 @@ class Native(Optimizer):
                 self._tail.load_policy_state(policy_state[0])
             for saved_group, group, arguments in zip(saved["param_groups"], self.param_groups, own, strict=True):
                 for name, value in arguments.items():
-                    if name not in saved_group and value is not None:
+                    if value is not None and (name == "state_dtype" or name not in saved_group):
                         group[name] = value
-                forced = group.get("state_dtype") if "state_dtype" not in saved_group else None
+                forced = arguments["state_dtype"]
                 for key, p in zip(saved_group["params"], group["params"], strict=True):
                     if self._counts_rounding(group, p) and isinstance(count := self.state[p].get("step"), Tensor):
                         self.state[p]["step"] = count.cpu()
                     master = master_name(group, p)
-                    in_blocks = any(block_states.states_in_blocks(saved["state"].get(key, {})))
+                    held = saved["state"].get(key, {})
+                    in_blocks = set(block_states.states_in_blocks(held))
                     if not (_has_kernels(p.device) or master or in_blocks) or key not in saved["state"]:
                         continue
+                    if in_blocks and forced is not None and not self._in_blocks(group, p):
+                        held = block_states.decoded_state(held)
+                        for name in in_blocks:
+                            self.state[p][name] = held[name]
+                            del self.state[p][name + block_states.SUFFIX]
                     is_torchs = not {"state_dtype", "master"} & saved_group.keys()
                     dtype = self._state_dtype(group, p) if master and is_torchs else forced
                     if dtype == block_states.CODES:
                         dtype = None if self._in_blocks(group, p) else self._state_dtype(group, p)
-                    _restore_dtypes(self.state[p], saved["state"][key], self._state_names(), dtype, master)
+                    _restore_dtypes(self.state[p], held, self._state_names(), dtype, master)
                     if forced == block_states.CODES and self._in_blocks(group, p):
                         for name in self._state_names():
-                            if isinstance(self.state[p].get(name), Tensor):
+                            if isinstance(self.state[p].get(name), Tensor) and name not in in_blocks:
                                 self._encode(group, p, name, self.state[p][name])
 
         with while_loading(self, look, restore):

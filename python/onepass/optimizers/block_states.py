@@ -86,6 +86,17 @@ def decoded(codes: Tensor, scales: Tensor, name: str) -> Tensor:
     return _like(codes, values.to(local_part(codes).device), codes.shape, codes.stride())
 
 
+def decoded_state(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a state with float32 values in place of codes and scales."""
+    in_blocks = set(states_in_blocks(state))
+    scales = {name + SUFFIX for name in in_blocks}
+    return {
+        name: decoded(value, state[name + SUFFIX], name) if name in in_blocks else value
+        for name, value in state.items()
+        if name not in scales
+    }
+
+
 def encode(values: Tensor, name: str, key: int, state: int, codes: Tensor, scales: Tensor) -> None:
     """Round values stochastically into codes and scales.
 

@@ -74,13 +74,14 @@ def convert_state_dict(
         where = f"state of parameter {key}"
         block_states.check(where, state)
         group = group_of.get(key, {})
-        plain = _decoded(_of_torch(state, where))
+        held = _of_torch(state, where)
         if layout == "bitsandbytes":
-            states[key] = _of_bitsandbytes(plain, where)
+            states[key] = _of_bitsandbytes(block_states.decoded_state(held), where)
         else:
-            step: Any = plain.get("step", 0)
+            step: Any = held.get("step", 0)
             random_key = _core.random_key(group.get("rounding_seed", 0), int(step), numbers.get(key, 0))
-            states[key] = _converted(plain, state_dtype, random_key)
+            keeps = state_dtype == block_states.CODES
+            states[key] = _converted(held if keeps else block_states.decoded_state(held), state_dtype, random_key)
     for group in groups:
         if state_dtype is None or layout == "bitsandbytes":
             for name in _OWN_KEYS:
@@ -90,17 +91,6 @@ def convert_state_dict(
     return {**state_dict, "state": states, "param_groups": groups}
 
 
-def _decoded(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a state with float32 values in place of codes and scales."""
-    in_blocks = set(block_states.states_in_blocks(state))
-    scales = {name + block_states.SUFFIX for name in in_blocks}
-    return {
-        name: block_states.decoded(value, state[name + block_states.SUFFIX], name) if name in in_blocks else value
-        for name, value in state.items()
-        if name not in scales
-    }
-
-
 def _converted(state: Mapping[str, Any], dtype: torch.dtype | None, key: int) -> dict[str, Any]:
     if dtype is None:
         return dict(state)
@@ -108,7 +98,8 @@ def _converted(state: Mapping[str, Any], dtype: torch.dtype | None, key: int) ->
     numbers = _numbers_of(state)
     for name, value in state.items():
         is_state = isinstance(value, Tensor) and name in _state_names() and value.is_floating_point()
-        if not is_state or (dtype == block_states.CODES and name not in block_states.codings()):
+        encodes = name in block_states.codings() and not block_states.is_in_blocks(value)
+        if not is_state or (dtype == block_states.CODES and not encodes):
             made[name] = value
         elif dtype == block_states.CODES and block_states.fits(value):
             codes, scales = block_states.new_state(value)

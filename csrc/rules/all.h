@@ -3,11 +3,16 @@
 // struct its enumerator (`id`).
 #pragma once
 
+#include "rules/adabelief.h"
 #include "rules/adadelta.h"
 #include "rules/adagrad.h"
 #include "rules/adam.h"
 #include "rules/adamax.h"
+#include "rules/adan.h"
+#include "rules/ademamix.h"
+#include "rules/adopt.h"
 #include "rules/asgd.h"
+#include "rules/laprop.h"
 #include "rules/lion.h"
 #include "rules/muon.h"
 #include "rules/nadam.h"
@@ -15,4 +20,5 @@
 #include "rules/rmsprop.h"
 #include "rules/rprop.h"
 #include "rules/sgd.h"
+#include "rules/signum.h"
 #include "rules/sparse_adam.h"

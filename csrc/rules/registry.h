@@ -4,11 +4,16 @@
 
 // X(name, Type): the rule's name in Python, and the struct in its header.
 #define ONEPASS_RULES(X)         \
+  X(adabelief, AdaBelief)        \
   X(adadelta, Adadelta)          \
   X(adagrad, Adagrad)            \
   X(adam, Adam)                  \
   X(adamax, Adamax)              \
+  X(adan, Adan)                  \
+  X(ademamix, AdEMAMix)          \
+  X(adopt, Adopt)                \
   X(asgd, Asgd)                  \
+  X(laprop, LaProp)              \
   X(lion, Lion)                  \
   X(muon, Muon)                  \
   X(muon_momentum, MuonMomentum) \
@@ -17,6 +22,7 @@
   X(rmsprop, Rmsprop)            \
   X(rprop, Rprop)                \
   X(sgd, Sgd)                    \
+  X(signum, Signum)              \
   X(sparse_adam, SparseAdam)
 
 #include <cstdint>

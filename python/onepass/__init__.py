@@ -9,14 +9,19 @@ from torch.optim import Optimizer
 
 from . import _core, lr_scheduler, schedules, swa_utils
 from ._core import __version__
+from .optimizers.adabelief import AdaBelief
 from .optimizers.adadelta import Adadelta
 from .optimizers.adafactor import Adafactor
 from .optimizers.adagrad import Adagrad
 from .optimizers.adam import Adam
 from .optimizers.adamax import Adamax
 from .optimizers.adamw import AdamW
+from .optimizers.adan import Adan
+from .optimizers.ademamix import AdEMAMix
+from .optimizers.adopt import ADOPT
 from .optimizers.asgd import ASGD
 from .optimizers.convert import convert_state_dict
+from .optimizers.laprop import LaProp
 from .optimizers.lbfgs import LBFGS
 from .optimizers.lion import Lion
 from .optimizers.lookahead import Lookahead
@@ -26,6 +31,7 @@ from .optimizers.radam import RAdam
 from .optimizers.rmsprop import RMSprop
 from .optimizers.rprop import Rprop
 from .optimizers.sgd import SGD
+from .optimizers.signum import Signum
 from .optimizers.sparse_adam import SparseAdam
 from .optimizers.tail import StepReport
 from .schedules.plot import plot
@@ -41,18 +47,23 @@ from .training.lr_finder import LRRangeTest, lr_find
 from .training.step_log import log_to
 
 __all__ = [
+    "ADOPT",
     "ASGD",
     "LBFGS",
     "SGD",
+    "AdEMAMix",
+    "AdaBelief",
     "Adadelta",
     "Adafactor",
     "Adagrad",
     "Adam",
     "AdamW",
     "Adamax",
+    "Adan",
     "AutoClip",
     "ClippingPolicy",
     "LRRangeTest",
+    "LaProp",
     "Lion",
     "Lookahead",
     "Muon",
@@ -62,6 +73,7 @@ __all__ = [
     "RMSprop",
     "Rprop",
     "ScheduleLR",
+    "Signum",
     "SkipSpikes",
     "SparseAdam",
     "StepReport",

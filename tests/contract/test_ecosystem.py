@@ -320,6 +320,8 @@ def test_positional_arguments_arrive_where_torch_has_them(row):
     values |= {"max_iter": 7, "max_eval": 9, "tolerance_grad": 0.1, "tolerance_change": 0.2, "history_size": 3}
     values |= {"line_search_fn": "strong_wolfe"} | ({"eps": (0.1, 0.2)} if row.name == "Adafactor" else {})
     values |= {"foreach": False, "maximize": True, "capturable": False, "differentiable": True}
+    values |= {"no_prox": True, "clip_exponent": 0.5, "alpha_warmup": 3.0, "beta3_warmup": 4.0}
+    values |= {} if row.has_pairs else {"betas": (0.5, 0.6, 0.7)}
     ours, stock = (cls(leaves(row.shapes), *(values[name] for name in names)) for cls in (row.ours, row.theirs))
     group = ours.param_groups[0]
     assert {key: group[key] for key in stock.defaults} == stock.defaults

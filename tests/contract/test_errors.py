@@ -147,6 +147,15 @@ def test_bad_groups_are_refused_in_torchs_words(row, group):
     assert len(ours.param_groups) == 1
 
 
+LIKE_ADAMW = [
+    ({"lr": -1.0}, "Invalid learning rate: -1.0"),
+    ({"lr": two()}, "Tensor lr must be 1-element"),
+    ({"eps": -1e-8}, "Invalid epsilon value: -1e-08"),
+    ({"weight_decay": -0.1}, "Invalid weight_decay value: -0.1"),
+    ({"betas": (-0.1, 0.9)}, "Invalid beta parameter at index 0: -0.1"),
+    ({"betas": (0.9, 1.0)}, "Invalid beta parameter at index 1: 1.0"),
+]
+
 # Of the classes that torch does not have.
 MESSAGES = {
     "Lion": [
@@ -157,6 +166,25 @@ MESSAGES = {
         ({"betas": (0.9, 1.0)}, "Invalid beta parameter at index 1: 1.0"),
         ({"weight_decay": -0.1}, "Invalid weight_decay value: -0.1"),
     ],
+    "Signum": [
+        ({"lr": -1.0}, "Invalid learning rate: -1.0"),
+        ({"lr": float("nan")}, "Invalid learning rate: nan"),
+        ({"lr": two()}, "Tensor lr must be 1-element"),
+        ({"momentum": -0.1}, "Invalid momentum value: -0.1"),
+        ({"momentum": 1.0}, "Invalid momentum value: 1.0"),
+        ({"weight_decay": -0.1}, "Invalid weight_decay value: -0.1"),
+    ],
+    "AdaBelief": LIKE_ADAMW,
+    "LaProp": LIKE_ADAMW,
+    "ADOPT": [*LIKE_ADAMW, ({"clip_exponent": -0.5}, "Invalid clip_exponent value: -0.5")],
+    "AdEMAMix": [
+        *LIKE_ADAMW[:4],
+        ({"betas": (0.9, 0.9, 1.0)}, "Invalid beta parameter at index 2: 1.0"),
+        ({"alpha": -1.0}, "Invalid alpha value: -1.0"),
+        ({"alpha_warmup": -1}, "Invalid alpha_warmup value: -1"),
+        ({"beta3_warmup": -1}, "Invalid beta3_warmup value: -1"),
+    ],
+    "Adan": [*LIKE_ADAMW[:4], ({"betas": (0.9, -0.5, 0.9)}, "Invalid beta parameter at index 1: -0.5")],
 }
 
 
@@ -166,10 +194,17 @@ def test_messages_of_classes_that_torch_does_not_have(row):
         assert complaint(lambda options=options: row.ours(leaves(row.shapes), **options)) == (ValueError, text)
 
 
-@pytest.mark.parametrize("betas", [(0.9,), (0.9, 0.99, 0.999), 0.9, None])
-def test_lion_wants_two_betas(betas):
-    with pytest.raises((ValueError, TypeError)):
-        onepass.Lion(leaves(), betas=betas)
+@pytest.mark.parametrize("betas", [(0.9,), (0.9, 0.99), (0.9, 0.99, 0.999), (0.9,) * 4, 0.9, None])
+@for_rows(row for row in ROWS if row not in TORCHS)
+def test_a_wrong_number_of_betas(row, betas):
+    if not row.takes(["betas"]):
+        return
+    wanted = 2 if row.has_pairs else 3
+    if isinstance(betas, tuple) and len(betas) == wanted:
+        row.ours(leaves(), betas=betas)
+        return
+    with pytest.raises((ValueError, TypeError), match=f"{row.name}: betas must be {wanted} numbers, got"):
+        row.ours(leaves(), betas=betas)
 
 
 @each_row
@@ -216,6 +251,8 @@ UNNAMED = [
 def test_exceptions_that_do_not_name_the_argument_have_a_note_that_does(row, options, text):
     if not row.takes(options) or (row.name == "Adafactor" and "eps" in options):
         return
+    if "betas" in options and not row.has_pairs:
+        return
     kind, said, notes = noted(lambda: row.ours(leaves(row.shapes), **options))
     torchs = complaint(lambda: row.theirs(leaves(row.shapes), **options))
     if row not in TORCHS or torchs is None:
@@ -256,14 +293,14 @@ USELESS_IN_GROUPS = [
 @each_class
 @pytest.mark.parametrize(("options", "kind", "text"), USELESS)
 def test_arguments_with_which_no_step_can_be_made(row, options, kind, text):
-    if row.takes(options):
+    if row.takes(options) and (row.has_pairs or "betas" not in options):
         assert complaint(lambda: row.ours(leaves(row.shapes), **options)) == (kind, f"{row.name}: {text}")
 
 
 @each_class
 @pytest.mark.parametrize(("options", "kind", "text"), USELESS_IN_GROUPS)
 def test_groups_with_which_no_step_can_be_made(row, options, kind, text):
-    if not row.takes(options):
+    if not row.takes(options) or ("betas" in options and not row.has_pairs):
         return
     wanted = kind, f"{row.name}: group 1: {text}"
     groups = [{"params": leaves(row.shapes)}, {"params": leaves(row.shapes, seed=1), **options}]
@@ -597,7 +634,7 @@ SET_LATER = [
         (row, *case)
         for row in ELEMENTWISE
         for case in SET_LATER
-        if row.takes(case[:1]) and (row.name, case[0]) != ("Rprop", "lr")
+        if row.takes(case[:1]) and (row.name, case[0]) != ("Rprop", "lr") and (row.has_pairs or case[0] != "betas")
     ],
 )
 def test_hyperparameters_set_later_with_which_no_step_can_be_made(row, name, value, kind, text):

@@ -133,6 +133,71 @@ constexpr Row kByHand[] = {
      {1, 2, 0, nan},
      {nan, 2, 1, nan}},
 
+    // m is 4, and so is the difference; s is 0.25 * 16 + 12. The corrections are 1/2 and 1/4: 8 / (8 + 12).
+    {make_setting<AdaBelief>("first step", {.lr = 5, .beta1 = 0.5, .beta2 = 0.75, .eps = 12}, 1),
+     {1, 8, 0, 0},
+     {-1, 8, 4, 16}},
+    {make_setting<AdaBelief>("NaN gradient", {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.75, .eps = 1}, 1),
+     {1, nan, 0, 0},
+     {nan, nan, nan, nan}},
+
+    // n is 0.25 * 16, its correction 1/4: the root is 4. The corrected m is 4.
+    {make_setting<Adan>("first step", {.lr = 0.5, .beta1 = 0.5, .beta2 = 0.5, .beta3 = 0.75, .eps = 4}, 1),
+     {1, 4, 0, 0, 0, nan},
+     {0.75, 4, 2, 0, 4, -4}},
+    {make_setting<Adan>("first step, proximal decay",
+                        {.lr = 0.5, .beta1 = 0.5, .beta2 = 0.5, .beta3 = 0.75, .eps = 4, .weight_decay = 2}, 1),
+     {1, 4, 0, 0, 0, nan},
+     {0.375, 4, 2, 0, 4, -4}},
+    {make_setting<Adan>(
+         "first step, other decay",
+         {.lr = 0.5, .beta1 = 0.5, .beta2 = 0.5, .beta3 = 0.75, .eps = 4, .weight_decay = 1, .no_prox = 1}, 1),
+     {1, 4, 0, 0, 0, nan},
+     {0.25, 4, 2, 0, 4, -4}},
+
+    // v is 0.25 * 16, its root corrected 4; m corrected 4, the slow average 2 * 1/4 * 4.
+    {make_setting<AdEMAMix>("first step",
+                            {.lr = 0.5,
+                             .beta1 = 0.5,
+                             .beta2 = 0.75,
+                             .beta3 = 0.75,
+                             .alpha = 2,
+                             .beta3_warmup = -1,
+                             .alpha_warmup = -1,
+                             .eps = 4},
+                            1),
+     {1, 4, 0, 0, 0},
+     {0.625, 4, 2, 1, 4}},
+    {make_setting<AdEMAMix>("half of alpha",
+                            {.lr = 0.5,
+                             .beta1 = 0.5,
+                             .beta2 = 0.75,
+                             .beta3 = 0.75,
+                             .alpha = 4,
+                             .beta3_warmup = -1,
+                             .alpha_warmup = 2,
+                             .eps = 4},
+                            1),
+     {1, 4, 0, 0, 0},
+     {0.625, 4, 2, 1, 4}},
+
+    // The first step stores the square of the gradient, and nothing else.
+    {make_setting<Adopt>("first step", {.lr = 0.5, .beta1 = 0.5, .beta2 = 0.75, .eps = 1, .clip_exponent = 0.25}, 1),
+     {1, 3, 0, 0},
+     {1, 3, 0, 9}},
+    {make_setting<Adopt>("first step of an infinite parameter", {.lr = 0.5, .beta1 = 0.5, .beta2 = 0.75, .eps = 1}, 1),
+     {infinity, 3, 0, 0},
+     {infinity, 3, 0, 9}},
+    {make_setting<Adopt>("clipped", {.lr = 0.5, .beta1 = 0.5, .beta2 = 0.75, .eps = 1, .clip_exponent = 1}, 3),
+     {1, 12, 0, 4},
+     {0.5, 12, 1, 39}},
+    {make_setting<Adopt>("not clipped", {.lr = 0.5, .beta1 = 0.5, .beta2 = 0.75, .eps = 1, .clip_exponent = -1}, 3),
+     {1, 12, 0, 4},
+     {-0.5, 12, 3, 39}},
+    {make_setting<Adopt>("eps", {.lr = 0.5, .beta1 = 0.5, .beta2 = 0.75, .eps = 4, .clip_exponent = 1}, 3),
+     {1, 4, 0, 4},
+     {0.75, 4, 0.5, 7}},
+
     {make_setting<Asgd>("follows", {.lambd = 0.5}, 1, {.eta = 0.5, .mu = 1}), {2, 1, 8}, {1, 1, 1}},
     {make_setting<Asgd>("follows, from a NaN", {.lambd = 0.5}, 1, {.eta = 0.5, .mu = 1}), {2, 1, nan}, {1, 1, 1}},
     {make_setting<Asgd>("averages", {.lambd = 0.5}, 1, {.eta = 0.5, .mu = 0.5}), {2, 1, 3}, {1, 1, 2}},
@@ -140,6 +205,14 @@ constexpr Row kByHand[] = {
      {2, 1, 2.5},
      {0.5, 1, 1.5}},
     {make_setting<Asgd>("NaN gradient", {.lambd = 0.5}, 1, {.eta = 0.5, .mu = 0.5}), {2, nan, 3}, {nan, nan, nan}},
+
+    // v is 0.25 * 16, corrected 16: the gradient is divided by 4 + 4.
+    {make_setting<LaProp>("first step", {.lr = 0.5, .beta1 = 0.5, .beta2 = 0.75, .eps = 4}, 1),
+     {1, 4, 0, 0},
+     {0.75, 4, 0.25, 4}},
+    {make_setting<LaProp>("decay", {.lr = 0.5, .beta1 = 0.5, .beta2 = 0.75, .eps = 4, .weight_decay = 0.5}, 1),
+     {1, 4, 0, 0},
+     {0.5, 4, 0.25, 4}},
 
     {make_setting<Lion>("sign is -1", {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.75}, 1), {1, -2, 1}, {1.25, -2, 0.25}},
     {make_setting<Lion>("sign is 1", {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.75}, 1), {1, 2, -1}, {0.75, 2, -0.25}},
@@ -280,6 +353,14 @@ constexpr Row kByHand[] = {
     {make_setting<Sgd>("NaN parameter", {.lr = 0.5, .momentum = 0.5}, 2), {nan, 0.5, 1}, {nan, 0.5, 1}},
     {make_setting<Sgd>("NaN momentum", {.lr = 0.5, .momentum = 0.5}, 2), {1, 0.5, nan}, {nan, 0.5, nan}},
 
+    {make_setting<Signum>("buffer is negative", {.lr = 0.25, .momentum = 0.5}, 1), {1, 2, -4}, {1.25, 2, -1}},
+    {make_setting<Signum>("buffer is positive", {.lr = 0.25, .momentum = 0.5}, 1), {1, -2, 4}, {0.75, -2, 1}},
+    {make_setting<Signum>("buffer is 0", {.lr = 0.25, .momentum = 0.5}, 1), {1, -2, 2}, {1, -2, 0}},
+    {make_setting<Signum>("buffer is 0, with decay", {.lr = 0.25, .momentum = 0.5, .weight_decay = 0.5}, 1),
+     {2, -2, 2},
+     {1.75, -2, 0}},
+    {make_setting<Signum>("NaN gradient", {.lr = 0.25, .momentum = 0.5}, 1), {1, nan, 1}, {nan, nan, nan}},
+
     // At step 1 the correction of m is 1/2, and so is that of the root of v.
     {make_setting<SparseAdam>("first step", {.lr = 0.25, .beta1 = 0.5, .beta2 = 0.75, .eps = 1}, 1),
      {1, 2, 0, 0},
@@ -354,6 +435,65 @@ void adamax(const Adamax::Hyper& h, double t, double& p, double g, double* state
   p -= lr / (1 - std::pow(beta1, t)) * state[0] / state[1];
 }
 
+void adabelief(const AdaBelief::Hyper& h, double t, double& p, double g, double* state, double* /*scalar*/) {
+  const double lr = h.lr, beta1 = h.beta1, beta2 = h.beta2, eps = h.eps, weight_decay = h.weight_decay;
+  state[0] = beta1 * state[0] + (1 - beta1) * g;
+  state[1] = beta2 * state[1] + (1 - beta2) * (g - state[0]) * (g - state[0]) + eps;
+  p -= lr * weight_decay * p;
+  p -= lr * (state[0] / (1 - std::pow(beta1, t))) / (std::sqrt(state[1] / (1 - std::pow(beta2, t))) + eps);
+}
+
+void adan(const Adan::Hyper& h, double t, double& p, double g, double* state, double* /*scalar*/) {
+  const double lr = h.lr, beta1 = h.beta1, beta2 = h.beta2, beta3 = h.beta3, weight_decay = h.weight_decay;
+  const double difference = t > 1 ? g + state[3] : 0;
+  const double nesterov = g + beta2 * difference;
+  state[0] = beta1 * state[0] + (1 - beta1) * g;
+  state[1] = beta2 * state[1] + (1 - beta2) * difference;
+  state[2] = beta3 * state[2] + (1 - beta3) * nesterov * nesterov;
+  state[3] = -g;
+  const double mean = state[0] / (1 - std::pow(beta1, t)) + beta2 * state[1] / (1 - std::pow(beta2, t));
+  const double change = lr * mean / (std::sqrt(state[2] / (1 - std::pow(beta3, t))) + h.eps);
+  if (h.no_prox != 0) {
+    p = p * (1 - lr * weight_decay) - change;
+  } else {
+    p = (p - change) / (1 + lr * weight_decay);
+  }
+}
+
+void ademamix(const AdEMAMix::Hyper& h, double t, double& p, double g, double* state, double* /*scalar*/) {
+  const double lr = h.lr, beta1 = h.beta1, beta2 = h.beta2, eps = h.eps, weight_decay = h.weight_decay;
+  const double alpha = t < h.alpha_warmup ? h.alpha * t / h.alpha_warmup : h.alpha;
+  double beta3 = h.beta3;
+  if (t < h.beta3_warmup) {  // the half-life is log(1/2) / log(beta)
+    const double first = std::log(0.5) / std::log(beta1 + 1e-8);
+    const double last = std::log(0.5) / std::log(beta3 + 1e-8);
+    beta3 = std::exp(std::log(0.5) / (first + (last - first) * t / h.beta3_warmup));
+  }
+  state[0] = beta1 * state[0] + (1 - beta1) * g;
+  state[1] = beta3 * state[1] + (1 - beta3) * g;
+  state[2] = beta2 * state[2] + (1 - beta2) * g * g;
+  const double mixed = state[0] / (1 - std::pow(beta1, t)) + alpha * state[1];
+  p -= lr * (weight_decay * p + mixed / (std::sqrt(state[2] / (1 - std::pow(beta2, t))) + eps));
+}
+
+void adopt(const Adopt::Hyper& h, double t, double& p, double g, double* state, double* /*scalar*/) {
+  const double lr = h.lr, beta1 = h.beta1, beta2 = h.beta2, eps = h.eps, weight_decay = h.weight_decay;
+  const bool decoupled = h.decoupled_weight_decay != 0;
+  if (!decoupled) g += weight_decay * p;
+  if (t == 1) {
+    state[0] = 0;
+    state[1] = g * g;
+    return;
+  }
+  double normalized = g / std::fmax(std::sqrt(state[1]), eps);
+  const double limit = h.clip_exponent >= 0 ? std::pow(t - 1, h.clip_exponent) : infinity;
+  normalized = std::fmin(std::fmax(normalized, -limit), limit);
+  state[0] = beta1 * state[0] + (1 - beta1) * normalized;
+  if (decoupled) p -= lr * weight_decay * p;
+  p -= lr * state[0];
+  state[1] = beta2 * state[1] + (1 - beta2) * g * g;
+}
+
 void asgd(const Asgd::Hyper& h, double t, double& p, double g, double* state, double* scalar) {
   const double lr = h.lr, lambd = h.lambd, alpha = h.alpha, t0 = h.t0, weight_decay = h.weight_decay;
   const double eta = scalar[0], mu = scalar[1];
@@ -363,6 +503,13 @@ void asgd(const Asgd::Hyper& h, double t, double& p, double g, double* state, do
   state[0] += mu * (p - state[0]);
   scalar[0] = lr / std::pow(1 + lambd * lr * t, alpha);
   scalar[1] = 1 / std::fmax(1, t - t0);
+}
+
+void laprop(const LaProp::Hyper& h, double t, double& p, double g, double* state, double* /*scalar*/) {
+  const double lr = h.lr, beta1 = h.beta1, beta2 = h.beta2, eps = h.eps, weight_decay = h.weight_decay;
+  state[1] = beta2 * state[1] + (1 - beta2) * g * g;
+  state[0] = beta1 * state[0] + (1 - beta1) * g / (std::sqrt(state[1] / (1 - std::pow(beta2, t))) + eps);
+  p -= lr * (weight_decay * p + state[0] / (1 - std::pow(beta1, t)));
 }
 
 void lion(const Lion::Hyper& h, double /*t*/, double& p, double g, double* state, double* /*scalar*/) {
@@ -442,6 +589,12 @@ void sgd(const Sgd::Hyper& h, double t, double& p, double g, double* state, doub
   p -= lr * g;
 }
 
+void signum(const Signum::Hyper& h, double /*t*/, double& p, double g, double* state, double* /*scalar*/) {
+  const double lr = h.lr, momentum = h.momentum, weight_decay = h.weight_decay;
+  state[0] = momentum * state[0] + (1 - momentum) * g;
+  p -= lr * weight_decay * p + lr * ((state[0] > 0) - (state[0] < 0));
+}
+
 void sparse_adam(const SparseAdam::Hyper& h, double t, double& p, double g, double* state, double* /*scalar*/) {
   const double lr = h.lr, beta1 = h.beta1, beta2 = h.beta2, eps = h.eps;
   state[0] = beta1 * state[0] + (1 - beta1) * g;
@@ -517,6 +670,7 @@ TEST_CASE("names, in the order of the operands, hyperparameters and scalars") {
     bool counts_steps;
   } const table[] = {
       {RuleId::adadelta, {"lr", "rho", "eps", "weight_decay"}, {"square_avg", "acc_delta"}, {}, true},
+      {RuleId::adabelief, {"lr", "betas[0]", "betas[1]", "eps", "weight_decay"}, {"exp_avg", "exp_avg_var"}, {}, true},
       {RuleId::adagrad, {"lr", "lr_decay", "eps", "weight_decay", "decoupled_weight_decay?"}, {"sum"}, {}, true},
       {RuleId::adam,
        {"lr", "betas[0]", "betas[1]", "eps", "weight_decay", "amsgrad!", "decoupled_weight_decay!"},
@@ -524,7 +678,23 @@ TEST_CASE("names, in the order of the operands, hyperparameters and scalars") {
        {},
        true},
       {RuleId::adamax, {"lr", "betas[0]", "betas[1]", "eps", "weight_decay"}, {"exp_avg", "exp_inf"}, {}, true},
+      {RuleId::adan,
+       {"lr", "betas[0]", "betas[1]", "betas[2]", "eps", "weight_decay", "no_prox!"},
+       {"exp_avg", "exp_avg_diff", "exp_avg_sq", "neg_pre_grad"},
+       {},
+       true},
+      {RuleId::ademamix,
+       {"lr", "betas[0]", "betas[1]", "betas[2]", "alpha", "beta3_warmup?", "alpha_warmup?", "eps", "weight_decay"},
+       {"exp_avg", "exp_avg_slow", "exp_avg_sq"},
+       {},
+       true},
+      {RuleId::adopt,
+       {"lr", "betas[0]", "betas[1]", "eps", "weight_decay", "clip_exponent?", "decoupled_weight_decay!"},
+       {"exp_avg", "exp_avg_sq"},
+       {},
+       true},
       {RuleId::asgd, {"lr", "lambd", "alpha", "t0", "weight_decay"}, {"ax"}, {"eta", "mu"}, true},
+      {RuleId::laprop, {"lr", "betas[0]", "betas[1]", "eps", "weight_decay"}, {"exp_avg", "exp_avg_sq"}, {}, true},
       {RuleId::lion, {"lr", "betas[0]", "betas[1]", "weight_decay"}, {"exp_avg"}, {}, false},
       {RuleId::muon, {"decay", "adjusted_lr"}, {}, {}, false},
       {RuleId::muon_momentum, {"momentum", "nesterov!"}, {"momentum_buffer"}, {}, false},
@@ -545,6 +715,7 @@ TEST_CASE("names, in the order of the operands, hyperparameters and scalars") {
        true},
       {RuleId::rprop, {"etas[0]", "etas[1]", "step_sizes[0]", "step_sizes[1]"}, {"prev", "step_size"}, {}, true},
       {RuleId::sgd, {"lr", "momentum", "dampening", "weight_decay", "nesterov!"}, {"momentum_buffer"}, {}, false},
+      {RuleId::signum, {"lr", "momentum", "weight_decay"}, {"momentum_buffer"}, {}, false},
       {RuleId::sparse_adam, {"lr", "betas[0]", "betas[1]", "eps"}, {"exp_avg", "exp_avg_sq"}, {}, true},
   };
   CHECK(std::size(table) == kRules);
@@ -620,7 +791,13 @@ TEST_CASE("gradients that a step takes") {
            1),
        true},
       {make_setting<Lion>("lion", {.lr = 0.1, .beta1 = 0.9, .beta2 = 0.99, .weight_decay = 0.1}, 1), true},
+      {make_setting<Signum>("signum", {.lr = 0.1, .momentum = 0.9, .weight_decay = 0.1}, 1), true},
       {make_setting<SparseAdam>("sparse_adam", {.lr = 0.1, .beta1 = 0.9, .beta2 = 0.99, .eps = 1e-8}, 1), true, false},
+      {make_setting<AdaBelief>("adabelief", {}, 1), false},
+      {make_setting<Adan>("adan", {}, 1), false},
+      {make_setting<AdEMAMix>("ademamix", {}, 1), false},
+      {make_setting<Adopt>("adopt", {}, 1), false},
+      {make_setting<LaProp>("laprop", {}, 1), false},
       {make_setting<Adadelta>("adadelta", {}, 1), false},
       {make_setting<Adamax>("adamax", {}, 1), false},
       {make_setting<Asgd>("asgd", {}, 1), false},

@@ -72,6 +72,10 @@ numbers_of = {
     "t0": st.sampled_from([0, 1, 2, 1e6]),
     "etas": st.tuples(st.floats(0.01, 0.99), st.floats(1.01, 10.0)),
     "step_sizes": st.tuples(st.floats(0.0, 0.01), st.floats(0.01, 100.0)),
+    "no_prox": st.booleans(),
+    "clip_exponent": st.none() | st.floats(0.0, 1.0),
+    "alpha_warmup": st.none() | st.floats(0.0, 10.0),
+    "beta3_warmup": st.none() | st.floats(0.0, 10.0),
 }
 
 
@@ -81,6 +85,8 @@ def groups(draw, row):
     known = row.ours([torch.zeros(1)]).defaults
     chosen = draw(st.sets(st.sampled_from(sorted(known.keys() & numbers_of.keys()))))
     group = {name: draw(numbers_of[name]) for name in sorted(chosen)}
+    if len(group.get("betas", known.get("betas", ()))) != len(known.get("betas", ())):
+        group["betas"] = draw(st.tuples(betas, betas, betas))
     if group.get("nesterov"):
         group["momentum"], group["dampening"] = max(group.get("momentum", 0), 0.5), 0
     return {

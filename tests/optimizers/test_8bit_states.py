@@ -25,7 +25,23 @@ from torch import nn
 
 CODES, SCALES = torch.float8_e4m3fn, torch.float8_e8m0fnu
 RULES = onepass._core.rules()
-NAMES_8BIT = {"Adadelta", "Adam", "AdamW", "Adamax", "Lion", "NAdam", "RAdam", "RMSprop", "SGD", "SparseAdam"}
+NAMES_8BIT = {
+    "ADOPT",
+    "AdEMAMix",
+    "AdaBelief",
+    "Adadelta",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "LaProp",
+    "Lion",
+    "NAdam",
+    "RAdam",
+    "RMSprop",
+    "SGD",
+    "Signum",
+    "SparseAdam",
+}
 IN_8BIT = [row for row in ROWS if row.name in NAMES_8BIT]
 DENSE = [row for row in IN_8BIT if not row.wants_sparse]
 ADAMW = next(row for row in ROWS if row.name == "AdamW")
@@ -630,7 +646,7 @@ def test_a_group_that_kernels_and_torchs_implementation_share(row, arguments):
 @pytest.mark.parametrize("master", ["split", "float32"])
 @each_row
 def test_with_masters(row, master, isa):
-    """The masters have the bits of float32 parameters with the same 8-bit states: several tiles a row, ahead, threads."""
+    """The masters have the bits of float32 parameters with the same 8-bit states, also ahead and on threads."""
     onepass._core.force_isa(isa)
     onepass._core.force_tuning("intel" if master == "split" else "amd")
     torch.set_num_threads(3)

@@ -14,45 +14,33 @@ import onepass
 import pytest
 import reference
 import torch
+from onepass.optimizers.base import Native
 from torch import Tensor
 from torch.optim import Optimizer
 
 
-class PlainLion(Optimizer):
-    """Lion in torch's operations, for want of one in torch."""
-
-    def __init__(self, params, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0, *, maximize=False):
-        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize})
+def plain(ours: type[Optimizer]) -> type[Optimizer]:
+    """A class in torch's operations, for want of one in torch: ours without its kernels."""
+    declared = ours.__mro__[ours.__mro__.index(Native) + 1]
 
     def step(self, closure=None):
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        with torch.no_grad():
-            for group in self.param_groups:
-                for p in group["params"]:
-                    if p.grad is None:
-                        continue
-                    if p.grad.is_sparse:
-                        raise RuntimeError("Lion does not support sparse gradients")
-                    self._update(group, p, -p.grad if group["maximize"] else p.grad)
+        ours.torch_step(self)
         return loss
 
-    def _update(self, group, p, grad):
-        beta1, beta2 = group["betas"]
-        lr = group["lr"].item() if isinstance(group["lr"], Tensor) else group["lr"]
-        m = self.state[p].setdefault("exp_avg", torch.zeros_like(p))
-        sign = self._sign(m.mul(beta1).add_(grad, alpha=1 - beta1))
-        p.mul_(1 - lr * group["weight_decay"]).sub_(lr * sign)
-        m.lerp_(grad, 1 - beta2)
+    return type(f"Plain{ours.__name__}", (declared,), {"step": step, "__module__": __name__})
 
-    def _sign(self, x):
-        """Of real and imaginary part each; torch's sign of NaN is 0, ours NaN: a broken run must show."""
-        if x.is_complex():
-            return torch.complex(self._sign(x.real), self._sign(x.imag))
-        return torch.where(x.isnan(), x, x.sign())
 
+PlainAdaBelief = plain(onepass.AdaBelief)
+PlainAdan = plain(onepass.Adan)
+PlainAdEMAMix = plain(onepass.AdEMAMix)
+PlainADOPT = plain(onepass.ADOPT)
+PlainLaProp = plain(onepass.LaProp)
+PlainLion = plain(onepass.Lion)
+PlainSignum = plain(onepass.Signum)
 
 # The arguments of every onepass class but LBFGS, and their defaults.
 OWN = {
@@ -119,6 +107,12 @@ class Row:
     def takes(self, kwargs: Iterable[str]) -> bool:
         """Whether it has all of these arguments."""
         return {*kwargs} <= {*self.arguments}
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether its betas, if it has any, are two."""
+        betas = inspect.signature(self.theirs).parameters.get("betas")
+        return betas is None or len(betas.default) == 2
 
     def having(self, **kwargs: Any) -> dict[str, Any]:
         """Those of these arguments that it has."""
@@ -396,6 +390,133 @@ ROWS = [
             "lr": {"lr": 0.01},
             "betas": {"betas": (0.5, 0.75)},
             "zero_betas": {"betas": (0.0, 0.0)},
+            "weight_decay": {"lr": 0.01, "weight_decay": 0.3},
+            "maximize": {"maximize": True, "weight_decay": 0.1},
+            "tensor_lr": {"lr": torch.tensor(0.01), "weight_decay": 0.1},
+        },
+    ),
+    Row(
+        ours=onepass.AdaBelief,
+        theirs=PlainAdaBelief,
+        flavours=({},),
+        formula=reference.adabelief,
+        states=("exp_avg", "exp_avg_var"),
+        full={"lr": 0.01, "weight_decay": 0.1, "eps": 1e-8},
+        variants={
+            "default": {},
+            "lr": {"lr": 0.03},
+            "eps": {"eps": 0.1},
+            "weight_decay": {"weight_decay": 0.3, "lr": 0.01},
+            "maximize": {"maximize": True, "weight_decay": 0.1},
+            "tensor_lr": {"lr": torch.tensor(0.01)},
+            "tensor_lr_1d": {"lr": torch.tensor([0.01], dtype=torch.float64), "weight_decay": 0.1},
+            "capturable": {"capturable": True},
+            "betas": {"betas": (0.5, 0.75)},
+            "zero_betas": {"betas": (0.0, 0.0)},
+        },
+    ),
+    Row(
+        ours=onepass.LaProp,
+        theirs=PlainLaProp,
+        flavours=({},),
+        formula=reference.laprop,
+        states=("exp_avg", "exp_avg_sq"),
+        full={"lr": 0.01, "weight_decay": 0.1},
+        variants={
+            "default": {},
+            "lr": {"lr": 0.03},
+            "eps": {"eps": 0.1},
+            "weight_decay": {"weight_decay": 0.3, "lr": 0.01},
+            "maximize": {"maximize": True, "weight_decay": 0.1},
+            "tensor_lr": {"lr": torch.tensor(0.01)},
+            "tensor_lr_1d": {"lr": torch.tensor([0.01], dtype=torch.float64), "weight_decay": 0.1},
+            "capturable": {"capturable": True},
+            "betas": {"betas": (0.5, 0.75)},
+            "zero_betas": {"betas": (0.0, 0.0)},
+        },
+    ),
+    Row(
+        ours=onepass.ADOPT,
+        theirs=PlainADOPT,
+        flavours=({},),
+        formula=reference.adopt,
+        states=("exp_avg", "exp_avg_sq"),
+        full={"lr": 0.01, "weight_decay": 0.1},
+        variants={
+            "default": {},
+            "lr": {"lr": 0.03},
+            "eps": {"eps": 0.1},
+            "weight_decay": {"weight_decay": 0.3, "lr": 0.01},
+            "maximize": {"maximize": True, "weight_decay": 0.1},
+            "tensor_lr": {"lr": torch.tensor(0.01)},
+            "tensor_lr_1d": {"lr": torch.tensor([0.01], dtype=torch.float64), "weight_decay": 0.1},
+            "capturable": {"capturable": True},
+            "betas": {"betas": (0.5, 0.75)},
+            "zero_betas": {"betas": (0.0, 0.0)},
+            "no_clip": {"clip_exponent": None, "eps": 1e-3},
+            "clip": {"clip_exponent": 0.0},
+            "decoupled": {"weight_decay": 0.3, "decoupled_weight_decay": True, "lr": 0.01},
+        },
+    ),
+    Row(
+        ours=onepass.AdEMAMix,
+        theirs=PlainAdEMAMix,
+        flavours=({},),
+        formula=reference.ademamix,
+        states=("exp_avg", "exp_avg_slow", "exp_avg_sq"),
+        full={"lr": 0.01, "weight_decay": 0.1, "alpha": 2.0},
+        variants={
+            "default": {},
+            "lr": {"lr": 0.03},
+            "eps": {"eps": 0.1},
+            "weight_decay": {"weight_decay": 0.3, "lr": 0.01},
+            "maximize": {"maximize": True, "weight_decay": 0.1},
+            "tensor_lr": {"lr": torch.tensor(0.01)},
+            "tensor_lr_1d": {"lr": torch.tensor([0.01], dtype=torch.float64), "weight_decay": 0.1},
+            "capturable": {"capturable": True},
+            "betas": {"betas": (0.5, 0.75, 0.6)},
+            "zero_betas": {"betas": (0.0, 0.0, 0.0)},
+            "alpha": {"alpha": 1.5},
+            "warmups": {"alpha_warmup": 7, "beta3_warmup": 9},
+            "long_warmups": {"alpha_warmup": 1000, "beta3_warmup": 1000, "betas": (0.9, 0.99, 0.9999)},
+        },
+    ),
+    Row(
+        ours=onepass.Adan,
+        theirs=PlainAdan,
+        flavours=({},),
+        formula=reference.adan,
+        states=("exp_avg", "exp_avg_diff", "exp_avg_sq", "neg_pre_grad"),
+        full={"lr": 0.01, "weight_decay": 0.1},
+        variants={
+            "default": {},
+            "lr": {"lr": 0.03},
+            "eps": {"eps": 0.1},
+            "weight_decay": {"weight_decay": 0.3, "lr": 0.01},
+            "maximize": {"maximize": True, "weight_decay": 0.1},
+            "tensor_lr": {"lr": torch.tensor(0.01)},
+            "tensor_lr_1d": {"lr": torch.tensor([0.01], dtype=torch.float64), "weight_decay": 0.1},
+            "capturable": {"capturable": True},
+            "betas": {"betas": (0.5, 0.75, 0.6)},
+            "zero_betas": {"betas": (0.0, 0.0, 0.0)},
+            "no_prox": {"no_prox": True, "weight_decay": 0.3, "lr": 0.01},
+        },
+    ),
+    Row(
+        ours=onepass.Signum,
+        theirs=PlainSignum,
+        flavours=({},),
+        formula=reference.signum,
+        sparse="ours",
+        doubt=reference.signum_doubt,
+        states=("momentum_buffer",),
+        scalars=(),
+        full={"lr": 0.01, "weight_decay": 0.1},
+        variants={
+            "default": {},
+            "lr": {"lr": 0.01},
+            "momentum": {"momentum": 0.5},
+            "no_momentum": {"momentum": 0.0},
             "weight_decay": {"lr": 0.01, "weight_decay": 0.3},
             "maximize": {"maximize": True, "weight_decay": 0.1},
             "tensor_lr": {"lr": torch.tensor(0.01), "weight_decay": 0.1},

@@ -61,6 +61,84 @@ def lion_doubt(g, s, rounding, *, betas, **_):
     return abs(kept + added) < 16 * rounding * (abs(kept) + abs(added))
 
 
+def signum(p, g, s, t, *, lr, momentum, weight_decay, **_):
+    """Bernstein et al. 2018, algorithm 2, with decoupled weight decay."""
+    b = lerp(s.get("momentum_buffer", 0.0), g, 1 - momentum)
+    return p - lr * (np.sign(b) + decay(weight_decay, p)), {"momentum_buffer": b}
+
+
+def signum_doubt(g, s, rounding, *, momentum, **_):
+    """Where the sign hangs on errors of a few roundings, as Lion's."""
+    kept, added = momentum * s.get("momentum_buffer", 0.0), (1 - momentum) * g
+    return abs(kept + added) < 16 * rounding * (abs(kept) + abs(added))
+
+
+def adabelief(p, g, s, t, *, lr, betas, eps, weight_decay, **_):
+    """Zhuang et al. 2020, algorithm 2, with decoupled weight decay."""
+    beta1, beta2 = betas
+    m = lerp(s.get("exp_avg", 0.0), g, 1 - beta1)
+    v = beta2 * s.get("exp_avg_var", 0.0) + (1 - beta2) * (g - m) ** 2 + eps
+    change = (m / (1 - beta1**t)) / (np.sqrt(v / (1 - beta2**t)) + eps)
+    return p - lr * (decay(weight_decay, p) + change), {"exp_avg": m, "exp_avg_var": v}
+
+
+def laprop(p, g, s, t, *, lr, betas, eps, weight_decay, **_):
+    """Ziyin et al. 2020, algorithm 1, with decoupled weight decay."""
+    beta1, beta2 = betas
+    v = beta2 * s.get("exp_avg_sq", 0.0) + (1 - beta2) * g**2
+    m = lerp(s.get("exp_avg", 0.0), g / (np.sqrt(v / (1 - beta2**t)) + eps), 1 - beta1)
+    return p - lr * (decay(weight_decay, p) + m / (1 - beta1**t)), {"exp_avg": m, "exp_avg_sq": v}
+
+
+def adopt(p, g, s, t, *, lr, betas, eps, weight_decay, clip_exponent, decoupled_weight_decay, **_):
+    """Taniguchi et al. 2024, algorithm 2."""
+    beta1, beta2 = betas
+    if not decoupled_weight_decay:
+        g = g + decay(weight_decay, p)
+    if t == 1:
+        return p, {"exp_avg": np.zeros_like(g), "exp_avg_sq": g**2}
+    m = s.get("exp_avg", 0.0)
+    v = s.get("exp_avg_sq", 0.0 * g)
+    u = g / np.maximum(np.sqrt(v), eps)
+    if clip_exponent is not None:
+        u = np.clip(u, -((t - 1) ** clip_exponent), (t - 1) ** clip_exponent)
+    m = lerp(m, u, 1 - beta1)
+    v = beta2 * v + (1 - beta2) * g**2
+    p = p - lr * ((decay(weight_decay, p) if decoupled_weight_decay else 0.0) + m)
+    return p, {"exp_avg": m, "exp_avg_sq": v}
+
+
+def ademamix(p, g, s, t, *, lr, betas, alpha, beta3_warmup, alpha_warmup, eps, weight_decay, **_):
+    """Pagliardini et al. 2024, algorithm 1, with the schedules of the authors' implementation."""
+    beta1, beta2, beta3 = betas
+    if alpha_warmup is not None and t < alpha_warmup:
+        alpha = alpha * t / alpha_warmup
+    if beta3_warmup is not None and t < beta3_warmup:
+        first, last = (np.log(0.5) / np.log(beta + 1e-8) - 1 for beta in (beta1, beta3))
+        beta3 = 0.5 ** (1 / (first + (last - first) * t / beta3_warmup + 1))
+    m = lerp(s.get("exp_avg", 0.0), g, 1 - beta1)
+    slow = lerp(s.get("exp_avg_slow", 0.0), g, 1 - beta3)
+    v = beta2 * s.get("exp_avg_sq", 0.0) + (1 - beta2) * g**2
+    change = (m / (1 - beta1**t) + alpha * slow) / (np.sqrt(v / (1 - beta2**t)) + eps)
+    return p - lr * (decay(weight_decay, p) + change), {"exp_avg": m, "exp_avg_slow": slow, "exp_avg_sq": v}
+
+
+def adan(p, g, s, t, *, lr, betas, eps, weight_decay, no_prox, **_):
+    """Xie et al. 2022, algorithm 1, with betas that are decay rates."""
+    beta1, beta2, beta3 = betas
+    d = g + s.get("neg_pre_grad", 0.0) if t > 1 else 0.0 * g
+    m = lerp(s.get("exp_avg", 0.0), g, 1 - beta1)
+    v = lerp(s.get("exp_avg_diff", 0.0), d, 1 - beta2)
+    n = beta3 * s.get("exp_avg_sq", 0.0) + (1 - beta3) * (g + beta2 * d) ** 2
+    change = (m / (1 - beta1**t) + beta2 * v / (1 - beta2**t)) / (np.sqrt(n / (1 - beta3**t)) + eps)
+    if no_prox:
+        p = p - lr * (decay(weight_decay, p) + change)
+    else:  # (p - lr * change) / (1 + lr * weight_decay), whose denominator would be rounded
+        shrinkage = lr * weight_decay / (1 + lr * weight_decay)
+        p = p - lr * change - shrinkage * (p - lr * change)
+    return p, {"exp_avg": m, "exp_avg_diff": v, "exp_avg_sq": n, "neg_pre_grad": -g}
+
+
 def adagrad(p, g, s, t, *, lr, lr_decay, weight_decay, eps, decoupled_weight_decay=False, **_):
     """Duchi et al. 2011."""
     lr = lr / (1 + (t - 1) * lr_decay)

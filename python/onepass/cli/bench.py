@@ -21,18 +21,24 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ..optimizers.adabelief import AdaBelief
 from ..optimizers.adadelta import Adadelta
 from ..optimizers.adagrad import Adagrad
 from ..optimizers.adam import Adam
 from ..optimizers.adamax import Adamax
 from ..optimizers.adamw import AdamW
+from ..optimizers.adan import Adan
+from ..optimizers.ademamix import AdEMAMix
+from ..optimizers.adopt import ADOPT
 from ..optimizers.asgd import ASGD
+from ..optimizers.laprop import LaProp
 from ..optimizers.lion import Lion
 from ..optimizers.nadam import NAdam
 from ..optimizers.radam import RAdam
 from ..optimizers.rmsprop import RMSprop
 from ..optimizers.rprop import Rprop
 from ..optimizers.sgd import SGD
+from ..optimizers.signum import Signum
 from ..training.catalog import class_name
 from ..training.table import table_line
 from . import limit
@@ -98,6 +104,12 @@ SUBJECTS = [
     Subject(Adam, {"lr": 1e-3}),
     Subject(AdamW, {"lr": 1e-3}),
     Subject(Lion, {"lr": 1e-4, "weight_decay": 1e-2}, flips=True),
+    Subject(Signum, {"lr": 1e-4, "weight_decay": 1e-2}, flips=True),
+    Subject(AdaBelief, {"lr": 1e-3, "weight_decay": 1e-2}),
+    Subject(Adan, {"lr": 1e-3, "weight_decay": 1e-2}),
+    Subject(AdEMAMix, {"lr": 1e-3, "weight_decay": 1e-2}),
+    Subject(ADOPT, {"lr": 1e-3}),
+    Subject(LaProp, {"lr": 1e-3, "weight_decay": 1e-2}),
     Subject(Adagrad, {"lr": 1e-2}),
     Subject(RMSprop, {"lr": 1e-3}),
     Subject(Adadelta, {}),

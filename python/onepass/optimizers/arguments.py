@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import operator
 import reprlib
 import sys
@@ -11,6 +12,8 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 from torch.nn import Module
+
+from .. import _core
 
 
 def number(value: float | Tensor) -> float:
@@ -60,6 +63,18 @@ def whole(what: str, value: Any) -> int:
 
 # By hyperparameter name: whether it may be None; for a tuple of numbers, one bool for each of them.
 HyperTypes: TypeAlias = "Mapping[str, bool | tuple[bool, ...]]"
+
+
+@functools.cache
+def hyper_types(rule: str) -> HyperTypes:
+    """Return the types of a rule's hyperparameters."""
+    types: dict[str, bool | tuple[bool, ...]] = {"lr": False, "weight_decay": False}  # also if unused
+    for text in _core.rules()[rule][0]:
+        name, bracket, _ = text.rstrip("?!").partition("[")
+        optional = text.endswith(("?", "!"))
+        before = types.get(name, ())
+        types[name] = (*before, optional) if bracket and isinstance(before, tuple) else optional
+    return types
 
 
 def check_hyperparameters(where: str, types: HyperTypes, values: Mapping[str, Any]) -> None:

@@ -24,7 +24,7 @@ from .. import _core
 from ..training.averaged_model import AveragedModel
 from ..training.clipping_policies import ClippingPolicy
 from . import block_states, stochastic
-from .arguments import HyperTypes, check_hyperparameters, described, module_refused, noted
+from .arguments import HyperTypes, check_hyperparameters, described, hyper_types, module_refused, noted
 from .constructors import constructor
 from .hooks import Step, hooked
 from .master import NAMES as MASTER_NAMES
@@ -129,18 +129,6 @@ def transform() -> str:
 @functools.cache
 def _counts_steps(rule: str) -> bool:
     return _core.rules()[rule][3]
-
-
-@functools.cache
-def _hyper_types(rule: str) -> HyperTypes:
-    """Return the types of a rule's hyperparameters."""
-    types: dict[str, bool | tuple[bool, ...]] = {"lr": False, "weight_decay": False}  # also if unused
-    for text in _core.rules()[rule][0]:
-        name, bracket, _ = text.rstrip("?!").partition("[")
-        optional = text.endswith(("?", "!"))
-        before = types.get(name, ())
-        types[name] = (*before, optional) if bracket and isinstance(before, tuple) else optional
-    return types
 
 
 @functools.cache
@@ -318,7 +306,7 @@ class Native(Optimizer):
 
     @classmethod
     def _hyper_types(cls) -> HyperTypes:
-        return _hyper_types(cls.rule)
+        return hyper_types(cls.rule)
 
     if TYPE_CHECKING:
 
@@ -769,10 +757,11 @@ class Native(Optimizer):
             if policy_state and self._tail is not None:
                 self._tail.load_policy_state(policy_state[0])
             for saved_group, group, arguments in zip(saved["param_groups"], self.param_groups, own, strict=True):
+                converts = "state_dtype" in self.defaults or "state_dtype" not in saved_group
                 for name, value in arguments.items():
-                    if value is not None and (name == "state_dtype" or name not in saved_group):
+                    if value is not None and (name not in saved_group or (name == "state_dtype" and converts)):
                         group[name] = value
-                forced = arguments["state_dtype"]
+                forced = arguments["state_dtype"] if converts else None
                 for key, p in zip(saved_group["params"], group["params"], strict=True):
                     if self._counts_rounding(group, p) and isinstance(count := self.state[p].get("step"), Tensor):
                         self.state[p]["step"] = count.cpu()

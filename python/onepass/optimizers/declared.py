@@ -9,10 +9,181 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from .arguments import check_hyperparameters
+from .arguments import check_hyperparameters, hyper_types
+
+_WORDS = {"lr": "learning rate", "eps": "epsilon value"}  # torch's, for messages
 
 
-class Lion(Optimizer):
+class Declared(Optimizer):
+    """An optimizer that torch does not have. A subclass declares its arguments."""
+
+    def _declare(self, rule: str, params: ParamsT, **defaults: Any) -> None:
+        """Check the hyperparameters of a rule, and construct the optimizer with these defaults.
+
+        Raises:
+            TypeError: A hyperparameter is not a number, or not a sequence of numbers.
+            ValueError: A hyperparameter is negative or, if it is a decay rate, not below 1.
+        """
+        if isinstance(defaults["lr"], Tensor) and defaults["lr"].numel() != 1:
+            raise ValueError("Tensor lr must be 1-element")
+        types = {name: optional for name, optional in hyper_types(rule).items() if name in defaults}
+        check_hyperparameters(type(self).__name__, types, defaults)
+        for name in types:
+            value = defaults[name]
+            if name == "betas":
+                for index, beta in enumerate(value):
+                    if not 0.0 <= beta < 1.0:
+                        raise ValueError(f"Invalid beta parameter at index {index}: {beta}")
+            elif isinstance(value, bool) or value is None:
+                continue
+            elif not value >= 0.0 or (name == "momentum" and not value < 1.0):
+                raise ValueError(f"Invalid {_WORDS.get(name, f'{name} value')}: {value}")
+        super().__init__(params, defaults)
+
+
+class AdaBelief(Declared):
+    """The arguments of AdaBelief."""
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-16,
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+        capturable: bool = False,
+    ) -> None:
+        self._declare(
+            "adabelief",
+            params,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            maximize=maximize,
+            capturable=capturable,
+        )
+
+
+class Adan(Declared):
+    """The arguments of Adan."""
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float, float] = (0.98, 0.92, 0.99),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        no_prox: bool = False,
+        *,
+        maximize: bool = False,
+        capturable: bool = False,
+    ) -> None:
+        self._declare(
+            "adan",
+            params,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            no_prox=no_prox,
+            maximize=maximize,
+            capturable=capturable,
+        )
+
+
+class AdEMAMix(Declared):
+    """The arguments of AdEMAMix."""
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float, float] = (0.9, 0.999, 0.9999),
+        alpha: float = 5.0,
+        beta3_warmup: float | None = None,
+        alpha_warmup: float | None = None,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+        capturable: bool = False,
+    ) -> None:
+        self._declare(
+            "ademamix",
+            params,
+            lr=lr,
+            betas=betas,
+            alpha=alpha,
+            beta3_warmup=beta3_warmup,
+            alpha_warmup=alpha_warmup,
+            eps=eps,
+            weight_decay=weight_decay,
+            maximize=maximize,
+            capturable=capturable,
+        )
+
+
+class ADOPT(Declared):
+    """The arguments of ADOPT."""
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.9999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+        clip_exponent: float | None = 0.25,
+        decoupled_weight_decay: bool = False,
+        *,
+        maximize: bool = False,
+        capturable: bool = False,
+    ) -> None:
+        self._declare(
+            "adopt",
+            params,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            clip_exponent=clip_exponent,
+            decoupled_weight_decay=decoupled_weight_decay,
+            maximize=maximize,
+            capturable=capturable,
+        )
+
+
+class LaProp(Declared):
+    """The arguments of LaProp."""
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 4e-4,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-15,
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+        capturable: bool = False,
+    ) -> None:
+        self._declare(
+            "laprop",
+            params,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            maximize=maximize,
+            capturable=capturable,
+        )
+
+
+class Lion(Declared):
     """The arguments of Lion."""
 
     def __init__(
@@ -24,15 +195,19 @@ class Lion(Optimizer):
         *,
         maximize: bool = False,
     ) -> None:
-        if isinstance(lr, Tensor) and lr.numel() != 1:
-            raise ValueError("Tensor lr must be 1-element")
-        defaults: dict[str, Any] = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize}
-        check_hyperparameters("Lion", {"lr": False, "betas": (False, False), "weight_decay": False}, defaults)
-        if not lr >= 0.0:
-            raise ValueError(f"Invalid learning rate: {lr}")
-        for index, beta in enumerate(betas):
-            if not 0.0 <= beta < 1.0:
-                raise ValueError(f"Invalid beta parameter at index {index}: {beta}")
-        if not weight_decay >= 0.0:
-            raise ValueError(f"Invalid weight_decay value: {weight_decay}")
-        super().__init__(params, defaults)
+        self._declare("lion", params, lr=lr, betas=betas, weight_decay=weight_decay, maximize=maximize)
+
+
+class Signum(Declared):
+    """The arguments of Signum."""
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-4,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        self._declare("signum", params, lr=lr, momentum=momentum, weight_decay=weight_decay, maximize=maximize)

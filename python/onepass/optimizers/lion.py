@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor
 
 from . import signatures
 from .base import Native
+from .torch_operations import sign, steps
 
 
-def _sign(x: Tensor) -> Tensor:
-    """Return the sign as the kernel computes it: of real and imaginary part separately, and NaN for NaN."""
-    if x.is_complex():
-        return torch.complex(_sign(x.real), _sign(x.imag))
-    return torch.where(x.isnan(), x, x.sign())
-
-
-@torch.no_grad()
-def _torch_step(self: torch.optim.Optimizer) -> None:
-    """Step in torch operations the parameters that no kernel covers: other devices, tensor subclasses."""
-    for group in self.param_groups:
-        beta1, beta2 = group["betas"]
-        lr, weight_decay = group["lr"], group["weight_decay"]
-        for p in group["params"]:
-            if p.grad is None:
-                continue
-            if p.grad.is_sparse:
-                raise RuntimeError("Lion does not support sparse gradients")
-            grad = -p.grad if group["maximize"] else p.grad
-            state = self.state[p]
-            if "exp_avg" not in state:
-                state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-            exp_avg = state["exp_avg"]
-            update = _sign(beta1 * exp_avg + (1 - beta1) * grad)
-            p.sub_(lr * (update + weight_decay * p))
-            exp_avg.lerp_(grad, 1 - beta2)
+@steps("Lion", "exp_avg", counts=False)
+def _torch_step(group: Mapping[str, Any], p: Tensor, grad: Tensor, state: Mapping[str, Tensor], step: float) -> None:
+    beta1, beta2 = group["betas"]
+    exp_avg = state["exp_avg"]
+    update = sign(beta1 * exp_avg + (1 - beta1) * grad)
+    p.sub_(group["lr"] * (update + group["weight_decay"] * p))
+    exp_avg.lerp_(grad, 1 - beta2)
 
 
 class Lion(Native, signatures.Lion):

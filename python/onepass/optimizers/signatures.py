@@ -18,4 +18,10 @@ from torch.optim import RMSprop as RMSprop
 from torch.optim import Rprop as Rprop
 from torch.optim import SparseAdam as SparseAdam
 
+from .declared import ADOPT as ADOPT
+from .declared import AdaBelief as AdaBelief
+from .declared import Adan as Adan
+from .declared import AdEMAMix as AdEMAMix
+from .declared import LaProp as LaProp
 from .declared import Lion as Lion
+from .declared import Signum as Signum

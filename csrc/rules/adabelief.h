@@ -1,0 +1,70 @@
+// AdaBelief (Zhuang et al. 2020, arXiv:2010.07468, algorithm 2), with decoupled weight decay, at step t:
+//
+//   m = beta1 * m + (1 - beta1) * g
+//   s = beta2 * s + (1 - beta2) * (g - m)^2 + eps
+//   p = p - lr * weight_decay * p - lr / (1 - beta1^t) * m / (sqrt(s / (1 - beta2^t)) + eps)
+#pragma once
+
+#include <array>
+#include <cmath>
+
+#include "rules/math.h"
+#include "rules/registry.h"
+#include "rules/states.h"
+#include "target.h"
+
+namespace onepass::inline ONEPASS_TARGET {
+
+struct AdaBelief {
+  static constexpr RuleId id = RuleId::adabelief;
+
+  struct Hyper {
+    double lr, beta1, beta2, eps, weight_decay;
+  };
+  static constexpr std::array hyper_names{"lr", "betas[0]", "betas[1]", "eps", "weight_decay"};
+  static constexpr std::array state_names{"exp_avg", "exp_avg_var"};
+  static constexpr std::array state_codings{Coding::signed_values, Coding::squares};
+  static constexpr std::array state_sets{all_states(state_names)};
+  static constexpr bool counts_steps = true;
+
+  static unsigned states_used(const Hyper&) { return all_states(state_names); }
+
+  struct Divisors {
+    double correction1, correction2;
+  };
+  static constexpr std::array divisor_names{"1 - betas[0] ** step", "1 - betas[1] ** step"};
+  ONEPASS_SETUP static Divisors divisors(const Hyper& h, double step) {
+    return {.correction1 = 1.0 - std::pow(h.beta1, step), .correction2 = 1.0 - std::pow(h.beta2, step)};
+  }
+
+  template <class T>
+  struct Constants {
+    T step_size, eps, scaled_eps, decay;
+    Average<T> average1;
+    AverageOfSquares<T> average2;
+    Flag<T> decays;
+  };
+
+  template <class T>
+  ONEPASS_SETUP static Constants<T> prepare(const Hyper& h, double step) {
+    const Divisors d = divisors(h, step);
+    const double root2 = std::sqrt(d.correction2);
+    return {.step_size = T(h.lr / d.correction1 * root2),
+            .eps = T(h.eps),
+            .scaled_eps = T(h.eps * root2),
+            .decay = T(h.lr * h.weight_decay),
+            .average1 = Average<T>(h.beta1),
+            .average2 = AverageOfSquares<T>(h.beta2),
+            .decays = Flag<T>(h.weight_decay != 0.0)};
+  }
+
+  template <class T>
+  ONEPASS_INLINE static void update(const Constants<T>& c, T& p, T g, T& exp_avg, T& exp_avg_var) {
+    exp_avg = c.average1(exp_avg, g);
+    exp_avg_var = c.average2(exp_avg_var, g - exp_avg) + c.eps;
+    const T change = c.step_size * exp_avg / (square_root(exp_avg_var) + c.scaled_eps);
+    p = p - (c.decay * only_if(c.decays, p) + change);
+  }
+};
+
+}  // namespace onepass::inline ONEPASS_TARGET

@@ -63,7 +63,8 @@ Build = Callable[[list[Tensor]], Contender]
 CHECKED_STEPS = 7  # before results are compared; RAdam rectifies from the sixth step on
 SAMPLE = 0.02  # approximate seconds per sample
 
-SUBJECTS = {subject.name: subject for subject in bench.SUBJECTS}
+# Those with a foreach form: the others would be compared with a loop of torch operations.
+SUBJECTS = {s.name: s for s in bench.SUBJECTS if hasattr(torch.optim, s.name) or s.ours in gpu_contenders.FOREACH}
 CAPTURABLE = [name for name in SUBJECTS if "capturable" in inspect.signature(SUBJECTS[name].ours).parameters]
 SOME_CAPTURABLE = ["AdamW", "Adam", "RMSprop", "NAdam", "Adadelta"]
 WITHOUT_FUSED = ["RMSprop", "NAdam", "RAdam", "Adadelta", "Adamax", "Lion"]

@@ -172,13 +172,17 @@ class ForeachLion(Optimizer):
             torch._foreach_lerp_(averages, grads, 1 - beta2)
 
 
+# The foreach forms of optimizers that torch does not have.
+FOREACH: dict[type[Optimizer], type[Optimizer]] = {onepass.Lion: ForeachLion}
+
+
 def optimizers(subject: bench.Subject, dtype: torch.dtype, device: Device) -> dict[str, Make]:
     """Return each contender's constructor by its name, ours first: torch's foreach form and, if there is one, fused."""
     found = {name: make for name, make in subject.optimizers().items() if name != "default"}
     if "fused" in found and not takes_fused(found["fused"], dtype, device):
         del found["fused"]
-    if subject.ours is onepass.Lion:
-        found["foreach"] = functools.partial(ForeachLion, **subject.arguments)
+    if (foreach := FOREACH.get(subject.ours)) is not None:
+        found["foreach"] = functools.partial(foreach, **subject.arguments)
     return found
 
 

@@ -79,7 +79,13 @@ ENTRIES = (
     Entry("Adamax", plain(onepass.Adamax)),
     Entry("NAdam", plain(onepass.NAdam)),
     Entry("RAdam", plain(onepass.RAdam)),
+    Entry("AdaBelief", plain(onepass.AdaBelief)),
+    Entry("Adan", plain(onepass.Adan)),
+    Entry("AdEMAMix", plain(onepass.AdEMAMix)),
+    Entry("ADOPT", plain(onepass.ADOPT)),
+    Entry("LaProp", plain(onepass.LaProp)),
     LION,
+    Entry("Signum", plain(onepass.Signum)),
     Entry("Adafactor", plain(onepass.Adafactor)),
     Entry("Muon", muon),
     Entry("Rprop", plain(onepass.Rprop), own_lr=0.01),
@@ -261,12 +267,13 @@ def curve(axes: Axes, runs: Runs, what: str, colour: str, factor: float = 1, **l
 def draw_all(gallery: Gallery, runs: list[Runs]) -> None:
     """Draw loss and accuracy of each optimizer in its own panel, in front of the others' curves."""
     columns = 4
-    with gallery.picture("digits_optimizers", 9.8, 11.6, colours=96) as figure:
+    rows = -(-len(runs) // columns)
+    with gallery.picture("digits_optimizers", 9.8, 2.9 * rows, colours=96) as figure:
         figure.suptitle(
             "Training loss (above) and held-out accuracy (below): mean of the seeds, band from least to largest;"
             " grey: all others", fontsize=9,
         )  # fmt: skip
-        grid = figure.subplots(2 * -(-len(runs) // columns), columns, sharex=True)
+        grid = figure.subplots(2 * rows, columns, sharex=True)
         for number, each in enumerate(runs):
             i, j = divmod(number, columns)
             loss, accuracy = grid[2 * i, j], grid[2 * i + 1, j]
@@ -286,6 +293,8 @@ def draw_all(gallery: Gallery, runs: list[Runs]) -> None:
             for axes, name in ((loss, "loss"), (accuracy, "accuracy, %")):
                 axes.tick_params(labelleft=j == 0)
                 axes.set_ylabel(name if j == 0 else "")
+        for axes in grid[2 * (rows - 1) :, len(runs) - columns * (rows - 1) :].flat:  # without a run
+            axes.set_axis_off()
         for axes in grid[-1]:
             axes.set_xlabel("step")
 

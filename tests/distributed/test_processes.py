@@ -355,7 +355,8 @@ def load_what_torch_has_not(library, name, folder, form, options, saved):
     assert group["lr"] == ROW[name].full["lr"]
     assert {key: group.get(key) for key in options} == options
     params, states = copy.deepcopy(saved)  # which came in memory that all processes share
-    if form != "full":  # of which states come in the dtype that they have there
+    # States come in the dtype that was asked for, or in that of the local checkpoint.
+    if form != "full" or "state_dtype" in options:
         dtype = options.get("state_dtype", torch.float64)
         states = [{key: s if key == "step" else s.to(dtype) for key, s in state.items()} for state in states]
     assert_equal(contents(opt), (params, states), rtol=0, atol=0)

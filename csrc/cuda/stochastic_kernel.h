@@ -91,8 +91,11 @@ struct StochasticStepper {
   }
 
   ONEPASS_INLINE bool is_codes(int k) const {
-    return k >= static_cast<int>(kFirstState) && k < kRuleOperands<Rule> &&
-           in_blocks(k - static_cast<int>(kFirstState));
+    if constexpr (kStates > 0) {
+      const int state = k - static_cast<int>(kFirstState);
+      return state >= 0 && state < kStates && in_blocks(state);
+    }
+    return false;
   }
 
   ONEPASS_INLINE void load(std::int64_t at, std::int64_t block, int count, Values& values) const {

@@ -79,7 +79,7 @@ TEST_CASE("a number above the largest becomes infinite with the probability of i
   CHECK(Float16::encode(rounded(Float16{}, 65504.0F + 16.0F, 0x7fff)) == 0x7bff);
   CHECK(Float16::encode(rounded(Float16{}, 65504.0F + 16.0F, 0x8000)) == 0x7c00);
   CHECK(Float16::encode(rounded(Float16{}, 65536.0F, 0)) == 0x7c00);
-  const float largest = BFloat16::decode<float>(std::uint16_t{0x7f7f});
+  const auto largest = BFloat16::decode<float>(std::uint16_t{0x7f7f});
   CHECK(rounded(BFloat16{}, std::nextafter(largest, 2 * largest), 0xfffe) == largest);
   CHECK(std::isinf(rounded(BFloat16{}, std::nextafter(largest, 2 * largest), 0xffff)));
 }

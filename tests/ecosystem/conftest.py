@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchvision_on_cpu import import_torchvision
 
-NEEDED = ("accelerate", "lightning", "timm", "transformers")
+NEEDED = ("accelerate", "lightning", "pytorch_optimizer", "timm", "transformers")
 MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
 if MISSING:
     raise pytest.UsageError(f"{', '.join(MISSING)} not installed: pip install 'onepass[ecosystem]'")

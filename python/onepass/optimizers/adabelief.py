@@ -33,7 +33,7 @@ class AdaBelief(Native, signatures.AdaBelief):
         \theta_t &= \theta_{t-1} - \gamma \lambda \theta_{t-1}
                     - \gamma \frac{m_t / (1 - \beta_1^t)}{\sqrt{s_t / (1 - \beta_2^t)} + \epsilon}
 
-    The authors' implementation rectifies the step as RAdam by default; this class does not, as the paper.
+    The authors' implementation, and timm's, rectify the step as RAdam by default; this class does not, as the paper.
 
     Source: Zhuang et al. 2020, arXiv:2010.07468, algorithm 2.
 

@@ -1,0 +1,88 @@
+"""The optimizers that torch does not have, beside the implementations of timm and pytorch_optimizer.
+
+After 100 steps no element is further from theirs than rounding explains. Where they deviate from the paper, with the
+argument that undoes it, or with the deviation.
+"""
+
+import onepass
+import pytest
+import pytorch_optimizer
+import timm.optim
+import torch
+from torch.nn import Parameter
+
+STEPS = 100
+LR = 1e-3
+
+# Name -> ours, theirs.
+PAIRS = {
+    "AdaBelief, pytorch_optimizer": (
+        lambda p: onepass.AdaBelief(p, LR, eps=1e-8),
+        lambda p: pytorch_optimizer.AdaBelief(p, LR, eps=1e-8, weight_decay=0.0),
+    ),
+    "AdaBelief, timm": (  # it rectifies by default, and decays with the rate
+        lambda p: onepass.AdaBelief(p, LR, eps=1e-8, weight_decay=0.1),
+        lambda p: timm.optim.AdaBelief(p, LR, eps=1e-8, weight_decay=0.1, rectify=False, decoupled_decay=True),
+    ),
+    "Adan, pytorch_optimizer": (
+        lambda p: onepass.Adan(p, LR, weight_decay=0.02, no_prox=True),
+        lambda p: pytorch_optimizer.Adan(p, LR, betas=(0.98, 0.92, 0.99), weight_decay=0.02, weight_decouple=True),
+    ),
+    "Adan, timm": (
+        lambda p: onepass.Adan(p, LR, weight_decay=0.02),
+        lambda p: timm.optim.Adan(p, LR, weight_decay=0.02, foreach=False),
+    ),
+    "AdEMAMix": (
+        lambda p: onepass.AdEMAMix(p, LR, alpha=5.0, weight_decay=0.1),
+        lambda p: pytorch_optimizer.AdEMAMix(p, LR, alpha=5.0, weight_decay=0.1, weight_decouple=True),
+    ),
+    "ADOPT, timm": (  # its exponent is 1/3
+        lambda p: onepass.ADOPT(p, LR, weight_decay=0.1, decoupled_weight_decay=True),
+        lambda p: timm.optim.Adopt(p, LR, weight_decay=0.1, decoupled=True, clip_exp=0.25, foreach=False),
+    ),
+    "ADOPT, pytorch_optimizer": (  # it counts the steps of the clamp from one later
+        lambda p: onepass.ADOPT(p, LR),
+        lambda p: pytorch_optimizer.ADOPT(p, LR, weight_decay=0.0, clip_lambda=lambda step: (step - 1) ** 0.25),
+    ),
+    "LaProp, pytorch_optimizer": (
+        lambda p: onepass.LaProp(p, LR),
+        lambda p: pytorch_optimizer.LaProp(p, LR, betas=(0.9, 0.999), weight_decay=0.0),
+    ),
+    "Signum": (
+        lambda p: onepass.Signum(p, LR, weight_decay=0.1),
+        lambda p: pytorch_optimizer.SignSGD(p, LR, momentum=0.9, weight_decay=0.1, weight_decouple=True),
+    ),
+}
+
+
+def trained(make):
+    """Parameters after STEPS steps with random gradients, and how far they have moved."""
+    generator = torch.Generator().manual_seed(0)
+    params = [Parameter(torch.randn(shape, generator=generator)) for shape in [(64, 33), (7,), (3, 5, 2)]]
+    start = [p.detach().clone() for p in params]
+    optimizer = make(params)
+    for _ in range(STEPS):
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=generator)
+        optimizer.step()
+    return params, max(float((p.detach() - q).abs().max()) for p, q in zip(params, start, strict=True))
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.filterwarnings("ignore")
+def test_the_same_parameters(name):
+    (ours, moved), (theirs, _) = (trained(make) for make in PAIRS[name])
+    assert moved > 5 * LR
+    for p, q in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-3 * moved)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_deviations():
+    """pytorch_optimizer's ADOPT clamps less; timm's AdaBelief rectifies; each is visible."""
+    for ours, theirs in (
+        (lambda p: onepass.ADOPT(p, LR), lambda p: pytorch_optimizer.ADOPT(p, LR, weight_decay=0.0)),
+        (lambda p: onepass.AdaBelief(p, LR, eps=1e-8), lambda p: timm.optim.AdaBelief(p, LR, eps=1e-8)),
+    ):
+        (a, moved), (b, _) = trained(ours), trained(theirs)
+        assert max(float((p - q).abs().max()) for p, q in zip(a, b, strict=True)) > 1e-2 * moved

@@ -48,8 +48,8 @@ class ADOPT(Native, signatures.ADOPT):
 
     The first step only sets :math:`v_1 = g_1'^2`: it changes neither the parameter nor the momentum.
 
-    The first version of the paper, and implementations of that time, do not clamp: ``clip_exponent=None``. timm's default
-    exponent is 1/3. pytorch_optimizer clamps to :math:`t^c`.
+    The first version of the paper, and implementations of that time, do not clamp: ``clip_exponent=None``. timm's
+    exponent is 1/3 by default. pytorch_optimizer clamps to :math:`t^c`.
 
     Source: Taniguchi et al. 2024, arXiv:2411.02853, algorithm 2.
 

@@ -110,8 +110,8 @@ void bind_blocks(py::module_& m) {
   m.attr("PARAM_STREAM") = kParamStream;
   m.def(
       "random_key", &random_key, py::arg("seed"), py::arg("step"), py::arg("param"),
-      "Return the key of the random bits with which the step rounds the states of parameter `param` (its number among "
-      "all parameters of the optimizer).");
+      "Return the key of the random bits with which the step rounds parameter `param` (its number among all parameters "
+      "of the optimizer) and its states.");
 }
 
 }  // namespace onepass

@@ -32,7 +32,7 @@ const DTensor* find_dtensor() {
 py::object spec_of(PyObject* dtensor) { return get_member(find_dtensor()->spec, dtensor); }
 
 // Calls a function of onepass.optimizers.block_states with a parameter.
-py::object ask(const char* function, PyObject* param) {
+py::object call_block_states(const char* function, PyObject* param) {
   return py::module_::import("onepass.optimizers.block_states").attr(function)(py::handle(param));
 }
 
@@ -87,7 +87,7 @@ Spread::Match Spread::compare(std::size_t operand, PyObject* dtensor, PyObject* 
 std::int64_t Spread::first_row(PyObject* param, bool& ran_python) {
   if (!first_row_) {
     ran_python = true;
-    const py::object found = ask("first_row", param);
+    const py::object found = call_block_states("first_row", param);
     first_row_ = found.is_none() ? -1 : found.cast<std::int64_t>();
   }
   return *first_row_;
@@ -96,7 +96,7 @@ std::int64_t Spread::first_row(PyObject* param, bool& ran_python) {
 std::int64_t Spread::first_element(PyObject* param, bool& ran_python) {
   if (!first_element_) {
     ran_python = true;
-    first_element_ = ask("first_element", param).cast<std::int64_t>();
+    first_element_ = call_block_states("first_element", param).cast<std::int64_t>();
   }
   return *first_element_;
 }

@@ -313,11 +313,11 @@ void ParamReader::set_followers(Reading& r) const {
   }
 }
 
-// Sets whether the job rounds with random bits, and what they depend on beside the step.
+// Sets whether the job rounds with random bits, their seed, the parameter's number and the first index.
 bool ParamReader::set_rounding(Reading& r) {
   Job& job = r.job();
   Rounding& rounding = job.rounding;
-  rounding.stochastic = r.param.group->stochastic_rounding;
+  rounding.stochastic = r.param.group->stochastic_rounding && !r.own().complex;
   if (rounding.stochastic) {
     bool rounds = false;
     for (std::size_t k = 0; k < kFirstFollower; ++k) rounds = rounds || job.rounds(k);

@@ -227,12 +227,7 @@ py::object Plan::step(const py::object& optimizer, const StepRequest& request) {
   StepWork work;
   read(optimizer, request, work);
   if (request.has_scaler() && !take_scaler(request, work)) return StepResult().to_python();
-  if (!work.fallback.empty() && !request.fallback_stepped) {
-    StepResult result;
-    result.fallback = named(work.fallback);
-    if (request.norm) result.measures = measures(work, request);
-    return result.to_python();
-  }
+  if (!work.fallback.empty() && !request.fallback_stepped) return fallback_result(work, request);
   StepResult result;
   std::optional<Owned> owned;
   if (request.norm && stays_on_gpu(work, request)) {
@@ -253,6 +248,8 @@ py::object Plan::step(const py::object& optimizer, const StepRequest& request) {
     }
     if (!work.missing.empty())
       throw std::runtime_error(label_ + ": states that _create_states has created are missing from optimizer.state");
+    // Whether kernels can step a parameter may depend on the formats of its new states.
+    if (!work.fallback.empty() && !request.fallback_stepped) return fallback_result(work, request);
   }
   if (result.clipping) work.scale_gradients(result.clipping->coefficient);
   run(work, request);
@@ -261,6 +258,14 @@ py::object Plan::step(const py::object& optimizer, const StepRequest& request) {
   result.stepped = true;
   for (std::size_t f = 0; f < request.followers.size(); ++f) result.unfollowed.append(unfollowed(work, f));
   if (request.zeroes_grads) result.unzeroed = unzeroed(work);
+  return result.to_python();
+}
+
+// Returns the result that names the parameters that torch's implementation has to step first.
+py::object Plan::fallback_result(StepWork& work, const StepRequest& request) const {
+  StepResult result;
+  result.fallback = named(work.fallback);
+  if (request.norm) result.measures = measures(work, request);
   return result.to_python();
 }
 

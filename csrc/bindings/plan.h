@@ -65,6 +65,7 @@ class Plan {
   void read(const pybind11::object& optimizer, const StepRequest& request, StepWork& work);
   pybind11::object create_states(const pybind11::object& optimizer, const StepRequest& request, StepWork& work);
   bool take_scaler(const StepRequest& request, StepWork& work);
+  pybind11::object fallback_result(StepWork& work, const StepRequest& request) const;
   pybind11::list measures(StepWork& work, const StepRequest& request) const;
   Clipping clip(StepWork& work, const StepRequest& request, std::optional<Owned>& owned) const;
   static DecidedClipping decide(const StepWork& work, const StepRequest& request);

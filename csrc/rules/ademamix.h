@@ -42,8 +42,11 @@ struct AdEMAMix {
     return {.correction1 = 1.0 - std::pow(h.beta1, step), .correction2 = 1.0 - std::pow(h.beta2, step)};
   }
 
-  // The half-life of an average less 1, and its inverse. 1e-8 keeps beta = 0 finite.
-  ONEPASS_SETUP static double half_life(double beta) { return std::log(0.5) / std::log(beta + 1e-8) - 1.0; }
+  // The half-life of an average less 1, and its inverse. 1e-8 keeps that of beta = 0 finite, and the bound that of 1.
+  ONEPASS_SETUP static double half_life(double beta) {
+    const double raised = beta + 1e-8 < 1.0 - 1e-15 ? beta + 1e-8 : 1.0 - 1e-15;
+    return std::log(0.5) / std::log(raised) - 1.0;
+  }
   ONEPASS_SETUP static double beta_of(double half_life) { return std::pow(0.5, 1.0 / (half_life + 1.0)); }
 
   ONEPASS_SETUP static double beta3_at(const Hyper& h, double step) {

@@ -5,12 +5,17 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "cpu/fpmode.h"
+#include "cpu/step.h"
 #include "cpu/stochastic.h"
+#include "job.h"
+#include "rules/table.h"
 
 namespace onepass {
 namespace {
@@ -95,6 +100,56 @@ TEST_CASE("a range has the same bits in parts, also where the index passes 2^32"
     for (std::int64_t at = 0, n = 1; at < 1000; at += n, n = n * 2 % 331 + 1)
       round_run<BFloat16>(7, stream, first + at, parts.data() + at, std::min(n, 1000 - at));
     CHECK(whole == parts);
+  }
+}
+
+// A job of bfloat16 operands, whose elements have indices from `first` on.
+struct Problem {
+  explicit Problem(std::size_t n) : param(n), grad(n), state(n) {
+    for (std::size_t i = 0; i < n; ++i) {
+      param[i] = BFloat16::encode(1.0F + static_cast<float>(i % 97) * 0.01F);
+      grad[i] = BFloat16::encode(0.1F - static_cast<float>(i % 31) * 0.007F);
+      state[i] = BFloat16::encode(static_cast<float>(i % 13) * 0.013F);
+    }
+  }
+
+  // Returns the job of elements [begin, end).
+  Job job(std::int64_t begin, std::int64_t end, std::int64_t first, const void* constants) {
+    Job job;
+    job.length = end - begin;
+    job.constants = constants;
+    for (const auto& [k, data] : {std::pair{kParam, &param}, {kGrad, &grad}, {kFirstState, &state}})
+      job.operands[k] = {reinterpret_cast<std::byte*>(data->data() + begin), Format::bfloat16};
+    job.rounding = {.stochastic = true, .first = first + begin, .key = 0x1234567890abcdef};
+    return job;
+  }
+
+  bool operator==(const Problem&) const = default;
+
+  std::vector<std::uint16_t> param, grad, state;
+};
+
+TEST_CASE("a step has the same bits in parts, also where the index passes 2^32") {
+  const RuleInfo& info = info_of(RuleId::sgd);
+  alignas(64) std::byte constants[kMaxConstantBytes];
+  const double hyper[kMaxHyper] = {0.01, 0.9, 0.1, 0.01, 1.0};
+  info.prepare(hyper, 2.0, nullptr, false, constants);
+  constexpr std::int64_t n = 5000;
+  for (const std::int64_t first : {std::int64_t{0}, (std::int64_t{1} << 32) - 1300}) {
+    Problem whole(n);
+    Problem parts(n);
+    Problem nearest(n);
+    Job plain = nearest.job(0, n, first, constants);
+    plain.rounding = {};
+    run_step(RuleId::sgd, std::vector{whole.job(0, n, first, constants)}, 1);
+    run_step(RuleId::sgd, std::vector{plain}, 1);
+    std::vector<Job> jobs;
+    for (std::int64_t at = 0, length = 1; at < n; at += length, length = length * 2 % 1331 + 1)
+      jobs.push_back(parts.job(at, std::min(n, at + length), first, constants));
+    run_step(RuleId::sgd, jobs, 3);
+    CHECK(whole == parts);
+    CHECK(whole.param != nearest.param);
+    CHECK(whole.state != nearest.state);
   }
 }
 

@@ -36,6 +36,10 @@ PAIRS = {
         lambda p: onepass.AdEMAMix(p, LR, alpha=5.0, weight_decay=0.1),
         lambda p: pytorch_optimizer.AdEMAMix(p, LR, alpha=5.0, weight_decay=0.1, weight_decouple=True),
     ),
+    "AdEMAMix, warm-up": (
+        lambda p: onepass.AdEMAMix(p, LR, alpha=5.0, alpha_warmup=60, beta3_warmup=60),
+        lambda p: pytorch_optimizer.AdEMAMix(p, LR, alpha=5.0, weight_decay=0.0, t_alpha_beta3=60),
+    ),
     "ADOPT, timm": (  # its exponent is 1/3
         lambda p: onepass.ADOPT(p, LR, weight_decay=0.1, decoupled_weight_decay=True),
         lambda p: timm.optim.Adopt(p, LR, weight_decay=0.1, decoupled=True, clip_exp=0.25, foreach=False),

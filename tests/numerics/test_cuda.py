@@ -300,6 +300,7 @@ def with_scalars_and_short_rows(dtype):
         (torch.bfloat16, torch.float32),
         (torch.float32, torch.bfloat16),
         (torch.bfloat16, torch.float16),
+        (torch.complex64, torch.bfloat16),
     ],
     ids=str,
 )
@@ -310,6 +311,22 @@ def test_stochastic_rounding(gpu, row, dtype, states):
     here, there = row.ours(copies(params), **kwargs), row.ours(gpu.put(params), **kwargs)
     train_alike(gpu, here, there, params)
     assert all_bits(there) == all_bits(here)
+
+
+@pytest.mark.parametrize("states", [torch.bfloat16, torch.float8_e4m3fn], ids=str)
+def test_random_bits_beside_float64_are_left_to_torch(gpu, states):
+    """No kernel of a GPU rounds the states of a float64 parameter, which is found out when they have been created."""
+    start = torch.randn(64, 128, generator=torch.Generator().manual_seed(0)).double()
+    (p,) = gpu.put([start.clone().requires_grad_()])
+    optimizer = onepass.AdamW([p], state_dtype=states, stochastic_rounding=True)
+    p.grad = torch.ones_like(p)
+    for _ in range(2):
+        with gpu.on():
+            result = optimizer._plan.step(optimizer, onepass._core.StepRequest(1.0, 1))
+        assert not result.stepped
+        assert result.fallback == [(0, 0, "stochastic rounding beside a float64 parameter on a GPU")]
+        assert torch.equal(p.detach().cpu(), start)
+        assert optimizer.state[p]["step"] == 0
 
 
 @each_8bit_row

@@ -898,6 +898,21 @@ def test_converted_to_other_dtypes(row, dtype):
         other.step()
 
 
+def test_states_that_cannot_have_8_bits_stay_as_they_are():
+    """Adan has states of Adam's names, and one that is no average."""
+    params = leaves(shapes=[(64, 128), (70, 77)])
+    optimizer = onepass.Adan(params)
+    for p in params:
+        p.grad = torch.randn_like(p)
+    optimizer.step()
+    converted = onepass.convert_state_dict(optimizer.state_dict(), CODES)
+    assert "state_dtype" not in converted["param_groups"][0]
+    for number, p in enumerate(params):
+        for name, value in optimizer.state[p].items():
+            assert torch.equal(converted["state"][number][name], value)
+    onepass.Adan(params).load_state_dict(converted)
+
+
 @each_row
 def test_converted_to_8_bits_as_if_loaded(row):
     params = leaves(shapes=[(64, 128), (70, 77), (30,)])

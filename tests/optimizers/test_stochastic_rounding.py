@@ -58,8 +58,9 @@ def rounded(values, like, key, stream, order):
 class Pair:
     """An optimizer with stochastic rounding, and its twin."""
 
-    def __init__(self, row, params, *, kwargs=None, **arguments):
+    def __init__(self, row, params, *, kwargs=None, sparse=False, **arguments):
         self.row, self.params, self.seed, self.steps = row, params, arguments.get("rounding_seed", 0), 0
+        self.sparse = sparse or row.wants_sparse
         kwargs = copy.deepcopy(row.full if kwargs is None else kwargs)
         if row.name == "Rprop":  # its step sizes begin with lr: a number that 16 bits hold exactly
             lr = kwargs.get("lr")
@@ -80,10 +81,10 @@ class Pair:
             generator = torch.Generator().manual_seed(self.steps)
             for p, q in zip(self.params, self.twins, strict=True):
                 values = torch.randn(p.shape, generator=generator) * scale
-                if self.row.wants_sparse and p.ndim:
+                if self.sparse and p.ndim:
                     values = values * (torch.rand(p.shape[0], generator=generator) < 0.5).view(-1, *[1] * (p.ndim - 1))
                 grad = torch.empty_like(p).copy_(values)
-                p.grad = grad.to_sparse(1) if self.row.wants_sparse and p.ndim else grad
+                p.grad = grad.to_sparse(1) if self.sparse and p.ndim else grad
                 q.grad = p.grad.to(q.dtype)
                 if not self.has_master:
                     q.data.copy_(p)
@@ -116,6 +117,29 @@ class Pair:
 def test_the_bits_of_the_reference(row, dtype, kernels_only):
     shapes = [shape for shape in SHAPES if shape] if row.wants_sparse else SHAPES
     Pair(row, leaves(dtype, shapes), rounding_seed=3).step()
+
+
+@each_half
+@pytest.mark.parametrize("row", [row for row in ROUNDING if row.sparse == "ours"], ids=lambda row: row.name)
+def test_sparse_gradients(row, dtype, kernels_only):
+    """Of short and of long rows. Elements without a gradient are not rounded again."""
+    Pair(row, leaves(dtype, [(40, 100), (300, 7)]), sparse=True).step()
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
+@each_row
+def test_complex_parameters_are_rounded_to_nearest(row):
+    """Neither a complex parameter nor its states are rounded stochastically."""
+    start = torch.randn(40, 30, dtype=torch.complex64, generator=torch.Generator().manual_seed(0)).to(torch.complex32)
+    p, q = start.clone().requires_grad_(), start.clone().requires_grad_()
+    ours, plain = row.ours([p], **row.full, stochastic_rounding=True), row.ours([q], **row.full)
+    for step in range(3):
+        grad = torch.randn(40, 30, dtype=torch.complex64, generator=torch.Generator().manual_seed(step))
+        p.grad, q.grad = grad.to(torch.complex32), grad.to(torch.complex32)
+        ours.step()
+        plain.step()
+        assert bits(p.detach()) == bits(q.detach())
+    assert ours.state[p].keys() == plain.state[q].keys()
 
 
 BESIDE = [
@@ -321,6 +345,52 @@ def test_groups_may_have_their_own():
     assert sgd.state[params[1]]["step"] == 1
 
 
+class Subclass(torch.Tensor):
+    """A tensor that kernels do not step."""
+
+
+@pytest.mark.parametrize("by_torch", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "arguments", "counts"),
+    [
+        (torch.bfloat16, {}, True),
+        (torch.float32, {}, False),
+        (torch.float32, {"momentum": 0.9}, False),
+        (torch.float32, {"momentum": 0.9, "state_dtype": torch.bfloat16}, True),
+        (torch.bfloat16, {"momentum": 0.9, "master": "split"}, False),
+        (torch.bfloat16, {"momentum": 0.9, "master": "split", "state_dtype": torch.bfloat16}, True),
+        (torch.float32, {"state_dtype": torch.float8_e4m3fn}, False),
+        (torch.float32, {"momentum": 0.9, "state_dtype": torch.float8_e4m3fn}, True),
+    ],
+)
+def test_which_parameters_of_sgd_count_their_steps(dtype, arguments, counts, by_torch):
+    """Those of which something is rounded with random bits, whoever steps them."""
+    p = torch.ones(64, 128, dtype=dtype)
+    p = (p.as_subclass(Subclass) if by_torch else p).requires_grad_()
+    optimizer = onepass.SGD([p], lr=0.1, stochastic_rounding=True, **arguments)
+    for step in range(1, 4):
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+        assert optimizer.state.get(p, {}).get("step") == (step if counts else None)
+
+
+def test_transforms_are_refused():
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    optimizer = onepass.AdamW(leaves(torch.bfloat16, [(4, 3)]), stochastic_rounding=True)
+    p = optimizer.param_groups[0]["params"][0]
+
+    def step(grad):
+        p.grad = grad
+        optimizer.step()
+        return p
+
+    before = bits(p.detach())
+    with pytest.raises(RuntimeError, match="AdamW: stochastic rounding and 8-bit states need kernels, which make_fx"):
+        make_fx(step)(torch.ones_like(p))
+    assert bits(p.detach()) == before
+
+
 @pytest.mark.parametrize("bad", [1, "yes", 0.0])
 def test_bad_values(bad):
     with pytest.raises(TypeError, match="SGD: stochastic_rounding must be True or False, got"):
@@ -413,10 +483,6 @@ def test_a_count_on_the_cpu_stays_there():
 
 
 # -- with everything else --------------------------------------------------------------------------------------------
-
-
-class Subclass(torch.Tensor):
-    """A tensor that kernels do not step."""
 
 
 @each_half

@@ -114,7 +114,7 @@ def ademamix(p, g, s, t, *, lr, betas, alpha, beta3_warmup, alpha_warmup, eps, w
     if alpha_warmup is not None and t < alpha_warmup:
         alpha = alpha * t / alpha_warmup
     if beta3_warmup is not None and t < beta3_warmup:
-        first, last = (np.log(0.5) / np.log(beta + 1e-8) - 1 for beta in (beta1, beta3))
+        first, last = (np.log(0.5) / np.log(min(beta + 1e-8, 1 - 1e-15)) - 1 for beta in (beta1, beta3))
         beta3 = 0.5 ** (1 / (first + (last - first) * t / beta3_warmup + 1))
     m = lerp(s.get("exp_avg", 0.0), g, 1 - beta1)
     slow = lerp(s.get("exp_avg_slow", 0.0), g, 1 - beta3)

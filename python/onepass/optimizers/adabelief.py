@@ -33,7 +33,8 @@ class AdaBelief(Native, signatures.AdaBelief):
         \theta_t &= \theta_{t-1} - \gamma \lambda \theta_{t-1}
                     - \gamma \frac{m_t / (1 - \beta_1^t)}{\sqrt{s_t / (1 - \beta_2^t)} + \epsilon}
 
-    The authors' implementation, and timm's, rectify the step as RAdam by default; this class does not, as the paper.
+    The authors' implementation and timm's rectify the step as RAdam by default. This class follows the paper and does
+    not.
 
     Source: Zhuang et al. 2020, arXiv:2010.07468, algorithm 2.
 
@@ -49,9 +50,9 @@ class AdaBelief(Native, signatures.AdaBelief):
         state_dtype: dtype of ``exp_avg`` and ``exp_avg_var``: torch.float32, float64, bfloat16, float16 or
             float8_e4m3fn; None: the parameter's.
 
-    Further arguments, documented at ``__init__``: ``master`` (see :doc:`/master_weights`), ``stochastic_rounding`` (see
-    :doc:`/stochastic_rounding`), ``rounding_seed`` (see :doc:`/8bit_states`), and those of :doc:`/step_tail`:
-    ``max_norm``, ``norm_type``, ``clip_value``, ``skip_nonfinite``, ``average``, ``copy_to``, ``zero_grad``.
+    Further arguments, documented at ``__init__``: ``master`` (see :doc:`/master_weights`), ``stochastic_rounding`` and
+    ``rounding_seed`` (see :doc:`/stochastic_rounding`), and those of :doc:`/step_tail`: ``max_norm``, ``norm_type``,
+    ``clip_value``, ``skip_nonfinite``, ``average``, ``copy_to``, ``zero_grad``.
 
     Raises:
         ValueError: A hyperparameter is out of range.

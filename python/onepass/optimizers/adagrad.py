@@ -76,9 +76,9 @@ class Adagrad(Native, signatures.Adagrad):
         decoupled_weight_decay: Decay the weights directly, as :class:`AdamW` does; not an option of torch's class.
         state_dtype: dtype of ``sum``: torch.float32, float64, bfloat16 or float16; None: the parameter's, as in torch.
 
-    Further arguments, documented at ``__init__``: ``master`` (see :doc:`/master_weights`), ``stochastic_rounding`` (see
-    :doc:`/stochastic_rounding`), and those of :doc:`/step_tail`: ``max_norm``, ``norm_type``, ``clip_value``,
-    ``skip_nonfinite``, ``average``, ``copy_to``, ``zero_grad``.
+    Further arguments, documented at ``__init__``: ``master`` (see :doc:`/master_weights`), ``stochastic_rounding`` and
+    ``rounding_seed`` (see :doc:`/stochastic_rounding`), and those of :doc:`/step_tail`: ``max_norm``, ``norm_type``,
+    ``clip_value``, ``skip_nonfinite``, ``average``, ``copy_to``, ``zero_grad``.
 
     Raises:
         ValueError: A hyperparameter is out of range.

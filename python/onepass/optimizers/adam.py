@@ -44,9 +44,9 @@ class Adam(Native, signatures.Adam):
             float16 or float8_e4m3fn; None: the parameter's, as in torch. bfloat16 takes half the memory of float32
             states, float8_e4m3fn a quarter (:doc:`/8bit_states`).
 
-    Further arguments, documented at ``__init__``: ``master`` (see :doc:`/master_weights`), ``stochastic_rounding`` (see
-    :doc:`/stochastic_rounding`), ``rounding_seed`` (see :doc:`/8bit_states`), and those of :doc:`/step_tail`:
-    ``max_norm``, ``norm_type``, ``clip_value``, ``skip_nonfinite``, ``average``, ``copy_to``, ``zero_grad``.
+    Further arguments, documented at ``__init__``: ``master`` (see :doc:`/master_weights`), ``stochastic_rounding`` and
+    ``rounding_seed`` (see :doc:`/stochastic_rounding`), and those of :doc:`/step_tail`: ``max_norm``, ``norm_type``,
+    ``clip_value``, ``skip_nonfinite``, ``average``, ``copy_to``, ``zero_grad``.
 
     Raises:
         ValueError: A hyperparameter is out of range.

@@ -62,9 +62,9 @@ class Adan(Native, signatures.Adan):
         capturable: Keep the step count on the GPU, so that a CUDA graph can capture the step.
         state_dtype: dtype of the states: torch.float32, float64, bfloat16 or float16; None: the parameter's.
 
-    Further arguments, documented at ``__init__``: ``master`` (see :doc:`/master_weights`), ``stochastic_rounding`` (see
-    :doc:`/stochastic_rounding`), ``rounding_seed`` (see :doc:`/8bit_states`), and those of :doc:`/step_tail`:
-    ``max_norm``, ``norm_type``, ``clip_value``, ``skip_nonfinite``, ``average``, ``copy_to``, ``zero_grad``.
+    Further arguments, documented at ``__init__``: ``master`` (see :doc:`/master_weights`), ``stochastic_rounding`` and
+    ``rounding_seed`` (see :doc:`/stochastic_rounding`), and those of :doc:`/step_tail`: ``max_norm``, ``norm_type``,
+    ``clip_value``, ``skip_nonfinite``, ``average``, ``copy_to``, ``zero_grad``.
 
     Raises:
         ValueError: A hyperparameter is out of range.

@@ -15,7 +15,7 @@ from .torch_operations import steps
 
 def _half_life(beta: float) -> float:
     """Return the half-life of an average, less 1."""
-    return math.log(0.5) / math.log(beta + 1e-8) - 1
+    return math.log(0.5) / math.log(min(beta + 1e-8, 1 - 1e-15)) - 1
 
 
 @steps("AdEMAMix", "exp_avg", "exp_avg_slow", "exp_avg_sq")
@@ -69,9 +69,9 @@ class AdEMAMix(Native, signatures.AdEMAMix):
         state_dtype: dtype of ``exp_avg``, ``exp_avg_slow`` and ``exp_avg_sq``: torch.float32, float64, bfloat16,
             float16 or float8_e4m3fn; None: the parameter's.
 
-    Further arguments, documented at ``__init__``: ``master`` (see :doc:`/master_weights`), ``stochastic_rounding`` (see
-    :doc:`/stochastic_rounding`), ``rounding_seed`` (see :doc:`/8bit_states`), and those of :doc:`/step_tail`:
-    ``max_norm``, ``norm_type``, ``clip_value``, ``skip_nonfinite``, ``average``, ``copy_to``, ``zero_grad``.
+    Further arguments, documented at ``__init__``: ``master`` (see :doc:`/master_weights`), ``stochastic_rounding`` and
+    ``rounding_seed`` (see :doc:`/stochastic_rounding`), and those of :doc:`/step_tail`: ``max_norm``, ``norm_type``,
+    ``clip_value``, ``skip_nonfinite``, ``average``, ``copy_to``, ``zero_grad``.
 
     Raises:
         ValueError: A hyperparameter is out of range.

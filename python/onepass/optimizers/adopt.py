@@ -34,7 +34,7 @@ def _torch_step(group: Mapping[str, Any], p: Tensor, grad: Tensor, state: Mappin
 
 
 class ADOPT(Native, signatures.ADOPT):
-    r"""ADOPT: Adam whose denominator does not have the present gradient; it converges with any second beta.
+    r"""ADOPT: Adam whose denominator excludes the current gradient, so that it converges with any second beta.
 
     At step :math:`t`, with the gradient :math:`g_t` (negated with ``maximize``), element by element:
 
@@ -67,9 +67,9 @@ class ADOPT(Native, signatures.ADOPT):
         state_dtype: dtype of ``exp_avg`` and ``exp_avg_sq``: torch.float32, float64, bfloat16, float16 or
             float8_e4m3fn; None: the parameter's.
 
-    Further arguments, documented at ``__init__``: ``master`` (see :doc:`/master_weights`), ``stochastic_rounding`` (see
-    :doc:`/stochastic_rounding`), ``rounding_seed`` (see :doc:`/8bit_states`), and those of :doc:`/step_tail`:
-    ``max_norm``, ``norm_type``, ``clip_value``, ``skip_nonfinite``, ``average``, ``copy_to``, ``zero_grad``.
+    Further arguments, documented at ``__init__``: ``master`` (see :doc:`/master_weights`), ``stochastic_rounding`` and
+    ``rounding_seed`` (see :doc:`/stochastic_rounding`), and those of :doc:`/step_tail`: ``max_norm``, ``norm_type``,
+    ``clip_value``, ``skip_nonfinite``, ``average``, ``copy_to``, ``zero_grad``.
 
     Raises:
         ValueError: A hyperparameter is out of range.

@@ -12,7 +12,7 @@ import functools
 import inspect
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -213,12 +213,13 @@ class Native(Optimizer):
                     (:doc:`/8bit_states`): an int >= 0 and below 2**64. None: 0.
 
             Raises:
-                TypeError: ``max_norm`` or ``clip_value`` is not a number, ``average`` not an ``AveragedModel``, or an
-                    element of ``copy_to`` not a tensor.
+                TypeError: ``max_norm`` or ``clip_value`` is not a number, ``average`` not an ``AveragedModel``, an
+                    element of ``copy_to`` not a tensor, or ``stochastic_rounding`` not a bool.
                 ValueError: ``master`` is another value, or is ``"split"`` for a float16 parameter; ``master`` or
                     ``stochastic_rounding`` is given to Adafactor or Muon, which have neither; ``max_norm`` or
                     ``clip_value`` is < 0; ``norm_type`` is neither 2 nor infinite; ``average`` has no averages of these
-                    parameters, or computes them by a function; ``copy_to`` does not match the parameters.
+                    parameters, or computes them by a function; ``copy_to`` does not match the parameters;
+                    ``rounding_seed`` is not an int in [0, 2**64).
             """
             construct = super().__init__
             params = args[0] if args else kwargs.get("params")
@@ -280,7 +281,7 @@ class Native(Optimizer):
                 self._step_supports_amp_scaling = True
 
     def _check_group(self, group: Mapping[str, Any], number: int) -> None:
-        """Check what a group says of masters and stochastic rounding."""
+        """Check ``master``, ``stochastic_rounding`` and ``rounding_seed`` of a group."""
         name = type(self).__name__
         if not self.is_elementwise and group.get("master") is not None:
             raise ValueError(f"{name}: master must be None, because {name} has no master weights")
@@ -319,9 +320,10 @@ class Native(Optimizer):
         """Add a parameter group, as torch does, and check the types of its hyperparameters.
 
         Raises:
-            TypeError: A hyperparameter is not a number, or not a sequence of numbers.
-            ValueError: A hyperparameter has too many or too few numbers, ``state_dtype`` is not a supported dtype, or
-                ``master`` does not fit.
+            TypeError: A hyperparameter is not a number, or not a sequence of numbers, or ``stochastic_rounding`` is not
+                a bool.
+            ValueError: A hyperparameter has too many or too few numbers, ``state_dtype`` is not a supported dtype,
+                ``master`` does not fit, or ``rounding_seed`` is out of range.
         """
         number = len(self.param_groups)
         group = param_group if isinstance(param_group, dict) else {}  # torch refuses others
@@ -406,6 +408,11 @@ class Native(Optimizer):
                 self._tail.note_found_inf(self)
         elif not transformed_by:
             self._step_natively(grad_factor)
+        elif self._rounds_with_random_bits():
+            raise RuntimeError(
+                f"{type(self).__name__}: stochastic rounding and 8-bit states need kernels, which {transformed_by} "
+                "does not see"
+            )
         elif self._tail:
             self._tail.around(self, grad_factor, functools.partial(self._step_by_torch_alone, transformed_by))
         else:
@@ -448,19 +455,6 @@ class Native(Optimizer):
         """Step the fallback parameters by torch's implementation, and then the others by kernels."""
         self._step_by_torch(fallback, grad_factor, clip_value)
         return self._plan.step(self, request)
-
-    @contextlib.contextmanager
-    def _roundings_counted(self, fallback: list[tuple[int, int, str]]) -> Iterator[None]:
-        """Add 1 to ``rounding_step`` of each group with a fallback in 8 bits, unless the kernels have added it."""
-        before: dict[int, int] = {}
-        for number, index, _ in fallback:
-            group = self.param_groups[number]
-            if "rounding_step" in group and self._in_blocks(group, group["params"][index]):
-                before[number] = group["rounding_step"]
-        yield
-        for number, count in before.items():
-            if self.param_groups[number]["rounding_step"] == count:
-                self.param_groups[number]["rounding_step"] += 1
 
     def _step_by_torch(
         self, fallback: list[tuple[int, int, str]], grad_factor: float, clip_value: float = math.inf
@@ -537,12 +531,11 @@ class Native(Optimizer):
             part.state = defaultdict(dict, {copy: {**state, **converted}})
             type(self).torch_step(part)
             stepped = part.state[copy]
-            self.state[p].update((name, value) for name, value in stepped.items() if name not in converted)
-            self._count_rounding(group, p)  # before anything is rounded, as the random bits depend on it
-            for name in names:
-                value = stepped.get(name)
-                if not isinstance(value, Tensor):
-                    continue
+            values = {name: stepped[name] for name in names if isinstance(stepped.get(name), Tensor)}
+            self.state[p].update((name, value) for name, value in stepped.items() if name not in values)
+            if self._counts_rounding(group, p, values):  # before anything is rounded: the random bits depend on it
+                self.state[p]["step"] = self.state[p].get("step", _new_count()) + 1
+            for name, value in values.items():
                 if name in converted and not block_states.is_in_blocks(state[name]):
                     self._write(group, p, state[name], value, names.index(name))
                 elif name in converted or self._in_blocks(group, p):
@@ -603,15 +596,27 @@ class Native(Optimizer):
         number = self._first_param + next(i for i, q in enumerate(params) if q is p)
         return _core.random_key(group.get("rounding_seed", 0), int(self.state[p].get("step", 0)), number)
 
-    def _counts_rounding(self, group: dict[str, Any], p: Tensor) -> bool:
-        """Return whether a parameter has a ``step`` only because something is rounded with random bits."""
-        rounds = self._in_blocks(group, p) or bool(group.get("stochastic_rounding"))
-        return rounds and not _counts_steps(self.rule)
+    def _rounds_with_random_bits(self) -> bool:
+        """Return whether some group asks for 8-bit states or stochastic rounding."""
+        groups = self.param_groups
+        return any(g.get("stochastic_rounding") or g.get("state_dtype") == block_states.CODES for g in groups)
 
-    def _count_rounding(self, group: dict[str, Any], p: Tensor) -> None:
-        if self._counts_rounding(group, p):
-            state = self.state[p]
-            state["step"] = state["step"] + 1 if "step" in state else _new_count() + 1
+    def _counts_rounding(self, group: dict[str, Any], p: Tensor, names: Iterable[str]) -> bool:
+        """Return whether a parameter has a ``step`` only because something is rounded with random bits.
+
+        Args:
+            group: The parameter's group.
+            p: The parameter.
+            names: The states that it has, or will have.
+        """
+        held = self.state.get(p, {})
+        new = block_states.CODES if self._in_blocks(group, p) else self._state_dtype(group, p) or p.dtype
+        dtypes = {held[name].dtype if isinstance(held.get(name), Tensor) else new for name in names}
+        rounds = block_states.CODES in dtypes
+        if group.get("stochastic_rounding") and not p.is_complex():
+            own = set() if master_name(group, p) else {p.dtype}
+            rounds = rounds or bool(stochastic.DTYPES & (dtypes | own))
+        return rounds and not _counts_steps(self.rule)
 
     def _master_names(self) -> dict[Tensor, str]:
         """Return the parameters that have a master, with the name of the state that holds it."""
@@ -657,7 +662,8 @@ class Native(Optimizer):
         try:
             for group, p, grad, state_names, follower_names in wanted:
                 state = self.state[p]
-                if self._counts_rounding(group, p) and "step" not in state:
+                own_names = [name for name in state_names if name in self._state_names()]
+                if "step" not in state and self._counts_rounding(group, p, own_names):
                     state["step"] = _new_count()
                     created.append((p, "step"))
                 for name in scalar_names:
@@ -733,9 +739,9 @@ class Native(Optimizer):
         """Load a state_dict of this class or of torch's.
 
         As ``torch.optim.Optimizer.load_state_dict``, except that states keep the dtype in which they were saved (torch
-        casts them to the parameter's dtype). If this optimizer was given a ``state_dtype``, the states are converted to
-        it, also from and to 8 bits. A ``master`` of this optimizer holds if the checkpoint has none; the parameters are
-        then the masters at the next step.
+        casts them to the parameter's dtype). If this optimizer was constructed with a ``state_dtype``, the states are
+        converted to it, also from and to 8 bits. A ``master`` of this optimizer holds if the checkpoint has none; the
+        parameters are then the masters at the next step.
         """
         saved: dict[str, Any] = {}
         own: list[dict[str, Any]] = []
@@ -763,8 +769,9 @@ class Native(Optimizer):
                         group[name] = value
                 forced = arguments["state_dtype"] if converts else None
                 for key, p in zip(saved_group["params"], group["params"], strict=True):
-                    if self._counts_rounding(group, p) and isinstance(count := self.state[p].get("step"), Tensor):
-                        self.state[p]["step"] = count.cpu()
+                    count = self.state[p].get("step") if p in self.state else None
+                    if isinstance(count, Tensor) and self.is_elementwise and not _counts_steps(self.rule):
+                        self.state[p]["step"] = count.cpu()  # which only counts for random bits
                     master = master_name(group, p)
                     held = saved["state"].get(key, {})
                     in_blocks = set(block_states.states_in_blocks(held))
@@ -773,7 +780,7 @@ class Native(Optimizer):
                     if in_blocks and forced is not None and not self._in_blocks(group, p):
                         held = block_states.decoded_state(held)
                         for name in in_blocks:
-                            self.state[p][name] = held[name]
+                            self.state[p][name] = held[name].to(self.state[p][name].device)
                             del self.state[p][name + block_states.SUFFIX]
                     is_torchs = not {"state_dtype", "master"} & saved_group.keys()
                     dtype = self._state_dtype(group, p) if master and is_torchs else forced

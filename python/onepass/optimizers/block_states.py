@@ -75,7 +75,7 @@ def new_state(p: Tensor) -> tuple[Tensor, Tensor]:
     if not _has_rows(codes):
         codes = codes.contiguous()
     scales = torch.zeros((local.shape[0], scales_in_row(local.shape)), dtype=SCALES, device=local.device)
-    return _like(p, codes, p.shape, p.stride()), _like(p, scales, *_scales_geometry(p.shape))
+    return placed_as(p, codes, p.shape, p.stride()), placed_as(p, scales, *_scales_geometry(p.shape))
 
 
 def decoded(codes: Tensor, scales: Tensor, name: str) -> Tensor:
@@ -83,7 +83,7 @@ def decoded(codes: Tensor, scales: Tensor, name: str) -> Tensor:
     local, local_scales = local_part(codes).cpu(), local_part(scales).cpu()
     values = torch.empty_like(local, dtype=torch.float32)
     _core.decode_blocks(local, local_scales, codings()[name], values)
-    return _like(codes, values.to(local_part(codes).device), codes.shape, codes.stride())
+    return placed_as(codes, values.to(local_part(codes).device), codes.shape, codes.stride())
 
 
 def decoded_state(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,7 +186,7 @@ def _scales_geometry(shape: torch.Size) -> tuple[torch.Size, tuple[int, int]]:
     return torch.Size((shape[0], in_row)), (in_row, 1)
 
 
-def _like(p: Tensor, local: Tensor, shape: torch.Size, stride: tuple[int, ...]) -> Tensor:
+def placed_as(p: Tensor, local: Tensor, shape: torch.Size, stride: tuple[int, ...]) -> Tensor:
     """Return a local part as a DTensor that is placed as ``p``, if ``p`` is one."""
     if not is_dtensor(p):
         return local

@@ -12,10 +12,10 @@ from torch import Tensor
 from .. import _core
 from . import block_states
 from .arguments import described
-from .base import STATE_DTYPES
+from .base import OWN_KEYS, STATE_DTYPES
 
 # Keys of groups that only onepass reads, and that need no state.
-_OWN_KEYS = ("state_dtype", "stochastic_rounding", "rounding_seed")
+_OWN_KEYS = tuple(name for name in OWN_KEYS if name != "master")
 
 _BITSANDBYTES_BLOCK = 256  # elements that share a scale there
 _BITSANDBYTES_STATES = "__bnb_optimizer_quant_state__"  # the states are within this key in its later versions
@@ -39,7 +39,8 @@ def convert_state_dict(
     Args:
         state_dict: What ``optimizer.state_dict()`` returned, or ``torch.load`` of it.
         state_dtype: dtype of the states: torch.float32, float64, bfloat16, float16, or float8_e4m3fn (see
-            :doc:`/8bit_states`). Tensors of integers, scalars, and the states that cannot have 8 bits stay as they are.
+            :doc:`/8bit_states`). Tensors of integers, scalars, and the states of optimizers that cannot have 8 bits
+            stay as they are.
             None: float32 where states have 8 bits, and otherwise as they are. Then the groups have no key of onepass
             that concerns state dtypes.
         layout: ``"torch"``: the names of torch's states. ``"bitsandbytes"``: ``state1`` and ``state2``, as the Adam,
@@ -70,6 +71,7 @@ def convert_state_dict(
     numbers = {key: number for number, key in enumerate(key for group in groups for key in group["params"])}
     group_of = {key: group for group in groups for key in group["params"]}
     states = {}
+    kept: set[int] = set()  # groups whose states cannot have 8 bits
     for key, state in state_dict["state"].items():
         where = f"state of parameter {key}"
         block_states.check(where, state)
@@ -80,22 +82,28 @@ def convert_state_dict(
         else:
             step: Any = held.get("step", 0)
             random_key = _core.random_key(group.get("rounding_seed", 0), int(step), numbers.get(key, 0))
-            keeps = state_dtype == block_states.CODES
-            states[key] = _converted(held if keeps else block_states.decoded_state(held), state_dtype, random_key)
+            names, has_codings = _rule_of(held)
+            if state_dtype != block_states.CODES:
+                states[key] = _converted(block_states.decoded_state(held), state_dtype, random_key, names)
+            elif has_codings:
+                states[key] = _converted(held, state_dtype, random_key, names)
+            else:
+                states[key] = dict(held)
+                kept.add(id(group))
     for group in groups:
         if state_dtype is None or layout == "bitsandbytes":
             for name in _OWN_KEYS:
                 group.pop(name, None)
-        else:
+        elif id(group) not in kept:
             group["state_dtype"] = str(state_dtype).removeprefix("torch.")
     return {**state_dict, "state": states, "param_groups": groups}
 
 
-def _converted(state: Mapping[str, Any], dtype: torch.dtype | None, key: int) -> dict[str, Any]:
+def _converted(state: Mapping[str, Any], dtype: torch.dtype | None, key: int, names: list[str]) -> dict[str, Any]:
+    """Return a state in another dtype. ``names``: of the states of its rule, which number them for the random bits."""
     if dtype is None:
         return dict(state)
     made: dict[str, Any] = {}
-    numbers = _numbers_of(state)
     for name, value in state.items():
         is_state = isinstance(value, Tensor) and name in _state_names() and value.is_floating_point()
         encodes = name in block_states.codings() and not block_states.is_in_blocks(value)
@@ -103,7 +111,7 @@ def _converted(state: Mapping[str, Any], dtype: torch.dtype | None, key: int) ->
             made[name] = value
         elif dtype == block_states.CODES and block_states.fits(value):
             codes, scales = block_states.new_state(value)
-            block_states.encode(value, name, key, numbers[name], codes, scales)
+            block_states.encode(value, name, key, names.index(name), codes, scales)
             made[name], made[name + block_states.SUFFIX] = codes, scales
         else:
             keeps = dtype == block_states.CODES and value.dtype == torch.float64
@@ -111,13 +119,18 @@ def _converted(state: Mapping[str, Any], dtype: torch.dtype | None, key: int) ->
     return made
 
 
-def _numbers_of(state: Mapping[str, Any]) -> dict[str, int]:
-    """Return the numbers of the states in their rule, which the random bits depend on."""
+def _rule_of(state: Mapping[str, Any]) -> tuple[list[str], bool]:
+    """Return the names of the states of the rule that a state is of, and whether they can have 8 bits.
+
+    Of several rules it is one whose states can, and that has the fewest.
+    """
     held = set(state) & _state_names()
-    for _, names, *_ in _core.rules().values():
-        if held <= set(names):
-            return {name: number for number, name in enumerate(names)}
-    return {name: number for number, name in enumerate(sorted(held))}
+    rules = [(not codings, len(names), names) for _, names, _, _, codings in _core.rules().values()]
+    found = [rule for rule in rules if held <= set(rule[2])]
+    if not found:
+        return sorted(held), held <= block_states.codings().keys()
+    refuses, _, names = min(found)
+    return names, not refuses
 
 
 # -- bitsandbytes ----------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import _core
 from .arguments import described
-from .block_states import local_part
+from .block_states import local_part, placed_as
 from .gradient_norm import is_dtensor
 
 KINDS = ("split", "float32")
@@ -85,13 +85,7 @@ def write_master(p: Tensor, state: dict[str, Any], name: str, master: Tensor) ->
 
 def _locally(function: Callable[[Tensor, Tensor], Tensor], p: Tensor, held: Tensor) -> Tensor:
     """Call a function of two tensors, or of the local parts of two DTensors that are placed alike."""
-    if not is_dtensor(p):
-        return function(p, held)
-    from torch.distributed.tensor import DTensor
-
-    mesh, placements = p.device_mesh, p.placements  # type: ignore[attr-defined]
-    local = function(local_part(p), local_part(held))
-    return DTensor.from_local(local, mesh, placements, run_check=False, shape=p.shape, stride=p.stride())
+    return placed_as(p, function(local_part(p), local_part(held)), p.shape, p.stride())
 
 
 def _joined(p: Tensor, low: Tensor) -> Tensor:

@@ -12,12 +12,12 @@ from .. import _core
 from .block_states import first_element, local_part
 from .gradient_norm import is_dtensor
 
-_16_BITS = (torch.bfloat16, torch.float16)
+DTYPES = frozenset({torch.bfloat16, torch.float16})  # of what is rounded stochastically, beside 8-bit states
 
 
 def has_16_bits(tensor: object) -> bool:
     """Return whether the elements of a tensor are floating-point numbers of 16 bits."""
-    return isinstance(tensor, Tensor) and tensor.dtype in _16_BITS
+    return isinstance(tensor, Tensor) and tensor.dtype in DTYPES
 
 
 def write(target: Tensor, values: Tensor, order: Tensor, key: int, stream: int) -> None:

@@ -32,15 +32,12 @@ def steps(name: str, *states: str, counts: bool = True) -> Callable[[Update], St
     def decorate(update: Update) -> Step:
         @torch.no_grad()
         def step(self: Optimizer) -> None:
+            _check(name, self)
             for each_group in self.param_groups:
                 group = {name: _number(value) for name, value in each_group.items() if name != "params"}
                 for p in each_group["params"]:
                     if p.grad is None:
                         continue
-                    if p.grad.is_sparse:
-                        raise RuntimeError(f"{name} does not support sparse gradients")
-                    if not (p.is_floating_point() or p.is_complex()):
-                        raise RuntimeError(f"{name} does not support parameters of {p.dtype}")
                     state = self.state[p]
                     if counts:
                         if "step" not in state:
@@ -60,6 +57,16 @@ def steps(name: str, *states: str, counts: bool = True) -> Callable[[Update], St
         return step
 
     return decorate
+
+
+def _check(name: str, optimizer: Optimizer) -> None:
+    """Raise RuntimeError, before anything is written, if a parameter cannot be stepped."""
+    for group in optimizer.param_groups:
+        for p in (p for p in group["params"] if p.grad is not None):
+            if p.grad.is_sparse:
+                raise RuntimeError(f"{name} does not support sparse gradients")
+            if not (p.is_floating_point() or p.is_complex()):
+                raise RuntimeError(f"{name} does not support parameters of {p.dtype}")
 
 
 def _number(value: Any) -> Any:

@@ -1,0 +1,50 @@
+"""The steps, in torch operations, of classes that torch does not have: of parameters that no kernel covers."""
+
+import numpy as np
+import onepass
+import pytest
+import torch
+from cases import CASES, ROWS, copies, for_rows, give, gradients, model
+from reference import ROUNDING, Trajectory, bits
+from torch.nn import Parameter
+
+OWN = [row for row in ROWS if not hasattr(torch.optim, row.name)]
+OWN_CASES = [case for case in CASES if case.values[0] in OWN]
+
+
+@pytest.mark.parametrize(("row", "kwargs"), OWN_CASES)
+def test_the_formula(row, kwargs):
+    """After 30 steps in float64, each number is at most 1e-12 of the largest from the formula."""
+    params = model(torch.float64)
+    optimizer = row.theirs(copies(params), **kwargs)
+    exact = Trajectory(row, optimizer)
+    for step in range(1, 31):
+        give(optimizer, gradients(params, step))
+        optimizer.step()
+        exact.step()
+    for name in exact.names():
+        want = exact.numbers(name)
+        off = np.abs((exact.of(optimizer, name) - want).astype(np.float64))
+        assert off.max() <= 1e4 * ROUNDING[torch.float64] * max(float(np.abs(want).max()), 1e-300), name
+
+
+@for_rows(OWN)
+def test_a_refused_parameter_leaves_all_as_they_were(row):
+    """Also those that come before it."""
+    first, sparse = torch.ones(4, 3), Parameter(torch.ones(4, 3))
+    first = first.as_subclass(type("Subclass", (torch.Tensor,), {})).requires_grad_()
+    optimizer = row.ours([first, sparse], **row.full)
+    first.grad = torch.ones_like(first)
+    sparse.grad = torch.ones(4, 3, dtype=torch.complex64).real.to_sparse()
+    before = bits(first.detach())
+    whole = torch.ones(4, 3).to(torch.int64)
+    whole.grad = torch.ones_like(whole)
+    optimizer.add_param_group({"params": [whole]})
+    with pytest.raises((RuntimeError, ValueError)):
+        optimizer.step()
+    assert bits(first.detach()) == before
+    assert not optimizer.state.get(first)
+
+
+def test_the_classes():
+    assert {row.ours for row in OWN} >= {onepass.Lion, onepass.Signum, onepass.Adan}

@@ -8,6 +8,7 @@
 #include <array>
 #include <cmath>
 
+#include "rules/bias_corrections.h"
 #include "rules/math.h"
 #include "rules/registry.h"
 #include "rules/states.h"
@@ -15,7 +16,7 @@
 
 namespace onepass::inline ONEPASS_TARGET {
 
-struct AdaBelief {
+struct AdaBelief : BiasCorrections {
   static constexpr RuleId id = RuleId::adabelief;
 
   struct Hyper {
@@ -28,14 +29,6 @@ struct AdaBelief {
   static constexpr bool counts_steps = true;
 
   static unsigned states_used(const Hyper&) { return all_states(state_names); }
-
-  struct Divisors {
-    double correction1, correction2;
-  };
-  static constexpr std::array divisor_names{"1 - betas[0] ** step", "1 - betas[1] ** step"};
-  ONEPASS_SETUP static Divisors divisors(const Hyper& h, double step) {
-    return {.correction1 = 1.0 - std::pow(h.beta1, step), .correction2 = 1.0 - std::pow(h.beta2, step)};
-  }
 
   template <class T>
   struct Constants {

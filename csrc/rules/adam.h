@@ -15,6 +15,7 @@
 #include <array>
 #include <cmath>
 
+#include "rules/bias_corrections.h"
 #include "rules/math.h"
 #include "rules/registry.h"
 #include "rules/states.h"
@@ -22,7 +23,7 @@
 
 namespace onepass::inline ONEPASS_TARGET {
 
-struct Adam {
+struct Adam : BiasCorrections {
   static constexpr RuleId id = RuleId::adam;
 
   struct Hyper {
@@ -39,14 +40,6 @@ struct Adam {
 
   static unsigned states_used(const Hyper& h) { return kAverages | (h.amsgrad != 0.0 ? kMaximum : 0U); }
   static bool takes_sparse(const Hyper& h) { return h.decoupled_weight_decay != 0.0; }
-
-  struct Divisors {
-    double correction1, correction2;
-  };
-  static constexpr std::array divisor_names{"1 - betas[0] ** step", "1 - betas[1] ** step"};
-  ONEPASS_SETUP static Divisors divisors(const Hyper& h, double step) {
-    return {.correction1 = 1.0 - std::pow(h.beta1, step), .correction2 = 1.0 - std::pow(h.beta2, step)};
-  }
 
   template <class T>
   struct Constants {

@@ -12,6 +12,7 @@
 #include <array>
 #include <cmath>
 
+#include "rules/bias_corrections.h"
 #include "rules/math.h"
 #include "rules/registry.h"
 #include "rules/states.h"
@@ -19,7 +20,7 @@
 
 namespace onepass::inline ONEPASS_TARGET {
 
-struct AdEMAMix {
+struct AdEMAMix : BiasCorrections {
   static constexpr RuleId id = RuleId::ademamix;
 
   struct Hyper {
@@ -33,14 +34,6 @@ struct AdEMAMix {
   static constexpr bool counts_steps = true;
 
   static unsigned states_used(const Hyper&) { return all_states(state_names); }
-
-  struct Divisors {
-    double correction1, correction2;
-  };
-  static constexpr std::array divisor_names{"1 - betas[0] ** step", "1 - betas[1] ** step"};
-  ONEPASS_SETUP static Divisors divisors(const Hyper& h, double step) {
-    return {.correction1 = 1.0 - std::pow(h.beta1, step), .correction2 = 1.0 - std::pow(h.beta2, step)};
-  }
 
   // The half-life of an average less 1, and its inverse. 1e-8 keeps that of beta = 0 finite, and the bound that of 1.
   ONEPASS_SETUP static double half_life(double beta) {

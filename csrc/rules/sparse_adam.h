@@ -12,6 +12,7 @@
 #include <array>
 #include <cmath>
 
+#include "rules/bias_corrections.h"
 #include "rules/math.h"
 #include "rules/registry.h"
 #include "rules/states.h"
@@ -19,7 +20,7 @@
 
 namespace onepass::inline ONEPASS_TARGET {
 
-struct SparseAdam {
+struct SparseAdam : BiasCorrections {
   static constexpr RuleId id = RuleId::sparse_adam;
 
   struct Hyper {
@@ -34,14 +35,6 @@ struct SparseAdam {
   static unsigned states_used(const Hyper&) { return all_states(state_names); }
   static constexpr bool takes_dense = false;
   static bool takes_sparse(const Hyper&) { return true; }
-
-  struct Divisors {
-    double correction1, correction2;
-  };
-  static constexpr std::array divisor_names{"1 - betas[0] ** step", "1 - betas[1] ** step"};
-  ONEPASS_SETUP static Divisors divisors(const Hyper& h, double step) {
-    return {.correction1 = 1.0 - std::pow(h.beta1, step), .correction2 = 1.0 - std::pow(h.beta2, step)};
-  }
 
   template <class T>
   struct Constants {

@@ -17,14 +17,13 @@ from .. import _core
 from .arguments import described
 from .block_states import local_part, placed_as
 from .gradient_norm import is_dtensor
+from .stochastic import has_16_bits
 
 KINDS = ("split", "float32")
 
 WHOLE = "master"  # the state that holds the master
 LOW_BITS = "master_low"  # the state that holds its low 16 bits
 NAMES = (WHOLE, LOW_BITS)
-
-_16_BITS = (torch.bfloat16, torch.float16)
 
 
 def check_master(what: str, group: Mapping[str, Any]) -> None:
@@ -46,7 +45,7 @@ def check_master(what: str, group: Mapping[str, Any]) -> None:
 def master_name(group: Mapping[str, Any], p: Tensor) -> str | None:
     """Return the name of the state that holds a parameter's master; None if the parameter has no master."""
     master = group.get("master")
-    if master is None or p.dtype not in _16_BITS:
+    if master is None or not has_16_bits(p):
         return None
     return LOW_BITS if master == "split" else WHOLE
 

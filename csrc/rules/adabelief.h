@@ -32,7 +32,7 @@ struct AdaBelief : BiasCorrections {
 
   template <class T>
   struct Constants {
-    T step_size, eps, scaled_eps, decay;
+    T beta1, step_size, eps, scaled_eps, decay;
     Average<T> average1;
     AverageOfSquares<T> average2;
     Flag<T> decays;
@@ -42,7 +42,8 @@ struct AdaBelief : BiasCorrections {
   ONEPASS_SETUP static Constants<T> prepare(const Hyper& h, double step) {
     const Divisors d = divisors(h, step);
     const double root2 = std::sqrt(d.correction2);
-    return {.step_size = T(h.lr / d.correction1 * root2),
+    return {.beta1 = T(h.beta1),
+            .step_size = T(h.lr / d.correction1 * root2),
             .eps = T(h.eps),
             .scaled_eps = T(h.eps * root2),
             .decay = T(h.lr * h.weight_decay),
@@ -53,8 +54,9 @@ struct AdaBelief : BiasCorrections {
 
   template <class T>
   ONEPASS_INLINE static void update(const Constants<T>& c, T& p, T g, T& exp_avg, T& exp_avg_var) {
+    const T deviation = c.beta1 * (g - exp_avg);  // g - m, whose rounding error would be m's
     exp_avg = c.average1(exp_avg, g);
-    exp_avg_var = c.average2(exp_avg_var, g - exp_avg) + c.eps;
+    exp_avg_var = c.average2(exp_avg_var, deviation) + c.eps;
     const T change = c.step_size * exp_avg / (square_root(exp_avg_var) + c.scaled_eps);
     p = p - (c.decay * only_if(c.decays, p) + change);
   }

@@ -16,8 +16,9 @@ from .torch_operations import steps
 def _torch_step(group: Mapping[str, Any], p: Tensor, grad: Tensor, state: Mapping[str, Tensor], step: float) -> None:
     beta1, beta2 = group["betas"]
     lr, eps = group["lr"], group["eps"]
-    m, s = state["exp_avg"].lerp_(grad, 1 - beta1), state["exp_avg_var"]
-    s.mul_(beta2).add_((1 - beta2) * (grad - m).square()).add_(eps)
+    m, s = state["exp_avg"], state["exp_avg_var"]
+    s.mul_(beta2).add_((1 - beta2) * (beta1 * (grad - m)).square()).add_(eps)
+    m.lerp_(grad, 1 - beta1)
     change = lr / (1 - beta1**step) * m / ((s / (1 - beta2**step)).sqrt() + eps)
     p.sub_(lr * group["weight_decay"] * p + change)
 

@@ -86,11 +86,15 @@ ENTRIES = (
     Entry("LaProp", plain(onepass.LaProp)),
     LION,
     Entry("Signum", plain(onepass.Signum)),
+    Entry("ScheduleFreeSGD", plain(onepass.ScheduleFreeSGD)),
+    Entry("ScheduleFreeAdamW", plain(onepass.ScheduleFreeAdamW)),
+    Entry("ScheduleFreeRAdam", plain(onepass.ScheduleFreeRAdam)),
     Entry("Adafactor", plain(onepass.Adafactor)),
     Entry("Muon", muon),
     Entry("Rprop", plain(onepass.Rprop), own_lr=0.01),
     Entry("LBFGS, batch 512", plain(onepass.LBFGS, max_iter=4, line_search_fn="strong_wolfe"), own_lr=1.0, batch=512),
 )
+SCHEDULE_FREE = (onepass.ScheduleFreeSGD, onepass.ScheduleFreeAdamW, onepass.ScheduleFreeRAdam)
 WRAPPED = ("SGD", "Adam", "RAdam")
 BATCHES = (32, 64, 128, 256, 512, 1024)
 
@@ -192,7 +196,11 @@ def train(task: Task, entry: Entry, lr: float, seed: int, samples: int, check: i
         losses.append(optimizer.step(closure))  # LBFGS's first of several
         if step % every == 0 or step == len(data):
             since = losses[int(looks[-1][0]) if looks else 0 :]
+            if isinstance(optimizer, SCHEDULE_FREE):
+                optimizer.eval()  # to the mean of the points
             looks.append((step, float(np.mean(since)), *evaluate(model, task)))
+            if isinstance(optimizer, SCHEDULE_FREE):
+                optimizer.train()
     return Run(np.array(losses), *np.array(looks).T)
 
 

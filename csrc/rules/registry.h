@@ -3,26 +3,29 @@
 #pragma once
 
 // X(name, Type): the rule's name in Python, and the struct in its header.
-#define ONEPASS_RULES(X)         \
-  X(adabelief, AdaBelief)        \
-  X(adadelta, Adadelta)          \
-  X(adagrad, Adagrad)            \
-  X(adam, Adam)                  \
-  X(adamax, Adamax)              \
-  X(adan, Adan)                  \
-  X(ademamix, AdEMAMix)          \
-  X(adopt, Adopt)                \
-  X(asgd, Asgd)                  \
-  X(laprop, LaProp)              \
-  X(lion, Lion)                  \
-  X(muon, Muon)                  \
-  X(muon_momentum, MuonMomentum) \
-  X(nadam, Nadam)                \
-  X(radam, Radam)                \
-  X(rmsprop, Rmsprop)            \
-  X(rprop, Rprop)                \
-  X(sgd, Sgd)                    \
-  X(signum, Signum)              \
+#define ONEPASS_RULES(X)                    \
+  X(adabelief, AdaBelief)                   \
+  X(adadelta, Adadelta)                     \
+  X(adagrad, Adagrad)                       \
+  X(adam, Adam)                             \
+  X(adamax, Adamax)                         \
+  X(adan, Adan)                             \
+  X(ademamix, AdEMAMix)                     \
+  X(adopt, Adopt)                           \
+  X(asgd, Asgd)                             \
+  X(laprop, LaProp)                         \
+  X(lion, Lion)                             \
+  X(muon, Muon)                             \
+  X(muon_momentum, MuonMomentum)            \
+  X(nadam, Nadam)                           \
+  X(radam, Radam)                           \
+  X(rmsprop, Rmsprop)                       \
+  X(rprop, Rprop)                           \
+  X(schedule_free_adamw, ScheduleFreeAdamW) \
+  X(schedule_free_radam, ScheduleFreeRadam) \
+  X(schedule_free_sgd, ScheduleFreeSgd)     \
+  X(sgd, Sgd)                               \
+  X(signum, Signum)                         \
   X(sparse_adam, SparseAdam)
 
 #include <cstdint>

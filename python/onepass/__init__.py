@@ -30,6 +30,9 @@ from .optimizers.nadam import NAdam
 from .optimizers.radam import RAdam
 from .optimizers.rmsprop import RMSprop
 from .optimizers.rprop import Rprop
+from .optimizers.schedule_free_adamw import ScheduleFreeAdamW
+from .optimizers.schedule_free_radam import ScheduleFreeRAdam
+from .optimizers.schedule_free_sgd import ScheduleFreeSGD
 from .optimizers.sgd import SGD
 from .optimizers.signum import Signum
 from .optimizers.sparse_adam import SparseAdam
@@ -72,6 +75,9 @@ __all__ = [
     "RAdam",
     "RMSprop",
     "Rprop",
+    "ScheduleFreeAdamW",
+    "ScheduleFreeRAdam",
+    "ScheduleFreeSGD",
     "ScheduleLR",
     "Signum",
     "SkipSpikes",

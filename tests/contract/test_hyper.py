@@ -58,6 +58,10 @@ CHANGES = [
     ({}, {"alpha_warmup": 9, "beta3_warmup": 11}),
     ({"alpha_warmup": 9, "beta3_warmup": 11}, {"alpha_warmup": None, "beta3_warmup": None}),
     ({}, {"no_prox": True}),
+    ({}, {"warmup_steps": 9}),
+    ({}, {"r": 1.5}),
+    ({}, {"weight_lr_power": 1.0}),
+    ({}, {"silent_sgd_phase": False}),
     ({}, {"clip_exponent": None}),
     ({"clip_exponent": None}, {"clip_exponent": 0.5}),
 ]

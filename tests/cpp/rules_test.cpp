@@ -326,6 +326,37 @@ constexpr Row kByHand[] = {
      {1, nan, 1, 1},
      {1, nan, nan, 1}},
 
+    // lr_max 0.5 as before, so the weight is 0.25 of a sum of 1, and y moves by a quarter to z, and by 5/8 of the
+    // change.
+    {make_setting<ScheduleFreeSgd>("schedule_free_sgd", {.lr = 0.5, .momentum = 0.5, .weight_lr_power = 2}, 4,
+                                   {.lr_max = 0.5, .weight_sum = 0.75}),
+     {4, 4, 8},
+     {3.75, 4, 6}},
+    {make_setting<ScheduleFreeSgd>("first step: y = z", {.lr = 0.5, .momentum = 0.75, .weight_lr_power = 2}, 1),
+     {4, 4, 4},
+     {2, 4, 2}},
+    {make_setting<ScheduleFreeSgd>(
+         "warm-up, decay", {.lr = 1, .momentum = 0.5, .weight_decay = 1, .warmup_steps = 8, .weight_lr_power = 2}, 4,
+         {.lr_max = 0.5, .weight_sum = 0.75}),
+     {4, 4, 8},
+     {2.5, 4, 4}},
+    {make_setting<ScheduleFreeSgd>("a rate of zero", {.momentum = 0.5, .weight_decay = 1, .weight_lr_power = 2}, 1),
+     {4, 4, 8},
+     {4, 4, 8}},
+    {make_setting<ScheduleFreeAdamW>("schedule_free_adamw",
+                                     {.lr = 0.5, .beta1 = 0.5, .beta2 = 0.75, .weight_lr_power = 2}, 1,
+                                     {.lr_max = 0.5, .weight_sum = 0.75}),
+     {4, 4, 8, 0},
+     {4.6875, 4, 7.5, 4}},
+    {make_setting<ScheduleFreeRadam>("not yet adaptive", {.lr = 0.5, .beta1 = 0.5, .beta2 = 0.75, .weight_lr_power = 2},
+                                     1, {.lr_max = 0.5, .weight_sum = 0.75}),
+     {4, 4, 8, 0},
+     {3.75, 4, 6, 4}},
+    {make_setting<ScheduleFreeRadam>(
+         "silent", {.lr = 0.5, .beta1 = 0.5, .beta2 = 0.75, .weight_lr_power = 2, .silent_sgd_phase = 1}, 1),
+     {4, 4, 8, 0},
+     {4, 4, 8, 4}},
+
     {make_setting<Sgd>("plain", {.lr = 0.5}, 1), {1, 0.5}, {0.75, 0.5}},
     {make_setting<Sgd>("weight decay", {.lr = 0.5, .weight_decay = 0.25}, 2), {1, 0.5}, {0.625, 0.5}},
     {make_setting<Sgd>("nesterov means nothing without momentum", {.lr = 0.5, .nesterov = 1}, 2),
@@ -579,6 +610,44 @@ void rprop(const Rprop::Hyper& h, double /*t*/, double& p, double g, double* sta
   state[0] = g;
 }
 
+// Schedule-Free: from the gradient at y, the change of z, with the rate of this step. Keeps x only for the length of
+// the step.
+void schedule_free(double momentum, double r, double power, double lr, double change, double t, double& y, double& z,
+                   double* scalar) {
+  const double x = (y - (1 - momentum) * z) / momentum;
+  scalar[0] = std::fmax(scalar[0], lr);
+  const double weight = std::pow(t, r) * std::pow(scalar[0], power);
+  scalar[1] += weight;
+  const double c = scalar[1] > 0 ? weight / scalar[1] : 0;
+  z -= lr * change;
+  y = (1 - momentum) * z + momentum * ((1 - c) * x + c * z);
+}
+
+void schedule_free_adamw(const ScheduleFreeAdamW::Hyper& h, double t, double& p, double g, double* state,
+                         double* scalar) {
+  state[1] = h.beta2 * state[1] + (1 - h.beta2) * g * g;
+  const double lr = h.warmup_steps > 0 ? h.lr * std::fmin(1, t / h.warmup_steps) : h.lr;
+  const double change = g / (std::sqrt(state[1] / (1 - std::pow(h.beta2, t))) + h.eps) + h.weight_decay * p;
+  schedule_free(h.beta1, h.r, h.weight_lr_power, lr, change, t, p, state[0], scalar);
+}
+
+void schedule_free_radam(const ScheduleFreeRadam::Hyper& h, double t, double& p, double g, double* state,
+                         double* scalar) {
+  state[1] = h.beta2 * state[1] + (1 - h.beta2) * g * g;
+  const double power = std::pow(h.beta2, t), rho = 2 / (1 - h.beta2) - 1, rho_t = rho - 2 * t * power / (1 - power);
+  double lr = h.silent_sgd_phase != 0 ? 0 : h.lr;
+  if (rho_t > 4) {
+    lr = h.lr * std::sqrt((rho_t - 4) * (rho_t - 2) * rho / ((rho - 4) * (rho - 2) * rho_t));
+    g /= std::sqrt(state[1] / (1 - power)) + h.eps;
+  }
+  schedule_free(h.beta1, h.r, h.weight_lr_power, lr, g + h.weight_decay * p, t, p, state[0], scalar);
+}
+
+void schedule_free_sgd(const ScheduleFreeSgd::Hyper& h, double t, double& p, double g, double* state, double* scalar) {
+  const double lr = h.warmup_steps > 0 ? h.lr * std::fmin(1, t / h.warmup_steps) : h.lr;
+  schedule_free(h.momentum, h.r, h.weight_lr_power, lr, g + h.weight_decay * p, t, p, state[0], scalar);
+}
+
 void sgd(const Sgd::Hyper& h, double t, double& p, double g, double* state, double* /*scalar*/) {
   const double lr = h.lr, momentum = h.momentum, dampening = h.dampening, weight_decay = h.weight_decay;
   g += weight_decay * p;
@@ -714,6 +783,21 @@ TEST_CASE("names, in the order of the operands, hyperparameters and scalars") {
        {},
        true},
       {RuleId::rprop, {"etas[0]", "etas[1]", "step_sizes[0]", "step_sizes[1]"}, {"prev", "step_size"}, {}, true},
+      {RuleId::schedule_free_adamw,
+       {"lr", "betas[0]", "betas[1]", "eps", "weight_decay", "warmup_steps", "r", "weight_lr_power"},
+       {"z", "exp_avg_sq"},
+       {"lr_max", "weight_sum"},
+       true},
+      {RuleId::schedule_free_radam,
+       {"lr", "betas[0]", "betas[1]", "eps", "weight_decay", "r", "weight_lr_power", "silent_sgd_phase!"},
+       {"z", "exp_avg_sq"},
+       {"lr_max", "weight_sum"},
+       true},
+      {RuleId::schedule_free_sgd,
+       {"lr", "momentum", "weight_decay", "warmup_steps", "r", "weight_lr_power"},
+       {"z"},
+       {"lr_max", "weight_sum"},
+       true},
       {RuleId::sgd, {"lr", "momentum", "dampening", "weight_decay", "nesterov!"}, {"momentum_buffer"}, {}, false},
       {RuleId::signum, {"lr", "momentum", "weight_decay"}, {"momentum_buffer"}, {}, false},
       {RuleId::sparse_adam, {"lr", "betas[0]", "betas[1]", "eps"}, {"exp_avg", "exp_avg_sq"}, {}, true},

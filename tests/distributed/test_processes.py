@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from cases import ELEMENTWISE, ROW, ROWS
+from cases import ELEMENTWISE, ROW, ROWS, SCALARS
 from contract import CLOSE
 from processes import Processes
 from reference import only_kernels, params_of
@@ -97,7 +97,7 @@ def assert_kernels(opt):
     assert {row.path for row in onepass.explain(opt)} == {"kernel"}, str(onepass.explain(opt))
 
 
-def assert_placed(opt, numbers=("step", "mu_product", "eta", "mu")):
+def assert_placed(opt, numbers=frozenset(SCALARS)):
     """States are spread as torch's are."""
     for p in params_of(opt):
         for name, state in opt.state[p].items():
@@ -205,6 +205,33 @@ def late_gradients():
 
 def test_gradients_that_come_late(processes):
     processes(2, late_gradients)
+
+
+def both_points(name):
+    """Of Schedule-Free: eval() and train() move the shards as they move whole tensors."""
+    sharded, whole = shard(net()), net()
+    ours = classes(name)[0](sharded.parameters())
+    alone = classes(name)[0](whole.parameters())
+    for step in range(3):
+        backward(sharded, step)
+        ours.step()
+        for p, q in zip(params_of(alone), params_of(ours), strict=True):
+            p.grad = q.grad.full_tensor()
+        alone.step()
+    trained = [p.to_local().clone() for p in params_of(ours)]
+    for optimizer in (ours, alone):
+        optimizer.eval()
+    for p, q in zip(params_of(ours), params_of(alone), strict=True):
+        assert type(ours.state[p]["y"]) is DTensor
+        torch.testing.assert_close(p.full_tensor(), q.detach(), rtol=0, atol=0)
+    ours.train()
+    for p, before in zip(params_of(ours), trained, strict=True):
+        assert torch.equal(p.to_local(), before)
+
+
+@pytest.mark.parametrize("name", ["ScheduleFreeAdamW", "ScheduleFreeSGD"])
+def test_both_points_of_schedule_free(processes, name):
+    processes(2, both_points, name)
 
 
 # -- checkpoints -----------------------------------------------------------------------------------------------------

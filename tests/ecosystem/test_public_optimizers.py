@@ -1,18 +1,28 @@
-"""The optimizers that torch does not have, beside the implementations of timm and pytorch_optimizer.
+"""The optimizers that torch does not have, beside the implementations of timm, pytorch_optimizer and schedulefree.
 
 After 100 steps no element is further from theirs than rounding explains. Where they deviate from the paper, with the
 argument that undoes it, or with the deviation.
 """
 
+import copy
+
 import onepass
 import pytest
 import pytorch_optimizer
+import schedulefree
 import timm.optim
 import torch
 from torch.nn import Parameter
 
 STEPS = 100
 LR = 1e-3
+
+
+def public_schedule_free(optimizer):
+    """It begins in the other mode."""
+    optimizer.train()
+    return optimizer
+
 
 # Name -> ours, theirs.
 PAIRS = {
@@ -52,6 +62,18 @@ PAIRS = {
         lambda p: onepass.LaProp(p, LR),
         lambda p: pytorch_optimizer.LaProp(p, LR, betas=(0.9, 0.999), weight_decay=0.0),
     ),
+    "ScheduleFreeAdamW": (
+        lambda p: onepass.ScheduleFreeAdamW(p, LR, weight_decay=0.1, warmup_steps=20),
+        lambda p: public_schedule_free(schedulefree.AdamWScheduleFree(p, LR, weight_decay=0.1, warmup_steps=20)),
+    ),
+    "ScheduleFreeRAdam": (
+        lambda p: onepass.ScheduleFreeRAdam(p, LR, r=1.0, silent_sgd_phase=False),
+        lambda p: public_schedule_free(schedulefree.RAdamScheduleFree(p, LR, r=1.0, silent_sgd_phase=False)),
+    ),
+    "ScheduleFreeSGD": (
+        lambda p: onepass.ScheduleFreeSGD(p, LR, weight_decay=0.1, warmup_steps=20),
+        lambda p: public_schedule_free(schedulefree.SGDScheduleFree(p, LR, weight_decay=0.1, warmup_steps=20)),
+    ),
     "Signum": (
         lambda p: onepass.Signum(p, LR, weight_decay=0.1),
         lambda p: pytorch_optimizer.SignSGD(p, LR, momentum=0.9, weight_decay=0.1, weight_decouple=True),
@@ -90,3 +112,44 @@ def test_deviations():
     ):
         (a, moved), (b, _) = trained(ours), trained(theirs)
         assert max(float((p - q).abs().max()) for p, q in zip(a, b, strict=True)) > 1e-2 * moved
+
+
+SCHEDULE_FREE = {
+    "AdamW": (onepass.ScheduleFreeAdamW, schedulefree.AdamWScheduleFree, {"warmup_steps": 5, "weight_decay": 0.1}),
+    "RAdam": (onepass.ScheduleFreeRAdam, schedulefree.RAdamScheduleFree, {"silent_sgd_phase": False}),
+    "SGD": (onepass.ScheduleFreeSGD, schedulefree.SGDScheduleFree, {"r": 1.0}),
+}
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("name", SCHEDULE_FREE)
+def test_a_checkpoint_of_schedulefree(name, mode):
+    """Ours goes on where theirs has stopped, from a checkpoint taken in either of its modes."""
+    ours, theirs, kwargs = SCHEDULE_FREE[name]
+    generator = torch.Generator().manual_seed(0)
+    params = [Parameter(torch.randn(shape, generator=generator)) for shape in [(64, 33), (7,)]]
+    first = public_schedule_free(theirs(params, lr=0.01, **kwargs))
+
+    def step(optimizer, params):
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=generator)
+        optimizer.step()
+
+    for _ in range(10):
+        step(first, params)
+    getattr(first, mode)()
+    own = [Parameter(p.detach().clone()) for p in params]
+    second = ours(own)
+    second.load_state_dict(onepass.convert_state_dict(copy.deepcopy(first.state_dict())))
+    for optimizer in (first, second):
+        optimizer.train()
+    state = generator.get_state()
+    for optimizer, held in ((first, params), (second, own)):
+        generator.set_state(state)
+        for _ in range(10):
+            step(optimizer, held)
+    for point in ("train", "eval"):
+        for optimizer in (first, second):
+            getattr(optimizer, point)()
+        for p, q in zip(params, own, strict=True):
+            torch.testing.assert_close(q, p, rtol=1e-5, atol=1e-6)

@@ -74,7 +74,9 @@ def test_new_states_have_torchs_dtype(row):
             params[0].grad = torch.ones_like(params[0])
             optimizer = kind(params, **row.full)
             optimizer.step()
-            assert [optimizer.state[params[0]][name].dtype for name in row.states] == [dtype] * len(row.states)
+            assert [optimizer.state[params[0]][name].dtype for name in row.states] == [row.new_dtype(dtype)] * len(
+                row.states
+            )
 
 
 @each("dtype", [torch.bfloat16, torch.float16])
@@ -338,7 +340,7 @@ def test_denormal_states_become_zero(row, dtype):
         assert all(not s or abs(s) >= torch.finfo(dtype).tiny for state in states for s in state.tolist())
         ends.append([bits(t) for t in (p, *states)])
     assert ends[0] == ends[1]
-    assert torch.equal(p, torch.ones_like(p))
+    assert row.copies or torch.equal(p, torch.ones_like(p))  # a state that begins as the parameter attracts it
 
 
 @each_row

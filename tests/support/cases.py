@@ -40,6 +40,9 @@ PlainAdEMAMix = plain(onepass.AdEMAMix)
 PlainADOPT = plain(onepass.ADOPT)
 PlainLaProp = plain(onepass.LaProp)
 PlainLion = plain(onepass.Lion)
+PlainScheduleFreeAdamW = plain(onepass.ScheduleFreeAdamW)
+PlainScheduleFreeRAdam = plain(onepass.ScheduleFreeRAdam)
+PlainScheduleFreeSGD = plain(onepass.ScheduleFreeSGD)
 PlainSignum = plain(onepass.Signum)
 
 # The arguments of every onepass class but LBFGS, and their defaults.
@@ -74,6 +77,7 @@ class Row:
     states: tuple[str, ...]  # all that it can have of one number for each element
     scalars: tuple[str, ...] = ("step",)  # states of one number for each parameter
     first: Callable = lambda **_: {}  # hyperparameters -> what states begin with where that is not zero
+    copies: tuple[str, ...] = ()  # states that begin as the parameter; all are then float32 for 16-bit parameters
     eager: bool = False  # whether the states are there from the beginning, not from the first gradient on
     sparse: str = "neither"  # who takes sparse gradients: "both" ours and torch's, "ours" alone, or "neither"
     wants_sparse: bool = False  # whether it takes no others
@@ -90,6 +94,10 @@ class Row:
         return self.ours.__name__
 
     __name__ = name  # by which pytest calls the tests of a table
+
+    def new_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype of the new states of a parameter of this dtype."""
+        return torch.float32 if self.copies and dtype.itemsize == 2 else dtype
 
     @property
     def counts_steps(self) -> bool:
@@ -500,6 +508,77 @@ ROWS = [
             "betas": {"betas": (0.5, 0.75, 0.6)},
             "zero_betas": {"betas": (0.0, 0.0, 0.0)},
             "no_prox": {"no_prox": True, "weight_decay": 0.3, "lr": 0.01},
+        },
+    ),
+    Row(
+        ours=onepass.ScheduleFreeAdamW,
+        theirs=PlainScheduleFreeAdamW,
+        flavours=({},),
+        formula=reference.schedule_free_adamw,
+        states=("z", "exp_avg_sq"),
+        scalars=("step", "lr_max", "weight_sum"),
+        copies=("z",),
+        full={"lr": 0.03, "weight_decay": 0.1, "warmup_steps": 5},
+        variants={
+            "default": {},
+            "lr": {"lr": 0.03},
+            "no_lr": {"lr": 0.0, "weight_decay": 0.1},
+            "eps": {"eps": 0.1},
+            "weight_decay": {"weight_decay": 0.3, "lr": 0.01},
+            "maximize": {"maximize": True, "weight_decay": 0.1},
+            "tensor_lr": {"lr": torch.tensor(0.01)},
+            "tensor_lr_1d": {"lr": torch.tensor([0.01], dtype=torch.float64), "weight_decay": 0.1},
+            "capturable": {"capturable": True},
+            "betas": {"betas": (0.5, 0.75)},
+            "zero_beta": {"betas": (0.9, 0.0)},
+            "weights": {"r": 1.0, "weight_lr_power": 0.5},
+            "warmup": {"warmup_steps": 7},
+        },
+    ),
+    Row(
+        ours=onepass.ScheduleFreeRAdam,
+        theirs=PlainScheduleFreeRAdam,
+        flavours=({},),
+        formula=reference.schedule_free_radam,
+        states=("z", "exp_avg_sq"),
+        scalars=("step", "lr_max", "weight_sum"),
+        copies=("z",),
+        full={"lr": 0.03, "weight_decay": 0.1, "silent_sgd_phase": False},
+        variants={
+            "default": {},
+            "lr": {"lr": 0.03},
+            "eps": {"eps": 0.1},
+            "weight_decay": {"weight_decay": 0.3, "lr": 0.01},
+            "maximize": {"maximize": True, "weight_decay": 0.1},
+            "tensor_lr": {"lr": torch.tensor(0.01)},
+            "tensor_lr_1d": {"lr": torch.tensor([0.01], dtype=torch.float64), "weight_decay": 0.1},
+            "capturable": {"capturable": True},
+            "betas": {"betas": (0.5, 0.75)},
+            "weights": {"r": 1.0, "weight_lr_power": 0.5},
+            "not_silent": {"silent_sgd_phase": False, "weight_decay": 0.1},
+        },
+    ),
+    Row(
+        ours=onepass.ScheduleFreeSGD,
+        theirs=PlainScheduleFreeSGD,
+        flavours=({},),
+        formula=reference.schedule_free_sgd,
+        states=("z",),
+        scalars=("step", "lr_max", "weight_sum"),
+        copies=("z",),
+        full={"lr": 0.1, "weight_decay": 0.1, "warmup_steps": 5},
+        variants={
+            "default": {"lr": 0.1},
+            "lr": {"lr": 0.03},
+            "no_lr": {"lr": 0.0, "weight_decay": 0.1},
+            "momentum": {"momentum": 0.5},
+            "weight_decay": {"weight_decay": 0.3, "lr": 0.1},
+            "maximize": {"maximize": True, "weight_decay": 0.1},
+            "tensor_lr": {"lr": torch.tensor(0.01)},
+            "tensor_lr_1d": {"lr": torch.tensor([0.01], dtype=torch.float64), "weight_decay": 0.1},
+            "capturable": {"capturable": True},
+            "weights": {"r": 1.0, "weight_lr_power": 0.5},
+            "warmup": {"warmup_steps": 7},
         },
     ),
     Row(

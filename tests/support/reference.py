@@ -76,8 +76,9 @@ def signum_doubt(g, s, rounding, *, momentum, **_):
 def adabelief(p, g, s, t, *, lr, betas, eps, weight_decay, **_):
     """Zhuang et al. 2020, algorithm 2, with decoupled weight decay."""
     beta1, beta2 = betas
-    m = lerp(s.get("exp_avg", 0.0), g, 1 - beta1)
-    v = beta2 * s.get("exp_avg_var", 0.0) + (1 - beta2) * (g - m) ** 2 + eps
+    old = s.get("exp_avg", 0.0)
+    m = lerp(old, g, 1 - beta1)
+    v = beta2 * s.get("exp_avg_var", 0.0) + (1 - beta2) * (beta1 * (g - old)) ** 2 + eps  # g - m, without cancellation
     change = (m / (1 - beta1**t)) / (np.sqrt(v / (1 - beta2**t)) + eps)
     return p - lr * (decay(weight_decay, p) + change), {"exp_avg": m, "exp_avg_var": v}
 
@@ -137,6 +138,47 @@ def adan(p, g, s, t, *, lr, betas, eps, weight_decay, no_prox, **_):
         shrinkage = lr * weight_decay / (1 + lr * weight_decay)
         p = p - lr * change - shrinkage * (p - lr * change)
     return p, {"exp_avg": m, "exp_avg_diff": v, "exp_avg_sq": n, "neg_pre_grad": -g}
+
+
+def schedule_free(p, g, s, t, lr, momentum, u, h):
+    """Defazio et al. 2024: the point between the mean, which is not stored, and the next z."""
+    z, momentum = s["z"], float(momentum)
+    lr_max = max(s.get("lr_max", 0.0), lr)
+    weight = float(t) ** h["r"] * lr_max ** h["weight_lr_power"]
+    weight_sum = s.get("weight_sum", 0.0) + weight
+    c = weight / weight_sum if weight_sum else 0.0
+    y = lerp(p, z, c) - (1 - momentum * (1 - c)) * lr * u
+    return y, {"lr_max": lr_max, "weight_sum": weight_sum, "z": z - lr * u}
+
+
+def schedule_free_sgd(p, g, s, t, *, lr, momentum, weight_decay, warmup_steps, **h):
+    """Schedule-Free over SGD, with a linear warm-up."""
+    lr = lr * (min(1.0, t / warmup_steps) if warmup_steps else 1.0)
+    return schedule_free(p, g, s, t, lr, momentum, g + decay(weight_decay, p), h)
+
+
+def schedule_free_adamw(p, g, s, t, *, lr, betas, eps, weight_decay, warmup_steps, **h):
+    """Algorithm 1, with the bias correction at v."""
+    v = betas[1] * s.get("exp_avg_sq", 0.0) + (1 - betas[1]) * g**2
+    lr = lr * (min(1.0, t / warmup_steps) if warmup_steps else 1.0)
+    u = g / (np.sqrt(v / (1 - betas[1] ** t)) + eps) + decay(weight_decay, p)
+    y, new = schedule_free(p, g, s, t, lr, betas[0], u, h)
+    return y, {**new, "exp_avg_sq": v}
+
+
+def schedule_free_radam(p, g, s, t, *, lr, betas, eps, weight_decay, silent_sgd_phase, **h):
+    """With Liu et al.'s rectification in place of the warm-up, from a length of 4 on."""
+    beta2 = betas[1]
+    v = beta2 * s.get("exp_avg_sq", 0.0) + (1 - beta2) * g**2
+    longest = 2 / (1 - beta2) - 1
+    length = longest - 2 * t * beta2**t / (1 - beta2**t)
+    if length > 4:
+        lr = lr * np.sqrt((length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length))
+        g = g / (np.sqrt(v / (1 - beta2**t)) + eps)
+    elif silent_sgd_phase:
+        lr = 0.0
+    y, new = schedule_free(p, g, s, t, lr, betas[0], g + decay(weight_decay, p), h)
+    return y, {**new, "exp_avg_sq": v}
 
 
 def adagrad(p, g, s, t, *, lr, lr_decay, weight_decay, eps, decoupled_weight_decay=False, **_):
@@ -372,7 +414,8 @@ def checked_step(row, optimizer, roundings: float = 4) -> None:
         g = -g if h["maximize"] else g
         held = {name: optimizer.state[p][name] for name in row.held if name in optimizer.state[p]}
         dtypes = {"": real(p).dtype} | {name: real(held[name]).dtype for name in held}
-        old_states = {name: stored(x, dtypes[name]) for name, x in row.first(**h).items()} | old_states
+        first = row.first(**h) | dict.fromkeys(row.copies, old_p)
+        old_states = {name: stored(x, dtypes[name]) for name, x in first.items()} | old_states
         wide = dtypes[""] == torch.float64
         # In float64 the formula here is rounded as often as what it is compared with.
         error = roundings * (2 * ROUNDING[torch.float64] if wide else ROUNDING[torch.float32])
@@ -452,7 +495,8 @@ class Trajectory:
                     continue
                 self.steps[p] += 1
                 g = numbers(p.grad).astype(self.type) * (-1 if h.get("maximize") else 1)
-                old = self.states[p] or self._kept(self.row.first(**h))
+                first = self.row.first(**h) | dict.fromkeys(self.row.copies, self.values[p])
+                old = self.states[p] or self._kept(first)
                 there = touched(p.grad)
                 if self.row.doubt:
                     self.doubts[p] |= there & self.row.doubt(g, old, ROUNDING[real(p).dtype], **h)

@@ -37,6 +37,9 @@ from ..optimizers.nadam import NAdam
 from ..optimizers.radam import RAdam
 from ..optimizers.rmsprop import RMSprop
 from ..optimizers.rprop import Rprop
+from ..optimizers.schedule_free_adamw import ScheduleFreeAdamW
+from ..optimizers.schedule_free_radam import ScheduleFreeRAdam
+from ..optimizers.schedule_free_sgd import ScheduleFreeSGD
 from ..optimizers.sgd import SGD
 from ..optimizers.signum import Signum
 from ..training.catalog import class_name
@@ -110,6 +113,9 @@ SUBJECTS = [
     Subject(AdEMAMix, {"lr": 1e-3, "weight_decay": 1e-2}),
     Subject(ADOPT, {"lr": 1e-3}),
     Subject(LaProp, {"lr": 1e-3, "weight_decay": 1e-2}),
+    Subject(ScheduleFreeAdamW, {"lr": 1e-3, "weight_decay": 1e-2}),
+    Subject(ScheduleFreeRAdam, {"lr": 1e-3, "silent_sgd_phase": False}),
+    Subject(ScheduleFreeSGD, {"lr": 1e-3, "weight_decay": 1e-2}),
     Subject(Adagrad, {"lr": 1e-2}),
     Subject(RMSprop, {"lr": 1e-3}),
     Subject(Adadelta, {}),

@@ -396,7 +396,11 @@ class Native(Optimizer):
         request = _core.StepRequest(1.0, torch.get_num_threads(), grad_scale=grad_scale, found_inf=found_inf)
         return self._plan.step(self, request).stepped
 
+    def _check_mode(self) -> None:
+        """Raise RuntimeError if the parameters are not what a step expects."""
+
     def _step_all(self) -> None:
+        self._check_mode()
         _check_capture(self)
         transformed_by = transform()
         found_inf = getattr(self, "found_inf", None)
@@ -508,7 +512,7 @@ class Native(Optimizer):
         held = [self.state[p].get(name) for name in self._state_names()] if p in self.state else []
         dtypes = [state.dtype for state in held if isinstance(state, Tensor)]
         in_blocks = self._in_blocks(group, p) or any(map(block_states.is_in_blocks, held))
-        if not p.is_complex() and (state_dtype := group.get("state_dtype")) is not None:
+        if (state_dtype := self._state_dtype(group, p)) is not None:
             dtypes.append(state_dtype)
         dtypes = [torch.float32 if dtype == block_states.CODES else dtype for dtype in dtypes]
         if master_name(group, p) or self._rounds(group, p) or any(self._rounds(group, state) for state in held):

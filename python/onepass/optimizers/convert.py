@@ -1,4 +1,4 @@
-"""Conversion of checkpoints: states in another dtype, and the states of bitsandbytes."""
+"""Conversion of checkpoints: states in another dtype, and the states of bitsandbytes and schedulefree."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ def convert_state_dict(
     """Return the ``state_dict`` of an optimizer, with its states in another dtype.
 
     The result loads into the optimizer of onepass that has this ``state_dtype``, and, unless that is
-    ``torch.float8_e4m3fn``, into torch's class. The given ``state_dict`` may be of onepass, of torch, or of an 8-bit
-    Adam, AdamW or Lion of bitsandbytes, whose states are recognised by their names and decoded. It is not changed;
-    values that need no conversion are shared. Masters are kept as they are.
+    ``torch.float8_e4m3fn``, into torch's class. The given ``state_dict`` may be of onepass, of torch, of an 8-bit Adam,
+    AdamW or Lion of bitsandbytes, whose states are recognised by their names and decoded, or of the package
+    schedulefree, for the class of onepass that steps alike. It is not changed; values that need no conversion are
+    shared. Masters are kept as they are.
 
     Args:
         state_dict: What ``optimizer.state_dict()`` returned, or ``torch.load`` of it.
@@ -67,6 +68,7 @@ def convert_state_dict(
         raise ValueError(f"state_dtype must be a floating-point dtype of states, got {described(state_dtype)}")
     if layout not in ("torch", "bitsandbytes"):
         raise ValueError(f"layout must be 'torch' or 'bitsandbytes', got {described(layout)}")
+    state_dict = _of_schedulefree(state_dict)
     groups = [dict(group) for group in state_dict["param_groups"]]
     numbers = {key: number for number, key in enumerate(key for group in groups for key in group["params"])}
     group_of = {key: group for group in groups for key in group["params"]}
@@ -173,3 +175,25 @@ def _of_bitsandbytes(state: Mapping[str, Any], where: str) -> dict[str, Any]:
         if ours in state:
             made[name] = state[ours].to(torch.float32)
     return made
+
+
+# -- schedulefree ----------------------------------------------------------------------------------------------------
+
+
+def _of_schedulefree(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a state_dict with the numbers that the package schedulefree has for a group at each parameter."""
+    groups = state_dict["param_groups"]
+    if not any("k" in group and "weight_sum" in group for group in groups):
+        return state_dict
+    states = dict(state_dict["state"])
+    made = []
+    for group in groups:
+        numbers = {"step": group["k"], "lr_max": max(group["lr_max"], 0.0), "weight_sum": group["weight_sum"]}
+        for key in group["params"]:
+            if key in states:
+                scalars = {name: torch.tensor(float(value)) for name, value in numbers.items()}
+                states[key] = {**scalars, **states[key]}
+        dropped = ("k", "lr_max", "weight_sum", "scheduled_lr", "foreach")
+        kept = {name: value for name, value in group.items() if name not in dropped}
+        made.append({**kept, "maximize": False, "capturable": False})
+    return {**state_dict, "state": states, "param_groups": made}

@@ -41,6 +41,12 @@ class Declared(Optimizer):
         super().__init__(params, defaults)
 
 
+def _check_interpolation(what: str, momentum: float) -> None:
+    """Check Schedule-Free's momentum: with 0, the mean would not follow from the points that are stored."""
+    if momentum == 0:
+        raise ValueError(f"Invalid {what}: {momentum}; it must be above 0")
+
+
 class AdaBelief(Declared):
     """The arguments of AdaBelief."""
 
@@ -196,6 +202,106 @@ class Lion(Declared):
         maximize: bool = False,
     ) -> None:
         self._declare("lion", params, lr=lr, betas=betas, weight_decay=weight_decay, maximize=maximize)
+
+
+class ScheduleFreeAdamW(Declared):
+    """The arguments of ScheduleFreeAdamW."""
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 2.5e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        warmup_steps: int = 0,
+        r: float = 0.0,
+        weight_lr_power: float = 2.0,
+        *,
+        maximize: bool = False,
+        capturable: bool = False,
+    ) -> None:
+        self._declare(
+            "schedule_free_adamw",
+            params,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            warmup_steps=warmup_steps,
+            r=r,
+            weight_lr_power=weight_lr_power,
+            train_mode=True,
+            maximize=maximize,
+            capturable=capturable,
+        )
+        _check_interpolation("beta parameter at index 0", betas[0])
+
+
+class ScheduleFreeRAdam(Declared):
+    """The arguments of ScheduleFreeRAdam."""
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 2.5e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        r: float = 0.0,
+        weight_lr_power: float = 2.0,
+        silent_sgd_phase: bool = True,
+        *,
+        maximize: bool = False,
+        capturable: bool = False,
+    ) -> None:
+        self._declare(
+            "schedule_free_radam",
+            params,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            r=r,
+            weight_lr_power=weight_lr_power,
+            silent_sgd_phase=silent_sgd_phase,
+            train_mode=True,
+            maximize=maximize,
+            capturable=capturable,
+        )
+        _check_interpolation("beta parameter at index 0", betas[0])
+
+
+class ScheduleFreeSGD(Declared):
+    """The arguments of ScheduleFreeSGD."""
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1.0,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        warmup_steps: int = 0,
+        r: float = 0.0,
+        weight_lr_power: float = 2.0,
+        *,
+        maximize: bool = False,
+        capturable: bool = False,
+    ) -> None:
+        self._declare(
+            "schedule_free_sgd",
+            params,
+            lr=lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            warmup_steps=warmup_steps,
+            r=r,
+            weight_lr_power=weight_lr_power,
+            train_mode=True,
+            maximize=maximize,
+            capturable=capturable,
+        )
+        _check_interpolation("momentum value", momentum)
 
 
 class Signum(Declared):

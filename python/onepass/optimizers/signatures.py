@@ -24,4 +24,7 @@ from .declared import Adan as Adan
 from .declared import AdEMAMix as AdEMAMix
 from .declared import LaProp as LaProp
 from .declared import Lion as Lion
+from .declared import ScheduleFreeAdamW as ScheduleFreeAdamW
+from .declared import ScheduleFreeRAdam as ScheduleFreeRAdam
+from .declared import ScheduleFreeSGD as ScheduleFreeSGD
 from .declared import Signum as Signum

@@ -507,6 +507,86 @@ class SGD(torch.optim.SGD):
         rounding_seed: int | None = ...,
     ) -> None: ...
 
+class ScheduleFreeAdamW(torch.optim.Optimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = ...,
+        betas: tuple[float, float] = ...,
+        eps: float = ...,
+        weight_decay: float = ...,
+        warmup_steps: int = ...,
+        r: float = ...,
+        weight_lr_power: float = ...,
+        *,
+        maximize: bool = ...,
+        capturable: bool = ...,
+        state_dtype: torch.dtype | None = ...,
+        master: str | None = ...,
+        max_norm: float | ClippingPolicy | None = ...,
+        norm_type: float = ...,
+        clip_value: float | None = ...,
+        skip_nonfinite: bool = ...,
+        average: AveragedModel | None = ...,
+        copy_to: Sequence[Tensor] | Module | None = ...,
+        zero_grad: bool = ...,
+        stochastic_rounding: bool = ...,
+        rounding_seed: int | None = ...,
+    ) -> None: ...
+
+class ScheduleFreeRAdam(torch.optim.Optimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = ...,
+        betas: tuple[float, float] = ...,
+        eps: float = ...,
+        weight_decay: float = ...,
+        r: float = ...,
+        weight_lr_power: float = ...,
+        silent_sgd_phase: bool = ...,
+        *,
+        maximize: bool = ...,
+        capturable: bool = ...,
+        state_dtype: torch.dtype | None = ...,
+        master: str | None = ...,
+        max_norm: float | ClippingPolicy | None = ...,
+        norm_type: float = ...,
+        clip_value: float | None = ...,
+        skip_nonfinite: bool = ...,
+        average: AveragedModel | None = ...,
+        copy_to: Sequence[Tensor] | Module | None = ...,
+        zero_grad: bool = ...,
+        stochastic_rounding: bool = ...,
+        rounding_seed: int | None = ...,
+    ) -> None: ...
+
+class ScheduleFreeSGD(torch.optim.Optimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = ...,
+        momentum: float = ...,
+        weight_decay: float = ...,
+        warmup_steps: int = ...,
+        r: float = ...,
+        weight_lr_power: float = ...,
+        *,
+        maximize: bool = ...,
+        capturable: bool = ...,
+        state_dtype: torch.dtype | None = ...,
+        master: str | None = ...,
+        max_norm: float | ClippingPolicy | None = ...,
+        norm_type: float = ...,
+        clip_value: float | None = ...,
+        skip_nonfinite: bool = ...,
+        average: AveragedModel | None = ...,
+        copy_to: Sequence[Tensor] | Module | None = ...,
+        zero_grad: bool = ...,
+        stochastic_rounding: bool = ...,
+        rounding_seed: int | None = ...,
+    ) -> None: ...
+
 class Signum(torch.optim.Optimizer):
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -17,7 +17,9 @@ from .torch_private import scalar_dtype
 Update = Callable[[Mapping[str, Any], Tensor, Tensor, Mapping[str, Tensor], float], None]
 
 
-def steps(name: str, *states: str, counts: bool = True) -> Callable[[Update], Step]:
+def steps(
+    name: str, *states: str, counts: bool = True, copies: Collection[str] = (), scalars: Collection[str] = ()
+) -> Callable[[Update], Step]:
     """Return a decorator that makes an optimizer's step of the update of one parameter.
 
     The step skips parameters without a gradient, refuses sparse gradients, applies ``maximize``, creates missing states
@@ -27,6 +29,9 @@ def steps(name: str, *states: str, counts: bool = True) -> Callable[[Update], St
         name: Name of the optimizer, for messages.
         states: Names of the states.
         counts: Whether each parameter has a ``step``.
+        copies: Those of the states that begin as copies of the parameter. An optimizer that has such states has float32
+            states for 16-bit parameters.
+        scalars: Names of the scalars that each parameter has beside ``step``. They begin as 0.
     """
 
     def decorate(update: Update) -> Step:
@@ -39,17 +44,23 @@ def steps(name: str, *states: str, counts: bool = True) -> Callable[[Update], St
                     if p.grad is None:
                         continue
                     state = self.state[p]
-                    if counts:
-                        if "step" not in state:
-                            state["step"] = torch.zeros((), dtype=scalar_dtype())
-                        state["step"] += 1
+                    if counts and "step" not in state:
+                        state["step"] = torch.zeros((), dtype=scalar_dtype())
+                    for each in scalars:
+                        if each not in state:
+                            state[each] = torch.zeros((), dtype=scalar_dtype())
+                    dtype = torch.float32 if copies and p.dtype.itemsize == 2 else p.dtype
                     for each in states:
                         if each not in state:
-                            state[each] = torch.zeros_like(p, memory_format=torch.preserve_format)
-                    grad = -p.grad if group["maximize"] else p.grad
-                    held = {each: _real(state[each]) for each in states}
+                            new = torch.clone if each in copies else torch.zeros_like
+                            state[each] = new(p, memory_format=torch.preserve_format).to(dtype)
+                    if counts:
+                        state["step"] += 1
+                    grad = (-p.grad if group["maximize"] else p.grad).to(dtype)
+                    held = {each: _real(state[each]) for each in states} | {each: state[each] for each in scalars}
                     count = float(state["step"]) if counts else 0.0
-                    own = p.resolve_conj().resolve_neg()  # p itself, unless torch conjugates or negates it lazily
+                    # p itself, unless it is 16 bits beside float32 states, or torch conjugates or negates it lazily.
+                    own = p.resolve_conj().resolve_neg().to(dtype)
                     update(group, _real(own), _real(grad), held, count)
                     if own is not p:
                         p.copy_(own)

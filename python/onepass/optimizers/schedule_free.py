@@ -1,0 +1,122 @@
+"""What the Schedule-Free optimizers share: two points for each parameter, one to train at and one to evaluate at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .base import Native
+from .master import master_of, write_master
+
+TRAIN_POINT = "y"  # the state that holds the point to train at, or its master, while the parameter is the other point
+
+
+class ScheduleFree(Native):
+    """An optimizer whose parameters are at the point ``y`` for training, and at ``x`` for evaluation.
+
+    The state ``z`` is the base optimizer's point, and ``y = (1 - momentum) * z + momentum * x``.
+    """
+
+    @torch.no_grad()
+    def eval(self) -> None:
+        """Set the parameters to the point to evaluate at, also the one to publish: the weighted mean of all ``z``.
+
+        The points to train at are kept in the states until :meth:`train`. A second call does nothing.
+        """
+        masters = self._master_names()
+        momenta = [_momentum(number, group) for number, group in enumerate(self.param_groups)]
+        for group, momentum in zip(self.param_groups, momenta, strict=True):
+            for p in group["params"] if group["train_mode"] else ():
+                state = self.state.get(p, {})
+                if state.get("z") is None:  # all points are the same before the first step
+                    continue
+                name = masters.get(p)
+                state[TRAIN_POINT] = p.detach().clone() if name is None else master_of(p, state, name)
+                p.copy_(_evaluated(state, momentum))
+            group["train_mode"] = False
+
+    @torch.no_grad()
+    def train(self) -> None:
+        """Set the parameters back to the point to train at, to the bit. A second call does nothing.
+
+        Elements that were changed after :meth:`eval`, for example by loading a model, are taken as the new point to
+        evaluate at, from which the point to train at follows.
+        """
+        masters = self._master_names()
+        momenta = [_momentum(number, group) for number, group in enumerate(self.param_groups)]
+        for group, momentum in zip(self.param_groups, momenta, strict=True):
+            for p in () if group["train_mode"] else group["params"]:
+                state = self.state.get(p, {})
+                if state.get("z") is None:
+                    continue
+                y = _between(_wide(p), state["z"], 1 - momentum)
+                if (kept := state.pop(TRAIN_POINT, None)) is not None:
+                    x = _evaluated({**state, TRAIN_POINT: kept}, momentum).to(p.dtype)
+                    y = torch.where((x == p) | (x.isnan() & p.isnan()), kept.to(y.dtype), y)
+                if (name := masters.get(p)) is None:
+                    p.copy_(y)
+                else:
+                    write_master(p, state, name, y)
+            group["train_mode"] = True
+
+    def _check_mode(self) -> None:
+        if not all(group.get("train_mode", True) for group in self.param_groups):
+            raise RuntimeError(
+                f"{type(self).__name__}: the parameters are at the point to evaluate at, since eval(): call "
+                "optimizer.train() before the forward pass of a training step"
+            )
+
+    def _state_dtype(self, group: dict[str, Any], p: Tensor) -> torch.dtype | None:
+        """Return float32 for 16-bit parameters: differences between the points would be lost in 16 bits."""
+        return super()._state_dtype(group, p) or (torch.float32 if p.dtype.itemsize == 2 else None)
+
+    def _new_state(self, group: dict[str, Any], p: Tensor, grad: Tensor, name: str) -> Tensor:
+        new = super()._new_state(group, p, grad, name)
+        if name != "z":
+            return new
+        master = self._master_names().get(p)
+        return new.copy_(p.detach() if master is None else master_of(p, self.state[p], master))
+
+
+def _momentum(number: int, group: Mapping[str, Any]) -> float:
+    momentum = float(group["momentum"] if "momentum" in group else group["betas"][0])
+    if not 0.0 < momentum <= 1.0:
+        raise ValueError(f"group {number}: momentum must be above 0, because x follows from y and z, got {momentum}")
+    return momentum
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _between(start: Tensor, end: Tensor, weight: float) -> Tensor:
+    return torch.lerp(start, end.to(start.dtype), weight)
+
+
+def _evaluated(state: Mapping[str, Any], momentum: float) -> Tensor:
+    """Return the point to evaluate at: x, with y = (1 - momentum) * z + momentum * x."""
+    return _between(_wide(state[TRAIN_POINT]), state["z"], 1 - 1 / momentum)
+
+
+def move(
+    p: Tensor, change: Tensor, state: Mapping[str, Tensor], group: Mapping[str, Any], lr: float, step: float
+) -> None:
+    """Move both points in torch operations. ``change``: of z, if ``lr`` were 1."""
+    momentum = group["momentum"] if "momentum" in group else group["betas"][0]
+    lr_max = max(lr, float(state["lr_max"]))
+    weight = step ** group["r"] * lr_max ** group["weight_lr_power"]
+    weight_sum = float(state["weight_sum"]) + weight
+    c = weight / weight_sum if weight_sum > 0 else 0.0
+    state["lr_max"].fill_(lr_max)
+    state["weight_sum"].fill_(weight_sum)
+    z = state["z"]
+    p.lerp_(z, c).sub_((1 - momentum * (1 - c)) * lr * change)
+    z.sub_(lr * change)
+
+
+def warmup(group: Mapping[str, Any], step: float) -> float:
+    """Return the factor of the learning rate while it warms up."""
+    return min(1.0, step / group["warmup_steps"]) if group["warmup_steps"] else 1.0

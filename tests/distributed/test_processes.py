@@ -353,8 +353,13 @@ def test_checkpoint_of_2_processes(processes, tmp_path, writer, reader, world, f
         assert_equal(actual, expected)
 
 
-@pytest.mark.parametrize("form", ["nested", "flat"])
-@pytest.mark.parametrize("name", SAVED)
+# torch makes the flat form of the nested one. The classes differ in what their states are, so not all are needed twice.
+FLAT = ("AdamW", "Adafactor", "Muon", "NAdam", "SGD")
+
+
+@pytest.mark.parametrize(
+    ("name", "form"), [(name, "nested") for name in SAVED] + [(name, "flat") for name in SAVED if name in FLAT]
+)
 @pytest.mark.parametrize(("writer", "reader"), WRITERS_AND_READERS)
 def test_checkpoint_of_each_class(processes, tmp_path, name, writer, reader, form):
     processes(2, save, writer, name, tmp_path, form)

@@ -7,6 +7,7 @@ in one that says of tensors on the CPU that they are on a GPU, and the kernels' 
 
 import contextlib
 import ctypes
+import os
 import subprocess
 import sys
 import types
@@ -133,12 +134,16 @@ def _is_number(tensor: torch.Tensor) -> bool:
 
 
 def compiled(folder: Path) -> ctypes.CDLL:
-    """The kernels' source, and torch's exchange API on a machine with a GPU, both for the CPU."""
-    library = folder / "libimitation.so"
-    flags = ["-std=c++20", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-DONEPASS_TARGET=emulated"]
-    sources = [ROOT / "tests" / "cpp" / name for name in ("emulated.cpp", "imitated_torch.cpp")]
-    subprocess.run(["c++", *flags, "-I", ROOT / "csrc", *sources, "-o", library], check=True)
-    functions = ctypes.CDLL(str(library))
+    """The kernels' source, and torch's exchange API on a machine with a GPU, both for the CPU.
+
+    $ONEPASS_EMULATED, if it is set, is libonepass_emulated.so of a build of the C++ tests. It takes half a minute.
+    """
+    library = os.environ.get("ONEPASS_EMULATED", str(folder / "libimitation.so"))
+    if "ONEPASS_EMULATED" not in os.environ:
+        flags = ["-std=c++20", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-DONEPASS_TARGET=emulated"]
+        sources = [ROOT / "tests" / "cpp" / name for name in ("emulated.cpp", "imitated_torch.cpp")]
+        subprocess.run(["c++", *flags, "-I", ROOT / "csrc", *sources, "-o", library], check=True)
+    functions = ctypes.CDLL(library)
     functions.onepass_emulated_backend.restype = ctypes.c_void_p
     functions.onepass_imitated_torch.restype = ctypes.c_void_p
     functions.onepass_imitated_torch.argtypes = (ctypes.c_void_p, ctypes.c_void_p)

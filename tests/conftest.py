@@ -2,6 +2,7 @@ import gc
 import os
 import sys
 
+import cases
 import hypothesis
 import imitation
 import onepass
@@ -36,7 +37,8 @@ def pytest_collection_modifyitems(config, items):
     """Leaves out, on an imitated GPU, what there are no CUDA kernels for."""
     if config.getoption("--imitate-gpu") is None:
         return
-    words = ("LBFGS", "Adafactor", "SparseAdam", "sparse", "misaligned")
+    norms = (row.name for row in cases.ELEMENTWISE if row.norms)
+    words = ("LBFGS", "Adafactor", "SparseAdam", *norms, "sparse", "misaligned")
     left_out = [item for item in items if any(word in item.name for word in words) or item.get_closest_marker("cpu")]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]

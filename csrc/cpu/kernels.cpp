@@ -7,6 +7,7 @@
 #include "cpu/followers.h"
 #include "cpu/measure_kernels.h"
 #include "cpu/scale_kernels.h"
+#include "cpu/tensor_norms.h"
 #include "rules/all.h"
 
 namespace onepass::inline ONEPASS_TARGET {
@@ -17,6 +18,12 @@ const Kernels kernels = {
     {ONEPASS_RULES(ONEPASS_X)},
 #undef ONEPASS_X
 #define ONEPASS_X(name, Type) &run<Type, double>,
+    {ONEPASS_RULES(ONEPASS_X)},
+#undef ONEPASS_X
+#define ONEPASS_X(name, Type) squares_kernel<Type, float>(),
+    {ONEPASS_RULES(ONEPASS_X)},
+#undef ONEPASS_X
+#define ONEPASS_X(name, Type) squares_kernel<Type, double>(),
     {ONEPASS_RULES(ONEPASS_X)},
 #undef ONEPASS_X
     factored_kernels<float>(),

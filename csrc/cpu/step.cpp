@@ -1,11 +1,18 @@
 #include "cpu/step.h"
 
 #include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstddef>
+#include <cstring>
+#include <vector>
 
 #include "cpu/dispatch.h"
+#include "cpu/gradient_blocks.h"
 #include "cpu/rows.h"
 #include "cpu/team.h"
 #include "cpu/tuning.h"
+#include "rules/table.h"
 
 namespace onepass {
 namespace {
@@ -67,11 +74,52 @@ void for_share(std::span<const Job> jobs, std::int64_t total, int index, int cou
   }
 }
 
+// -- norms over whole tensors ----------------------------------------------------------------------------------------
+
+constexpr std::int64_t kNormBlock = 16'384;  // elements
+
+struct OwnConstants {
+  alignas(64) std::byte bytes[kMaxConstantBytes];
+};
+
+// Returns the jobs with constants of their own, which the norms of their tensors have completed.
+std::vector<Job> with_norms(RuleId rule, std::span<const Job> jobs, int threads, std::vector<OwnConstants>& constants) {
+  const RuleInfo& info = info_of(rule);
+  const Kernels& kernels = *active_isa().kernels;
+  const GradientBlocks blocks(jobs, kNormBlock, kFirstState + static_cast<int>(info.state_names.size()));
+  std::vector<std::array<double, kMaxNorms>> sums(blocks.all().size());
+  blocks.run(threads, [&](std::size_t number, const GradientBlock& block) {
+    const SquaresKernel* const of_rules = block.job->wide ? kernels.wide_squares : kernels.narrow_squares;
+    of_rules[static_cast<int>(rule)](*block.job, block.begin, block.end, sums[number].data());
+  });
+
+  std::vector<Job> completed(jobs.begin(), jobs.end());
+  constants.resize(jobs.size());
+  std::size_t block = 0;
+  for (std::size_t j = 0; j < jobs.size(); ++j) {
+    std::array<double, kMaxNorms> norms{};
+    for (; block < sums.size() && blocks.all()[block].job == &jobs[j]; ++block)
+      for (std::size_t k = 0; k < info.norms; ++k) norms[k] += sums[block][k];
+    for (double& norm : norms) norm = std::sqrt(norm);
+    const bool wide = jobs[j].wide;
+    std::memcpy(constants[j].bytes, jobs[j].constants, info.constants_size[wide ? 1 : 0]);
+    info.use_norms(wide, norms.data(), static_cast<double>(jobs[j].length), constants[j].bytes);
+    completed[j].constants = constants[j].bytes;
+  }
+  return completed;
+}
+
 }  // namespace
 
 void run_step(RuleId rule, std::span<const Job> jobs, int threads) {
   const Kernels& kernels = *active_isa().kernels;
   const Tuning& tuning = active_tuning();
+  std::vector<OwnConstants> constants;
+  std::vector<Job> completed;
+  if (info_of(rule).norms > 0) {
+    completed = with_norms(rule, jobs, threads, constants);
+    jobs = completed;
+  }
   std::int64_t total = 0;
   for (const Job& job : jobs) total += cost_of(job);
 

@@ -119,7 +119,10 @@ class Average {
 template <class T>
 class AverageOfSquares {
  public:
-  ONEPASS_SETUP explicit AverageOfSquares(double beta) : sum_(beta), gain_(T(1.0 - beta)) {}
+  ONEPASS_SETUP explicit AverageOfSquares(double beta) : AverageOfSquares(beta, 1.0 - beta) {}
+
+  // As for Average.
+  ONEPASS_SETUP AverageOfSquares(double beta, double gain) : sum_(beta), gain_(T(gain)) {}
 
   ONEPASS_INLINE T operator()(T old, T x) const { return sum_(old, gain_ * x * x); }
 

@@ -13,7 +13,9 @@
   X(ademamix, AdEMAMix)                     \
   X(adopt, Adopt)                           \
   X(asgd, Asgd)                             \
+  X(lamb, Lamb)                             \
   X(laprop, LaProp)                         \
+  X(lars, Lars)                             \
   X(lion, Lion)                             \
   X(muon, Muon)                             \
   X(muon_momentum, MuonMomentum)            \
@@ -26,7 +28,8 @@
   X(schedule_free_sgd, ScheduleFreeSgd)     \
   X(sgd, Sgd)                               \
   X(signum, Signum)                         \
-  X(sparse_adam, SparseAdam)
+  X(sparse_adam, SparseAdam)                \
+  X(stable_adamw, StableAdamW)
 
 #include <cstdint>
 
@@ -69,6 +72,7 @@ constexpr const char* name_of(Coding coding) {
 }
 
 inline constexpr int kMaxStates = 4;           // state tensors of one rule
+inline constexpr int kMaxNorms = 2;            // norms over a whole tensor that the update of one rule depends on
 inline constexpr int kMaxScalars = 2;          // scalars that one rule keeps for each parameter, beside its step
 inline constexpr int kMaxHyper = 16;           // hyperparameters of one rule
 inline constexpr int kMaxConstantBytes = 256;  // a rule's `Constants`

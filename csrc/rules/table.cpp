@@ -74,9 +74,22 @@ constexpr RuleInfo describe(const char* name) {
           [](const double* hyper, double step, const double* scalars, bool wide, void* constants) {
             (wide ? construct<Rule, double> : construct<Rule, float>)(hyper, step, scalars, constants);
           },
+      .norms = 0,
+      .use_norms = [](bool, const double*, double, void*) {},
       .zero_divisor = [](const double*, double, const double*) -> const char* { return nullptr; },
       .advance = [](const double*, double, double*) {},
   };
+  if constexpr (requires { Rule::norms; }) {
+    static_assert(Rule::norms <= kMaxNorms);
+    info.norms = Rule::norms;
+    info.use_norms = [](bool wide, const double* norms, double elements, void* constants) {
+      if (wide) {
+        Rule::use_norms(*static_cast<typename Rule::template Constants<double>*>(constants), norms, elements);
+      } else {
+        Rule::use_norms(*static_cast<typename Rule::template Constants<float>*>(constants), norms, elements);
+      }
+    };
+  }
   if constexpr (requires { Rule::state_codings; }) {
     static_assert(Rule::state_codings.size() == Rule::state_names.size());
     info.state_codings = Rule::state_codings;
@@ -126,6 +139,8 @@ constexpr RuleInfo kAdafactor{
         [](const double* hyper, double step, const double*, bool, void* constants) {
           new (constants) AdafactorConstants(Adafactor::prepare(unpack<AdafactorHyper>(hyper), step));
         },
+    .norms = 0,
+    .use_norms = [](bool, const double*, double, void*) {},
     .zero_divisor =
         [](const double* hyper, double step, const double*) {
           return find_zero<Adafactor>(Adafactor::divisors(unpack<AdafactorHyper>(hyper), step));

@@ -33,6 +33,11 @@ struct RuleInfo {
   // the values after the last step.
   void (*prepare)(const double* hyper, double step, const double* scalars, bool wide, void* constants);
 
+  // How many 2-norms over the whole tensor the update depends on: of arrays that the rule computes of its operands
+  // (`normed`). `use_norms` completes constants that `prepare` wrote, for a tensor of so many elements.
+  std::size_t norms;
+  void (*use_norms)(bool wide, const double* norms, double elements, void* constants);
+
   // Returns the formula of the first divisor of these constants that is zero; null if there is none.
   const char* (*zero_divisor)(const double* hyper, double step, const double* scalars);
 

@@ -21,7 +21,9 @@ from .optimizers.ademamix import AdEMAMix
 from .optimizers.adopt import ADOPT
 from .optimizers.asgd import ASGD
 from .optimizers.convert import convert_state_dict
+from .optimizers.lamb import LAMB
 from .optimizers.laprop import LaProp
+from .optimizers.lars import LARS
 from .optimizers.lbfgs import LBFGS
 from .optimizers.lion import Lion
 from .optimizers.lookahead import Lookahead
@@ -36,6 +38,7 @@ from .optimizers.schedule_free_sgd import ScheduleFreeSGD
 from .optimizers.sgd import SGD
 from .optimizers.signum import Signum
 from .optimizers.sparse_adam import SparseAdam
+from .optimizers.stable_adamw import StableAdamW
 from .optimizers.tail import StepReport
 from .schedules.plot import plot
 from .schedules.preview import preview
@@ -52,6 +55,8 @@ from .training.step_log import log_to
 __all__ = [
     "ADOPT",
     "ASGD",
+    "LAMB",
+    "LARS",
     "LBFGS",
     "SGD",
     "AdEMAMix",
@@ -82,6 +87,7 @@ __all__ = [
     "Signum",
     "SkipSpikes",
     "SparseAdam",
+    "StableAdamW",
     "StepReport",
     "ZClip",
     "__version__",

@@ -193,6 +193,13 @@ MESSAGES = {
         ({"momentum": 1.0}, "Invalid momentum value: 1.0"),
         ({"warmup_steps": -1}, "Invalid warmup_steps value: -1"),
     ],
+    "LAMB": LIKE_ADAMW,
+    "LARS": [
+        *LIKE_ADAMW[:4],
+        ({"momentum": 1.0}, "Invalid momentum value: 1.0"),
+        ({"trust_coefficient": -1.0}, "Invalid trust_coefficient value: -1.0"),
+    ],
+    "StableAdamW": LIKE_ADAMW,
     "AdaBelief": LIKE_ADAMW,
     "LaProp": LIKE_ADAMW,
     "ADOPT": [*LIKE_ADAMW, ({"clip_exponent": -0.5}, "Invalid clip_exponent value: -0.5")],

@@ -58,6 +58,9 @@ CHANGES = [
     ({}, {"alpha_warmup": 9, "beta3_warmup": 11}),
     ({"alpha_warmup": 9, "beta3_warmup": 11}, {"alpha_warmup": None, "beta3_warmup": None}),
     ({}, {"no_prox": True}),
+    ({}, {"trust_ratio": False}),
+    ({}, {"trust_clip": True}),
+    ({}, {"trust_coefficient": 0.1}),
     ({}, {"warmup_steps": 9}),
     ({}, {"r": 1.5}),
     ({}, {"weight_lr_power": 1.0}),
@@ -94,7 +97,7 @@ def test_a_change_counts_at_the_next_step(row, options, change):
 
 
 def test_every_key_of_a_group_is_changed_above():
-    indifferent = {"params", "capturable", "differentiable", "fused", "foreach"}
+    indifferent = {"params", "capturable", "differentiable", "fused", "foreach", "train_mode"}
     for row in ELEMENTWISE:
         keys = set(row.ours(leaves(), **row.full).param_groups[0]) - indifferent
         assert keys == {key for known, _, change in KNOWN if known is row for key in change} - indifferent

@@ -23,15 +23,24 @@ constexpr double infinity = std::numeric_limits<double>::infinity();
 
 using Values = std::array<double, kMaxOperands>;  // parameter, gradient, states
 
-// One update in arithmetic T.
+// One update in arithmetic T, of a tensor of one element.
 template <class T>
 Values update(const Setting& setting, Values values) {
   const Constants constants(setting, sizeof(T) == 8);
   T v[kMaxOperands] = {};
   for (std::size_t k = 0; k < values.size(); ++k) v[k] = static_cast<T>(values[k]);
   with_rule(setting.rule, [&]<class Rule>() {
+    auto own = constants.as<typename Rule::template Constants<T>>();
     [&]<std::size_t... I>(std::index_sequence<I...>) {
-      Rule::update(constants.as<typename Rule::template Constants<T>>(), v[kParam], v[kGrad], v[kFirstState + I]...);
+      if constexpr (requires { Rule::norms; }) {
+        std::array<double, kMaxNorms> norms{};
+        [&]<std::size_t... K>(std::index_sequence<K...>) {
+          ((norms[K] = std::fabs(double{Rule::template normed<K>(own, v[kParam], v[kGrad], v[kFirstState + I]...)})),
+           ...);
+        }(std::make_index_sequence<Rule::norms>());
+        info_of(setting.rule).use_norms(sizeof(T) == 8, norms.data(), 1.0, &own);
+      }
+      Rule::update(own, v[kParam], v[kGrad], v[kFirstState + I]...);
     }(std::make_index_sequence<Rule::state_names.size()>());
   });
   for (std::size_t k = 0; k < values.size(); ++k) values[k] = static_cast<double>(v[k]);
@@ -357,6 +366,36 @@ constexpr Row kByHand[] = {
      {4, 4, 8, 0},
      {4, 4, 8, 4}},
 
+    // The norms are those of one element. m = 1, v = 0.25 with bias correction, so u = 1 / (0.5 + 0.5) + 1, and the
+    // ratio is 4 / 2.
+    {make_setting<Lamb>(
+         "lamb", {.lr = 0.5, .beta1 = 0.5, .beta2 = 0.75, .eps = 0.5, .weight_decay = 0.25, .trust_ratio = 1}, 1),
+     {4, 0.5, 0.5, 0},
+     {2, 0.5, 0.5, 0.0625}},
+    {make_setting<Lamb>(
+         "clipped",
+         {.lr = 0.5, .beta1 = 0.5, .beta2 = 0.75, .eps = 0.5, .weight_decay = 0.25, .trust_ratio = 1, .trust_clip = 1},
+         1),
+     {4, 0.5, 0.5, 0},
+     {3, 0.5, 0.5, 0.0625}},
+    {make_setting<Lamb>("parameter of zero", {.lr = 0.5, .beta1 = 0.5, .beta2 = 0.75, .eps = 0.5, .trust_ratio = 1}, 1),
+     {0, 0.5, 0.5, 0},
+     {-0.5, 0.5, 0.5, 0.0625}},
+    // The ratio is 0.5 * 4 / (1 + 0.25 * 4) = 1.
+    {make_setting<Lars>(
+         "lars", {.lr = 0.5, .momentum = 0.5, .weight_decay = 0.25, .trust_coefficient = 0.5, .trust_ratio = 1}, 1),
+     {4, 1, 2},
+     {2.5, 1, 3}},
+    {make_setting<Lars>("no ratio", {.lr = 0.5, .momentum = 0.5, .trust_coefficient = 0.5}, 1), {4, 2, 2}, {2.5, 2, 3}},
+    {make_setting<Lars>("gradient of zero",
+                        {.lr = 0.5, .weight_decay = 0.25, .trust_coefficient = 0.5, .trust_ratio = 1}, 1),
+     {4, 0, 0},
+     {3.5, 0, 1}},
+    // At step 1, m = g and v = g^2, so the root of the mean of squares is 1.
+    {make_setting<StableAdamW>("first step", {.lr = 0.5, .beta1 = 0.5, .beta2 = 0.75, .weight_decay = 0.25}, 1),
+     {4, 2, 0, 0},
+     {3, 2, 2, 4}},
+
     {make_setting<Sgd>("plain", {.lr = 0.5}, 1), {1, 0.5}, {0.75, 0.5}},
     {make_setting<Sgd>("weight decay", {.lr = 0.5, .weight_decay = 0.25}, 2), {1, 0.5}, {0.625, 0.5}},
     {make_setting<Sgd>("nesterov means nothing without momentum", {.lr = 0.5, .nesterov = 1}, 2),
@@ -536,11 +575,30 @@ void asgd(const Asgd::Hyper& h, double t, double& p, double g, double* state, do
   scalar[1] = 1 / std::fmax(1, t - t0);
 }
 
+void lamb(const Lamb::Hyper& h, double t, double& p, double g, double* state, double* /*scalar*/) {
+  state[0] = h.beta1 * state[0] + (1 - h.beta1) * g;
+  state[1] = h.beta2 * state[1] + (1 - h.beta2) * g * g;
+  const double m = state[0] / (1 - std::pow(h.beta1, t)), v = state[1] / (1 - std::pow(h.beta2, t));
+  const double u = m / (std::sqrt(v) + h.eps) + h.weight_decay * p;
+  double ratio = h.trust_ratio != 0 && p != 0 && u != 0 ? std::fabs(p) / std::fabs(u) : 1;
+  if (h.trust_clip != 0) ratio = std::fmin(ratio, 1);
+  p -= h.lr * ratio * u;
+}
+
 void laprop(const LaProp::Hyper& h, double t, double& p, double g, double* state, double* /*scalar*/) {
   const double lr = h.lr, beta1 = h.beta1, beta2 = h.beta2, eps = h.eps, weight_decay = h.weight_decay;
   state[1] = beta2 * state[1] + (1 - beta2) * g * g;
   state[0] = beta1 * state[0] + (1 - beta1) * g / (std::sqrt(state[1] / (1 - std::pow(beta2, t))) + eps);
   p -= lr * (weight_decay * p + state[0] / (1 - std::pow(beta1, t)));
+}
+
+void lars(const Lars::Hyper& h, double /*t*/, double& p, double g, double* state, double* /*scalar*/) {
+  double ratio = 1;
+  if (h.trust_ratio != 0 && p != 0 && g != 0)
+    ratio = h.trust_coefficient * std::fabs(p) / (std::fabs(g) + h.weight_decay * std::fabs(p) + h.eps);
+  g = ratio * (g + h.weight_decay * p);
+  state[0] = h.momentum * state[0] + g;
+  p -= h.lr * (h.nesterov != 0 ? g + h.momentum * state[0] : state[0]);
 }
 
 void lion(const Lion::Hyper& h, double /*t*/, double& p, double g, double* state, double* /*scalar*/) {
@@ -672,6 +730,15 @@ void sparse_adam(const SparseAdam::Hyper& h, double t, double& p, double g, doub
   p -= rate * state[0] / (std::sqrt(state[1]) + eps);
 }
 
+void stable_adamw(const StableAdamW::Hyper& h, double t, double& p, double g, double* state, double* /*scalar*/) {
+  const double beta1 = h.beta1 * (1 - std::pow(h.beta1, t - 1)) / (1 - std::pow(h.beta1, t));
+  const double beta2 = h.beta2 * (1 - std::pow(h.beta2, t - 1)) / (1 - std::pow(h.beta2, t));
+  state[0] = beta1 * state[0] + (1 - beta1) * g;
+  state[1] = beta2 * state[1] + (1 - beta2) * g * g;
+  const double rms = std::sqrt(g * g / std::fmax(state[1], h.eps * h.eps));
+  p -= h.lr / std::fmax(1, rms) * (h.weight_decay * p + state[0] / (std::sqrt(state[1]) + h.eps));
+}
+
 // One step of a setting, at setting.step.
 void step_by_formula(const Setting& setting, double& p, double g, double* state, double* scalar) {
   const auto read = [&](auto& hyper) { std::memcpy(&hyper, setting.hyper.data(), sizeof hyper); };
@@ -763,7 +830,17 @@ TEST_CASE("names, in the order of the operands, hyperparameters and scalars") {
        {},
        true},
       {RuleId::asgd, {"lr", "lambd", "alpha", "t0", "weight_decay"}, {"ax"}, {"eta", "mu"}, true},
+      {RuleId::lamb,
+       {"lr", "betas[0]", "betas[1]", "eps", "weight_decay", "trust_ratio!", "trust_clip!"},
+       {"exp_avg", "exp_avg_sq"},
+       {},
+       true},
       {RuleId::laprop, {"lr", "betas[0]", "betas[1]", "eps", "weight_decay"}, {"exp_avg", "exp_avg_sq"}, {}, true},
+      {RuleId::lars,
+       {"lr", "momentum", "weight_decay", "trust_coefficient", "eps", "nesterov!", "trust_ratio!"},
+       {"momentum_buffer"},
+       {},
+       false},
       {RuleId::lion, {"lr", "betas[0]", "betas[1]", "weight_decay"}, {"exp_avg"}, {}, false},
       {RuleId::muon, {"decay", "adjusted_lr"}, {}, {}, false},
       {RuleId::muon_momentum, {"momentum", "nesterov!"}, {"momentum_buffer"}, {}, false},
@@ -801,6 +878,11 @@ TEST_CASE("names, in the order of the operands, hyperparameters and scalars") {
       {RuleId::sgd, {"lr", "momentum", "dampening", "weight_decay", "nesterov!"}, {"momentum_buffer"}, {}, false},
       {RuleId::signum, {"lr", "momentum", "weight_decay"}, {"momentum_buffer"}, {}, false},
       {RuleId::sparse_adam, {"lr", "betas[0]", "betas[1]", "eps"}, {"exp_avg", "exp_avg_sq"}, {}, true},
+      {RuleId::stable_adamw,
+       {"lr", "betas[0]", "betas[1]", "eps", "weight_decay"},
+       {"exp_avg", "exp_avg_sq"},
+       {},
+       true},
   };
   CHECK(std::size(table) == kRules);
   for (const auto& row : table) {

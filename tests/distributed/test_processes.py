@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from cases import ELEMENTWISE, ROW, ROWS, SCALARS
+from cases import ALONE, ELEMENTWISE, ROW, ROWS, SCALARS
 from contract import CLOSE
 from processes import Processes
 from reference import only_kernels, params_of
@@ -34,7 +34,7 @@ with warnings.catch_warnings():
         _apply_optimizer_in_backward,
     )
 
-NAMES = [row.name for row in ELEMENTWISE]
+NAMES = [row.name for row in ALONE]
 TORCHS = [row.name for row in ELEMENTWISE if issubclass(row.ours, row.theirs)]
 SHARDED = [name for name in TORCHS if name != "Rprop"]  # what torch can do over DTensors
 
@@ -205,6 +205,30 @@ def late_gradients():
 
 def test_gradients_that_come_late(processes):
     processes(2, late_gradients)
+
+
+def norms_of_whole_tensors(name):
+    sharded, whole = shard(net()), net()
+    ours = classes(name)[0](sharded.parameters())
+    alone = classes(name)[0](whole.parameters())
+    for step in range(4):
+        backward(sharded, step)
+        for p, q in zip(params_of(alone), params_of(ours), strict=True):
+            p.grad = q.grad.full_tensor()
+        ours.step()
+        alone.step()
+        for p, q in zip(params_of(alone), params_of(ours), strict=True):
+            torch.testing.assert_close(q.full_tensor(), p.detach(), rtol=1e-5, atol=1e-6)
+            for key, value in alone.state[p].items():
+                held = ours.state[q][key]
+                torch.testing.assert_close(held.full_tensor() if isinstance(held, DTensor) else held, value)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("name", [row.name for row in ELEMENTWISE if row.norms])
+def test_norms_are_those_of_whole_tensors(processes, name, world):
+    """torch's operations step DTensors, because a process has only a part of each."""
+    processes(world, norms_of_whole_tensors, name)
 
 
 def both_points(name):

@@ -58,6 +58,22 @@ PAIRS = {
         lambda p: onepass.ADOPT(p, LR),
         lambda p: pytorch_optimizer.ADOPT(p, LR, weight_decay=0.0, clip_lambda=lambda step: (step - 1) ** 0.25),
     ),
+    "LAMB, timm": (  # it clips the gradients by default
+        lambda p: onepass.LAMB(p, LR, weight_decay=0.1),
+        lambda p: timm.optim.Lamb(p, LR, weight_decay=0.1, max_grad_norm=None),
+    ),
+    "LAMB, timm, as by default": (
+        lambda p: onepass.LAMB(p, LR, weight_decay=0.1, trust_clip=True, max_norm=1.0),
+        lambda p: timm.optim.Lamb(p, LR, weight_decay=0.1, trust_clip=True),
+    ),
+    "LARS, timm": (
+        lambda p: onepass.LARS(p, 1.0, weight_decay=0.1, nesterov=True),
+        lambda p: timm.optim.Lars(p, 1.0, momentum=0.9, weight_decay=0.1, nesterov=True),
+    ),
+    "StableAdamW": (
+        lambda p: onepass.StableAdamW(p, LR, weight_decay=0.1),
+        lambda p: pytorch_optimizer.StableAdamW(p, LR, eps=1e-6, weight_decay=0.1, kahan_sum=False),
+    ),
     "LaProp, pytorch_optimizer": (
         lambda p: onepass.LaProp(p, LR),
         lambda p: pytorch_optimizer.LaProp(p, LR, betas=(0.9, 0.999), weight_decay=0.0),

@@ -5,7 +5,7 @@ import itertools
 import onepass
 import pytest
 import torch
-from cases import copies, each_case, each_case_and_own_case, each_row, give, gradients, model
+from cases import copies, each_case, each_case_and_own_case, each_row, each_row_alone, give, gradients, model
 from contract import through_a_file
 from machines import ISAS, TUNINGS
 from reference import Trajectory, bits, params_of
@@ -99,7 +99,7 @@ def test_instruction_sets_every_bit_pattern(row, dtype):
     assert all(result == results[0] for result in results)
 
 
-@each_row
+@each_row_alone
 def test_position_does_not_matter(row):
     """An element's bits depend neither on where its tensor is cut nor on where in it the element lies."""
     whole = [torch.randn(5000, requires_grad=True)]

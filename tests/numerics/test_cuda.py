@@ -20,11 +20,11 @@ import onepass
 import pytest
 import torch
 from cases import (
-    ELEMENTWISE,
+    ALONE,
+    CASES,
+    OWN_CASES,
     ROW,
     copies,
-    each_case_and_own_case,
-    each_row,
     for_rows,
     give,
     gradients,
@@ -37,7 +37,11 @@ from reference import bits, only_kernels, params_of
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU: not run")
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-each_capturable = for_rows(row for row in ELEMENTWISE if "capturable" in row.arguments)
+each_row = for_rows(ALONE)
+each_case_and_own_case = pytest.mark.parametrize(
+    ("row", "kwargs"), [case for case in CASES + OWN_CASES if case.values[0] in ALONE]
+)
+each_capturable = for_rows(row for row in ALONE if "capturable" in row.arguments)
 
 
 class Machine:
@@ -172,7 +176,7 @@ def test_state_dtypes(gpu, row, state_dtype, dtype):
 
 # -- 8-bit states ----------------------------------------------------------------------------------------------------
 
-IN_8_BITS = [row for row in ELEMENTWISE if block_states.has_codings(row.ours.rule)]
+IN_8_BITS = [row for row in ALONE if block_states.has_codings(row.ours.rule)]
 each_8bit_row = for_rows(IN_8_BITS)
 
 
@@ -340,7 +344,7 @@ def test_stochastic_rounding_beside_8_bit_states(gpu, row):
 
 @pytest.mark.parametrize("master", [None, "split", "float32"])
 def test_stochastic_rounding_with_everything(gpu, master):
-    row = next(row for row in ELEMENTWISE if row.name == "AdamW")
+    row = next(row for row in ALONE if row.name == "AdamW")
     params = [*rows_of_blocks(torch.bfloat16), *with_scalars_and_short_rows(torch.bfloat16)]
 
     def made(own):
@@ -630,7 +634,7 @@ def test_a_step_that_is_skipped(gpu, row, bad, norm_type):
     assert everything(row, skipping) == everything(row, plain)
 
 
-@for_rows(row for row in ELEMENTWISE if "capturable" in row.arguments or not row.counts_steps)
+@for_rows(row for row in ALONE if "capturable" in row.arguments or not row.counts_steps)
 def test_tail_with_a_scaler(gpu, row):
     """The norm is that of the unscaled gradients, and what GradScaler has found skips the step."""
     params = model()
@@ -735,7 +739,7 @@ def test_the_largest_magnitude_of_complex_gradients(gpu):
 @pytest.mark.parametrize("lr_dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize(
     ("row", "capturable"),
-    [(row, False) for row in ELEMENTWISE] + [(row, True) for row in ELEMENTWISE if "capturable" in row.arguments],
+    [(row, False) for row in ALONE] + [(row, True) for row in ALONE if "capturable" in row.arguments],
 )
 def test_lr_on_the_gpu(gpu, row, lr_dtype, capturable):
     """Read there, at every step anew, wherever steps are counted."""
@@ -764,7 +768,7 @@ def test_lr_on_the_gpu(gpu, row, lr_dtype, capturable):
         assert everything(row, there) == everything(row, here)
 
 
-@for_rows(row for row in ELEMENTWISE if "capturable" in row.arguments or not row.counts_steps)
+@for_rows(row for row in ALONE if "capturable" in row.arguments or not row.counts_steps)
 def test_scaler_on_the_gpu(gpu, row):
     """Gradients are unscaled, and an infinite one skips the step, without anybody here looking at it."""
     on_gpu = {"capturable": True} if "capturable" in row.arguments else {}

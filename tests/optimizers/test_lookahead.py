@@ -85,7 +85,8 @@ def with_lookahead(row, blend: float | None):
             p = slow = (1 - blend) * slow + blend * p
         return p, new | {"slow_param": slow}
 
-    return dataclasses.replace(row, formula=formula, states=(*row.states, "slow_param"))
+    states, copies = (*row.states, "slow_param"), (*row.copies, "slow_param")
+    return dataclasses.replace(row, formula=formula, states=states, copies=copies)
 
 
 def checked_steps(row, optimizer, k, alpha, grads):

@@ -38,12 +38,15 @@ PlainAdaBelief = plain(onepass.AdaBelief)
 PlainAdan = plain(onepass.Adan)
 PlainAdEMAMix = plain(onepass.AdEMAMix)
 PlainADOPT = plain(onepass.ADOPT)
+PlainLAMB = plain(onepass.LAMB)
+PlainLARS = plain(onepass.LARS)
 PlainLaProp = plain(onepass.LaProp)
 PlainLion = plain(onepass.Lion)
 PlainScheduleFreeAdamW = plain(onepass.ScheduleFreeAdamW)
 PlainScheduleFreeRAdam = plain(onepass.ScheduleFreeRAdam)
 PlainScheduleFreeSGD = plain(onepass.ScheduleFreeSGD)
 PlainSignum = plain(onepass.Signum)
+PlainStableAdamW = plain(onepass.StableAdamW)
 
 # The arguments of every onepass class but LBFGS, and their defaults.
 OWN = {
@@ -78,6 +81,7 @@ class Row:
     scalars: tuple[str, ...] = ("step",)  # states of one number for each parameter
     first: Callable = lambda **_: {}  # hyperparameters -> what states begin with where that is not zero
     copies: tuple[str, ...] = ()  # states that begin as the parameter; all are then float32 for 16-bit parameters
+    norms: bool = False  # whether an update depends on norms over the whole tensor: kernels take no DTensors and GPUs
     eager: bool = False  # whether the states are there from the beginning, not from the first gradient on
     sparse: str = "neither"  # who takes sparse gradients: "both" ours and torch's, "ours" alone, or "neither"
     wants_sparse: bool = False  # whether it takes no others
@@ -511,6 +515,74 @@ ROWS = [
         },
     ),
     Row(
+        ours=onepass.LAMB,
+        theirs=PlainLAMB,
+        flavours=({},),
+        formula=reference.lamb,
+        norms=True,
+        states=("exp_avg", "exp_avg_sq"),
+        full={"lr": 0.01, "weight_decay": 0.1},
+        variants={
+            "default": {},
+            "lr": {"lr": 0.03},
+            "eps": {"eps": 0.1},
+            "no_decay": {"weight_decay": 0.0},
+            "weight_decay": {"weight_decay": 0.3, "lr": 0.01},
+            "maximize": {"maximize": True, "weight_decay": 0.1},
+            "tensor_lr": {"lr": torch.tensor(0.01)},
+            "tensor_lr_1d": {"lr": torch.tensor([0.01], dtype=torch.float64), "weight_decay": 0.1},
+            "betas": {"betas": (0.5, 0.75)},
+            "zero_betas": {"betas": (0.0, 0.0)},
+            "no_ratio": {"trust_ratio": False},
+            "clip": {"trust_clip": True},
+        },
+    ),
+    Row(
+        ours=onepass.LARS,
+        theirs=PlainLARS,
+        flavours=({},),
+        formula=reference.lars,
+        norms=True,
+        states=("momentum_buffer",),
+        scalars=(),
+        full={"lr": 1.0, "weight_decay": 0.01, "trust_coefficient": 0.02, "nesterov": True},
+        variants={
+            "default": {},
+            "lr": {"lr": 0.1},
+            "momentum": {"momentum": 0.5},
+            "no_momentum": {"momentum": 0.0},
+            "nesterov": {"nesterov": True, "weight_decay": 0.1},
+            "weight_decay": {"weight_decay": 0.3},
+            "trust_coefficient": {"trust_coefficient": 0.1},
+            "eps": {"eps": 0.1},
+            "no_ratio": {"trust_ratio": False, "lr": 0.01},
+            "maximize": {"maximize": True, "weight_decay": 0.1},
+            "tensor_lr": {"lr": torch.tensor(0.5)},
+            "tensor_lr_1d": {"lr": torch.tensor([0.5], dtype=torch.float64), "weight_decay": 0.1},
+        },
+    ),
+    Row(
+        ours=onepass.StableAdamW,
+        theirs=PlainStableAdamW,
+        flavours=({},),
+        formula=reference.stable_adamw,
+        norms=True,
+        states=("exp_avg", "exp_avg_sq"),
+        full={"lr": 0.01, "weight_decay": 0.1},
+        variants={
+            "default": {},
+            "lr": {"lr": 0.03},
+            "eps": {"eps": 0.1},
+            "no_decay": {"weight_decay": 0.0},
+            "weight_decay": {"weight_decay": 0.3, "lr": 0.01},
+            "maximize": {"maximize": True, "weight_decay": 0.1},
+            "tensor_lr": {"lr": torch.tensor(0.01)},
+            "tensor_lr_1d": {"lr": torch.tensor([0.01], dtype=torch.float64), "weight_decay": 0.1},
+            "betas": {"betas": (0.5, 0.75)},
+            "zero_betas": {"betas": (0.0, 0.0)},
+        },
+    ),
+    Row(
         ours=onepass.ScheduleFreeAdamW,
         theirs=PlainScheduleFreeAdamW,
         flavours=({},),
@@ -650,6 +722,8 @@ ROWS = [
 ]
 
 ELEMENTWISE = [row for row in ROWS if row.formula]
+# Whose elements do not depend on each other at all: kernels step them on GPUs, and the local parts of DTensors.
+ALONE = [row for row in ELEMENTWISE if not row.norms]
 CASES = [pytest.param(row, kw, id=f"{row.name}-{name}") for row in ELEMENTWISE for name, kw in row.variants.items()]
 OWN_CASES = [
     pytest.param(row, kw, id=f"{row.name}-{name}") for row in ELEMENTWISE for name, kw in row.own_variants.items()
@@ -666,6 +740,7 @@ def for_rows(rows: Iterable[Row]) -> pytest.MarkDecorator:
 
 each_class = for_rows(ROWS)
 each_row = for_rows(ELEMENTWISE)
+each_row_alone = for_rows(ALONE)
 each_of_torchs = for_rows(row for row in ELEMENTWISE if issubclass(row.ours, row.theirs))
 each_case = pytest.mark.parametrize(("row", "kwargs"), CASES)
 each_own_case = pytest.mark.parametrize(("row", "kwargs"), OWN_CASES)

@@ -140,6 +140,41 @@ def adan(p, g, s, t, *, lr, betas, eps, weight_decay, no_prox, **_):
     return p, {"exp_avg": m, "exp_avg_diff": v, "exp_avg_sq": n, "neg_pre_grad": -g}
 
 
+def norm(x):
+    """The 2-norm, with sums in long double."""
+    return np.sqrt(np.sum(np.square(x, dtype=np.longdouble))).astype(np.asarray(x).dtype)
+
+
+def lamb(p, g, s, t, *, lr, betas, eps, weight_decay, trust_ratio, trust_clip, **_):
+    """You et al. 2020, algorithm 2, of one whole tensor."""
+    beta1, beta2 = betas
+    m = lerp(s.get("exp_avg", 0.0), g, 1 - beta1)
+    v = beta2 * s.get("exp_avg_sq", 0.0) + (1 - beta2) * g**2
+    u = m / (1 - beta1**t) / (np.sqrt(v / (1 - beta2**t)) + eps) + decay(weight_decay, p)
+    ratio = norm(p) / norm(u) if trust_ratio and norm(p) > 0 and norm(u) > 0 else 1.0
+    return p - lr * (min(ratio, 1.0) if trust_clip else ratio) * u, {"exp_avg": m, "exp_avg_sq": v}
+
+
+def lars(p, g, s, t, *, lr, momentum, weight_decay, trust_coefficient, eps, nesterov, trust_ratio, **_):
+    """You et al. 2017, algorithm 1, of one whole tensor, with the learning rate outside of the buffer."""
+    ratio = 1.0
+    if trust_ratio and norm(p) > 0 and norm(g) > 0:
+        ratio = trust_coefficient * norm(p) / (norm(g) + weight_decay * norm(p) + eps)
+    g = ratio * (g + decay(weight_decay, p))
+    b = momentum * s.get("momentum_buffer", 0.0) + g
+    return p - lr * (g + momentum * b if nesterov else b), {"momentum_buffer": b}
+
+
+def stable_adamw(p, g, s, t, *, lr, betas, eps, weight_decay, **_):
+    """Wortsman et al. 2023, algorithm 2, of one whole tensor."""
+    gain1, gain2 = ((1 - beta) / (1 - beta**t) for beta in betas)
+    m = lerp(s.get("exp_avg", 0.0), g, gain1)
+    v = (1 - gain2) * s.get("exp_avg_sq", 0.0) + gain2 * g**2
+    rms = norm(g / np.maximum(np.sqrt(v), eps)) / np.sqrt(max(np.size(g), 1))
+    lr = lr / max(1.0, rms)
+    return p - lr * (decay(weight_decay, p) + m / (np.sqrt(v) + eps)), {"exp_avg": m, "exp_avg_sq": v}
+
+
 def schedule_free(p, g, s, t, lr, momentum, u, h):
     """Defazio et al. 2024: the point between the mean, which is not stored, and the next z."""
     z, momentum = s["z"], float(momentum)
@@ -439,6 +474,8 @@ def checked_step(row, optimizer, roundings: float = 4) -> None:
                 old = {"": old_p, **old_states}.get(name, 0.0)
                 want = np.where(there, new, old)
                 room = flushed + error * (abs(want) + abs(want - old)) + sum(abs(m[name] - want) for m in moved)
+                if row.norms:  # of ratios, which moving all elements together leaves as they are
+                    room = room + error * abs(exact[""] - old_p)
                 room = np.where(np.isfinite(want) & there, room, 0.0)
                 got = numbers(held[name] if name else p)
                 low, high = stored(want - room, dtypes[name]), stored(want + room, dtypes[name])

@@ -31,7 +31,9 @@ from ..optimizers.adan import Adan
 from ..optimizers.ademamix import AdEMAMix
 from ..optimizers.adopt import ADOPT
 from ..optimizers.asgd import ASGD
+from ..optimizers.lamb import LAMB
 from ..optimizers.laprop import LaProp
+from ..optimizers.lars import LARS
 from ..optimizers.lion import Lion
 from ..optimizers.nadam import NAdam
 from ..optimizers.radam import RAdam
@@ -42,6 +44,7 @@ from ..optimizers.schedule_free_radam import ScheduleFreeRAdam
 from ..optimizers.schedule_free_sgd import ScheduleFreeSGD
 from ..optimizers.sgd import SGD
 from ..optimizers.signum import Signum
+from ..optimizers.stable_adamw import StableAdamW
 from ..training.catalog import class_name
 from ..training.table import table_line
 from . import limit
@@ -113,6 +116,9 @@ SUBJECTS = [
     Subject(AdEMAMix, {"lr": 1e-3, "weight_decay": 1e-2}),
     Subject(ADOPT, {"lr": 1e-3}),
     Subject(LaProp, {"lr": 1e-3, "weight_decay": 1e-2}),
+    Subject(LAMB, {"lr": 1e-3}),
+    Subject(LARS, {"lr": 1e-1, "weight_decay": 1e-2}),
+    Subject(StableAdamW, {"lr": 1e-3}),
     Subject(ScheduleFreeAdamW, {"lr": 1e-3, "weight_decay": 1e-2}),
     Subject(ScheduleFreeRAdam, {"lr": 1e-3, "silent_sgd_phase": False}),
     Subject(ScheduleFreeSGD, {"lr": 1e-3, "weight_decay": 1e-2}),

@@ -163,6 +163,34 @@ class ADOPT(Declared):
         )
 
 
+class LAMB(Declared):
+    """The arguments of LAMB."""
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.01,
+        trust_ratio: bool = True,
+        trust_clip: bool = False,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        self._declare(
+            "lamb",
+            params,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            trust_ratio=trust_ratio,
+            trust_clip=trust_clip,
+            maximize=maximize,
+        )
+
+
 class LaProp(Declared):
     """The arguments of LaProp."""
 
@@ -186,6 +214,36 @@ class LaProp(Declared):
             weight_decay=weight_decay,
             maximize=maximize,
             capturable=capturable,
+        )
+
+
+class LARS(Declared):
+    """The arguments of LARS."""
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1.0,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust_coefficient: float = 1e-3,
+        eps: float = 1e-8,
+        nesterov: bool = False,
+        trust_ratio: bool = True,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        self._declare(
+            "lars",
+            params,
+            lr=lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            trust_coefficient=trust_coefficient,
+            eps=eps,
+            nesterov=nesterov,
+            trust_ratio=trust_ratio,
+            maximize=maximize,
         )
 
 
@@ -317,3 +375,19 @@ class Signum(Declared):
         maximize: bool = False,
     ) -> None:
         self._declare("signum", params, lr=lr, momentum=momentum, weight_decay=weight_decay, maximize=maximize)
+
+
+class StableAdamW(Declared):
+    """The arguments of StableAdamW."""
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-6,
+        weight_decay: float = 0.01,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        self._declare("stable_adamw", params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, maximize=maximize)

@@ -19,6 +19,8 @@ from torch.optim import Rprop as Rprop
 from torch.optim import SparseAdam as SparseAdam
 
 from .declared import ADOPT as ADOPT
+from .declared import LAMB as LAMB
+from .declared import LARS as LARS
 from .declared import AdaBelief as AdaBelief
 from .declared import Adan as Adan
 from .declared import AdEMAMix as AdEMAMix
@@ -28,3 +30,4 @@ from .declared import ScheduleFreeAdamW as ScheduleFreeAdamW
 from .declared import ScheduleFreeRAdam as ScheduleFreeRAdam
 from .declared import ScheduleFreeSGD as ScheduleFreeSGD
 from .declared import Signum as Signum
+from .declared import StableAdamW as StableAdamW

@@ -300,6 +300,57 @@ class Adan(torch.optim.Optimizer):
         rounding_seed: int | None = ...,
     ) -> None: ...
 
+class LAMB(torch.optim.Optimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = ...,
+        betas: tuple[float, float] = ...,
+        eps: float = ...,
+        weight_decay: float = ...,
+        trust_ratio: bool = ...,
+        trust_clip: bool = ...,
+        *,
+        maximize: bool = ...,
+        state_dtype: torch.dtype | None = ...,
+        master: str | None = ...,
+        max_norm: float | ClippingPolicy | None = ...,
+        norm_type: float = ...,
+        clip_value: float | None = ...,
+        skip_nonfinite: bool = ...,
+        average: AveragedModel | None = ...,
+        copy_to: Sequence[Tensor] | Module | None = ...,
+        zero_grad: bool = ...,
+        stochastic_rounding: bool = ...,
+        rounding_seed: int | None = ...,
+    ) -> None: ...
+
+class LARS(torch.optim.Optimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = ...,
+        momentum: float = ...,
+        weight_decay: float = ...,
+        trust_coefficient: float = ...,
+        eps: float = ...,
+        nesterov: bool = ...,
+        trust_ratio: bool = ...,
+        *,
+        maximize: bool = ...,
+        state_dtype: torch.dtype | None = ...,
+        master: str | None = ...,
+        max_norm: float | ClippingPolicy | None = ...,
+        norm_type: float = ...,
+        clip_value: float | None = ...,
+        skip_nonfinite: bool = ...,
+        average: AveragedModel | None = ...,
+        copy_to: Sequence[Tensor] | Module | None = ...,
+        zero_grad: bool = ...,
+        stochastic_rounding: bool = ...,
+        rounding_seed: int | None = ...,
+    ) -> None: ...
+
 class LaProp(torch.optim.Optimizer):
     def __init__(
         self,
@@ -618,6 +669,29 @@ class SparseAdam(torch.optim.SparseAdam):
         eps: float = ...,
         maximize: bool = ...,
         *,
+        state_dtype: torch.dtype | None = ...,
+        master: str | None = ...,
+        max_norm: float | ClippingPolicy | None = ...,
+        norm_type: float = ...,
+        clip_value: float | None = ...,
+        skip_nonfinite: bool = ...,
+        average: AveragedModel | None = ...,
+        copy_to: Sequence[Tensor] | Module | None = ...,
+        zero_grad: bool = ...,
+        stochastic_rounding: bool = ...,
+        rounding_seed: int | None = ...,
+    ) -> None: ...
+
+class StableAdamW(torch.optim.Optimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = ...,
+        betas: tuple[float, float] = ...,
+        eps: float = ...,
+        weight_decay: float = ...,
+        *,
+        maximize: bool = ...,
         state_dtype: torch.dtype | None = ...,
         master: str | None = ...,
         max_norm: float | ClippingPolicy | None = ...,

@@ -94,3 +94,15 @@ def _real(x: Tensor) -> Tensor:
 def sign(x: Tensor) -> Tensor:
     """Return the sign as the kernels compute it: NaN for NaN."""
     return torch.where(x.isnan(), x, x.sign())
+
+
+def norm_of(x: Tensor) -> Tensor:
+    """Return the 2-norm of a tensor in float64, of a DTensor that of the whole."""
+    norm: Tensor = torch.linalg.vector_norm(x, dtype=torch.promote_types(x.dtype, torch.float64))
+    return norm
+
+
+def ratio_of_norms(x: Tensor, y: Tensor) -> Tensor:
+    """Return the ratio of the 2-norms, or 1 if either is 0."""
+    norm, other = norm_of(x), norm_of(y)
+    return (norm / other).where((norm > 0) & (other > 0), 1.0)

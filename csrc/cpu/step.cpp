@@ -86,7 +86,7 @@ struct OwnConstants {
 std::vector<Job> with_norms(RuleId rule, std::span<const Job> jobs, int threads, std::vector<OwnConstants>& constants) {
   const RuleInfo& info = info_of(rule);
   const Kernels& kernels = *active_isa().kernels;
-  const GradientBlocks blocks(jobs, kNormBlock, kFirstState + static_cast<int>(info.state_names.size()));
+  const GradientBlocks blocks(jobs, kNormBlock, static_cast<int>(kFirstState + info.state_names.size()));
   std::vector<std::array<double, kMaxNorms>> sums(blocks.all().size());
   blocks.run(threads, [&](std::size_t number, const GradientBlock& block) {
     const SquaresKernel* const of_rules = block.job->wide ? kernels.wide_squares : kernels.narrow_squares;

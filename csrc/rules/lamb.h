@@ -67,9 +67,9 @@ struct Lamb : BiasCorrections {
     return direction(c, p, c.average1(exp_avg, g), c.average2(exp_avg_sq, g));
   }
   template <class T>
-  ONEPASS_SETUP static void use_norms(Constants<T>& c, const double* norms, double /*elements*/) {
-    if (c.trust_ratio == T(0) || !(norms[0] > 0.0 && norms[1] > 0.0)) return;
-    const double ratio = norms[0] / norms[1];
+  ONEPASS_SETUP static void use_norms(Constants<T>& c, const double* found, double /*elements*/) {
+    if (c.trust_ratio == T(0) || !(found[0] > 0.0 && found[1] > 0.0)) return;
+    const double ratio = found[0] / found[1];
     c.step_size = T(double{c.lr} * (c.trust_clip != T(0) && ratio > 1.0 ? 1.0 : ratio));
   }
 

@@ -59,10 +59,10 @@ struct Lars {
     return which == 0 ? p : g;
   }
   template <class T>
-  ONEPASS_SETUP static void use_norms(Constants<T>& c, const double* norms, double /*elements*/) {
-    if (c.trust_ratio == T(0) || !(norms[0] > 0.0 && norms[1] > 0.0)) return;
-    const double denominator = norms[1] + double{c.weight_decay} * norms[0] + double{c.eps};
-    c.ratio = T(double{c.trust_coefficient} * norms[0] / denominator);
+  ONEPASS_SETUP static void use_norms(Constants<T>& c, const double* found, double /*elements*/) {
+    if (c.trust_ratio == T(0) || !(found[0] > 0.0 && found[1] > 0.0)) return;
+    const double denominator = found[1] + double{c.weight_decay} * found[0] + double{c.eps};
+    c.ratio = T(double{c.trust_coefficient} * found[0] / denominator);
   }
 
   template <class T>

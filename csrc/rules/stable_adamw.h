@@ -62,8 +62,8 @@ struct StableAdamW : BiasCorrections {
     return g / maximum(square_root(c.average2(exp_avg_sq, g)), c.eps);
   }
   template <class T>
-  ONEPASS_SETUP static void use_norms(Constants<T>& c, const double* norms, double elements) {
-    const double rms = norms[0] / std::sqrt(elements);
+  ONEPASS_SETUP static void use_norms(Constants<T>& c, const double* found, double elements) {
+    const double rms = found[0] / std::sqrt(elements);
     const double divisor = rms < 1.0 ? 1.0 : rms;  // NaN stays NaN
     c.step_size = T(double{c.lr} / divisor);
     c.decay = T(double{c.lr} * double{c.weight_decay} / divisor);

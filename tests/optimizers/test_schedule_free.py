@@ -215,13 +215,15 @@ def test_before_the_first_step_and_with_new_groups(row):
     assert bits(p) == start
     assert not optimizer.state
     optimizer.add_param_group({"params": [q]})
-    with pytest.raises(RuntimeError, match=r"call optimizer\.train"):
-        optimizer.step()
-    optimizer.train()
     for each in (p, q):
         each.grad = torch.ones(4)
-    optimizer.step()
+    optimizer.step()  # all points are the same, so no train() is missing
     assert set(optimizer.state) == {p, q}
+    assert all(group["train_mode"] for group in optimizer.param_groups)
+    optimizer.eval()
+    optimizer.add_param_group({"params": [nn.Parameter(torch.randn(4))]})
+    with pytest.raises(RuntimeError, match=r"call optimizer\.train"):
+        optimizer.step()
 
 
 @each_row
@@ -235,3 +237,27 @@ def test_a_momentum_of_zero_in_a_group(row):
         optimizer.eval()
     assert everything(optimizer) == before
     assert group["train_mode"]
+
+
+@each_row
+def test_a_momentum_of_zero_is_refused_where_it_is_given(row):
+    optimizer = trained(row)
+    zero = {"momentum": 0.0} if "momentum" in optimizer.param_groups[0] else {"betas": (0.0, 0.9)}
+    p = nn.Parameter(torch.ones(2))
+    with pytest.raises(ValueError, match="group 1: momentum must be above 0"):
+        optimizer.add_param_group({"params": [p], **zero})
+    assert len(optimizer.param_groups) == 1
+    with pytest.raises(ValueError, match="group 0: momentum must be above 0"):
+        row.ours([{"params": [p], **zero}], **row.full)
+
+
+@each_row
+def test_loaded_scalars_have_the_dtype_in_which_they_were_saved(row):
+    """torch casts them to the parameter's, in which sums of weights would stop to grow."""
+    optimizer = trained(row, torch.bfloat16)
+    other = trained(row, torch.bfloat16, steps=1)
+    other.load_state_dict(through_a_file(optimizer.state_dict()))
+    for p, q in zip(params_of(optimizer), params_of(other), strict=True):
+        for name in ("lr_max", "weight_sum"):
+            assert other.state[q][name].dtype == torch.float32
+            assert bits(other.state[q][name]) == bits(optimizer.state[p][name])

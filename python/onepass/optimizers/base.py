@@ -112,6 +112,15 @@ def _check_capture(optimizer: Optimizer) -> None:
         and "capturable" in optimizer.param_groups[0]
     ):
         check_capturable(optimizer)
+    elif (
+        torch.cuda.is_initialized()
+        and torch.cuda.is_current_stream_capturing()
+        and isinstance(optimizer, Native)
+        and _counts_steps(optimizer.rule)
+    ):
+        raise RuntimeError(
+            f"{type(optimizer).__name__} cannot be captured in a CUDA graph: its steps are counted on the CPU"
+        )
 
 
 def transform() -> str:
@@ -778,6 +787,7 @@ class Native(Optimizer):
                         self.state[p]["step"] = count.cpu()  # which only counts for random bits
                     master = master_name(group, p)
                     held = saved["state"].get(key, {})
+                    self._restore_scalars(self.state.get(p, {}), held)
                     in_blocks = set(block_states.states_in_blocks(held))
                     if not (_has_kernels(p.device) or master or in_blocks) or key not in saved["state"]:
                         continue
@@ -798,6 +808,15 @@ class Native(Optimizer):
 
         with while_loading(self, look, restore):
             super().load_state_dict(state_dict)
+
+    def _restore_scalars(self, state: dict[str, Any], saved: Mapping[str, Any]) -> None:
+        """Undo torch's cast of the rule's scalars to the parameter's dtype, and its move to the parameter's device.
+
+        torch leaves ``step`` alone. Kernels step a parameter only if all its numbers are on one device.
+        """
+        for name in _core.rules()[self.rule][2] if isinstance(state.get("step"), Tensor) else ():
+            if isinstance(saved.get(name), Tensor) and isinstance(state.get(name), Tensor):
+                state[name] = saved[name].to(state["step"].device)
 
 
 @contextlib.contextmanager

@@ -41,7 +41,7 @@ def convert_state_dict(
         state_dict: What ``optimizer.state_dict()`` returned, or ``torch.load`` of it.
         state_dtype: dtype of the states: torch.float32, float64, bfloat16, float16, or float8_e4m3fn (see
             :doc:`/8bit_states`). Tensors of integers, scalars, and the states of optimizers that cannot have 8 bits
-            stay as they are.
+            stay as they are. StableAdamW cannot, but has the names of Adam's states: do not ask for 8 bits.
             None: float32 where states have 8 bits, and otherwise as they are. Then the groups have no key of onepass
             that concerns state dtypes.
         layout: ``"torch"``: the names of torch's states. ``"bitsandbytes"``: ``state1`` and ``state2``, as the Adam,
@@ -85,6 +85,7 @@ def convert_state_dict(
             step: Any = held.get("step", 0)
             random_key = _core.random_key(group.get("rounding_seed", 0), int(step), numbers.get(key, 0))
             names, has_codings = _rule_of(held)
+            has_codings = has_codings and "trust_ratio" not in group  # LAMB and LARS
             if state_dtype != block_states.CODES:
                 states[key] = _converted(block_states.decoded_state(held), state_dtype, random_key, names)
             elif has_codings:
@@ -195,5 +196,5 @@ def _of_schedulefree(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
                 states[key] = {**scalars, **states[key]}
         dropped = ("k", "lr_max", "weight_sum", "scheduled_lr", "foreach")
         kept = {name: value for name, value in group.items() if name not in dropped}
-        made.append({**kept, "maximize": False, "capturable": False})
+        made.append({"train_mode": False, **kept, "maximize": False, "capturable": False})
     return {**state_dict, "state": states, "param_groups": made}

@@ -38,9 +38,9 @@ class LARS(Native, signatures.LARS):
     with the 2-norms of the whole tensor; :math:`r_t` is 1 if either norm is 0. With ``nesterov``, the change is
     :math:`r_t (g_t + \lambda \theta_{t-1}) + \mu b_t` instead of :math:`b_t`.
 
-    As in torch's SGD, and unlike in the paper, the learning rate is outside of the buffer: a schedule changes also what
-    the buffer has. Biases and the scales of normalisation are usually not adapted: give them a group with
-    ``trust_ratio=False`` and ``weight_decay=0`` (:func:`onepass.param_groups`).
+    As in torch's SGD, and unlike in the paper, the learning rate is outside of the buffer: a change of ``lr`` also
+    applies to the gradients that are already in the buffer. Biases and the scales of normalisation are usually not
+    adapted: give them a group with ``trust_ratio=False`` and ``weight_decay=0``.
 
     timm's Lars has a momentum of 0 by default, and does not adapt tensors without weight decay.
 

@@ -29,7 +29,7 @@ class ScheduleFree(Native):
         masters = self._master_names()
         momenta = [_momentum(number, group) for number, group in enumerate(self.param_groups)]
         for group, momentum in zip(self.param_groups, momenta, strict=True):
-            for p in group["params"] if group["train_mode"] else ():
+            for p in group["params"] if group.get("train_mode", True) else ():
                 state = self.state.get(p, {})
                 if state.get("z") is None:  # all points are the same before the first step
                     continue
@@ -48,7 +48,7 @@ class ScheduleFree(Native):
         masters = self._master_names()
         momenta = [_momentum(number, group) for number, group in enumerate(self.param_groups)]
         for group, momentum in zip(self.param_groups, momenta, strict=True):
-            for p in () if group["train_mode"] else group["params"]:
+            for p in () if group.get("train_mode", True) else group["params"]:
                 state = self.state.get(p, {})
                 if state.get("z") is None:
                     continue
@@ -62,8 +62,18 @@ class ScheduleFree(Native):
                     write_master(p, state, name, y)
             group["train_mode"] = True
 
+    def _check_group(self, group: Mapping[str, Any], number: int) -> None:
+        super()._check_group(group, number)
+        if "betas" in group or "momentum" in group:  # others have the default
+            _momentum(number, group)
+
     def _check_mode(self) -> None:
-        if not all(group.get("train_mode", True) for group in self.param_groups):
+        for group in self.param_groups:
+            if group.get("train_mode", True):
+                continue
+            if all(self.state.get(p, {}).get("z") is None for p in group["params"]):
+                group["train_mode"] = True  # before the first step all points are the same
+                continue
             raise RuntimeError(
                 f"{type(self).__name__}: the parameters are at the point to evaluate at, since eval(): call "
                 "optimizer.train() before the forward pass of a training step"
@@ -84,7 +94,7 @@ class ScheduleFree(Native):
 def _momentum(number: int, group: Mapping[str, Any]) -> float:
     momentum = float(group["momentum"] if "momentum" in group else group["betas"][0])
     if not 0.0 < momentum <= 1.0:
-        raise ValueError(f"group {number}: momentum must be above 0, because x follows from y and z, got {momentum}")
+        raise ValueError(f"group {number}: momentum must be above 0 and at most 1, got {momentum}")
     return momentum
 
 
@@ -93,7 +103,8 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def _between(start: Tensor, end: Tensor, weight: float) -> Tensor:
-    return torch.lerp(start, end.to(start.dtype), weight)
+    # Three operations, because torch.lerp is rounded differently by device, processor and number of threads.
+    return start + (end.to(start.dtype) - start) * weight
 
 
 def _evaluated(state: Mapping[str, Any], momentum: float) -> Tensor:

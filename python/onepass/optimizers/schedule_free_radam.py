@@ -53,6 +53,9 @@ class ScheduleFreeRAdam(ScheduleFree, signatures.ScheduleFreeRAdam):
     the same bits. A ``state_dict`` may be taken in either mode, and brings its mode along; load a model that was saved
     in the same mode. Before evaluating a model with batch normalisation, update its statistics at :math:`x_t`
     (:func:`torch.optim.swa_utils.update_bn`). No scheduler is needed; a constant ``lr`` after the warm-up is usual.
+    ``average`` and ``copy_to`` follow :math:`y_t`, and so do the slow weights of :class:`Lookahead`, which moves
+    :math:`y_t` without :math:`z_t`. Take and load distributed checkpoints (torch.distributed.checkpoint) after
+    ``train()``: their readers do not know the state that holds :math:`y_t` meanwhile.
 
     The paper does not have this optimizer; the formula is that of the authors' implementation. That one derives
     :math:`x` from :math:`y` and back, which loses bits each time, starts in the other mode, and writes to the gradient.

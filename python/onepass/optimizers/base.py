@@ -116,6 +116,7 @@ def _check_capture(optimizer: Optimizer) -> None:
         torch.cuda.is_initialized()
         and torch.cuda.is_current_stream_capturing()
         and isinstance(optimizer, Native)
+        and optimizer.rule in _core.rules()  # not Adafactor, which torch steps there
         and _counts_steps(optimizer.rule)
     ):
         raise RuntimeError(
@@ -814,7 +815,9 @@ class Native(Optimizer):
 
         torch leaves ``step`` alone. Kernels step a parameter only if all its numbers are on one device.
         """
-        for name in _core.rules()[self.rule][2] if isinstance(state.get("step"), Tensor) else ():
+        rules = _core.rules()
+        names = rules[self.rule][2] if self.rule in rules else ()  # Adafactor, with a driver of its own, has none
+        for name in names if isinstance(state.get("step"), Tensor) else ():
             if isinstance(saved.get(name), Tensor) and isinstance(state.get(name), Tensor):
                 state[name] = saved[name].to(state["step"].device)
 

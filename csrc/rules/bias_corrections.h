@@ -21,4 +21,17 @@ struct BiasCorrections {
   }
 };
 
+// As above, for a rule that has scalars, and of whose averages only that of squares is corrected.
+struct BiasCorrectionOfSquares {
+  struct Divisors {
+    double correction2;
+  };
+  static constexpr std::array divisor_names{"1 - betas[1] ** step"};
+
+  template <class Hyper, class Scalars>
+  ONEPASS_SETUP static Divisors divisors(const Hyper& h, double step, const Scalars& /*before*/) {
+    return {.correction2 = 1.0 - std::pow(h.beta2, step)};
+  }
+};
+
 }  // namespace onepass::inline ONEPASS_TARGET

@@ -15,6 +15,7 @@
 
 #include "rules/bias_corrections.h"
 #include "rules/math.h"
+#include "rules/rectification.h"
 #include "rules/registry.h"
 #include "rules/states.h"
 #include "target.h"
@@ -47,12 +48,9 @@ struct Radam : BiasCorrections {
   template <class T>
   ONEPASS_SETUP static Constants<T> prepare(const Hyper& h, double step) {
     const Divisors d = divisors(h, step);
-    const double rho = 2.0 / (1.0 - h.beta2) - 1.0;
-    const double rho_t = rho - 2.0 * step * std::pow(h.beta2, step) / d.correction2;
-    const bool adapts = rho_t > 5.0;
-    const double scale =
-        adapts ? std::sqrt((rho_t - 4.0) * (rho_t - 2.0) * rho / ((rho - 4.0) * (rho - 2.0) * rho_t) * d.correction2)
-               : 1.0;
+    const Rectification rectification(h.beta2, step);
+    const bool adapts = rectification.rho_t > 5.0;
+    const double scale = adapts ? std::sqrt(rectification.squared() * d.correction2) : 1.0;
     const bool decays = h.weight_decay != 0.0;
     const bool decoupled = h.decoupled_weight_decay != 0.0;
     return {.step_size = T(h.lr / d.correction1 * scale),

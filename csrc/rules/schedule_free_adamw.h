@@ -11,6 +11,7 @@
 #include <array>
 #include <cmath>
 
+#include "rules/bias_corrections.h"
 #include "rules/math.h"
 #include "rules/registry.h"
 #include "rules/schedule_free.h"
@@ -19,7 +20,7 @@
 
 namespace onepass::inline ONEPASS_TARGET {
 
-struct ScheduleFreeAdamW : ScheduleFree {
+struct ScheduleFreeAdamW : ScheduleFree, BiasCorrectionOfSquares {
   static constexpr RuleId id = RuleId::schedule_free_adamw;
 
   struct Hyper {
@@ -32,14 +33,6 @@ struct ScheduleFreeAdamW : ScheduleFree {
   static constexpr bool counts_steps = true;
 
   static unsigned states_used(const Hyper&) { return all_states(state_names); }
-
-  struct Divisors {
-    double correction2;
-  };
-  static constexpr std::array divisor_names{"1 - betas[1] ** step"};
-  ONEPASS_SETUP static Divisors divisors(const Hyper& h, double step, const Scalars&) {
-    return {.correction2 = 1.0 - std::pow(h.beta2, step)};
-  }
 
   ONEPASS_SETUP static double lr_at(const Hyper& h, double step) { return h.lr * warmup(h.warmup_steps, step); }
 

@@ -1,5 +1,5 @@
 // Schedule-Free RAdam (Defazio et al. 2024, arXiv:2405.15682, and its implementation), at step t, with y, z and c of
-// schedule_free.h and rho, rho_t and r of radam.h, which is defined for rho_t > 4 here:
+// schedule_free.h, and rho_t and r of rectification.h:
 //
 //   lr_t = lr * r                     if rho_t > 4
 //        = lr, or 0 with silent_sgd_phase    else
@@ -11,7 +11,9 @@
 #include <array>
 #include <cmath>
 
+#include "rules/bias_corrections.h"
 #include "rules/math.h"
+#include "rules/rectification.h"
 #include "rules/registry.h"
 #include "rules/schedule_free.h"
 #include "rules/states.h"
@@ -19,7 +21,7 @@
 
 namespace onepass::inline ONEPASS_TARGET {
 
-struct ScheduleFreeRadam : ScheduleFree {
+struct ScheduleFreeRadam : ScheduleFree, BiasCorrectionOfSquares {
   static constexpr RuleId id = RuleId::schedule_free_radam;
 
   struct Hyper {
@@ -33,23 +35,11 @@ struct ScheduleFreeRadam : ScheduleFree {
 
   static unsigned states_used(const Hyper&) { return all_states(state_names); }
 
-  struct Divisors {
-    double correction2;
-  };
-  static constexpr std::array divisor_names{"1 - betas[1] ** step"};
-  ONEPASS_SETUP static Divisors divisors(const Hyper& h, double step, const Scalars&) {
-    return {.correction2 = 1.0 - std::pow(h.beta2, step)};
-  }
-
-  ONEPASS_SETUP static double rho(const Hyper& h) { return 2.0 / (1.0 - h.beta2) - 1.0; }
-  ONEPASS_SETUP static double rho_at(const Hyper& h, double step) {
-    const double power = std::pow(h.beta2, step);
-    return rho(h) - 2.0 * step * power / (1.0 - power);
-  }
+  ONEPASS_SETUP static bool adapts_at(const Rectification& rectification) { return rectification.rho_t > 4.0; }
   ONEPASS_SETUP static double lr_at(const Hyper& h, double step) {
-    const double rho_t = rho_at(h, step);
-    if (!(rho_t > 4.0)) return h.silent_sgd_phase != 0.0 ? 0.0 : h.lr;
-    return h.lr * std::sqrt((rho_t - 4.0) * (rho_t - 2.0) * rho(h) / ((rho(h) - 4.0) * (rho(h) - 2.0) * rho_t));
+    const Rectification rectification(h.beta2, step);
+    if (adapts_at(rectification)) return h.lr * std::sqrt(rectification.squared());
+    return h.silent_sgd_phase != 0.0 ? 0.0 : h.lr;
   }
 
   ONEPASS_SETUP static Scalars advance(const Hyper& h, double step, const Scalars& before) {
@@ -67,7 +57,7 @@ struct ScheduleFreeRadam : ScheduleFree {
   template <class T>
   ONEPASS_SETUP static Constants<T> prepare(const Hyper& h, double step, const Scalars& s) {
     const double lr = lr_at(h, step);
-    const bool adapts = rho_at(h, step) > 4.0;
+    const bool adapts = adapts_at(Rectification(h.beta2, step));
     const double root2 = adapts ? std::sqrt(divisors(h, step, s).correction2) : 1.0;
     return {.step_size = T(lr * root2),
             .eps = T(h.eps * root2),

@@ -105,20 +105,12 @@ def _evaluate(closure: Callable[[], Any]) -> Any:
         return closure()
 
 
-def _check_capture(optimizer: Optimizer) -> None:
-    if (
-        torch.cuda.is_initialized()
-        and torch.cuda.is_current_stream_capturing()
-        and "capturable" in optimizer.param_groups[0]
-    ):
+def _check_capture(optimizer: Native) -> None:
+    if not (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()):
+        return
+    if "capturable" in optimizer.param_groups[0]:
         check_capturable(optimizer)
-    elif (
-        torch.cuda.is_initialized()
-        and torch.cuda.is_current_stream_capturing()
-        and isinstance(optimizer, Native)
-        and optimizer.rule in _core.rules()  # not Adafactor, which torch steps there
-        and _counts_steps(optimizer.rule)
-    ):
+    elif optimizer.rule in _core.rules() and _counts_steps(optimizer.rule):  # not Adafactor, which torch steps there
         raise RuntimeError(
             f"{type(optimizer).__name__} cannot be captured in a CUDA graph: its steps are counted on the CPU"
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -26,17 +26,9 @@ class ScheduleFree(Native):
 
         The points to train at are kept in the states until :meth:`train`. A second call does nothing.
         """
-        masters = self._master_names()
-        momenta = [_momentum(number, group) for number, group in enumerate(self.param_groups)]
-        for group, momentum in zip(self.param_groups, momenta, strict=True):
-            for p in group["params"] if group.get("train_mode", True) else ():
-                state = self.state.get(p, {})
-                if state.get("z") is None:  # all points are the same before the first step
-                    continue
-                name = masters.get(p)
-                state[TRAIN_POINT] = p.detach().clone() if name is None else master_of(p, state, name)
-                p.copy_(_evaluated(state, momentum))
-            group["train_mode"] = False
+        for p, state, master, momentum in self._moved_to(train_mode=False):
+            state[TRAIN_POINT] = p.detach().clone() if master is None else master_of(p, state, master)
+            p.copy_(_evaluated(state, momentum))
 
     @torch.no_grad()
     def train(self) -> None:
@@ -45,27 +37,38 @@ class ScheduleFree(Native):
         Elements that were changed after :meth:`eval`, for example by loading a model, are taken as the new point to
         evaluate at, from which the point to train at follows.
         """
+        for p, state, master, momentum in self._moved_to(train_mode=True):
+            y = _between(_wide(p), state["z"], 1 - momentum)
+            if (kept := state.pop(TRAIN_POINT, None)) is not None:
+                x = _evaluated({**state, TRAIN_POINT: kept}, momentum).to(p.dtype)
+                y = torch.where((x == p) | (x.isnan() & p.isnan()), kept.to(y.dtype), y)
+            if master is None:
+                p.copy_(y)
+            else:
+                write_master(p, state, master, y)
+
+    def _moved_to(self, train_mode: bool) -> Iterator[tuple[Tensor, dict[str, Any], str | None, float]]:
+        """Set the mode of all groups, and yield the parameters that have to be set to the other point.
+
+        Yields:
+            Parameter, its state, the name of its master (None: it has none), and its momentum. Before the first step,
+            both points are the same.
+        """
         masters = self._master_names()
         momenta = [_momentum(number, group) for number, group in enumerate(self.param_groups)]
         for group, momentum in zip(self.param_groups, momenta, strict=True):
-            for p in () if group.get("train_mode", True) else group["params"]:
+            if group.get("train_mode", True) == train_mode:
+                continue
+            for p in group["params"]:
                 state = self.state.get(p, {})
-                if state.get("z") is None:
-                    continue
-                y = _between(_wide(p), state["z"], 1 - momentum)
-                if (kept := state.pop(TRAIN_POINT, None)) is not None:
-                    x = _evaluated({**state, TRAIN_POINT: kept}, momentum).to(p.dtype)
-                    y = torch.where((x == p) | (x.isnan() & p.isnan()), kept.to(y.dtype), y)
-                if (name := masters.get(p)) is None:
-                    p.copy_(y)
-                else:
-                    write_master(p, state, name, y)
-            group["train_mode"] = True
+                if state.get("z") is not None:
+                    yield p, state, masters.get(p), momentum
+            group["train_mode"] = train_mode
 
-    def _check_group(self, group: Mapping[str, Any], number: int) -> None:
-        super()._check_group(group, number)
-        if "betas" in group or "momentum" in group:  # others have the default
-            _momentum(number, group)
+    def _check_types(self, values: Mapping[str, Any], group: int | None = None) -> None:
+        super()._check_types(values, group)
+        if group is not None and ("betas" in values or "momentum" in values):  # others have the default
+            _momentum(group, values)
 
     def _check_mode(self) -> None:
         for group in self.param_groups:

@@ -96,6 +96,11 @@ def groups(draw, row):
         group["betas"] = draw(st.tuples(betas, betas, betas))
     if group.get("nesterov"):
         group["momentum"], group["dampening"] = max(group.get("momentum", 0), 0.5), 0
+    if "train_mode" in known:  # Schedule-Free: the momentum is a divisor
+        if "betas" in group:
+            group["betas"] = (group["betas"][0] or 0.5, group["betas"][1])
+        elif "momentum" in group:
+            group["momentum"] = group["momentum"] or 0.5
     return {
         **group,
         "state_dtype": draw(st.sampled_from([None, None, *DTYPES])),

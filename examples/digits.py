@@ -85,6 +85,8 @@ ENTRIES = (
     Entry("ADOPT", plain(onepass.ADOPT)),
     Entry("LaProp", plain(onepass.LaProp)),
     Entry("LAMB", plain(onepass.LAMB)),
+    Entry("MARS", plain(onepass.MARS)),
+    Entry("NovoGrad", plain(onepass.NovoGrad)),
     Entry("StableAdamW", plain(onepass.StableAdamW)),
     Entry("LARS", plain(onepass.LARS)),
     LION,

@@ -360,6 +360,9 @@ void ParamReader::make_constants_here(Reading& r) {
   }
   r.job().constants = made.constants;
   for (std::size_t n = 0; n < own; ++n) r.scalars[n + 1].value = made.advanced[n];
+  if (own == 0 || info_.norms == 0) return;
+  r.job().scalars = work_.late_scalars.emplace_back(made.advanced).data();
+  for (std::size_t n = 0; n < own; ++n) r.scalars[n + 1].late = &r.job().scalars[n];
 }
 
 void ParamReader::add_job(Reading& r) {

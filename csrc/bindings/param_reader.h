@@ -105,8 +105,6 @@ class ParamReader {
   std::string unsupported_reason(Param& param, std::size_t number);
 
  private:
-  using RuleScalars = std::array<double, kMaxScalars>;
-
   std::string unsupported_reason(Reading& r) const;
   bool read_own(Reading& r);
   bool read_gradient(Reading& r);

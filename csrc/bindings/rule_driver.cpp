@@ -51,11 +51,12 @@ class ElementwiseRuleDriver final : public RuleDriver {
 
 void write(const Scalar& scalar) {
   if (scalar.data == nullptr) return;
+  const double exact = scalar.late != nullptr ? *scalar.late : scalar.value;
   if (scalar.format == Format::float32) {
-    const auto value = static_cast<float>(scalar.value);
+    const auto value = static_cast<float>(exact);
     std::memcpy(scalar.data, &value, sizeof value);
   } else {
-    std::memcpy(scalar.data, &scalar.value, sizeof scalar.value);
+    std::memcpy(scalar.data, &exact, sizeof exact);
   }
 }
 

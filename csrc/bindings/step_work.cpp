@@ -82,6 +82,7 @@ void StepWork::restart() {
   device_jobs.clear();
   factored_jobs.clear();
   scalars.clear();
+  late_scalars.clear();
   stepped.clear();
   missing.clear();
   fallback.clear();

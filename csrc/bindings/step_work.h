@@ -84,13 +84,16 @@ PyTypeObject* step_result_type();
 
 // -- work ------------------------------------------------------------------------------------------------------------
 
+using RuleScalars = std::array<double, kMaxScalars>;
+
 // A scalar of one parameter (`step` or one of the rule's), and its value after the step.
 struct Scalar {
   std::byte* data = nullptr;
   Format format = Format::float32;
   double value = 0.0;
-  PyObject* dict = nullptr;  // not null: the scalar is a Python int, `step` in this dict (SparseAdam)
-  bool on_gpu = false;       // only a kernel reads and writes it
+  const double* late = nullptr;  // not null: the value is here once the kernels have run
+  PyObject* dict = nullptr;      // not null: the scalar is a Python int, `step` in this dict (SparseAdam)
+  bool on_gpu = false;           // only a kernel reads and writes it
 };
 
 // A parameter's gradient, as kernels read it.
@@ -142,6 +145,7 @@ struct StepWork {
   std::list<Layout> layouts;
   std::list<Rows> rows;
   std::list<ConstantsBuffer> constants;
+  std::list<RuleScalars> late_scalars;
 
   // Python code has or may have run since the first address was read, so addresses have to be read again.
   bool ran_python = false;

@@ -103,7 +103,7 @@ std::vector<Job> with_norms(RuleId rule, std::span<const Job> jobs, int threads,
     for (double& norm : norms) norm = std::sqrt(norm);
     const bool wide = jobs[j].wide;
     std::memcpy(constants[j].bytes, jobs[j].constants, info.constants_size[wide ? 1 : 0]);
-    info.use_norms(wide, norms.data(), static_cast<double>(jobs[j].length), constants[j].bytes);
+    info.use_norms(wide, norms.data(), static_cast<double>(jobs[j].length), constants[j].bytes, jobs[j].scalars);
     completed[j].constants = constants[j].bytes;
   }
   return completed;

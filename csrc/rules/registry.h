@@ -17,9 +17,11 @@
   X(laprop, LaProp)                         \
   X(lars, Lars)                             \
   X(lion, Lion)                             \
+  X(mars, Mars)                             \
   X(muon, Muon)                             \
   X(muon_momentum, MuonMomentum)            \
   X(nadam, Nadam)                           \
+  X(novograd, NovoGrad)                     \
   X(radam, Radam)                           \
   X(rmsprop, Rmsprop)                       \
   X(rprop, Rprop)                           \

@@ -53,6 +53,17 @@ void construct(const double* hyper, double step, [[maybe_unused]] const double* 
   }
 }
 
+template <class Rule, class T>
+void complete(const double* norms, double elements, void* constants, [[maybe_unused]] double* scalars) {
+  auto& completed = *static_cast<typename Rule::template Constants<T>*>(constants);
+  if constexpr (HasScalars<Rule>) {
+    const typename Rule::Scalars after = Rule::use_norms(completed, norms, elements);
+    std::memcpy(scalars, &after, sizeof after);
+  } else {
+    Rule::use_norms(completed, norms, elements);
+  }
+}
+
 template <RuleId id, class Rule>
 constexpr RuleInfo describe(const char* name) {
   static_assert(Rule::id == id, "a line of registry.h names the struct of another rule");
@@ -75,19 +86,15 @@ constexpr RuleInfo describe(const char* name) {
             (wide ? construct<Rule, double> : construct<Rule, float>)(hyper, step, scalars, constants);
           },
       .norms = 0,
-      .use_norms = [](bool, const double*, double, void*) {},
+      .use_norms = [](bool, const double*, double, void*, double*) {},
       .zero_divisor = [](const double*, double, const double*) -> const char* { return nullptr; },
       .advance = [](const double*, double, double*) {},
   };
   if constexpr (requires { Rule::norms; }) {
     static_assert(Rule::norms <= kMaxNorms);
     info.norms = Rule::norms;
-    info.use_norms = [](bool wide, const double* norms, double elements, void* constants) {
-      if (wide) {
-        Rule::use_norms(*static_cast<typename Rule::template Constants<double>*>(constants), norms, elements);
-      } else {
-        Rule::use_norms(*static_cast<typename Rule::template Constants<float>*>(constants), norms, elements);
-      }
+    info.use_norms = [](bool wide, const double* norms, double elements, void* constants, double* scalars) {
+      (wide ? complete<Rule, double> : complete<Rule, float>)(norms, elements, constants, scalars);
     };
   }
   if constexpr (requires { Rule::state_codings; }) {
@@ -140,7 +147,7 @@ constexpr RuleInfo kAdafactor{
           new (constants) AdafactorConstants(Adafactor::prepare(unpack<AdafactorHyper>(hyper), step));
         },
     .norms = 0,
-    .use_norms = [](bool, const double*, double, void*) {},
+    .use_norms = [](bool, const double*, double, void*, double*) {},
     .zero_divisor =
         [](const double* hyper, double step, const double*) {
           return find_zero<Adafactor>(Adafactor::divisors(unpack<AdafactorHyper>(hyper), step));

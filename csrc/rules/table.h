@@ -34,9 +34,10 @@ struct RuleInfo {
   void (*prepare)(const double* hyper, double step, const double* scalars, bool wide, void* constants);
 
   // How many 2-norms over the whole tensor the update depends on: of arrays that the rule computes of its operands
-  // (`normed`). `use_norms` completes constants that `prepare` wrote, for a tensor of so many elements.
+  // (`normed`). `use_norms` completes constants that `prepare` wrote, for a tensor of so many elements, and writes the
+  // values of the scalars after this step, if the rule has any.
   std::size_t norms;
-  void (*use_norms)(bool wide, const double* norms, double elements, void* constants);
+  void (*use_norms)(bool wide, const double* norms, double elements, void* constants, double* scalars);
 
   // Returns the formula of the first divisor of these constants that is zero; null if there is none.
   const char* (*zero_divisor)(const double* hyper, double step, const double* scalars);

@@ -27,8 +27,10 @@ from .optimizers.lars import LARS
 from .optimizers.lbfgs import LBFGS
 from .optimizers.lion import Lion
 from .optimizers.lookahead import Lookahead
+from .optimizers.mars import MARS
 from .optimizers.muon import Muon
 from .optimizers.nadam import NAdam
+from .optimizers.novograd import NovoGrad
 from .optimizers.radam import RAdam
 from .optimizers.rmsprop import RMSprop
 from .optimizers.rprop import Rprop
@@ -58,6 +60,7 @@ __all__ = [
     "LAMB",
     "LARS",
     "LBFGS",
+    "MARS",
     "SGD",
     "AdEMAMix",
     "AdaBelief",
@@ -76,6 +79,7 @@ __all__ = [
     "Lookahead",
     "Muon",
     "NAdam",
+    "NovoGrad",
     "Optimizer",
     "RAdam",
     "RMSprop",

@@ -322,6 +322,7 @@ def test_positional_arguments_arrive_where_torch_has_them(row):
     values |= {"foreach": False, "maximize": True, "capturable": False, "differentiable": True}
     values |= {"no_prox": True, "clip_exponent": 0.5, "alpha_warmup": 3.0, "beta3_warmup": 4.0}
     values |= {"warmup_steps": 5, "r": 0.5, "weight_lr_power": 1.5, "silent_sgd_phase": False}
+    values |= {"gamma": 0.1, "clip_correction": False, "grad_averaging": True}
     values |= {"trust_ratio": False, "trust_clip": True, "trust_coefficient": 0.1}
     values |= {} if row.has_pairs else {"betas": (0.5, 0.6, 0.7)}
     ours, stock = (cls(leaves(row.shapes), *(values[name] for name in names)) for cls in (row.ours, row.theirs))

@@ -199,6 +199,8 @@ MESSAGES = {
         ({"momentum": 1.0}, "Invalid momentum value: 1.0"),
         ({"trust_coefficient": -1.0}, "Invalid trust_coefficient value: -1.0"),
     ],
+    "MARS": [*LIKE_ADAMW, ({"gamma": -1.0}, "Invalid gamma value: -1.0")],
+    "NovoGrad": LIKE_ADAMW,
     "StableAdamW": LIKE_ADAMW,
     "AdaBelief": LIKE_ADAMW,
     "LaProp": LIKE_ADAMW,

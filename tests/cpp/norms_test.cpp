@@ -46,7 +46,8 @@ void step_with_norms(Problem& problem) {
   });
   std::array<double, kMaxNorms> norms{};
   for (std::size_t k = 0; k < norms.size(); ++k) norms[k] = static_cast<double>(std::sqrt(squares[k]));
-  info_of(Rule::id).use_norms(problem.wide, norms.data(), static_cast<double>(length_of(problem)), &constants);
+  info_of(Rule::id).use_norms(problem.wide, norms.data(), static_cast<double>(length_of(problem)), &constants,
+                              problem.setting.scalars.data());
   reference_step<Rule, T>(problem, constants);
 }
 
@@ -89,7 +90,14 @@ void check(const Problem& problem) {
     }
   }
   force_isa("");
-  for (const Problem& got : all) CHECK(difference(got, all.front()) == "");
+  for (const Problem& got : all) {
+    CHECK(difference(got, all.front()) == "");
+    CHECK(got.setting.scalars == all.front().setting.scalars);
+    for (std::size_t n = 0; n < kMaxScalars; ++n) {
+      const double wanted = want.setting.scalars[n];
+      CHECK(std::fabs(got.setting.scalars[n] - wanted) <= 1e-14 * wanted);
+    }
+  }
   if (!problem.wide) {
     CHECK(difference(all.front(), want) == "");
     return;

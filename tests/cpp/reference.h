@@ -311,6 +311,7 @@ class BoundJob {
     job_.clip_value = problem.clip_value;
     job_.zeroes_grad = problem.zeroes_grad;
     job_.master = problem.master;
+    job_.scalars = problem.setting.scalars.data();
   }
   BoundJob(const BoundJob&) = delete;
   BoundJob& operator=(const BoundJob&) = delete;

@@ -23,9 +23,9 @@ constexpr double infinity = std::numeric_limits<double>::infinity();
 
 using Values = std::array<double, kMaxOperands>;  // parameter, gradient, states
 
-// One update in arithmetic T, of a tensor of one element.
+// One update in arithmetic T, of a tensor of one element. Replaces the setting's scalars by those after it.
 template <class T>
-Values update(const Setting& setting, Values values) {
+Values update(Setting& setting, Values values) {
   const Constants constants(setting, sizeof(T) == 8);
   T v[kMaxOperands] = {};
   for (std::size_t k = 0; k < values.size(); ++k) v[k] = static_cast<T>(values[k]);
@@ -38,7 +38,9 @@ Values update(const Setting& setting, Values values) {
           ((norms[K] = std::fabs(double{Rule::template normed<K>(own, v[kParam], v[kGrad], v[kFirstState + I]...)})),
            ...);
         }(std::make_index_sequence<Rule::norms>());
-        info_of(setting.rule).use_norms(sizeof(T) == 8, norms.data(), 1.0, &own);
+        info_of(setting.rule).use_norms(sizeof(T) == 8, norms.data(), 1.0, &own, setting.scalars.data());
+      } else {
+        info_of(setting.rule).advance(setting.hyper.data(), setting.step, setting.scalars.data());
       }
       Rule::update(own, v[kParam], v[kGrad], v[kFirstState + I]...);
     }(std::make_index_sequence<Rule::state_names.size()>());
@@ -391,6 +393,29 @@ constexpr Row kByHand[] = {
                         {.lr = 0.5, .weight_decay = 0.25, .trust_coefficient = 0.5, .trust_ratio = 1}, 1),
      {4, 0, 0},
      {3.5, 0, 1}},
+    // c = 0.5 + 1 * (0.5 - 0.25) = 0.75; c = 2 + 1 * (2 - 0) = 4, clipped to 1.
+    {make_setting<Mars>("not clipped", {.lr = 0.5, .beta1 = 0.5, .beta2 = 0, .weight_decay = 0.25, .gamma = 1}, 60),
+     {4, 0.5, 0.75, 0, 0.25},
+     {3, 0.5, 0.75, 0.5625, 0.5}},
+    {make_setting<Mars>("clipped", {.lr = 0.5, .beta1 = 0.5, .beta2 = 0, .gamma = 1, .clip_correction = 1}, 60),
+     {4, 2, 1, 0, 0},
+     {3.5, 2, 1, 1, 2}},
+    {make_setting<Mars>("first step", {.lr = 0.5, .beta1 = 0.5, .beta2 = 0.75, .gamma = 1, .clip_correction = 1}, 1),
+     {4, 0.5, 0, 0, 0},
+     {3.5, 0.5, 0.25, 0.0625, 0.5}},
+    // v is 16 before and after, so m = 0.5 * 2 + 4 / 4 + 0.25 * 4.
+    {make_setting<NovoGrad>("novograd", {.lr = 0.5, .beta1 = 0.5, .beta2 = 0.5, .weight_decay = 0.25}, 2,
+                            {.exp_avg_norm_sq = 16}),
+     {4, 4, 2},
+     {2.5, 4, 3}},
+    {make_setting<NovoGrad>("first step", {.lr = 0.5, .beta1 = 0.5, .beta2 = 0.5, .eps = 2}, 1, {}),
+     {4, 2, 0},
+     {3.75, 2, 0.5}},
+    {make_setting<NovoGrad>("averaging",
+                            {.lr = 0.5, .beta1 = 0.5, .beta2 = 0.5, .weight_decay = 0.25, .grad_averaging = 1}, 2,
+                            {.exp_avg_norm_sq = 16}),
+     {4, 4, 2},
+     {3, 4, 2}},
     // At step 1, m = g and v = g^2, so the root of the mean of squares is 1.
     {make_setting<StableAdamW>("first step", {.lr = 0.5, .beta1 = 0.5, .beta2 = 0.75, .weight_decay = 0.25}, 1),
      {4, 2, 0, 0},
@@ -450,7 +475,7 @@ constexpr Row kByHand[] = {
 };
 
 TEST_CASE_TEMPLATE("by hand", T, float, double) {
-  for (const Row& row : kByHand) {
+  for (Row row : kByHand) {
     CAPTURE(std::string_view(info_of(row.setting.rule).name));
     CAPTURE(row.setting.what);
     const Values got = update<T>(row.setting, row.before);
@@ -619,6 +644,18 @@ void muon_momentum(const MuonMomentum::Hyper& h, double /*t*/, double& p, double
   p = h.nesterov != 0 ? (1 - momentum) * g + momentum * state[0] : state[0];
 }
 
+void mars(const Mars::Hyper& h, double t, double& p, double g, double* state, double* /*scalar*/) {
+  double c = g;
+  if (t > 1) c += h.gamma * h.beta1 / (1 - h.beta1) * (g - state[2]);
+  if (h.clip_correction != 0) c /= std::fmax(1, std::fabs(c));
+  state[0] = h.beta1 * state[0] + (1 - h.beta1) * c;
+  state[1] = h.beta2 * state[1] + (1 - h.beta2) * c * c;
+  const double m = state[0] / (1 - std::pow(h.beta1, t));
+  const double v = state[1] / (1 - std::pow(h.beta2, t));
+  p -= h.lr * (m / (std::sqrt(v) + h.eps) + h.weight_decay * p);
+  state[2] = g;
+}
+
 void nadam(const Nadam::Hyper& h, double t, double& p, double g, double* state, double* scalar) {
   const double lr = h.lr, beta1 = h.beta1, beta2 = h.beta2, eps = h.eps, weight_decay = h.weight_decay;
   const bool decoupled = h.decoupled_weight_decay != 0;
@@ -630,6 +667,14 @@ void nadam(const Nadam::Hyper& h, double t, double& p, double g, double* state, 
   state[1] = beta2 * state[1] + (1 - beta2) * g * g;
   const double nesterov = mu(t + 1) * state[0] / (1 - scalar[0] * mu(t + 1)) + (1 - mu(t)) * g / (1 - scalar[0]);
   p -= lr * nesterov / (std::sqrt(state[1] / (1 - std::pow(beta2, t))) + eps);
+}
+
+void novograd(const NovoGrad::Hyper& h, double /*t*/, double& p, double g, double* state, double* scalar) {
+  double& v = scalar[0];
+  v = v == 0 ? g * g : h.beta2 * v + (1 - h.beta2) * (g * g);
+  const double share = h.grad_averaging != 0 ? 1 - h.beta1 : 1;
+  state[0] = h.beta1 * state[0] + share * (g / (std::sqrt(v) + h.eps) + h.weight_decay * p);
+  p -= h.lr * state[0];
 }
 
 void radam(const Radam::Hyper& h, double t, double& p, double g, double* state, double* /*scalar*/) {
@@ -771,7 +816,6 @@ TEST_CASE_TEMPLATE("a run of every setting follows the formulas", T, float, doub
       const double g = gradients[t % 5];
       values[kGrad] = g;
       values = update<T>(setting, values);
-      info_of(setting.rule).advance(setting.hyper.data(), setting.step, setting.scalars.data());
       step_by_formula(setting, p, g, state, scalars.data());
       CHECK(std::fabs(values[kParam] - p) <= tolerance * std::fabs(p));
       CHECK(setting.scalars == scalars);
@@ -842,12 +886,22 @@ TEST_CASE("names, in the order of the operands, hyperparameters and scalars") {
        {},
        false},
       {RuleId::lion, {"lr", "betas[0]", "betas[1]", "weight_decay"}, {"exp_avg"}, {}, false},
+      {RuleId::mars,
+       {"lr", "betas[0]", "betas[1]", "eps", "weight_decay", "gamma", "clip_correction!"},
+       {"exp_avg", "exp_avg_sq", "last_grad"},
+       {},
+       true},
       {RuleId::muon, {"decay", "adjusted_lr"}, {}, {}, false},
       {RuleId::muon_momentum, {"momentum", "nesterov!"}, {"momentum_buffer"}, {}, false},
       {RuleId::nadam,
        {"lr", "betas[0]", "betas[1]", "eps", "weight_decay", "momentum_decay", "decoupled_weight_decay!"},
        {"exp_avg", "exp_avg_sq"},
        {"mu_product"},
+       true},
+      {RuleId::novograd,
+       {"lr", "betas[0]", "betas[1]", "eps", "weight_decay", "grad_averaging!"},
+       {"exp_avg"},
+       {"exp_avg_norm_sq"},
        true},
       {RuleId::radam,
        {"lr", "betas[0]", "betas[1]", "eps", "weight_decay", "decoupled_weight_decay!"},
@@ -1051,7 +1105,7 @@ TEST_CASE_TEMPLATE("prepare", T, float, double) {
        kParam,
        T(1) - T(0.1 * 0.7)},
   };
-  for (const auto& [setting, before, operand, want] : table) {
+  for (auto [setting, before, operand, want] : table) {
     CAPTURE(setting.what);
     CHECK(update<T>(setting, before)[operand] == static_cast<double>(want));
   }

@@ -66,6 +66,14 @@ PAIRS = {
         lambda p: onepass.LAMB(p, LR, weight_decay=0.1, trust_clip=True, max_norm=1.0),
         lambda p: timm.optim.Lamb(p, LR, weight_decay=0.1, trust_clip=True),
     ),
+    "MARS, timm": (
+        lambda p: onepass.MARS(p, LR, weight_decay=0.1),
+        lambda p: timm.optim.Mars(p, LR, betas=(0.95, 0.99), weight_decay=0.1, optimize_1d=True),
+    ),
+    "NovoGrad, timm": (
+        lambda p: onepass.NovoGrad(p, LR, weight_decay=0.1, grad_averaging=True),
+        lambda p: timm.optim.NvNovoGrad(p, LR, weight_decay=0.1, grad_averaging=True),
+    ),
     "LARS, timm": (
         lambda p: onepass.LARS(p, 1.0, weight_decay=0.1, nesterov=True),
         lambda p: timm.optim.Lars(p, 1.0, momentum=0.9, weight_decay=0.1, nesterov=True),

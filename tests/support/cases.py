@@ -42,6 +42,8 @@ PlainLAMB = plain(onepass.LAMB)
 PlainLARS = plain(onepass.LARS)
 PlainLaProp = plain(onepass.LaProp)
 PlainLion = plain(onepass.Lion)
+PlainMARS = plain(onepass.MARS)
+PlainNovoGrad = plain(onepass.NovoGrad)
 PlainScheduleFreeAdamW = plain(onepass.ScheduleFreeAdamW)
 PlainScheduleFreeRAdam = plain(onepass.ScheduleFreeRAdam)
 PlainScheduleFreeSGD = plain(onepass.ScheduleFreeSGD)
@@ -575,6 +577,50 @@ ROWS = [
             "eps": {"eps": 0.1},
             "no_decay": {"weight_decay": 0.0},
             "weight_decay": {"weight_decay": 0.3, "lr": 0.01},
+            "maximize": {"maximize": True, "weight_decay": 0.1},
+            "tensor_lr": {"lr": torch.tensor(0.01)},
+            "tensor_lr_1d": {"lr": torch.tensor([0.01], dtype=torch.float64), "weight_decay": 0.1},
+            "betas": {"betas": (0.5, 0.75)},
+            "zero_betas": {"betas": (0.0, 0.0)},
+        },
+    ),
+    Row(
+        ours=onepass.MARS,
+        theirs=PlainMARS,
+        flavours=({},),
+        formula=reference.mars,
+        norms=True,
+        states=("exp_avg", "exp_avg_sq", "last_grad"),
+        full={"lr": 0.01, "weight_decay": 0.1, "gamma": 0.1},
+        variants={
+            "default": {},
+            "lr": {"lr": 0.03},
+            "eps": {"eps": 0.1},
+            "weight_decay": {"weight_decay": 0.3, "lr": 0.01},
+            "gamma": {"gamma": 0.5},
+            "not_clipped": {"clip_correction": False},
+            "maximize": {"maximize": True, "weight_decay": 0.1},
+            "tensor_lr": {"lr": torch.tensor(0.01)},
+            "tensor_lr_1d": {"lr": torch.tensor([0.01], dtype=torch.float64), "weight_decay": 0.1},
+            "betas": {"betas": (0.5, 0.75)},
+            "zero_betas": {"betas": (0.0, 0.0)},
+        },
+    ),
+    Row(
+        ours=onepass.NovoGrad,
+        theirs=PlainNovoGrad,
+        flavours=({},),
+        formula=reference.novograd,
+        norms=True,
+        states=("exp_avg",),
+        scalars=("step", "exp_avg_norm_sq"),
+        full={"lr": 0.01, "weight_decay": 0.1},
+        variants={
+            "default": {},
+            "lr": {"lr": 0.03},
+            "eps": {"eps": 0.1},
+            "weight_decay": {"weight_decay": 0.3, "lr": 0.01},
+            "averaging": {"grad_averaging": True, "weight_decay": 0.1},
             "maximize": {"maximize": True, "weight_decay": 0.1},
             "tensor_lr": {"lr": torch.tensor(0.01)},
             "tensor_lr_1d": {"lr": torch.tensor([0.01], dtype=torch.float64), "weight_decay": 0.1},

@@ -33,8 +33,11 @@ def assert_as_exact_as_torch(row, kwargs, dtype, params=None):
         rms, *their_rms = (np.sqrt((x**2).mean()) for x in off)
         # In float16, where Adam's eps is zero, much of torch's code makes NaN of some parameters; NAdam's all of it.
         best, best_rms = (min((x for x in xs if x == x), default=8 * ulp) for xs in (their_largest, their_rms))
-        assert largest <= 1.1 * best + 4 * ulp, name
-        assert rms <= 1.1 * best_rms + 0.1 * ulp, name
+        # The largest numbers of a rule with norms are those of tensors of one element, whose roundings are the same at
+        # every step: MARS divides them by their own magnitude.
+        few = 4 if row.norms else 1
+        assert largest <= 1.1 * best + 4 * few * ulp, name
+        assert rms <= 1.1 * best_rms + 0.1 * few * ulp, name
 
     for p, q in zip(params_of(ours), params_of(theirs[0]), strict=True):
         assert list(ours.state[p]) == list(theirs[0].state[q])

@@ -165,6 +165,28 @@ def lars(p, g, s, t, *, lr, momentum, weight_decay, trust_coefficient, eps, nest
     return p - lr * (g + momentum * b if nesterov else b), {"momentum_buffer": b}
 
 
+def mars(p, g, s, t, *, lr, betas, eps, weight_decay, gamma, clip_correction, **_):
+    """Yuan et al. 2024, algorithm 2 with approximate differences, of one whole tensor."""
+    beta1, beta2 = betas
+    c = g + gamma * beta1 / (1 - beta1) * (g - s.get("last_grad", 0.0)) if t > 1 else g
+    if clip_correction:
+        c = c / np.maximum(1.0, norm(c))
+    m = lerp(s.get("exp_avg", 0.0), c, 1 - beta1)
+    v = beta2 * s.get("exp_avg_sq", 0.0) + (1 - beta2) * c**2
+    u = m / (1 - beta1**t) / (np.sqrt(v / (1 - beta2**t)) + eps) + decay(weight_decay, p)
+    return p - lr * u, {"exp_avg": m, "exp_avg_sq": v, "last_grad": g}
+
+
+def novograd(p, g, s, t, *, lr, betas, eps, weight_decay, grad_averaging, **_):
+    """Ginsburg et al. 2019, algorithm 1, of one whole tensor."""
+    beta1, beta2 = betas
+    v, square = s.get("exp_avg_norm_sq", 0.0), norm(g) ** 2
+    v = np.where(v == 0, square, beta2 * v + (1 - beta2) * square)
+    u = g / (np.sqrt(v) + eps) + decay(weight_decay, p)
+    m = beta1 * s.get("exp_avg", 0.0) + (1 - beta1 if grad_averaging else 1.0) * u
+    return p - lr * m, {"exp_avg": m, "exp_avg_norm_sq": v}
+
+
 def stable_adamw(p, g, s, t, *, lr, betas, eps, weight_decay, **_):
     """Wortsman et al. 2023, algorithm 2, of one whole tensor."""
     gain1, gain2 = ((1 - beta) / (1 - beta**t) for beta in betas)
@@ -544,7 +566,9 @@ class Trajectory:
     def _kept(self, states: dict) -> dict:
         """The scalars among them have the default dtype, whatever the parameter's."""
         scalars = [name for name in self.row.scalars if name in states]
-        return states | {name: stored(states[name], torch.get_default_dtype()) for name in scalars}
+        return states | {
+            name: stored(np.asarray(states[name], np.float64), torch.get_default_dtype()) for name in scalars
+        }
 
     def names(self) -> list[str]:
         """Of what there are numbers: "" for the parameters, and the states in use."""

@@ -35,7 +35,9 @@ from ..optimizers.lamb import LAMB
 from ..optimizers.laprop import LaProp
 from ..optimizers.lars import LARS
 from ..optimizers.lion import Lion
+from ..optimizers.mars import MARS
 from ..optimizers.nadam import NAdam
+from ..optimizers.novograd import NovoGrad
 from ..optimizers.radam import RAdam
 from ..optimizers.rmsprop import RMSprop
 from ..optimizers.rprop import Rprop
@@ -119,6 +121,8 @@ SUBJECTS = [
     Subject(LAMB, {"lr": 1e-3}),
     Subject(LARS, {"lr": 1e-1, "weight_decay": 1e-2}),
     Subject(StableAdamW, {"lr": 1e-3}),
+    Subject(MARS, {"lr": 1e-3, "weight_decay": 1e-2}),
+    Subject(NovoGrad, {"lr": 1e-3, "weight_decay": 1e-2}),
     Subject(ScheduleFreeAdamW, {"lr": 1e-3, "weight_decay": 1e-2}),
     Subject(ScheduleFreeRAdam, {"lr": 1e-3, "silent_sgd_phase": False}),
     Subject(ScheduleFreeSGD, {"lr": 1e-3, "weight_decay": 1e-2}),

@@ -84,8 +84,7 @@ def convert_state_dict(
         else:
             step: Any = held.get("step", 0)
             random_key = _core.random_key(group.get("rounding_seed", 0), int(step), numbers.get(key, 0))
-            names, has_codings = _rule_of(held)
-            has_codings = has_codings and "trust_ratio" not in group  # LAMB and LARS
+            names, has_codings = _rule_of(held, group)
             if state_dtype != block_states.CODES:
                 states[key] = _converted(block_states.decoded_state(held), state_dtype, random_key, names)
             elif has_codings:
@@ -108,7 +107,7 @@ def _converted(state: Mapping[str, Any], dtype: torch.dtype | None, key: int, na
         return dict(state)
     made: dict[str, Any] = {}
     for name, value in state.items():
-        is_state = isinstance(value, Tensor) and name in _state_names() and value.is_floating_point()
+        is_state = isinstance(value, Tensor) and name in names and value.is_floating_point()
         encodes = name in block_states.codings() and not block_states.is_in_blocks(value)
         if not is_state or (dtype == block_states.CODES and not encodes):
             made[name] = value
@@ -122,17 +121,21 @@ def _converted(state: Mapping[str, Any], dtype: torch.dtype | None, key: int, na
     return made
 
 
-def _rule_of(state: Mapping[str, Any]) -> tuple[list[str], bool]:
+def _rule_of(state: Mapping[str, Any], group: Mapping[str, Any]) -> tuple[list[str], bool]:
     """Return the names of the states of the rule that a state is of, and whether they can have 8 bits.
 
-    Of several rules it is one whose states can, and that has the fewest.
+    Of several rules it is the one of whose hyperparameters the group has the most, if it has all; of these, one whose
+    states can have 8 bits, and that has the fewest.
     """
     held = set(state) & _state_names()
-    rules = [(not codings, len(names), names) for _, names, _, _, codings in _core.rules().values()]
-    found = [rule for rule in rules if held <= set(rule[2])]
+    found = []
+    for hyper, names, scalars, _, codings in _core.rules().values():
+        if held <= {*names, *scalars}:
+            keys = {name.partition("[")[0].rstrip("?!") for name in hyper}
+            found.append((-len(keys) if keys <= group.keys() else 0, not codings, len(names), names))
     if not found:
         return sorted(held), held <= block_states.codings().keys()
-    refuses, _, names = min(found)
+    _, refuses, _, names = min(found)
     return names, not refuses
 
 

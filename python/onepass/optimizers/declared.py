@@ -262,6 +262,60 @@ class Lion(Declared):
         self._declare("lion", params, lr=lr, betas=betas, weight_decay=weight_decay, maximize=maximize)
 
 
+class MARS(Declared):
+    """The arguments of MARS."""
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 3e-3,
+        betas: tuple[float, float] = (0.95, 0.99),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        gamma: float = 0.025,
+        clip_correction: bool = True,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        self._declare(
+            "mars",
+            params,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            gamma=gamma,
+            clip_correction=clip_correction,
+            maximize=maximize,
+        )
+
+
+class NovoGrad(Declared):
+    """The arguments of NovoGrad."""
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.95, 0.98),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        grad_averaging: bool = False,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        self._declare(
+            "novograd",
+            params,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            grad_averaging=grad_averaging,
+            maximize=maximize,
+        )
+
+
 class ScheduleFreeAdamW(Declared):
     """The arguments of ScheduleFreeAdamW."""
 

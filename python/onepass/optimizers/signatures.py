@@ -21,11 +21,13 @@ from torch.optim import SparseAdam as SparseAdam
 from .declared import ADOPT as ADOPT
 from .declared import LAMB as LAMB
 from .declared import LARS as LARS
+from .declared import MARS as MARS
 from .declared import AdaBelief as AdaBelief
 from .declared import Adan as Adan
 from .declared import AdEMAMix as AdEMAMix
 from .declared import LaProp as LaProp
 from .declared import Lion as Lion
+from .declared import NovoGrad as NovoGrad
 from .declared import ScheduleFreeAdamW as ScheduleFreeAdamW
 from .declared import ScheduleFreeRAdam as ScheduleFreeRAdam
 from .declared import ScheduleFreeSGD as ScheduleFreeSGD

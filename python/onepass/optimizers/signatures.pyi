@@ -397,6 +397,31 @@ class Lion(torch.optim.Optimizer):
         rounding_seed: int | None = ...,
     ) -> None: ...
 
+class MARS(torch.optim.Optimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = ...,
+        betas: tuple[float, float] = ...,
+        eps: float = ...,
+        weight_decay: float = ...,
+        gamma: float = ...,
+        clip_correction: bool = ...,
+        *,
+        maximize: bool = ...,
+        state_dtype: torch.dtype | None = ...,
+        master: str | None = ...,
+        max_norm: float | ClippingPolicy | None = ...,
+        norm_type: float = ...,
+        clip_value: float | None = ...,
+        skip_nonfinite: bool = ...,
+        average: AveragedModel | None = ...,
+        copy_to: Sequence[Tensor] | Module | None = ...,
+        zero_grad: bool = ...,
+        stochastic_rounding: bool = ...,
+        rounding_seed: int | None = ...,
+    ) -> None: ...
+
 class Muon(torch.optim.Muon):
     def __init__(
         self,
@@ -438,6 +463,30 @@ class NAdam(torch.optim.NAdam):
         maximize: bool = ...,
         capturable: bool = ...,
         differentiable: bool = ...,
+        state_dtype: torch.dtype | None = ...,
+        master: str | None = ...,
+        max_norm: float | ClippingPolicy | None = ...,
+        norm_type: float = ...,
+        clip_value: float | None = ...,
+        skip_nonfinite: bool = ...,
+        average: AveragedModel | None = ...,
+        copy_to: Sequence[Tensor] | Module | None = ...,
+        zero_grad: bool = ...,
+        stochastic_rounding: bool = ...,
+        rounding_seed: int | None = ...,
+    ) -> None: ...
+
+class NovoGrad(torch.optim.Optimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = ...,
+        betas: tuple[float, float] = ...,
+        eps: float = ...,
+        weight_decay: float = ...,
+        grad_averaging: bool = ...,
+        *,
+        maximize: bool = ...,
         state_dtype: torch.dtype | None = ...,
         master: str | None = ...,
         max_norm: float | ClippingPolicy | None = ...,

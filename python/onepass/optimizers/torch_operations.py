@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .arguments import number
+from .gradient_norm import is_dtensor
 from .hooks import Step
 from .torch_private import scalar_dtype
 
@@ -100,6 +102,12 @@ def norm_of(x: Tensor) -> Tensor:
     """Return the 2-norm of a tensor in float64, of a DTensor that of the whole."""
     norm: Tensor = torch.linalg.vector_norm(x, dtype=torch.promote_types(x.dtype, torch.float64))
     return norm
+
+
+def value_of(x: Any) -> float:
+    """Return the value of a tensor of one element; NaN on the device meta, where tensors have no values."""
+    whole = x.full_tensor() if is_dtensor(x) else x
+    return math.nan if whole.is_meta else float(whole)
 
 
 def ratio_of_norms(x: Tensor, y: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ from .optimizers.novograd import NovoGrad
 from .optimizers.radam import RAdam
 from .optimizers.rmsprop import RMSprop
 from .optimizers.rprop import Rprop
+from .optimizers.sam import SAM
 from .optimizers.schedule_free_adamw import ScheduleFreeAdamW
 from .optimizers.schedule_free_radam import ScheduleFreeRAdam
 from .optimizers.schedule_free_sgd import ScheduleFreeSGD
@@ -61,6 +62,7 @@ __all__ = [
     "LARS",
     "LBFGS",
     "MARS",
+    "SAM",
     "SGD",
     "AdEMAMix",
     "AdaBelief",

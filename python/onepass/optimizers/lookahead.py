@@ -15,25 +15,9 @@ from .arguments import check_number
 from .base import SLOW_PARAM, Native, new_follower
 from .hooks import hooked, unwrapped
 from .master import low_bits_kept, master_of, write_master
-from .tail import StepReport, Tail
+from .tail import Tail
 from .torch_private import disable_dynamo
-
-
-class _Wrapped:
-    """An attribute that is read from, set on and deleted from the wrapped optimizer."""
-
-    def __set_name__(self, _: type, name: str) -> None:
-        self.name = name
-
-    def __get__(self, lookahead: Lookahead | None, _: type | None = None) -> Any:
-        return self if lookahead is None else getattr(lookahead.optimizer, self.name)
-
-    def __set__(self, lookahead: Lookahead, value: Any) -> None:
-        setattr(lookahead.optimizer, self.name, value)
-
-    def __delete__(self, lookahead: Lookahead) -> None:
-        delattr(lookahead.optimizer, self.name)
-
+from .wrapper import Wrapper, check_wrapped
 
 _NO_MASTERS: Mapping[Tensor, str] = {}
 
@@ -91,7 +75,7 @@ class SlowWeightUpdate:
                 p.copy_(slow)
 
 
-class Lookahead(Optimizer):
+class Lookahead(Wrapper):
     r"""Lookahead: slow weights, which are blended with the parameters of another optimizer every k steps.
 
     The wrapped optimizer steps the parameters :math:`\theta` (the fast weights). At every :math:`k`-th step, element by
@@ -139,22 +123,11 @@ class Lookahead(Optimizer):
         True
     """
 
-    optimizer: Optimizer  #: The wrapped optimizer.
     _depth: int  # how many Lookaheads are nested inside
     _cycle: dict[str, Any]  # k, alpha, step
 
-    # GradScaler sets, tests (hasattr) and deletes the last three around each step.
-    param_groups = _Wrapped()
-    state = _Wrapped()
-    defaults = _Wrapped()
-    grad_scale = _Wrapped()
-    found_inf = _Wrapped()
-    _step_supports_amp_scaling = _Wrapped()
-
     def __init__(self, optimizer: Optimizer, k: int = 5, alpha: float = 0.5) -> None:
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"optimizer must be a torch.optim.Optimizer, but is a {type(optimizer).__name__}")
-        # Not Optimizer.__init__, which would create separate param_groups and state.
+        check_wrapped(optimizer)
         self.__setstate__(
             {
                 "optimizer": optimizer,
@@ -184,11 +157,6 @@ class Lookahead(Optimizer):
         return float(self._cycle["alpha"])
 
     # -- the step ----------------------------------------------------------------------------------------------------
-
-    @property
-    def last_step(self) -> StepReport | None:
-        """What the last step of the wrapped optimizer did: its ``last_step``; None if it has none."""
-        return getattr(unwrapped(self.optimizer), "last_step", None)
 
     def _update(self, closure: Callable[[], Any] | None = None) -> Any:
         """Perform a single step of the wrapped optimizer; at every k-th step, update the slow weights.
@@ -233,9 +201,6 @@ class Lookahead(Optimizer):
                 f"copy_to: they would not follow the slow weights. Wrap the {type(inner).__name__} itself"
             )
 
-    def _step_wrapped(self, closure: Callable[[], Any] | None) -> Any:
-        return self.optimizer.step() if closure is None else self.optimizer.step(closure)
-
     @property
     def _is_native(self) -> bool:
         """Return whether the wrapped optimizer is a Native whose step no subclass overrides."""
@@ -275,13 +240,9 @@ class Lookahead(Optimizer):
         report = self.last_step
         return report is not None and report.skipped
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Reset the gradients by the wrapped optimizer's ``zero_grad``."""
-        self.optimizer.zero_grad(set_to_none)
-
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group to the wrapped optimizer."""
-        self.optimizer.add_param_group(param_group)
+        super().add_param_group(param_group)
         self._share_cycle()
 
     # -- slow weights ------------------------------------------------------------------------------------------------
@@ -320,9 +281,6 @@ class Lookahead(Optimizer):
 
     def _slow_param(self, p: Tensor) -> Tensor | None:
         return _slow_param(self.optimizer, self._slow_name, p)
-
-    def _params(self) -> Iterator[Tensor]:
-        return (p for group in self.param_groups for p in group["params"])
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,6 @@ from torch.utils.hooks import RemovableHandle
 
 from ..optimizers.base import Native
 from ..optimizers.hooks import unwrapped
-from ..optimizers.lookahead import Lookahead
 from ..optimizers.torch_private import (
     copy_operator,
     disable_dynamo,
@@ -24,6 +23,7 @@ from ..optimizers.torch_private import (
     foreach_zero_operator,
     make_subclass,
 )
+from ..optimizers.wrapper import Wrapper
 
 _ZEROING = {torch.ops.aten.zero_.default, foreach_zero_operator}
 _MOVING = {copy_operator, torch.ops.aten.detach.default}
@@ -256,7 +256,7 @@ def step_in_backward(optimizer: Optimizer) -> StepInBackward:
 
     Raises:
         TypeError: ``optimizer`` is not a ``torch.optim.Optimizer``, or it uses all parameters together (LBFGS,
-            Lookahead).
+            Lookahead, SAM).
         ValueError: The optimizer has an argument that needs all parameters of a step at once, such as ``max_norm``.
         RuntimeError: Later, from ``optimizer.step(closure)`` and from any use of a freed gradient.
 
@@ -272,7 +272,7 @@ def step_in_backward(optimizer: Optimizer) -> StepInBackward:
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got a {type(optimizer).__name__}")
     optimizer = unwrapped(optimizer)
-    if isinstance(optimizer, LBFGS | Lookahead):
+    if isinstance(optimizer, LBFGS | Wrapper):
         raise TypeError(f"{type(optimizer).__name__} uses all parameters together, so it cannot step in backward")
     tail = optimizer._tail if isinstance(optimizer, Native) else None
     if tail is not None and (names := tail.whole_step_arguments()):

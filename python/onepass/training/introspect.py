@@ -17,7 +17,7 @@ from ..optimizers.base import Native
 from ..optimizers.block_states import SUFFIX, local_part
 from ..optimizers.hooks import unwrapped
 from ..optimizers.lbfgs import LBFGS
-from ..optimizers.lookahead import Lookahead
+from ..optimizers.wrapper import innermost
 from .backward import freed_aside
 
 
@@ -71,8 +71,9 @@ def explain(optimizer: Optimizer) -> Explanation:
     Nothing is changed.
 
     Args:
-        optimizer: Any optimizer. For an optimizer of torch, every path is ``"torch"``. For Lookahead and accelerate's
-            wrapper, the report is about the wrapped optimizer; for ZeroRedundancyOptimizer, about this process's share.
+        optimizer: Any optimizer. For an optimizer of torch, every path is ``"torch"``. For Lookahead, SAM and the
+            wrapper of accelerate, the report is about the wrapped optimizer; for ZeroRedundancyOptimizer, about this
+            process's share.
 
     Returns:
         One row per parameter. ``path`` is ``"kernel"`` (``reason`` names the GPU, if there is one), ``"torch"``
@@ -90,9 +91,7 @@ def explain(optimizer: Optimizer) -> Explanation:
     """
     if not hasattr(unwrapped(optimizer), "param_groups"):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got a {type(optimizer).__name__}")
-    optimizer = unwrapped(optimizer)
-    while isinstance(optimizer, Lookahead):
-        optimizer = unwrapped(optimizer.optimizer)
+    optimizer = innermost(optimizer)
     if isinstance(share := getattr(optimizer, "optim", None), Optimizer):  # ZeroRedundancyOptimizer's
         optimizer = share
     if isinstance(optimizer, Native | LBFGS):

@@ -15,9 +15,9 @@ from torch.optim import Optimizer
 from .. import _core
 from ..optimizers.arguments import hyperparameters, number
 from ..optimizers.hooks import unwrapped
-from ..optimizers.lookahead import Lookahead
 from ..optimizers.tail import StepReport, Tail
 from ..optimizers.torch_private import foreach_norm, foreach_sub_
+from ..optimizers.wrapper import innermost
 
 
 class Writer(Protocol):
@@ -207,10 +207,8 @@ class StepLog:
 
 
 def _tail_of(optimizer: Optimizer) -> Tail | None:
-    """Return what an optimizer's steps do beside the update; for Lookahead, that of the wrapped optimizer."""
-    while isinstance(optimizer, Lookahead):
-        optimizer = unwrapped(optimizer.optimizer)
-    return getattr(optimizer, "_tail", None)
+    """Return what an optimizer's steps do beside the update; for a wrapper, that of the wrapped optimizer."""
+    return getattr(innermost(optimizer), "_tail", None)
 
 
 def _reported(report: StepReport) -> dict[str, float]:

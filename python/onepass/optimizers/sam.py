@@ -1,0 +1,276 @@
+"""SAM."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .. import _core
+from .arguments import check_number
+from .gradient_norm import total_norm
+from .hooks import hooked
+from .master import confirm_low_bits, low_bits_are_valid
+from .torch_private import disable_dynamo, foreach_copy_
+from .wrapper import Wrapper, check_wrapped
+
+EPS = 1e-12  # added to the norm
+
+_KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+class SAM(Wrapper):
+    r"""Sharpness-aware minimisation: steps any optimizer by the gradient at a nearby point of higher loss.
+
+    With the gradient :math:`g` of all parameters :math:`\theta` together, each step evaluates the loss a second time,
+    at
+
+    .. math::
+        \theta + \rho \frac{g}{\|g\| + 10^{-12}}
+        \text{, or, if adaptive, } \theta + \rho \frac{\theta^2 g}{\|\theta g\| + 10^{-12}}
+
+    with the 2-norm over all groups. Then it sets the parameters back to the bit, and the wrapped optimizer steps them
+    by the second gradient.
+
+    ``step(closure)`` does all of it: the closure resets the gradients, computes the loss and its gradients, and returns
+    the loss, as for every optimizer of torch that takes one; it is called twice. Without a closure, call
+    ``first_step()`` after the first backward pass, and ``step()`` after the second one. This is also the way to use
+    ``torch.amp.GradScaler``; the direction of the first step does not depend on the loss scale.
+
+    The kernels measure the norm in one pass over the gradients, and move the parameters in a second pass; if adaptive,
+    torch operations move them. A copy of the parameters is kept between steps. On a GPU the first step waits for the
+    norm.
+
+    SAM is itself an optimizer, and works with schedulers and checkpoints. ``param_groups``, ``state`` and ``defaults``
+    are the wrapped optimizer's, and so is the ``state_dict``, whose groups have the key ``sam``: ``rho`` and
+    ``adaptive``. Each of the two can load the other's state_dict. Arguments such as ``max_norm`` and ``average`` belong
+    to the wrapped optimizer, and concern its step alone.
+
+    With DistributedDataParallel, each process normally moves by the mean gradient. The authors move each by the
+    gradient of its own batch: call the first backward pass within ``model.no_sync()``.
+
+    Sources: Foret et al. 2021, "Sharpness-Aware Minimization for Efficiently Improving Generalization",
+    arXiv:2010.01412; adaptive: Kwon et al. 2021, "ASAM", arXiv:2102.11600, without its constant added to
+    :math:`|\theta|`.
+
+    Args:
+        optimizer: The optimizer to wrap: torch's, onepass's or any other that needs no closure.
+        rho: :math:`\rho`, the length of the first step, >= 0. Usual are 0.05 and, if adaptive, 0.5 to 2.
+        adaptive: Whether the first step is scaled by the magnitude of each parameter (ASAM).
+
+    Raises:
+        TypeError: ``optimizer`` is not a ``torch.optim.Optimizer``, or ``rho`` is not a number.
+        ValueError: ``rho`` is negative or not finite.
+
+    Example:
+        >>> model = torch.nn.Linear(4, 2)
+        >>> optimizer = onepass.SAM(onepass.SGD(model.parameters(), lr=0.1, momentum=0.9), rho=0.05)
+        >>> def closure():
+        ...     optimizer.zero_grad()
+        ...     loss = model(torch.ones(8, 4)).square().mean()
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = optimizer.step(closure)
+        >>> closure().item() < loss.item()
+        True
+    """
+
+    _setting: dict[str, Any]  # rho, adaptive; shared by all groups
+    _old: dict[Tensor, Tensor]  # copies of the parameters, whose memory is used again
+    _moved: list[Tensor]  # the parameters that the first step has moved
+    _with_low_bits: list[Tensor]  # of these, those whose low bits (of a split master) were valid
+
+    def __init__(self, optimizer: Optimizer, rho: float = 0.05, adaptive: bool = False) -> None:
+        check_wrapped(optimizer)
+        setting = _checked({"rho": rho, "adaptive": adaptive})
+        self.__setstate__({"optimizer": optimizer, "_setting": setting})
+        self._share_setting()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: self.__dict__[name] for name in ("optimizer", "_setting")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._old, self._moved, self._with_low_bits = {}, [], []
+        super().__setstate__(state)
+
+    @property
+    def rho(self) -> float:
+        """Length of the first step. It can be set, also while training."""
+        return float(self._setting["rho"])
+
+    @rho.setter
+    def rho(self, rho: float) -> None:
+        self._setting.update(_checked({**self._setting, "rho": rho}))
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the first step is scaled by the magnitude of each parameter."""
+        return bool(self._setting["adaptive"])
+
+    # -- the step ----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def first_step(self, zero_grad: bool = False) -> None:
+        """Move the parameters that have a gradient to the nearby point of higher loss.
+
+        If they are there already, because a step was skipped, they are first set back.
+
+        Args:
+            zero_grad: Whether to reset the gradients then.
+
+        Raises:
+            RuntimeError: A gradient is sparse; nothing has been moved.
+        """
+        self.restore()
+        params = list(dict.fromkeys(self._params()))
+        grads = [p.grad for p in params]
+        if any(grad is not None and grad.layout != torch.strided for grad in grads):
+            raise RuntimeError("SAM does not support sparse gradients")
+        if self.adaptive:
+            grads = [grad if grad is None else p.abs() * grad for p, grad in zip(params, grads, strict=True)]
+        scale = self.rho / (total_norm(params, grads, largest=False) + EPS)
+        pairs = [(p, grad) for p, grad in zip(params, grads, strict=True) if grad is not None]
+        self._save([p for p, _ in pairs])
+        rows: list[tuple[Tensor, ...]] = []
+        for p, grad in pairs:
+            if self.adaptive:
+                p.addcmul_(p.abs(), grad, value=scale)
+            elif _is_plain(p) and _is_plain(grad) and p.device == grad.device:
+                rows.append((p, grad))
+            else:
+                p.add_(grad, alpha=scale)
+        _core.apply("muon", [0.0, -scale], 1.0, rows, 1.0, torch.get_num_threads())  # p = p - -scale * grad
+        if zero_grad:
+            self.zero_grad()
+
+    def _save(self, params: list[Tensor]) -> None:
+        for p in params:
+            old = self._old.get(p)
+            if old is None or old.dtype != p.dtype or old.shape != p.shape or old.device != p.device:
+                self._old[p] = torch.empty_like(p, memory_format=torch.preserve_format)
+        if params:
+            foreach_copy_([self._old[p] for p in params], params)
+        self._moved = params
+        self._with_low_bits = [p for p in params if low_bits_are_valid(p)]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Set the parameters back, to the bit, to where they were before ``first_step()``; else do nothing."""
+        moved, self._moved = self._moved, []
+        if moved:
+            foreach_copy_(moved, [self._old[p] for p in moved])
+        for p in self._with_low_bits:
+            confirm_low_bits(p)
+        self._with_low_bits = []
+
+    def second_step(self, zero_grad: bool = False) -> None:
+        """Set the parameters back and step the wrapped optimizer; the same as ``step()`` after ``first_step()``.
+
+        Args:
+            zero_grad: Whether to reset the gradients then.
+        """
+        self.step()
+        if zero_grad:
+            self.zero_grad()
+
+    def _update(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Perform a whole step with a closure, or its second part after ``first_step()``.
+
+        Args:
+            closure: Resets the gradients, computes the loss and the gradients, and returns the loss. It is called
+                twice.
+
+        Returns:
+            What the closure returned first; without a closure, the result of the wrapped optimizer's step.
+
+        Raises:
+            RuntimeError: There is neither a closure nor a first step.
+        """
+        if closure is None:
+            if not self._moved:
+                raise RuntimeError("SAM: step() needs a closure, or first_step() before the second backward pass")
+            self.restore()
+            return self._step_wrapped()
+        self.restore()
+        with torch.enable_grad():
+            loss = closure()
+        self.first_step()
+        try:
+            with torch.enable_grad():
+                closure()
+        finally:
+            self.restore()
+        self._step_wrapped()
+        return loss
+
+    step = hooked(_update, "SAM")
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group to the wrapped optimizer."""
+        super().add_param_group(param_group)
+        self._share_setting()
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    def _share_setting(self) -> None:
+        for group in self.param_groups:
+            group["sam"] = self._setting
+
+    @disable_dynamo
+    def state_dict(self) -> dict[str, Any]:
+        """Return the wrapped optimizer's state_dict, with the key ``sam`` (rho and adaptive) in each group.
+
+        Raises:
+            RuntimeError: The parameters are at the point of the first step.
+        """
+        if self._moved:
+            raise RuntimeError("SAM: state_dict() was called between first_step() and step()")
+        for before in self._optimizer_state_dict_pre_hooks.values():
+            before(self)
+        state_dict = self.optimizer.state_dict()
+        for group in state_dict["param_groups"]:
+            group["sam"] = dict(self._setting)
+        for after in self._optimizer_state_dict_post_hooks.values():
+            state_dict = after(self, state_dict) or state_dict
+        return state_dict
+
+    @disable_dynamo
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state_dict of this class, including rho and adaptive, or of the wrapped optimizer's class.
+
+        Raises:
+            ValueError: The state_dict does not match this optimizer; nothing has been loaded.
+        """
+        state_dict = state_dict.copy()
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = before(self, state_dict) or state_dict
+        found = [group["sam"] for group in state_dict["param_groups"] if "sam" in group]
+        setting = _checked(found[0] if found else self._setting)
+        self.restore()
+        self.optimizer.load_state_dict(state_dict)
+        self._setting = setting
+        self._share_setting()
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Return whether a kernel takes this tensor."""
+    return (
+        type(tensor) in (Tensor, torch.nn.Parameter)
+        and tensor.dtype in _KERNEL_DTYPES
+        and tensor.device.type == "cpu"
+        and not tensor.is_neg()
+    )
+
+
+def _checked(setting: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a new dict of rho and adaptive after checking them."""
+    rho, adaptive = setting["rho"], setting["adaptive"]
+    check_number("rho", rho)
+    if not 0.0 <= rho < float("inf"):
+        raise ValueError(f"rho must be >= 0 and finite, got {rho}")
+    return {"rho": float(rho), "adaptive": bool(adaptive)}

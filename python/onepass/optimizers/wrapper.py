@@ -1,0 +1,78 @@
+"""What optimizers that wrap another one share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .hooks import unwrapped
+from .tail import StepReport
+
+
+class _Wrapped:
+    """An attribute that is read from, set on and deleted from the wrapped optimizer."""
+
+    def __set_name__(self, _: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, wrapper: Wrapper | None, _: type | None = None) -> Any:
+        return self if wrapper is None else getattr(wrapper.optimizer, self.name)
+
+    def __set__(self, wrapper: Wrapper, value: Any) -> None:
+        setattr(wrapper.optimizer, self.name, value)
+
+    def __delete__(self, wrapper: Wrapper) -> None:
+        delattr(wrapper.optimizer, self.name)
+
+
+class Wrapper(Optimizer):
+    """An optimizer whose parameters, states and groups are those of the optimizer that it wraps."""
+
+    optimizer: Optimizer  #: The wrapped optimizer.
+
+    # GradScaler sets, tests (hasattr) and deletes the last three around each step.
+    param_groups = _Wrapped()
+    state = _Wrapped()
+    defaults = _Wrapped()
+    grad_scale = _Wrapped()
+    found_inf = _Wrapped()
+    _step_supports_amp_scaling = _Wrapped()
+
+    # A subclass has a constructor that calls __setstate__, not Optimizer.__init__, which would create separate
+    # param_groups and state.
+
+    @property
+    def last_step(self) -> StepReport | None:
+        """What the last step of the wrapped optimizer did: its ``last_step``; None if it has none."""
+        return getattr(innermost(self), "last_step", None)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset the gradients by the wrapped optimizer's ``zero_grad``."""
+        self.optimizer.zero_grad(set_to_none)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group to the wrapped optimizer."""
+        self.optimizer.add_param_group(param_group)
+
+    def _step_wrapped(self, closure: Callable[[], Any] | None = None) -> Any:
+        return self.optimizer.step() if closure is None else self.optimizer.step(closure)
+
+    def _params(self) -> Iterator[Tensor]:
+        return (p for group in self.param_groups for p in group["params"])
+
+
+def check_wrapped(optimizer: Any) -> None:
+    """Raise TypeError if this is no optimizer."""
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, but is a {type(optimizer).__name__}")
+
+
+def innermost(optimizer: Optimizer) -> Optimizer:
+    """Return the optimizer that steps, within all wrappers, also those of other libraries (accelerate's)."""
+    optimizer = unwrapped(optimizer)
+    while isinstance(optimizer, Wrapper):
+        optimizer = unwrapped(optimizer.optimizer)
+    return optimizer

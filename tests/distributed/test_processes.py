@@ -231,6 +231,28 @@ def test_norms_are_those_of_whole_tensors(processes, name, world):
     processes(world, norms_of_whole_tensors, name)
 
 
+def sam(adaptive):
+    sharded, whole = shard(net()), net()
+    ours = onepass.SAM(onepass.SGD(sharded.parameters(), lr=0.1), rho=0.5, adaptive=adaptive)
+    alone = onepass.SAM(onepass.SGD(whole.parameters(), lr=0.1), rho=0.5, adaptive=adaptive)
+    before = [bits(q.to_local()) for q in params_of(ours)]
+    backward(sharded, 0)
+    for p, q in zip(params_of(alone), params_of(ours), strict=True):
+        p.grad = q.grad.full_tensor()
+    ours.first_step()
+    alone.first_step()
+    for p, q in zip(params_of(alone), params_of(ours), strict=True):
+        torch.testing.assert_close(q.full_tensor(), p.detach(), rtol=1e-6, atol=1e-7)
+    ours.restore()
+    assert [bits(q.to_local()) for q in params_of(ours)] == before
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_sam(processes, adaptive):
+    """The norm of the first step is that of the whole tensors."""
+    processes(2, sam, adaptive)
+
+
 def both_points(name):
     """Of Schedule-Free: eval() and train() move the shards as they move whole tensors."""
     sharded, whole = shard(net()), net()

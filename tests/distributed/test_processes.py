@@ -16,7 +16,7 @@ import torch.distributed.checkpoint as dcp
 from cases import ALONE, ELEMENTWISE, ROW, ROWS, SCALARS
 from contract import CLOSE
 from processes import Processes
-from reference import only_kernels, params_of
+from reference import bits, only_kernels, params_of
 from torch.distributed.checkpoint import state_dict as dcp_state
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor

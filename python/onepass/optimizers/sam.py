@@ -151,8 +151,7 @@ class SAM(Wrapper):
             old = self._old.get(p)
             if old is None or old.dtype != p.dtype or old.shape != p.shape or old.device != p.device:
                 self._old[p] = torch.empty_like(p, memory_format=torch.preserve_format)
-        if params:
-            foreach_copy_([self._old[p] for p in params], params)
+        _copy([(self._old[p], p) for p in params])
         self._moved = params
         self._with_low_bits = [p for p in params if low_bits_are_valid(p)]
 
@@ -160,8 +159,7 @@ class SAM(Wrapper):
     def restore(self) -> None:
         """Set the parameters back, to the bit, to where they were before ``first_step()``; else do nothing."""
         moved, self._moved = self._moved, []
-        if moved:
-            foreach_copy_(moved, [self._old[p] for p in moved])
+        _copy([(p, self._old[p]) for p in moved])
         for p in self._with_low_bits:
             confirm_low_bits(p)
         self._with_low_bits = []
@@ -255,6 +253,16 @@ class SAM(Wrapper):
         self._share_setting()
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
+
+
+def _copy(pairs: list[tuple[Tensor, Tensor]]) -> None:
+    """Copy the second tensor of each pair to the first."""
+    plain = [pair for pair in pairs if _is_plain(pair[0])]
+    if plain:
+        foreach_copy_([to for to, _ in plain], [source for _, source in plain])
+    for to, source in pairs:
+        if not _is_plain(to):  # DTensors have no such operation
+            to.copy_(source)
 
 
 def _is_plain(tensor: Tensor) -> bool:

@@ -20,6 +20,7 @@ from .optimizers.adan import Adan
 from .optimizers.ademamix import AdEMAMix
 from .optimizers.adopt import ADOPT
 from .optimizers.asgd import ASGD
+from .optimizers.combined import Combined
 from .optimizers.convert import convert_state_dict
 from .optimizers.lamb import LAMB
 from .optimizers.laprop import LaProp
@@ -75,6 +76,7 @@ __all__ = [
     "Adan",
     "AutoClip",
     "ClippingPolicy",
+    "Combined",
     "LRRangeTest",
     "LaProp",
     "Lion",

@@ -40,6 +40,9 @@ class Muon(Native, signatures.Muon):
     matrix products; the element-wise operations run in the kernels. The rate :math:`\gamma'` is
     :math:`\gamma \sqrt{\max(1, n / m)}` or, to match the RMS of AdamW's updates, :math:`0.2 \gamma \sqrt{\max(n, m)}`.
 
+    :func:`onepass.create` makes an optimizer of a whole model: ``create("muon", model)`` steps the other parameters by
+    AdamW.
+
     Two differences from torch's class: without Nesterov momentum, the iterations do not overwrite a bfloat16 momentum
     buffer (torch normalizes it in place); an empty parameter is not changed (torch divides by zero).
 

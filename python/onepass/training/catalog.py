@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from ..optimizers.arguments import described
-from .grouping import param_groups
+from .grouping import hidden_matrices, param_groups
 from .table import markdown_table
 
 
@@ -49,9 +49,20 @@ def create(name: str, params: nn.Module | ParamsT, **arguments: Any) -> Optimize
             also accepted and are passed to :func:`onepass.param_groups`. With ``no_decay`` and without
             ``weight_decay``, the other parameters have the class's default ``weight_decay``.
 
+    ``create("muon", model)`` is for whole models, while :class:`onepass.Muon` steps matrices only: it returns
+    :class:`onepass.Combined` of Muon, for the weights of hidden layers that are matrices, and of AdamW for the rest:
+    other parameters; those of embeddings (:class:`torch.nn.Embedding`, :class:`torch.nn.EmbeddingBag`, and classes
+    whose name ends in ``Embedding`` or ``Embeddings``); those of the head (the module that
+    ``model.get_output_embeddings()`` or ``model.get_classifier()`` returns, or else the last
+    :class:`torch.nn.Linear`); and those whose names match a pattern in ``no_muon``. A tied parameter has the roles of
+    all its owners. Arguments are Muon's. AdamW has those that both take, such as ``lr`` and ``weight_decay``, and those
+    of the dict ``adamw``. ``adjust_lr_fn`` is ``"match_rms_adamw"`` unless it is given, so that one ``lr`` suits both
+    (Liu et al. 2025, arXiv:2502.16982).
+
     Raises:
         TypeError: ``name`` is not a string, or ``no_decay``, ``layer_decay`` or ``lr_scale`` is given without a module.
-        ValueError: There is no optimizer of that name, or an argument is out of range.
+        ValueError: There is no optimizer of that name, an argument is out of range, or an argument is about all
+            parameters of a step (such as ``max_norm``), which ``create("muon", model)`` divides.
 
     Example:
         >>> model = torch.nn.Linear(4, 2)
@@ -60,6 +71,8 @@ def create(name: str, params: nn.Module | ParamsT, **arguments: Any) -> Optimize
         [0.1, 0.0]
     """
     found = optimizer_named(name)
+    if found.__name__ == "Muon" and isinstance(params, nn.Module):
+        return _muon_and_adamw(params, arguments)
     grouping = {key: arguments.pop(key) for key in ("no_decay", "layer_decay", "lr_scale") if key in arguments}
     if isinstance(params, nn.Module):
         if grouping:
@@ -77,6 +90,39 @@ def create(name: str, params: nn.Module | ParamsT, **arguments: Any) -> Optimize
         )
     optimizer: Optimizer = found(params, **arguments)
     return optimizer
+
+
+def _muon_and_adamw(model: nn.Module, arguments: dict[str, Any]) -> Optimizer:
+    from ..optimizers.adamw import AdamW
+    from ..optimizers.combined import Combined
+    from ..optimizers.muon import Muon
+
+    for name in ("max_norm", "skip_nonfinite", "average", "copy_to"):
+        if name in arguments:
+            raise ValueError(
+                f"create: {name} is about all parameters of a step, but Muon and AdamW step a part each. Make "
+                f"onepass.Combined of both, where {name} is one's own"
+            )
+    grouping = {key: arguments.pop(key) for key in ("no_decay", "layer_decay", "lr_scale") if key in arguments}
+    no_muon, adamw = arguments.pop("no_muon", ()), arguments.pop("adamw", {})
+    arguments = {"lr": 1e-3, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw", **arguments}
+    of_both = inspect.signature(AdamW).parameters.keys() - {"eps"}
+    for_adamw = {**{key: value for key, value in arguments.items() if key in of_both}, **adamw}
+    matrices = set(hidden_matrices(model, no_muon))
+    groups: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+    for of_muon, given in ((True, arguments), (False, for_adamw)):
+        if not grouping:
+            own = [{"params": [(n, p) for n, p in model.named_parameters() if (n in matrices) == of_muon]}]
+        else:
+            own = param_groups(model, lr=given["lr"], weight_decay=given["weight_decay"], **grouping)
+            own = [{**g, "params": [(n, p) for n, p in g["params"] if (n in matrices) == of_muon]} for g in own]
+        groups[of_muon] = [group for group in own if group["params"]]
+    parts: list[Optimizer] = []
+    if groups[True]:
+        parts.append(Muon(groups[True], **arguments))
+    if groups[False]:
+        parts.append(AdamW(groups[False], **for_adamw))
+    return Combined(parts)
 
 
 def optimizer_named(name: str) -> type[Any]:

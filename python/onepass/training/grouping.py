@@ -156,7 +156,7 @@ def _exempt(model: nn.Module, params: Mapping[str, Tensor], no_decay: Collection
     for module in model.modules():
         kind = type(module).__name__
         is_norm = isinstance(module, _NORMS) or kind.endswith("Norm")
-        is_embedding = isinstance(module, _EMBEDDINGS) or kind.endswith(("Embedding", "Embeddings"))
+        is_embedding = _is_embedding(module)
         for own, p in module.named_parameters(recurse=False):
             if (
                 ("bias" in no_decay and (own == "bias" or own.startswith("bias_") or own.endswith("_bias")))
@@ -164,6 +164,29 @@ def _exempt(model: nn.Module, params: Mapping[str, Tensor], no_decay: Collection
                 or ("embedding" in no_decay and is_embedding)
             ):
                 yield first_names[p]
+
+
+def hidden_matrices(model: nn.Module, others: Iterable[str] = ()) -> Iterator[str]:
+    """Yield the names of the matrices in hidden layers: not those of embeddings, of the head, and of ``others``.
+
+    Args:
+        model: The model.
+        others: Patterns of the names of further parameters that are left out.
+    """
+    params = dict(model.named_parameters())
+    left_out = {name for pattern in others for name in _matches(params, pattern, "no_muon")}
+    first_names = {p: name for name, p in params.items()}
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    asked = (getattr(model, ask)() for ask in ("get_output_embeddings", "get_classifier") if hasattr(model, ask))
+    head = next((found for found in asked if found is not None), linear[-1] if linear else None)
+    for module in model.modules():
+        if module is head or _is_embedding(module):
+            left_out |= {first_names[p] for p in module.parameters()}
+    return (name for name, p in params.items() if p.ndim == 2 and name not in left_out)
+
+
+def _is_embedding(module: nn.Module) -> bool:
+    return isinstance(module, _EMBEDDINGS) or type(module).__name__.endswith(("Embedding", "Embeddings"))
 
 
 def _layers(model: nn.Module, params: Mapping[str, Tensor]) -> dict[str, int]:

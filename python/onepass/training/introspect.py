@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from .. import _core
 from ..optimizers.arguments import hyperparameters
 from ..optimizers.base import Native
 from ..optimizers.block_states import SUFFIX, local_part
+from ..optimizers.combined import Combined
 from ..optimizers.hooks import unwrapped
 from ..optimizers.lbfgs import LBFGS
 from ..optimizers.wrapper import innermost
@@ -92,6 +93,8 @@ def explain(optimizer: Optimizer) -> Explanation:
     if not hasattr(unwrapped(optimizer), "param_groups"):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got a {type(optimizer).__name__}")
     optimizer = innermost(optimizer)
+    if isinstance(optimizer, Combined):
+        return _of_all(optimizer)
     if isinstance(share := getattr(optimizer, "optim", None), Optimizer):  # ZeroRedundancyOptimizer's
         optimizer = share
     if isinstance(optimizer, Native | LBFGS):
@@ -113,6 +116,18 @@ def explain(optimizer: Optimizer) -> Explanation:
         states = _states(p, optimizer.state.get(p, {}))
         rows.append(Row(group, index, name, shape, str(p.dtype).removeprefix("torch."), path, reason, *states))
     return Explanation(title, rows, optimizer.param_groups)
+
+
+def _of_all(combined: Combined) -> Explanation:
+    rows: list[Row] = []
+    titles = []
+    groups = 0
+    for optimizer in combined.optimizers:
+        own = explain(optimizer)
+        rows += [replace(row, group=groups + row.group) for row in own]
+        titles.append(own.title)
+        groups += len(optimizer.param_groups)
+    return Explanation("; ".join(titles), rows, combined.param_groups)
 
 
 def _states(p: Tensor, state: Mapping[str, Any]) -> tuple[dict[str, str], int, int]:

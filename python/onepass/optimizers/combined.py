@@ -1,0 +1,218 @@
+"""Combined."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .hooks import hooked
+from .torch_private import disable_dynamo
+from .wrapper import check_wrapped
+
+
+class _States(MutableMapping[Tensor, Any]):
+    """The states of several optimizers, in one mapping: a parameter's entry is that of its optimizer."""
+
+    def __init__(self, optimizers: Sequence[Optimizer]) -> None:
+        self._optimizers = optimizers
+
+    def _owner(self, p: Tensor) -> Any:
+        for optimizer in self._optimizers:
+            if any(q is p for group in optimizer.param_groups for q in group["params"]):
+                return optimizer.state
+        raise KeyError(p)
+
+    def __getitem__(self, p: Tensor) -> Any:
+        for optimizer in self._optimizers:
+            if p in optimizer.state:
+                return optimizer.state[p]
+        return self._owner(p)[p]  # a new entry, as torch's
+
+    def __setitem__(self, p: Tensor, state: Any) -> None:
+        self._owner(p)[p] = state
+
+    def __delitem__(self, p: Tensor) -> None:
+        del self._owner(p)[p]
+
+    def __contains__(self, p: object) -> bool:
+        return any(p in optimizer.state for optimizer in self._optimizers)
+
+    def get(self, p: Tensor, default: Any = None) -> Any:
+        # Not the mixin's, which would make an entry.
+        held = (optimizer.state[p] for optimizer in self._optimizers if p in optimizer.state)
+        return next(held, default)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (p for optimizer in self._optimizers for p in optimizer.state)
+
+    def __len__(self) -> int:
+        return sum(len(optimizer.state) for optimizer in self._optimizers)
+
+
+class _Shared:
+    """An attribute that is read from the first optimizer, and set on and deleted from all."""
+
+    def __set_name__(self, _: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, combined: Combined | None, _: type | None = None) -> Any:
+        return self if combined is None else getattr(combined.optimizers[0], self.name)
+
+    def __set__(self, combined: Combined, value: Any) -> None:
+        for optimizer in combined.optimizers:
+            setattr(optimizer, self.name, value)
+
+    def __delete__(self, combined: Combined) -> None:
+        for optimizer in combined.optimizers:
+            delattr(optimizer, self.name)
+
+
+class Combined(Optimizer):
+    r"""Several optimizers in one, each with parameters of its own: Muon for matrices and AdamW for the rest, say.
+
+    ``param_groups`` are the groups of the first optimizer, then those of the second, and so on, so that learning rate
+    schedulers and checkpoints see one optimizer. The ``state_dict`` has torch's form, with the parameters numbered in
+    the order of the groups. ``step`` steps one optimizer after the other. Arguments such as ``max_norm`` belong to each
+    optimizer, and concern its parameters alone. ``create("muon", model)`` makes one of Muon and AdamW.
+
+    Args:
+        optimizers: The optimizers, torch's or onepass's; at least one. No two may have a parameter in common.
+
+    Raises:
+        TypeError: One is not a ``torch.optim.Optimizer``.
+        ValueError: There is none, or two have a parameter in common.
+
+    Example:
+        >>> model = torch.nn.Linear(4, 2)
+        >>> optimizer = onepass.Combined([onepass.Muon([model.weight]), onepass.AdamW([model.bias])])
+        >>> model(torch.ones(8, 4)).sum().backward()
+        >>> optimizer.step()
+        >>> [len(group["params"]) for group in optimizer.param_groups]
+        [1, 1]
+    """
+
+    optimizers: list[Optimizer]  #: The optimizers.
+
+    grad_scale = _Shared()
+    found_inf = _Shared()
+
+    def __init__(self, optimizers: Sequence[Optimizer]) -> None:
+        optimizers = list(optimizers)
+        if not optimizers:
+            raise ValueError("optimizers must have at least one optimizer")
+        for optimizer in optimizers:
+            check_wrapped(optimizer)
+        params = [p for optimizer in optimizers for p in _params(optimizer)]
+        if len(set(params)) < len(params):
+            raise ValueError("two of the optimizers have a parameter in common")
+        self.__setstate__({"optimizers": optimizers})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"optimizers": self.optimizers}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.optimizers = state["optimizers"]
+        super().__setstate__({})
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """The groups of all optimizers: a new list of the same dicts."""
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    @property
+    def state(self) -> MutableMapping[Tensor, Any]:  # type: ignore[override]
+        """The states of all optimizers."""
+        return _States(self.optimizers)
+
+    @property
+    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
+        """The defaults that all optimizers share."""
+        first, *others = (optimizer.defaults for optimizer in self.optimizers)
+        return {name: value for name, value in first.items() if all(name in other for other in others)}
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        return all(getattr(optimizer, "_step_supports_amp_scaling", False) for optimizer in self.optimizers)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Raise an error: add the group to one of ``optimizers``."""
+        raise RuntimeError("Combined: add the group to one of its optimizers: optimizer.optimizers[i].add_param_group")
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset the gradients of all parameters."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none)
+
+    def _update(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Perform a single step of every optimizer.
+
+        Args:
+            closure: Computes the loss and the gradients, and returns the loss. It is called once.
+
+        Returns:
+            What the closure returned.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        return loss
+
+    step = hooked(_update, "Combined")
+
+    @disable_dynamo
+    def state_dict(self) -> dict[str, Any]:
+        """Return one state_dict of torch's form, with the parameters numbered in the order of the groups."""
+        for before in self._optimizer_state_dict_pre_hooks.values():
+            before(self)
+        states: dict[int, Any] = {}
+        groups: list[dict[str, Any]] = []
+        for optimizer, first in zip(self.optimizers, self._firsts(), strict=True):
+            own = optimizer.state_dict()
+            states |= {first + number: state for number, state in own["state"].items()}
+            groups += [{**group, "params": [first + n for n in group["params"]]} for group in own["param_groups"]]
+        state_dict: dict[str, Any] = {"state": states, "param_groups": groups}
+        for after in self._optimizer_state_dict_post_hooks.values():
+            state_dict = after(self, state_dict) or state_dict
+        return state_dict
+
+    @disable_dynamo
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state_dict of this class, whose optimizers have as many groups and parameters as these.
+
+        Raises:
+            ValueError: The groups do not match these; nothing has been loaded.
+        """
+        state_dict = state_dict.copy()
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = before(self, state_dict) or state_dict
+        saved, own = state_dict["param_groups"], self.param_groups
+        if [len(group["params"]) for group in saved] != [len(group["params"]) for group in own]:
+            raise ValueError("loaded state dict has other parameter groups, or groups with other numbers of parameters")
+        parts = []
+        group = 0
+        for optimizer in self.optimizers:
+            groups = saved[group : group + len(optimizer.param_groups)]
+            group += len(groups)
+            keys = {key for each in groups for key in each["params"]}
+            states = {key: state for key, state in state_dict["state"].items() if key in keys}
+            parts.append({"state": states, "param_groups": groups})
+        for optimizer, part in zip(self.optimizers, parts, strict=True):
+            optimizer.load_state_dict(part)
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
+
+    def _firsts(self) -> list[int]:
+        """Return the number of the first parameter of each optimizer."""
+        counts = [len(_params(optimizer)) for optimizer in self.optimizers]
+        return [sum(counts[:i]) for i in range(len(counts))]
+
+
+def _params(optimizer: Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]

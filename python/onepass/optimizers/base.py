@@ -503,8 +503,9 @@ class Native(Optimizer):
             if any(group["params"] for group in as_they_are):
                 part.param_groups = as_they_are
                 type(self).torch_step(part)
+            numbers = self._param_numbers() if to_convert else {}
             for group, p, dtype in to_convert:
-                self._step_converted(part, group, p, dtype)
+                self._step_converted(part, group, p, dtype, numbers[p])
 
     def _common_dtype(self, group: dict[str, Any], p: Tensor) -> torch.dtype | None:
         """Return the dtype to which a parameter and its states are promoted; None if they already have the same dtype.
@@ -523,8 +524,13 @@ class Native(Optimizer):
             return None
         return functools.reduce(torch.promote_types, dtypes, p.dtype)
 
-    def _step_converted(self, part: Optimizer, group: dict[str, Any], p: Tensor, dtype: torch.dtype) -> None:
-        """Step a parameter by torch's implementation, with parameter, gradient and states converted to ``dtype``."""
+    def _step_converted(
+        self, part: Optimizer, group: dict[str, Any], p: Tensor, dtype: torch.dtype, number: int
+    ) -> None:
+        """Step a parameter by torch's implementation, with parameter, gradient and states converted to ``dtype``.
+
+        ``number`` is the parameter's place among all.
+        """
         with torch.set_grad_enabled(bool(group.get("differentiable"))):
             own = self.state.get(p, {})
             master = master_name(group, p)
@@ -543,17 +549,17 @@ class Native(Optimizer):
                 self.state[p]["step"] = self.state[p].get("step", _new_count()) + 1
             for name, value in values.items():
                 if name in converted and not block_states.is_in_blocks(state[name]):
-                    self._write(group, p, state[name], value, names.index(name))
+                    self._write(group, p, state[name], value, names.index(name), number)
                 elif name in converted or self._in_blocks(group, p):
-                    self._encode(group, p, name, value)
+                    self._encode(group, p, name, value, number)
                 else:  # created by this step
                     dtype = value.dtype if p.is_complex() else self._state_dtype(group, p) or p.dtype
                     self.state[p][name] = torch.empty_like(value, dtype=dtype)
-                    self._write(group, p, self.state[p][name], value, names.index(name))
+                    self._write(group, p, self.state[p][name], value, names.index(name), number)
             if master:
                 write_master(p, self.state[p], master, copy)
             else:
-                self._write(group, p, p, copy, _core.PARAM_STREAM)
+                self._write(group, p, p, copy, _core.PARAM_STREAM, number)
 
     def _state_dtype(self, group: dict[str, Any], p: Tensor) -> torch.dtype | None:
         """Return the dtype of a parameter's new states that are not in blocks; None: torch's."""
@@ -575,31 +581,36 @@ class Native(Optimizer):
             held = block_states.decoded(held, state[name + block_states.SUFFIX], name)
         return held.to(dtype)
 
-    def _encode(self, group: dict[str, Any], p: Tensor, name: str, values: Tensor) -> None:
+    def _encode(self, group: dict[str, Any], p: Tensor, name: str, values: Tensor, number: int) -> None:
         """Write a state in blocks, which is created if it is missing."""
         state, scale_name = self.state[p], name + block_states.SUFFIX
         if not block_states.is_in_blocks(state.get(name)):
             state[name], state[scale_name] = block_states.new_state(p)
-        number = self._state_names().index(name)
-        block_states.encode(values, name, self._random_key(group, p), number, state[name], state[scale_name])
+        stream, key = self._state_names().index(name), self._random_key(group, p, number)
+        block_states.encode(values, name, key, stream, state[name], state[scale_name])
 
     def _rounds(self, group: dict[str, Any], tensor: object) -> bool:
         """Return whether a parameter without a master, or a state, is rounded stochastically to 16 bits."""
         return bool(group.get("stochastic_rounding")) and stochastic.has_16_bits(tensor)
 
-    def _write(self, group: dict[str, Any], p: Tensor, target: Tensor, values: Tensor, stream: int) -> None:
+    def _write(
+        self, group: dict[str, Any], p: Tensor, target: Tensor, values: Tensor, stream: int, number: int
+    ) -> None:
         """Write the new values of a parameter or of a state that is not in blocks."""
         if not self._rounds(group, target):
             target.copy_(values)
             return
         in_blocks = next(block_states.states_in_blocks(self.state[p]), None)
         order = p if in_blocks is None else self.state[p][in_blocks]
-        stochastic.write(target, values, order, self._random_key(group, p), stream)
+        stochastic.write(target, values, order, self._random_key(group, p, number), stream)
 
-    def _random_key(self, group: dict[str, Any], p: Tensor) -> int:
-        """Return the key of a parameter's random bits in the last step."""
-        params = [q for each in self.param_groups for q in each["params"]]
-        number = self._first_param + next(i for i, q in enumerate(params) if q is p)
+    def _param_numbers(self) -> dict[Tensor, int]:
+        """Return the place of each parameter among all."""
+        params = (p for group in self.param_groups for p in group["params"])
+        return {p: number for number, p in enumerate(params, self._first_param)}
+
+    def _random_key(self, group: dict[str, Any], p: Tensor, number: int) -> int:
+        """Return the key of a parameter's random bits in the last step. ``number``: its place among all."""
         return _core.random_key(group.get("rounding_seed", 0), int(self.state[p].get("step", 0)), number)
 
     def _rounds_with_random_bits(self) -> bool:
@@ -765,6 +776,7 @@ class Native(Optimizer):
                         deepcopy(self._tail.policy).load_state_dict(group[POLICY_STATE])
 
         def restore(_: Optimizer) -> None:
+            numbers = self._param_numbers()
             policy_state = [group.pop(POLICY_STATE) for group in self.param_groups if POLICY_STATE in group]
             if policy_state and self._tail is not None:
                 self._tail.load_policy_state(policy_state[0])
@@ -797,7 +809,7 @@ class Native(Optimizer):
                     if forced == block_states.CODES and self._in_blocks(group, p):
                         for name in self._state_names():
                             if isinstance(self.state[p].get(name), Tensor) and name not in in_blocks:
-                                self._encode(group, p, name, self.state[p][name])
+                                self._encode(group, p, name, self.state[p][name], numbers[p])
 
         with while_loading(self, look, restore):
             super().load_state_dict(state_dict)

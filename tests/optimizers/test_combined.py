@@ -175,7 +175,7 @@ def test_as_an_optimizer():
         combined.state[Parameter(torch.ones(1))]
     rows = onepass.explain(combined)
     assert [(row.group, row.path) for row in rows] == [(0, "kernel")] * 2 + [(1, "kernel")] * 8
-    with pytest.raises(RuntimeError, match="add the group to one of its optimizers"):
+    with pytest.raises(RuntimeError, match="add the group to the last of its optimizers"):
         combined.add_param_group({"params": [Parameter(torch.ones(1))]})
     with pytest.raises(TypeError, match="Combined"):
         onepass.step_in_backward(combined)

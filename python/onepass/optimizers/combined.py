@@ -139,8 +139,11 @@ class Combined(Optimizer):
         return all(getattr(optimizer, "_step_supports_amp_scaling", False) for optimizer in self.optimizers)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Raise an error: add the group to one of ``optimizers``."""
-        raise RuntimeError("Combined: add the group to one of its optimizers: optimizer.optimizers[i].add_param_group")
+        """Raise an error: add the group to the last of ``optimizers``, so that the others keep their numbers."""
+        raise RuntimeError(
+            "Combined: add the group to the last of its optimizers: optimizer.optimizers[-1].add_param_group(...). "
+            "In another one it would change the numbers of the groups that follow, which schedulers use"
+        )
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients of all parameters."""

@@ -147,10 +147,12 @@ class SAM(Wrapper):
             self.zero_grad()
 
     def _save(self, params: list[Tensor]) -> None:
+        before, self._old = self._old, {}  # so that copies of parameters that are gone are freed
         for p in params:
-            old = self._old.get(p)
-            if old is None or old.dtype != p.dtype or old.shape != p.shape or old.device != p.device:
-                self._old[p] = torch.empty_like(p, memory_format=torch.preserve_format)
+            old = before.get(p)
+            if old is None or (old.dtype, old.shape, old.device) != (p.dtype, p.shape, p.device):
+                old = torch.empty_like(p, memory_format=torch.preserve_format)
+            self._old[p] = old
         _copy([(self._old[p], p) for p in params])
         self._moved = params
         self._with_low_bits = [p for p in params if low_bits_are_valid(p)]

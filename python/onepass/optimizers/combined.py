@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from .hooks import hooked
 from .torch_private import disable_dynamo
-from .wrapper import check_wrapped
+from .wrapper import check_wrapped, loaded_with_hooks, saved_with_hooks
 
 
 class _States(MutableMapping[Tensor, Any]):
@@ -172,18 +172,16 @@ class Combined(Optimizer):
     @disable_dynamo
     def state_dict(self) -> dict[str, Any]:
         """Return one state_dict of torch's form, with the parameters numbered in the order of the groups."""
-        for before in self._optimizer_state_dict_pre_hooks.values():
-            before(self)
+        return saved_with_hooks(self, self._save)
+
+    def _save(self) -> dict[str, Any]:
         states: dict[int, Any] = {}
         groups: list[dict[str, Any]] = []
         for optimizer, first in zip(self.optimizers, self._firsts(), strict=True):
             own = optimizer.state_dict()
             states |= {first + number: state for number, state in own["state"].items()}
             groups += [{**group, "params": [first + n for n in group["params"]]} for group in own["param_groups"]]
-        state_dict: dict[str, Any] = {"state": states, "param_groups": groups}
-        for after in self._optimizer_state_dict_post_hooks.values():
-            state_dict = after(self, state_dict) or state_dict
-        return state_dict
+        return {"state": states, "param_groups": groups}
 
     @disable_dynamo
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -192,9 +190,9 @@ class Combined(Optimizer):
         Raises:
             ValueError: The groups do not match these; nothing has been loaded.
         """
-        state_dict = state_dict.copy()
-        for before in self._optimizer_load_state_dict_pre_hooks.values():
-            state_dict = before(self, state_dict) or state_dict
+        loaded_with_hooks(self, state_dict, self._load)
+
+    def _load(self, state_dict: dict[str, Any]) -> None:
         saved, own = state_dict["param_groups"], self.param_groups
         if [len(group["params"]) for group in saved] != [len(group["params"]) for group in own]:
             raise ValueError("loaded state dict has other parameter groups, or groups with other numbers of parameters")
@@ -208,8 +206,6 @@ class Combined(Optimizer):
             parts.append({"state": states, "param_groups": groups})
         for optimizer, part in zip(self.optimizers, parts, strict=True):
             optimizer.load_state_dict(part)
-        for after in self._optimizer_load_state_dict_post_hooks.values():
-            after(self)
 
     def _firsts(self) -> list[int]:
         """Return the number of the first parameter of each optimizer."""

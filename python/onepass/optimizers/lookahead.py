@@ -17,7 +17,7 @@ from .hooks import hooked, unwrapped
 from .master import low_bits_kept, master_of, write_master
 from .tail import Tail
 from .torch_private import disable_dynamo
-from .wrapper import Wrapper, check_wrapped
+from .wrapper import Wrapper, check_wrapped, loaded_with_hooks, saved_with_hooks
 
 _NO_MASTERS: Mapping[Tensor, str] = {}
 
@@ -302,14 +302,14 @@ class Lookahead(Wrapper):
     @disable_dynamo
     def state_dict(self) -> dict[str, Any]:
         """Return the wrapped optimizer's state_dict, with the key ``lookahead`` (k, alpha and step) in each group."""
-        for before in self._optimizer_state_dict_pre_hooks.values():
-            before(self)
-        state_dict = self.optimizer.state_dict()
-        for group in state_dict["param_groups"]:
-            group[self._cycle_name] = dict(self._cycle)
-        for after in self._optimizer_state_dict_post_hooks.values():
-            state_dict = after(self, state_dict) or state_dict
-        return state_dict
+
+        def save() -> dict[str, Any]:
+            state_dict = self.optimizer.state_dict()
+            for group in state_dict["param_groups"]:
+                group[self._cycle_name] = dict(self._cycle)
+            return state_dict
+
+        return saved_with_hooks(self, save)
 
     @disable_dynamo
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -321,9 +321,9 @@ class Lookahead(Wrapper):
         Raises:
             ValueError: The state_dict does not match this optimizer; nothing has been loaded.
         """
-        state_dict = state_dict.copy()
-        for before in self._optimizer_load_state_dict_pre_hooks.values():
-            state_dict = before(self, state_dict) or state_dict
+        loaded_with_hooks(self, state_dict, self._load)
+
+    def _load(self, state_dict: dict[str, Any]) -> None:
         found = [group[self._cycle_name] for group in state_dict["param_groups"] if self._cycle_name in group]
         cycle = _checked(found[0] if found else self._cycle)
         self.optimizer.load_state_dict(state_dict)
@@ -331,8 +331,6 @@ class Lookahead(Wrapper):
         if not found or all(self._slow_param(p) is None for p in self._params()):
             self._forget()
         self._share_cycle()
-        for after in self._optimizer_load_state_dict_post_hooks.values():
-            after(self)
 
 
 def _slow_param(optimizer: Optimizer, name: str, p: Tensor) -> Tensor | None:

@@ -15,7 +15,7 @@ from .gradient_norm import total_norm
 from .hooks import hooked
 from .master import confirm_low_bits, low_bits_are_valid
 from .torch_private import disable_dynamo, foreach_copy_
-from .wrapper import Wrapper, check_wrapped
+from .wrapper import Wrapper, check_wrapped, loaded_with_hooks, saved_with_hooks
 
 EPS = 1e-12  # added to the norm
 
@@ -228,14 +228,14 @@ class SAM(Wrapper):
         """
         if self._moved:
             raise RuntimeError("SAM: state_dict() was called between first_step() and step()")
-        for before in self._optimizer_state_dict_pre_hooks.values():
-            before(self)
-        state_dict = self.optimizer.state_dict()
-        for group in state_dict["param_groups"]:
-            group["sam"] = dict(self._setting)
-        for after in self._optimizer_state_dict_post_hooks.values():
-            state_dict = after(self, state_dict) or state_dict
-        return state_dict
+
+        def save() -> dict[str, Any]:
+            state_dict = self.optimizer.state_dict()
+            for group in state_dict["param_groups"]:
+                group["sam"] = dict(self._setting)
+            return state_dict
+
+        return saved_with_hooks(self, save)
 
     @disable_dynamo
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -244,17 +244,15 @@ class SAM(Wrapper):
         Raises:
             ValueError: The state_dict does not match this optimizer; nothing has been loaded.
         """
-        state_dict = state_dict.copy()
-        for before in self._optimizer_load_state_dict_pre_hooks.values():
-            state_dict = before(self, state_dict) or state_dict
+        loaded_with_hooks(self, state_dict, self._load)
+
+    def _load(self, state_dict: dict[str, Any]) -> None:
         found = [group["sam"] for group in state_dict["param_groups"] if "sam" in group]
         setting = _checked(found[0] if found else self._setting)
         self.restore()
         self.optimizer.load_state_dict(state_dict)
         self._setting = setting
         self._share_setting()
-        for after in self._optimizer_load_state_dict_post_hooks.values():
-            after(self)
 
 
 def _copy(pairs: list[tuple[Tensor, Tensor]]) -> None:

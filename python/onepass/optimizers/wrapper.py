@@ -64,6 +64,26 @@ class Wrapper(Optimizer):
         return (p for group in self.param_groups for p in group["params"])
 
 
+def saved_with_hooks(optimizer: Optimizer, save: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what ``save`` returns, between the hooks of ``state_dict``."""
+    for before in optimizer._optimizer_state_dict_pre_hooks.values():
+        before(optimizer)
+    state_dict = save()
+    for after in optimizer._optimizer_state_dict_post_hooks.values():
+        state_dict = after(optimizer, state_dict) or state_dict
+    return state_dict
+
+
+def loaded_with_hooks(optimizer: Optimizer, state_dict: dict[str, Any], load: Callable[[dict[str, Any]], None]) -> None:
+    """Call ``load`` between the hooks of ``load_state_dict``."""
+    state_dict = state_dict.copy()
+    for before in optimizer._optimizer_load_state_dict_pre_hooks.values():
+        state_dict = before(optimizer, state_dict) or state_dict
+    load(state_dict)
+    for after in optimizer._optimizer_load_state_dict_post_hooks.values():
+        after(optimizer)
+
+
 def check_wrapped(optimizer: Any) -> None:
     """Raise TypeError if this is no optimizer."""
     if not isinstance(optimizer, Optimizer):

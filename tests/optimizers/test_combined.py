@@ -100,6 +100,13 @@ def test_checkpoints():
             optimizer.zero_grad()
     for p, q in zip(net.parameters(), twin.parameters(), strict=True):
         assert bits(p) == bits(q)
+    wrong = copy.deepcopy(saved)
+    wrong["param_groups"][0]["lr"] = 0.875
+    wrong["param_groups"][1]["stochastic_rounding"] = "x"
+    before = str(resumed.state_dict())
+    with pytest.raises(TypeError):
+        resumed.load_state_dict(wrong)
+    assert str(resumed.state_dict()) == before
     other = onepass.Combined([onepass.SGD([Parameter(torch.ones(2))], momentum=0.9)])
     with pytest.raises(ValueError, match="other parameter groups"):
         other.load_state_dict(saved)
@@ -107,10 +114,19 @@ def test_checkpoints():
 
 
 @pytest.mark.parametrize("wrap", [lambda o: onepass.Lookahead(o, k=2), lambda o: onepass.SAM(o, rho=0.0)])
-def test_within_wrappers(wrap):
+@pytest.mark.parametrize("master", [None, "split", "float32"])
+def test_within_wrappers(wrap, master):
+    """Also where Lookahead's slow weights are those of masters."""
     net, twin = twins()
-    whole = wrap(onepass.Combined(pair(net)))
-    parts = [wrap(part) for part in pair(twin)]
+
+    def of(model):
+        if master is None:
+            return pair(model)
+        params = [*model.bfloat16().parameters()]
+        return [onepass.SGD(params[:4], lr=1e-3, master=master), onepass.AdamW(params[4:], lr=1e-4, master=master)]
+
+    whole = wrap(onepass.Combined(of(net)))
+    parts = [wrap(part) for part in of(twin)]
     for step in range(4):
         loss_of(net, step).backward()
         loss_of(twin, step).backward()
@@ -175,8 +191,14 @@ def test_as_an_optimizer():
         combined.state[Parameter(torch.ones(1))]
     rows = onepass.explain(combined)
     assert [(row.group, row.path) for row in rows] == [(0, "kernel")] * 2 + [(1, "kernel")] * 8
-    with pytest.raises(RuntimeError, match="add the group to the last of its optimizers"):
-        combined.add_param_group({"params": [Parameter(torch.ones(1))]})
+    added = Parameter(torch.ones(1))
+    onepass.SAM(combined).add_param_group({"params": (p for p in [added]), "lr": 0.5})
+    assert combined.optimizers[1].param_groups[-1]["params"] == [added]
+    assert combined.param_groups[-1]["sam"] is combined.param_groups[0]["sam"]
+    with pytest.raises(ValueError, match="more than one parameter group"):
+        combined.add_param_group({"params": [net.inner[0].weight]})
+    assert len(combined.param_groups) == 3
+    assert combined.last_step is None
     with pytest.raises(TypeError, match="Combined"):
         onepass.step_in_backward(combined)
 
@@ -187,6 +209,12 @@ def test_errors():
         onepass.Combined([])
     with pytest.raises(TypeError, match=r"optimizer must be a torch.optim.Optimizer, but is a int"):
         onepass.Combined([onepass.SGD([p]), 3])
+    for needs in (onepass.SAM(onepass.SGD([p])), onepass.LBFGS([p]), torch.optim.LBFGS([p])):
+        with pytest.raises(TypeError, match=f"cannot have {type(needs).__name__}, whose step needs a closure"):
+            onepass.Combined([needs])
+    for part in (onepass.SGD([p], skip_nonfinite=True), onepass.SGD([p], copy_to=[torch.ones(2, 2)])):
+        with pytest.raises(ValueError, match="Wrap the SGD itself"):
+            onepass.Lookahead(onepass.Combined([part]))
     with pytest.raises(ValueError, match="a parameter in common"):
         onepass.Combined([onepass.SGD([p]), onepass.Muon([p])])
 
@@ -218,9 +246,26 @@ class Asked(nn.Sequential):
         return self[0]
 
 
+class Distilled(Asked):
+    """Two heads."""
+
+    def get_classifier(self):
+        return self[0], self[2]
+
+
+class Headless(Asked):
+    """As timm's models without a head of their own."""
+
+    def get_classifier(self):
+        return nn.Identity()
+
+
 @pytest.mark.parametrize(
     ("model", "matrices"),
     [
+        (Distilled(nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 5)), ["1.weight"]),
+        (Headless(nn.Linear(3, 4), nn.Linear(4, 5)), ["0.weight"]),
+        (nn.DataParallel(Asked(nn.Linear(3, 4), nn.Linear(4, 5))), ["module.1.weight"]),
         (Net(), ["places", "inner.0.weight", "inner.2.weight"]),  # a plain parameter is no embedding by its type
         (Net(tied=True), ["places", "inner.0.weight", "inner.2.weight"]),
         (nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 5)), ["0.weight"]),
@@ -260,10 +305,12 @@ def test_create_muon_with_groups():
 def test_create_muon_refuses():
     net, _ = twins()
     for name, value in {"max_norm": 1.0, "skip_nonfinite": True, "copy_to": net}.items():
-        with pytest.raises(ValueError, match=f"create: {name} is about all parameters of a step"):
+        with pytest.raises(ValueError, match=f"create: {name} needs all parameters in one optimizer"):
             onepass.create("muon", net, **{name: value})
     with pytest.raises(ValueError, match="no_muon: no parameter has a name like 'x'"):
         onepass.create("muon", net, no_muon=["x"])
     with pytest.raises(TypeError):
         onepass.create("muon", net, betas=(0.9, 0.99))  # AdamW's go into adamw
+    with pytest.raises(ValueError, match="empty parameter list"):
+        onepass.create("muon", nn.ReLU())
     assert isinstance(onepass.create("muon", [net.head.weight]), onepass.Muon)

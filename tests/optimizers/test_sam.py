@@ -196,35 +196,104 @@ def test_a_skipped_step_is_set_back_by_the_next():
     assert [bits(p) for p in params] == before
 
 
+@pytest.mark.parametrize("overflow", [None, "first", "second"])
+@pytest.mark.parametrize("options", [{}, {"fused": True}, {"max_norm": 1.0}])
 @pytest.mark.parametrize("inner", [onepass.SGD, torch.optim.SGD])
-@pytest.mark.parametrize("bad", [False, True])
-def test_with_a_scaler(inner, bad):
-    """The direction does not depend on the scale, and infinite gradients skip the step."""
-    params, plain = params_with_gradients(), params_with_gradients()
-    grads = [None if p.grad is None else p.grad.clone() for p in params]
+def test_with_a_scaler(inner, options, overflow):
+    """Steps as without a scale; an overflow in either part skips the step, and nothing else."""
+    if inner is torch.optim.SGD and "max_norm" in options:
+        options = {"foreach": False}
+    net = torch.nn.Linear(5, 3)
+    twin = copy.deepcopy(net)
+    x = torch.randn(7, 5)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    scaler.scale(torch.ones(()))
-    sam, unscaled = onepass.SAM(inner(params, lr=0.1)), onepass.SAM(inner(plain, lr=0.1))
-    for p in params[:-1]:
-        p.grad.mul_(1024.0)
+    sam = onepass.SAM(inner(net.parameters(), lr=0.1, **options), rho=0.1)
+    plain = onepass.SAM(inner(twin.parameters(), lr=0.1, **options), rho=0.1)
+    for step in range(4):
+        scale, before = scaler.get_scale(), [bits(p) for p in net.parameters()]
+        for part in ("first", "second"):
+            loss = scaler.scale(net(x).square().mean())
+            loss.backward()
+            if step == 1 and part == overflow:
+                net.weight.grad[0, 0] = float("inf")
+            if part == "first":
+                sam.first_step(zero_grad=True)
+        scaler.step(sam)
+        scaler.update()
+        sam.zero_grad()
+        sam.state_dict()
+        if step == 1 and overflow == "second":
+            assert scaler.get_scale() == scale / 2
+            assert [bits(p) for p in net.parameters()] == before
+            continue
+        if step == 1 and overflow == "first":  # the second gradient is that of the parameters themselves
+            twin(x).square().mean().backward()
+            plain.optimizer.step()
+        else:
+            for part in ("first", "second"):
+                twin(x).square().mean().backward()
+                if part == "first":
+                    plain.first_step(zero_grad=True)
+            plain.step()
+        plain.zero_grad()
+        for p, q in zip(net.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+    assert not hasattr(sam.optimizer, "found_inf")
+
+
+def test_float16_products_do_not_overflow():
+    p = Parameter(torch.full((1000,), 2.0).half())
+    p.grad = torch.full((1000,), 40000.0).half()
+    onepass.SAM(onepass.SGD([p], lr=0.1), rho=1.0, adaptive=True).first_step()
+    want = 2 + 4 * 40000 / (1000**0.5 * 80000)
+    assert p.detach().float().numpy() == pytest.approx(want, rel=1e-3)
+
+
+def test_weights_that_were_loaded_meanwhile_stay():
+    """Also those of a model that is loaded after an interrupted step."""
+    net, other = torch.nn.Linear(5, 3), torch.nn.Linear(5, 3)
+    sam = onepass.SAM(onepass.AdamW(net.parameters()), rho=0.5)
+    saved = sam.state_dict()
+    net(torch.ones(2, 5)).sum().backward()
     sam.first_step()
-    unscaled.first_step()
-    for p, q in zip(params, plain, strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
-    for p, grad in zip(params[:-1], grads, strict=False):
-        p.grad = grad * 1024.0
-    if bad:
-        params[1].grad[0] = float("inf")
-    before = [bits(p) for p in params_with_gradients()]
-    scaler.step(sam)
-    scaler.update()
-    sam.restore()
-    if bad:
-        assert [bits(p) for p in params] == before
-    else:
-        unscaled.step()
-        for p, q in zip(params, plain, strict=True):
-            torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
+    net.load_state_dict(other.state_dict())
+    for restore in (lambda: sam.load_state_dict(saved), sam.restore, sam.first_step, sam.restore):
+        restore()
+        if restore != sam.first_step:
+            assert all(map(torch.equal, net.parameters(), other.parameters()))
+
+
+def test_distributed_checkpoints_of_a_new_optimizer():
+    """torch calls a step, without a closure, to create the states."""
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+
+    net = torch.nn.Linear(5, 3)
+    for wrap in (onepass.SAM, lambda o: onepass.Combined([o])):
+        trained = wrap(onepass.AdamW(net.parameters(), lr=0.5))
+        net(torch.ones(2, 5)).sum().backward()
+        trained.optimizers[0].step() if isinstance(trained, onepass.Combined) else trained.optimizer.step()
+        saved = get_optimizer_state_dict(net, trained)
+        before = [bits(p) for p in net.parameters()]
+        fresh = wrap(onepass.AdamW(net.parameters()))
+        net.zero_grad()
+        set_optimizer_state_dict(net, fresh, saved)
+        assert [bits(p) for p in net.parameters()] == before
+        for p in net.parameters():
+            assert bits(fresh.state[p]["exp_avg"]) == bits(trained.state[p]["exp_avg"])
+        assert fresh.param_groups[0]["lr"] == 0.5
+
+
+def test_meta_and_missing_gradients():
+    p = Parameter(torch.ones(3, device="meta"))
+    p.grad = torch.ones(3, device="meta")
+    sam = onepass.SAM(onepass.SGD([p], lr=0.1))
+    sam.first_step()
+    sam.step()
+    q = Parameter(torch.ones(3))
+    sam = onepass.SAM(onepass.SGD([q], lr=0.1))
+    sam.first_step()
+    sam.step()
+    assert torch.equal(q, torch.ones(3))
 
 
 @pytest.mark.parametrize("master", ["split", "float32"])
@@ -252,8 +321,9 @@ def test_checkpoints():
     params = params_with_gradients()
     sam = onepass.SAM(onepass.AdamW(params, lr=0.01), rho=0.25, adaptive=True)
     sam.first_step()
-    with pytest.raises(RuntimeError, match="between first_step"):
-        sam.state_dict()
+    for call in (sam.state_dict, lambda: copy.deepcopy(sam), lambda: pickle.dumps(sam)):
+        with pytest.raises(RuntimeError, match="between first_step"):
+            call()
     sam.step()
     file = io.BytesIO()
     torch.save(sam.state_dict(), file)
@@ -322,6 +392,11 @@ def test_errors():
     params = params_with_gradients()
     with pytest.raises(TypeError, match=r"optimizer must be a torch.optim.Optimizer, but is a list"):
         onepass.SAM(params)
+    for needs in (onepass.SAM(onepass.SGD(params)), onepass.LBFGS(params), torch.optim.LBFGS(params)):
+        with pytest.raises(TypeError, match=f"SAM cannot wrap {type(needs).__name__}, whose step needs a closure"):
+            onepass.SAM(needs)
+    with pytest.raises(ValueError, match="Lookahead cannot wrap SAM: wrap this Lookahead in it"):
+        onepass.Lookahead(onepass.SAM(onepass.SGD(params)))
     for rho in (-0.1, float("inf"), float("nan")):
         with pytest.raises(ValueError, match="rho must be >= 0 and finite"):
             onepass.SAM(onepass.SGD(params), rho=rho)

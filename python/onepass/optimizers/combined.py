@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .hooks import hooked
+from .sam import SAM
 from .torch_private import disable_dynamo
-from .wrapper import check_wrapped, loaded_with_hooks, saved_with_hooks
+from .wrapper import check_wrapped, loaded_with_hooks, master_names, saved_with_hooks
 
 
 class _States(MutableMapping[Tensor, Any]):
@@ -80,10 +81,11 @@ class Combined(Optimizer):
     optimizer, and concern its parameters alone. ``create("muon", model)`` makes one of Muon and AdamW.
 
     Args:
-        optimizers: The optimizers, torch's or onepass's; at least one. No two may have a parameter in common.
+        optimizers: The optimizers, torch's or onepass's, whose steps need no closure (neither LBFGS nor SAM, which may
+            wrap this optimizer); at least one. No two may have a parameter in common.
 
     Raises:
-        TypeError: One is not a ``torch.optim.Optimizer``.
+        TypeError: One is not a ``torch.optim.Optimizer``, or needs a closure.
         ValueError: There is none, or two have a parameter in common.
 
     Example:
@@ -106,6 +108,8 @@ class Combined(Optimizer):
             raise ValueError("optimizers must have at least one optimizer")
         for optimizer in optimizers:
             check_wrapped(optimizer)
+            if isinstance(optimizer, SAM | torch.optim.LBFGS):
+                raise TypeError(f"Combined cannot have {type(optimizer).__name__}, whose step needs a closure")
         params = [p for optimizer in optimizers for p in _params(optimizer)]
         if len(set(params)) < len(params):
             raise ValueError("two of the optimizers have a parameter in common")
@@ -138,12 +142,20 @@ class Combined(Optimizer):
     def _step_supports_amp_scaling(self) -> bool:
         return all(getattr(optimizer, "_step_supports_amp_scaling", False) for optimizer in self.optimizers)
 
+    @property
+    def last_step(self) -> None:
+        """None: each of ``optimizers`` has its own."""
+
+    def _master_names(self) -> dict[Tensor, str]:
+        return {p: name for optimizer in self.optimizers for p, name in master_names(optimizer).items()}
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Raise an error: add the group to the last of ``optimizers``, so that the others keep their numbers."""
-        raise RuntimeError(
-            "Combined: add the group to the last of its optimizers: optimizer.optimizers[-1].add_param_group(...). "
-            "In another one it would change the numbers of the groups that follow, which schedulers use"
-        )
+        """Add a parameter group to the last of ``optimizers``, so that the other groups keep their numbers."""
+        param_group = {**param_group, "params": _as_list(param_group["params"])}
+        named = [p[1] if isinstance(p, tuple) else p for p in param_group["params"]]
+        if any(p is q for q in _params(self) for p in named):
+            raise ValueError("some parameters appear in more than one parameter group")
+        self.optimizers[-1].add_param_group(param_group)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients of all parameters."""
@@ -204,13 +216,24 @@ class Combined(Optimizer):
             keys = {key for each in groups for key in each["params"]}
             states = {key: state for key, state in state_dict["state"].items() if key in keys}
             parts.append({"state": states, "param_groups": groups})
-        for optimizer, part in zip(self.optimizers, parts, strict=True):
-            optimizer.load_state_dict(part)
+        before = [optimizer.state_dict() for optimizer in self.optimizers]
+        for i, (optimizer, part) in enumerate(zip(self.optimizers, parts, strict=True)):
+            try:
+                optimizer.load_state_dict(part)
+            except BaseException:
+                for loaded, was in zip(self.optimizers[:i], before, strict=False):
+                    loaded.load_state_dict(was)
+                raise
 
     def _firsts(self) -> list[int]:
         """Return the number of the first parameter of each optimizer."""
         counts = [len(_params(optimizer)) for optimizer in self.optimizers]
         return [sum(counts[:i]) for i in range(len(counts))]
+
+
+def _as_list(params: Any) -> list[Any]:
+    """Return the parameters of a group that is about to be added, which may be a generator."""
+    return [params] if isinstance(params, Tensor) else list(params)
 
 
 def _params(optimizer: Optimizer) -> list[Tensor]:

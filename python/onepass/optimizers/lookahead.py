@@ -13,11 +13,13 @@ from torch.optim import Optimizer
 from .. import _core
 from .arguments import check_number
 from .base import SLOW_PARAM, Native, new_follower
+from .combined import Combined
 from .hooks import hooked, unwrapped
 from .master import low_bits_kept, master_of, write_master
+from .sam import SAM
 from .tail import Tail
 from .torch_private import disable_dynamo
-from .wrapper import Wrapper, check_wrapped, loaded_with_hooks, saved_with_hooks
+from .wrapper import Forwarded, Wrapper, check_wrapped, loaded_with_hooks, master_names, saved_with_hooks
 
 _NO_MASTERS: Mapping[Tensor, str] = {}
 
@@ -64,7 +66,7 @@ class SlowWeightUpdate:
         if self._blend is None:
             return
         pairs = [(p, slow) for p in dict.fromkeys(params) if (slow := self._slow_param(p)) is not None]
-        names = self._optimizer._master_names() if isinstance(self._optimizer, Native) else _NO_MASTERS
+        names = master_names(self._optimizer)
         for p, slow in pairs:
             fast = master_of(p, self._optimizer.state[p], names[p]) if p in names else p
             slow.lerp_(fast.to(slow.dtype), self._blend)
@@ -126,6 +128,11 @@ class Lookahead(Wrapper):
     _depth: int  # how many Lookaheads are nested inside
     _cycle: dict[str, Any]  # k, alpha, step
 
+    # GradScaler sets, tests (hasattr) and deletes these around each step.
+    grad_scale = Forwarded()
+    found_inf = Forwarded()
+    _step_supports_amp_scaling = Forwarded()
+
     def __init__(self, optimizer: Optimizer, k: int = 5, alpha: float = 0.5) -> None:
         check_wrapped(optimizer)
         self.__setstate__(
@@ -135,7 +142,7 @@ class Lookahead(Wrapper):
                 "_cycle": _checked({"k": k, "alpha": alpha, "step": 0}),
             }
         )
-        self._check_followers()
+        self._check_wrapped_steps()
         self._forget()
         self._share_cycle()
 
@@ -185,21 +192,26 @@ class Lookahead(Wrapper):
 
     step = hooked(_update, "Lookahead")
 
-    def _check_followers(self) -> None:
-        """Refuse to wrap a wrapper of an optimizer that has an average or copies.
+    def _check_wrapped_steps(self) -> None:
+        """Refuse to wrap what this Lookahead could not keep in step with.
 
-        They would be updated before this Lookahead's slow weights, and so differ from the parameters.
+        Averages and copies of an optimizer that is not wrapped itself would be updated before the slow weights, and so
+        differ from the parameters. A part of Combined may skip a step that the others make. SAM moves the parameters
+        before the step.
         """
-        inner = self.optimizer
-        while isinstance(inner, Lookahead):
-            inner = inner.optimizer
-        inner = unwrapped(inner)
-        tail = getattr(inner, "_tail", None)
-        if not self._is_native and isinstance(tail, Tail) and tail.follows():
-            raise ValueError(
-                f"Lookahead cannot wrap {type(self.optimizer).__name__} if its {type(inner).__name__} has average or "
-                f"copy_to: they would not follow the slow weights. Wrap the {type(inner).__name__} itself"
-            )
+        inner = _optimizers_within(self.optimizer)
+        if sam := next((each for each in inner if isinstance(each, SAM)), None):
+            raise ValueError(f"Lookahead cannot wrap {type(sam).__name__}: wrap this Lookahead in it")
+        if self._is_native:
+            return
+        is_combined = any(isinstance(each, Combined) for each in inner)
+        for each in inner:
+            tail = getattr(each, "_tail", None)
+            if isinstance(tail, Tail) and (tail.follows() or (is_combined and tail.may_skip())):
+                raise ValueError(
+                    f"Lookahead cannot wrap {type(self.optimizer).__name__} if its {type(each).__name__} has average, "
+                    f"copy_to, or steps that may be skipped. Wrap the {type(each).__name__} itself"
+                )
 
     @property
     def _is_native(self) -> bool:
@@ -222,11 +234,11 @@ class Lookahead(Wrapper):
         def watched() -> Any:
             assert closure is not None
             loss = closure()
-            update.before(self._params())
+            update.before(self._params(), master_names(self.optimizer))
             return loss
 
         if closure is None:
-            update.before(self._params())
+            update.before(self._params(), master_names(self.optimizer))
         loss = self._step_wrapped(None if closure is None else watched)
         if not self._has_skipped():
             update.after(self._params())
@@ -331,6 +343,13 @@ class Lookahead(Wrapper):
         if not found or all(self._slow_param(p) is None for p in self._params()):
             self._forget()
         self._share_cycle()
+
+
+def _optimizers_within(optimizer: Optimizer) -> list[Optimizer]:
+    """Return an optimizer and those that it wraps or combines."""
+    optimizer = unwrapped(optimizer)
+    parts = [optimizer.optimizer] if isinstance(optimizer, Wrapper) else getattr(optimizer, "optimizers", [])
+    return [optimizer, *(each for part in parts for each in _optimizers_within(part))]
 
 
 def _slow_param(optimizer: Optimizer, name: str, p: Tensor) -> Tensor | None:

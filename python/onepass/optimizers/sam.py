@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -57,12 +58,12 @@ class SAM(Wrapper):
     :math:`|\theta|`.
 
     Args:
-        optimizer: The optimizer to wrap: torch's, onepass's or any other that needs no closure.
-        rho: :math:`\rho`, the length of the first step, >= 0. Usual are 0.05 and, if adaptive, 0.5 to 2.
+        optimizer: The optimizer to wrap: torch's, onepass's or any other whose step needs no closure (not LBFGS).
+        rho: :math:`\rho`, the length of the first step, >= 0. Usual values: 0.05; 0.5 to 2 if adaptive.
         adaptive: Whether the first step is scaled by the magnitude of each parameter (ASAM).
 
     Raises:
-        TypeError: ``optimizer`` is not a ``torch.optim.Optimizer``, or ``rho`` is not a number.
+        TypeError: ``optimizer`` is not a ``torch.optim.Optimizer`` or needs a closure, or ``rho`` is not a number.
         ValueError: ``rho`` is negative or not finite.
 
     Example:
@@ -79,22 +80,34 @@ class SAM(Wrapper):
     """
 
     _setting: dict[str, Any]  # rho, adaptive; shared by all groups
+    _begun: bool  # whether first_step() has been called, and the second part not yet
     _old: dict[Tensor, Tensor]  # copies of the parameters, whose memory is used again
-    _moved: list[Tensor]  # the parameters that the first step has moved
+    _moved: list[tuple[Tensor, int]]  # the parameters that the first step has moved, and their versions since
     _with_low_bits: list[Tensor]  # of these, those whose low bits (of a split master) were valid
+
+    # GradScaler then calls step() also where it skips, so that the parameters are set back. Around the step it sets
+    # grad_scale and found_inf.
+    _step_supports_amp_scaling = True
 
     def __init__(self, optimizer: Optimizer, rho: float = 0.05, adaptive: bool = False) -> None:
         check_wrapped(optimizer)
+        if isinstance(optimizer, SAM | torch.optim.LBFGS):
+            raise TypeError(f"SAM cannot wrap {type(optimizer).__name__}, whose step needs a closure")
         setting = _checked({"rho": rho, "adaptive": adaptive})
         self.__setstate__({"optimizer": optimizer, "_setting": setting})
         self._share_setting()
 
     def __getstate__(self) -> dict[str, Any]:
+        self._check_complete("copied")
         return {name: self.__dict__[name] for name in ("optimizer", "_setting")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._old, self._moved, self._with_low_bits = {}, [], []
+        self._begun, self._old, self._moved, self._with_low_bits = False, {}, [], []
         super().__setstate__(state)
+
+    def _check_complete(self, what: str) -> None:
+        if self._begun:
+            raise RuntimeError(f"SAM cannot be {what} between first_step() and step(): call restore() before")
 
     @property
     def rho(self) -> float:
@@ -116,7 +129,7 @@ class SAM(Wrapper):
     def first_step(self, zero_grad: bool = False) -> None:
         """Move the parameters that have a gradient to the nearby point of higher loss.
 
-        If they are there already, because a step was skipped, they are first set back.
+        If they are there already, they are first set back. If the norm is not finite, they stay where they are.
 
         Args:
             zero_grad: Whether to reset the gradients then.
@@ -130,41 +143,46 @@ class SAM(Wrapper):
         if any(grad is not None and grad.layout != torch.strided for grad in grads):
             raise RuntimeError("SAM does not support sparse gradients")
         if self.adaptive:
-            grads = [grad if grad is None else p.abs() * grad for p, grad in zip(params, grads, strict=True)]
-        scale = self.rho / (total_norm(params, grads, largest=False) + EPS)
-        pairs = [(p, grad) for p, grad in zip(params, grads, strict=True) if grad is not None]
-        self._save([p for p, _ in pairs])
+            grads = [grad if grad is None else _wide(p).abs() * grad for p, grad in zip(params, grads, strict=True)]
+        is_meta = any(p.is_meta for p in params)  # its tensors have no values
+        scale = 0.0 if is_meta else self.rho / (total_norm(params, grads, largest=False) + EPS)
+        self._begun = True
+        if math.isfinite(scale) and scale > 0.0:
+            self._move([(p, grad) for p, grad in zip(params, grads, strict=True) if grad is not None], scale)
+        if zero_grad:
+            self.zero_grad()
+
+    def _move(self, pairs: list[tuple[Tensor, Tensor]], scale: float) -> None:
+        before, self._old = self._old, {}  # so that copies of parameters that are gone are freed
+        for p, _ in pairs:
+            old = before.get(p)
+            if old is None or (old.dtype, old.shape, old.device) != (p.dtype, p.shape, p.device):
+                old = torch.empty_like(p, memory_format=torch.preserve_format)
+            self._old[p] = old
+        _copy([(self._old[p], p) for p, _ in pairs])
+        self._with_low_bits = [p for p, _ in pairs if low_bits_are_valid(p)]
         rows: list[tuple[Tensor, ...]] = []
         for p, grad in pairs:
             if self.adaptive:
-                p.addcmul_(p.abs(), grad, value=scale)
+                p.copy_(_wide(p) + scale * (_wide(p).abs() * grad))
             elif _is_plain(p) and _is_plain(grad) and p.device == grad.device:
                 rows.append((p, grad))
             else:
                 p.add_(grad, alpha=scale)
         _core.apply("muon", [0.0, -scale], 1.0, rows, 1.0, torch.get_num_threads())  # p = p - -scale * grad
-        if zero_grad:
-            self.zero_grad()
-
-    def _save(self, params: list[Tensor]) -> None:
-        before, self._old = self._old, {}  # so that copies of parameters that are gone are freed
-        for p in params:
-            old = before.get(p)
-            if old is None or (old.dtype, old.shape, old.device) != (p.dtype, p.shape, p.device):
-                old = torch.empty_like(p, memory_format=torch.preserve_format)
-            self._old[p] = old
-        _copy([(self._old[p], p) for p in params])
-        self._moved = params
-        self._with_low_bits = [p for p in params if low_bits_are_valid(p)]
+        self._moved = [(p, p._version) for p, _ in pairs]
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Set the parameters back, to the bit, to where they were before ``first_step()``; else do nothing."""
-        moved, self._moved = self._moved, []
-        _copy([(p, self._old[p]) for p in moved])
-        for p in self._with_low_bits:
+        """Set the parameters back, to the bit, to where they were before ``first_step()``; else do nothing.
+
+        Parameters that have been changed since stay as they are.
+        """
+        same = [p for p, version in self._moved if p._version == version]
+        _copy([(p, self._old[p]) for p in same])
+        for p in set(same).intersection(self._with_low_bits):
             confirm_low_bits(p)
-        self._with_low_bits = []
+        self._begun, self._moved, self._with_low_bits = False, [], []
 
     def second_step(self, zero_grad: bool = False) -> None:
         """Set the parameters back and step the wrapped optimizer; the same as ``step()`` after ``first_step()``.
@@ -190,10 +208,10 @@ class SAM(Wrapper):
             RuntimeError: There is neither a closure nor a first step.
         """
         if closure is None:
-            if not self._moved:
+            if not self._begun and not self._is_first_and_empty():
                 raise RuntimeError("SAM: step() needs a closure, or first_step() before the second backward pass")
             self.restore()
-            return self._step_wrapped()
+            return self._step_scaled()
         self.restore()
         with torch.enable_grad():
             loss = closure()
@@ -203,8 +221,38 @@ class SAM(Wrapper):
                 closure()
         finally:
             self.restore()
-        self._step_wrapped()
+        self._step_scaled()
         return loss
+
+    def _is_first_and_empty(self) -> bool:
+        """Return whether there are no states and only zero gradients.
+
+        torch.distributed.checkpoint makes such a step to create the states.
+        """
+        if self.state:
+            return False
+        grads = [p.grad for p in self._params() if p.grad is not None]
+        return bool(grads) and not any(bool(grad.any()) for grad in grads)
+
+    def _step_scaled(self) -> Any:
+        """Step the wrapped optimizer by gradients that GradScaler may have left scaled, or skip the step for it."""
+        scale, found_inf = self.__dict__.get("grad_scale"), self.__dict__.get("found_inf")
+        if found_inf is None:
+            return self._step_wrapped()
+        if getattr(self.optimizer, "_step_supports_amp_scaling", False):
+            inner: Any = self.optimizer
+            inner.grad_scale, inner.found_inf = scale, found_inf
+            try:
+                return self._step_wrapped()
+            finally:
+                del inner.grad_scale, inner.found_inf
+        if found_inf.item():
+            return None
+        if scale is not None:
+            for p in self._params():
+                if p.grad is not None:
+                    p.grad.div_(scale.to(p.grad.device))
+        return self._step_wrapped()
 
     step = hooked(_update, "SAM")
 
@@ -226,8 +274,7 @@ class SAM(Wrapper):
         Raises:
             RuntimeError: The parameters are at the point of the first step.
         """
-        if self._moved:
-            raise RuntimeError("SAM: state_dict() was called between first_step() and step()")
+        self._check_complete("saved")
 
         def save() -> dict[str, Any]:
             state_dict = self.optimizer.state_dict()
@@ -255,13 +302,18 @@ class SAM(Wrapper):
         self._share_setting()
 
 
+def _wide(tensor: Tensor) -> Tensor:
+    """Return a tensor of 16 bits in float32: products of float16 numbers would overflow."""
+    return tensor.float() if tensor.is_floating_point() and tensor.dtype.itemsize == 2 else tensor
+
+
 def _copy(pairs: list[tuple[Tensor, Tensor]]) -> None:
     """Copy the second tensor of each pair to the first."""
     plain = [pair for pair in pairs if _is_plain(pair[0])]
     if plain:
         foreach_copy_([to for to, _ in plain], [source for _, source in plain])
     for to, source in pairs:
-        if not _is_plain(to):  # DTensors have no such operation
+        if not _is_plain(to):  # among them DTensors, for which torch has no foreach copy
             to.copy_(source)
 
 

@@ -12,7 +12,7 @@ from .hooks import unwrapped
 from .tail import StepReport
 
 
-class _Wrapped:
+class Forwarded:
     """An attribute that is read from, set on and deleted from the wrapped optimizer."""
 
     def __set_name__(self, _: type, name: str) -> None:
@@ -33,13 +33,9 @@ class Wrapper(Optimizer):
 
     optimizer: Optimizer  #: The wrapped optimizer.
 
-    # GradScaler sets, tests (hasattr) and deletes the last three around each step.
-    param_groups = _Wrapped()
-    state = _Wrapped()
-    defaults = _Wrapped()
-    grad_scale = _Wrapped()
-    found_inf = _Wrapped()
-    _step_supports_amp_scaling = _Wrapped()
+    param_groups = Forwarded()
+    state = Forwarded()
+    defaults = Forwarded()
 
     # A subclass has a constructor that calls __setstate__, not Optimizer.__init__, which would create separate
     # param_groups and state.
@@ -59,6 +55,9 @@ class Wrapper(Optimizer):
 
     def _step_wrapped(self, closure: Callable[[], Any] | None = None) -> Any:
         return self.optimizer.step() if closure is None else self.optimizer.step(closure)
+
+    def _master_names(self) -> dict[Tensor, str]:
+        return master_names(self.optimizer)
 
     def _params(self) -> Iterator[Tensor]:
         return (p for group in self.param_groups for p in group["params"])
@@ -88,6 +87,12 @@ def check_wrapped(optimizer: Any) -> None:
     """Raise TypeError if this is no optimizer."""
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, but is a {type(optimizer).__name__}")
+
+
+def master_names(optimizer: Optimizer) -> dict[Tensor, str]:
+    """Return the state that holds the master, of each parameter of an optimizer that has one."""
+    names: dict[Tensor, str] = getattr(unwrapped(optimizer), "_master_names", dict)()
+    return names
 
 
 def innermost(optimizer: Optimizer) -> Optimizer:

@@ -61,8 +61,8 @@ def create(name: str, params: nn.Module | ParamsT, **arguments: Any) -> Optimize
 
     Raises:
         TypeError: ``name`` is not a string, or ``no_decay``, ``layer_decay`` or ``lr_scale`` is given without a module.
-        ValueError: There is no optimizer of that name, an argument is out of range, or an argument is about all
-            parameters of a step (such as ``max_norm``), which ``create("muon", model)`` divides.
+        ValueError: There is no optimizer of that name, an argument is out of range, or an argument needs all
+            parameters in one optimizer (such as ``max_norm``), which ``create("muon", model)`` divides.
 
     Example:
         >>> model = torch.nn.Linear(4, 2)
@@ -100,8 +100,8 @@ def _muon_and_adamw(model: nn.Module, arguments: dict[str, Any]) -> Optimizer:
     for name in ("max_norm", "skip_nonfinite", "average", "copy_to"):
         if name in arguments:
             raise ValueError(
-                f"create: {name} is about all parameters of a step, but Muon and AdamW step a part each. Make "
-                f"onepass.Combined of both, where {name} is one's own"
+                f"create: {name} needs all parameters in one optimizer, but Muon and AdamW each step a part. Make "
+                f"onepass.Combined yourself to pass it to one of them"
             )
     grouping = {key: arguments.pop(key) for key in ("no_decay", "layer_decay", "lr_scale") if key in arguments}
     no_muon, adamw = arguments.pop("no_muon", ()), arguments.pop("adamw", {})
@@ -122,6 +122,8 @@ def _muon_and_adamw(model: nn.Module, arguments: dict[str, Any]) -> Optimizer:
         parts.append(Muon(groups[True], **arguments))
     if groups[False]:
         parts.append(AdamW(groups[False], **for_adamw))
+    if not parts:
+        raise ValueError("optimizer got an empty parameter list")
     return Combined(parts)
 
 

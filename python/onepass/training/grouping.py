@@ -176,13 +176,23 @@ def hidden_matrices(model: nn.Module, others: Iterable[str] = ()) -> Iterator[st
     params = dict(model.named_parameters())
     left_out = {name for pattern in others for name in _matches(params, pattern, "no_muon")}
     first_names = {p: name for name, p in params.items()}
-    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    asked = (getattr(model, ask)() for ask in ("get_output_embeddings", "get_classifier") if hasattr(model, ask))
-    head = next((found for found in asked if found is not None), linear[-1] if linear else None)
-    for module in model.modules():
-        if module is head or _is_embedding(module):
-            left_out |= {first_names[p] for p in module.parameters()}
+    for module in (*_heads(model), *filter(_is_embedding, model.modules())):
+        left_out |= {first_names[p] for p in module.parameters()}
     return (name for name, p in params.items() if p.ndim == 2 and name not in left_out)
+
+
+def _heads(model: nn.Module) -> list[nn.Module]:
+    """Return the modules that a model says are its head, or else its last linear layer."""
+    inner = getattr(model, "module", model)  # DistributedDataParallel's
+    for ask in ("get_output_embeddings", "get_classifier"):
+        found = getattr(inner, ask, lambda: None)()
+        heads = [
+            head for head in (found if isinstance(found, tuple | list) else [found]) if isinstance(head, nn.Module)
+        ]
+        if any(True for head in heads for _ in head.parameters()):
+            return heads
+    linear: list[nn.Module] = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    return linear[-1:]
 
 
 def _is_embedding(module: nn.Module) -> bool:

@@ -207,10 +207,18 @@ class Lookahead(Wrapper):
         is_combined = any(isinstance(each, Combined) for each in inner)
         for each in inner:
             tail = getattr(each, "_tail", None)
-            if isinstance(tail, Tail) and (tail.follows() or (is_combined and tail.may_skip())):
+            if not isinstance(tail, Tail):
+                continue
+            why = ""
+            if tail.follows():
+                why = "average or copy_to: they would not follow the slow weights"
+            elif is_combined and tail.may_skip():
+                why = "steps that may be skipped: the others would not be"
+            if why:
+                name = type(each).__name__
                 raise ValueError(
-                    f"Lookahead cannot wrap {type(self.optimizer).__name__} if its {type(each).__name__} has average, "
-                    f"copy_to, or steps that may be skipped. Wrap the {type(each).__name__} itself"
+                    f"Lookahead cannot wrap {type(self.optimizer).__name__} if its {name} has {why}. "
+                    f"Wrap the {name} itself"
                 )
 
     @property

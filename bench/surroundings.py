@@ -259,7 +259,8 @@ def install_seconds() -> float:
     with tempfile.TemporaryDirectory() as folder:
         venv.create(folder, with_pip=True)
         python = Path(folder) / ("Scripts" if os.name == "nt" else "bin") / "python"
-        fresh = f"--config-settings=build-dir={folder}/build"  # not the source tree's, where everything may be compiled already
+        # Not the source tree's, where everything may be compiled already.
+        fresh = f"--config-settings=build-dir={folder}/build"
         start = time.perf_counter()
         subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", fresh, ROOT], check=True)
         return time.perf_counter() - start

@@ -78,9 +78,11 @@ class Combined(Optimizer):
     ``param_groups`` are the groups of the first optimizer, then those of the second, and so on, so that learning rate
     schedulers and checkpoints see one optimizer. The ``state_dict`` has torch's form, with the parameters numbered in
     the order of the groups. ``step`` steps one optimizer after the other. Arguments such as ``max_norm`` belong to each
-    optimizer, and concern its parameters alone. ``create("muon", model)`` makes one of Muon and AdamW. torch's
-    ``OneCycleLR`` and ``CyclicLR`` need ``cycle_momentum=False``, unless all have the same kind of momentum. The methods
-    ``train()`` and ``eval()`` of the Schedule-Free classes are those of the optimizer itself, in ``optimizers``.
+    optimizer, and concern its parameters alone. ``create("muon", model)`` makes one of Muon and AdamW.
+
+    torch's ``OneCycleLR`` and ``CyclicLR`` need ``cycle_momentum=False``, unless all have the same kind of momentum.
+    The methods ``train()`` and ``eval()`` of the Schedule-Free classes are those of the optimizer itself, which is in
+    ``optimizers``.
 
     Args:
         optimizers: The optimizers, torch's or onepass's, whose steps need no closure (neither LBFGS nor SAM, which may

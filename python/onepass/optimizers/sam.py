@@ -170,7 +170,7 @@ class SAM(Wrapper):
             else:
                 p.add_(grad, alpha=scale)
         _core.apply("muon", [0.0, -scale], 1.0, rows, 1.0, torch.get_num_threads())  # p = p - -scale * grad
-        self._moved = [(p, p._version) for p, _ in pairs]
+        self._moved = [(p, _version(p)) for p, _ in pairs]
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -178,7 +178,7 @@ class SAM(Wrapper):
 
         Parameters that have been changed since stay as they are.
         """
-        same = [p for p, version in self._moved if p._version == version]
+        same = [p for p, version in self._moved if _version(p) == version]
         _copy([(p, self._old[p]) for p in same])
         for p in set(same).intersection(self._with_low_bits):
             confirm_low_bits(p)
@@ -300,6 +300,11 @@ class SAM(Wrapper):
         self.optimizer.load_state_dict(state_dict)
         self._setting = setting
         self._share_setting()
+
+
+def _version(p: Tensor) -> int:
+    """Return how often a parameter has been written; 0 for an inference tensor, which does not count."""
+    return 0 if p.is_inference() else p._version
 
 
 def _wide(tensor: Tensor) -> Tensor:

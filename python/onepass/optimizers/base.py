@@ -26,7 +26,7 @@ from ..training.clipping_policies import ClippingPolicy
 from . import block_states, stochastic
 from .arguments import HyperTypes, check_hyperparameters, described, hyper_types, module_refused, noted
 from .constructors import constructor
-from .hooks import Step, hooked
+from .hooks import Step, evaluate, hooked
 from .master import NAMES as MASTER_NAMES
 from .master import check_master, forget_low_bits, master_name, master_of, new_master, write_master
 from .tail import StepReport, Tail, scaled_gradients
@@ -87,22 +87,17 @@ def _update(self: Native, closure: Callable[[], Any] | None = None) -> Any:
         ValueError: A gradient or state does not fit its parameter, or memory overlaps. The message names the
             parameter. An invalid step changes nothing.
     """
-    loss = None if closure is None else _evaluate(closure)
+    loss = None if closure is None else evaluate(closure)
     self._step_all()
     return loss
 
 
 def _profiled_update(self: Native, closure: Callable[[], Any] | None = None) -> Any:
     """Perform a single optimization step, in a profiler scope that excludes the closure."""
-    loss = None if closure is None else _evaluate(closure)
+    loss = None if closure is None else evaluate(closure)
     with torch.profiler.record_function(f"onepass::{self.rule}"):
         self._step_all()
     return loss
-
-
-def _evaluate(closure: Callable[[], Any]) -> Any:
-    with torch.enable_grad():
-        return closure()
 
 
 def _check_capture(optimizer: Native) -> None:
@@ -131,6 +126,12 @@ def transform() -> str:
 @functools.cache
 def _counts_steps(rule: str) -> bool:
     return _core.rules()[rule][3]
+
+
+@functools.cache
+def _scalar_names(rule: str) -> list[str]:
+    rules = _core.rules()
+    return rules[rule][2] if rule in rules else []  # Adafactor, with a driver of its own, has none
 
 
 @functools.cache
@@ -819,9 +820,7 @@ class Native(Optimizer):
 
         torch leaves ``step`` alone. Kernels step a parameter only if all its numbers are on one device.
         """
-        rules = _core.rules()
-        names = rules[self.rule][2] if self.rule in rules else ()  # Adafactor, with a driver of its own, has none
-        for name in names if isinstance(state.get("step"), Tensor) else ():
+        for name in _scalar_names(self.rule) if isinstance(state.get("step"), Tensor) else ():
             if isinstance(saved.get(name), Tensor) and isinstance(state.get(name), Tensor):
                 state[name] = saved[name].to(state["step"].device)
 

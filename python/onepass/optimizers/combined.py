@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .hooks import hooked
+from .hooks import evaluate, hooked
 from .sam import SAM
 from .torch_private import disable_dynamo
-from .wrapper import check_wrapped, loaded_with_hooks, master_names, saved_with_hooks
+from .wrapper import Forwarded, check_wrapped, loaded_with_hooks, master_names, saved_with_hooks
 
 
 class _States(MutableMapping[Tensor, Any]):
@@ -54,24 +54,6 @@ class _States(MutableMapping[Tensor, Any]):
         return sum(len(optimizer.state) for optimizer in self._optimizers)
 
 
-class _Shared:
-    """An attribute that is read from the first optimizer, and set on and deleted from all."""
-
-    def __set_name__(self, _: type, name: str) -> None:
-        self.name = name
-
-    def __get__(self, combined: Combined | None, _: type | None = None) -> Any:
-        return self if combined is None else getattr(combined.optimizers[0], self.name)
-
-    def __set__(self, combined: Combined, value: Any) -> None:
-        for optimizer in combined.optimizers:
-            setattr(optimizer, self.name, value)
-
-    def __delete__(self, combined: Combined) -> None:
-        for optimizer in combined.optimizers:
-            delattr(optimizer, self.name)
-
-
 class Combined(Optimizer):
     r"""Several optimizers in one, each with parameters of its own: Muon for matrices and AdamW for the rest, say.
 
@@ -103,8 +85,8 @@ class Combined(Optimizer):
 
     optimizers: list[Optimizer]  #: The optimizers.
 
-    grad_scale = _Shared()
-    found_inf = _Shared()
+    grad_scale = Forwarded()
+    found_inf = Forwarded()
 
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:
         optimizers = list(optimizers)
@@ -118,6 +100,9 @@ class Combined(Optimizer):
         if len(set(params)) < len(params):
             raise ValueError("two of the optimizers have a parameter in common")
         self.__setstate__({"optimizers": optimizers})
+
+    def _inner(self) -> list[Optimizer]:
+        return self.optimizers
 
     def __getstate__(self) -> dict[str, Any]:
         return {"optimizers": self.optimizers}
@@ -175,10 +160,7 @@ class Combined(Optimizer):
         Returns:
             What the closure returned.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = None if closure is None else evaluate(closure)
         for optimizer in self.optimizers:
             optimizer.step()
         return loss

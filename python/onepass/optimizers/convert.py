@@ -84,7 +84,7 @@ def convert_state_dict(
         else:
             step: Any = held.get("step", 0)
             random_key = _core.random_key(group.get("rounding_seed", 0), int(step), numbers.get(key, 0))
-            names, has_codings = _rule_of(held, group)
+            names, has_codings = _rule_of(frozenset(held), frozenset(group))
             if state_dtype != block_states.CODES:
                 states[key] = _converted(block_states.decoded_state(held), state_dtype, random_key, names)
             elif has_codings:
@@ -121,18 +121,19 @@ def _converted(state: Mapping[str, Any], dtype: torch.dtype | None, key: int, na
     return made
 
 
-def _rule_of(state: Mapping[str, Any], group: Mapping[str, Any]) -> tuple[list[str], bool]:
-    """Return the names of the states of the rule that a state is of, and whether they can have 8 bits.
+@functools.cache
+def _rule_of(state: frozenset[str], group: frozenset[str]) -> tuple[list[str], bool]:
+    """Return the names of the states of the rule that a state with these keys is of, and whether they can have 8 bits.
 
     Of several rules it is the one of whose hyperparameters the group has the most, if it has all; of these, one whose
     states can have 8 bits, and that has the fewest.
     """
-    held = set(state) & _state_names()
+    held = state & _state_names()
     found = []
     for hyper, names, scalars, _, codings in _core.rules().values():
         if held <= {*names, *scalars}:
             keys = {name.partition("[")[0].rstrip("?!") for name in hyper}
-            found.append((-len(keys) if keys <= group.keys() else 0, not codings, len(names), names))
+            found.append((-len(keys) if keys <= group else 0, not codings, len(names), names))
     if not found:
         return sorted(held), held <= block_states.codings().keys()
     _, refuses, _, names = min(found)

@@ -22,6 +22,12 @@ def unhooked(cls: type[Optimizer]) -> Step:
     return cast(Step, step)
 
 
+def evaluate(closure: Callable[[], Any]) -> Any:
+    """Return what the closure of a step returns, which computes gradients."""
+    with torch.enable_grad():
+        return closure()
+
+
 def unwrapped(optimizer: Optimizer) -> Optimizer:
     """Return the optimizer that steps: the wrapped one, if this is a wrapper without hooks (accelerate's)."""
     while not hasattr(optimizer, "_optimizer_step_pre_hooks") and hasattr(optimizer, "optimizer"):

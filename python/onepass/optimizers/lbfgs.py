@@ -13,7 +13,7 @@ from torch.optim.optimizer import ParamsT
 from .. import _core
 from .arguments import HyperTypes, check_hyperparameters, module_refused, noted
 from .base import while_loading
-from .hooks import hooked, unhooked
+from .hooks import evaluate, hooked, unhooked
 
 Closure = Callable[[], Any]
 
@@ -168,8 +168,7 @@ class _Run:
 
     def evaluate(self) -> Any:
         """Call the closure and return its result."""
-        with torch.enable_grad():
-            loss = self.closure()
+        loss = evaluate(self.closure)
         self.evaluations += 1
         return loss
 

@@ -19,7 +19,7 @@ from .master import low_bits_kept, master_of, write_master
 from .sam import SAM
 from .tail import Tail
 from .torch_private import disable_dynamo
-from .wrapper import Forwarded, Wrapper, check_wrapped, loaded_with_hooks, master_names, saved_with_hooks
+from .wrapper import Forwarded, Wrapper, check_wrapped, loaded_with_hooks, master_names
 
 _NO_MASTERS: Mapping[Tensor, str] = {}
 
@@ -144,7 +144,7 @@ class Lookahead(Wrapper):
         )
         self._check_wrapped_steps()
         self._forget()
-        self._share_cycle()
+        self._share()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: self.__dict__[name] for name in ("optimizer", "_depth", "_cycle")}
@@ -260,11 +260,6 @@ class Lookahead(Wrapper):
         report = self.last_step
         return report is not None and report.skipped
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group to the wrapped optimizer."""
-        super().add_param_group(param_group)
-        self._share_cycle()
-
     # -- slow weights ------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
@@ -308,9 +303,8 @@ class Lookahead(Wrapper):
     def _cycle_name(self) -> str:
         return f"lookahead_{self._depth}" if self._depth else "lookahead"
 
-    def _share_cycle(self) -> None:
-        for group in self.param_groups:
-            group[self._cycle_name] = self._cycle
+    def _own(self) -> tuple[str, dict[str, Any]]:
+        return self._cycle_name, self._cycle
 
     def _forget(self) -> None:
         """Start a new cycle, without slow weights."""
@@ -318,18 +312,6 @@ class Lookahead(Wrapper):
         for state in self.state.values():
             if isinstance(state, dict):
                 state.pop(self._slow_name, None)
-
-    @disable_dynamo
-    def state_dict(self) -> dict[str, Any]:
-        """Return the wrapped optimizer's state_dict, with the key ``lookahead`` (k, alpha and step) in each group."""
-
-        def save() -> dict[str, Any]:
-            state_dict = self.optimizer.state_dict()
-            for group in state_dict["param_groups"]:
-                group[self._cycle_name] = dict(self._cycle)
-            return state_dict
-
-        return saved_with_hooks(self, save)
 
     @disable_dynamo
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -344,19 +326,19 @@ class Lookahead(Wrapper):
         loaded_with_hooks(self, state_dict, self._load)
 
     def _load(self, state_dict: dict[str, Any]) -> None:
-        found = [group[self._cycle_name] for group in state_dict["param_groups"] if self._cycle_name in group]
-        cycle = _checked(found[0] if found else self._cycle)
+        found = self._own_in(state_dict)
+        cycle = _checked(self._cycle if found is None else found)
         self.optimizer.load_state_dict(state_dict)
         self._cycle = cycle
-        if not found or all(self._slow_param(p) is None for p in self._params()):
+        if found is None or all(self._slow_param(p) is None for p in self._params()):
             self._forget()
-        self._share_cycle()
+        self._share()
 
 
 def _optimizers_within(optimizer: Optimizer) -> list[Optimizer]:
     """Return an optimizer and those that it wraps or combines."""
     optimizer = unwrapped(optimizer)
-    parts = [optimizer.optimizer] if isinstance(optimizer, Wrapper) else getattr(optimizer, "optimizers", [])
+    parts = optimizer._inner() if isinstance(optimizer, Combined | Wrapper) else []
     return [optimizer, *(each for part in parts for each in _optimizers_within(part))]
 
 

@@ -13,10 +13,11 @@ from torch.optim import Optimizer
 from .. import _core
 from .arguments import check_number
 from .gradient_norm import total_norm
-from .hooks import hooked
+from .hooks import evaluate, hooked
 from .master import confirm_low_bits, low_bits_are_valid
+from .torch_operations import wide
 from .torch_private import disable_dynamo, foreach_copy_
-from .wrapper import Wrapper, check_wrapped, loaded_with_hooks, saved_with_hooks
+from .wrapper import Wrapper, check_wrapped, loaded_with_hooks
 
 EPS = 1e-12  # added to the norm
 
@@ -95,7 +96,7 @@ class SAM(Wrapper):
             raise TypeError(f"SAM cannot wrap {type(optimizer).__name__}, whose step needs a closure")
         setting = _checked({"rho": rho, "adaptive": adaptive})
         self.__setstate__({"optimizer": optimizer, "_setting": setting})
-        self._share_setting()
+        self._share()
 
     def __getstate__(self) -> dict[str, Any]:
         self._check_complete("copied")
@@ -143,7 +144,7 @@ class SAM(Wrapper):
         if any(grad is not None and grad.layout != torch.strided for grad in grads):
             raise RuntimeError("SAM does not support sparse gradients")
         if self.adaptive:
-            grads = [grad if grad is None else _wide(p).abs() * grad for p, grad in zip(params, grads, strict=True)]
+            grads = [grad if grad is None else wide(p).abs() * grad for p, grad in zip(params, grads, strict=True)]
         is_meta = any(p.is_meta for p in params)  # its tensors have no values
         scale = 0.0 if is_meta else self.rho / (total_norm(params, grads, largest=False) + EPS)
         self._begun = True
@@ -164,7 +165,8 @@ class SAM(Wrapper):
         rows: list[tuple[Tensor, ...]] = []
         for p, grad in pairs:
             if self.adaptive:
-                p.copy_(_wide(p) + scale * (_wide(p).abs() * grad))
+                was = wide(p)  # products of float16 numbers would overflow
+                p.copy_(was + scale * (was.abs() * grad))
             elif _is_plain(p) and _is_plain(grad) and p.device == grad.device:
                 rows.append((p, grad))
             else:
@@ -213,12 +215,10 @@ class SAM(Wrapper):
             self.restore()
             return self._step_scaled()
         self.restore()
-        with torch.enable_grad():
-            loss = closure()
+        loss = evaluate(closure)
         self.first_step()
         try:
-            with torch.enable_grad():
-                closure()
+            evaluate(closure)
         finally:
             self.restore()
         self._step_scaled()
@@ -256,16 +256,10 @@ class SAM(Wrapper):
 
     step = hooked(_update, "SAM")
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group to the wrapped optimizer."""
-        super().add_param_group(param_group)
-        self._share_setting()
-
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
-    def _share_setting(self) -> None:
-        for group in self.param_groups:
-            group["sam"] = self._setting
+    def _own(self) -> tuple[str, dict[str, Any]]:
+        return "sam", self._setting
 
     @disable_dynamo
     def state_dict(self) -> dict[str, Any]:
@@ -275,14 +269,7 @@ class SAM(Wrapper):
             RuntimeError: The parameters are at the point of the first step.
         """
         self._check_complete("saved")
-
-        def save() -> dict[str, Any]:
-            state_dict = self.optimizer.state_dict()
-            for group in state_dict["param_groups"]:
-                group["sam"] = dict(self._setting)
-            return state_dict
-
-        return saved_with_hooks(self, save)
+        return super().state_dict()
 
     @disable_dynamo
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -294,22 +281,17 @@ class SAM(Wrapper):
         loaded_with_hooks(self, state_dict, self._load)
 
     def _load(self, state_dict: dict[str, Any]) -> None:
-        found = [group["sam"] for group in state_dict["param_groups"] if "sam" in group]
-        setting = _checked(found[0] if found else self._setting)
+        found = self._own_in(state_dict)
+        setting = _checked(self._setting if found is None else found)
         self.restore()
         self.optimizer.load_state_dict(state_dict)
         self._setting = setting
-        self._share_setting()
+        self._share()
 
 
 def _version(p: Tensor) -> int:
     """Return how often a parameter has been written; 0 for an inference tensor, which does not count."""
     return 0 if p.is_inference() else p._version
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """Return a tensor of 16 bits in float32: products of float16 numbers would overflow."""
-    return tensor.float() if tensor.is_floating_point() and tensor.dtype.itemsize == 2 else tensor
 
 
 def _copy(pairs: list[tuple[Tensor, Tensor]]) -> None:

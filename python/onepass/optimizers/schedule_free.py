@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .base import Native
 from .master import master_of, write_master
+from .torch_operations import wide
 
 TRAIN_POINT = "y"  # the state that holds the point to train at, or its master, while the parameter is the other point
 
@@ -38,7 +39,7 @@ class ScheduleFree(Native):
         evaluate at, from which the point to train at follows.
         """
         for p, state, master, momentum in self._moved_to(train_mode=True):
-            y = _between(_wide(p), state["z"], 1 - momentum)
+            y = _between(wide(p), state["z"], 1 - momentum)
             if (kept := state.pop(TRAIN_POINT, None)) is not None:
                 x = _evaluated({**state, TRAIN_POINT: kept}, momentum).to(p.dtype)
                 y = torch.where((x == p) | (x.isnan() & p.isnan()), kept.to(y.dtype), y)
@@ -101,10 +102,6 @@ def _momentum(number: int, group: Mapping[str, Any]) -> float:
     return momentum
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
 def _between(start: Tensor, end: Tensor, weight: float) -> Tensor:
     # Three operations, because torch.lerp is rounded differently by device, processor and number of threads.
     return start + (end.to(start.dtype) - start) * weight
@@ -112,7 +109,7 @@ def _between(start: Tensor, end: Tensor, weight: float) -> Tensor:
 
 def _evaluated(state: Mapping[str, Any], momentum: float) -> Tensor:
     """Return the point to evaluate at: x, with y = (1 - momentum) * z + momentum * x."""
-    return _between(_wide(state[TRAIN_POINT]), state["z"], 1 - 1 / momentum)
+    return _between(wide(state[TRAIN_POINT]), state["z"], 1 - 1 / momentum)
 
 
 def move(

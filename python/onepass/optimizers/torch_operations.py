@@ -93,6 +93,11 @@ def _real(x: Tensor) -> Tensor:
     return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
 
 
+def wide(x: Tensor) -> Tensor:
+    """Return a tensor of 16 bits in float32, another one as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def sign(x: Tensor) -> Tensor:
     """Return the sign as the kernels compute it: NaN for NaN."""
     return torch.where(x.isnan(), x, x.sign())

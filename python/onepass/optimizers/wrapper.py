@@ -10,22 +10,25 @@ from torch.optim import Optimizer
 
 from .hooks import unwrapped
 from .tail import StepReport
+from .torch_private import disable_dynamo
 
 
 class Forwarded:
-    """An attribute that is read from, set on and deleted from the wrapped optimizer."""
+    """An attribute that is read from the first inner optimizer, and set on and deleted from all."""
 
     def __set_name__(self, _: type, name: str) -> None:
         self.name = name
 
-    def __get__(self, wrapper: Wrapper | None, _: type | None = None) -> Any:
-        return self if wrapper is None else getattr(wrapper.optimizer, self.name)
+    def __get__(self, outer: Any, _: type | None = None) -> Any:
+        return self if outer is None else getattr(outer._inner()[0], self.name)
 
-    def __set__(self, wrapper: Wrapper, value: Any) -> None:
-        setattr(wrapper.optimizer, self.name, value)
+    def __set__(self, outer: Any, value: Any) -> None:
+        for optimizer in outer._inner():
+            setattr(optimizer, self.name, value)
 
-    def __delete__(self, wrapper: Wrapper) -> None:
-        delattr(wrapper.optimizer, self.name)
+    def __delete__(self, outer: Any) -> None:
+        for optimizer in outer._inner():
+            delattr(optimizer, self.name)
 
 
 class Wrapper(Optimizer):
@@ -36,6 +39,13 @@ class Wrapper(Optimizer):
     param_groups = Forwarded()
     state = Forwarded()
     defaults = Forwarded()
+
+    def _inner(self) -> list[Optimizer]:
+        return [self.optimizer]
+
+    def _own(self) -> tuple[str, dict[str, Any]]:
+        """Return the key of the groups that has what is this optimizer's own, and the dict, which all groups share."""
+        raise NotImplementedError
 
     # A subclass has a constructor that calls __setstate__, not Optimizer.__init__, which would create separate
     # param_groups and state.
@@ -52,6 +62,30 @@ class Wrapper(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group to the wrapped optimizer."""
         self.optimizer.add_param_group(param_group)
+        self._share()
+
+    def _share(self) -> None:
+        key, own = self._own()
+        for group in self.param_groups:
+            group[key] = own
+
+    @disable_dynamo
+    def state_dict(self) -> dict[str, Any]:
+        """Return the wrapped optimizer's state_dict, with one more key in each group: what is this optimizer's own."""
+
+        def save() -> dict[str, Any]:
+            state_dict = self.optimizer.state_dict()
+            key, own = self._own()
+            for group in state_dict["param_groups"]:
+                group[key] = dict(own)
+            return state_dict
+
+        return saved_with_hooks(self, save)
+
+    def _own_in(self, state_dict: dict[str, Any]) -> dict[str, Any] | None:
+        """Return what a state_dict has of this optimizer's own; None if it is one of the wrapped class."""
+        key, _ = self._own()
+        return next((group[key] for group in state_dict["param_groups"] if key in group), None)
 
     def _step_wrapped(self, closure: Callable[[], Any] | None = None) -> Any:
         return self.optimizer.step() if closure is None else self.optimizer.step(closure)

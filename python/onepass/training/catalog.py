@@ -71,9 +71,11 @@ def create(name: str, params: nn.Module | ParamsT, **arguments: Any) -> Optimize
         [0.1, 0.0]
     """
     found = optimizer_named(name)
+    grouping: dict[str, Any] = {
+        key: arguments.pop(key) for key in ("no_decay", "layer_decay", "lr_scale") if key in arguments
+    }
     if found.__name__ == "Muon" and isinstance(params, nn.Module):
-        return _muon_and_adamw(params, arguments)
-    grouping = {key: arguments.pop(key) for key in ("no_decay", "layer_decay", "lr_scale") if key in arguments}
+        return _muon_and_adamw(params, arguments, grouping)
     if isinstance(params, nn.Module):
         if grouping:
             both = {key: arguments[key] for key in ("lr", "weight_decay") if key in arguments}
@@ -92,7 +94,7 @@ def create(name: str, params: nn.Module | ParamsT, **arguments: Any) -> Optimize
     return optimizer
 
 
-def _muon_and_adamw(model: nn.Module, arguments: dict[str, Any]) -> Optimizer:
+def _muon_and_adamw(model: nn.Module, arguments: dict[str, Any], grouping: dict[str, Any]) -> Optimizer:
     from ..optimizers.adamw import AdamW
     from ..optimizers.combined import Combined
     from ..optimizers.muon import Muon
@@ -103,7 +105,6 @@ def _muon_and_adamw(model: nn.Module, arguments: dict[str, Any]) -> Optimizer:
                 f"create: {name} needs all parameters in one optimizer, but Muon and AdamW each step a part. Make "
                 f"onepass.Combined yourself to pass it to one of them"
             )
-    grouping = {key: arguments.pop(key) for key in ("no_decay", "layer_decay", "lr_scale") if key in arguments}
     no_muon, adamw = arguments.pop("no_muon", ()), arguments.pop("adamw", {})
     arguments = {"lr": 1e-3, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw", **arguments}
     of_both = inspect.signature(AdamW).parameters.keys() - {"eps"}

@@ -89,7 +89,8 @@ struct Job {
   Master master = Master::none;  // operand kMaster; the format of low bits is any of 16 bits, for their size only
   Blocks blocks;
   Rounding rounding;
-  double* scalars = nullptr;  // where a rule whose scalars depend on norms writes their values after the step
+  bool takes_sums = false;    // the update depends on sums over the whole tensor
+  double* scalars = nullptr;  // where a rule whose scalars depend on sums writes their values after the step
 
   // Whether the step rounds an operand of 16 bits stochastically.
   bool rounds(std::size_t operand) const {

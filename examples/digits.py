@@ -87,6 +87,7 @@ ENTRIES = (
     Entry("LAMB", plain(onepass.LAMB)),
     Entry("MARS", plain(onepass.MARS)),
     Entry("NovoGrad", plain(onepass.NovoGrad)),
+    Entry("Prodigy", plain(onepass.Prodigy), own_lr=1.0),
     Entry("StableAdamW", plain(onepass.StableAdamW)),
     Entry("LARS", plain(onepass.LARS)),
     LION,
@@ -121,7 +122,7 @@ class Plan:
     @classmethod
     def of(cls, quick: bool) -> Plan:
         return (
-            cls(8 * BATCH, 8 * BATCH, 2, 20, (32, 128), 4)
+            cls(4 * BATCH, 4 * BATCH, 2, 20, (32, 128), 2)
             if quick
             else cls(120 * BATCH, 160 * BATCH, 3, 64, BATCHES, 10)
         )

@@ -82,6 +82,16 @@ def machine():
     assert pyplot is None or not pyplot.get_fignums()
 
 
+@pytest.fixture(scope="session")
+def processes(tmp_path_factory):
+    """Processes in process groups, for tests of what is distributed."""
+    from processes import Processes  # imports torch.distributed.tensor, which takes a second
+
+    started = Processes(tmp_path_factory.mktemp("groups"))
+    yield started
+    started.end()
+
+
 @pytest.fixture
 def kernels_only():
     """Fails a test in which torch's code stepped a tensor, or none was stepped by the kernels."""

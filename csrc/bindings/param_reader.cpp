@@ -360,7 +360,8 @@ void ParamReader::make_constants_here(Reading& r) {
   }
   r.job().constants = made.constants;
   for (std::size_t n = 0; n < own; ++n) r.scalars[n + 1].value = made.advanced[n];
-  if (own == 0 || info_.norms == 0) return;
+  r.job().takes_sums = info_.takes_sums(hyper.data());
+  if (own == 0 || !r.job().takes_sums) return;
   r.job().scalars = work_.late_scalars.emplace_back(made.advanced).data();
   for (std::size_t n = 0; n < own; ++n) r.scalars[n + 1].late = &r.job().scalars[n];
 }

@@ -7,7 +7,7 @@
 #include "cpu/followers.h"
 #include "cpu/measure_kernels.h"
 #include "cpu/scale_kernels.h"
-#include "cpu/tensor_norms.h"
+#include "cpu/tensor_sums.h"
 #include "rules/all.h"
 
 namespace onepass::inline ONEPASS_TARGET {
@@ -20,10 +20,10 @@ const Kernels kernels = {
 #define ONEPASS_X(name, Type) &run<Type, double>,
     {ONEPASS_RULES(ONEPASS_X)},
 #undef ONEPASS_X
-#define ONEPASS_X(name, Type) squares_kernel<Type, float>(),
+#define ONEPASS_X(name, Type) sums_kernel<Type, float>(),
     {ONEPASS_RULES(ONEPASS_X)},
 #undef ONEPASS_X
-#define ONEPASS_X(name, Type) squares_kernel<Type, double>(),
+#define ONEPASS_X(name, Type) sums_kernel<Type, double>(),
     {ONEPASS_RULES(ONEPASS_X)},
 #undef ONEPASS_X
     factored_kernels<float>(),

@@ -12,14 +12,14 @@ namespace onepass {
 
 using Kernel = void (*)(const Job& job, std::int64_t begin, std::int64_t end, const Tuning& tuning);
 
-// Writes the sums of squares that the norms of a rule are the roots of, over elements [begin, end) of a job.
-using SquaresKernel = void (*)(const Job& job, std::int64_t begin, std::int64_t end, double* sums);
+// Writes the sums that the update of a rule depends on, over elements [begin, end) of a job.
+using SumsKernel = void (*)(const Job& job, std::int64_t begin, std::int64_t end, double* sums);
 
 struct Kernels {
-  Kernel narrow[kRules];                 // arithmetic in float32
-  Kernel wide[kRules];                   // arithmetic in float64
-  SquaresKernel narrow_squares[kRules];  // null if the rule has no norms
-  SquaresKernel wide_squares[kRules];
+  Kernel narrow[kRules];           // arithmetic in float32
+  Kernel wide[kRules];             // arithmetic in float64
+  SumsKernel narrow_sums[kRules];  // null if the rule has no sums
+  SumsKernel wide_sums[kRules];
   FactoredKernels factored_narrow;
   FactoredKernels factored_wide;
   PassKernels narrow_passes;

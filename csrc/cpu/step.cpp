@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <cstddef>
 #include <cstring>
+#include <iterator>
 #include <vector>
 
 #include "cpu/dispatch.h"
@@ -74,39 +74,48 @@ void for_share(std::span<const Job> jobs, std::int64_t total, int index, int cou
   }
 }
 
-// -- norms over whole tensors ----------------------------------------------------------------------------------------
+// -- sums over whole tensors -----------------------------------------------------------------------------------------
 
-constexpr std::int64_t kNormBlock = 16'384;  // elements
+constexpr std::int64_t kSumBlock = 16'384;  // elements
 
 struct OwnConstants {
   alignas(64) std::byte bytes[kMaxConstantBytes];
 };
 
-// Returns the jobs with constants of their own, which the norms of their tensors have completed.
-std::vector<Job> with_norms(RuleId rule, std::span<const Job> jobs, int threads, std::vector<OwnConstants>& constants) {
+// Makes the sums of the jobs that take some, and returns the jobs that are then left to step, of which each that takes
+// sums has constants of its own. If the update does not depend on the sums, a block is stepped right after it has been
+// summed, while it is in the cache, and the job is done.
+std::vector<Job> with_sums(RuleId rule, std::span<const Job> jobs, int threads, std::vector<OwnConstants>& constants) {
   const RuleInfo& info = info_of(rule);
   const Kernels& kernels = *active_isa().kernels;
-  const GradientBlocks blocks(jobs, kNormBlock, static_cast<int>(kFirstState + info.state_names.size()));
-  std::vector<std::array<double, kMaxNorms>> sums(blocks.all().size());
+  const Tuning& tuning = active_tuning();
+  std::vector<Job> summed;
+  std::ranges::copy_if(jobs, std::back_inserter(summed), &Job::takes_sums);
+  const GradientBlocks blocks(summed, kSumBlock, static_cast<int>(kFirstState + info.state_names.size()));
+  std::vector<std::array<double, kMaxSums>> of_blocks(blocks.all().size());
   blocks.run(threads, [&](std::size_t number, const GradientBlock& block) {
-    const SquaresKernel* const of_rules = block.job->wide ? kernels.wide_squares : kernels.narrow_squares;
-    of_rules[static_cast<int>(rule)](*block.job, block.begin, block.end, sums[number].data());
+    const SumsKernel* const of_rules = block.job->wide ? kernels.wide_sums : kernels.narrow_sums;
+    of_rules[static_cast<int>(rule)](*block.job, block.begin, block.end, of_blocks[number].data());
+    if (info.sums_only_for_scalars) kernels.run(rule, *block.job, block.begin, block.end, tuning);
   });
 
-  std::vector<Job> completed(jobs.begin(), jobs.end());
-  constants.resize(jobs.size());
-  std::size_t block = 0;
-  for (std::size_t j = 0; j < jobs.size(); ++j) {
-    std::array<double, kMaxNorms> norms{};
-    for (; block < sums.size() && blocks.all()[block].job == &jobs[j]; ++block)
-      for (std::size_t k = 0; k < info.norms; ++k) norms[k] += sums[block][k];
-    for (double& norm : norms) norm = std::sqrt(norm);
-    const bool wide = jobs[j].wide;
-    std::memcpy(constants[j].bytes, jobs[j].constants, info.constants_size[wide ? 1 : 0]);
-    info.use_norms(wide, norms.data(), static_cast<double>(jobs[j].length), constants[j].bytes, jobs[j].scalars);
-    completed[j].constants = constants[j].bytes;
+  std::vector<Job> left;
+  left.reserve(jobs.size());
+  constants.resize(summed.size());
+  std::size_t number = 0, block = 0;
+  for (Job job : jobs) {
+    if (job.takes_sums) {
+      std::array<double, kMaxSums> sums{};
+      for (; block < of_blocks.size() && blocks.all()[block].job == &summed[number]; ++block)
+        for (std::size_t k = 0; k < info.sums; ++k) sums[k] += of_blocks[block][k];
+      std::byte* const own = constants[number++].bytes;
+      std::memcpy(own, job.constants, info.constants_size[job.wide ? 1 : 0]);
+      info.use_sums(job.wide, sums.data(), static_cast<double>(job.length), own, job.scalars);
+      job.constants = own;
+    }
+    if (!(job.takes_sums && info.sums_only_for_scalars)) left.push_back(job);
   }
-  return completed;
+  return left;
 }
 
 }  // namespace
@@ -115,10 +124,10 @@ void run_step(RuleId rule, std::span<const Job> jobs, int threads) {
   const Kernels& kernels = *active_isa().kernels;
   const Tuning& tuning = active_tuning();
   std::vector<OwnConstants> constants;
-  std::vector<Job> completed;
-  if (info_of(rule).norms > 0) {
-    completed = with_norms(rule, jobs, threads, constants);
-    jobs = completed;
+  std::vector<Job> left;
+  if (std::ranges::any_of(jobs, &Job::takes_sums)) {
+    left = with_sums(rule, jobs, threads, constants);
+    jobs = left;
   }
   std::int64_t total = 0;
   for (const Job& job : jobs) total += cost_of(job);

@@ -20,6 +20,7 @@
 #include "rules/muon.h"
 #include "rules/nadam.h"
 #include "rules/novograd.h"
+#include "rules/prodigy.h"
 #include "rules/radam.h"
 #include "rules/rmsprop.h"
 #include "rules/rprop.h"

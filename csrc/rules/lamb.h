@@ -59,17 +59,17 @@ struct Lamb : BiasCorrections {
             .decays = Flag<T>(h.weight_decay != 0.0)};
   }
 
-  // The parameter, and u.
-  static constexpr std::size_t norms = 2;
+  // Of the squares of the parameter, and of u.
+  static constexpr std::size_t sums = 2;
   template <std::size_t which, class T>
-  ONEPASS_INLINE static T normed(const Constants<T>& c, T p, T g, T exp_avg, T exp_avg_sq) {
-    if constexpr (which == 0) return p;
-    return direction(c, p, c.average1(exp_avg, g), c.average2(exp_avg_sq, g));
+  ONEPASS_INLINE static double summed(const Constants<T>& c, T p, T g, T exp_avg, T exp_avg_sq) {
+    if constexpr (which == 0) return squared(p);
+    return squared(direction(c, p, c.average1(exp_avg, g), c.average2(exp_avg_sq, g)));
   }
   template <class T>
-  ONEPASS_SETUP static void use_norms(Constants<T>& c, const double* found, double /*elements*/) {
+  ONEPASS_SETUP static void use_sums(Constants<T>& c, const double* found, double /*elements*/) {
     if (c.trust_ratio == T(0) || !(found[0] > 0.0 && found[1] > 0.0)) return;
-    const double ratio = found[0] / found[1];
+    const double ratio = std::sqrt(found[0]) / std::sqrt(found[1]);
     c.step_size = T(double{c.lr} * (c.trust_clip != T(0) && ratio > 1.0 ? 1.0 : ratio));
   }
 

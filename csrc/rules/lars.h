@@ -52,17 +52,18 @@ struct Lars {
             .looks_ahead = Flag<T>(h.nesterov != 0.0)};
   }
 
-  // The parameter, and the gradient.
-  static constexpr std::size_t norms = 2;
+  // Of the squares of the parameter, and of the gradient.
+  static constexpr std::size_t sums = 2;
   template <std::size_t which, class T>
-  ONEPASS_INLINE static T normed(const Constants<T>& /*c*/, T p, T g, T /*momentum_buffer*/) {
-    return which == 0 ? p : g;
+  ONEPASS_INLINE static double summed(const Constants<T>& /*c*/, T p, T g, T /*momentum_buffer*/) {
+    return squared(which == 0 ? p : g);
   }
   template <class T>
-  ONEPASS_SETUP static void use_norms(Constants<T>& c, const double* found, double /*elements*/) {
+  ONEPASS_SETUP static void use_sums(Constants<T>& c, const double* found, double /*elements*/) {
     if (c.trust_ratio == T(0) || !(found[0] > 0.0 && found[1] > 0.0)) return;
-    const double denominator = found[1] + double{c.weight_decay} * found[0] + double{c.eps};
-    c.ratio = T(double{c.trust_coefficient} * found[0] / denominator);
+    const double norm = std::sqrt(found[0]);
+    const double denominator = std::sqrt(found[1]) + double{c.weight_decay} * norm + double{c.eps};
+    c.ratio = T(double{c.trust_coefficient} * norm / denominator);
   }
 
   template <class T>

@@ -58,15 +58,16 @@ struct Mars : BiasCorrections {
             .decays = Flag<T>(h.weight_decay != 0.0)};
   }
 
-  // The corrected gradient.
-  static constexpr std::size_t norms = 1;
+  // Of the squares of the corrected gradient.
+  static constexpr std::size_t sums = 1;
   template <std::size_t which, class T>
-  ONEPASS_INLINE static T normed(const Constants<T>& c, T /*p*/, T g, T /*exp_avg*/, T /*exp_avg_sq*/, T last_grad) {
-    return corrected(c, g, last_grad);
+  ONEPASS_INLINE static double summed(const Constants<T>& c, T /*p*/, T g, T /*exp_avg*/, T /*exp_avg_sq*/,
+                                      T last_grad) {
+    return squared(corrected(c, g, last_grad));
   }
   template <class T>
-  ONEPASS_SETUP static void use_norms(Constants<T>& c, const double* found, double /*elements*/) {
-    if (c.clip_correction != T(0) && !(found[0] <= 1.0)) c.divisor = T(found[0]);
+  ONEPASS_SETUP static void use_sums(Constants<T>& c, const double* found, double /*elements*/) {
+    if (c.clip_correction != T(0) && !(found[0] <= 1.0)) c.divisor = T(std::sqrt(found[0]));
   }
 
   template <class T>

@@ -53,6 +53,12 @@ ONEPASS_INLINE T maximum(T a, T b) {
 ONEPASS_INLINE float magnitude(float x) { return __builtin_fabsf(x); }
 ONEPASS_INLINE double magnitude(double x) { return __builtin_fabs(x); }
 
+// Returns x^2 in double, in which the squares of float32 values are exact and cannot overflow.
+template <class T>
+ONEPASS_INLINE double squared(T x) {
+  return double{x} * double{x};
+}
+
 // Returns x, limited to [-limit, limit]. NaN stays NaN.
 template <class T>
 ONEPASS_INLINE T clamped(T x, T limit) {

@@ -36,7 +36,7 @@ struct NovoGrad {
 
   static unsigned states_used(const Hyper&) { return all_states(state_names); }
 
-  // Unchanged: use_norms advances it.
+  // Unchanged: use_sums advances it.
   ONEPASS_SETUP static Scalars advance(const Hyper&, double /*step*/, const Scalars& before) { return before; }
 
   template <class T>
@@ -61,16 +61,16 @@ struct NovoGrad {
             .decays = Flag<T>(h.weight_decay != 0.0)};
   }
 
-  // The gradient.
-  static constexpr std::size_t norms = 1;
+  // Of the squares of the gradient.
+  static constexpr std::size_t sums = 1;
   template <std::size_t which, class T>
-  ONEPASS_INLINE static T normed(const Constants<T>& /*c*/, T /*p*/, T g, T /*exp_avg*/) {
-    return g;
+  ONEPASS_INLINE static double summed(const Constants<T>& /*c*/, T /*p*/, T g, T /*exp_avg*/) {
+    return squared(g);
   }
   template <class T>
-  ONEPASS_SETUP static Scalars use_norms(Constants<T>& c, const double* found, double /*elements*/) {
-    const double square = found[0] * found[0];
-    const double after = c.exp_avg_norm_sq == 0.0 ? square : c.beta2 * c.exp_avg_norm_sq + (1.0 - c.beta2) * square;
+  ONEPASS_SETUP static Scalars use_sums(Constants<T>& c, const double* found, double /*elements*/) {
+    const double before = c.exp_avg_norm_sq;
+    const double after = before == 0.0 ? found[0] : c.beta2 * before + (1.0 - c.beta2) * found[0];
     c.scale = T(c.share / (std::sqrt(after) + c.eps));
     return {after};
   }

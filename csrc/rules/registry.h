@@ -22,6 +22,7 @@
   X(muon_momentum, MuonMomentum)            \
   X(nadam, Nadam)                           \
   X(novograd, NovoGrad)                     \
+  X(prodigy, Prodigy)                       \
   X(radam, Radam)                           \
   X(rmsprop, Rmsprop)                       \
   X(rprop, Rprop)                           \
@@ -74,7 +75,7 @@ constexpr const char* name_of(Coding coding) {
 }
 
 inline constexpr int kMaxStates = 4;           // state tensors of one rule
-inline constexpr int kMaxNorms = 2;            // norms over a whole tensor that the update of one rule depends on
+inline constexpr int kMaxSums = 2;             // sums over a whole tensor that the update of one rule depends on
 inline constexpr int kMaxScalars = 2;          // scalars that one rule keeps for each parameter, beside its step
 inline constexpr int kMaxHyper = 16;           // hyperparameters of one rule
 inline constexpr int kMaxConstantBytes = 256;  // a rule's `Constants`

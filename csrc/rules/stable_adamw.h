@@ -55,15 +55,15 @@ struct StableAdamW : BiasCorrections {
             .decays = Flag<T>(h.weight_decay != 0.0)};
   }
 
-  // The gradient over the root of its average of squares.
-  static constexpr std::size_t norms = 1;
+  // Of the squares of the gradient over the root of its average of squares.
+  static constexpr std::size_t sums = 1;
   template <std::size_t which, class T>
-  ONEPASS_INLINE static T normed(const Constants<T>& c, T /*p*/, T g, T /*exp_avg*/, T exp_avg_sq) {
-    return g / maximum(square_root(c.average2(exp_avg_sq, g)), c.eps);
+  ONEPASS_INLINE static double summed(const Constants<T>& c, T /*p*/, T g, T /*exp_avg*/, T exp_avg_sq) {
+    return squared(g / maximum(square_root(c.average2(exp_avg_sq, g)), c.eps));
   }
   template <class T>
-  ONEPASS_SETUP static void use_norms(Constants<T>& c, const double* found, double elements) {
-    const double rms = found[0] / std::sqrt(elements);
+  ONEPASS_SETUP static void use_sums(Constants<T>& c, const double* found, double elements) {
+    const double rms = std::sqrt(found[0] / elements);
     const double divisor = rms < 1.0 ? 1.0 : rms;  // NaN stays NaN
     c.step_size = T(double{c.lr} / divisor);
     c.decay = T(double{c.lr} * double{c.weight_decay} / divisor);

@@ -23,6 +23,9 @@ template <class Rule>
 concept HasScalars = requires { typename Rule::Scalars; };
 
 template <class Rule>
+concept HasSums = requires { Rule::sums; };
+
+template <class Rule>
 concept TakesSparse = requires(const typename Rule::Hyper& hyper) { Rule::takes_sparse(hyper); };
 
 template <class Rule>
@@ -54,13 +57,13 @@ void construct(const double* hyper, double step, [[maybe_unused]] const double* 
 }
 
 template <class Rule, class T>
-void complete(const double* norms, double elements, void* constants, [[maybe_unused]] double* scalars) {
+void complete(const double* sums, double elements, void* constants, [[maybe_unused]] double* scalars) {
   auto& completed = *static_cast<typename Rule::template Constants<T>*>(constants);
   if constexpr (HasScalars<Rule>) {
-    const typename Rule::Scalars after = Rule::use_norms(completed, norms, elements);
+    const typename Rule::Scalars after = Rule::use_sums(completed, sums, elements);
     std::memcpy(scalars, &after, sizeof after);
   } else {
-    Rule::use_norms(completed, norms, elements);
+    Rule::use_sums(completed, sums, elements);
   }
 }
 
@@ -85,16 +88,23 @@ constexpr RuleInfo describe(const char* name) {
           [](const double* hyper, double step, const double* scalars, bool wide, void* constants) {
             (wide ? construct<Rule, double> : construct<Rule, float>)(hyper, step, scalars, constants);
           },
-      .norms = 0,
-      .use_norms = [](bool, const double*, double, void*, double*) {},
+      .sums = 0,
+      .sums_only_for_scalars = false,
+      .takes_sums = [](const double*) { return false; },
+      .use_sums = [](bool, const double*, double, void*, double*) {},
       .zero_divisor = [](const double*, double, const double*) -> const char* { return nullptr; },
       .advance = [](const double*, double, double*) {},
   };
-  if constexpr (requires { Rule::norms; }) {
-    static_assert(Rule::norms <= kMaxNorms);
-    info.norms = Rule::norms;
-    info.use_norms = [](bool wide, const double* norms, double elements, void* constants, double* scalars) {
-      (wide ? complete<Rule, double> : complete<Rule, float>)(norms, elements, constants, scalars);
+  if constexpr (HasSums<Rule>) {
+    static_assert(Rule::sums <= kMaxSums);
+    info.sums = Rule::sums;
+    info.sums_only_for_scalars = requires { requires Rule::sums_only_for_scalars; };
+    info.takes_sums = [](const double* hyper) {
+      if constexpr (requires { &Rule::takes_sums; }) return Rule::takes_sums(unpack<typename Rule::Hyper>(hyper));
+      return true;
+    };
+    info.use_sums = [](bool wide, const double* sums, double elements, void* constants, double* scalars) {
+      (wide ? complete<Rule, double> : complete<Rule, float>)(sums, elements, constants, scalars);
     };
   }
   if constexpr (requires { Rule::state_codings; }) {
@@ -146,8 +156,10 @@ constexpr RuleInfo kAdafactor{
         [](const double* hyper, double step, const double*, bool, void* constants) {
           new (constants) AdafactorConstants(Adafactor::prepare(unpack<AdafactorHyper>(hyper), step));
         },
-    .norms = 0,
-    .use_norms = [](bool, const double*, double, void*, double*) {},
+    .sums = 0,
+    .sums_only_for_scalars = false,
+    .takes_sums = [](const double*) { return false; },
+    .use_sums = [](bool, const double*, double, void*, double*) {},
     .zero_divisor =
         [](const double* hyper, double step, const double*) {
           return find_zero<Adafactor>(Adafactor::divisors(unpack<AdafactorHyper>(hyper), step));

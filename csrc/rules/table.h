@@ -33,11 +33,15 @@ struct RuleInfo {
   // the values after the last step.
   void (*prepare)(const double* hyper, double step, const double* scalars, bool wide, void* constants);
 
-  // How many 2-norms over the whole tensor the update depends on: of arrays that the rule computes of its operands
-  // (`normed`). `use_norms` completes constants that `prepare` wrote, for a tensor of so many elements, and writes the
-  // values of the scalars after this step, if the rule has any.
-  std::size_t norms;
-  void (*use_norms)(bool wide, const double* norms, double elements, void* constants, double* scalars);
+  // How many sums over the whole tensor the update depends on: of arrays that the rule computes of its operands
+  // (`summed`). `takes_sums` returns whether a step with these hyperparameters has them. `use_sums` completes constants
+  // that `prepare` wrote, for a tensor of so many elements, and writes the values of the scalars after this step, if
+  // the rule has any. `sums_only_for_scalars`: it does not change the constants, so the update need not wait for the
+  // sums.
+  std::size_t sums;
+  bool sums_only_for_scalars;
+  bool (*takes_sums)(const double* hyper);
+  void (*use_sums)(bool wide, const double* sums, double elements, void* constants, double* scalars);
 
   // Returns the formula of the first divisor of these constants that is zero; null if there is none.
   const char* (*zero_divisor)(const double* hyper, double step, const double* scalars);

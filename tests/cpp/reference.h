@@ -311,6 +311,7 @@ class BoundJob {
     job_.clip_value = problem.clip_value;
     job_.zeroes_grad = problem.zeroes_grad;
     job_.master = problem.master;
+    job_.takes_sums = info_of(problem.setting.rule).takes_sums(problem.setting.hyper.data());
     job_.scalars = problem.setting.scalars.data();
   }
   BoundJob(const BoundJob&) = delete;

@@ -241,7 +241,7 @@ TEST_CASE("gradients in memory that cannot be written") {
           run_step(setting.rule, {&job, 1}, 2);
         }
         munmap(pages, gradient.memory.size());
-        if (info_of(setting.rule).norms == 0) CHECK(difference(problem, want) == "");  // `expected` has no norms
+        if (info_of(setting.rule).sums == 0) CHECK(difference(problem, want) == "");  // `expected` has no sums
       }
     }
   }

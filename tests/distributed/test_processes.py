@@ -15,7 +15,6 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from cases import ALONE, ELEMENTWISE, ROW, ROWS, SCALARS
 from contract import CLOSE
-from processes import Processes
 from reference import bits, only_kernels, params_of
 from torch.distributed.checkpoint import state_dict as dcp_state
 from torch.distributed.device_mesh import init_device_mesh
@@ -37,13 +36,6 @@ with warnings.catch_warnings():
 NAMES = [row.name for row in ALONE]
 TORCHS = [row.name for row in ELEMENTWISE if issubclass(row.ours, row.theirs)]
 SHARDED = [name for name in TORCHS if name != "Rprop"]  # what torch can do over DTensors
-
-
-@pytest.fixture(scope="module")
-def processes(tmp_path_factory):
-    started = Processes(tmp_path_factory.mktemp("groups"))
-    yield started
-    started.end()
 
 
 # -- what the functions that run in the processes share --------------------------------------------------------------

@@ -9,7 +9,6 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from onepass.optimizers import block_states
-from processes import Processes
 from torch import nn
 from torch.distributed.checkpoint import state_dict as dcp_state
 from torch.distributed.device_mesh import init_device_mesh
@@ -20,13 +19,6 @@ from torch.nn.parallel import DistributedDataParallel
 CODES = torch.float8_e4m3fn
 CLASSES = ["AdamW", "Lion", "SGD"]
 SHAPES = [(101, 80), (5, 3, 30, 11), (90, 64), (30,), (64,)]  # rows that 2 and 4 do not divide
-
-
-@pytest.fixture(scope="module")
-def processes(tmp_path_factory):
-    started = Processes(tmp_path_factory.mktemp("8bit"))
-    yield started
-    started.end()
 
 
 # Arguments of the optimizer, and the dtype of the parameters.

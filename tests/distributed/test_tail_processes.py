@@ -16,7 +16,6 @@ import torch
 import torch.distributed as dist
 from cases import ROW
 from onepass.swa_utils import AveragedModel
-from processes import Processes
 from reference import only_kernels
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -34,13 +33,6 @@ with warnings.catch_warnings():
         ZeroRedundancyOptimizer,
         _apply_optimizer_in_backward,
     )
-
-
-@pytest.fixture(scope="module")
-def processes(tmp_path_factory):
-    started = Processes(tmp_path_factory.mktemp("groups"))
-    yield started
-    started.end()
 
 
 # -- what the functions that run in the processes share --------------------------------------------------------------
@@ -82,7 +74,8 @@ LAYOUTS = {
 
 
 def spread(values, mesh, placements):
-    return values if mesh is None else distribute_tensor(values, mesh, placements)
+    # All processes have made the same values, so there is nothing to send.
+    return values if mesh is None else distribute_tensor(values, mesh, placements, src_data_rank=None)
 
 
 def params_of(layout, dtype=torch.float64):
@@ -171,7 +164,7 @@ def placed(layout, arguments, dtype):
     alone = onepass.AdamW(twins, lr=0.1, **tail(arguments))
     measures = not arguments.startswith("clip_value")
     reports = []
-    for step in range(5):
+    for step in range(4):
         give_gradients(params, layout, step, scale=100.0 if step == 3 else 1.0)
         if step == 2 and "skip" in str(ARGUMENTS[arguments]):  # one element, in each case of one process or of all
             first = next(p for p in params if p.numel())
@@ -180,7 +173,7 @@ def placed(layout, arguments, dtype):
             first.grad = spread(grad, *layout[next(i for i, p in enumerate(params) if p is first)][1:])
         for p, twin in zip(params, twins, strict=True):
             twin.grad = whole(p.grad)
-        before = [whole(p) for p in params]
+        before = [whole(p) for p in params] if step == 2 else []
         with only_kernels(len(params)) if step != 2 else contextlib.nullcontext(), all_reduces() as calls:
             opt.step()
         assert len(calls) == (count if measures else 0)
@@ -188,6 +181,7 @@ def placed(layout, arguments, dtype):
         reports.append(opt.last_step)
         assert_same_report(opt.last_step, alone.last_step)
         if opt.last_step.skipped:
+            assert step == 2
             assert_same(params, before, rtol=0, atol=0)
         assert_same(params, twins)
         if ARGUMENTS[arguments].get("zero_grad"):

@@ -1,4 +1,4 @@
-"""The optimizers that torch does not have, beside the implementations of timm, pytorch_optimizer and schedulefree.
+"""The optimizers that torch does not have, beside those of timm, pytorch_optimizer, schedulefree and prodigyopt.
 
 After 100 steps no element is further from theirs than rounding explains. Where they deviate from the paper, with the
 argument that undoes it, or with the deviation.
@@ -7,6 +7,7 @@ argument that undoes it, or with the deviation.
 import copy
 
 import onepass
+import prodigyopt
 import pytest
 import pytorch_optimizer
 import schedulefree
@@ -73,6 +74,10 @@ PAIRS = {
     "NovoGrad, timm": (
         lambda p: onepass.NovoGrad(p, LR, weight_decay=0.1, grad_averaging=True),
         lambda p: timm.optim.NvNovoGrad(p, LR, weight_decay=0.1, grad_averaging=True),
+    ),
+    "Prodigy": (
+        lambda p: onepass.Prodigy(p, d0=LR, eps=1e-8, weight_decay=0.1, use_bias_correction=True),
+        lambda p: prodigyopt.Prodigy(p, d0=LR, eps=1e-8, weight_decay=0.1, use_bias_correction=True),
     ),
     "LARS, timm": (
         lambda p: onepass.LARS(p, 1.0, weight_decay=0.1, nesterov=True),
@@ -177,3 +182,32 @@ def test_a_checkpoint_of_schedulefree(name, mode):
             getattr(optimizer, point)()
         for p, q in zip(params, own, strict=True):
             torch.testing.assert_close(q, p, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"slice_p": 3}, {"betas": (0.0, 0.99)}, {"safeguard_warmup": True}], ids=str)
+def test_a_checkpoint_of_prodigyopt(arguments, capsys):
+    """Ours goes on where theirs has stopped, in the middle of the growth, and the estimates stay the same."""
+    generator = torch.Generator().manual_seed(0)
+    goals = [torch.randn(shape, generator=generator) for shape in [(64, 33), (7,), (3, 2)]]
+    params = [Parameter(torch.zeros_like(goal) if i == 1 else goal + 1) for i, goal in enumerate(goals)]
+    first = prodigyopt.Prodigy(params, d0=1e-4, **arguments)
+
+    def step(optimizer, params):
+        for p, goal in zip(params, goals, strict=True):
+            p.grad = p.detach() - goal + 0.1 * torch.randn(p.shape, generator=generator)
+        optimizer.step()
+
+    for _ in range(5):
+        step(first, params)
+    own = [Parameter(p.detach().clone()) for p in params]
+    second = onepass.Prodigy(own)
+    second.load_state_dict(onepass.convert_state_dict(copy.deepcopy(first.state_dict())))
+    state, before = generator.get_state(), first.param_groups[0]["d"]
+    for optimizer, held in ((first, params), (second, own)):
+        generator.set_state(state)
+        for _ in range(10):
+            step(optimizer, held)
+    assert first.param_groups[0]["d"] > 1.2 * before > 1.2e-4
+    assert second.param_groups[0]["d"] == pytest.approx(first.param_groups[0]["d"], rel=1e-4)
+    for p, q in zip(params, own, strict=True):
+        torch.testing.assert_close(q, p, rtol=1e-4, atol=1e-4 * first.param_groups[0]["d"])

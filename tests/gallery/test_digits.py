@@ -106,7 +106,7 @@ def test_the_rate_is_lr_finds(task, name):
 
 def test_own_rates_are_of_those_that_lr_find_does_not_fit(task):
     own = {each.name: each.own_lr for each in ENTRIES if each.own_lr is not None}
-    assert own == {"Adadelta": 1.0, "Rprop": 0.01, "LBFGS, batch 512": 1.0}
+    assert own == {"Adadelta": 1.0, "Prodigy": 1.0, "Rprop": 0.01, "LBFGS, batch 512": 1.0}
     assert all(digits.find(task, entry(name), 25) == lr for name, lr in own.items())
 
 

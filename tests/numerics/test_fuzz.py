@@ -76,6 +76,13 @@ numbers_of = {
     "gamma": st.just(0.0) | st.floats(0.001, 1.0),
     "clip_correction": st.booleans(),
     "grad_averaging": st.booleans(),
+    "beta3": st.none() | betas,
+    "d0": st.floats(1e-6, 0.1),
+    "d_coef": st.floats(1e-3, 10.0),
+    "growth_rate": st.floats(1.0, 2.0),
+    "decouple": st.booleans(),
+    "use_bias_correction": st.booleans(),
+    "safeguard_warmup": st.booleans(),
     "trust_ratio": st.booleans(),
     "trust_clip": st.booleans(),
     "trust_coefficient": st.floats(0.0, 0.1),
@@ -118,7 +125,7 @@ def tuning(row, machine):
     onepass._core.force_tuning(names[ELEMENTWISE.index(row) % len(names)])
 
 
-@settings(derandomize=True, max_examples=100, deadline=None, database=None)
+@settings(derandomize=True, max_examples=50, deadline=None, database=None)
 @given(st.data())
 @pytest.mark.parametrize("row", ELEMENTWISE, ids=lambda row: row.name)
 def test_fuzz(row, data):

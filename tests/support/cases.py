@@ -15,12 +15,16 @@ import pytest
 import reference
 import torch
 from onepass.optimizers.base import Native
+from onepass.optimizers.prodigy import adapt
 from torch import Tensor
 from torch.optim import Optimizer
 
 
-def plain(ours: type[Optimizer]) -> type[Optimizer]:
-    """A class in torch's operations, for want of one in torch: ours without its kernels."""
+def plain(ours: type[Optimizer], after: Callable[[Optimizer], None] | None = None) -> type[Optimizer]:
+    """A class in torch's operations, for want of one in torch: ours without its kernels.
+
+    ``after``: what a step does after the updates of all parameters.
+    """
     declared = ours.__mro__[ours.__mro__.index(Native) + 1]
 
     def step(self, closure=None):
@@ -29,6 +33,8 @@ def plain(ours: type[Optimizer]) -> type[Optimizer]:
             with torch.enable_grad():
                 loss = closure()
         ours.torch_step(self)
+        if after:
+            after(self)
         return loss
 
     return type(f"Plain{ours.__name__}", (declared,), {"step": step, "__module__": __name__})
@@ -44,6 +50,7 @@ PlainLaProp = plain(onepass.LaProp)
 PlainLion = plain(onepass.Lion)
 PlainMARS = plain(onepass.MARS)
 PlainNovoGrad = plain(onepass.NovoGrad)
+PlainProdigy = plain(onepass.Prodigy, adapt)
 PlainScheduleFreeAdamW = plain(onepass.ScheduleFreeAdamW)
 PlainScheduleFreeRAdam = plain(onepass.ScheduleFreeRAdam)
 PlainScheduleFreeSGD = plain(onepass.ScheduleFreeSGD)
@@ -626,6 +633,33 @@ ROWS = [
             "tensor_lr_1d": {"lr": torch.tensor([0.01], dtype=torch.float64), "weight_decay": 0.1},
             "betas": {"betas": (0.5, 0.75)},
             "zero_betas": {"betas": (0.0, 0.0)},
+        },
+    ),
+    Row(  # with the estimate held at its first value, by d_coef; optimizers/test_prodigy.py has it grow
+        ours=onepass.Prodigy,
+        theirs=PlainProdigy,
+        flavours=({},),
+        formula=reference.prodigy,
+        norms=True,
+        states=("exp_avg", "exp_avg_sq", "s", "p0"),
+        scalars=("step", "d_numerator", "d_denom"),
+        copies=("p0",),
+        full={"d0": 0.01, "d_coef": 1e-9, "weight_decay": 0.1, "use_bias_correction": True},
+        variants={
+            "default": {"d0": 0.01, "d_coef": 1e-9},
+            "lr": {"d0": 0.01, "d_coef": 1e-9, "lr": 3.0},
+            "beta3": {"d0": 0.01, "d_coef": 1e-9, "beta3": 0.5},
+            "eps": {"d0": 0.01, "d_coef": 1e-9, "eps": 0.1},
+            "weight_decay": {"d0": 0.01, "d_coef": 1e-9, "weight_decay": 0.3},
+            "coupled": {"d0": 0.01, "d_coef": 1e-9, "weight_decay": 0.1, "decouple": False},
+            "corrected": {"d0": 0.01, "d_coef": 1e-9, "use_bias_correction": True},
+            "safeguarded": {"d0": 0.01, "d_coef": 1e-9, "safeguard_warmup": True},
+            "growth_rate": {"d0": 0.01, "d_coef": 1e-9, "growth_rate": 1.02, "slice_p": 1},
+            "maximize": {"d0": 0.01, "d_coef": 1e-9, "maximize": True, "weight_decay": 0.1},
+            "tensor_lr": {"d0": 0.01, "d_coef": 1e-9, "lr": torch.tensor(0.5)},
+            "tensor_lr_1d": {"d0": 0.01, "d_coef": 1e-9, "lr": torch.tensor([0.5], dtype=torch.float64)},
+            "betas": {"d0": 0.01, "d_coef": 1e-9, "betas": (0.5, 0.75)},
+            "zero_betas": {"d0": 0.01, "d_coef": 1e-9, "betas": (0.0, 0.0)},
         },
     ),
     Row(

@@ -18,7 +18,6 @@ from torch.distributed.distributed_c10d import _world
 from torch.distributed.tensor._redistribute import _gen_transform_infos
 from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
-MOST = 4
 LIMIT = 40  # seconds that a call may take, the start of the processes included
 
 
@@ -28,15 +27,13 @@ def serve(rank, calls):
     torch.set_num_threads(1)
     # Ours stay errors, torch's own parts warn of each other.
     warnings.filterwarnings("ignore", module=r"torch\b")
-    joined = None
     while True:
         world, store, function, args = calls.recv()
         torch.manual_seed(0)
         torch.set_default_dtype(torch.float64)
         try:
-            if store != joined:
+            if not dist.is_initialized():
                 join(store, rank, world)
-                joined = store
             try:
                 answer = function(*args)
                 dist.barrier()
@@ -48,9 +45,7 @@ def serve(rank, calls):
 
 
 def join(store, rank, world):
-    """Joins a process group, and leaves the one before."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    """Joins the process group."""
     patience = timedelta(seconds=LIMIT)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=patience)
 
@@ -64,34 +59,34 @@ def forget_meshes():
 
 
 class Processes:
-    """The processes, which are started when they are first needed."""
+    """The processes, which are started when they are first needed: others for each number of them.
+
+    So each stays in one process group. To leave one and join another takes as long as many a test.
+    """
 
     def __init__(self, folder):
         self._folder = folder  # for the files over which groups find together
         self._groups = 0
-        self._world = None  # size of the last one
-        self._started = []
+        self._started = {}  # number of processes -> the file of their group, and of each the process and its pipe
 
     def __call__(self, world, function, *args):
         """Runs a function in this many processes; returns what each returned, or raises with the first's traceback."""
-        if not self._started:
-            self._start()
-        if world != self._world:
-            self._groups += 1
-            self._world = world
-        for _, calls in self._started[:world]:
-            calls.send((world, self._folder / f"group{self._groups}", function, args))
+        if world not in self._started:
+            self._start(world)
+        store, started = self._started[world]
+        for _, calls in started:
+            calls.send((world, store, function, args))
         return self._answers(world)
 
     def _answers(self, world):
-        waiting = {calls: rank for rank, (_, calls) in enumerate(self._started[:world])}
+        waiting = {calls: rank for rank, (_, calls) in enumerate(self._started[world][1])}
         answers = {}
         until = time.monotonic() + LIMIT
         failed = f"no answer within {LIMIT} s of ranks "
         while waiting:
             ready = multiprocessing.connection.wait(list(waiting), timeout=max(0, until - time.monotonic()))
             if not ready:
-                self.end()
+                self._end(world)
                 raise AssertionError(failed + ", ".join(map(str, waiting.values())))
             for calls in ready:
                 rank = waiting.pop(calls)
@@ -100,23 +95,29 @@ class Processes:
                 except EOFError:
                     error = "the process has died"
                 if error is not None:
-                    self.end()  # the others wait for it
+                    self._end(world)  # the others wait for it
                     raise AssertionError(f"rank {rank} of {world}: {error}")
         return [answers[rank] for rank in range(world)]
 
-    def _start(self):
+    def _start(self, world):
         context = multiprocessing.get_context("spawn")  # a fork would take torch's threads along
-        for rank in range(MOST):
+        self._groups += 1
+        started = []
+        for rank in range(world):
             ours, theirs = context.Pipe()
             process = context.Process(target=serve, args=(rank, theirs), daemon=True)
             process.start()
             theirs.close()
-            self._started.append((process, ours))
+            started.append((process, ours))
+        self._started[world] = self._folder / f"group{self._groups}", started
 
-    def end(self):
-        for process, calls in self._started:
+    def _end(self, world):
+        _, started = self._started.pop(world)
+        for process, calls in started:
             process.kill()
             process.join()
             calls.close()
-        self._started = []
-        self._world = None
+
+    def end(self):
+        for world in list(self._started):
+            self._end(world)

@@ -187,6 +187,25 @@ def novograd(p, g, s, t, *, lr, betas, eps, weight_decay, grad_averaging, **_):
     return p - lr * m, {"exp_avg": m, "exp_avg_norm_sq": v}
 
 
+def prodigy(
+    p, g, s, t, *, lr, betas, beta3, eps, weight_decay, d, d0, decouple, use_bias_correction, safeguard_warmup, **_
+):
+    """Mishchenko and Defazio 2024, algorithm 4, of one whole tensor and with the estimate d as it is."""
+    beta1, beta2 = betas
+    beta3 = np.sqrt(beta2) if beta3 is None else beta3
+    rate = d * lr * (np.sqrt(1 - beta2**t) / (1 - beta1**t) if use_bias_correction else 1.0)
+    if decouple:
+        old, p = p, p - rate * decay(weight_decay, p)
+    else:
+        old, g = p, g + decay(weight_decay, p)
+    r = beta3 * s.get("d_numerator", 0.0) + d / d0 * rate * np.sum(g * (s["p0"] - old))
+    total = beta3 * s.get("s", 0.0) + d / d0 * (d if safeguard_warmup else rate) * g
+    m = lerp(s.get("exp_avg", 0.0), d * g, 1 - beta1)
+    v = beta2 * s.get("exp_avg_sq", 0.0) + (1 - beta2) * (d * g) ** 2
+    new = {"exp_avg": m, "exp_avg_sq": v, "s": total, "p0": s["p0"]}
+    return p - rate * m / (np.sqrt(v) + d * eps), new | {"d_numerator": r, "d_denom": np.sum(abs(total))}
+
+
 def stable_adamw(p, g, s, t, *, lr, betas, eps, weight_decay, **_):
     """Wortsman et al. 2023, algorithm 2, of one whole tensor."""
     gain1, gain2 = ((1 - beta) / (1 - beta**t) for beta in betas)

@@ -12,7 +12,6 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from machines import ISAS
-from processes import Processes
 from reference import bits, numbers
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -519,20 +518,13 @@ def test_any_gradients(specs, max_norm, norm_type, threads):
 # -- processes -------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def processes(tmp_path_factory):
-    started = Processes(tmp_path_factory.mktemp("groups"))
-    yield started
-    started.end()
-
-
 def spread_gradients():
     """Three meshes, several placements, plain tensors and a parameter without a gradient beside them."""
     tall, wide, line = (init_device_mesh("cpu", shape) for shape in ((2, 1), (1, 2), (2,)))
     wholes = [torch.randn(6, 5), torch.randn(7), torch.randn(3, 4), torch.randn(9), torch.randn(4)]
     placements = [(line, [Shard(0)]), (tall, [Shard(0), Replicate()]), (wide, [Shard(1), Shard(0)])]
     grads = [
-        distribute_tensor(whole.clone(), *placement)
+        distribute_tensor(whole.clone(), *placement, src_data_rank=None)
         for whole, placement in zip(wholes, [*placements, (line, [Replicate()])], strict=False)
     ]
     return wholes, [*grads, wholes[4].clone()]

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,6 +38,7 @@ from ..optimizers.lion import Lion
 from ..optimizers.mars import MARS
 from ..optimizers.nadam import NAdam
 from ..optimizers.novograd import NovoGrad
+from ..optimizers.prodigy import Prodigy
 from ..optimizers.radam import RAdam
 from ..optimizers.rmsprop import RMSprop
 from ..optimizers.rprop import Rprop
@@ -51,12 +52,20 @@ from ..training.catalog import class_name
 from ..training.table import table_line
 from . import limit
 from .info import facts
-from .timing import Maker, Result, Run, Shapes, check, gradients, parameters, sample_in_turn, time_in_turn
+from .timing import Maker, Result, Run, Shapes, check, gradients, parameters, sample_in_turn, set_quick, time_in_turn
 
 CHECKED_STEPS = 3
 WARM_UP = 3
 
 _TORCHS: dict[str, Any] = dict(vars(torch.optim))  # torch's names may be replaced by ours later
+
+
+def _step_in_torch(optimizer: Any) -> None:
+    """Step an optimizer of ours in torch operations."""
+    after = optimizer._before_step()
+    optimizer.torch_step()
+    if after is not None:
+        after()
 
 
 class Subject(NamedTuple):
@@ -77,7 +86,7 @@ class Subject(NamedTuple):
         found: dict[str, Callable[..., Optimizer]] = {"onepass": functools.partial(self.ours, **self.arguments)}
         torchs = _TORCHS.get(self.name)
         if torchs is None:  # the peer is then the formula in torch's operations
-            in_torch = type(self.name, (self.ours,), {"step": cast(Any, self.ours).torch_step})
+            in_torch = type(self.name, (self.ours,), {"step": _step_in_torch})
             found["default"] = functools.partial(in_torch, **self.arguments)
             return found
         known = inspect.signature(torchs).parameters
@@ -123,6 +132,7 @@ SUBJECTS = [
     Subject(StableAdamW, {"lr": 1e-3}),
     Subject(MARS, {"lr": 1e-3, "weight_decay": 1e-2}),
     Subject(NovoGrad, {"lr": 1e-3, "weight_decay": 1e-2}),
+    Subject(Prodigy, {"d0": 1e-3, "weight_decay": 1e-2}),
     Subject(ScheduleFreeAdamW, {"lr": 1e-3, "weight_decay": 1e-2}),
     Subject(ScheduleFreeRAdam, {"lr": 1e-3, "silent_sgd_phase": False}),
     Subject(ScheduleFreeSGD, {"lr": 1e-3, "weight_decay": 1e-2}),
@@ -306,6 +316,7 @@ def main(args: argparse.Namespace) -> int:
     print("time of the first contender, and step times of the others relative to it (higher: onepass is faster)")
     print("(limit: the fastest of several loops that only add, with the same memory traffic)")
     print("--quick: sizes are smaller than the workloads' names say\n" if args.quick else "")
+    set_quick(args.quick)
     results = []
     try:
         for result in measure(args.quick, rounds, args.optimizers):

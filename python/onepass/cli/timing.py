@@ -24,6 +24,7 @@ Shapes: TypeAlias = Sequence[tuple[int, ...]]
 Samples: TypeAlias = dict[str, list[float]]  # contender -> seconds per step, one for each round
 
 SAMPLE = 0.01  # approximate seconds per sample: shorter steps are repeated, up to 1,000 times
+QUICK_SAMPLE = 0.0005  # of a run that only checks that everything works
 
 
 @dataclass
@@ -99,12 +100,15 @@ class Clock:
     """The wall clock. A sample of a short call covers many calls, and the result is the time per call.
 
     Args:
-        sample: Approximate seconds per sample: shorter calls are repeated, up to 1,000 times.
+        sample: Approximate seconds per sample: shorter calls are repeated, up to 1,000 times. None: SAMPLE, or
+            QUICK_SAMPLE (see :func:`set_quick`).
         synchronize: Function that waits until a device has done all work of the calls, if they use one.
     """
 
-    def __init__(self, sample: float = SAMPLE, synchronize: Run | None = None) -> None:
-        self.sample = sample
+    _default = SAMPLE
+
+    def __init__(self, sample: float | None = None, synchronize: Run | None = None) -> None:
+        self.sample = self._default if sample is None else sample
         self.synchronize = synchronize
 
     def seconds(self, run: Run, repeats: int) -> float:
@@ -125,6 +129,11 @@ class Clock:
     def sampler(self, run: Run) -> Callable[[], float]:
         """Return a function that takes a sample and returns the seconds per call."""
         return functools.partial(self.seconds, run, self.repeats(run))
+
+
+def set_quick(quick: bool) -> None:
+    """Set whether the clocks that are created from now on take short samples by default."""
+    Clock._default = QUICK_SAMPLE if quick else SAMPLE
 
 
 def time_in_turn(

@@ -160,6 +160,11 @@ class Native(Optimizer):
     rule: ClassVar[str]
     torch_step: ClassVar[Step]
     is_elementwise: ClassVar[bool] = True  # whether `master` and `stochastic_rounding` may be given
+    is_separable: ClassVar[bool] = True  # whether parameters may be stepped one after the other, by several calls
+
+    # States that begin as copies of the parameter. The states of 16-bit parameters are then float32, because
+    # differences from these copies would be lost in 16 bits.
+    copies: ClassVar[Collection[str]] = ()
 
     # Set by Lookahead during its step, else None.
     _slow_weight_update: SlowWeightUpdate | None = None
@@ -399,11 +404,21 @@ class Native(Optimizer):
         request = _core.StepRequest(1.0, torch.get_num_threads(), grad_scale=grad_scale, found_inf=found_inf)
         return self._plan.step(self, request).stepped
 
-    def _check_mode(self) -> None:
-        """Raise RuntimeError if the parameters are not what a step expects."""
+    def _before_step(self) -> Callable[[], None] | None:
+        """Prepare a step, or raise RuntimeError if the parameters are not what a step expects.
+
+        Returns:
+            What is called after the step; None: nothing.
+        """
+        return None
 
     def _step_all(self) -> None:
-        self._check_mode()
+        after = self._before_step()
+        self._step_params()
+        if after is not None:
+            after()
+
+    def _step_params(self) -> None:
         _check_capture(self)
         transformed_by = transform()
         found_inf = getattr(self, "found_inf", None)
@@ -569,7 +584,8 @@ class Native(Optimizer):
         state_dtype: torch.dtype | None = group.get("state_dtype")
         if state_dtype == block_states.CODES:
             return None if p.dtype == torch.float64 else torch.float32
-        return state_dtype or (torch.float32 if master_name(group, p) else None)
+        wide = master_name(group, p) or (self.copies and p.dtype.itemsize == 2)
+        return state_dtype or (torch.float32 if wide else None)
 
     def _in_blocks(self, group: dict[str, Any], p: Tensor) -> bool:
         """Return whether a parameter's new states are stored in blocks of 8 bits."""
@@ -735,7 +751,8 @@ class Native(Optimizer):
 
     def _new_state(self, group: dict[str, Any], p: Tensor, grad: Tensor, name: str) -> Tensor:
         """Return a new state tensor: torch's, except for its dtype."""
-        return torch.zeros_like(p, dtype=self._state_dtype(group, p), memory_format=torch.preserve_format)
+        new = torch.zeros_like(p, dtype=self._state_dtype(group, p), memory_format=torch.preserve_format)
+        return new.copy_(self._master_or_param(p, self._master_names()).detach()) if name in self.copies else new
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Conversion of checkpoints: states in another dtype, and the states of bitsandbytes and schedulefree."""
+"""Conversion of checkpoints: states in another dtype, and those of bitsandbytes, schedulefree and prodigyopt."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def convert_state_dict(
 
     The result loads into the optimizer of onepass that has this ``state_dtype``, and, unless that is
     ``torch.float8_e4m3fn``, into torch's class. The given ``state_dict`` may be of onepass, of torch, of an 8-bit Adam,
-    AdamW or Lion of bitsandbytes, whose states are recognised by their names and decoded, or of the package
-    schedulefree, for the class of onepass that steps alike. It is not changed; values that need no conversion are
-    shared. Masters are kept as they are.
+    AdamW or Lion of bitsandbytes, whose states are recognised by their names and decoded, or of the packages
+    schedulefree and prodigyopt, for the class of onepass that steps alike. It is not changed; values that need no
+    conversion are shared. Masters are kept as they are.
 
     Args:
         state_dict: What ``optimizer.state_dict()`` returned, or ``torch.load`` of it.
@@ -68,7 +68,7 @@ def convert_state_dict(
         raise ValueError(f"state_dtype must be a floating-point dtype of states, got {described(state_dtype)}")
     if layout not in ("torch", "bitsandbytes"):
         raise ValueError(f"layout must be 'torch' or 'bitsandbytes', got {described(layout)}")
-    state_dict = _of_schedulefree(state_dict)
+    state_dict = _of_prodigyopt(_of_schedulefree(state_dict))
     groups = [dict(group) for group in state_dict["param_groups"]]
     numbers = {key: number for number, key in enumerate(key for group in groups for key in group["params"])}
     group_of = {key: group for group in groups for key in group["params"]}
@@ -201,4 +201,37 @@ def _of_schedulefree(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
         dropped = ("k", "lr_max", "weight_sum", "scheduled_lr", "foreach")
         kept = {name: value for name, value in group.items() if name not in dropped}
         made.append({"train_mode": False, **kept, "maximize": False, "capturable": False})
+    return {**state_dict, "state": states, "param_groups": made}
+
+
+# -- prodigyopt ------------------------------------------------------------------------------------------------------
+
+
+def _of_prodigyopt(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a state_dict with the numbers that the package prodigyopt has for all groups at the parameters."""
+    groups = state_dict["param_groups"]
+    if not any("d_numerator" in group and "d0" in group for group in groups):
+        return state_dict
+    states = dict(state_dict["state"])
+    numerator = groups[0]["d_numerator"]  # of all tensors: the first with a state has all of it
+    made = []
+    for group in groups:
+        for key in (key for key in group["params"] if key in states):
+            state = states[key]
+            s, shape = state["s"], state["exp_avg_sq"].shape
+            p0 = state["p0"].expand(s.shape).clone()  # of zeros it has one
+            if group["slice_p"] == 1:
+                s, p0 = s.reshape(shape), p0.reshape(shape)
+            states[key] = {
+                "step": torch.tensor(float(state["step"])),
+                "d_numerator": torch.tensor(float(numerator)),
+                "d_denom": s.abs().sum(dtype=torch.float32),
+                "exp_avg": state.get("exp_avg", torch.zeros_like(state["exp_avg_sq"])),
+                "exp_avg_sq": state["exp_avg_sq"],
+                "s": s,
+                "p0": p0,
+            }
+            numerator = 0.0
+        dropped = ("d_numerator", "d_denom", "d_hat", "k", "fsdp_in_use")
+        made.append({**{name: value for name, value in group.items() if name not in dropped}, "maximize": False})
     return {**state_dict, "state": states, "param_groups": made}

@@ -3,13 +3,16 @@
 They take the place of torch's classes among the bases of onepass's, which add their own arguments and the step.
 """
 
+import math
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from .arguments import check_hyperparameters, hyper_types
+from .arguments import check_hyperparameters, check_number, hyper_types, whole
+
+PRODIGY_ESTIMATE = ("d", "d_max")  # keys that all of Prodigy's groups have alike
 
 _WORDS = {"lr": "learning rate", "eps": "epsilon value"}  # torch's, for messages
 
@@ -314,6 +317,70 @@ class NovoGrad(Declared):
             grad_averaging=grad_averaging,
             maximize=maximize,
         )
+
+
+class Prodigy(Declared):
+    """The arguments of Prodigy."""
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        beta3: float | None = None,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        decouple: bool = True,
+        use_bias_correction: bool = False,
+        safeguard_warmup: bool = False,
+        d0: float = 1e-6,
+        d_coef: float = 1.0,
+        growth_rate: float = math.inf,
+        slice_p: int = 1,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        check_number("Prodigy: d_coef", d_coef)
+        check_number("Prodigy: growth_rate", growth_rate)
+        slice_p = whole("Prodigy: slice_p", slice_p)
+        if beta3 is not None and not beta3 < 1.0:
+            raise ValueError(f"Invalid beta3 value: {beta3}")
+        if not d0 > 0.0:
+            raise ValueError(f"Invalid d0 value: {d0}")
+        if not d_coef > 0.0:
+            raise ValueError(f"Invalid d_coef value: {d_coef}")
+        if not growth_rate >= 1.0:
+            raise ValueError(f"Invalid growth_rate value: {growth_rate}")
+        if slice_p < 1:
+            raise ValueError(f"Invalid slice_p value: {slice_p}")
+        self._declare(
+            "prodigy",
+            params,
+            lr=lr,
+            betas=betas,
+            beta3=beta3,
+            eps=eps,
+            weight_decay=weight_decay,
+            decouple=decouple,
+            use_bias_correction=use_bias_correction,
+            safeguard_warmup=safeguard_warmup,
+            d=d0,
+            d0=d0,
+            d_max=d0,
+            d_coef=d_coef,
+            growth_rate=growth_rate,
+            slice_p=slice_p,
+            maximize=maximize,
+        )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group, as torch does. It takes the estimate of the others; the first has its own ``d0``."""
+        given = set(param_group) if isinstance(param_group, dict) else set()
+        super().add_param_group(param_group)
+        first, added = self.param_groups[0], self.param_groups[-1]
+        for name in PRODIGY_ESTIMATE:
+            if name not in given:
+                added[name] = added["d0"] if added is first else first[name]
 
 
 class ScheduleFreeAdamW(Declared):

@@ -21,6 +21,8 @@ class ScheduleFree(Native):
     The state ``z`` is the base optimizer's point, and ``y = (1 - momentum) * z + momentum * x``.
     """
 
+    copies = ("z",)
+
     @torch.no_grad()
     def eval(self) -> None:
         """Set the parameters to the point to evaluate at, also the one to publish: the weighted mean of all ``z``.
@@ -71,7 +73,7 @@ class ScheduleFree(Native):
         if group is not None and ("betas" in values or "momentum" in values):  # others have the default
             _momentum(group, values)
 
-    def _check_mode(self) -> None:
+    def _before_step(self) -> None:
         for group in self.param_groups:
             if group.get("train_mode", True):
                 continue
@@ -82,17 +84,6 @@ class ScheduleFree(Native):
                 f"{type(self).__name__}: the parameters are at the point to evaluate at, since eval(): call "
                 "optimizer.train() before the forward pass of a training step"
             )
-
-    def _state_dtype(self, group: dict[str, Any], p: Tensor) -> torch.dtype | None:
-        """Return float32 for 16-bit parameters: differences between the points would be lost in 16 bits."""
-        return super()._state_dtype(group, p) or (torch.float32 if p.dtype.itemsize == 2 else None)
-
-    def _new_state(self, group: dict[str, Any], p: Tensor, grad: Tensor, name: str) -> Tensor:
-        new = super()._new_state(group, p, grad, name)
-        if name != "z":
-            return new
-        master = self._master_names().get(p)
-        return new.copy_(p.detach() if master is None else master_of(p, self.state[p], master))
 
 
 def _momentum(number: int, group: Mapping[str, Any]) -> float:

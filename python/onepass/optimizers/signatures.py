@@ -28,6 +28,7 @@ from .declared import AdEMAMix as AdEMAMix
 from .declared import LaProp as LaProp
 from .declared import Lion as Lion
 from .declared import NovoGrad as NovoGrad
+from .declared import Prodigy as Prodigy
 from .declared import ScheduleFreeAdamW as ScheduleFreeAdamW
 from .declared import ScheduleFreeRAdam as ScheduleFreeRAdam
 from .declared import ScheduleFreeSGD as ScheduleFreeSGD

@@ -500,6 +500,37 @@ class NovoGrad(torch.optim.Optimizer):
         rounding_seed: int | None = ...,
     ) -> None: ...
 
+class Prodigy(torch.optim.Optimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = ...,
+        betas: tuple[float, float] = ...,
+        beta3: float | None = ...,
+        eps: float = ...,
+        weight_decay: float = ...,
+        decouple: bool = ...,
+        use_bias_correction: bool = ...,
+        safeguard_warmup: bool = ...,
+        d0: float = ...,
+        d_coef: float = ...,
+        growth_rate: float = ...,
+        slice_p: int = ...,
+        *,
+        maximize: bool = ...,
+        state_dtype: torch.dtype | None = ...,
+        master: str | None = ...,
+        max_norm: float | ClippingPolicy | None = ...,
+        norm_type: float = ...,
+        clip_value: float | None = ...,
+        skip_nonfinite: bool = ...,
+        average: AveragedModel | None = ...,
+        copy_to: Sequence[Tensor] | Module | None = ...,
+        zero_grad: bool = ...,
+        stochastic_rounding: bool = ...,
+        rounding_seed: int | None = ...,
+    ) -> None: ...
+
 class RAdam(torch.optim.RAdam):
     def __init__(
         self,

@@ -20,7 +20,11 @@ Update = Callable[[Mapping[str, Any], Tensor, Tensor, Mapping[str, Tensor], floa
 
 
 def steps(
-    name: str, *states: str, counts: bool = True, copies: Collection[str] = (), scalars: Collection[str] = ()
+    name: str,
+    *states: str | Callable[[Mapping[str, Any]], Collection[str]],
+    counts: bool = True,
+    copies: Collection[str] = (),
+    scalars: Collection[str] = (),
 ) -> Callable[[Update], Step]:
     """Return a decorator that makes an optimizer's step of the update of one parameter.
 
@@ -29,7 +33,7 @@ def steps(
 
     Args:
         name: Name of the optimizer, for messages.
-        states: Names of the states.
+        states: Names of the states, or a function of the group that returns them.
         counts: Whether each parameter has a ``step``.
         copies: Those of the states that begin as copies of the parameter. An optimizer that has such states has float32
             states for 16-bit parameters.
@@ -42,6 +46,7 @@ def steps(
             _check(name, self)
             for each_group in self.param_groups:
                 group = {name: _number(value) for name, value in each_group.items() if name != "params"}
+                names = [each for item in states for each in ((item,) if isinstance(item, str) else item(group))]
                 for p in each_group["params"]:
                     if p.grad is None:
                         continue
@@ -52,18 +57,18 @@ def steps(
                         if each not in state:
                             state[each] = torch.zeros((), dtype=scalar_dtype())
                     dtype = torch.float32 if copies and p.dtype.itemsize == 2 else p.dtype
-                    for each in states:
+                    for each in names:
                         if each not in state:
                             new = torch.clone if each in copies else torch.zeros_like
                             state[each] = new(p, memory_format=torch.preserve_format).to(dtype)
                     if counts:
                         state["step"] += 1
                     grad = (-p.grad if group["maximize"] else p.grad).to(dtype)
-                    held = {each: _real(state[each]) for each in states} | {each: state[each] for each in scalars}
+                    held = {each: real(state[each]) for each in names} | {each: state[each] for each in scalars}
                     count = float(state["step"]) if counts else 0.0
                     # p itself, unless it is 16 bits beside float32 states, or torch conjugates or negates it lazily.
                     own = p.resolve_conj().resolve_neg().to(dtype)
-                    update(group, _real(own), _real(grad), held, count)
+                    update(group, real(own), real(grad), held, count)
                     if own is not p:
                         p.copy_(own)
 
@@ -89,7 +94,8 @@ def _number(value: Any) -> Any:
     return number(value) if isinstance(value, Tensor) else value
 
 
-def _real(x: Tensor) -> Tensor:
+def real(x: Tensor) -> Tensor:
+    """Return a complex tensor as pairs of real numbers, another one as it is."""
     return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
 
 

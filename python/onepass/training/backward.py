@@ -257,7 +257,7 @@ def step_in_backward(optimizer: Optimizer) -> StepInBackward:
 
     Raises:
         TypeError: ``optimizer`` is not a ``torch.optim.Optimizer``, or it uses all parameters together (LBFGS,
-            Lookahead, SAM), or several optimizers (Combined).
+            Lookahead, Prodigy, SAM), or several optimizers (Combined).
         ValueError: The optimizer has an argument that needs all parameters of a step at once, such as ``max_norm``.
         RuntimeError: Later, from ``optimizer.step(closure)`` and from any use of a freed gradient.
 
@@ -273,7 +273,8 @@ def step_in_backward(optimizer: Optimizer) -> StepInBackward:
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got a {type(optimizer).__name__}")
     optimizer = unwrapped(optimizer)
-    if isinstance(optimizer, Combined | LBFGS | Wrapper):
+    together = isinstance(optimizer, Native) and not optimizer.is_separable
+    if together or isinstance(optimizer, Combined | LBFGS | Wrapper):
         raise TypeError(f"{type(optimizer).__name__} uses all parameters together, so it cannot step in backward")
     tail = optimizer._tail if isinstance(optimizer, Native) else None
     if tail is not None and (names := tail.whole_step_arguments()):

@@ -1,5 +1,5 @@
-// The norms over a whole tensor that the update of some rules depends on (LAMB's trust ratio): sums of squares of what
-// a rule computes of its operands, before any of them is written.
+// The sums over a whole tensor that the update of some rules depends on (LAMB's trust ratio), of what a rule computes
+// of its operands before any of them is written.
 //
 // As in the measure phase, sums are in double, over blocks of a fixed size, which are added in order. So no bit depends
 // on threads or instruction sets.
@@ -23,24 +23,22 @@
 namespace onepass::inline ONEPASS_TARGET {
 
 // Adds the rule's sums over n elements of plain arrays to `sums`.
-template <class Rule, class T, std::size_t... Norm, std::size_t... State>
-void add_squares(const ConstantsOf<Rule, T>& constants, T factor, const T* const* arrays, std::int64_t n, double* sums,
-                 std::index_sequence<Norm...> /*norms*/, std::index_sequence<State...> /*states*/) {
+template <class Rule, class T, std::size_t... Sum, std::size_t... State>
+void add_sums(const ConstantsOf<Rule, T>& constants, T factor, const T* const* arrays, std::int64_t n, double* sums,
+              std::index_sequence<Sum...> /*sums*/, std::index_sequence<State...> /*states*/) {
   const T* const param = arrays[kParam];
   const T* const grad = arrays[kGrad];
-  const auto square = [&]<std::size_t which>(std::int64_t i) __attribute__((always_inline)) {
-    const T value =
-        Rule::template normed<which>(constants, param[i], factor * grad[i], arrays[kFirstState + State][i]...);
-    return static_cast<double>(value) * static_cast<double>(value);
+  const auto value = [&]<std::size_t which>(std::int64_t i) __attribute__((always_inline)) {
+    return Rule::template summed<which>(constants, param[i], factor * grad[i], arrays[kFirstState + State][i]...);
   };
   add_sums_of<double>(
       n, sums, [](std::int64_t) {},
-      [&](std::int64_t i) __attribute__((always_inline)) { return square.template operator()<Norm>(i); }...);
+      [&](std::int64_t i) __attribute__((always_inline)) { return value.template operator()<Sum>(i); }...);
 }
 
-// Writes the rule's sums of squares over elements [begin, end) of a job. States that the step does not use are zero.
+// Writes the rule's sums over elements [begin, end) of a job. States that the step does not use are zero.
 template <class Rule, class T>
-void sum_squares(const Job& job, std::int64_t begin, std::int64_t end, double* sums) {
+void sum_up(const Job& job, std::int64_t begin, std::int64_t end, double* sums) {
   alignas(64) T tiles[kOperands<Rule>][kTile<T>];
   const T* arrays[kOperands<Rule>];
   const auto constants = *static_cast<const ConstantsOf<Rule, T>*>(job.constants);
@@ -49,7 +47,7 @@ void sum_squares(const Job& job, std::int64_t begin, std::int64_t end, double* s
   for (std::size_t k = 0; k < kOperands<Rule>; ++k)
     if (job.operands[k].data == nullptr)
       for (T& value : tiles[k]) value = T(0);
-  for (std::size_t s = 0; s < Rule::norms; ++s) sums[s] = 0.0;
+  for (std::size_t s = 0; s < Rule::sums; ++s) sums[s] = 0.0;
   for (std::int64_t at = begin; at < end; at += kTile<T>) {
     const std::int64_t n = end - at < kTile<T> ? end - at : kTile<T>;
     for (std::size_t k = 0; k < kOperands<Rule>; ++k) {
@@ -65,16 +63,16 @@ void sum_squares(const Job& job, std::int64_t begin, std::int64_t end, double* s
     if constexpr (std::is_same_v<T, float>)
       if (job.master != Master::none) read_master(job, at, n, tiles[kParam]);
     if (clamps) scale_and_clamp(static_cast<T>(job.grad_factor), static_cast<T>(job.clip_value), tiles[kGrad], n);
-    add_squares<Rule, T>(constants, clamps ? T(1) : static_cast<T>(job.grad_factor), arrays, n, sums,
-                         std::make_index_sequence<Rule::norms>{}, std::make_index_sequence<Rule::state_names.size()>{});
+    add_sums<Rule, T>(constants, clamps ? T(1) : static_cast<T>(job.grad_factor), arrays, n, sums,
+                      std::make_index_sequence<Rule::sums>{}, std::make_index_sequence<Rule::state_names.size()>{});
   }
 }
 
-// Returns the kernel of a rule; null if its update depends on no norms.
+// Returns the kernel of a rule; null if its update depends on no sums.
 template <class Rule, class T>
-constexpr SquaresKernel squares_kernel() {
-  if constexpr (requires { Rule::norms; }) {
-    return &sum_squares<Rule, T>;
+constexpr SumsKernel sums_kernel() {
+  if constexpr (requires { Rule::sums; }) {
+    return &sum_up<Rule, T>;
   } else {
     return nullptr;
   }

@@ -1,0 +1,278 @@
+"""Prodigy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from . import signatures
+from .arguments import number
+from .base import Native
+from .declared import PRODIGY_ESTIMATE
+from .gradient_norm import is_dtensor
+from .torch_operations import real, steps, value_of
+
+# Elements of slices that are worked on at once. Larger temporary tensors would get new pages from the system each time.
+_SLICED = 1 << 19
+
+
+def _step_size(group: Mapping[str, Any], step: float) -> float:
+    beta1, beta2 = group["betas"]
+    correction = math.sqrt(1 - beta2**step) / (1 - beta1**step) if group["use_bias_correction"] else 1.0
+    return float(group["d"] * group["lr"] * correction)
+
+
+def _measure(group: Mapping[str, Any], state: Mapping[str, Tensor], grad: Tensor, moved: Tensor, step: float) -> None:
+    """Advance ``s`` and the tensor's shares of the estimate. ``moved``: the first parameter minus this one."""
+    kept, weight, own_weight = _weights(group, step)
+    s = state["s"].mul_(kept).add_(grad, alpha=own_weight)
+    state["d_numerator"].mul_(kept).add_(weight * value_of((grad.double() * moved.double()).sum()))
+    state["d_denom"].fill_(value_of(s.abs().sum(dtype=torch.float64)))
+
+
+def _weights(group: Mapping[str, Any], step: float) -> tuple[float, float, float]:
+    """Return the decay rate of the estimate, and the weights of a gradient in the numerator and in ``s``."""
+    beta3 = math.sqrt(group["betas"][1]) if group.get("beta3") is None else group["beta3"]
+    growth, step_size = group["d"] / group["d0"], _step_size(group, step)
+    return beta3, growth * step_size, growth * (group["d"] if group["safeguard_warmup"] else step_size)
+
+
+def _states_of(group: Mapping[str, Any]) -> tuple[str, ...]:
+    return ("exp_avg", "exp_avg_sq", "s", "p0") if group["slice_p"] == 1 else ("exp_avg", "exp_avg_sq")
+
+
+@steps("Prodigy", _states_of, copies=("p0",), scalars=("d_numerator", "d_denom"))
+def _torch_update(group: Mapping[str, Any], p: Tensor, grad: Tensor, state: Mapping[str, Tensor], step: float) -> None:
+    beta1, beta2 = group["betas"]
+    d, step_size, decay = group["d"], _step_size(group, step), group["weight_decay"]
+    if decay and not group["decouple"]:
+        grad = grad + decay * p
+    if group["slice_p"] == 1:
+        _measure(group, state, grad, state["p0"] - p, step)
+    grad = d * grad
+    m = state["exp_avg"].lerp_(grad, 1 - beta1)
+    v = state["exp_avg_sq"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+    change = step_size * m / (v.sqrt() + d * group["eps"])
+    p.sub_(step_size * decay * p + change if decay and group["decouple"] else change)
+
+
+def adapt(optimizer: Optimizer) -> None:
+    """Estimate the distance anew, from the shares of all tensors."""
+    groups = optimizer.param_groups
+    rates = [number(group["lr"]) for group in groups]
+    lr = max(rates)
+    numerator = denominator = 0.0
+    for group, own in zip(groups, rates, strict=True):
+        states = [state for p in group["params"] if "d_numerator" in (state := optimizer.state.get(p, {}))]
+        if own > 0:
+            numerator += sum(float(state["d_numerator"]) for state in states) * (lr / own)
+            share = own / lr if group["safeguard_warmup"] else 1.0
+            denominator += sum(float(state["d_denom"]) for state in states) * share
+    first = groups[0]
+    d_hat = first["d_coef"] * numerator / denominator if denominator > 0 else math.nan
+    if not math.isfinite(d_hat):
+        return
+    d = max(first["d"], d_hat) if first["d"] == first["d0"] else first["d"]
+    d_max = max(first["d_max"], d_hat)
+    d = min(d_max, d * first["growth_rate"])
+    for group in groups:
+        group.update(zip(PRODIGY_ESTIMATE, (d, d_max), strict=True))
+
+
+@dataclass
+class _Slices:
+    """Copies of every ``slice_p``-th element of parameters of one group and dtype, and of their gradients.
+
+    They are those before the step, one tensor after the other. All are worked on together, because a dozen torch
+    operations for each would take far longer than its update.
+    """
+
+    group: dict[str, Any]
+    params: list[Tensor]
+    sizes: list[int]
+    values: Tensor
+    grads: Tensor
+
+    def measure(self, states: Mapping[Tensor, dict[str, Any]], factor: float, limit: float) -> None:
+        """Advance the estimate after a step, in which gradients were multiplied by ``factor`` and then clamped."""
+        group = {**self.group, "lr": number(self.group["lr"])}
+        own = [states[p] for p in self.params]
+        for state, first in zip(own, self.values.split(self.sizes), strict=True):
+            if "s" not in state:
+                state["s"], state["p0"] = torch.zeros_like(first), first.clone()
+        grads = (self.grads * (-factor if group["maximize"] else factor)).clamp_(-limit, limit)
+        if group["weight_decay"] and not group["decouple"]:
+            grads += group["weight_decay"] * self.values
+        moved = torch.cat([state["p0"] for state in own]) - self.values
+        by_step: dict[float, list[int]] = {}
+        for i, state in enumerate(own):
+            by_step.setdefault(float(state["step"]), []).append(i)
+        products = self._sums(grads.double() * moved.double())
+        parts = grads.split(self.sizes)
+        for step, chosen in by_step.items():
+            kept, weight, own_weight = _weights(group, step)
+            s = [own[i]["s"] for i in chosen]
+            torch._foreach_mul_(s, kept)
+            torch._foreach_add_(s, [parts[i] for i in chosen], alpha=own_weight)
+            shares = [own[i]["d_numerator"] for i in chosen]
+            torch._foreach_mul_(shares, kept)
+            torch._foreach_add_(shares, [weight * products[i] for i in chosen])
+        magnitudes = self._sums(torch.cat([state["s"] for state in own]).abs_().double())
+        for state, magnitude in zip(own, magnitudes, strict=True):
+            state["d_denom"].fill_(magnitude)
+
+    def _sums(self, values: Tensor) -> list[float]:
+        """Return the sum over each parameter's part."""
+        lengths = torch.tensor(self.sizes, device=values.device)
+        sums: list[float] = torch.segment_reduce(values, "sum", lengths=lengths, initial=0.0).tolist()
+        return sums
+
+
+class Prodigy(Native, signatures.Prodigy):
+    r"""Prodigy: Adam, with a step size that is the estimated distance from the first parameters to the solution.
+
+    ``lr`` multiplies the estimate :math:`d`: leave it at 1, with or without a schedule. At step :math:`t`, with the
+    gradient :math:`g_t` (negated with ``maximize``), :math:`\beta_3 = \sqrt{\beta_2}` and the decay :math:`\lambda`:
+
+    .. math::
+        m_t &= \beta_1 m_{t-1} + (1 - \beta_1) d_{t-1} g_t \\
+        v_t &= \beta_2 v_{t-1} + (1 - \beta_2) d_{t-1}^2 g_t^2 \\
+        \theta_t &= (1 - \gamma d_{t-1} \lambda) \theta_{t-1}
+                    - \gamma d_{t-1} \frac{m_t}{\sqrt{v_t} + d_{t-1} \epsilon} \\
+        r_t &= \beta_3 r_{t-1} + \frac{\gamma d_{t-1}^2}{d_0} \langle g_t, \theta_0 - \theta_{t-1} \rangle \\
+        s_t &= \beta_3 s_{t-1} + \frac{\gamma d_{t-1}^2}{d_0} g_t \\
+        \hat d_t &= c \, r_t / \|s_t\|_1 \\
+        d_t &= \max(d_{t-1}, \hat d_t)
+
+    The product in :math:`r` and the 1-norm of :math:`s` are sums over all tensors of all groups. All groups have
+    :math:`d` as ``d``, and the largest :math:`\hat d` as ``d_max``.
+
+    Groups may have different ``lr``. Each parameter then counts as if it were measured in units of its ``lr``: with
+    :math:`\gamma` the largest ``lr`` and :math:`\gamma_g` a group's own, the group's steps and its :math:`s` have
+    :math:`\gamma_g`, and :math:`r` has :math:`\gamma`. A group whose ``lr`` is 0 does not count.
+
+    Parameters of 16 bits need a ``master``: beside it, the first steps of :math:`d_0` are lost in rounding, and the
+    estimate does not grow.
+
+    The package prodigyopt differs in this: its denominator has :math:`d_t \epsilon`, for which it needs a second pass,
+    where the paper has :math:`d_{t-1} \epsilon`; a tensor without a gradient keeps its share of :math:`\|s\|_1` here
+    and has none there; and it refuses groups of different ``lr``.
+
+    Source: Mishchenko and Defazio 2024, "Prodigy: An Expeditiously Adaptive Parameter-Free Learner", arXiv:2306.06101,
+    algorithm 4.
+
+    Args:
+        params: Parameters, named parameters, or parameter groups, of any shape and strides. The kernels step float32,
+            float64, bfloat16, float16 and their complex dtypes on the CPU; torch operations step others, tensors on
+            GPUs, and DTensors, whose sums are those of the whole tensors. Processes that hold different parameters
+            (ZeroRedundancyOptimizer) have estimates of their own.
+        lr: Factor :math:`\gamma` of the step size; a float, or a tensor of one element.
+        betas: Decay rates :math:`\beta_1, \beta_2`, in [0, 1).
+        beta3: Decay rate :math:`\beta_3` of the estimate, in [0, 1); None: :math:`\sqrt{\beta_2}`.
+        eps: :math:`\epsilon`, which :math:`d` multiplies before it is added to the denominator.
+        weight_decay: :math:`\lambda`.
+        decouple: Whether the weight decay is decoupled, as in AdamW; False: it is added to the gradient, as in Adam.
+        use_bias_correction: Whether :math:`\gamma` is multiplied by Adam's
+            :math:`\sqrt{1 - \beta_2^t} / (1 - \beta_1^t)`.
+        safeguard_warmup: Whether :math:`s` has no :math:`\gamma`, which keeps the estimate small while a schedule warms
+            up.
+        d0: First estimate :math:`d_0`, above 0.
+        d_coef: Factor :math:`c` of the estimate. This is what to tune.
+        growth_rate: Largest factor by which :math:`d` grows in one step, at least 1.
+        slice_p: Measure :math:`r` and :math:`s` on every ``slice_p``-th element of a tensor, in memory order of its
+            flattened form: the states ``s`` and ``p0`` are smaller by this factor. Not for DTensors.
+        maximize: Ascend instead of descend.
+        state_dtype: dtype of the states: torch.float32, float64, bfloat16 or float16; None: the parameter's, and
+            float32 for 16-bit parameters, because :math:`d^2` is too small for 16 bits.
+
+    Further arguments, documented at ``__init__``: ``master`` (see :doc:`/master_weights`), ``stochastic_rounding`` and
+    ``rounding_seed`` (see :doc:`/stochastic_rounding`), and those of :doc:`/step_tail`: ``max_norm``, ``norm_type``,
+    ``clip_value``, ``skip_nonfinite``, ``average``, ``copy_to``, ``zero_grad``.
+
+    Raises:
+        ValueError: A hyperparameter is out of range, or at the step, if ``slice_p`` is not 1 and a parameter is a
+            DTensor.
+        RuntimeError: At the step, if a gradient is sparse.
+
+    Example:
+        >>> model = torch.nn.Linear(4, 2)
+        >>> optimizer = onepass.Prodigy(model.parameters())
+        >>> for _ in range(3):
+        ...     optimizer.zero_grad()
+        ...     model(torch.ones(8, 4)).square().mean().backward()
+        ...     optimizer.step()
+        >>> optimizer.param_groups[0]["d"] > 1e-6
+        True
+    """
+
+    rule = "prodigy"
+    torch_step = _torch_update
+    copies = ("p0",)
+    is_separable = False
+
+    def _before_step(self) -> Callable[[], None]:
+        slices = list(self._slices())
+        grad_factor, before = self._grad_factor(), self._steps()
+
+        def after() -> None:
+            if grad_factor is None or self._steps() == before:
+                return
+            factor = grad_factor * (1.0 if self.last_step is None else self.last_step.coefficient)
+            with torch.no_grad():
+                for each in slices:
+                    each.measure(self.state, factor, math.inf if self._tail is None else self._tail.clip_value)
+            adapt(self)
+
+        return after
+
+    def _steps(self) -> float:
+        """Return the steps of the first parameter that has a gradient: they do not change if a step is skipped."""
+        params = (p for group in self.param_groups for p in group.get("params", ()))
+        p = next((p for p in params if getattr(p, "grad", None) is not None), None)
+        return 0.0 if p is None else float(self.state.get(p, {}).get("step", 0.0))
+
+    @torch.no_grad()
+    def _slices(self) -> Iterator[_Slices]:
+        if all(group.get("slice_p", 1) == 1 for group in self.param_groups):  # what lacks it is refused by the step
+            return
+        masters = self._master_names()
+        for index, group in enumerate(self.param_groups):
+            every = group.get("slice_p", 1)
+            alike: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+            for p in group["params"] if every != 1 else ():
+                if p.grad is None or p.grad.is_sparse:
+                    continue
+                if is_dtensor(p):
+                    raise ValueError(f"Prodigy: group {index}: slice_p must be 1 for DTensors, got {every}")
+                alike.setdefault((self._state_dtype(group, p) or p.real.dtype, p.device), []).append(p)
+            for (dtype, _), params in ((key, part) for key, own in alike.items() for part in _parts(own, every)):
+                values = [_every(self._master_or_param(p, masters), every) for p in params]
+                grads = [_every(p.grad, every).to(dtype) for p in params if p.grad is not None]
+                yield _Slices(group, params, list(map(len, values)), torch.cat(values).to(dtype), torch.cat(grads))
+
+
+def _parts(params: list[Tensor], every: int) -> Iterator[list[Tensor]]:
+    """Yield the parameters in lists whose slices have at most _SLICED elements, or of one parameter."""
+    part: list[Tensor] = []
+    size = 0
+    for p in params:
+        size += p.numel() // every
+        if part and size > _SLICED:
+            yield part
+            part, size = [], p.numel() // every
+        part.append(p)
+    if part:
+        yield part
+
+
+def _every(x: Tensor, every: int) -> Tensor:
+    """Return every so-many-th element of a tensor, of a complex one as pairs of real numbers."""
+    if x.is_contiguous() and not (x.is_complex() or x.is_neg()):  # a view, by one operation
+        return x.as_strided((-(-x.numel() // every),), (every,))
+    return real(x.resolve_neg()).reshape(-1)[::every]

@@ -51,7 +51,8 @@ def freed(params):
     return [isinstance(p.grad, FreedGradient) for p in params]
 
 
-WHOLE = ("LBFGS", "SparseAdam")  # the one needs closures, the other sparse gradients
+# They need closures, all parameters at once, and sparse gradients.
+WHOLE = ("LBFGS", "Prodigy", "SparseAdam")
 rows = for_rows([row for row in ROWS if row.name not in WHOLE])
 
 

@@ -35,23 +35,27 @@ def plain(kind: Callable[..., Optimizer], **options: Any) -> Make:
     return lambda model, lr: kind(model.parameters(), lr=lr, **options)
 
 
-def muon(model: nn.Module, lr: float) -> Optimizer:
-    """Return Muon for the hidden layer's matrix, with an AdamW for the rest that steps whenever Muon does.
+def of_matrices(kind: Callable[..., Optimizer]) -> Make:
+    """Return what makes a Muon for the hidden layer's matrix, with an AdamW for the rest that steps whenever Muon does.
 
     With ``match_rms_adamw`` Muon's updates are as large as AdamW's, so both have the same learning rate.
     """
-    matrices = [p for p in model.parameters() if p.dim() == 2][:-1]  # without the output layer's
-    others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
-    optimizer = onepass.Muon(matrices, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
-    adamw = onepass.AdamW(others, lr=lr)
 
-    def follow(*_: object) -> None:
-        adamw.param_groups[0]["lr"] = optimizer.param_groups[0]["lr"]
-        adamw.step()
-        adamw.zero_grad()
+    def make(model: nn.Module, lr: float) -> Optimizer:
+        matrices = [p for p in model.parameters() if p.dim() == 2][:-1]  # without the output layer's
+        others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
+        optimizer = kind(matrices, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+        adamw = onepass.AdamW(others, lr=lr)
 
-    optimizer.register_step_post_hook(follow)
-    return optimizer
+        def follow(*_: object) -> None:
+            adamw.param_groups[0]["lr"] = optimizer.param_groups[0]["lr"]
+            adamw.step()
+            adamw.zero_grad()
+
+        optimizer.register_step_post_hook(follow)
+        return optimizer
+
+    return make
 
 
 def lookahead(make: Make) -> Make:
@@ -96,7 +100,8 @@ ENTRIES = (
     Entry("ScheduleFreeAdamW", plain(onepass.ScheduleFreeAdamW)),
     Entry("ScheduleFreeRAdam", plain(onepass.ScheduleFreeRAdam)),
     Entry("Adafactor", plain(onepass.Adafactor)),
-    Entry("Muon", muon),
+    Entry("Muon", of_matrices(onepass.Muon)),
+    Entry("NorMuon", of_matrices(onepass.NorMuon)),
     Entry("Rprop", plain(onepass.Rprop), own_lr=0.01),
     Entry("LBFGS, batch 512", plain(onepass.LBFGS, max_iter=4, line_search_fn="strong_wolfe"), own_lr=1.0, batch=512),
 )

@@ -31,6 +31,7 @@ from .optimizers.lookahead import Lookahead
 from .optimizers.mars import MARS
 from .optimizers.muon import Muon
 from .optimizers.nadam import NAdam
+from .optimizers.normuon import NorMuon
 from .optimizers.novograd import NovoGrad
 from .optimizers.prodigy import Prodigy
 from .optimizers.radam import RAdam
@@ -84,6 +85,7 @@ __all__ = [
     "Lookahead",
     "Muon",
     "NAdam",
+    "NorMuon",
     "NovoGrad",
     "Optimizer",
     "Prodigy",

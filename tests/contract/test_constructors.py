@@ -87,8 +87,8 @@ def calls():
     bad = set()
     for row in DERIVED:
         lines.append(f"onepass.{row.name}(params, lr=1e-3, maximize=True, state_dtype=torch.bfloat16)")
-        if row.name == "Muon":
-            lines[-1] = "onepass.Muon(params, lr=1e-3, nesterov=True, state_dtype=torch.bfloat16)"
+        if row.takes_matrices:
+            lines[-1] = lines[-1].replace("maximize", "nesterov")
         for name, value in BAD_ARGUMENTS.items():
             lines.append(f"onepass.{row.name}(params, {name}={value})")
             bad.add(len(lines))

@@ -325,7 +325,7 @@ def test_positional_arguments_arrive_where_torch_has_them(row):
     values |= {"gamma": 0.1, "clip_correction": False, "grad_averaging": True}
     values |= {"trust_ratio": False, "trust_clip": True, "trust_coefficient": 0.1}
     values |= {"beta3": 0.5, "decouple": False, "use_bias_correction": True, "safeguard_warmup": True}
-    values |= {"d0": 0.1, "d_coef": 0.5, "growth_rate": 1.5, "slice_p": 2}
+    values |= {"beta2": 0.8, "d0": 0.1, "d_coef": 0.5, "growth_rate": 1.5, "slice_p": 2}
     values |= {} if row.has_pairs else {"betas": (0.5, 0.6, 0.7)}
     ours, stock = (cls(leaves(row.shapes), *(values[name] for name in names)) for cls in (row.ours, row.theirs))
     group = ours.param_groups[0]

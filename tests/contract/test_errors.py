@@ -200,6 +200,16 @@ MESSAGES = {
         ({"trust_coefficient": -1.0}, "Invalid trust_coefficient value: -1.0"),
     ],
     "MARS": [*LIKE_ADAMW, ({"gamma": -1.0}, "Invalid gamma value: -1.0")],
+    "NorMuon": [
+        ({"lr": -1.0}, "Invalid learning rate: -1.0"),
+        ({"lr": two()}, "Tensor lr must be 1-element"),
+        ({"weight_decay": -0.1}, "Invalid weight_decay value: -0.1"),
+        ({"momentum": -0.1}, "Invalid momentum value: -0.1"),
+        ({"momentum": 1.0}, "Invalid momentum value: 1.0"),
+        ({"beta2": 1.0}, "Invalid beta2 value: 1.0"),
+        ({"beta2": -0.5}, "Invalid beta2 value: -0.5"),
+        ({"adjust_lr_fn": "other"}, "Invalid adjust_lr_fn value: other"),
+    ],
     "NovoGrad": LIKE_ADAMW,
     "Prodigy": [
         *LIKE_ADAMW,
@@ -349,7 +359,7 @@ def test_groups_with_which_no_step_can_be_made(row, options, kind, text):
     assert more.keys() == {"params", *options}
 
 
-@pytest.mark.parametrize("cls", [onepass.Muon, onepass.LBFGS])
+@pytest.mark.parametrize("cls", [onepass.Muon, onepass.NorMuon, onepass.LBFGS])
 @pytest.mark.parametrize(("options", "kind", "text"), [row for row in USELESS_IN_GROUPS if "lr" in row[0]])
 def test_rates_set_later_with_which_no_step_can_be_made(cls, options, kind, text):
     """Of the classes whose steps read their groups in Python; the others are tried with the plan's readers."""

@@ -291,7 +291,7 @@ def make(library, name, model, **options):
 
 def net_for(name, whole=False):
     model = net()
-    if name == "Muon":
+    if ROW[name].takes_matrices:
         model[0].bias = model[2].bias = None
     return model if whole or name not in SHARDED else shard(model)
 

@@ -204,7 +204,7 @@ def of_classes(name, layout):
     """Also those whose DTensors torch's implementation steps."""
     row = ROW[name]
     layout = LAYOUTS[layout][1]()
-    if name == "Muon":  # torch's cannot step a row over several processes
+    if row.takes_matrices:  # torch's cannot step a row over several processes
         layout = [each for each in layout if min(each[0]) > 1]
     params = params_of(layout)
     twins = twins_of(params)
@@ -220,11 +220,11 @@ def of_classes(name, layout):
         reports.append(str(opt.last_step))
         assert_same_report(opt.last_step, alone.last_step)
         # Muon's iterations are in bfloat16.
-        assert_same(params, twins, **({"rtol": 2e-2, "atol": 2e-2} if name == "Muon" else CLOSE))
+        assert_same(params, twins, **({"rtol": 2e-2, "atol": 2e-2} if row.takes_matrices else CLOSE))
     return reports
 
 
-@pytest.mark.parametrize("name", ["SGD", "Adagrad", "Lion", "Muon"])
+@pytest.mark.parametrize("name", ["SGD", "Adagrad", "Lion", "Muon", "NorMuon"])
 def test_classes(processes, name):
     first, second = processes(2, of_classes, name, "Shard(0) of 2")
     assert first == second

@@ -93,7 +93,7 @@ def test_muon_takes_adamw_along(task):
 def test_the_rate_is_lr_finds(task, name):
     torch.manual_seed(100)
     model = task.build()
-    optimizer = onepass.SGD(model.parameters(), lr=1.0) if name == "SGD" else digits.muon(model, 1.0)
+    optimizer = onepass.SGD(model.parameters(), lr=1.0) if name == "SGD" else entry(name).make(model, 1.0)
     generator = torch.Generator().manual_seed(100)
     loader = [task.draw(generator) for _ in range(20)]
     test = onepass.lr_find(

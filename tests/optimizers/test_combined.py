@@ -302,10 +302,22 @@ def test_create_muon_with_groups():
     ]
 
 
+def test_create_normuon():
+    """As Muon's, with its own arguments."""
+    net = Net()
+    optimizer = onepass.create("normuon", net, lr=0.01, beta2=0.9)
+    assert [type(part) for part in optimizer.optimizers] == [onepass.NorMuon, onepass.AdamW]
+    muons = onepass.create("muon", net, lr=0.01)
+    assert [names_of(part) for part in optimizer.optimizers] == [names_of(part) for part in muons.optimizers]
+    assert optimizer.optimizers[0].defaults["beta2"] == 0.9
+    with pytest.raises(ValueError, match="max_norm needs all parameters together, but NorMuon and AdamW"):
+        onepass.create("normuon", net, max_norm=1.0)
+
+
 def test_create_muon_refuses():
     net, _ = twins()
     for name, value in {"max_norm": 1.0, "skip_nonfinite": True, "copy_to": net}.items():
-        with pytest.raises(ValueError, match=f"create: {name} needs all parameters in one optimizer"):
+        with pytest.raises(ValueError, match=f"create: {name} needs all parameters together"):
             onepass.create("muon", net, **{name: value})
     with pytest.raises(ValueError, match="no_muon: no parameter has a name like 'x'"):
         onepass.create("muon", net, no_muon=["x"])

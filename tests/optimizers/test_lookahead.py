@@ -279,6 +279,7 @@ INNER = {
     "LBFGS strong_wolfe": lambda ps: torch.optim.LBFGS(ps, max_iter=4, line_search_fn="strong_wolfe"),
     "onepass.Adafactor": lambda ps: onepass.Adafactor(ps),
     "onepass.Muon": lambda ps: onepass.Muon([p for p in ps if p.ndim == 2]),
+    "onepass.NorMuon": lambda ps: onepass.NorMuon([p for p in ps if p.ndim == 2]),
     "onepass.LBFGS": lambda ps: onepass.LBFGS(ps, lr=0.1, max_iter=4),
     "onepass.AdamW": lambda ps: onepass.AdamW(ps, lr=0.01),
     "onepass.SGD": lambda ps: onepass.SGD(ps, lr=1e-3),

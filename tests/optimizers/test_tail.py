@@ -28,7 +28,7 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 def model_of(row, dtypes=(torch.float32,), seed=0, shapes=None):
     """A module whose parameters have the row's shapes and, in turn, these dtypes."""
     torch.manual_seed(seed)
-    shapes = shapes or (row.shapes if row.name in ("Muon", "Adafactor") else SHAPES)
+    shapes = shapes or (row.shapes if row.takes_matrices or row.name == "Adafactor" else SHAPES)
     if row.wants_sparse:
         shapes = [shape for shape in shapes if shape]
     made = nn.ParameterList()
@@ -180,7 +180,7 @@ def test_as_torchs_operations(row, clip):
             nn.utils.clip_grad_value_(twin.parameters(), 0.01)
         theirs.step()
         # Muon's iterations are in bfloat16.
-        tolerance = {"rtol": 2e-2, "atol": 2e-3} if row.name == "Muon" else {"rtol": 1e-8, "atol": 1e-9}
+        tolerance = {"rtol": 2e-2, "atol": 2e-3} if row.takes_matrices else {"rtol": 1e-8, "atol": 1e-9}
         for p, q in zip(model.parameters(), twin.parameters(), strict=True):
             torch.testing.assert_close(p, q, **tolerance)
 
@@ -189,16 +189,17 @@ def test_as_torchs_operations(row, clip):
 @pytest.mark.parametrize("dtypes", [[dtype] for dtype in DTYPES] + [DTYPES], ids=str)
 @pytest.mark.parametrize("row", WITH_TAIL, ids=lambda row: row.name)
 def test_clip_value_and_norm_together(row, dtypes):
-    if row.name == "Muon" and torch.float16 in dtypes:
+    if row.takes_matrices and torch.float16 in dtypes:
         dtypes = [torch.float32]
     optimizer, bare, model, twin = pair_of(row, dtypes, max_norm=20.0, clip_value=0.25)
     for step in range(3):
         for each in (model, twin):
             give_gradients(row, each, step)
         optimizer.step()
-        assert optimizer.last_step.coefficient < 1.0 or row.name == "Muon" or len(list(twin.parameters())) < 7
+        assert optimizer.last_step.coefficient < 1.0 or row.takes_matrices or len(list(twin.parameters())) < 7
         twin_step(bare, list(twin.parameters()), coefficient=optimizer.last_step.coefficient, clip_value=0.25)
-        if row.name not in ("Adafactor", "Muon"):  # torch's operations round the clamped gradient to its dtype
+        # torch's operations round the clamped gradient to its dtype.
+        if row.name != "Adafactor" and not row.takes_matrices:
             assert_same_optimizers(optimizer, bare)
         else:
             for p, q in zip(model.parameters(), twin.parameters(), strict=True):
@@ -482,7 +483,7 @@ def assert_averages(found, averages, params, weight, dtype_of_average):
 @pytest.mark.parametrize("dtypes", [[dtype] for dtype in DTYPES] + [DTYPES], ids=str)
 @pytest.mark.parametrize("row", WITH_TAIL, ids=lambda row: row.name)
 def test_average(row, dtypes, decay):
-    if row.name == "Muon" and torch.float16 in dtypes:
+    if row.takes_matrices and torch.float16 in dtypes:
         dtypes = [torch.float32]
     model = model_of(row, dtypes)
     average = AveragedModel(model, decay=decay).float()
@@ -591,7 +592,7 @@ def test_versions_of_averages_and_copies():
 @pytest.mark.parametrize("dtypes", [[dtype] for dtype in DTYPES], ids=str)
 @pytest.mark.parametrize("row", WITH_TAIL, ids=lambda row: row.name)
 def test_zero_grad(row, dtypes):
-    if row.name == "Muon" and torch.float16 in dtypes:
+    if row.takes_matrices and torch.float16 in dtypes:
         dtypes = [torch.float32]
     optimizer, bare, model, twin = pair_of(row, dtypes, zero_grad=True)
     for step in range(3):

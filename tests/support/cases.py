@@ -15,6 +15,7 @@ import pytest
 import reference
 import torch
 from onepass.optimizers.base import Native
+from onepass.optimizers.muon import Orthogonalizing
 from onepass.optimizers.prodigy import adapt
 from torch import Tensor
 from torch.optim import Optimizer
@@ -49,6 +50,7 @@ PlainLARS = plain(onepass.LARS)
 PlainLaProp = plain(onepass.LaProp)
 PlainLion = plain(onepass.Lion)
 PlainMARS = plain(onepass.MARS)
+PlainNorMuon = plain(onepass.NorMuon)
 PlainNovoGrad = plain(onepass.NovoGrad)
 PlainProdigy = plain(onepass.Prodigy, adapt)
 PlainScheduleFreeAdamW = plain(onepass.ScheduleFreeAdamW)
@@ -128,6 +130,11 @@ class Row:
     def takes(self, kwargs: Iterable[str]) -> bool:
         """Whether it has all of these arguments."""
         return {*kwargs} <= {*self.arguments}
+
+    @property
+    def takes_matrices(self) -> bool:
+        """Whether it steps matrices alone, and orthogonalizes their updates, in bfloat16."""
+        return issubclass(self.ours, Orthogonalizing)
 
     @property
     def has_pairs(self) -> bool:
@@ -785,6 +792,15 @@ ROWS = [
         theirs=torch.optim.Muon,
         flavours=({},),
         states=("momentum_buffer",),
+        scalars=(),
+        shapes=((5, 1), (4, 3), (2, 7)),
+        full={"lr": 0.01, "weight_decay": 0.1},
+    ),
+    Row(
+        ours=onepass.NorMuon,
+        theirs=PlainNorMuon,
+        flavours=({},),
+        states=("momentum_buffer", "second_momentum_buffer"),
         scalars=(),
         shapes=((5, 1), (4, 3), (2, 7)),
         full={"lr": 0.01, "weight_decay": 0.1},

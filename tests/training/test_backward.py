@@ -59,7 +59,7 @@ rows = for_rows([row for row in ROWS if row.name not in WHOLE])
 @rows
 @pytest.mark.parametrize("whose", ["ours", "theirs"])
 def test_every_optimizer_ends_at_the_same_bits(row, whose):
-    matrices = row.name == "Muon"
+    matrices = row.takes_matrices
     models, opts, _ = pair(
         getattr(row, whose),
         lambda model: [p for p in model.parameters() if p.ndim == 2 or not matrices],

@@ -293,6 +293,55 @@ class MARS(Declared):
         )
 
 
+class NorMuon(Declared):
+    """The arguments of NorMuon."""
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        beta2: float = 0.95,
+        nesterov: bool = True,
+        ns_coefficients: tuple[float, float, float] = (3.4445, -4.775, 2.0315),
+        eps: float = 1e-7,
+        ns_steps: int = 5,
+        adjust_lr_fn: str | None = None,
+    ) -> None:
+        check_number("NorMuon: beta2", beta2)
+        if not 0.0 <= beta2 < 1.0:
+            raise ValueError(f"Invalid beta2 value: {beta2}")
+        if adjust_lr_fn not in (None, "original", "match_rms_adamw"):
+            raise ValueError(f"Invalid adjust_lr_fn value: {adjust_lr_fn}")
+        self._declare(
+            "muon_momentum",
+            params,
+            lr=lr,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            beta2=beta2,
+            nesterov=nesterov,
+            ns_coefficients=ns_coefficients,
+            eps=eps,
+            ns_steps=ns_steps,
+            adjust_lr_fn=adjust_lr_fn,
+        )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group, as torch does.
+
+        Raises:
+            ValueError: A parameter is not a matrix.
+        """
+        before = len(self.param_groups)
+        super().add_param_group(param_group)
+        for p in self.param_groups[-1]["params"]:
+            if p.ndim != 2:
+                del self.param_groups[before:]
+                raise ValueError(f"NorMuon steps matrices only, got a parameter of shape {tuple(p.shape)}")
+
+
 class NovoGrad(Declared):
     """The arguments of NovoGrad."""
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,7 +24,94 @@ SCRATCH = 1 << 24
 Item = tuple[dict[str, Any], Tensor, Tensor]
 
 
-class Muon(Native, signatures.Muon):
+class Orthogonalizing(Native):
+    """What Muon and its variants share: steps of matrices, whose momentum torch's matrix products orthogonalize."""
+
+    rule = "muon_momentum"
+    is_elementwise = False
+    buffers: ClassVar[Sequence[str]] = ("momentum_buffer",)  # names of the states
+
+    @classmethod
+    def _hyper_types(cls) -> HyperTypes:
+        return {**super()._hyper_types(), "eps": False}
+
+    def _new_state(self, group: dict[str, Any], p: Tensor, grad: Tensor, name: str) -> Tensor:
+        return torch.zeros_like(grad, dtype=group.get("state_dtype"), memory_format=torch.preserve_format)
+
+    # The step is not one element-wise rule: the plan only separates kernel parameters from fallbacks.
+
+    def _explain(self) -> list[tuple[int, int, str, str]]:
+        def path(group: int, index: int, path: str, reason: str) -> tuple[int, int, str, str]:
+            if path == "kernel" and (unsupported := _unsupported_reason(self.param_groups[group]["params"][index])):
+                return group, index, "torch", unsupported
+            return group, index, path, reason
+
+        return [path(*row) for row in super()._explain()]
+
+    def _step_with_scaler(self, found_inf: Tensor) -> bool:
+        return False
+
+    def _step_natively(self, grad_factor: float) -> None:
+        if self._tail is None:
+            self._step_parts(grad_factor)
+        else:
+            self._tail.around(self, grad_factor, self._step_parts)
+
+    def _step_parts(self, grad_factor: float) -> None:
+        for index, group in enumerate(self.param_groups):
+            self._check_types(group, index)
+        items, fallback = self._divide()
+        for group, _, _ in items:
+            check_iterations(group)
+        update = self._slow_weight_update
+        if update:
+            update.before(p for _, p, _ in items)
+        if fallback:
+            self._step_by_torch(fallback, grad_factor)
+        self._create_states([(group, p, grad, [*self.buffers], []) for group, p, grad in items], [])
+        threads = torch.get_num_threads()
+        for part in _parts([item for item in items if item[1].numel() > 0]):
+            self._step_part(part, grad_factor, threads)
+        if update:
+            update.after(p for group in self.param_groups for p in group["params"])
+        _core.count(Counter(p.device.type for _, p, _ in items), Counter(reason for _, _, reason in fallback))
+
+    def _divide(self) -> tuple[list[Item], list[tuple[int, int, str]]]:
+        """Return the parameters that the kernels step, and (group, index, reason) of each fallback."""
+        kernel, fallback = self._plan.divide(self)
+        items: list[Item] = []
+        for g, index in kernel:
+            group = self.param_groups[g]
+            p = group["params"][index]
+            if reason := _unsupported_reason(p):
+                fallback.append((g, index, reason))
+            else:
+                items.append((group, p, p.grad.resolve_neg()))
+        return items, fallback
+
+    def _step_part(self, items: list[Item], grad_factor: float, threads: int) -> None:
+        updates = [torch.empty_like(p, dtype=_update_dtype(p)) for _, p, _ in items]
+        momentum: dict[tuple[float, ...], list[tuple[Tensor, ...]]] = {}
+        for (group, p, grad), update in zip(items, updates, strict=True):
+            shared = (float(group["momentum"]), float(bool(group["nesterov"])))
+            momentum.setdefault(shared, []).append((update, grad, self.state[p]["momentum_buffer"]))
+        for hyper, rows in momentum.items():
+            _core.apply("muon_momentum", list(hyper), 1.0, rows, grad_factor, threads)
+
+        descent: dict[tuple[float, ...], list[tuple[Tensor, ...]]] = {}
+        for (group, p, _), update in zip(items, updates, strict=True):
+            direction, rate = self._descent(group, p, orthogonalized(group, update))
+            shared = (number(group["lr"]) * group["weight_decay"], rate)
+            descent.setdefault(shared, []).append((p, direction))
+        for hyper, rows in descent.items():
+            _core.apply("muon", list(hyper), 1.0, rows, 1.0, threads)
+
+    def _descent(self, group: dict[str, Any], p: Tensor, ortho: Tensor) -> tuple[Tensor, float]:
+        """Return the direction of a parameter's step and its rate, from the orthogonalized momentum."""
+        return ortho, adjusted_lr(number(group["lr"]), group["adjust_lr_fn"], p.shape)
+
+
+class Muon(Orthogonalizing, signatures.Muon):
     r"""Muon (orthogonalized momentum, for matrices only), a drop-in replacement for :class:`torch.optim.Muon`.
 
     With the gradient :math:`G_t`, a matrix of :math:`n` rows and :math:`m` columns:
@@ -79,85 +166,7 @@ class Muon(Native, signatures.Muon):
         ['momentum_buffer']
     """
 
-    rule = "muon_momentum"
-    is_elementwise = False
     torch_step = unhooked(torch.optim.Muon)
-
-    @classmethod
-    def _hyper_types(cls) -> HyperTypes:
-        return {**super()._hyper_types(), "eps": False}
-
-    def _new_state(self, group: dict[str, Any], p: Tensor, grad: Tensor, name: str) -> Tensor:
-        return torch.zeros_like(grad, dtype=group.get("state_dtype"), memory_format=torch.preserve_format)
-
-    # Muon's step is not one element-wise rule: the plan only separates kernel parameters from fallbacks.
-
-    def _explain(self) -> list[tuple[int, int, str, str]]:
-        def path(group: int, index: int, path: str, reason: str) -> tuple[int, int, str, str]:
-            if path == "kernel" and (unsupported := _unsupported_reason(self.param_groups[group]["params"][index])):
-                return group, index, "torch", unsupported
-            return group, index, path, reason
-
-        return [path(*row) for row in super()._explain()]
-
-    def _step_with_scaler(self, found_inf: Tensor) -> bool:
-        return False
-
-    def _step_natively(self, grad_factor: float) -> None:
-        if self._tail is None:
-            self._step_parts(grad_factor)
-        else:
-            self._tail.around(self, grad_factor, self._step_parts)
-
-    def _step_parts(self, grad_factor: float) -> None:
-        for index, group in enumerate(self.param_groups):
-            self._check_types(group, index)
-        items, fallback = self._divide()
-        for group, _, _ in items:
-            _check_iterations(group)
-        update = self._slow_weight_update
-        if update:
-            update.before(p for _, p, _ in items)
-        if fallback:
-            self._step_by_torch(fallback, grad_factor)
-        self._create_states([(group, p, grad, ["momentum_buffer"], []) for group, p, grad in items], [])
-        threads = torch.get_num_threads()
-        for part in _parts([item for item in items if item[1].numel() > 0]):
-            self._step_part(part, grad_factor, threads)
-        if update:
-            update.after(p for group in self.param_groups for p in group["params"])
-        _core.count(Counter(p.device.type for _, p, _ in items), Counter(reason for _, _, reason in fallback))
-
-    def _divide(self) -> tuple[list[Item], list[tuple[int, int, str]]]:
-        """Return the parameters that the kernels step, and (group, index, reason) of each fallback."""
-        kernel, fallback = self._plan.divide(self)
-        items: list[Item] = []
-        for g, index in kernel:
-            group = self.param_groups[g]
-            p = group["params"][index]
-            if reason := _unsupported_reason(p):
-                fallback.append((g, index, reason))
-            else:
-                items.append((group, p, p.grad.resolve_neg()))
-        return items, fallback
-
-    def _step_part(self, items: list[Item], grad_factor: float, threads: int) -> None:
-        updates = [torch.empty_like(p, dtype=_update_dtype(p)) for _, p, _ in items]
-        momentum: dict[tuple[float, ...], list[tuple[Tensor, ...]]] = {}
-        for (group, p, grad), update in zip(items, updates, strict=True):
-            shared = (float(group["momentum"]), float(bool(group["nesterov"])))
-            momentum.setdefault(shared, []).append((update, grad, self.state[p]["momentum_buffer"]))
-        for hyper, rows in momentum.items():
-            _core.apply("muon_momentum", list(hyper), 1.0, rows, grad_factor, threads)
-
-        descent: dict[tuple[float, ...], list[tuple[Tensor, ...]]] = {}
-        for (group, p, _), update in zip(items, updates, strict=True):
-            ortho = _orthogonalize(group, update)
-            lr = number(group["lr"])
-            shared = (lr * group["weight_decay"], adjusted_lr(lr, group["adjust_lr_fn"], p.shape))
-            descent.setdefault(shared, []).append((p, ortho))
-        for hyper, rows in descent.items():
-            _core.apply("muon", list(hyper), 1.0, rows, 1.0, threads)
 
 
 def _unsupported_reason(p: Tensor) -> str:
@@ -172,14 +181,15 @@ def _update_dtype(p: Tensor) -> torch.dtype:
     return torch.float64 if p.dtype == torch.float64 else torch.bfloat16
 
 
-def _orthogonalize(group: dict[str, Any], update: Tensor) -> Tensor:
+def orthogonalized(group: dict[str, Any], update: Tensor) -> Tensor:
+    """Return a matrix with its singular values brought near one. The matrix may be overwritten."""
     return newton_schulz(update, group["ns_coefficients"], group["ns_steps"], group["eps"])
 
 
-def _check_iterations(group: dict[str, Any]) -> None:
+def check_iterations(group: dict[str, Any]) -> None:
     """Raise before anything is written what torch's iterations would raise in the middle of the step."""
     if group["ns_steps"] >= 100 or len(group["ns_coefficients"]) != 3:
-        _orthogonalize(group, torch.zeros(1, 1))
+        orthogonalized(group, torch.zeros(1, 1))
 
 
 def _parts(items: list[Item]) -> Iterator[list[Item]]:

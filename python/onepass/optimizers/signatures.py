@@ -27,6 +27,7 @@ from .declared import Adan as Adan
 from .declared import AdEMAMix as AdEMAMix
 from .declared import LaProp as LaProp
 from .declared import Lion as Lion
+from .declared import NorMuon as NorMuon
 from .declared import NovoGrad as NovoGrad
 from .declared import Prodigy as Prodigy
 from .declared import ScheduleFreeAdamW as ScheduleFreeAdamW

@@ -476,6 +476,33 @@ class NAdam(torch.optim.NAdam):
         rounding_seed: int | None = ...,
     ) -> None: ...
 
+class NorMuon(torch.optim.Optimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = ...,
+        weight_decay: float = ...,
+        momentum: float = ...,
+        beta2: float = ...,
+        nesterov: bool = ...,
+        ns_coefficients: tuple[float, float, float] = ...,
+        eps: float = ...,
+        ns_steps: int = ...,
+        adjust_lr_fn: str | None = ...,
+        *,
+        state_dtype: torch.dtype | None = ...,
+        master: str | None = ...,
+        max_norm: float | ClippingPolicy | None = ...,
+        norm_type: float = ...,
+        clip_value: float | None = ...,
+        skip_nonfinite: bool = ...,
+        average: AveragedModel | None = ...,
+        copy_to: Sequence[Tensor] | Module | None = ...,
+        zero_grad: bool = ...,
+        stochastic_rounding: bool = ...,
+        rounding_seed: int | None = ...,
+    ) -> None: ...
+
 class NovoGrad(torch.optim.Optimizer):
     def __init__(
         self,

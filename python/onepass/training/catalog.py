@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from ..optimizers.arguments import described
+from ..optimizers.muon import Orthogonalizing
 from .grouping import hidden_matrices, param_groups
 from .table import markdown_table
 
@@ -49,15 +50,15 @@ def create(name: str, params: nn.Module | ParamsT, **arguments: Any) -> Optimize
             also accepted and are passed to :func:`onepass.param_groups`. With ``no_decay`` and without
             ``weight_decay``, the other parameters have the class's default ``weight_decay``.
 
-    ``create("muon", model)`` is for whole models, while :class:`onepass.Muon` steps matrices only: it returns
-    :class:`onepass.Combined` of Muon, for the weights of hidden layers that are matrices, and of AdamW for the rest:
-    other parameters; those of embeddings (:class:`torch.nn.Embedding`, :class:`torch.nn.EmbeddingBag`, and classes
-    whose name ends in ``Embedding`` or ``Embeddings``); those of the head (the module that
-    ``model.get_output_embeddings()`` or ``model.get_classifier()`` returns, or else the last
-    :class:`torch.nn.Linear`); and those whose names match a pattern in ``no_muon``. A tied parameter has the roles of
-    all its owners. Arguments are Muon's. AdamW has those that both take, such as ``lr`` and ``weight_decay``, and those
-    of the dict ``adamw``. ``adjust_lr_fn`` is ``"match_rms_adamw"`` unless it is given, so that one ``lr`` suits both
-    (Liu et al. 2025, arXiv:2502.16982).
+    ``create("muon", model)`` and ``create("normuon", model)`` are for whole models, while :class:`onepass.Muon` and
+    :class:`onepass.NorMuon` step matrices only: they return :class:`onepass.Combined` of that optimizer, for the
+    weights of hidden layers that are matrices, and of AdamW for the rest: other parameters; those of embeddings
+    (:class:`torch.nn.Embedding`, :class:`torch.nn.EmbeddingBag`, and classes whose name ends in ``Embedding`` or
+    ``Embeddings``); those of the head (the module that ``model.get_output_embeddings()`` or ``model.get_classifier()``
+    returns, or else the last :class:`torch.nn.Linear`); and those whose names match a pattern in ``no_muon``. A tied
+    parameter has the roles of all its owners. Arguments are Muon's. AdamW has those that both take, such as ``lr`` and
+    ``weight_decay``, and those of the dict ``adamw``. ``adjust_lr_fn`` is ``"match_rms_adamw"`` unless it is given, so
+    that one ``lr`` suits both (Liu et al. 2025, arXiv:2502.16982).
 
     Raises:
         TypeError: ``name`` is not a string, or ``no_decay``, ``layer_decay`` or ``lr_scale`` is given without a module.
@@ -74,8 +75,8 @@ def create(name: str, params: nn.Module | ParamsT, **arguments: Any) -> Optimize
     grouping: dict[str, Any] = {
         key: arguments.pop(key) for key in ("no_decay", "layer_decay", "lr_scale") if key in arguments
     }
-    if found.__name__ == "Muon" and isinstance(params, nn.Module):
-        return _muon_and_adamw(params, arguments, grouping)
+    if issubclass(found, Orthogonalizing) and isinstance(params, nn.Module):
+        return _muon_and_adamw(found, params, arguments, grouping)
     if isinstance(params, nn.Module):
         if grouping:
             both = {key: arguments[key] for key in ("lr", "weight_decay") if key in arguments}
@@ -94,16 +95,17 @@ def create(name: str, params: nn.Module | ParamsT, **arguments: Any) -> Optimize
     return optimizer
 
 
-def _muon_and_adamw(model: nn.Module, arguments: dict[str, Any], grouping: dict[str, Any]) -> Optimizer:
+def _muon_and_adamw(
+    muon: type[Optimizer], model: nn.Module, arguments: dict[str, Any], grouping: dict[str, Any]
+) -> Optimizer:
     from ..optimizers.adamw import AdamW
     from ..optimizers.combined import Combined
-    from ..optimizers.muon import Muon
 
     for name in ("max_norm", "skip_nonfinite", "average", "copy_to"):
         if name in arguments:
             raise ValueError(
-                f"create: {name} needs all parameters in one optimizer, but Muon and AdamW each step a part. Make "
-                f"onepass.Combined yourself to pass it to one of them"
+                f"create: {name} needs all parameters together, but {muon.__name__} and AdamW step a part each: "
+                "make onepass.Combined yourself to pass it to one of them"
             )
     no_muon, adamw = arguments.pop("no_muon", ()), arguments.pop("adamw", {})
     arguments = {"lr": 1e-3, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw", **arguments}
@@ -120,7 +122,7 @@ def _muon_and_adamw(model: nn.Module, arguments: dict[str, Any], grouping: dict[
         groups[of_muon] = [group for group in own if group["params"]]
     parts: list[Optimizer] = []
     if groups[True]:
-        parts.append(Muon(groups[True], **arguments))
+        parts.append(muon(groups[True], **arguments))
     if groups[False]:
         parts.append(AdamW(groups[False], **for_adamw))
     if not parts:

@@ -89,7 +89,7 @@ struct Job {
   Master master = Master::none;  // operand kMaster; the format of low bits is any of 16 bits, for their size only
   Blocks blocks;
   Rounding rounding;
-  bool takes_sums = false;    // the update depends on sums over the whole tensor
+  bool takes_sums = false;    // the update, or the scalars after it, depend on sums over the whole tensor
   double* scalars = nullptr;  // where a rule whose scalars depend on sums writes their values after the step
 
   // Whether the step rounds an operand of 16 bits stochastically.

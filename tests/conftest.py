@@ -37,8 +37,8 @@ def pytest_collection_modifyitems(config, items):
     """Leaves out, on an imitated GPU, what there are no CUDA kernels for."""
     if config.getoption("--imitate-gpu") is None:
         return
-    norms = (row.name for row in cases.ELEMENTWISE if row.norms)
-    words = ("LBFGS", "Adafactor", "SparseAdam", *norms, "sparse", "misaligned")
+    sums = (row.name for row in cases.ELEMENTWISE if row.sums)
+    words = ("LBFGS", "Adafactor", "SparseAdam", *sums, "sparse", "misaligned")
     left_out = [item for item in items if any(word in item.name for word in words) or item.get_closest_marker("cpu")]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
@@ -82,7 +82,7 @@ def machine():
     assert pyplot is None or not pyplot.get_fignums()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not of the session: other tests look for processes that nobody has ended
 def processes(tmp_path_factory):
     """Processes in process groups, for tests of what is distributed."""
     from processes import Processes  # imports torch.distributed.tensor, which takes a second

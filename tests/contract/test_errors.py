@@ -216,6 +216,7 @@ MESSAGES = {
         ({"beta3": 1.0}, "Invalid beta3 value: 1.0"),
         ({"beta3": -0.5}, "Invalid beta3 value: -0.5"),
         ({"d0": 0.0}, "Invalid d0 value: 0.0"),
+        ({"d0": float("inf")}, "Invalid d0 value: inf"),
         ({"d_coef": 0.0}, "Invalid d_coef value: 0.0"),
         ({"growth_rate": 0.9}, "Invalid growth_rate value: 0.9"),
         ({"slice_p": 0}, "Invalid slice_p value: 0"),

@@ -184,30 +184,35 @@ def test_a_checkpoint_of_schedulefree(name, mode):
             torch.testing.assert_close(q, p, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("arguments", [{}, {"slice_p": 3}, {"betas": (0.0, 0.99)}, {"safeguard_warmup": True}], ids=str)
-def test_a_checkpoint_of_prodigyopt(arguments, capsys):
+@pytest.mark.parametrize("still", [False, True])  # whether the first parameter has a learning rate of 0
+@pytest.mark.parametrize("arguments", [{}, {"slice_p": 3}, {"betas": (0.5, 0.99)}, {"safeguard_warmup": True}], ids=str)
+def test_a_checkpoint_of_prodigyopt(arguments, still):
     """Ours goes on where theirs has stopped, in the middle of the growth, and the estimates stay the same."""
     generator = torch.Generator().manual_seed(0)
     goals = [torch.randn(shape, generator=generator) for shape in [(64, 33), (7,), (3, 2)]]
     params = [Parameter(torch.zeros_like(goal) if i == 1 else goal + 1) for i, goal in enumerate(goals)]
-    first = prodigyopt.Prodigy(params, d0=1e-4, **arguments)
+
+    def groups(params):
+        return [{"params": params[:1], "lr": 0.0}, {"params": params[1:]}] if still else params
+
+    first = prodigyopt.Prodigy(groups(params), d0=1e-4, **arguments)
 
     def step(optimizer, params):
         for p, goal in zip(params, goals, strict=True):
             p.grad = p.detach() - goal + 0.1 * torch.randn(p.shape, generator=generator)
         optimizer.step()
 
-    for _ in range(5):
+    for _ in range(2):
         step(first, params)
     own = [Parameter(p.detach().clone()) for p in params]
-    second = onepass.Prodigy(own)
+    second = onepass.Prodigy(groups(own))
     second.load_state_dict(onepass.convert_state_dict(copy.deepcopy(first.state_dict())))
     state, before = generator.get_state(), first.param_groups[0]["d"]
     for optimizer, held in ((first, params), (second, own)):
         generator.set_state(state)
         for _ in range(10):
             step(optimizer, held)
-    assert first.param_groups[0]["d"] > 1.2 * before > 1.2e-4
+    assert first.param_groups[0]["d"] > 1.2 * before > 1e-4
     assert second.param_groups[0]["d"] == pytest.approx(first.param_groups[0]["d"], rel=1e-4)
     for p, q in zip(params, own, strict=True):
         torch.testing.assert_close(q, p, rtol=1e-4, atol=1e-4 * first.param_groups[0]["d"])

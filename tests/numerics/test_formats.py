@@ -179,7 +179,7 @@ def test_layouts(row, layout, grad_layout):
                 expected.step()
             pairs = [(p, packed), *((ours.state[p][name], expected.state[packed][name]) for name in row.states)]
             for got, want in pairs:
-                if row.norms:  # the sums of other elements first
+                if row.sums:  # the sums of other elements first
                     torch.testing.assert_close(got, want, rtol=4 * torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps)
                 else:
                     assert bits(got) == bits(want)

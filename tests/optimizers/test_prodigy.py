@@ -123,13 +123,29 @@ def check(optimizer, give, steps, limited=lambda g: g):
             assert group["d"] == pytest.approx(exact.d, rel=rtol)
             assert group["d_max"] == pytest.approx(exact.d_max, rel=rtol)
         for p in params:
-            held = optimizer.state[p]
+            held = optimizer.state.get(p, {})
             np.testing.assert_allclose(numbers(p), exact.values[p], rtol, rtol * exact.d)
-            for name in ("exp_avg", "exp_avg_sq", "s", "p0"):
+            assert bool(held) == bool(exact.states[p])
+            for name in ("exp_avg", "exp_avg_sq", "s", "p0") if held else ():
                 want = exact.states[p][name]
                 room = rtol * abs(want).max(initial=0.0)
                 np.testing.assert_allclose(numbers(held[name]), want, rtol, room, err_msg=f"{name}, step {step}")
     return exact
+
+
+@pytest.mark.parametrize("slice_p", [1, 3])
+def test_late_gradients(slice_p):
+    """Parameters that have made fewer steps have another bias correction."""
+    params, give = problem(torch.float64)
+    optimizer = onepass.Prodigy(params, slice_p=slice_p, use_bias_correction=True)
+
+    def some(params, step):
+        give(params, step)
+        for i, p in enumerate(params):
+            if step <= 2 * i or (step + i) % 5 == 0:
+                p.grad = None
+
+    check(optimizer, some, 30)
 
 
 @pytest.mark.parametrize("safeguard", [False, True])
@@ -187,6 +203,9 @@ def test_clipped_scaled_and_zeroed_gradients(slice_p):
     for step in range(1, 31):
         give(params, step)
         given = {p: p.grad.clone() for p in params}
+        optimizer.grad_scale, optimizer.found_inf = torch.tensor(4.0), torch.tensor(0.0)  # GradScaler's
+        for p in params:
+            p.grad *= 4.0
         norm = math.sqrt(sum(float(g.square().sum()) for g in given.values()))
         optimizer.step()
         assert all(not p.grad.any() for p in params)
@@ -198,15 +217,19 @@ def test_clipped_scaled_and_zeroed_gradients(slice_p):
         np.testing.assert_allclose(numbers(p), exact.values[p], 1e-9, 1e-9)
 
 
+@pytest.mark.parametrize("by", ["norm", "scaler"])
 @pytest.mark.parametrize("slice_p", [1, 3])
-def test_a_skipped_step_changes_nothing(slice_p):
+def test_a_skipped_step_changes_nothing(slice_p, by):
     params, give = problem(torch.float32)
     optimizer = onepass.Prodigy(params, slice_p=slice_p, growth_rate=1.5, skip_nonfinite=True)
     for step in range(1, 6):
         give(params, step)
         optimizer.step()
     before = copy.deepcopy(optimizer.state_dict()), [bits(p) for p in params]
-    params[1].grad[2] = math.nan
+    if by == "norm":
+        params[1].grad[2] = math.nan
+    else:
+        optimizer.grad_scale, optimizer.found_inf = torch.tensor(4.0), torch.tensor(1.0)
     optimizer.step()
     assert optimizer.last_step.skipped
     assert [bits(p) for p in params] == before[1]
@@ -288,6 +311,51 @@ def test_the_slice_is_that_of_the_flattened_tensor():
     assert bits(optimizer.state[p]["p0"]) == bits(first.flatten()[::5])
     want = p.grad.flatten()[::5] * 1e-6
     torch.testing.assert_close(optimizer.state[p]["s"], want)
+
+
+@pytest.mark.parametrize(
+    ("slice_p", "error", "text"),
+    [
+        (0, ValueError, "Prodigy: group 1: slice_p must be >= 1, got 0"),
+        (2.5, TypeError, "Prodigy: group 1: slice_p must be an integer"),
+        (2, ValueError, r"Prodigy: group 1: with slice_p=2 the state s of a parameter of shape \(8,\) must have shape"),
+    ],
+)
+def test_a_slice_set_later_is_refused_before_anything_is_written(slice_p, error, text):
+    params = [Parameter(torch.ones(4)), Parameter(torch.ones(8))]
+    optimizer = onepass.Prodigy([{"params": [p]} for p in params])
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    before = copy.deepcopy(optimizer.state_dict()), [bits(p) for p in params]
+    optimizer.param_groups[1]["slice_p"] = slice_p
+    with pytest.raises(error, match=text):
+        optimizer.step()
+    optimizer.param_groups[1]["slice_p"] = 1
+    assert [bits(p) for p in params] == before[1]
+    assert_same_state(optimizer.state_dict(), before[0])
+
+
+def test_large_scaled_gradients_beside_states_of_16_bits():
+    """The slice is measured in float32: a scaled gradient may be too large for the states' dtype."""
+    p = Parameter(torch.ones(64))
+    optimizer = onepass.Prodigy([p], slice_p=2, d0=0.01, state_dtype=torch.float16)
+    for _ in range(4):
+        p.grad = (p.detach() + 3) * 65536.0
+        optimizer.grad_scale, optimizer.found_inf = torch.tensor(65536.0), torch.tensor(0.0)
+        optimizer.step()
+    assert 0.01 < optimizer.param_groups[0]["d"] < 10
+    assert all(torch.isfinite(x).all() for x in optimizer.state[p].values())
+
+
+@pytest.mark.parametrize("slice_p", [1, 2])
+def test_meta_parameters(slice_p):
+    p = Parameter(torch.ones(6, device="meta"))
+    p.grad = torch.ones(6, device="meta")
+    optimizer = onepass.Prodigy([p], slice_p=slice_p)
+    optimizer.step()
+    assert optimizer.param_groups[0]["d"] == 1e-6
+    assert optimizer.state[p]["step"] == 1
 
 
 def test_a_group_that_is_added_takes_the_estimate():

@@ -515,7 +515,7 @@ def checked_step(row, optimizer, roundings: float = 4) -> None:
                 old = {"": old_p, **old_states}.get(name, 0.0)
                 want = np.where(there, new, old)
                 room = flushed + error * (abs(want) + abs(want - old)) + sum(abs(m[name] - want) for m in moved)
-                if row.norms:  # of ratios, which moving all elements together leaves as they are
+                if row.sums:  # of ratios, which moving all elements together leaves as they are
                     room = room + error * abs(exact[""] - old_p)
                 room = np.where(np.isfinite(want) & there, room, 0.0)
                 got = numbers(held[name] if name else p)

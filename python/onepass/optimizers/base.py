@@ -224,7 +224,7 @@ class Native(Optimizer):
                 TypeError: ``max_norm`` or ``clip_value`` is not a number, ``average`` not an ``AveragedModel``, an
                     element of ``copy_to`` not a tensor, or ``stochastic_rounding`` not a bool.
                 ValueError: ``master`` is another value, or is ``"split"`` for a float16 parameter; ``master`` or
-                    ``stochastic_rounding`` is given to Adafactor or Muon, which have neither; ``max_norm`` or
+                    ``stochastic_rounding`` is given to Adafactor, Muon or NorMuon, which have neither; ``max_norm`` or
                     ``clip_value`` is < 0; ``norm_type`` is neither 2 nor infinite; ``average`` has no averages of these
                     parameters, or computes them by a function; ``copy_to`` does not match the parameters;
                     ``rounding_seed`` is not an int in [0, 2**64).

@@ -210,10 +210,12 @@ def _of_schedulefree(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
 def _of_prodigyopt(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a state_dict with the numbers that the package prodigyopt has for all groups at the parameters."""
     groups = state_dict["param_groups"]
-    if not any("d_numerator" in group and "d0" in group for group in groups):
+    if not all(group.keys() >= {"k", "d0", "d_numerator", "slice_p"} for group in groups):
         return state_dict
     states = dict(state_dict["state"])
-    numerator = groups[0]["d_numerator"]  # of all tensors: the first with a state has all of it
+    # The numerator is of all tensors. One has all of it, of a group whose learning rate is not 0: others do not count.
+    counting = sorted(groups, key=lambda group: group["lr"] == 0)
+    bearer = next((key for group in counting for key in group["params"] if key in states), None)
     made = []
     for group in groups:
         for key in (key for key in group["params"] if key in states):
@@ -224,14 +226,13 @@ def _of_prodigyopt(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
                 s, p0 = s.reshape(shape), p0.reshape(shape)
             states[key] = {
                 "step": torch.tensor(float(state["step"])),
-                "d_numerator": torch.tensor(float(numerator)),
+                "d_numerator": torch.tensor(float(group["d_numerator"] if key == bearer else 0.0)),
                 "d_denom": s.abs().sum(dtype=torch.float32),
                 "exp_avg": state.get("exp_avg", torch.zeros_like(state["exp_avg_sq"])),
                 "exp_avg_sq": state["exp_avg_sq"],
                 "s": s,
                 "p0": p0,
             }
-            numerator = 0.0
         dropped = ("d_numerator", "d_denom", "d_hat", "k", "fsdp_in_use")
         made.append({**{name: value for name, value in group.items() if name not in dropped}, "maximize": False})
     return {**state_dict, "state": states, "param_groups": made}

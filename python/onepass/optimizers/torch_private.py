@@ -90,7 +90,9 @@ def make_subclass(cls: type[T], tensor: Tensor) -> T:
 
 
 # Multi-tensor operations, as torch.optim uses them. 1.9 to 2.13.
+foreach_add_ = _find("torch", "_foreach_add_")
 foreach_copy_ = _find("torch", "_foreach_copy_")
+foreach_mul_ = _find("torch", "_foreach_mul_")
 foreach_norm = _find("torch", "_foreach_norm")
 foreach_sub_ = _find("torch", "_foreach_sub_")
 foreach_zero_ = _find("torch", "_foreach_zero_")

@@ -56,9 +56,9 @@ def create(name: str, params: nn.Module | ParamsT, **arguments: Any) -> Optimize
     (:class:`torch.nn.Embedding`, :class:`torch.nn.EmbeddingBag`, and classes whose name ends in ``Embedding`` or
     ``Embeddings``); those of the head (the module that ``model.get_output_embeddings()`` or ``model.get_classifier()``
     returns, or else the last :class:`torch.nn.Linear`); and those whose names match a pattern in ``no_muon``. A tied
-    parameter has the roles of all its owners. Arguments are Muon's. AdamW has those that both take, such as ``lr`` and
-    ``weight_decay``, and those of the dict ``adamw``. ``adjust_lr_fn`` is ``"match_rms_adamw"`` unless it is given, so
-    that one ``lr`` suits both (Liu et al. 2025, arXiv:2502.16982).
+    parameter has the roles of all its owners. Arguments are those of Muon or NorMuon. AdamW has those that both take,
+    such as ``lr`` and ``weight_decay``, and those of the dict ``adamw``. ``adjust_lr_fn`` is ``"match_rms_adamw"``
+    unless it is given, so that one ``lr`` suits both (Liu et al. 2025, arXiv:2502.16982).
 
     Raises:
         TypeError: ``name`` is not a string, or ``no_decay``, ``layer_decay`` or ``lr_scale`` is given without a module.

@@ -215,4 +215,5 @@ def test_a_checkpoint_of_prodigyopt(arguments, still):
     assert first.param_groups[0]["d"] > 1.2 * before > 1e-4
     assert second.param_groups[0]["d"] == pytest.approx(first.param_groups[0]["d"], rel=1e-4)
     for p, q in zip(params, own, strict=True):
-        torch.testing.assert_close(q, p, rtol=1e-4, atol=1e-4 * first.param_groups[0]["d"])
+        # Where gradients have been small from the first step on, epsilon is visible: they multiply it by the next d.
+        torch.testing.assert_close(q, p, rtol=1e-4, atol=1e-3 * first.param_groups[0]["d"])

@@ -231,7 +231,7 @@ def test_bytes(fixture, request):
     assert ddp.reduced[-1] == 4 * four.reduced[-1]
     # Both have the same to send before the first step. A ring of n sends 2 (n - 1) / n of the bytes.
     sent = (ddp.by_sockets - four.by_sockets) / (ddp.reduced[-1] - four.reduced[-1])
-    assert sent == pytest.approx({"two": 1.0, "four": 1.5}[fixture], rel=0.02)
+    assert sent == pytest.approx({"two": 1.0, "four": 1.5}[fixture], rel=0.05)
 
 
 def test_kernels_step_in_every_process(two, four):

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import onepass
+import pytest
 import signatures
 import torch
 from cases import OWN, ROWS, for_rows
@@ -101,6 +102,7 @@ def environment():
     return {**os.environ, "MYPYPATH": "" if "site-packages" in folder else folder}, folder
 
 
+@pytest.mark.slow
 def test_mypy_sees_every_argument(tmp_path):
     code, bad = calls()
     (tmp_path / "calls.py").write_text(code)

@@ -90,6 +90,7 @@ print("fine")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "shapes", "steps"),
     [

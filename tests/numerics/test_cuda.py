@@ -34,6 +34,7 @@ from onepass.optimizers import block_states
 from onepass.swa_utils import AveragedModel
 from reference import bits, only_kernels, params_of
 
+pytestmark = pytest.mark.slow  # the imitation takes half a minute to compile
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU: not run")
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -361,7 +362,6 @@ def test_stochastic_rounding_with_everything(gpu, master):
     assert [bits(p.detach().cpu()) for p in average.module] == [bits(p.detach()) for p in own_average.module]
 
 
-@pytest.mark.slow
 @each_row
 def test_sizes(gpu, row):
     """Around the ends of vectors and chunks, and nothing at all."""

@@ -282,6 +282,7 @@ def available_memory() -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(available_memory() < 12 << 30, reason="needs 12 GiB of memory")
 def test_more_than_2_to_the_31_elements():
     """Indices do not fit 32 bits; every element is looked at. The gradient is one row, expanded."""

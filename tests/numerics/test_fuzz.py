@@ -125,6 +125,7 @@ def tuning(row, machine):
     onepass._core.force_tuning(names[ELEMENTWISE.index(row) % len(names)])
 
 
+@pytest.mark.slow
 @settings(derandomize=True, max_examples=100, deadline=None, database=None)
 @given(st.data())
 @pytest.mark.parametrize("row", ELEMENTWISE, ids=lambda row: row.name)

@@ -16,6 +16,7 @@ def test_float32(row, kwargs):
     assert_as_exact_as_torch(row, kwargs, torch.float32)
 
 
+@pytest.mark.slow
 @each_case
 def test_float64(row, kwargs):
     assert_as_exact_as_torch(row, kwargs, torch.float64)

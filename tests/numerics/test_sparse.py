@@ -475,6 +475,7 @@ def test_a_table_that_is_tied_to_a_dense_layer(row):
 ISAS = [name for name, supported in onepass._core.isas().items() if supported]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state_dtype", [None, torch.bfloat16], ids=str)
 @each_row
 def test_instruction_sets_and_threads(row, state_dtype):

@@ -151,6 +151,7 @@ def test_every_variant(row, kwargs):
     Pair(row.ours, leaves(shapes=[(64, 128), (70, 77)]), **copy.deepcopy(kwargs)).step(2)
 
 
+@pytest.mark.slow
 @pytest.mark.cpu
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("threads", [1, 3])

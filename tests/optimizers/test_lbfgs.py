@@ -740,6 +740,7 @@ def test_an_exception_in_the_closure(search):
 # -- bits ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_same_bits_for_every_instruction_set_and_number_of_threads(dtype):
     shapes = [(150_000,), (), (301, 777), (12_345,), (3,)]

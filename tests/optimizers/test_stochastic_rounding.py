@@ -205,6 +205,7 @@ def test_every_variant(row, kwargs):
     Pair(row, leaves(torch.bfloat16, [(64, 12), (77,)]), kwargs=kwargs).step(2)
 
 
+@pytest.mark.slow
 @pytest.mark.cpu
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("threads", [1, 3])

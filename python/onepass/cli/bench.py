@@ -60,14 +60,6 @@ WARM_UP = 3
 _TORCHS: dict[str, Any] = dict(vars(torch.optim))  # torch's names may be replaced by ours later
 
 
-def _step_in_torch(optimizer: Any) -> None:
-    """Step an optimizer of ours in torch operations."""
-    after = optimizer._before_step()
-    optimizer.torch_step()
-    if after is not None:
-        after()
-
-
 class Subject(NamedTuple):
     """An optimizer that is compared with its peers."""
 
@@ -86,7 +78,8 @@ class Subject(NamedTuple):
         found: dict[str, Callable[..., Optimizer]] = {"onepass": functools.partial(self.ours, **self.arguments)}
         torchs = _TORCHS.get(self.name)
         if torchs is None:  # the peer is then the formula in torch's operations
-            in_torch = type(self.name, (self.ours,), {"step": _step_in_torch})
+            ours: Any = self.ours
+            in_torch = type(self.name, (ours,), {"_step_params": ours.torch_step, "step": ours._step_all})
             found["default"] = functools.partial(in_torch, **self.arguments)
             return found
         known = inspect.signature(torchs).parameters

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +15,7 @@ from .arguments import HyperTypes, number
 from .base import Native
 from .gradient_norm import is_dtensor
 from .hooks import unhooked
+from .torch_operations import batches
 from .torch_private import adjusted_lr, newton_schulz
 
 # Parameters are stepped in batches of at most this many elements (or of one larger parameter), to bound scratch memory.
@@ -30,6 +31,10 @@ class Orthogonalizing(Native):
     rule = "muon_momentum"
     is_elementwise = False
     buffers: ClassVar[Sequence[str]] = ("momentum_buffer",)  # names of the states
+
+    @classmethod
+    def _state_names(cls) -> list[str]:
+        return [*cls.buffers]
 
     @classmethod
     def _hyper_types(cls) -> HyperTypes:
@@ -69,9 +74,9 @@ class Orthogonalizing(Native):
             update.before(p for _, p, _ in items)
         if fallback:
             self._step_by_torch(fallback, grad_factor)
-        self._create_states([(group, p, grad, [*self.buffers], []) for group, p, grad in items], [])
+        self._create_states([(group, p, grad, self._state_names(), []) for group, p, grad in items], [])
         threads = torch.get_num_threads()
-        for part in _parts([item for item in items if item[1].numel() > 0]):
+        for part in batches([item for item in items if item[1].numel() > 0], SCRATCH, lambda item: item[1].numel()):
             self._step_part(part, grad_factor, threads)
         if update:
             update.after(p for group in self.param_groups for p in group["params"])
@@ -194,17 +199,3 @@ def check_iterations(group: dict[str, Any]) -> None:
     """Raise before anything is written what torch's iterations would raise in the middle of the step."""
     if group["ns_steps"] >= 100 or len(group["ns_coefficients"]) != 3:
         orthogonalized(group, torch.zeros(1, 1))
-
-
-def _parts(items: list[Item]) -> Iterator[list[Item]]:
-    """Yield the items in batches of at most SCRATCH elements."""
-    part: list[Item] = []
-    size = 0
-    for item in items:
-        if part and size + item[1].numel() > SCRATCH:
-            yield part
-            part, size = [], 0
-        part.append(item)
-        size += item[1].numel()
-    if part:
-        yield part

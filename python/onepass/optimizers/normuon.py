@@ -120,10 +120,6 @@ class NorMuon(Orthogonalizing, signatures.NorMuon):
     buffers = ("momentum_buffer", "second_momentum_buffer")
 
     @classmethod
-    def _state_names(cls) -> list[str]:
-        return [*cls.buffers]
-
-    @classmethod
     def _hyper_types(cls) -> HyperTypes:
         return {**super()._hyper_types(), "beta2": False}
 

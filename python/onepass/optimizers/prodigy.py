@@ -16,7 +16,7 @@ from .arguments import number, whole
 from .base import Native
 from .declared import PRODIGY_ESTIMATE
 from .gradient_norm import is_dtensor
-from .torch_operations import real, steps, value_of
+from .torch_operations import batches, real, steps, value_of
 from .torch_private import foreach_add_, foreach_copy_, foreach_mul_
 
 # Elements of slices that are worked on at once. Larger temporary tensors would get new pages from the system each time.
@@ -161,7 +161,7 @@ class Prodigy(Native, signatures.Prodigy):
     :math:`\gamma` the largest ``lr`` and :math:`\gamma_g` a group's own, the group's steps and its :math:`s` have
     :math:`\gamma_g`, and :math:`r` has :math:`\gamma`. A group whose ``lr`` is 0 does not count.
 
-    Parameters of 16 bits need a ``master``: beside it, the first steps of :math:`d_0` are lost in rounding, and the
+    Parameters of 16 bits need a ``master``: without one, the first steps of :math:`d_0` are lost in rounding, and the
     estimate does not grow.
 
     The package prodigyopt differs in this: its denominator has :math:`d_t \epsilon`, for which it needs a second pass,
@@ -225,15 +225,16 @@ class Prodigy(Native, signatures.Prodigy):
 
     def _before_step(self) -> Callable[[], None]:
         slices = list(self._slices())
-        grad_factor, before = self._grad_factor(), self._steps()
+        before = self._steps()
 
         def after() -> None:
-            if grad_factor is None or self._steps() == before:
+            if self._steps() == before:
                 return
-            factor = grad_factor * (1.0 if self.last_step is None else self.last_step.coefficient)
-            with torch.no_grad():
-                for each in slices:
-                    each.measure(self.state, factor, math.inf if self._tail is None else self._tail.clip_value)
+            if slices and (grad_factor := self._grad_factor()) is not None:
+                factor = grad_factor * (1.0 if self.last_step is None else self.last_step.coefficient)
+                with torch.no_grad():
+                    for each in slices:
+                        each.measure(self.state, factor, math.inf if self._tail is None else self._tail.clip_value)
             adapt(self)
 
         return after
@@ -271,25 +272,12 @@ class Prodigy(Native, signatures.Prodigy):
                 own = p.real.dtype
                 key = self._state_dtype(group, p) or own, torch.promote_types(own, torch.float32), p.device
                 alike.setdefault(key, []).append(p)
-            for (dtype, wide, _), params in ((key, part) for key, own in alike.items() for part in _parts(own, every)):
-                values = [_every(self._master_or_param(p, masters), every) for p in params]
-                grads = [_every(p.grad, every).to(wide) for p in params if p.grad is not None]
-                sizes = list(map(len, values))
-                yield _Slices(group, params, sizes, dtype, torch.cat(values).to(wide), torch.cat(grads))
-
-
-def _parts(params: list[Tensor], every: int) -> Iterator[list[Tensor]]:
-    """Yield the parameters in lists whose slices have at most _SLICED elements, or of one parameter."""
-    part: list[Tensor] = []
-    size = 0
-    for p in params:
-        size += p.numel() // every
-        if part and size > _SLICED:
-            yield part
-            part, size = [], p.numel() // every
-        part.append(p)
-    if part:
-        yield part
+            for (dtype, wide, _), all_params in alike.items():
+                for params in batches(all_params, every * _SLICED, Tensor.numel):
+                    values = [_every(self._master_or_param(p, masters), every) for p in params]
+                    grads = [_every(p.grad, every).to(wide) for p in params if p.grad is not None]
+                    sizes = list(map(len, values))
+                    yield _Slices(group, params, sizes, dtype, torch.cat(values).to(wide), torch.cat(grads))
 
 
 def _every(x: Tensor, every: int) -> Tensor:

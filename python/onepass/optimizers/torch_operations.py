@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from .arguments import number
 from .gradient_norm import is_dtensor
 from .hooks import Step
 from .torch_private import scalar_dtype
+
+T = TypeVar("T")
 
 # Updates a parameter in place: (group, parameter, gradient, states by name, step).
 Update = Callable[[Mapping[str, Any], Tensor, Tensor, Mapping[str, Tensor], float], None]
@@ -125,3 +127,17 @@ def ratio_of_norms(x: Tensor, y: Tensor) -> Tensor:
     """Return the ratio of the 2-norms, or 1 if either is 0."""
     norm, other = norm_of(x), norm_of(y)
     return (norm / other).where((norm > 0) & (other > 0), 1.0)
+
+
+def batches(items: Iterable[T], limit: int, size: Callable[[T], int]) -> Iterator[list[T]]:
+    """Yield the items in lists whose sizes add up to at most ``limit``, or of one larger item."""
+    batch: list[T] = []
+    total = 0
+    for item in items:
+        if batch and total + size(item) > limit:
+            yield batch
+            batch, total = [], 0
+        batch.append(item)
+        total += size(item)
+    if batch:
+        yield batch

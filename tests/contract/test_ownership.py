@@ -63,28 +63,41 @@ def replace_groups():
 closure()
 opt.step(closure) if name == "LBFGS" else opt.step()
 saved = opt.state_dict()
-load = lambda: opt.load_state_dict(saved)
-for change in (replace_states, replace_data, replace_gradients, replace_groups, load, opt.state.clear):
+
+def load():
+    opt.load_state_dict(saved)
+
+def clear_states():
+    opt.state.clear()
+
+for change in (replace_states, replace_data, replace_gradients, replace_groups, load, clear_states):
     over = threading.Event()
+    changes = 0
+    thread_ended = "an exception"
 
     def disturb():
+        global changes, thread_ended
         while not over.wait(1e-3):
             change()
+            changes += 1
+        thread_ended = "as told"
 
     thread = threading.Thread(target=disturb)
     thread.start()
-    steps = 0
+    calls = steps = 0
     try:
-        for _ in range(int(sys.argv[3])):
+        while thread.is_alive() and (calls < int(sys.argv[3]) or changes < 3):
+            calls += 1
             try:
                 opt.step(closure) if name == "LBFGS" else opt.step()
                 steps += 1
             except (RuntimeError, KeyError):  # states that were taken away between two parts of a step
-                assert change is opt.state.clear or name == "LBFGS"
+                assert change is clear_states or name == "LBFGS"
     finally:
         over.set()
         thread.join()
-    assert steps > 0 or change is opt.state.clear, change
+    assert thread_ended == "as told", change
+    assert steps > 0 or change is clear_states, change
 assert all(torch.isfinite(p).all() for p in params)
 print("fine")
 """

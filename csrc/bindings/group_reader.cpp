@@ -162,6 +162,7 @@ void GroupReader::read_values(Group& group, const py::dict& dict, const std::str
   group.differentiable = read_flag(dict, names().differentiable, group.has_mutable_values);
   group.states_used = info_.states_used(group.hyper.data());
   group.takes_sparse = info_.takes_sparse(group.hyper.data());
+  group.takes_sums = info_.takes_sums(group.hyper.data());
 }
 
 py::object GroupReader::element(Group& group, const py::object& sequence, const HyperName& name,

@@ -35,6 +35,7 @@ struct Group {
   std::uint64_t rounding_seed = 0;
   unsigned states_used = 0;  // a bit for each state that parameters may have
   bool takes_sparse = false;
+  bool takes_sums = false;  // an update depends on sums over its tensor
 };
 
 // Reads the groups of one optimizer. Values are read only if a group holds other objects than at the last step (a

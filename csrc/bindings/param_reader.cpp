@@ -66,7 +66,9 @@ std::string ParamReader::unsupported_reason(Param& param, std::size_t number) {
 
 std::string ParamReader::unsupported_reason(Reading& r) const {
   const bool plain = is_plain(r.object);
-  const bool sharded = !plain && is_dtensor(r.object) && driver_.takes_shards();
+  // There are no kernels for sums over tensors on GPUs, nor over tensors in several processes.
+  const bool takes_sums = r.param.group->takes_sums;
+  const bool sharded = !plain && is_dtensor(r.object) && driver_.takes_shards() && !takes_sums;
   r.local = sharded ? work_.locals.emplace_back(local_of(r.object)).ptr() : r.object;
   if (r.param.group->differentiable) return "differentiable=True";
   if (!plain && !sharded) return "tensor subclass " + type_name(r.object);
@@ -75,7 +77,7 @@ std::string ParamReader::unsupported_reason(Reading& r) const {
   if (!torch().dlpack.view(r.local, view)) {
     return py::handle(r.object).attr("is_meta").cast<bool>() ? "device meta" : "no strided memory";
   }
-  if (!view.on_cpu && (view.cuda < 0 || !driver_.runs_on_cuda()))
+  if (!view.on_cpu && (view.cuda < 0 || !driver_.runs_on_cuda() || takes_sums))
     return "device " + py::str(py::handle(r.object).attr("device").attr("type")).cast<std::string>();
   if (view.cuda >= 0)
     if (const std::string why = cuda_refusal(view.cuda); !why.empty()) return "device cuda: " + why;
@@ -360,7 +362,7 @@ void ParamReader::make_constants_here(Reading& r) {
   }
   r.job().constants = made.constants;
   for (std::size_t n = 0; n < own; ++n) r.scalars[n + 1].value = made.advanced[n];
-  r.job().takes_sums = info_.takes_sums(hyper.data());
+  r.job().takes_sums = r.param.group->takes_sums;
   if (own == 0 || !r.job().takes_sums) return;
   r.job().scalars = work_.late_scalars.emplace_back(made.advanced).data();
   for (std::size_t n = 0; n < own; ++n) r.scalars[n + 1].late = &r.job().scalars[n];

@@ -18,9 +18,8 @@ class ElementwiseRuleDriver final : public RuleDriver {
   explicit ElementwiseRuleDriver(RuleId rule) : RuleDriver(info_of(rule)), rule_(rule) {}
 
   std::string unsupported_reason(const TensorView&) const override { return {}; }
-  // There are no kernels for sums over tensors on GPUs, nor over tensors in several processes.
-  bool runs_on_cuda() const override { return info().sums == 0; }
-  bool takes_shards() const override { return info().sums == 0; }
+  bool runs_on_cuda() const override { return true; }
+  bool takes_shards() const override { return true; }
   bool takes_followers() const override { return true; }
   unsigned states_of(unsigned used, const TensorView&) const override { return used; }
   bool state_shape_matches(std::size_t, const TensorView& state, const TensorView& param) const override {

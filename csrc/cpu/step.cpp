@@ -91,12 +91,17 @@ std::vector<Job> with_sums(RuleId rule, std::span<const Job> jobs, int threads, 
   const Tuning& tuning = active_tuning();
   std::vector<Job> summed;
   std::ranges::copy_if(jobs, std::back_inserter(summed), &Job::takes_sums);
+  // A state that is stored in blocks is divided where such a block begins.
+  const auto division = [](const Job& job, std::int64_t at) {
+    return job.blocks.row_length == 0 || at == job.length ? at : job.blocks.block_begin(at);
+  };
   const GradientBlocks blocks(summed, kSumBlock, static_cast<int>(kFirstState + info.state_names.size()));
   std::vector<std::array<double, kMaxSums>> of_blocks(blocks.all().size());
   blocks.run(threads, [&](std::size_t number, const GradientBlock& block) {
     const SumsKernel* const of_rules = block.job->wide ? kernels.wide_sums : kernels.narrow_sums;
-    of_rules[static_cast<int>(rule)](*block.job, block.begin, block.end, of_blocks[number].data());
-    if (info.sums_only_for_scalars) kernels.run(rule, *block.job, block.begin, block.end, tuning);
+    const std::int64_t begin = division(*block.job, block.begin), end = division(*block.job, block.end);
+    of_rules[static_cast<int>(rule)](*block.job, begin, end, of_blocks[number].data());
+    if (info.sums_only_for_scalars) kernels.run(rule, *block.job, begin, end, tuning);
   });
 
   std::vector<Job> left;

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "cpu/apply.h"
+#include "cpu/blocks.h"
 #include "cpu/convert.h"
 #include "cpu/driver.h"
 #include "cpu/kernels.h"
@@ -48,13 +49,18 @@ void sum_up(const Job& job, std::int64_t begin, std::int64_t end, double* sums) 
     if (job.operands[k].data == nullptr)
       for (T& value : tiles[k]) value = T(0);
   for (std::size_t s = 0; s < Rule::sums; ++s) sums[s] = 0.0;
-  for (std::int64_t at = begin; at < end; at += kTile<T>) {
-    const std::int64_t n = end - at < kTile<T> ? end - at : kTile<T>;
+  const bool blocks = job.blocks.row_length != 0;
+  std::int64_t n = 0;
+  for (std::int64_t at = begin; at < end; at += n) {
+    n = end - at < kTile<T> ? end - at : kTile<T>;
+    if (blocks) n = end_of_blocks<T>(job, at, end) - at;
     for (std::size_t k = 0; k < kOperands<Rule>; ++k) {
       const Operand& operand = job.operands[k];
       arrays[k] = tiles[k];
       if (operand.data == nullptr) continue;
-      if (packed && is_plain_array<T>(operand) && !(clamps && k == kGrad)) {
+      if (is_in_blocks(job, k)) {
+        decode_blocks(job, k, at, n, tiles[k]);
+      } else if (packed && is_plain_array<T>(operand) && !(clamps && k == kGrad)) {
         arrays[k] = reinterpret_cast<const T*>(element(operand, at));
       } else {
         decode(job, k, at, n, tiles[k]);

@@ -16,6 +16,7 @@
 #include <cmath>
 
 #include "rules/bias_corrections.h"
+#include "rules/cautious.h"
 #include "rules/math.h"
 #include "rules/registry.h"
 #include "rules/states.h"
@@ -23,14 +24,21 @@
 
 namespace onepass::inline ONEPASS_TARGET {
 
-struct Adam : BiasCorrections {
+struct Adam : BiasCorrections, Cautious<Adam> {
   static constexpr RuleId id = RuleId::adam;
 
   struct Hyper {
-    double lr, beta1, beta2, eps, weight_decay, amsgrad, decoupled_weight_decay;
+    double lr, beta1, beta2, eps, weight_decay, amsgrad, decoupled_weight_decay, cautious, cautious_weight_decay;
   };
-  static constexpr std::array hyper_names{
-      "lr", "betas[0]", "betas[1]", "eps", "weight_decay", "amsgrad!", "decoupled_weight_decay!"};
+  static constexpr std::array hyper_names{"lr",
+                                          "betas[0]",
+                                          "betas[1]",
+                                          "eps",
+                                          "weight_decay",
+                                          "amsgrad!",
+                                          "decoupled_weight_decay!",
+                                          "cautious?",
+                                          "cautious_weight_decay?"};
   static constexpr std::array state_names{"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
   static constexpr std::array state_codings{Coding::signed_values, Coding::squares, Coding::squares};
   static constexpr unsigned kAverages = state_bit(state_names, "exp_avg") | state_bit(state_names, "exp_avg_sq");
@@ -39,13 +47,14 @@ struct Adam : BiasCorrections {
   static constexpr bool counts_steps = true;
 
   static unsigned states_used(const Hyper& h) { return kAverages | (h.amsgrad != 0.0 ? kMaximum : 0U); }
-  static bool takes_sparse(const Hyper& h) { return h.decoupled_weight_decay != 0.0; }
+  static bool takes_sparse(const Hyper& h) { return h.decoupled_weight_decay != 0.0 && !takes_sums(h); }
 
   template <class T>
   struct Constants {
     T step_size, eps, weight_decay, decay;
     Average<T> average1;
     AverageOfSquares<T> average2;
+    Caution<T> caution;
     Flag<T> amsgrad, coupled, decoupled;
   };
 
@@ -61,19 +70,25 @@ struct Adam : BiasCorrections {
             .decay = T(h.lr * h.weight_decay),
             .average1 = Average<T>(h.beta1),
             .average2 = AverageOfSquares<T>(h.beta2),
+            .caution = Caution<T>(h.cautious, h.cautious_weight_decay),
             .amsgrad = Flag<T>(h.amsgrad != 0.0),
             .coupled = Flag<T>(decays && !decoupled),
             .decoupled = Flag<T>(decays && decoupled)};
   }
 
   template <class T>
-  ONEPASS_INLINE static void update(const Constants<T>& c, T& p, T g, T& exp_avg, T& exp_avg_sq, T& max_exp_avg_sq) {
+  ONEPASS_INLINE static T change(const Constants<T>& c, T p, T& g, T& exp_avg, T& exp_avg_sq, T& max_exp_avg_sq) {
     g = g + c.weight_decay * only_if(c.coupled, p);
     exp_avg = c.average1(exp_avg, g);
     exp_avg_sq = c.average2(exp_avg_sq, g);
     max_exp_avg_sq = maximum(only_if(c.amsgrad, max_exp_avg_sq), exp_avg_sq);
-    const T change = c.step_size * exp_avg / (square_root(max_exp_avg_sq) + c.eps);
-    p = p - (c.decay * only_if(c.decoupled, p) + change);
+    return c.step_size * exp_avg / (square_root(max_exp_avg_sq) + c.eps);
+  }
+
+  template <class T>
+  ONEPASS_INLINE static void update(const Constants<T>& c, T& p, T g, T& exp_avg, T& exp_avg_sq, T& max_exp_avg_sq) {
+    const T u = change(c, p, g, exp_avg, exp_avg_sq, max_exp_avg_sq);
+    p = p - (c.decay * only_if(c.decoupled & c.caution.decays(p, u), p) + c.caution(u, g));
   }
 };
 

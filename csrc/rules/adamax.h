@@ -9,6 +9,7 @@
 #include <array>
 #include <cmath>
 
+#include "rules/cautious.h"
 #include "rules/math.h"
 #include "rules/registry.h"
 #include "rules/states.h"
@@ -16,13 +17,13 @@
 
 namespace onepass::inline ONEPASS_TARGET {
 
-struct Adamax {
+struct Adamax : Cautious<Adamax> {
   static constexpr RuleId id = RuleId::adamax;
 
   struct Hyper {
-    double lr, beta1, beta2, eps, weight_decay;
+    double lr, beta1, beta2, eps, weight_decay, cautious;
   };
-  static constexpr std::array hyper_names{"lr", "betas[0]", "betas[1]", "eps", "weight_decay"};
+  static constexpr std::array hyper_names{"lr", "betas[0]", "betas[1]", "eps", "weight_decay", "cautious?"};
   static constexpr std::array state_names{"exp_avg", "exp_inf"};
   static constexpr std::array state_codings{Coding::signed_values, Coding::magnitudes};
   static constexpr std::array state_sets{all_states(state_names)};
@@ -42,6 +43,7 @@ struct Adamax {
   struct Constants {
     T step_size, beta2, eps, weight_decay;
     Average<T> average1;
+    Caution<T> caution;
     Flag<T> decays;
   };
 
@@ -52,15 +54,22 @@ struct Adamax {
             .eps = T(h.eps),
             .weight_decay = T(h.weight_decay),
             .average1 = Average<T>(h.beta1),
+            .caution = Caution<T>(h.cautious),
             .decays = Flag<T>(h.weight_decay != 0.0)};
   }
 
   template <class T>
-  ONEPASS_INLINE static void update(const Constants<T>& c, T& p, T g, T& exp_avg, T& exp_inf) {
+  ONEPASS_INLINE static T change(const Constants<T>& c, T p, T& g, T& exp_avg, T& exp_inf) {
     g = g + c.weight_decay * only_if(c.decays, p);
     exp_avg = c.average1(exp_avg, g);
     exp_inf = maximum(c.beta2 * exp_inf, magnitude(g) + c.eps);
-    p = p - c.step_size * exp_avg / exp_inf;
+    return c.step_size * exp_avg / exp_inf;
+  }
+
+  template <class T>
+  ONEPASS_INLINE static void update(const Constants<T>& c, T& p, T g, T& exp_avg, T& exp_inf) {
+    const T u = change(c, p, g, exp_avg, exp_inf);
+    p = p - c.caution(u, g);
   }
 };
 

@@ -12,6 +12,7 @@
 #include <array>
 #include <cmath>
 
+#include "rules/cautious.h"
 #include "rules/math.h"
 #include "rules/registry.h"
 #include "rules/states.h"
@@ -19,13 +20,15 @@
 
 namespace onepass::inline ONEPASS_TARGET {
 
-struct Adan {
+struct Adan : Cautious<Adan> {
   static constexpr RuleId id = RuleId::adan;
 
   struct Hyper {
-    double lr, beta1, beta2, beta3, eps, weight_decay, no_prox;
+    double lr, beta1, beta2, beta3, eps, weight_decay, no_prox, cautious, cautious_weight_decay;
   };
-  static constexpr std::array hyper_names{"lr", "betas[0]", "betas[1]", "betas[2]", "eps", "weight_decay", "no_prox!"};
+  static constexpr std::array hyper_names{"lr",       "betas[0]",  "betas[1]",
+                                          "betas[2]", "eps",       "weight_decay",
+                                          "no_prox!", "cautious?", "cautious_weight_decay?"};
   static constexpr std::array state_names{"exp_avg", "exp_avg_diff", "exp_avg_sq", "neg_pre_grad"};
   static constexpr std::array state_sets{all_states(state_names)};
   static constexpr bool counts_steps = true;
@@ -47,6 +50,7 @@ struct Adan {
     T gain1, gain2, beta2, eps, decay, shrinkage;
     Average<T> average1, average2;
     AverageOfSquares<T> average3;
+    Caution<T> caution;
     Flag<T> later, decays, shrinks;
   };
 
@@ -65,22 +69,30 @@ struct Adan {
             .average1 = Average<T>(h.beta1),
             .average2 = Average<T>(h.beta2),
             .average3 = AverageOfSquares<T>(h.beta3),
+            .caution = Caution<T>(h.cautious, h.cautious_weight_decay),
             .later = Flag<T>(step > 1.0),
             .decays = Flag<T>(decay != 0.0 && no_prox),
             .shrinks = Flag<T>(decay != 0.0 && !no_prox)};
   }
 
   template <class T>
-  ONEPASS_INLINE static void update(const Constants<T>& c, T& p, T g, T& exp_avg, T& exp_avg_diff, T& exp_avg_sq,
-                                    T& neg_pre_grad) {
+  ONEPASS_INLINE static T change(const Constants<T>& c, T /*p*/, T& g, T& exp_avg, T& exp_avg_diff, T& exp_avg_sq,
+                                 T& neg_pre_grad) {
     const T difference = only_if(c.later, g + neg_pre_grad);
     exp_avg = c.average1(exp_avg, g);
     exp_avg_diff = c.average2(exp_avg_diff, difference);
     exp_avg_sq = c.average3(exp_avg_sq, g + c.beta2 * difference);
-    const T change = (c.gain1 * exp_avg + c.gain2 * exp_avg_diff) / (square_root(exp_avg_sq) + c.eps);
-    p = p - (c.decay * only_if(c.decays, p) + change);
-    p = p - c.shrinkage * only_if(c.shrinks, p);  // p / (1 + decay)
     neg_pre_grad = T(0) - g;
+    return (c.gain1 * exp_avg + c.gain2 * exp_avg_diff) / (square_root(exp_avg_sq) + c.eps);
+  }
+
+  template <class T>
+  ONEPASS_INLINE static void update(const Constants<T>& c, T& p, T g, T& exp_avg, T& exp_avg_diff, T& exp_avg_sq,
+                                    T& neg_pre_grad) {
+    const T u = change(c, p, g, exp_avg, exp_avg_diff, exp_avg_sq, neg_pre_grad);
+    const Flag<T> decays = c.caution.decays(p, u);
+    p = p - (c.decay * only_if(c.decays & decays, p) + c.caution(u, g));
+    p = p - c.shrinkage * only_if(c.shrinks & decays, p);  // p / (1 + decay)
   }
 };
 

@@ -13,6 +13,7 @@
 #include <cmath>
 
 #include "rules/bias_corrections.h"
+#include "rules/cautious.h"
 #include "rules/math.h"
 #include "rules/registry.h"
 #include "rules/states.h"
@@ -20,14 +21,24 @@
 
 namespace onepass::inline ONEPASS_TARGET {
 
-struct AdEMAMix : BiasCorrections {
+struct AdEMAMix : BiasCorrections, Cautious<AdEMAMix> {
   static constexpr RuleId id = RuleId::ademamix;
 
   struct Hyper {
-    double lr, beta1, beta2, beta3, alpha, beta3_warmup, alpha_warmup, eps, weight_decay;
+    double lr, beta1, beta2, beta3, alpha, beta3_warmup, alpha_warmup, eps, weight_decay, cautious,
+        cautious_weight_decay;
   };
-  static constexpr std::array hyper_names{
-      "lr", "betas[0]", "betas[1]", "betas[2]", "alpha", "beta3_warmup?", "alpha_warmup?", "eps", "weight_decay"};
+  static constexpr std::array hyper_names{"lr",
+                                          "betas[0]",
+                                          "betas[1]",
+                                          "betas[2]",
+                                          "alpha",
+                                          "beta3_warmup?",
+                                          "alpha_warmup?",
+                                          "eps",
+                                          "weight_decay",
+                                          "cautious?",
+                                          "cautious_weight_decay?"};
   static constexpr std::array state_names{"exp_avg", "exp_avg_slow", "exp_avg_sq"};
   static constexpr std::array state_codings{Coding::signed_values, Coding::signed_values, Coding::squares};
   static constexpr std::array state_sets{all_states(state_names)};
@@ -56,6 +67,7 @@ struct AdEMAMix : BiasCorrections {
     T step_size, gain1, alpha, eps, decay;
     Average<T> average1, average3;
     AverageOfSquares<T> average2;
+    Caution<T> caution;
     Flag<T> decays;
   };
 
@@ -71,17 +83,23 @@ struct AdEMAMix : BiasCorrections {
             .average1 = Average<T>(h.beta1),
             .average3 = Average<T>(beta3_at(h, step)),
             .average2 = AverageOfSquares<T>(h.beta2),
+            .caution = Caution<T>(h.cautious, h.cautious_weight_decay),
             .decays = Flag<T>(h.weight_decay != 0.0)};
   }
 
   template <class T>
-  ONEPASS_INLINE static void update(const Constants<T>& c, T& p, T g, T& exp_avg, T& exp_avg_slow, T& exp_avg_sq) {
+  ONEPASS_INLINE static T change(const Constants<T>& c, T /*p*/, T& g, T& exp_avg, T& exp_avg_slow, T& exp_avg_sq) {
     exp_avg = c.average1(exp_avg, g);
     exp_avg_slow = c.average3(exp_avg_slow, g);
     exp_avg_sq = c.average2(exp_avg_sq, g);
     const T mixed = c.gain1 * exp_avg + c.alpha * exp_avg_slow;
-    const T change = c.step_size * mixed / (square_root(exp_avg_sq) + c.eps);
-    p = p - (c.decay * only_if(c.decays, p) + change);
+    return c.step_size * mixed / (square_root(exp_avg_sq) + c.eps);
+  }
+
+  template <class T>
+  ONEPASS_INLINE static void update(const Constants<T>& c, T& p, T g, T& exp_avg, T& exp_avg_slow, T& exp_avg_sq) {
+    const T u = change(c, p, g, exp_avg, exp_avg_slow, exp_avg_sq);
+    p = p - (c.decay * only_if(c.decays & c.caution.decays(p, u), p) + c.caution(u, g));
   }
 };
 

@@ -14,6 +14,7 @@
 #include <cmath>
 #include <limits>
 
+#include "rules/cautious.h"
 #include "rules/math.h"
 #include "rules/registry.h"
 #include "rules/states.h"
@@ -21,14 +22,21 @@
 
 namespace onepass::inline ONEPASS_TARGET {
 
-struct Adopt {
+struct Adopt : Cautious<Adopt> {
   static constexpr RuleId id = RuleId::adopt;
 
   struct Hyper {
-    double lr, beta1, beta2, eps, weight_decay, clip_exponent, decoupled_weight_decay;
+    double lr, beta1, beta2, eps, weight_decay, clip_exponent, decoupled_weight_decay, cautious, cautious_weight_decay;
   };
-  static constexpr std::array hyper_names{
-      "lr", "betas[0]", "betas[1]", "eps", "weight_decay", "clip_exponent?", "decoupled_weight_decay!"};
+  static constexpr std::array hyper_names{"lr",
+                                          "betas[0]",
+                                          "betas[1]",
+                                          "eps",
+                                          "weight_decay",
+                                          "clip_exponent?",
+                                          "decoupled_weight_decay!",
+                                          "cautious?",
+                                          "cautious_weight_decay?"};
   static constexpr std::array state_names{"exp_avg", "exp_avg_sq"};
   static constexpr std::array state_codings{Coding::signed_values, Coding::squares};
   static constexpr std::array state_sets{all_states(state_names)};
@@ -41,6 +49,7 @@ struct Adopt {
     T lr, eps, weight_decay, decay, limit;
     Average<T> average1;
     AverageOfSquares<T> average2;
+    Caution<T> caution;
     Flag<T> first, later, coupled, decoupled;
   };
 
@@ -56,6 +65,7 @@ struct Adopt {
             .limit = clips ? T(std::pow(step - 1.0, h.clip_exponent)) : std::numeric_limits<T>::infinity(),
             .average1 = Average<T>(h.beta1),
             .average2 = AverageOfSquares<T>(h.beta2),
+            .caution = Caution<T>(h.cautious, h.cautious_weight_decay),
             .first = Flag<T>(step <= 1.0),
             .later = Flag<T>(step > 1.0),
             .coupled = Flag<T>(decays && !decoupled),
@@ -63,13 +73,19 @@ struct Adopt {
   }
 
   template <class T>
-  ONEPASS_INLINE static void update(const Constants<T>& c, T& p, T g, T& exp_avg, T& exp_avg_sq) {
+  ONEPASS_INLINE static T change(const Constants<T>& c, T p, T& g, T& exp_avg, T& exp_avg_sq) {
     g = g + c.weight_decay * only_if(c.coupled, p);
     const T normalized = clamped(g / maximum(square_root(exp_avg_sq), c.eps), c.limit);
     const T average = c.average1(exp_avg, normalized);
     exp_avg = only_if(c.later, average);
-    p = p - only_if(c.later, c.decay * only_if(c.decoupled, p) + c.lr * average);
     exp_avg_sq = select(c.first, g * g, c.average2(exp_avg_sq, g));
+    return c.lr * average;
+  }
+
+  template <class T>
+  ONEPASS_INLINE static void update(const Constants<T>& c, T& p, T g, T& exp_avg, T& exp_avg_sq) {
+    const T u = change(c, p, g, exp_avg, exp_avg_sq);
+    p = p - only_if(c.later, c.decay * only_if(c.decoupled & c.caution.decays(p, u), p) + c.caution(u, g));
   }
 };
 

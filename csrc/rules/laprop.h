@@ -9,6 +9,7 @@
 #include <cmath>
 
 #include "rules/bias_corrections.h"
+#include "rules/cautious.h"
 #include "rules/math.h"
 #include "rules/registry.h"
 #include "rules/states.h"
@@ -16,13 +17,14 @@
 
 namespace onepass::inline ONEPASS_TARGET {
 
-struct LaProp : BiasCorrections {
+struct LaProp : BiasCorrections, Cautious<LaProp> {
   static constexpr RuleId id = RuleId::laprop;
 
   struct Hyper {
-    double lr, beta1, beta2, eps, weight_decay;
+    double lr, beta1, beta2, eps, weight_decay, cautious, cautious_weight_decay;
   };
-  static constexpr std::array hyper_names{"lr", "betas[0]", "betas[1]", "eps", "weight_decay"};
+  static constexpr std::array hyper_names{
+      "lr", "betas[0]", "betas[1]", "eps", "weight_decay", "cautious?", "cautious_weight_decay?"};
   static constexpr std::array state_names{"exp_avg", "exp_avg_sq"};
   static constexpr std::array state_codings{Coding::signed_values, Coding::squares};
   static constexpr std::array state_sets{all_states(state_names)};
@@ -35,6 +37,7 @@ struct LaProp : BiasCorrections {
     T step_size, root2, eps, decay;
     Average<T> average1;
     AverageOfSquares<T> average2;
+    Caution<T> caution;
     Flag<T> decays;
   };
 
@@ -48,14 +51,21 @@ struct LaProp : BiasCorrections {
             .decay = T(h.lr * h.weight_decay),
             .average1 = Average<T>(h.beta1),
             .average2 = AverageOfSquares<T>(h.beta2),
+            .caution = Caution<T>(h.cautious, h.cautious_weight_decay),
             .decays = Flag<T>(h.weight_decay != 0.0)};
   }
 
   template <class T>
-  ONEPASS_INLINE static void update(const Constants<T>& c, T& p, T g, T& exp_avg, T& exp_avg_sq) {
+  ONEPASS_INLINE static T change(const Constants<T>& c, T /*p*/, T& g, T& exp_avg, T& exp_avg_sq) {
     exp_avg_sq = c.average2(exp_avg_sq, g);
     exp_avg = c.average1(exp_avg, c.root2 * g / (square_root(exp_avg_sq) + c.eps));
-    p = p - (c.decay * only_if(c.decays, p) + c.step_size * exp_avg);
+    return c.step_size * exp_avg;
+  }
+
+  template <class T>
+  ONEPASS_INLINE static void update(const Constants<T>& c, T& p, T g, T& exp_avg, T& exp_avg_sq) {
+    const T u = change(c, p, g, exp_avg, exp_avg_sq);
+    p = p - (c.decay * only_if(c.decays & c.caution.decays(p, u), p) + c.caution(u, g));
   }
 };
 

@@ -22,6 +22,24 @@ class Flag {
  public:
   ONEPASS_INLINE explicit Flag(bool yes) : mask_(yes ? ~Bits{0} : Bits{0}) {}
 
+  // Whether the sign bits of two numbers are the same. Zeros have signs, too.
+  ONEPASS_INLINE static Flag same_sign(T a, T b) {
+    constexpr int kSignBit = 8 * sizeof(T) - 1;
+    Flag same(false);
+    same.mask_ = ((std::bit_cast<Bits>(a) ^ std::bit_cast<Bits>(b)) >> kSignBit) - 1U;
+    return same;
+  }
+
+  ONEPASS_INLINE friend Flag operator&(Flag a, Flag b) {
+    a.mask_ &= b.mask_;
+    return a;
+  }
+
+  ONEPASS_INLINE friend Flag operator|(Flag a, Flag b) {
+    a.mask_ |= b.mask_;
+    return a;
+  }
+
   // Returns yes if the flag is set, else no.
   ONEPASS_INLINE friend T select(Flag flag, T yes, T no) {
     const Bits other = std::bit_cast<Bits>(no);

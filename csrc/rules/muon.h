@@ -9,6 +9,7 @@
 
 #include <array>
 
+#include "rules/cautious.h"
 #include "rules/math.h"
 #include "rules/registry.h"
 #include "rules/states.h"
@@ -55,9 +56,9 @@ struct Muon {
   static constexpr RuleId id = RuleId::muon;
 
   struct Hyper {
-    double decay, adjusted_lr;  // lr * weight_decay, and lr adjusted for this shape
+    double decay, adjusted_lr, cautious_weight_decay;  // lr * weight_decay, and lr adjusted for this shape
   };
-  static constexpr std::array hyper_names{"decay", "adjusted_lr"};
+  static constexpr std::array hyper_names{"decay", "adjusted_lr", "cautious_weight_decay?"};
   static constexpr std::array<const char*, 0> state_names{};
   static constexpr std::array state_sets{all_states(state_names)};
   static constexpr bool counts_steps = false;
@@ -67,17 +68,22 @@ struct Muon {
   template <class T>
   struct Constants {
     T decay, adjusted_lr;
+    Caution<T> caution;
     Flag<T> decays;
   };
 
   template <class T>
   ONEPASS_SETUP static Constants<T> prepare(const Hyper& h, double /*step*/) {
-    return {.decay = T(h.decay), .adjusted_lr = T(h.adjusted_lr), .decays = Flag<T>(h.decay != 0.0)};
+    return {.decay = T(h.decay),
+            .adjusted_lr = T(h.adjusted_lr),
+            .caution = Caution<T>(-1.0, h.cautious_weight_decay),
+            .decays = Flag<T>(h.decay != 0.0)};
   }
 
   template <class T>
   ONEPASS_INLINE static void update(const Constants<T>& c, T& p, T ortho) {
-    p = p - (c.decay * only_if(c.decays, p) + c.adjusted_lr * ortho);
+    const T u = c.adjusted_lr * ortho;
+    p = p - (c.decay * only_if(c.decays & c.caution.decays(p, u), p) + u);
   }
 };
 

@@ -15,6 +15,7 @@
 #include <array>
 #include <cmath>
 
+#include "rules/cautious.h"
 #include "rules/math.h"
 #include "rules/registry.h"
 #include "rules/states.h"
@@ -22,14 +23,21 @@
 
 namespace onepass::inline ONEPASS_TARGET {
 
-struct Nadam {
+struct Nadam : Cautious<Nadam> {
   static constexpr RuleId id = RuleId::nadam;
 
   struct Hyper {
-    double lr, beta1, beta2, eps, weight_decay, momentum_decay, decoupled_weight_decay;
+    double lr, beta1, beta2, eps, weight_decay, momentum_decay, decoupled_weight_decay, cautious, cautious_weight_decay;
   };
-  static constexpr std::array hyper_names{
-      "lr", "betas[0]", "betas[1]", "eps", "weight_decay", "momentum_decay", "decoupled_weight_decay!"};
+  static constexpr std::array hyper_names{"lr",
+                                          "betas[0]",
+                                          "betas[1]",
+                                          "eps",
+                                          "weight_decay",
+                                          "momentum_decay",
+                                          "decoupled_weight_decay!",
+                                          "cautious?",
+                                          "cautious_weight_decay?"};
   static constexpr std::array state_names{"exp_avg", "exp_avg_sq"};
   static constexpr std::array state_codings{Coding::signed_values, Coding::squares};
   static constexpr std::array state_sets{all_states(state_names)};
@@ -58,6 +66,7 @@ struct Nadam {
     T grad_share, avg_share, eps, weight_decay, decay;
     Average<T> average1;
     AverageOfSquares<T> average2;
+    Caution<T> caution;
     Flag<T> coupled, decoupled;
   };
 
@@ -74,6 +83,7 @@ struct Nadam {
             .decay = T(h.lr * h.weight_decay),
             .average1 = Average<T>(h.beta1),
             .average2 = AverageOfSquares<T>(h.beta2),
+            .caution = Caution<T>(h.cautious, h.cautious_weight_decay),
             .coupled = Flag<T>(decays && !decoupled),
             .decoupled = Flag<T>(decays && decoupled)};
   }
@@ -83,12 +93,17 @@ struct Nadam {
   }
 
   template <class T>
-  ONEPASS_INLINE static void update(const Constants<T>& c, T& p, T g, T& exp_avg, T& exp_avg_sq) {
+  ONEPASS_INLINE static T change(const Constants<T>& c, T p, T& g, T& exp_avg, T& exp_avg_sq) {
     g = g + c.weight_decay * only_if(c.coupled, p);
     exp_avg = c.average1(exp_avg, g);
     exp_avg_sq = c.average2(exp_avg_sq, g);
-    const T change = (c.avg_share * exp_avg + c.grad_share * g) / (square_root(exp_avg_sq) + c.eps);
-    p = p - (c.decay * only_if(c.decoupled, p) + change);
+    return (c.avg_share * exp_avg + c.grad_share * g) / (square_root(exp_avg_sq) + c.eps);
+  }
+
+  template <class T>
+  ONEPASS_INLINE static void update(const Constants<T>& c, T& p, T g, T& exp_avg, T& exp_avg_sq) {
+    const T u = change(c, p, g, exp_avg, exp_avg_sq);
+    p = p - (c.decay * only_if(c.decoupled & c.caution.decays(p, u), p) + c.caution(u, g));
   }
 
  private:

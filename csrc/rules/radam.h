@@ -14,6 +14,7 @@
 #include <cmath>
 
 #include "rules/bias_corrections.h"
+#include "rules/cautious.h"
 #include "rules/math.h"
 #include "rules/rectification.h"
 #include "rules/registry.h"
@@ -22,14 +23,16 @@
 
 namespace onepass::inline ONEPASS_TARGET {
 
-struct Radam : BiasCorrections {
+struct Radam : BiasCorrections, Cautious<Radam> {
   static constexpr RuleId id = RuleId::radam;
 
   struct Hyper {
-    double lr, beta1, beta2, eps, weight_decay, decoupled_weight_decay;
+    double lr, beta1, beta2, eps, weight_decay, decoupled_weight_decay, cautious, cautious_weight_decay;
   };
-  static constexpr std::array hyper_names{"lr",  "betas[0]",     "betas[1]",
-                                          "eps", "weight_decay", "decoupled_weight_decay!"};
+  static constexpr std::array hyper_names{"lr",           "betas[0]",
+                                          "betas[1]",     "eps",
+                                          "weight_decay", "decoupled_weight_decay!",
+                                          "cautious?",    "cautious_weight_decay?"};
   static constexpr std::array state_names{"exp_avg", "exp_avg_sq"};
   static constexpr std::array state_codings{Coding::signed_values, Coding::squares};
   static constexpr std::array state_sets{all_states(state_names)};
@@ -42,6 +45,7 @@ struct Radam : BiasCorrections {
     T step_size, eps, weight_decay, decay;
     Average<T> average1;
     AverageOfSquares<T> average2;
+    Caution<T> caution;
     Flag<T> adapts, coupled, decoupled;
   };
 
@@ -59,18 +63,24 @@ struct Radam : BiasCorrections {
             .decay = T(h.lr * h.weight_decay),
             .average1 = Average<T>(h.beta1),
             .average2 = AverageOfSquares<T>(h.beta2),
+            .caution = Caution<T>(h.cautious, h.cautious_weight_decay),
             .adapts = Flag<T>(adapts),
             .coupled = Flag<T>(decays && !decoupled),
             .decoupled = Flag<T>(decays && decoupled)};
   }
 
   template <class T>
-  ONEPASS_INLINE static void update(const Constants<T>& c, T& p, T g, T& exp_avg, T& exp_avg_sq) {
+  ONEPASS_INLINE static T change(const Constants<T>& c, T p, T& g, T& exp_avg, T& exp_avg_sq) {
     g = g + c.weight_decay * only_if(c.coupled, p);
     exp_avg = c.average1(exp_avg, g);
     exp_avg_sq = c.average2(exp_avg_sq, g);
-    const T change = c.step_size * exp_avg / select(c.adapts, square_root(exp_avg_sq) + c.eps, T(1));
-    p = p - (c.decay * only_if(c.decoupled, p) + change);
+    return c.step_size * exp_avg / select(c.adapts, square_root(exp_avg_sq) + c.eps, T(1));
+  }
+
+  template <class T>
+  ONEPASS_INLINE static void update(const Constants<T>& c, T& p, T g, T& exp_avg, T& exp_avg_sq) {
+    const T u = change(c, p, g, exp_avg, exp_avg_sq);
+    p = p - (c.decay * only_if(c.decoupled & c.caution.decays(p, u), p) + c.caution(u, g));
   }
 };
 

@@ -15,6 +15,7 @@
 
 #include <array>
 
+#include "rules/cautious.h"
 #include "rules/math.h"
 #include "rules/registry.h"
 #include "rules/states.h"
@@ -22,13 +23,13 @@
 
 namespace onepass::inline ONEPASS_TARGET {
 
-struct Rmsprop {
+struct Rmsprop : Cautious<Rmsprop> {
   static constexpr RuleId id = RuleId::rmsprop;
 
   struct Hyper {
-    double lr, alpha, eps, weight_decay, momentum, centered;
+    double lr, alpha, eps, weight_decay, momentum, centered, cautious;
   };
-  static constexpr std::array hyper_names{"lr", "alpha", "eps", "weight_decay", "momentum", "centered!"};
+  static constexpr std::array hyper_names{"lr", "alpha", "eps", "weight_decay", "momentum", "centered!", "cautious?"};
   static constexpr std::array state_names{"square_avg", "momentum_buffer", "grad_avg"};
   static constexpr std::array state_codings{Coding::squares, Coding::signed_values, Coding::signed_values};
   static constexpr unsigned kSquares = state_bit(state_names, "square_avg");
@@ -48,6 +49,7 @@ struct Rmsprop {
     RunningSum<T> momentum;
     Average<T> average;
     AverageOfSquares<T> square_average;
+    Caution<T> caution;
     Flag<T> decays, centered;
   };
 
@@ -61,6 +63,7 @@ struct Rmsprop {
             .momentum = RunningSum<T>(h.momentum),
             .average = Average<T>(h.alpha),
             .square_average = AverageOfSquares<T>(h.alpha),
+            .caution = Caution<T>(h.cautious),
             .decays = Flag<T>(h.weight_decay != 0.0),
             .centered = Flag<T>(h.centered != 0.0)};
   }
@@ -72,7 +75,7 @@ struct Rmsprop {
   }
 
   template <class T>
-  ONEPASS_INLINE static void update(const Constants<T>& c, T& p, T g, T& square_avg, T& momentum_buffer, T& grad_avg) {
+  ONEPASS_INLINE static T change(const Constants<T>& c, T p, T& g, T& square_avg, T& momentum_buffer, T& grad_avg) {
     g = g + c.weight_decay * only_if(c.decays, p);
     const T off = g - grad_avg;
     // An infinite v keeps the variance infinite, also where the square of a is infinite.
@@ -81,7 +84,13 @@ struct Rmsprop {
     grad_avg = c.average(grad_avg, g);
     const T scale = square_root(select(c.centered, maximum(variance, T(0)), square_avg));
     momentum_buffer = c.momentum(momentum_buffer, g / (scale + c.eps));
-    p = p - c.lr * momentum_buffer;
+    return c.lr * momentum_buffer;
+  }
+
+  template <class T>
+  ONEPASS_INLINE static void update(const Constants<T>& c, T& p, T g, T& square_avg, T& momentum_buffer, T& grad_avg) {
+    const T u = change(c, p, g, square_avg, momentum_buffer, grad_avg);
+    p = p - c.caution(u, g);
   }
 };
 

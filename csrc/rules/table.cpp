@@ -4,6 +4,7 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "rules/adafactor.h"
 #include "rules/all.h"
@@ -59,11 +60,11 @@ void construct(const double* hyper, double step, [[maybe_unused]] const double* 
 template <class Rule, class T>
 void complete(const double* sums, double elements, void* constants, [[maybe_unused]] double* scalars) {
   auto& completed = *static_cast<typename Rule::template Constants<T>*>(constants);
-  if constexpr (HasScalars<Rule>) {
+  if constexpr (std::is_void_v<decltype(Rule::use_sums(completed, sums, elements))>) {
+    Rule::use_sums(completed, sums, elements);
+  } else {
     const typename Rule::Scalars after = Rule::use_sums(completed, sums, elements);
     std::memcpy(scalars, &after, sizeof after);
-  } else {
-    Rule::use_sums(completed, sums, elements);
   }
 }
 
@@ -100,7 +101,8 @@ constexpr RuleInfo describe(const char* name) {
     info.sums = Rule::sums;
     info.sums_only_for_scalars = requires { requires Rule::sums_only_for_scalars; };
     info.takes_sums = [](const double* hyper) {
-      if constexpr (requires { &Rule::takes_sums; }) return Rule::takes_sums(unpack<typename Rule::Hyper>(hyper));
+      const auto h = unpack<typename Rule::Hyper>(hyper);
+      if constexpr (requires { Rule::takes_sums(h); }) return Rule::takes_sums(h);
       return true;
     };
     info.use_sums = [](bool wide, const double* sums, double elements, void* constants, double* scalars) {

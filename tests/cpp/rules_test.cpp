@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -38,11 +39,12 @@ Values update(Setting& setting, Values values) {
         [&]<std::size_t... K>(std::index_sequence<K...>) {
           ((sums[K] = Rule::template summed<K>(own, v[kParam], v[kGrad], v[kFirstState + I]...)), ...);
         }(std::make_index_sequence<Rule::sums>());
+        info.advance(setting.hyper.data(), setting.step, setting.scalars.data());
         if (info.takes_sums(setting.hyper.data()))
           info.use_sums(sizeof(T) == 8, sums.data(), 1.0, &own, setting.scalars.data());
-      }
-      if (!info.takes_sums(setting.hyper.data()))
+      } else {
         info.advance(setting.hyper.data(), setting.step, setting.scalars.data());
+      }
       Rule::update(own, v[kParam], v[kGrad], v[kFirstState + I]...);
     }(std::make_index_sequence<Rule::state_names.size()>());
   });
@@ -662,7 +664,7 @@ void lion(const Lion::Hyper& h, double /*t*/, double& p, double g, double* state
 }
 
 void muon(const Muon::Hyper& h, double /*t*/, double& p, double g, double* /*state*/, double* /*scalar*/) {
-  p -= h.decay * p;
+  if (!(h.cautious_weight_decay > 0 && g * p < 0)) p -= h.decay * p;
   p -= h.adjusted_lr * g;
 }
 
@@ -828,16 +830,48 @@ void stable_adamw(const StableAdamW::Hyper& h, double t, double& p, double g, do
   p -= h.lr / std::fmax(1, rms) * (h.weight_decay * p + state[0] / (std::sqrt(state[1]) + h.eps));
 }
 
+// A step that masks the update u and the weight decay. `formula(hyper, p, g)` is one without masks. The parameter is
+// the only element of its tensor. With p = 0 and without weight decay, a step leaves -u.
+template <class Hyper, class Formula>
+void masked(const Hyper& h, double t, double& p, double g, Formula&& formula) {
+  bool decoupled = false, shrinks = false, cautious_weight_decay = false;
+  if constexpr (requires { h.cautious_weight_decay; }) {
+    decoupled = true;
+    cautious_weight_decay = h.cautious_weight_decay > 0;
+  }
+  if constexpr (requires { h.decoupled_weight_decay; }) decoupled = h.decoupled_weight_decay != 0;
+  if constexpr (requires { h.no_prox; }) shrinks = h.no_prox == 0;
+  const double weight_decay = h.weight_decay;
+  if (!decoupled) g += weight_decay * p;
+  Hyper without_decay = h;
+  without_decay.weight_decay = 0;
+  double minus_u = 0;
+  formula(without_decay, minus_u, g);
+  const double u = -minus_u;
+  const double decay = decoupled && !(cautious_weight_decay && u * p < 0) ? h.lr * weight_decay : 0;
+  if (std::is_same_v<Hyper, Adopt::Hyper> && t == 1) return;  // which only sets the average
+  const double change = h.cautious > 0 && !(u * g > 0) ? 0 : u;
+  p = shrinks ? (p - change) / (1 + decay) : p - decay * p - change;
+}
+
 // One step of a setting, at setting.step.
 void step_by_formula(const Setting& setting, double& p, double g, double* state, double* scalar) {
-  const auto read = [&](auto& hyper) { std::memcpy(&hyper, setting.hyper.data(), sizeof hyper); };
+  const auto step = [&]<class Hyper>(Hyper h, auto&& formula) {
+    std::memcpy(&h, setting.hyper.data(), sizeof h);
+    const auto unmasked = [&](const Hyper& own, double& param, double grad) {
+      formula(own, setting.step, param, grad, state, scalar);
+    };
+    bool masks = false;
+    if constexpr (requires { h.cautious; }) masks = h.cautious > 0;
+    if constexpr (requires { h.cautious_weight_decay; }) masks = masks || h.cautious_weight_decay > 0;
+    if constexpr (requires { h.cautious; })
+      if (masks) return masked(h, setting.step, p, g, unmasked);
+    unmasked(h, p, g);
+  };
   switch (setting.rule) {
-#define ONEPASS_X(name, Type)                              \
-  case RuleId::name: {                                     \
-    Type::Hyper hyper;                                     \
-    read(hyper);                                           \
-    return name(hyper, setting.step, p, g, state, scalar); \
-  }
+#define ONEPASS_X(name, Type) \
+  case RuleId::name:          \
+    return step(Type::Hyper{}, name);
     ONEPASS_RULES(ONEPASS_X)
 #undef ONEPASS_X
   }
@@ -897,26 +931,38 @@ TEST_CASE("names, in the order of the operands, hyperparameters and scalars") {
     bool counts_steps;
   } const table[] = {
       {RuleId::adadelta, {"lr", "rho", "eps", "weight_decay"}, {"square_avg", "acc_delta"}, {}, true},
-      {RuleId::adabelief, {"lr", "betas[0]", "betas[1]", "eps", "weight_decay"}, {"exp_avg", "exp_avg_var"}, {}, true},
+      {RuleId::adabelief,
+       {"lr", "betas[0]", "betas[1]", "eps", "weight_decay", "cautious?", "cautious_weight_decay?"},
+       {"exp_avg", "exp_avg_var"},
+       {},
+       true},
       {RuleId::adagrad, {"lr", "lr_decay", "eps", "weight_decay", "decoupled_weight_decay?"}, {"sum"}, {}, true},
       {RuleId::adam,
-       {"lr", "betas[0]", "betas[1]", "eps", "weight_decay", "amsgrad!", "decoupled_weight_decay!"},
+       {"lr", "betas[0]", "betas[1]", "eps", "weight_decay", "amsgrad!", "decoupled_weight_decay!", "cautious?",
+        "cautious_weight_decay?"},
        {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"},
        {},
        true},
-      {RuleId::adamax, {"lr", "betas[0]", "betas[1]", "eps", "weight_decay"}, {"exp_avg", "exp_inf"}, {}, true},
+      {RuleId::adamax,
+       {"lr", "betas[0]", "betas[1]", "eps", "weight_decay", "cautious?"},
+       {"exp_avg", "exp_inf"},
+       {},
+       true},
       {RuleId::adan,
-       {"lr", "betas[0]", "betas[1]", "betas[2]", "eps", "weight_decay", "no_prox!"},
+       {"lr", "betas[0]", "betas[1]", "betas[2]", "eps", "weight_decay", "no_prox!", "cautious?",
+        "cautious_weight_decay?"},
        {"exp_avg", "exp_avg_diff", "exp_avg_sq", "neg_pre_grad"},
        {},
        true},
       {RuleId::ademamix,
-       {"lr", "betas[0]", "betas[1]", "betas[2]", "alpha", "beta3_warmup?", "alpha_warmup?", "eps", "weight_decay"},
+       {"lr", "betas[0]", "betas[1]", "betas[2]", "alpha", "beta3_warmup?", "alpha_warmup?", "eps", "weight_decay",
+        "cautious?", "cautious_weight_decay?"},
        {"exp_avg", "exp_avg_slow", "exp_avg_sq"},
        {},
        true},
       {RuleId::adopt,
-       {"lr", "betas[0]", "betas[1]", "eps", "weight_decay", "clip_exponent?", "decoupled_weight_decay!"},
+       {"lr", "betas[0]", "betas[1]", "eps", "weight_decay", "clip_exponent?", "decoupled_weight_decay!", "cautious?",
+        "cautious_weight_decay?"},
        {"exp_avg", "exp_avg_sq"},
        {},
        true},
@@ -926,22 +972,31 @@ TEST_CASE("names, in the order of the operands, hyperparameters and scalars") {
        {"exp_avg", "exp_avg_sq"},
        {},
        true},
-      {RuleId::laprop, {"lr", "betas[0]", "betas[1]", "eps", "weight_decay"}, {"exp_avg", "exp_avg_sq"}, {}, true},
+      {RuleId::laprop,
+       {"lr", "betas[0]", "betas[1]", "eps", "weight_decay", "cautious?", "cautious_weight_decay?"},
+       {"exp_avg", "exp_avg_sq"},
+       {},
+       true},
       {RuleId::lars,
        {"lr", "momentum", "weight_decay", "trust_coefficient", "eps", "nesterov!", "trust_ratio!"},
        {"momentum_buffer"},
        {},
        false},
-      {RuleId::lion, {"lr", "betas[0]", "betas[1]", "weight_decay"}, {"exp_avg"}, {}, false},
+      {RuleId::lion,
+       {"lr", "betas[0]", "betas[1]", "weight_decay", "cautious?", "cautious_weight_decay?"},
+       {"exp_avg"},
+       {},
+       false},
       {RuleId::mars,
        {"lr", "betas[0]", "betas[1]", "eps", "weight_decay", "gamma", "clip_correction!"},
        {"exp_avg", "exp_avg_sq", "last_grad"},
        {},
        true},
-      {RuleId::muon, {"decay", "adjusted_lr"}, {}, {}, false},
+      {RuleId::muon, {"decay", "adjusted_lr", "cautious_weight_decay?"}, {}, {}, false},
       {RuleId::muon_momentum, {"momentum", "nesterov!"}, {"momentum_buffer"}, {}, false},
       {RuleId::nadam,
-       {"lr", "betas[0]", "betas[1]", "eps", "weight_decay", "momentum_decay", "decoupled_weight_decay!"},
+       {"lr", "betas[0]", "betas[1]", "eps", "weight_decay", "momentum_decay", "decoupled_weight_decay!", "cautious?",
+        "cautious_weight_decay?"},
        {"exp_avg", "exp_avg_sq"},
        {"mu_product"},
        true},
@@ -957,12 +1012,13 @@ TEST_CASE("names, in the order of the operands, hyperparameters and scalars") {
        {"d_numerator", "d_denom"},
        true},
       {RuleId::radam,
-       {"lr", "betas[0]", "betas[1]", "eps", "weight_decay", "decoupled_weight_decay!"},
+       {"lr", "betas[0]", "betas[1]", "eps", "weight_decay", "decoupled_weight_decay!", "cautious?",
+        "cautious_weight_decay?"},
        {"exp_avg", "exp_avg_sq"},
        {},
        true},
       {RuleId::rmsprop,
-       {"lr", "alpha", "eps", "weight_decay", "momentum", "centered!"},
+       {"lr", "alpha", "eps", "weight_decay", "momentum", "centered!", "cautious?"},
        {"square_avg", "momentum_buffer", "grad_avg"},
        {},
        true},
@@ -982,8 +1038,16 @@ TEST_CASE("names, in the order of the operands, hyperparameters and scalars") {
        {"z"},
        {"lr_max", "weight_sum"},
        true},
-      {RuleId::sgd, {"lr", "momentum", "dampening", "weight_decay", "nesterov!"}, {"momentum_buffer"}, {}, false},
-      {RuleId::signum, {"lr", "momentum", "weight_decay"}, {"momentum_buffer"}, {}, false},
+      {RuleId::sgd,
+       {"lr", "momentum", "dampening", "weight_decay", "nesterov!", "cautious?"},
+       {"momentum_buffer"},
+       {},
+       false},
+      {RuleId::signum,
+       {"lr", "momentum", "weight_decay", "cautious?", "cautious_weight_decay?"},
+       {"momentum_buffer"},
+       {},
+       false},
       {RuleId::sparse_adam, {"lr", "betas[0]", "betas[1]", "eps"}, {"exp_avg", "exp_avg_sq"}, {}, true},
       {RuleId::stable_adamw,
        {"lr", "betas[0]", "betas[1]", "eps", "weight_decay"},

@@ -59,6 +59,22 @@ PAIRS = {
         lambda p: onepass.ADOPT(p, LR),
         lambda p: pytorch_optimizer.ADOPT(p, LR, weight_decay=0.0, clip_lambda=lambda step: (step - 1) ** 0.25),
     ),
+    "AdamW, cautious": (
+        lambda p: onepass.AdamW(p, LR, weight_decay=0.1, cautious=True),
+        lambda p: timm.optim.AdamWLegacy(p, LR, weight_decay=0.1, caution=True),
+    ),
+    "Lion, cautious": (
+        lambda p: onepass.Lion(p, LR, weight_decay=0.1, cautious=True),
+        lambda p: timm.optim.Lion(p, LR, weight_decay=0.1, caution=True, foreach=False),
+    ),
+    "ADOPT, cautious": (
+        lambda p: onepass.ADOPT(p, LR, weight_decay=0.1, decoupled_weight_decay=True, cautious=True),
+        lambda p: timm.optim.Adopt(p, LR, weight_decay=0.1, decoupled=True, clip_exp=0.25, caution=True, foreach=False),
+    ),
+    "LaProp, cautious": (
+        lambda p: onepass.LaProp(p, LR, cautious=True),
+        lambda p: timm.optim.LaProp(p, LR, eps=1e-15, caution=True),
+    ),
     "LAMB, timm": (  # it clips the gradients by default
         lambda p: onepass.LAMB(p, LR, weight_decay=0.1),
         lambda p: timm.optim.Lamb(p, LR, weight_decay=0.1, max_grad_norm=None),

@@ -40,7 +40,8 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 each_row = for_rows(ALONE)
 each_case_and_own_case = pytest.mark.parametrize(
-    ("row", "kwargs"), [case for case in CASES + OWN_CASES if case.values[0] in ALONE]
+    ("row", "kwargs"),
+    [case for case in CASES + OWN_CASES if case.values[0] in ALONE and not case.values[1].get("cautious")],
 )
 each_capturable = for_rows(row for row in ALONE if "capturable" in row.arguments)
 

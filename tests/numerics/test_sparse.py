@@ -31,12 +31,13 @@ TAKING = [row for row in ROWS if row.formula and row.sparse != "neither"] + [SPA
 
 
 def takes_sparse(row, kwargs) -> bool:
-    """Whether kernels take sparse gradients with these arguments. A row with "ours" takes them with all arguments.
+    """Whether kernels take sparse gradients with these arguments. A row with "ours" takes them with all arguments
+    but `cautious`.
 
     torch's SGD keeps a sparse momentum buffer; coupled decay would make the gradient dense.
     """
-    if row.sparse == "ours":
-        return True
+    if kwargs.get("cautious") or row.sparse == "ours":
+        return not kwargs.get("cautious")
     coupled = kwargs.get("weight_decay", 0) != 0 and not kwargs.get("decoupled_weight_decay")
     return kwargs.get("momentum", 0) == 0 and not coupled
 

@@ -468,7 +468,7 @@ def test_errors_of_optim_db(error):
         ("lion", {}, [4, 4], ValueError, "lion: tensor 2 of row 0 is missing"),
         ("lion", {}, [4, 4, 5], ValueError, "lion: tensor 2 of row 0 has another shape than the first"),
         ("lion", {}, [4, 4, "one"], ValueError, "lion: tensor 2 of row 0 overlaps itself in memory"),
-        ("lion", None, [4, 4, 4], ValueError, "apply: hyper of rule lion must have 4 numbers"),
+        ("lion", None, [4, 4, 4], ValueError, "apply: hyper of rule lion must have 6 numbers"),
         ("adamax", {"betas[0]": 1.0}, [4, 4, 4, 4], ZeroDivisionError, "adamax: 1 - betas[0] ** step is zero"),
     ],
 )

@@ -72,6 +72,8 @@ OWN = {
     "zero_grad": False,
     "stochastic_rounding": False,
     "rounding_seed": None,
+    "cautious": False,
+    "cautious_weight_decay": False,
 }
 
 SHAPES = ((), (5,), (4, 3), (2, 0), (2, 3, 4, 5))
@@ -177,12 +179,25 @@ ADAM_VARIANTS = {
     "tensor_betas": {"betas": (torch.tensor(0.8), torch.tensor(0.95)), "lr": torch.tensor(0.01)},
 }
 
+
+def cautious_variants(decoupled: bool = True, **kwargs: Any) -> dict[str, dict[str, Any]]:
+    """Variants with masks; those with "cautious" in their names depend on sums. ``kwargs`` include a weight decay."""
+    found = {
+        "cautious": {**kwargs, "cautious": True},
+        "cautious_maximize": {**kwargs, "cautious": True, "maximize": True, "weight_decay": 0.0},
+    }
+    if decoupled:
+        found["agreeing_decay"] = {**kwargs, "cautious_weight_decay": True}
+        found["cautious_agreeing_decay"] = {**kwargs, "cautious": True, "cautious_weight_decay": True}
+    return found
+
+
 ROWS = [
     Row(
         ours=onepass.SGD,
         theirs=torch.optim.SGD,
         flavours=FUSED_TOO,
-        formula=reference.sgd,
+        formula=reference.cautious(reference.sgd, decoupled=False),
         states=("momentum_buffer",),
         scalars=(),
         sparse="both",
@@ -202,12 +217,13 @@ ROWS = [
             "tensor_lr_1d": {"lr": torch.tensor([0.01], dtype=torch.float64)},
             "tensor_weight_decay": {"lr": 0.01, "weight_decay": torch.tensor(0.1)},
         },
+        own_variants=cautious_variants(decoupled=False, lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.1),
     ),
     Row(
         ours=onepass.Adam,
         theirs=torch.optim.Adam,
         flavours=FUSED_TOO,
-        formula=reference.adam,
+        formula=reference.cautious(reference.adam),
         states=("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
         full={"lr": 0.01, "amsgrad": True, "weight_decay": 0.1},
         variants={
@@ -221,16 +237,18 @@ ROWS = [
                 "maximize": True,
             },
         },
+        own_variants=cautious_variants(lr=0.01, weight_decay=0.1, decoupled_weight_decay=True),
     ),
     Row(
         ours=onepass.AdamW,
         theirs=torch.optim.AdamW,
         flavours=FUSED_TOO,
         sparse="ours",
-        formula=reference.adam,
+        formula=reference.cautious(reference.adam),
         states=("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
         full={"lr": 0.01, "amsgrad": True, "weight_decay": 0.1},
         variants=ADAM_VARIANTS,
+        own_variants=cautious_variants(lr=0.01, weight_decay=0.1, amsgrad=True),
     ),
     Row(
         ours=onepass.Adagrad,
@@ -262,7 +280,7 @@ ROWS = [
     Row(
         ours=onepass.RMSprop,
         theirs=torch.optim.RMSprop,
-        formula=reference.rmsprop,
+        formula=reference.cautious(reference.rmsprop, decoupled=False),
         states=("square_avg", "momentum_buffer", "grad_avg"),
         full={"lr": 0.002, "momentum": 0.9, "centered": True, "weight_decay": 0.1},
         variants={
@@ -280,6 +298,7 @@ ROWS = [
             "tensor_lr": {"lr": torch.tensor(0.01), "momentum": 0.5},
             "tensor_lr_1d": {"lr": torch.tensor([0.01], dtype=torch.float64), "centered": True},
         },
+        own_variants=cautious_variants(decoupled=False, lr=0.002, momentum=0.9, weight_decay=0.1),
     ),
     Row(
         ours=onepass.Adadelta,
@@ -303,7 +322,7 @@ ROWS = [
     Row(
         ours=onepass.Adamax,
         theirs=torch.optim.Adamax,
-        formula=reference.adamax,
+        formula=reference.cautious(reference.adamax, decoupled=False),
         states=("exp_avg", "exp_inf"),
         full={"lr": 0.01, "weight_decay": 0.1},
         variants={
@@ -317,11 +336,12 @@ ROWS = [
             "tensor_lr": {"lr": torch.tensor(0.01)},
             "tensor_lr_1d": {"lr": torch.tensor([0.01], dtype=torch.float64), "weight_decay": 0.1},
         },
+        own_variants=cautious_variants(decoupled=False, lr=0.01, weight_decay=0.1),
     ),
     Row(
         ours=onepass.NAdam,
         theirs=torch.optim.NAdam,
-        formula=reference.nadam,
+        formula=reference.cautious(reference.nadam),
         states=("exp_avg", "exp_avg_sq"),
         scalars=("step", "mu_product"),
         first=lambda **_: {"mu_product": 1.0},
@@ -341,11 +361,12 @@ ROWS = [
             "tensor_lr": {"lr": torch.tensor(0.01)},
             "tensor_lr_1d": {"lr": torch.tensor([0.01], dtype=torch.float64), "weight_decay": 0.1},
         },
+        own_variants=cautious_variants(lr=0.01, weight_decay=0.1, decoupled_weight_decay=True),
     ),
     Row(
         ours=onepass.RAdam,
         theirs=torch.optim.RAdam,
-        formula=reference.radam,
+        formula=reference.cautious(reference.radam),
         states=("exp_avg", "exp_avg_sq"),
         full={"lr": 0.01, "weight_decay": 0.1},
         variants={
@@ -362,6 +383,7 @@ ROWS = [
             "tensor_lr": {"lr": torch.tensor(0.01)},
             "tensor_lr_1d": {"lr": torch.tensor([0.01], dtype=torch.float64), "weight_decay": 0.1},
         },
+        own_variants=cautious_variants(lr=0.01, weight_decay=0.1, decoupled_weight_decay=True),
     ),
     Row(
         ours=onepass.ASGD,
@@ -408,7 +430,7 @@ ROWS = [
         theirs=PlainLion,
         sparse="ours",
         flavours=({},),
-        formula=reference.lion,
+        formula=reference.cautious(reference.lion),
         doubt=reference.lion_doubt,
         states=("exp_avg",),
         scalars=(),
@@ -422,12 +444,13 @@ ROWS = [
             "maximize": {"maximize": True, "weight_decay": 0.1},
             "tensor_lr": {"lr": torch.tensor(0.01), "weight_decay": 0.1},
         },
+        own_variants=cautious_variants(lr=0.01, weight_decay=0.1),
     ),
     Row(
         ours=onepass.AdaBelief,
         theirs=PlainAdaBelief,
         flavours=({},),
-        formula=reference.adabelief,
+        formula=reference.cautious(reference.adabelief),
         states=("exp_avg", "exp_avg_var"),
         full={"lr": 0.01, "weight_decay": 0.1, "eps": 1e-8},
         variants={
@@ -442,12 +465,13 @@ ROWS = [
             "betas": {"betas": (0.5, 0.75)},
             "zero_betas": {"betas": (0.0, 0.0)},
         },
+        own_variants=cautious_variants(lr=0.01, weight_decay=0.1, eps=1e-08),
     ),
     Row(
         ours=onepass.LaProp,
         theirs=PlainLaProp,
         flavours=({},),
-        formula=reference.laprop,
+        formula=reference.cautious(reference.laprop),
         states=("exp_avg", "exp_avg_sq"),
         full={"lr": 0.01, "weight_decay": 0.1},
         variants={
@@ -462,12 +486,13 @@ ROWS = [
             "betas": {"betas": (0.5, 0.75)},
             "zero_betas": {"betas": (0.0, 0.0)},
         },
+        own_variants=cautious_variants(lr=0.01, weight_decay=0.1),
     ),
     Row(
         ours=onepass.ADOPT,
         theirs=PlainADOPT,
         flavours=({},),
-        formula=reference.adopt,
+        formula=reference.cautious(reference.adopt),
         states=("exp_avg", "exp_avg_sq"),
         full={"lr": 0.01, "weight_decay": 0.1},
         variants={
@@ -485,12 +510,13 @@ ROWS = [
             "clip": {"clip_exponent": 0.0},
             "decoupled": {"weight_decay": 0.3, "decoupled_weight_decay": True, "lr": 0.01},
         },
+        own_variants=cautious_variants(lr=0.01, weight_decay=0.1, decoupled_weight_decay=True),
     ),
     Row(
         ours=onepass.AdEMAMix,
         theirs=PlainAdEMAMix,
         flavours=({},),
-        formula=reference.ademamix,
+        formula=reference.cautious(reference.ademamix),
         states=("exp_avg", "exp_avg_slow", "exp_avg_sq"),
         full={"lr": 0.01, "weight_decay": 0.1, "alpha": 2.0},
         variants={
@@ -508,12 +534,13 @@ ROWS = [
             "warmups": {"alpha_warmup": 7, "beta3_warmup": 9},
             "long_warmups": {"alpha_warmup": 1000, "beta3_warmup": 1000, "betas": (0.9, 0.99, 0.9999)},
         },
+        own_variants=cautious_variants(lr=0.01, weight_decay=0.1, alpha=2.0),
     ),
     Row(
         ours=onepass.Adan,
         theirs=PlainAdan,
         flavours=({},),
-        formula=reference.adan,
+        formula=reference.cautious(reference.adan),
         states=("exp_avg", "exp_avg_diff", "exp_avg_sq", "neg_pre_grad"),
         full={"lr": 0.01, "weight_decay": 0.1},
         variants={
@@ -529,6 +556,7 @@ ROWS = [
             "zero_betas": {"betas": (0.0, 0.0, 0.0)},
             "no_prox": {"no_prox": True, "weight_decay": 0.3, "lr": 0.01},
         },
+        own_variants=cautious_variants(lr=0.01, weight_decay=0.1),
     ),
     Row(
         ours=onepass.LAMB,
@@ -745,7 +773,7 @@ ROWS = [
         ours=onepass.Signum,
         theirs=PlainSignum,
         flavours=({},),
-        formula=reference.signum,
+        formula=reference.cautious(reference.signum),
         sparse="ours",
         doubt=reference.signum_doubt,
         states=("momentum_buffer",),
@@ -760,6 +788,7 @@ ROWS = [
             "maximize": {"maximize": True, "weight_decay": 0.1},
             "tensor_lr": {"lr": torch.tensor(0.01), "weight_decay": 0.1},
         },
+        own_variants=cautious_variants(lr=0.01, weight_decay=0.1),
     ),
     Row(
         ours=onepass.SparseAdam,

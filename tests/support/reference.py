@@ -410,6 +410,35 @@ def muon(p, g, s, t, *, lr, weight_decay, momentum, nesterov, adjust_lr_fn, **_)
     return p - lr * decay(weight_decay, p) - lr * rate * update, {"momentum_buffer": b}
 
 
+def cautious(formula, decoupled=True):
+    """A formula with two masks: of its update (Liang et al. 2024, algorithm 1) and of its decay (Chen et al. 2025).
+
+    A step of zero in place of the parameter, without weight decay, leaves the negated update u. ``decoupled`` is for
+    formulas without such an argument.
+    """
+
+    def masked(p, g, s, t, *, cautious=False, cautious_weight_decay=False, **h):
+        if not cautious and not cautious_weight_decay:
+            return formula(p, g, s, t, **h)
+        decouples = h.get("decoupled_weight_decay", decoupled)
+        if not decouples:
+            g = g + decay(h["weight_decay"], p)
+        left, new = formula(np.zeros_like(p), g, s, t, **{**h, "weight_decay": 0.0})
+        u = change = -left
+        if cautious:
+            agree = np.sign(u) * np.sign(g) > 0
+            change = u * agree * (np.size(u) / max(np.sum(agree), 1e-3 * np.size(u))) if np.size(u) else u
+        if "clip_exponent" in h and t == 1:
+            return p, new  # ADOPT's first step only sets the average
+        share = h["lr"] * h["weight_decay"] if decouples else 0.0
+        keeps = cautious_weight_decay & (np.sign(u) * np.sign(p) < 0)
+        if not h.get("no_prox", True):
+            return p - change - np.where(keeps, 0.0, decay(share / (1 + share), p - change)), new
+        return p - (change + np.where(keeps, 0.0, decay(share, p))), new
+
+    return masked
+
+
 # -- numbers ---------------------------------------------------------------------------------------------------------
 
 # Half an ulp of 1: how far, in relation to itself, a number may move when it is rounded.

@@ -1,18 +1,20 @@
-"""Runs a script as torchrun would, and frees its process group before Python ends.
+"""Runs a script as torchrun would, and ends the process without freeing its process group.
 
 DDP and others hold the default process group in reference cycles, so it outlives destroy_process_group, with the
-threads of gloo. Python is aborted ("terminate called without an active exception") if it ends before one of these has
-freed the tensors of the last collective. torch.distributed.nn.functional has the group in its functions' default
-arguments, unless it is imported before there is a group.
+threads of gloo, which free the tensors of the last collective some time later. Python is aborted ("terminate called
+without an active exception") if it ends before that. If the group is freed before that, the two wait for each other:
+the thread for the GIL, and its owner for the thread.
 """
 
-import gc
+import faulthandler
+import os
 import runpy
 import sys
 
-import torch.distributed.nn.functional  # noqa: F401
-
 if __name__ == "__main__":
+    faulthandler.dump_traceback_later(150, exit=True)  # one that hangs tells where
     del sys.argv[0]
     runpy.run_path(sys.argv[0], run_name="__main__")
-    gc.collect()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

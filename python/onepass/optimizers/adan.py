@@ -63,8 +63,9 @@ class Adan(Native, signatures.Adan):
         state_dtype: dtype of the states: torch.float32, float64, bfloat16 or float16; None: the parameter's.
 
     Further arguments, documented at ``__init__``: ``master`` (see :doc:`/master_weights`), ``stochastic_rounding`` and
-    ``rounding_seed`` (see :doc:`/stochastic_rounding`), and those of :doc:`/step_tail`: ``max_norm``, ``norm_type``,
-    ``clip_value``, ``skip_nonfinite``, ``average``, ``copy_to``, ``zero_grad``.
+    ``rounding_seed`` (see :doc:`/stochastic_rounding`), ``cautious`` and ``cautious_weight_decay`` (see
+    :doc:`/cautious`), and those of :doc:`/step_tail`: ``max_norm``, ``norm_type``, ``clip_value``, ``skip_nonfinite``,
+    ``average``, ``copy_to``, ``zero_grad``.
 
     Raises:
         ValueError: A hyperparameter is out of range.
@@ -81,3 +82,7 @@ class Adan(Native, signatures.Adan):
 
     rule = "adan"
     torch_step = _torch_step
+
+    def _decay(self, group: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[float | Tensor, bool]:
+        share, _ = super()._decay(group, state)
+        return (share, False) if group["no_prox"] else (share / (1 + share), True)

@@ -68,8 +68,9 @@ class ADOPT(Native, signatures.ADOPT):
             float8_e4m3fn; None: the parameter's.
 
     Further arguments, documented at ``__init__``: ``master`` (see :doc:`/master_weights`), ``stochastic_rounding`` and
-    ``rounding_seed`` (see :doc:`/stochastic_rounding`), and those of :doc:`/step_tail`: ``max_norm``, ``norm_type``,
-    ``clip_value``, ``skip_nonfinite``, ``average``, ``copy_to``, ``zero_grad``.
+    ``rounding_seed`` (see :doc:`/stochastic_rounding`), ``cautious`` and ``cautious_weight_decay`` (see
+    :doc:`/cautious`), and those of :doc:`/step_tail`: ``max_norm``, ``norm_type``, ``clip_value``, ``skip_nonfinite``,
+    ``average``, ``copy_to``, ``zero_grad``.
 
     Raises:
         ValueError: A hyperparameter is out of range.
@@ -86,3 +87,7 @@ class ADOPT(Native, signatures.ADOPT):
 
     rule = "adopt"
     torch_step = _torch_step
+
+    def _decay(self, group: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[float | Tensor, bool]:
+        share, _ = super()._decay(group, state)
+        return share * (state["step"] > 1), False  # the first step only sets the average

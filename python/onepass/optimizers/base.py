@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from .. import _core
 from ..training.averaged_model import AveragedModel
 from ..training.clipping_policies import ClippingPolicy
-from . import block_states, stochastic
+from . import block_states, cautious, stochastic
 from .arguments import HyperTypes, check_hyperparameters, described, hyper_types, module_refused, noted
 from .constructors import constructor
 from .hooks import Step, evaluate, hooked
@@ -69,7 +69,7 @@ POLICY_STATE = "clipping_policy"  # the key of its state in the first group of a
 SLOW_PARAM = "slow_param"  # the state that holds Lookahead's slow weights
 
 # Keys of groups that torch's classes do not have, each only if its argument was given.
-OWN_KEYS = ("state_dtype", "master", "stochastic_rounding", "rounding_seed")
+OWN_KEYS = ("state_dtype", "master", "stochastic_rounding", "rounding_seed", *cautious.NAMES)
 
 STATE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -132,6 +132,12 @@ def _counts_steps(rule: str) -> bool:
 def _scalar_names(rule: str) -> list[str]:
     rules = _core.rules()
     return rules[rule][2] if rule in rules else []  # Adafactor, with a driver of its own, has none
+
+
+@functools.cache
+def _cautious_options(rule: str) -> frozenset[str]:
+    rules = _core.rules()
+    return frozenset(name.rstrip("?") for name in rules[rule][0]) & {*cautious.NAMES} if rule in rules else frozenset()
 
 
 @functools.cache
@@ -219,15 +225,22 @@ class Native(Optimizer):
                     may have a value of its own.
                 rounding_seed: Seed of the random bits of stochastic rounding, of 16 bits and of 8-bit states
                     (:doc:`/8bit_states`): an int >= 0 and below 2**64. None: 0.
+                cautious: Whether elements whose update has not the sign of their gradient keep their value, and the
+                    updates of the others are scaled accordingly (:doc:`/cautious`). A parameter group may have a value
+                    of its own.
+                cautious_weight_decay: Whether a decoupled weight decay leaves out the elements that the update moves
+                    away from zero (:doc:`/cautious`). A parameter group may have a value of its own.
 
             Raises:
                 TypeError: ``max_norm`` or ``clip_value`` is not a number, ``average`` not an ``AveragedModel``, an
-                    element of ``copy_to`` not a tensor, or ``stochastic_rounding`` not a bool.
+                    element of ``copy_to`` not a tensor, or ``stochastic_rounding``, ``cautious`` or
+                    ``cautious_weight_decay`` not a bool.
                 ValueError: ``master`` is another value, or is ``"split"`` for a float16 parameter; ``master`` or
                     ``stochastic_rounding`` is given to Adafactor, Muon or NorMuon, which have neither; ``max_norm`` or
                     ``clip_value`` is < 0; ``norm_type`` is neither 2 nor infinite; ``average`` has no averages of these
                     parameters, or computes them by a function; ``copy_to`` does not match the parameters;
-                    ``rounding_seed`` is not an int in [0, 2**64).
+                    ``rounding_seed`` is not an int in [0, 2**64); ``cautious`` or ``cautious_weight_decay`` is given
+                    to an optimizer that does not have it.
             """
             construct = super().__init__
             params = args[0] if args else kwargs.get("params")
@@ -254,6 +267,8 @@ class Native(Optimizer):
         zero_grad: bool = False,
         stochastic_rounding: bool = False,
         rounding_seed: int | None = None,
+        cautious: bool = False,
+        cautious_weight_decay: bool = False,
     ) -> None:
         """Store the arguments that torch's class does not have. Called after torch's constructor.
 
@@ -263,9 +278,15 @@ class Native(Optimizer):
         and checkpoints of torch's classes must load.
         """
         self._check_state_dtype(state_dtype)
-        _check_rounding(type(self).__name__, {"stochastic_rounding": stochastic_rounding})
-        values = (state_dtype, master, stochastic_rounding or None, rounding_seed)
-        for name, value in zip(OWN_KEYS, values, strict=True):
+        flags = {
+            "stochastic_rounding": stochastic_rounding,
+            "cautious": cautious,
+            "cautious_weight_decay": cautious_weight_decay,
+        }
+        self._check_flags(type(self).__name__, flags)
+        values = {"state_dtype": state_dtype, "master": master, "rounding_seed": rounding_seed, **flags}
+        for name in OWN_KEYS:
+            value = values[name] or None if name in flags else values[name]
             if value is not None:
                 self.defaults[name] = value
                 for group in self.param_groups:
@@ -289,14 +310,18 @@ class Native(Optimizer):
                 self._step_supports_amp_scaling = True
 
     def _check_group(self, group: Mapping[str, Any], number: int) -> None:
-        """Check ``master``, ``stochastic_rounding`` and ``rounding_seed`` of a group."""
+        """Check the arguments of a group that torch's classes do not have."""
         name = type(self).__name__
         if not self.is_elementwise and group.get("master") is not None:
             raise ValueError(f"{name}: master must be None, because {name} has no master weights")
         if not self.is_elementwise and group.get("stochastic_rounding"):
             raise ValueError(f"{name}: stochastic_rounding must be False, because {name} does not have it")
         check_master(f"{name}: group {number}", group)
-        _check_rounding(f"{name}: group {number}", group)
+        self._check_flags(f"{name}: group {number}", group)
+
+    def _check_flags(self, where: str, group: Mapping[str, Any]) -> None:
+        _check_rounding(where, group)
+        cautious.check(type(self).__name__, self._cautious_options(), where, group)
 
     def _check_state_dtype(self, state_dtype: object) -> None:
         if state_dtype is None or state_dtype in STATE_DTYPES:
@@ -489,7 +514,7 @@ class Native(Optimizer):
         for number, index, _ in fallback:
             params_of.setdefault(number, []).append(self.param_groups[number]["params"][index])
             group = self.param_groups[number]
-            for name in ("master", "stochastic_rounding"):
+            for name in ("master", "stochastic_rounding", *cautious.NAMES):
                 if group.get(name) and group.get("differentiable"):
                     raise ValueError(
                         f"{type(self).__name__}: group {number}: {name} cannot be given with differentiable=True"
@@ -518,7 +543,7 @@ class Native(Optimizer):
                 stack.enter_context(scaled_gradients(all_params, grad_factor, clip_value))
             if any(group["params"] for group in as_they_are):
                 part.param_groups = as_they_are
-                type(self).torch_step(part)
+                cautious.step(part)
             numbers = self._param_numbers() if to_convert else {}
             for group, p, dtype in to_convert:
                 self._step_converted(part, group, p, dtype, numbers[p])
@@ -536,13 +561,13 @@ class Native(Optimizer):
         dtypes = [torch.float32 if dtype == block_states.CODES else dtype for dtype in dtypes]
         if master_name(group, p) or self._rounds(group, p) or any(self._rounds(group, state) for state in held):
             dtypes.append(torch.float32)
+        if cautious.masks(group):
+            dtypes.append(torch.float32)
         if all(dtype == p.dtype for dtype in dtypes) and not in_blocks:
             return None
         return functools.reduce(torch.promote_types, dtypes, p.dtype)
 
-    def _step_converted(
-        self, part: Optimizer, group: dict[str, Any], p: Tensor, dtype: torch.dtype, number: int
-    ) -> None:
+    def _step_converted(self, part: Native, group: dict[str, Any], p: Tensor, dtype: torch.dtype, number: int) -> None:
         """Step a parameter by torch's implementation, with parameter, gradient and states converted to ``dtype``.
 
         ``number`` is the parameter's place among all.
@@ -557,7 +582,7 @@ class Native(Optimizer):
             converted = {name: self._as(dtype, state, name) for name in names if isinstance(state.get(name), Tensor)}
             part.param_groups = [{**self._group_to_convert(group, p), "params": [copy]}]
             part.state = defaultdict(dict, {copy: {**state, **converted}})
-            type(self).torch_step(part)
+            cautious.step(part)
             stepped = part.state[copy]
             values = {name: stepped[name] for name in names if isinstance(stepped.get(name), Tensor)}
             self.state[p].update((name, value) for name, value in stepped.items() if name not in values)
@@ -664,6 +689,21 @@ class Native(Optimizer):
     def _group_to_convert(self, group: dict[str, Any], p: Tensor) -> dict[str, Any]:
         """Return the group, with defaults that depend on the parameter's dtype made explicit."""
         return group
+
+    @classmethod
+    def _cautious_options(cls) -> frozenset[str]:
+        """Return which of ``cautious`` and ``cautious_weight_decay`` the optimizer has."""
+        return _cautious_options(cls.rule)
+
+    def _decouples_weight_decay(self, group: Mapping[str, Any]) -> bool:
+        """Return whether the weight decay of an optimizer that has ``cautious`` is decoupled."""
+        always = "cautious_weight_decay" in self._cautious_options()
+        return bool(group.get("decoupled_weight_decay", always))
+
+    def _decay(self, group: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[float | Tensor, bool]:
+        """Return what a decoupled weight decay takes of a parameter, and whether of the updated parameter."""
+        lr = group["lr"]
+        return (lr.squeeze() if isinstance(lr, Tensor) else lr) * group["weight_decay"], False
 
     @classmethod
     def _state_names(cls) -> list[str]:

@@ -132,7 +132,7 @@ def _rule_of(state: frozenset[str], group: frozenset[str]) -> tuple[list[str], b
     found = []
     for hyper, names, scalars, _, codings in _core.rules().values():
         if held <= {*names, *scalars}:
-            keys = {name.partition("[")[0].rstrip("?!") for name in hyper}
+            keys = {name.partition("[")[0].rstrip("?!") for name in hyper} - {*OWN_KEYS}
             found.append((-len(keys) if keys <= group else 0, not codings, len(names), names))
     if not found:
         return sorted(held), held <= block_states.codings().keys()

@@ -40,6 +40,10 @@ class Orthogonalizing(Native):
     def _hyper_types(cls) -> HyperTypes:
         return {**super()._hyper_types(), "eps": False}
 
+    @classmethod
+    def _cautious_options(cls) -> frozenset[str]:
+        return frozenset({"cautious_weight_decay"})
+
     def _new_state(self, group: dict[str, Any], p: Tensor, grad: Tensor, name: str) -> Tensor:
         return torch.zeros_like(grad, dtype=group.get("state_dtype"), memory_format=torch.preserve_format)
 
@@ -107,8 +111,9 @@ class Orthogonalizing(Native):
         descent: dict[tuple[float, ...], list[tuple[Tensor, ...]]] = {}
         for (group, p, _), update in zip(items, updates, strict=True):
             direction, rate = self._descent(group, p, orthogonalized(group, update))
-            shared = (number(group["lr"]) * group["weight_decay"], rate)
-            descent.setdefault(shared, []).append((p, direction))
+            cautious = float(bool(group.get("cautious_weight_decay")))
+            decay = number(group["lr"]) * group["weight_decay"]
+            descent.setdefault((decay, rate, cautious), []).append((p, direction))
         for hyper, rows in descent.items():
             _core.apply("muon", list(hyper), 1.0, rows, 1.0, threads)
 
@@ -159,8 +164,9 @@ class Muon(Orthogonalizing, signatures.Muon):
         state_dtype: dtype of ``momentum_buffer``: torch.float32, float64, bfloat16 or float16; None: the gradient's, as
             in torch.
 
-    Further arguments, documented at ``__init__`` and in :doc:`/step_tail`: ``max_norm``, ``norm_type``, ``clip_value``,
-    ``skip_nonfinite``, ``average``, ``copy_to``, ``zero_grad``.
+    Further arguments, documented at ``__init__``: ``cautious_weight_decay`` (see :doc:`/cautious`), and those of
+    :doc:`/step_tail`: ``max_norm``, ``norm_type``, ``clip_value``, ``skip_nonfinite``, ``average``, ``copy_to``,
+    ``zero_grad``.
 
     Raises:
         ValueError: A hyperparameter is out of range, or a parameter is not a matrix.

@@ -100,8 +100,9 @@ class NorMuon(Orthogonalizing, signatures.NorMuon):
         state_dtype: dtype of ``momentum_buffer`` and of ``second_momentum_buffer``, which has one number for each row:
             torch.float32, float64, bfloat16 or float16; None: the gradient's.
 
-    Further arguments, documented at ``__init__`` and in :doc:`/step_tail`: ``max_norm``, ``norm_type``, ``clip_value``,
-    ``skip_nonfinite``, ``average``, ``copy_to``, ``zero_grad``.
+    Further arguments, documented at ``__init__``: ``cautious_weight_decay`` (see :doc:`/cautious`), and those of
+    :doc:`/step_tail`: ``max_norm``, ``norm_type``, ``clip_value``, ``skip_nonfinite``, ``average``, ``copy_to``,
+    ``zero_grad``.
 
     Raises:
         ValueError: A hyperparameter is out of range, or a parameter is not a matrix.

@@ -171,7 +171,7 @@ class SAM(Wrapper):
                 rows.append((p, grad))
             else:
                 p.add_(grad, alpha=scale)
-        _core.apply("muon", [0.0, -scale], 1.0, rows, 1.0, torch.get_num_threads())  # p = p - -scale * grad
+        _core.apply("muon", [0.0, -scale, 0.0], 1.0, rows, 1.0, torch.get_num_threads())  # p = p - -scale * grad
         self._moved = [(p, _version(p)) for p, _ in pairs]
 
     @torch.no_grad()

@@ -33,6 +33,8 @@ class ADOPT(torch.optim.Optimizer):
         zero_grad: bool = ...,
         stochastic_rounding: bool = ...,
         rounding_seed: int | None = ...,
+        cautious: bool = ...,
+        cautious_weight_decay: bool = ...,
     ) -> None: ...
 
 class ASGD(torch.optim.ASGD):
@@ -60,6 +62,8 @@ class ASGD(torch.optim.ASGD):
         zero_grad: bool = ...,
         stochastic_rounding: bool = ...,
         rounding_seed: int | None = ...,
+        cautious: bool = ...,
+        cautious_weight_decay: bool = ...,
     ) -> None: ...
 
 class AdEMAMix(torch.optim.Optimizer):
@@ -87,6 +91,8 @@ class AdEMAMix(torch.optim.Optimizer):
         zero_grad: bool = ...,
         stochastic_rounding: bool = ...,
         rounding_seed: int | None = ...,
+        cautious: bool = ...,
+        cautious_weight_decay: bool = ...,
     ) -> None: ...
 
 class AdaBelief(torch.optim.Optimizer):
@@ -111,6 +117,8 @@ class AdaBelief(torch.optim.Optimizer):
         zero_grad: bool = ...,
         stochastic_rounding: bool = ...,
         rounding_seed: int | None = ...,
+        cautious: bool = ...,
+        cautious_weight_decay: bool = ...,
     ) -> None: ...
 
 class Adadelta(torch.optim.Adadelta):
@@ -137,6 +145,8 @@ class Adadelta(torch.optim.Adadelta):
         zero_grad: bool = ...,
         stochastic_rounding: bool = ...,
         rounding_seed: int | None = ...,
+        cautious: bool = ...,
+        cautious_weight_decay: bool = ...,
     ) -> None: ...
 
 class Adafactor(torch.optim.Adafactor):
@@ -162,6 +172,8 @@ class Adafactor(torch.optim.Adafactor):
         zero_grad: bool = ...,
         stochastic_rounding: bool = ...,
         rounding_seed: int | None = ...,
+        cautious: bool = ...,
+        cautious_weight_decay: bool = ...,
     ) -> None: ...
 
 class Adagrad(torch.optim.Adagrad):
@@ -190,6 +202,8 @@ class Adagrad(torch.optim.Adagrad):
         zero_grad: bool = ...,
         stochastic_rounding: bool = ...,
         rounding_seed: int | None = ...,
+        cautious: bool = ...,
+        cautious_weight_decay: bool = ...,
     ) -> None: ...
 
 class Adam(torch.optim.Adam):
@@ -219,6 +233,8 @@ class Adam(torch.optim.Adam):
         zero_grad: bool = ...,
         stochastic_rounding: bool = ...,
         rounding_seed: int | None = ...,
+        cautious: bool = ...,
+        cautious_weight_decay: bool = ...,
     ) -> None: ...
 
 class AdamW(torch.optim.AdamW):
@@ -247,6 +263,8 @@ class AdamW(torch.optim.AdamW):
         zero_grad: bool = ...,
         stochastic_rounding: bool = ...,
         rounding_seed: int | None = ...,
+        cautious: bool = ...,
+        cautious_weight_decay: bool = ...,
     ) -> None: ...
 
 class Adamax(torch.optim.Adamax):
@@ -273,6 +291,8 @@ class Adamax(torch.optim.Adamax):
         zero_grad: bool = ...,
         stochastic_rounding: bool = ...,
         rounding_seed: int | None = ...,
+        cautious: bool = ...,
+        cautious_weight_decay: bool = ...,
     ) -> None: ...
 
 class Adan(torch.optim.Optimizer):
@@ -298,6 +318,8 @@ class Adan(torch.optim.Optimizer):
         zero_grad: bool = ...,
         stochastic_rounding: bool = ...,
         rounding_seed: int | None = ...,
+        cautious: bool = ...,
+        cautious_weight_decay: bool = ...,
     ) -> None: ...
 
 class LAMB(torch.optim.Optimizer):
@@ -323,6 +345,8 @@ class LAMB(torch.optim.Optimizer):
         zero_grad: bool = ...,
         stochastic_rounding: bool = ...,
         rounding_seed: int | None = ...,
+        cautious: bool = ...,
+        cautious_weight_decay: bool = ...,
     ) -> None: ...
 
 class LARS(torch.optim.Optimizer):
@@ -349,6 +373,8 @@ class LARS(torch.optim.Optimizer):
         zero_grad: bool = ...,
         stochastic_rounding: bool = ...,
         rounding_seed: int | None = ...,
+        cautious: bool = ...,
+        cautious_weight_decay: bool = ...,
     ) -> None: ...
 
 class LaProp(torch.optim.Optimizer):
@@ -373,6 +399,8 @@ class LaProp(torch.optim.Optimizer):
         zero_grad: bool = ...,
         stochastic_rounding: bool = ...,
         rounding_seed: int | None = ...,
+        cautious: bool = ...,
+        cautious_weight_decay: bool = ...,
     ) -> None: ...
 
 class Lion(torch.optim.Optimizer):
@@ -395,6 +423,8 @@ class Lion(torch.optim.Optimizer):
         zero_grad: bool = ...,
         stochastic_rounding: bool = ...,
         rounding_seed: int | None = ...,
+        cautious: bool = ...,
+        cautious_weight_decay: bool = ...,
     ) -> None: ...
 
 class MARS(torch.optim.Optimizer):
@@ -420,6 +450,8 @@ class MARS(torch.optim.Optimizer):
         zero_grad: bool = ...,
         stochastic_rounding: bool = ...,
         rounding_seed: int | None = ...,
+        cautious: bool = ...,
+        cautious_weight_decay: bool = ...,
     ) -> None: ...
 
 class Muon(torch.optim.Muon):
@@ -446,6 +478,8 @@ class Muon(torch.optim.Muon):
         zero_grad: bool = ...,
         stochastic_rounding: bool = ...,
         rounding_seed: int | None = ...,
+        cautious: bool = ...,
+        cautious_weight_decay: bool = ...,
     ) -> None: ...
 
 class NAdam(torch.optim.NAdam):
@@ -474,6 +508,8 @@ class NAdam(torch.optim.NAdam):
         zero_grad: bool = ...,
         stochastic_rounding: bool = ...,
         rounding_seed: int | None = ...,
+        cautious: bool = ...,
+        cautious_weight_decay: bool = ...,
     ) -> None: ...
 
 class NorMuon(torch.optim.Optimizer):
@@ -501,6 +537,8 @@ class NorMuon(torch.optim.Optimizer):
         zero_grad: bool = ...,
         stochastic_rounding: bool = ...,
         rounding_seed: int | None = ...,
+        cautious: bool = ...,
+        cautious_weight_decay: bool = ...,
     ) -> None: ...
 
 class NovoGrad(torch.optim.Optimizer):
@@ -525,6 +563,8 @@ class NovoGrad(torch.optim.Optimizer):
         zero_grad: bool = ...,
         stochastic_rounding: bool = ...,
         rounding_seed: int | None = ...,
+        cautious: bool = ...,
+        cautious_weight_decay: bool = ...,
     ) -> None: ...
 
 class Prodigy(torch.optim.Optimizer):
@@ -556,6 +596,8 @@ class Prodigy(torch.optim.Optimizer):
         zero_grad: bool = ...,
         stochastic_rounding: bool = ...,
         rounding_seed: int | None = ...,
+        cautious: bool = ...,
+        cautious_weight_decay: bool = ...,
     ) -> None: ...
 
 class RAdam(torch.optim.RAdam):
@@ -583,6 +625,8 @@ class RAdam(torch.optim.RAdam):
         zero_grad: bool = ...,
         stochastic_rounding: bool = ...,
         rounding_seed: int | None = ...,
+        cautious: bool = ...,
+        cautious_weight_decay: bool = ...,
     ) -> None: ...
 
 class RMSprop(torch.optim.RMSprop):
@@ -611,6 +655,8 @@ class RMSprop(torch.optim.RMSprop):
         zero_grad: bool = ...,
         stochastic_rounding: bool = ...,
         rounding_seed: int | None = ...,
+        cautious: bool = ...,
+        cautious_weight_decay: bool = ...,
     ) -> None: ...
 
 class Rprop(torch.optim.Rprop):
@@ -636,6 +682,8 @@ class Rprop(torch.optim.Rprop):
         zero_grad: bool = ...,
         stochastic_rounding: bool = ...,
         rounding_seed: int | None = ...,
+        cautious: bool = ...,
+        cautious_weight_decay: bool = ...,
     ) -> None: ...
 
 class SGD(torch.optim.SGD):
@@ -663,6 +711,8 @@ class SGD(torch.optim.SGD):
         zero_grad: bool = ...,
         stochastic_rounding: bool = ...,
         rounding_seed: int | None = ...,
+        cautious: bool = ...,
+        cautious_weight_decay: bool = ...,
     ) -> None: ...
 
 class ScheduleFreeAdamW(torch.optim.Optimizer):
@@ -690,6 +740,8 @@ class ScheduleFreeAdamW(torch.optim.Optimizer):
         zero_grad: bool = ...,
         stochastic_rounding: bool = ...,
         rounding_seed: int | None = ...,
+        cautious: bool = ...,
+        cautious_weight_decay: bool = ...,
     ) -> None: ...
 
 class ScheduleFreeRAdam(torch.optim.Optimizer):
@@ -717,6 +769,8 @@ class ScheduleFreeRAdam(torch.optim.Optimizer):
         zero_grad: bool = ...,
         stochastic_rounding: bool = ...,
         rounding_seed: int | None = ...,
+        cautious: bool = ...,
+        cautious_weight_decay: bool = ...,
     ) -> None: ...
 
 class ScheduleFreeSGD(torch.optim.Optimizer):
@@ -743,6 +797,8 @@ class ScheduleFreeSGD(torch.optim.Optimizer):
         zero_grad: bool = ...,
         stochastic_rounding: bool = ...,
         rounding_seed: int | None = ...,
+        cautious: bool = ...,
+        cautious_weight_decay: bool = ...,
     ) -> None: ...
 
 class Signum(torch.optim.Optimizer):
@@ -765,6 +821,8 @@ class Signum(torch.optim.Optimizer):
         zero_grad: bool = ...,
         stochastic_rounding: bool = ...,
         rounding_seed: int | None = ...,
+        cautious: bool = ...,
+        cautious_weight_decay: bool = ...,
     ) -> None: ...
 
 class SparseAdam(torch.optim.SparseAdam):
@@ -787,6 +845,8 @@ class SparseAdam(torch.optim.SparseAdam):
         zero_grad: bool = ...,
         stochastic_rounding: bool = ...,
         rounding_seed: int | None = ...,
+        cautious: bool = ...,
+        cautious_weight_decay: bool = ...,
     ) -> None: ...
 
 class StableAdamW(torch.optim.Optimizer):
@@ -810,4 +870,6 @@ class StableAdamW(torch.optim.Optimizer):
         zero_grad: bool = ...,
         stochastic_rounding: bool = ...,
         rounding_seed: int | None = ...,
+        cautious: bool = ...,
+        cautious_weight_decay: bool = ...,
     ) -> None: ...

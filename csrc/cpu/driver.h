@@ -172,7 +172,8 @@ bool all_plain_arrays(const Job& job) {
   return all_operands(job, [](std::size_t, const Operand& operand) { return is_plain_array<T>(operand); });
 }
 
-// Steps elements [begin, end) of a job that has this set of the rule's states.
+// Steps elements [begin, end) of a job that has this set of the rule's states. Masked updates go through tiles, unless
+// all operands are plain arrays.
 template <class Rule, class T, unsigned Set>
 void run_with(const Job& job, std::int64_t begin, std::int64_t end, const Tuning& tuning) {
   constexpr Apply in_arrays = &apply_to_arrays<Rule, T, Set>;
@@ -180,7 +181,7 @@ void run_with(const Job& job, std::int64_t begin, std::int64_t end, const Tuning
     const bool has_master = job.master != Master::none;
     if (!has_master && all_plain_arrays<T>(job)) return run_packed(in_arrays, job, begin, end, tuning);
 #ifdef ONEPASS_FLOAT_VECTOR
-    if constexpr (std::is_same_v<T, float>) {
+    if constexpr (std::is_same_v<T, float> && (Set & kMasked) == 0) {
       const bool rounds = job.rounding.stochastic;
       // Rows that are shorter than a block are faster in tiles, which have many rows.
       const bool has_whole_blocks = job.blocks.row_length >= kBlock && !rounds;
@@ -205,8 +206,14 @@ void run(const Job& job, std::int64_t begin, std::int64_t end, const Tuning& tun
   unsigned held = 0;
   for (std::size_t k = 0; k < Rule::state_names.size(); ++k)
     if (job.operands[kFirstState + k].data != nullptr) held |= 1U << k;
+  const bool masked = is_masked<Rule, T>(job);
   [&]<std::size_t... I>(std::index_sequence<I...> /*sets*/) {
-    ((held == Rule::state_sets[I] ? run_with<Rule, T, Rule::state_sets[I]>(job, begin, end, tuning) : void()), ...);
+    const auto run_set = [&]<unsigned Set>() {
+      if constexpr (requires(const ConstantsOf<Rule, T>& constants) { constants.caution; })
+        if (masked) return run_with<Rule, T, Set | kMasked>(job, begin, end, tuning);
+      run_with<Rule, T, Set>(job, begin, end, tuning);
+    };
+    ((held == Rule::state_sets[I] ? run_set.template operator()<Rule::state_sets[I]>() : void()), ...);
   }(std::make_index_sequence<Rule::state_sets.size()>{});
 }
 

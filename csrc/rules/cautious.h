@@ -17,8 +17,13 @@ namespace onepass::inline ONEPASS_TARGET {
 template <class T>
 class Caution {
  public:
+  // Without masks.
+  ONEPASS_INLINE Caution() : all_(true), decays_all_(true) {}
+
   ONEPASS_SETUP explicit Caution(double cautious, double cautious_weight_decay = -1.0)
       : all_(!(cautious > 0.0)), decays_all_(!(cautious_weight_decay > 0.0)) {}
+
+  ONEPASS_INLINE bool masks() const { return !all_.is_set() || !decays_all_.is_set(); }
 
   // Sets the factor of the elements that remain, k of n.
   ONEPASS_SETUP void rescale(double k, double n) { factor_ = T(n / (k > 1e-3 * n ? k : 1e-3 * n)); }

@@ -30,6 +30,8 @@ class Flag {
     return same;
   }
 
+  ONEPASS_INLINE bool is_set() const { return mask_ != 0; }
+
   ONEPASS_INLINE friend Flag operator&(Flag a, Flag b) {
     a.mask_ &= b.mask_;
     return a;

@@ -5,7 +5,7 @@ import math
 import onepass
 import pytest
 import torch
-from cases import ELEMENTWISE
+from cases import ELEMENTWISE, for_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import checked_step
@@ -94,6 +94,15 @@ numbers_of = {
     "alpha_warmup": st.none() | st.floats(0.0, 10.0),
     "beta3_warmup": st.none() | st.floats(0.0, 10.0),
 }
+
+
+# What chooses an implementation, and what Prodigy and Schedule-Free keep in a group or have tests of their own for.
+NOT_DRAWN = {"capturable", "differentiable", "foreach", "fused", "d", "d_max", "slice_p", "train_mode"}
+
+
+@for_rows(ELEMENTWISE)
+def test_every_hyperparameter_is_drawn(row):
+    assert set(row.ours([torch.zeros(1)]).defaults) - numbers_of.keys() <= NOT_DRAWN
 
 
 @st.composite

@@ -2,6 +2,7 @@
 //
 //   cautious (Liang et al. 2024, arXiv:2411.16085, algorithm 1): where u * g > 0, u is multiplied by n / max(k, n /
 //   1000), if that is so for k of the tensor's n elements. Elsewhere u is 0. g includes a weight decay that is coupled.
+//   The paper has n / (k + 1), its code this factor.
 //
 //   cautious_weight_decay (Chen et al. 2025, arXiv:2510.12402, algorithm 1): a decoupled weight decay is left out where
 //   u * p < 0.
@@ -18,22 +19,22 @@ template <class T>
 class Caution {
  public:
   // Without masks.
-  ONEPASS_INLINE Caution() : all_(true), decays_all_(true) {}
+  ONEPASS_INLINE Caution() : keeps_all_(true), decays_everywhere_(true) {}
 
   ONEPASS_SETUP explicit Caution(double cautious, double cautious_weight_decay = -1.0)
-      : all_(!(cautious > 0.0)), decays_all_(!(cautious_weight_decay > 0.0)) {}
+      : keeps_all_(!(cautious > 0.0)), decays_everywhere_(!(cautious_weight_decay > 0.0)) {}
 
-  ONEPASS_INLINE bool masks() const { return !all_.is_set() || !decays_all_.is_set(); }
+  ONEPASS_INLINE bool masks() const { return !keeps_all_.is_set() || !decays_everywhere_.is_set(); }
 
   // Sets the factor of the elements that remain, k of n.
   ONEPASS_SETUP void rescale(double k, double n) { factor_ = T(n / (k > 1e-3 * n ? k : 1e-3 * n)); }
 
   // Returns the change, scaled or zero. NaN stays NaN.
-  ONEPASS_INLINE T operator()(T change, T g) const { return only_if(agree(change, g) | all_, factor_) * change; }
+  ONEPASS_INLINE T operator()(T change, T g) const { return only_if(agree(change, g) | keeps_all_, factor_) * change; }
 
-  // Whether a parameter decays.
+  // Whether a parameter decays. Zero may do so in Adan, which decays the updated parameter.
   ONEPASS_INLINE Flag<T> decays(T p, T change) const {
-    return Flag<T>::same_sign(p, change) | Flag<T>(change == T(0)) | decays_all_;
+    return Flag<T>::same_sign(p, change) | Flag<T>(change == T(0)) | Flag<T>(p == T(0)) | decays_everywhere_;
   }
 
   // Whether change * g > 0, also where the product would be rounded to zero. A change of zero has any answer.
@@ -41,7 +42,7 @@ class Caution {
 
  private:
   T factor_ = T(1);
-  Flag<T> all_, decays_all_;
+  Flag<T> keeps_all_, decays_everywhere_;
 };
 
 // A rule that is derived from this has the sum of `cautious`: how many elements remain. Its hyperparameters include

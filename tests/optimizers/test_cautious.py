@@ -59,7 +59,8 @@ def test_the_formula_in_torch_operations(row, kwargs, monkeypatch):
 @each_masked
 def test_torch_operations_as_the_kernels(row, kwargs, dtype, monkeypatch):
     """After three steps they are at most some roundings of the parameter's dtype apart."""
-    optimizers = [row.ours(copies(model(dtype)), **kwargs, state_dtype=torch.float32) for _ in range(2)]
+    larger = {**kwargs, "lr": 0.1, "weight_decay": kwargs["weight_decay"] and 1.0}  # than the roundings
+    optimizers = [row.ours(copies(model(dtype)), **larger, state_dtype=torch.float32) for _ in range(2)]
     for p, q in zip(*map(params_of, optimizers), strict=True):
         q.data.copy_(p.data)
     in_torch_operations(monkeypatch, optimizers[1])
@@ -201,6 +202,34 @@ def test_sparse_gradients():
     assert p[3].eq(1).all()
 
 
+def test_a_refused_sparse_gradient_leaves_all_as_they_were():
+    """Also parameters that come before it, which need no conversion."""
+    first = torch.ones(3).as_subclass(type("Subclass", (torch.Tensor,), {})).requires_grad_()
+    second = Parameter(torch.ones(4, 3, dtype=torch.bfloat16))
+    first.grad, second.grad = torch.ones_like(first), torch.ones(4, 3, dtype=torch.bfloat16).to_sparse(1)
+    optimizer = onepass.AdamW([first, second], cautious=True)
+    with pytest.raises(RuntimeError, match="AdamW with cautious does not support this sparse gradient"):
+        optimizer.step()
+    assert first.eq(1).all()
+    assert not optimizer.state
+
+
+def test_adopts_decay_in_float64(monkeypatch):
+    """The first step does not decay; the later ones do, in the parameter's precision."""
+    optimizers = [onepass.ADOPT([leaf([1.0, -2.0, 3.0])], lr=0.1, weight_decay=0.1, **ADOPTS) for _ in range(2)]
+    in_torch_operations(monkeypatch, optimizers[1])
+    for step in range(4):
+        for optimizer in optimizers:
+            for p in params_of(optimizer):
+                p.grad = torch.tensor([1.0, -1.0, 0.5 - step], dtype=torch.float64)
+            optimizer.step()
+    for p, q in zip(*map(params_of, optimizers), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-14, atol=0)
+
+
+ADOPTS = {"decoupled_weight_decay": True, "cautious": True, "cautious_weight_decay": True}
+
+
 def spread(name):
     """Two processes, each with a part of a tensor: the elements that remain are counted in both."""
     mesh = init_device_mesh("cpu", (2,))
@@ -281,14 +310,17 @@ def test_optimizers_that_do_not_have_it(row):
 
 @pytest.mark.parametrize("cls", [onepass.SGD, onepass.RMSprop, onepass.Adamax])
 def test_a_coupled_decay_has_no_mask(cls):
-    with pytest.raises(ValueError, match="cautious_weight_decay must be False, because it is only for some optimizers"):
+    with pytest.raises(ValueError, match=f"cautious_weight_decay must be False, because {cls.__name__} does not have"):
         cls([leaf([1.0])], cautious_weight_decay=True)
 
 
 @pytest.mark.parametrize("cls", [onepass.Adam, onepass.NAdam, onepass.RAdam, onepass.ADOPT])
 def test_a_decay_that_may_be_coupled(cls):
-    with pytest.raises(ValueError, match="group 0: cautious_weight_decay needs decoupled_weight_decay=True"):
+    with pytest.raises(ValueError, match="group 0: cautious_weight_decay must be False, got True, because decoupled"):
         cls([leaf([1.0])], weight_decay=0.1, cautious_weight_decay=True)
+    optimizer = cls([leaf([1.0])])
+    with pytest.raises(ValueError, match="group 1: cautious_weight_decay must be False, got True, because decoupled"):
+        optimizer.add_param_group({"params": [leaf([1.0])], "cautious_weight_decay": True})
     cls([leaf([1.0])], weight_decay=0.1, cautious_weight_decay=True, decoupled_weight_decay=True)
 
 

@@ -237,7 +237,8 @@ ROWS = [
                 "maximize": True,
             },
         },
-        own_variants=cautious_variants(lr=0.01, weight_decay=0.1, decoupled_weight_decay=True),
+        own_variants=cautious_variants(lr=0.01, weight_decay=0.1, decoupled_weight_decay=True)
+        | {"cautious_coupled": {"lr": 0.01, "weight_decay": 0.1, "cautious": True}},
     ),
     Row(
         ours=onepass.AdamW,
@@ -361,7 +362,8 @@ ROWS = [
             "tensor_lr": {"lr": torch.tensor(0.01)},
             "tensor_lr_1d": {"lr": torch.tensor([0.01], dtype=torch.float64), "weight_decay": 0.1},
         },
-        own_variants=cautious_variants(lr=0.01, weight_decay=0.1, decoupled_weight_decay=True),
+        own_variants=cautious_variants(lr=0.01, weight_decay=0.1, decoupled_weight_decay=True)
+        | {"cautious_coupled": {"lr": 0.01, "weight_decay": 0.1, "cautious": True}},
     ),
     Row(
         ours=onepass.RAdam,
@@ -383,7 +385,8 @@ ROWS = [
             "tensor_lr": {"lr": torch.tensor(0.01)},
             "tensor_lr_1d": {"lr": torch.tensor([0.01], dtype=torch.float64), "weight_decay": 0.1},
         },
-        own_variants=cautious_variants(lr=0.01, weight_decay=0.1, decoupled_weight_decay=True),
+        own_variants=cautious_variants(lr=0.01, weight_decay=0.1, decoupled_weight_decay=True)
+        | {"cautious_coupled": {"lr": 0.01, "weight_decay": 0.1, "cautious": True}},
     ),
     Row(
         ours=onepass.ASGD,
@@ -510,7 +513,8 @@ ROWS = [
             "clip": {"clip_exponent": 0.0},
             "decoupled": {"weight_decay": 0.3, "decoupled_weight_decay": True, "lr": 0.01},
         },
-        own_variants=cautious_variants(lr=0.01, weight_decay=0.1, decoupled_weight_decay=True),
+        own_variants=cautious_variants(lr=0.01, weight_decay=0.1, decoupled_weight_decay=True)
+        | {"cautious_coupled": {"lr": 0.01, "weight_decay": 0.1, "cautious": True}},
     ),
     Row(
         ours=onepass.AdEMAMix,
@@ -556,7 +560,16 @@ ROWS = [
             "zero_betas": {"betas": (0.0, 0.0, 0.0)},
             "no_prox": {"no_prox": True, "weight_decay": 0.3, "lr": 0.01},
         },
-        own_variants=cautious_variants(lr=0.01, weight_decay=0.1),
+        own_variants=cautious_variants(lr=0.01, weight_decay=0.1)
+        | {
+            "cautious_no_prox": {
+                "lr": 0.01,
+                "weight_decay": 0.1,
+                "no_prox": True,
+                "cautious": True,
+                "cautious_weight_decay": True,
+            }
+        },
     ),
     Row(
         ours=onepass.LAMB,

@@ -431,10 +431,10 @@ def cautious(formula, decoupled=True):
         if "clip_exponent" in h and t == 1:
             return p, new  # ADOPT's first step only sets the average
         share = h["lr"] * h["weight_decay"] if decouples else 0.0
-        keeps = cautious_weight_decay & (np.sign(u) * np.sign(p) < 0)
+        opposed = cautious_weight_decay & (np.sign(u) * np.sign(p) < 0)
         if not h.get("no_prox", True):
-            return p - change - np.where(keeps, 0.0, decay(share / (1 + share), p - change)), new
-        return p - (change + np.where(keeps, 0.0, decay(share, p))), new
+            return p - change - np.where(opposed, 0.0, decay(share / (1 + share), p - change)), new
+        return p - (change + np.where(opposed, 0.0, decay(share, p))), new
 
     return masked
 

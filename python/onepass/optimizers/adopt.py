@@ -90,4 +90,4 @@ class ADOPT(Native, signatures.ADOPT):
 
     def _decay(self, group: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[float | Tensor, bool]:
         share, _ = super()._decay(group, state)
-        return share * (state["step"] > 1), False  # the first step only sets the average
+        return share * (state["step"] > 1).to(torch.float64), False  # the first step only sets the average

@@ -135,7 +135,7 @@ def _scalar_names(rule: str) -> list[str]:
 
 
 @functools.cache
-def _cautious_options(rule: str) -> frozenset[str]:
+def _masks_of(rule: str) -> frozenset[str]:
     rules = _core.rules()
     return frozenset(name.rstrip("?") for name in rules[rule][0]) & {*cautious.NAMES} if rule in rules else frozenset()
 
@@ -225,9 +225,8 @@ class Native(Optimizer):
                     may have a value of its own.
                 rounding_seed: Seed of the random bits of stochastic rounding, of 16 bits and of 8-bit states
                     (:doc:`/8bit_states`): an int >= 0 and below 2**64. None: 0.
-                cautious: Whether elements whose update has not the sign of their gradient keep their value, and the
-                    updates of the others are scaled accordingly (:doc:`/cautious`). A parameter group may have a value
-                    of its own.
+                cautious: Whether an element is updated only if its update has the sign of its gradient; the updates of
+                    these elements are then larger (:doc:`/cautious`). A parameter group may have a value of its own.
                 cautious_weight_decay: Whether a decoupled weight decay leaves out the elements that the update moves
                     away from zero (:doc:`/cautious`). A parameter group may have a value of its own.
 
@@ -353,16 +352,16 @@ class Native(Optimizer):
         """Add a parameter group, as torch does, and check the types of its hyperparameters.
 
         Raises:
-            TypeError: A hyperparameter is not a number, or not a sequence of numbers, or ``stochastic_rounding`` is not
-                a bool.
+            TypeError: A hyperparameter is not a number, or not a sequence of numbers, or ``stochastic_rounding``,
+                ``cautious`` or ``cautious_weight_decay`` is not a bool.
             ValueError: A hyperparameter has too many or too few numbers, ``state_dtype`` is not a supported dtype,
-                ``master`` does not fit, or ``rounding_seed`` is out of range.
+                ``master`` does not fit, ``rounding_seed`` is out of range, or the optimizer does not have ``cautious``
+                or ``cautious_weight_decay``.
         """
         number = len(self.param_groups)
         group = param_group if isinstance(param_group, dict) else {}  # torch refuses others
         self._check_state_dtype(group.get("state_dtype"))
-        own = {name: self.defaults[name] for name in OWN_KEYS if name in self.defaults}
-        self._check_group({**own, **group}, number)
+        self._check_group({**self.defaults, **group}, number)
         self._check_types(group, number)
         with module_refused(f"{type(self).__name__}: group {number}", group.get("params")):
             super().add_param_group(param_group)
@@ -529,6 +528,7 @@ class Native(Optimizer):
         for number, params in params_of.items():
             group = self.param_groups[number]
             for p in params:
+                cautious.check_gradient(type(self).__name__, group, p)
                 if p.grad is not None and p.grad.is_sparse and self._in_blocks(group, p):
                     raise ValueError(
                         f"{type(self).__name__}: group {number}: state_dtype cannot be {block_states.CODES} for a "
@@ -561,7 +561,7 @@ class Native(Optimizer):
         dtypes = [torch.float32 if dtype == block_states.CODES else dtype for dtype in dtypes]
         if master_name(group, p) or self._rounds(group, p) or any(self._rounds(group, state) for state in held):
             dtypes.append(torch.float32)
-        if cautious.masks(group):
+        if cautious.masks(group) and torch.finfo(p.dtype).bits == 16:
             dtypes.append(torch.float32)
         if all(dtype == p.dtype for dtype in dtypes) and not in_blocks:
             return None
@@ -693,7 +693,7 @@ class Native(Optimizer):
     @classmethod
     def _cautious_options(cls) -> frozenset[str]:
         """Return which of ``cautious`` and ``cautious_weight_decay`` the optimizer has."""
-        return _cautious_options(cls.rule)
+        return _masks_of(cls.rule)
 
     def _decouples_weight_decay(self, group: Mapping[str, Any]) -> bool:
         """Return whether the weight decay of an optimizer that has ``cautious`` is decoupled."""
@@ -701,7 +701,7 @@ class Native(Optimizer):
         return bool(group.get("decoupled_weight_decay", always))
 
     def _decay(self, group: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[float | Tensor, bool]:
-        """Return what a decoupled weight decay takes of a parameter, and whether of the updated parameter."""
+        """Return the factor of decoupled weight decay, and whether it multiplies the updated parameter."""
         lr = group["lr"]
         return (lr.squeeze() if isinstance(lr, Tensor) else lr) * group["weight_decay"], False
 

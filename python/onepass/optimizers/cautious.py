@@ -39,10 +39,23 @@ def check(name: str, options: Collection[str], where: str, group: Mapping[str, A
         if value is not None and not isinstance(value, bool):
             raise TypeError(f"{where}: {each} must be a bool, got {described(value)}")
         if value and each not in options:
-            what = "a momentum" if each == "cautious" else "a decoupled weight decay"
-            raise ValueError(f"{name}: {each} must be False, because it is only for some optimizers with {what}")
+            raise ValueError(f"{name}: {each} must be False, because {name} does not have it, got True")
     if group.get("cautious_weight_decay") and not group.get("decoupled_weight_decay", True):
-        raise ValueError(f"{where}: cautious_weight_decay needs decoupled_weight_decay=True")
+        raise ValueError(
+            f"{where}: cautious_weight_decay must be False, got True, because decoupled_weight_decay is False: a decay "
+            "that is part of the gradient has no mask"
+        )
+
+
+def check_gradient(name: str, group: Mapping[str, Any], p: Tensor) -> None:
+    """Check, before anything is written, that torch operations can step a parameter.
+
+    Raises:
+        RuntimeError: Its gradient is sparse, and the group asks for masks.
+    """
+    if masks(group) and p.grad is not None and p.grad.is_sparse:
+        asked = " and ".join(each for each in NAMES if group.get(each))
+        raise RuntimeError(f"{name} with {asked} does not support this sparse gradient")
 
 
 def masks(group: Mapping[str, Any]) -> bool:
@@ -51,15 +64,7 @@ def masks(group: Mapping[str, Any]) -> bool:
 
 
 def step(part: Native) -> None:
-    """Step all parameters of an optimizer by ``torch_step``, and those of groups that ask for it with masks.
-
-    Raises:
-        RuntimeError: A parameter with masks has a sparse gradient. Nothing has been written.
-    """
-    for group in filter(masks, part.param_groups):
-        if any(p.grad is not None and p.grad.is_sparse for p in group["params"]):
-            asked = " and ".join(name for name in NAMES if group.get(name))
-            raise RuntimeError(f"{type(part).__name__} with {asked} does not support this sparse gradient")
+    """Step all parameters of an optimizer by ``torch_step``, and those of groups that ask for it with masks."""
     torch_step, groups, states = type(part).torch_step, part.param_groups, part.state
     part.param_groups = [group for group in groups if not masks(group)]
     if any(group["params"] for group in part.param_groups):

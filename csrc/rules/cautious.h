@@ -67,6 +67,10 @@ struct Cautious {
   ONEPASS_SETUP static void use_sums(Constants& c, const double* found, double elements) {
     c.caution.rescale(found[0], elements);
   }
+
+ private:
+  friend Rule;
+  Cautious() = default;
 };
 
 }  // namespace onepass::inline ONEPASS_TARGET

@@ -89,6 +89,7 @@ FORMULAS: dict[str, dict[str, Formula]] = {
         "RAdam": _foreach("pytorch_optimizer:RAdam", ADAM, degenerated_to_sgd=True),
         # Its bound of beta2 would be reached at step 5,600. No momentum; the relative step is bounded by 1e-2.
         "Adafactor": _foreach("pytorch_optimizer:AdaFactor", "", lr=1e-2, betas=(None, 1 - 1e-12)),
+        "CAME": Formula("pytorch_optimizer:CAME", "lr clip_threshold weight_decay"),
     },
     "lion-pytorch": {
         "Lion": Formula("lion_pytorch:Lion", LION, foreach="lion_pytorch.foreach:Lion"),

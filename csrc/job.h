@@ -20,6 +20,14 @@ inline constexpr std::size_t kMaxFollowers = 2;
 inline constexpr std::size_t kFirstFollower = kFirstState + kMaxStates;
 inline constexpr std::size_t kMaster = kFirstFollower + kMaxFollowers;
 inline constexpr std::size_t kMaxOperands = kMaster + 1;
+// And, behind these, states of CAME beyond kMaxStates.
+inline constexpr std::size_t kMoreStates = 2;
+inline constexpr std::size_t kAllOperands = kMaxOperands + kMoreStates;
+
+// Returns the operand of a rule's state.
+constexpr std::size_t operand_of_state(std::size_t state) {
+  return state < kMaxStates ? kFirstState + state : kMaxOperands + (state - kMaxStates);
+}
 
 struct Operand {
   std::byte* data = nullptr;        // null: this step does not use this operand, or it has no elements
@@ -83,7 +91,7 @@ struct Job {
   double clip_value = kNoLimit;     // gradients are clamped to [-clip_value, clip_value], after grad_factor
   bool zeroes_grad = false;         // the gradient is overwritten with zeros
   bool wide = false;                // arithmetic in float64 rather than float32
-  std::array<Operand, kMaxOperands> operands;
+  std::array<Operand, kAllOperands> operands;
   // Follower i is operand kFirstFollower + i, absent where that has no data. They are updated in this order.
   std::array<Follower, kMaxFollowers> followers{};
   Master master = Master::none;  // operand kMaster; the format of low bits is any of 16 bits, for their size only

@@ -100,6 +100,7 @@ ENTRIES = (
     Entry("ScheduleFreeAdamW", plain(onepass.ScheduleFreeAdamW)),
     Entry("ScheduleFreeRAdam", plain(onepass.ScheduleFreeRAdam)),
     Entry("Adafactor", plain(onepass.Adafactor)),
+    Entry("CAME", plain(onepass.CAME)),
     Entry("Muon", of_matrices(onepass.Muon)),
     Entry("NorMuon", of_matrices(onepass.NorMuon)),
     Entry("Rprop", plain(onepass.Rprop), own_lr=0.01),

@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(config, items):
     if config.getoption("--imitate-gpu") is None:
         return
     sums = (row.name for row in cases.ELEMENTWISE if row.sums)
-    words = ("LBFGS", "Adafactor", "SparseAdam", *sums, "cautious", "sparse", "misaligned")
+    words = ("LBFGS", "Adafactor", "CAME", "SparseAdam", *sums, "cautious", "sparse", "misaligned")
     left_out = [item for item in items if any(word in item.name for word in words) or item.get_closest_marker("cpu")]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]

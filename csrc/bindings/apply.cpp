@@ -36,7 +36,7 @@ TensorView require_view(PyObject* tensor, const std::string& what, bool may_be_o
 
 void apply(const std::string& rule_name, const std::vector<double>& hyper, double step, const py::list& rows,
            double grad_factor, int threads) {
-  find_rule(rule_name);  // throws for Adafactor, which is not element-wise
+  find_rule(rule_name);  // throws for Adafactor and CAME, which are not element-wise
   const std::unique_ptr<RuleDriver> driver = make_rule_driver(rule_name);
   const RuleInfo& info = driver->info();
   if (hyper.size() != info.hyper_names.size() || !info.scalar_names.empty())

@@ -50,7 +50,7 @@ class Spread {
   };
 
   pybind11::object own_;
-  std::array<Compared, kMaxOperands> known_;
+  std::array<Compared, kAllOperands> known_;
   std::optional<std::int64_t> first_row_;
   std::optional<std::int64_t> first_element_;
 };

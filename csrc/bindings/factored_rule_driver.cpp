@@ -2,16 +2,64 @@
 
 #include <array>
 #include <cmath>
+#include <string_view>
 
 #include "formats/with_format.h"
 #include "layout.h"
 #include "rules/adafactor.h"
+#include "rules/came.h"
+#include "rules/table.h"
 
 namespace onepass {
 namespace {
 
-// The operands of the states are in the order of the rule's names: kRowVar and kColumnVar of a matrix, then this one.
-constexpr std::size_t kVariance = kColumnVar + 1;
+// A rule's operand is not used.
+constexpr std::size_t kNone = kAllOperands;
+
+// The operands of a rule that are those of a FactoredJob, in its order.
+using Sources = std::array<std::size_t, kFactoredOperands>;
+
+// Returns the operand of a state that has this name.
+template <std::size_t Count>
+consteval std::size_t state(const std::array<const char*, Count>& names, std::string_view name) {
+  std::size_t s = 0;
+  while (names.at(s) != name) ++s;
+  return operand_of_state(s);
+}
+
+struct FactoredRule {
+  const RuleInfo& info;
+  unsigned states_of_matrix, states_of_vector;
+  Sources matrix, vector;
+
+  // Whether a state has one number for each row, or for each column, of a matrix.
+  bool is_of_rows(std::size_t operand) const {
+    return operand == matrix[kRowVar] || (operand == matrix[kResidualRowVar] && operand != kNone);
+  }
+  bool is_of_columns(std::size_t operand) const {
+    return operand == matrix[kColumnVar] || (operand == matrix[kResidualColumnVar] && operand != kNone);
+  }
+};
+
+FactoredRule adafactor() {
+  constexpr auto& names = Adafactor::state_names;
+  return {.info = adafactor_info(),
+          .states_of_matrix = Adafactor::kOfMatrix,
+          .states_of_vector = Adafactor::kOfVector,
+          .matrix = {kParam, kGrad, state(names, "row_var"), state(names, "col_var"), kNone, kNone, kNone},
+          .vector = {kParam, kGrad, state(names, "variance"), kNone, kNone, kNone, kNone}};
+}
+
+FactoredRule came() {
+  constexpr auto& names = Came::state_names;
+  constexpr std::size_t momentum = state(names, "exp_avg");
+  return {.info = came_info(),
+          .states_of_matrix = Came::kOfMatrix,
+          .states_of_vector = Came::kOfVector,
+          .matrix = {kParam, kGrad, state(names, "exp_avg_sq_row"), state(names, "exp_avg_sq_col"), momentum,
+                     state(names, "exp_avg_res_row"), state(names, "exp_avg_res_col")},
+          .vector = {kParam, kGrad, state(names, "exp_avg_sq"), kNone, momentum, kNone, kNone}};
+}
 
 // Returns the distance from 1 to the next larger number.
 double epsilon_of(Format format) {
@@ -20,7 +68,7 @@ double epsilon_of(Format format) {
 
 class FactoredRuleDriver final : public RuleDriver {
  public:
-  FactoredRuleDriver() : RuleDriver(adafactor_info()) {}
+  explicit FactoredRuleDriver(const FactoredRule& rule) : RuleDriver(rule.info), rule_(rule) {}
 
   std::string unsupported_reason(const TensorView& param) const override {
     return param.complex ? "complex parameter" : "";
@@ -29,7 +77,7 @@ class FactoredRuleDriver final : public RuleDriver {
   bool takes_shards() const override { return false; }
   bool takes_followers() const override { return false; }
   unsigned states_of(unsigned, const TensorView& param) const override {
-    return param.ndim > 1 ? Adafactor::kOfMatrix : Adafactor::kOfVector;
+    return param.ndim > 1 ? rule_.states_of_matrix : rule_.states_of_vector;
   }
   bool state_shape_matches(std::size_t operand, const TensorView& state, const TensorView& param) const override;
   void locate_elements(StepWork& work, Job& job, const Views& views, bool flat) const override;
@@ -38,12 +86,13 @@ class FactoredRuleDriver final : public RuleDriver {
   void run_on_cpu(const StepWork& work, int threads) override { run_factored(work.factored_jobs, threads, room_); }
   void run_on_cuda(const StepWork&) override {}
 
+  const FactoredRule rule_;
   FactoredRoom room_;
 };
 
 bool FactoredRuleDriver::state_shape_matches(std::size_t operand, const TensorView& state,
                                              const TensorView& param) const {
-  const int reduced = operand == kRowVar ? param.ndim - 1 : operand == kColumnVar ? param.ndim - 2 : -1;
+  const int reduced = rule_.is_of_rows(operand) ? param.ndim - 1 : rule_.is_of_columns(operand) ? param.ndim - 2 : -1;
   if (state.ndim != param.ndim || state.complex != param.complex) return false;
   for (int d = 0; d < param.ndim; ++d)
     if (state.shape[d] != (d == reduced ? 1 : param.shape[d])) return false;
@@ -53,11 +102,17 @@ bool FactoredRuleDriver::state_shape_matches(std::size_t operand, const TensorVi
 void FactoredRuleDriver::locate_elements(StepWork& work, Job& job, const Views& views, bool flat) const {
   const TensorView& param = views[kParam];
   const bool matrix = param.ndim > 1;
+  const Sources& sources = matrix ? rule_.matrix : rule_.vector;
   FactoredJob& made = work.factored_jobs.emplace_back();
-  made.operands = {job.operands[kParam], job.operands[kGrad], job.operands[matrix ? kRowVar : kVariance],
-                   job.operands[kColumnVar]};
-  made.constants = *static_cast<const AdafactorConstants*>(job.constants);
-  if (made.constants.eps1 < 0.0) made.constants.eps1 = epsilon_of(job.operands[kParam].format);
+  for (std::size_t k = 0; k < kFactoredOperands; ++k)
+    if (sources[k] != kNone) made.operands[k] = job.operands[sources[k]];
+  made.is_came = &rule_.info == &came_info();
+  if (made.is_came) {
+    made.came = *static_cast<const CameConstants*>(job.constants);
+  } else {
+    made.adafactor = *static_cast<const AdafactorConstants*>(job.constants);
+    if (made.adafactor.eps1 < 0.0) made.adafactor.eps1 = epsilon_of(job.operands[kParam].format);
+  }
   made.grad_factor = job.grad_factor;
   made.wide = job.wide;
   made.slices = job.length;
@@ -68,11 +123,11 @@ void FactoredRuleDriver::locate_elements(StepWork& work, Job& job, const Views& 
   std::array<std::span<const std::int64_t>, kMaxOperands> strides;
   for (std::size_t k = 0; k < kFactoredOperands; ++k) {
     if (made.operands[k].data == nullptr) continue;
-    const TensorView& view = views[k == kRowVar && !matrix ? kVariance : k];
+    const TensorView& view = views[sources[k]];
     strides[k] = strides_of(view).first(leading);
     if (!matrix) continue;
-    made.row_strides[k] = k == kColumnVar ? 0 : view.strides[leading];
-    made.column_strides[k] = k == kRowVar ? 0 : view.strides[leading + 1];
+    made.row_strides[k] = rule_.is_of_columns(sources[k]) ? 0 : view.strides[leading];
+    made.column_strides[k] = rule_.is_of_rows(sources[k]) ? 0 : view.strides[leading + 1];
   }
   if (matrix) {
     made.rows = param.shape[leading];
@@ -88,6 +143,10 @@ void FactoredRuleDriver::locate_elements(StepWork& work, Job& job, const Views& 
 
 }  // namespace
 
-std::unique_ptr<RuleDriver> make_factored_rule_driver() { return std::make_unique<FactoredRuleDriver>(); }
+std::unique_ptr<RuleDriver> make_factored_rule_driver(const std::string& rule) {
+  for (const FactoredRule& known : {adafactor(), came()})
+    if (rule == known.info.name) return std::make_unique<FactoredRuleDriver>(known);
+  return nullptr;
+}
 
 }  // namespace onepass

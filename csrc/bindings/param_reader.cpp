@@ -181,7 +181,7 @@ void ParamReader::note_memory(Reading& r, bool& memory_moved) {
     note_move();
   };
   std::vector<std::pair<std::size_t, Spacing>> spacings;
-  for (std::size_t k = 0; k < kMaxOperands; ++k) {
+  for (std::size_t k = 0; k < kAllOperands; ++k) {
     const Operand& operand = r.job().operands[k];
     if (operand.data == nullptr || (k == kGrad && !r.job().zeroes_grad)) {
       note(k, nullptr, 0);
@@ -202,10 +202,10 @@ void ParamReader::note_memory(Reading& r, bool& memory_moved) {
   }
   for (std::size_t n = 0; n < r.scalars.size(); ++n) {
     const Scalar& scalar = r.scalars[n];
-    note(kMaxOperands + n, scalar.data, scalar.data == nullptr ? 0 : static_cast<std::int64_t>(size_of(scalar.format)));
+    note(kAllOperands + n, scalar.data, scalar.data == nullptr ? 0 : static_cast<std::int64_t>(size_of(scalar.format)));
   }
   for (std::size_t s = 0; s < kMaxStates; ++s)
-    note(kMaxOperands + r.scalars.size() + s, r.job().blocks.scales[s], r.scale_bytes[s]);
+    note(kAllOperands + r.scalars.size() + s, r.job().blocks.scales[s], r.scale_bytes[s]);
 }
 
 void ParamReader::forget_memory(Param& param, bool& memory_moved) {
@@ -374,7 +374,7 @@ void ParamReader::add_job(Reading& r) {
     if (!r.scalars[n].on_gpu) work_.scalars.push_back(r.scalars[n]);
   if (job.rows == nullptr) {  // a sparse gradient's values have another shape, and everything is row-major
     bool flat = r.packed;
-    for (std::size_t k = 0; k < kMaxOperands; ++k)
+    for (std::size_t k = 0; k < kAllOperands; ++k)
       if (job.operands[k].data != nullptr || k < kFirstState) flat = flat && r.has_strides_of_param(k);
     driver_.locate_elements(work_, job, r.views, flat);
   }

@@ -42,7 +42,7 @@ struct Param {
   std::string reason;                // why torch's implementation steps it
   std::vector<std::int64_t> packed;  // the last shape and strides that were found to be packed
   // Memory that its step writes: begin and end of each operand, of `step`, of the rule's scalars, and of scales.
-  std::array<std::pair<std::byte*, std::byte*>, kMaxOperands + 1 + kMaxScalars + kMaxStates> written{};
+  std::array<std::pair<std::byte*, std::byte*>, kAllOperands + 1 + kMaxScalars + kMaxStates> written{};
   std::vector<std::pair<std::size_t, Spacing>> spacings;  // of those with gaps, which are few: index in `written`
   // Whether a tensor was found to be lazily negated or conjugated, and its address at that time.
   struct Laziness {
@@ -50,7 +50,7 @@ struct Param {
     std::byte* data = nullptr;
     bool lazy = false;
   };
-  std::array<Laziness, kMaxOperands> laziness{};
+  std::array<Laziness, kAllOperands> laziness{};
   Spread spread;  // of a DTensor
 
   // Returns a range of `written`.

@@ -76,7 +76,7 @@ void RuleDriver::run(StepWork& work, int threads) {
 }
 
 std::unique_ptr<RuleDriver> make_rule_driver(const std::string& rule) {
-  if (rule == adafactor_info().name) return make_factored_rule_driver();
+  if (auto factored = make_factored_rule_driver(rule)) return factored;
   return std::make_unique<ElementwiseRuleDriver>(find_rule(rule));
 }
 

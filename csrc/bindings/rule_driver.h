@@ -13,7 +13,7 @@
 
 namespace onepass {
 
-using Views = std::array<TensorView, kMaxOperands>;
+using Views = std::array<TensorView, kAllOperands>;
 
 class RuleDriver {
  public:

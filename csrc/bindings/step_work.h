@@ -126,7 +126,7 @@ struct StepWork {
   // Jobs, and lists of parameters by their numbers.
   std::vector<Job> jobs;  // on the CPU
   std::map<int, std::vector<cuda::DeviceJob>> device_jobs;
-  std::vector<FactoredJob> factored_jobs;  // Adafactor's, in place of `jobs`
+  std::vector<FactoredJob> factored_jobs;  // Adafactor's and CAME's, in place of `jobs`
   cuda::Inputs inputs;
   std::vector<Scalar> scalars;        // written after the step
   std::vector<std::size_t> stepped;   // parameters with a job

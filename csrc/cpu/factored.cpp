@@ -21,41 +21,43 @@ constexpr std::int64_t kPiece = std::int64_t{64} << 10;
 // cache what the last one has read.
 constexpr std::int64_t kBatch = std::int64_t{512} << 10;
 
-FactoredAxis axis_of(const FactoredJob& job, std::size_t variance) {
-  const bool rows = variance == kRowVar;
-  const auto& strides = rows ? job.row_strides : job.column_strides;
-  return {.length = rows ? job.rows : job.columns,
-          .strides = {strides[kParam], strides[kGrad]},
-          .variance = variance,
-          .variance_stride = strides[variance]};
+double* take_numbers(std::int64_t count, FactoredRoom& room) {
+  return static_cast<double*>(room.take(static_cast<std::size_t>(count) * sizeof(double)));
+}
+
+// Returns the axes, of which the variances are these operands, with memory for their sums.
+Factors make_factors(const FactoredJob& job, std::size_t row_var, std::size_t column_var, FactoredRoom& room) {
+  Factors factors{
+      .lines = {.length = job.rows, .strides = job.row_strides, .variance = row_var, .is_rows = true},
+      .places = {.length = job.columns, .strides = job.column_strides, .variance = column_var},
+      .row_totals = take_numbers(job.slices * blocks_in(job.rows, kFactoredTile), room),
+  };
+  if (job.columns < kFewColumns && job.columns < job.rows) std::swap(factors.lines, factors.places);
+  factors.lines.parts = blocks_in(factors.places.length, kBlockWidth);
+  factors.places.parts = blocks_in(factors.lines.length, kBlockLines);
+  for (FactoredAxis* axis : {&factors.lines, &factors.places}) {
+    const std::size_t size = job.wide ? sizeof(double) : sizeof(float);
+    axis->sums = room.take(static_cast<std::size_t>(job.slices * axis->parts * axis->length) * size);
+  }
+  return factors;
 }
 
 // Divides a job into blocks, and takes memory for their sums.
 FactoredWork divide(const FactoredJob& job, FactoredRoom& room) {
-  const auto numbers = [&](std::int64_t count) {
-    return static_cast<double*>(room.take(static_cast<std::size_t>(count) * sizeof(double)));
-  };
   FactoredWork work;
   work.job = &job;
   if (job.rows * job.columns <= kSmallSlice) {
     work.lanes = kFactoredTile / (job.rows * job.columns);
     work.blocks = blocks_in(job.slices, work.lanes);
   } else {
-    work.lines = axis_of(job, kRowVar);
-    work.places = axis_of(job, kColumnVar);
-    if (job.columns < kFewColumns && job.columns < job.rows) std::swap(work.lines, work.places);
-    work.lines.parts = blocks_in(work.places.length, kBlockWidth);
-    work.places.parts = blocks_in(work.lines.length, kBlockLines);
-    work.blocks = job.slices * work.lines.parts * work.places.parts;
-    for (FactoredAxis* axis : {&work.lines, &work.places}) {
-      work.combinations += job.slices * blocks_in(axis->length, kFactoredTile);
-      const std::size_t size = job.wide ? sizeof(double) : sizeof(float);
-      axis->sums = room.take(static_cast<std::size_t>(job.slices * axis->parts * axis->length) * size);
-    }
-    work.row_totals = numbers(job.slices * blocks_in(job.rows, kFactoredTile));
+    work.squares = make_factors(job, kRowVar, kColumnVar, room);
+    if (job.is_came) work.residuals = make_factors(job, kResidualRowVar, kResidualColumnVar, room);
+    const auto& [lines, places, totals] = work.squares;
+    work.blocks = job.slices * lines.parts * places.parts;
+    work.combinations = job.slices * (blocks_in(lines.length, kFactoredTile) + blocks_in(places.length, kFactoredTile));
   }
-  work.param_squares = numbers(work.blocks);
-  work.update_squares = numbers(work.blocks);
+  work.param_squares = take_numbers(work.blocks, room);
+  work.update_squares = take_numbers(work.blocks, room);
   return work;
 }
 
@@ -96,15 +98,26 @@ void run_batch(std::span<FactoredWork> batch, std::int64_t bytes, int threads) {
   const int team = team_size(bytes, threads);
   const auto blocks = [](const FactoredWork& work) { return work.blocks; };
   const auto large_blocks = [](const FactoredWork& work) { return work.lanes > 0 ? 0 : work.blocks; };
+  const auto combinations = [](const FactoredWork& work) { return work.combinations; };
+  const auto of_came = [](auto&& count) {
+    return [count](const FactoredWork& work) { return work.job->is_came ? count(work) : 0; };
+  };
   run_phase(batch, &FactoredKernels::measure, team, blocks);
-  run_phase(batch, &FactoredKernels::combine, team, [](const FactoredWork& work) { return work.combinations; });
+  run_phase(batch, &FactoredKernels::combine, team, combinations);
   run_phase(batch, &FactoredKernels::norm, team, large_blocks);
   for (FactoredWork& work : batch) {
     const auto length = static_cast<double>(work.job->length());
-    const double rms_param = std::sqrt(sum_in_order(work.param_squares, work.blocks) / length);
     const double rms_update = std::sqrt(sum_in_order(work.update_squares, work.blocks) / length);
-    work.step_size = Adafactor::step_size(work.job->constants, rms_param, rms_update);
+    if (work.job->is_came) {
+      work.clipping = Came::clipping(work.job->came, rms_update);
+      work.step_size = work.job->came.lr;
+    } else {
+      const double rms_param = std::sqrt(sum_in_order(work.param_squares, work.blocks) / length);
+      work.step_size = Adafactor::step_size(work.job->adafactor, rms_param, rms_update);
+    }
   }
+  run_phase(batch, &FactoredKernels::average, team, of_came(large_blocks));
+  run_phase(batch, &FactoredKernels::combine_residuals, team, of_came(combinations));
   run_phase(batch, &FactoredKernels::apply, team, blocks);
 }
 

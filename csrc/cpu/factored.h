@@ -1,15 +1,21 @@
-// The second driver: Adafactor's step, whose second moments are means over the rows and the columns of a matrix.
+// The second driver: the steps of Adafactor and CAME, whose second moments are means over the rows and the columns of a
+// matrix.
 //
 // A tensor is a batch of slices of `rows` x `columns` elements. It is divided into blocks by its shape alone. A step
 // goes over them in phases, and each phase may run on any number of threads:
 //
-//   measure   one pass over gradient and parameter: sums of squares of every block, by row and by column
-//   combine   the sums of all blocks, in order, into the new row and column variances
-//   norm      one pass over the gradient: the sum of squares of the update
-//   apply     one pass over gradient and parameter
+//   measure             one pass over the gradient (in Adafactor also the parameter): sums of squares of every block,
+//                       by row and by column
+//   combine             the sums of all blocks, in order, into the new row and column variances
+//   norm                one pass over the gradient: the sum of squares of the update
+//   average             of CAME only, one pass over gradient and momentum: the new momentum, and sums of squares of its
+//                       distance from the update (the residual), by row and by column
+//   combine_residuals   the same as `combine`, for these sums
+//   apply               one pass over gradient (CAME: momentum) and parameter
 //
-// A tile holds many small slices. For them, `measure` includes combine and norm, and the lanes of the vectors are
-// slices. A vector of n elements is n slices of one element.
+// A tile holds many small slices. For them, `measure` includes combine and norm, `apply` includes `average` and
+// `combine_residuals`, and the lanes of the vectors are slices. A vector of n elements is n slices of one element, and
+// has no residuals.
 #pragma once
 
 #include <array>
@@ -20,13 +26,17 @@
 
 #include "job.h"
 #include "rules/adafactor.h"
+#include "rules/came.h"
 
 namespace onepass {
 
 // The operands beside kParam and kGrad.
 inline constexpr std::size_t kRowVar = kFirstState;         // of a vector: its variance
 inline constexpr std::size_t kColumnVar = kFirstState + 1;  // a vector has none
-inline constexpr std::size_t kFactoredOperands = kFirstState + 2;
+inline constexpr std::size_t kMomentum = kFirstState + 2;   // this and the following are CAME's
+inline constexpr std::size_t kResidualRowVar = kFirstState + 3;
+inline constexpr std::size_t kResidualColumnVar = kFirstState + 4;
+inline constexpr std::size_t kFactoredOperands = kFirstState + 5;
 
 struct FactoredJob {
   std::int64_t slices = 1, rows = 1, columns = 1;
@@ -34,7 +44,9 @@ struct FactoredJob {
   std::array<Operand, kFactoredOperands> operands;
   // In elements, within a slice; zero where an operand has one value for a whole row or column.
   std::array<std::int64_t, kFactoredOperands> row_strides{}, column_strides{};
-  AdafactorConstants constants;
+  bool is_came = false;  // rather than Adafactor
+  AdafactorConstants adafactor;
+  CameConstants came;
   double grad_factor = 1.0;  // factor of gradients: 1 / loss scale, negative to maximize
   bool wide = false;         // arithmetic in float64 rather than float32
 
@@ -71,23 +83,30 @@ constexpr std::int64_t blocks_in(std::int64_t length, std::int64_t size) { retur
 // One axis of large slices. T is the arithmetic type.
 struct FactoredAxis {
   std::int64_t length = 0;
-  std::array<std::int64_t, 2> strides{};  // of parameter and gradient
-  std::size_t variance = 0;               // the operand with a value for each place on the axis
-  std::int64_t variance_stride = 0;
+  std::array<std::int64_t, kFactoredOperands> strides{};
+  std::size_t variance = 0;  // the operand with a value for each place on the axis
+  bool is_rows = false;
   std::int64_t parts = 0;  // number of sums for each place: one for each range of the other axis
   void* sums = nullptr;    // T[slices][parts][length]; `combine` writes the roots of the variances to the first part
 };
 
+// The axes of large slices, and the means of squares along them. A block has kBlockLines along the first and
+// kBlockWidth along the second.
+struct Factors {
+  FactoredAxis lines, places;
+  double* row_totals = nullptr;  // [slices][tiles of rows]: sums of the row variances
+};
+
 struct FactoredWork {
   const FactoredJob* job = nullptr;
-  std::int64_t lanes = 0;         // small slices in a block; zero: slices are large
-  std::int64_t blocks = 0;        // of all slices
-  std::int64_t combinations = 0;  // tasks of the phase `combine`
-  FactoredAxis lines,
-      places;  // of a large slice: a block has kBlockLines along the first and kBlockWidth along the second
+  std::int64_t lanes = 0;            // small slices in a block; zero: slices are large
+  std::int64_t blocks = 0;           // of all slices
+  std::int64_t combinations = 0;     // tasks of the phase `combine`
+  Factors squares;                   // of gradients
+  Factors residuals;                 // CAME's
   double* param_squares = nullptr;   // a sum for each block
   double* update_squares = nullptr;  // a sum for each block
-  double* row_totals = nullptr;      // [slices][tiles of rows]: sums of the row variances
+  double clipping = 1.0;             // of the update, in CAME
   double step_size = 0.0;
 };
 
@@ -95,7 +114,7 @@ struct FactoredWork {
 using FactoredKernel = void (*)(const FactoredWork& work, std::int64_t begin, std::int64_t end);
 
 struct FactoredKernels {
-  FactoredKernel measure, combine, norm, apply;
+  FactoredKernel measure, combine, norm, average, combine_residuals, apply;
 };
 
 }  // namespace onepass

@@ -8,6 +8,7 @@
 
 #include "rules/adafactor.h"
 #include "rules/all.h"
+#include "rules/came.h"
 
 namespace onepass {
 namespace {
@@ -143,37 +144,42 @@ constexpr RuleInfo kTable[] = {
 #undef ONEPASS_X
 };
 
-constexpr RuleInfo kAdafactor{
-    .name = "adafactor",
-    .hyper_names = Adafactor::hyper_names,
-    .state_names = Adafactor::state_names,
-    .state_codings = {},
-    .scalar_names = {},
-    .counts_steps = true,
-    .constants_size = {sizeof(AdafactorConstants), sizeof(AdafactorConstants)},
-    .states_used = [](const double*) { return Adafactor::kOfMatrix | Adafactor::kOfVector; },
-    .takes_sparse = [](const double*) { return false; },
-    .takes_dense = true,
-    .prepare =
-        [](const double* hyper, double step, const double*, bool, void* constants) {
-          new (constants) AdafactorConstants(Adafactor::prepare(unpack<AdafactorHyper>(hyper), step));
-        },
-    .sums = 0,
-    .sums_only_for_scalars = false,
-    .takes_sums = [](const double*) { return false; },
-    .use_sums = [](bool, const double*, double, void*, double*) {},
-    .zero_divisor =
-        [](const double* hyper, double step, const double*) {
-          return find_zero<Adafactor>(Adafactor::divisors(unpack<AdafactorHyper>(hyper), step));
-        },
-    .advance = [](const double*, double, double*) {},
-};
+// Describes a rule whose means go across elements.
+template <class Rule, class Hyper, class Constants, bool counts_steps>
+constexpr RuleInfo describe_factored(const char* name) {
+  return {
+      .name = name,
+      .hyper_names = Rule::hyper_names,
+      .state_names = Rule::state_names,
+      .state_codings = {},
+      .scalar_names = {},
+      .counts_steps = counts_steps,
+      .constants_size = {sizeof(Constants), sizeof(Constants)},
+      .states_used = [](const double*) { return Rule::kOfMatrix | Rule::kOfVector; },
+      .takes_sparse = [](const double*) { return false; },
+      .takes_dense = true,
+      .prepare = [](const double* hyper, double step, const double*, bool,
+                    void* constants) { new (constants) Constants(Rule::prepare(unpack<Hyper>(hyper), step)); },
+      .sums = 0,
+      .sums_only_for_scalars = false,
+      .takes_sums = [](const double*) { return false; },
+      .use_sums = [](bool, const double*, double, void*, double*) {},
+      .zero_divisor = [](const double* hyper, double step,
+                         const double*) { return find_zero<Rule>(Rule::divisors(unpack<Hyper>(hyper), step)); },
+      .advance = [](const double*, double, double*) {},
+  };
+}
+
+constexpr RuleInfo kAdafactor = describe_factored<Adafactor, AdafactorHyper, AdafactorConstants, true>("adafactor");
+constexpr RuleInfo kCame = describe_factored<Came, CameHyper, CameConstants, false>("came");
 
 }  // namespace
 
 const RuleInfo& info_of(RuleId rule) { return kTable[static_cast<int>(rule)]; }
 
 const RuleInfo& adafactor_info() { return kAdafactor; }
+
+const RuleInfo& came_info() { return kCame; }
 
 RuleId find_rule(std::string_view name) {
   for (int i = 0; i < kRules; ++i)

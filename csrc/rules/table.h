@@ -52,8 +52,10 @@ struct RuleInfo {
 
 const RuleInfo& info_of(RuleId rule);
 
-// Adafactor has a driver of its own (cpu/factored.h). Its states are row_var and col_var, or variance for a vector.
+// Adafactor and CAME have a driver of their own (cpu/factored.h). They do not use all their states at once: those of
+// matrices differ from those of vectors.
 const RuleInfo& adafactor_info();
+const RuleInfo& came_info();
 
 // Throws std::invalid_argument if there is no such rule.
 RuleId find_rule(std::string_view name);

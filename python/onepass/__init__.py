@@ -20,6 +20,7 @@ from .optimizers.adan import Adan
 from .optimizers.ademamix import AdEMAMix
 from .optimizers.adopt import ADOPT
 from .optimizers.asgd import ASGD
+from .optimizers.came import CAME
 from .optimizers.combined import Combined
 from .optimizers.convert import convert_state_dict
 from .optimizers.lamb import LAMB
@@ -61,6 +62,7 @@ from .training.step_log import log_to
 __all__ = [
     "ADOPT",
     "ASGD",
+    "CAME",
     "LAMB",
     "LARS",
     "LBFGS",

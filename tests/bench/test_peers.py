@@ -32,6 +32,7 @@ peers = load()
 
 SUBJECTS = {subject.name: subject for subject in bench.SUBJECTS}
 SUBJECTS["Adafactor"] = bench.Subject(onepass.Adafactor, {}, tolerance=2e-4)  # as in bench/large.py
+SUBJECTS["CAME"] = bench.Subject(onepass.CAME, {"lr": 1e-2}, tolerance=2e-4)
 
 SHAPES = {"small": [(64, 48), (5,), (3, 4, 5), (1,)], "large": [(300, 200), (40_003,)]}  # on both sides of SMALL
 
@@ -45,6 +46,7 @@ OTHERWISE = {
     "dampening": 0.3,
     "alpha": 0.9,
     "rho": 0.8,
+    "clip_threshold": 0.5,
 }
 
 PAIRS = [(peer, optimizer) for peer, formulas in peers.FORMULAS.items() for optimizer in formulas]

@@ -43,7 +43,7 @@ def test_every_question_measures_every_contender(told):
             assert set(subject.makers()) <= set(rows[subject.name].samples)
             assert rows[subject.name].first == "onepass"
     others = {r.optimizer for r in results if r.question == "large"} - CLASSES
-    assert others == {"SparseAdam", "Adafactor", "Muon", "LBFGS", "Lookahead"}
+    assert others == {"SparseAdam", "Adafactor", "CAME", "Muon", "LBFGS", "Lookahead"}
     assert {"onepass", "default", "foreach", "fused"} <= set(of(results, "small", "small: 100 x 10")["AdamW"].samples)
     assert {"one group", "a group each"} == set(of(results, "small", "500 groups")["Adam"].samples)
     isas = of(results, "scaling", "ISA: 16 x 4096 float32, 1 thread")["AdamW"].samples

@@ -318,14 +318,14 @@ def test_positional_arguments_arrive_where_torch_has_them(row):
         "adjust_lr_fn": "original",
     }
     values |= {"max_iter": 7, "max_eval": 9, "tolerance_grad": 0.1, "tolerance_change": 0.2, "history_size": 3}
-    values |= {"line_search_fn": "strong_wolfe"} | ({"eps": (0.1, 0.2)} if row.name == "Adafactor" else {})
+    values |= {"line_search_fn": "strong_wolfe"} | ({"eps": (0.1, 0.2)} if row.has_means else {})
     values |= {"foreach": False, "maximize": True, "capturable": False, "differentiable": True}
     values |= {"no_prox": True, "clip_exponent": 0.5, "alpha_warmup": 3.0, "beta3_warmup": 4.0}
     values |= {"warmup_steps": 5, "r": 0.5, "weight_lr_power": 1.5, "silent_sgd_phase": False}
     values |= {"gamma": 0.1, "clip_correction": False, "grad_averaging": True}
     values |= {"trust_ratio": False, "trust_clip": True, "trust_coefficient": 0.1}
     values |= {"beta3": 0.5, "decouple": False, "use_bias_correction": True, "safeguard_warmup": True}
-    values |= {"beta2": 0.8, "d0": 0.1, "d_coef": 0.5, "growth_rate": 1.5, "slice_p": 2}
+    values |= {"beta2": 0.8, "d0": 0.1, "d_coef": 0.5, "growth_rate": 1.5, "slice_p": 2, "clip_threshold": 0.5}
     values |= {} if row.has_pairs else {"betas": (0.5, 0.6, 0.7)}
     ours, stock = (cls(leaves(row.shapes), *(values[name] for name in names)) for cls in (row.ours, row.theirs))
     group = ours.param_groups[0]

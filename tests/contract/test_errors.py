@@ -193,6 +193,16 @@ MESSAGES = {
         ({"momentum": 1.0}, "Invalid momentum value: 1.0"),
         ({"warmup_steps": -1}, "Invalid warmup_steps value: -1"),
     ],
+    "CAME": [
+        ({"lr": -1.0}, "Invalid learning rate: -1.0"),
+        ({"lr": two()}, "Tensor lr must be 1-element"),
+        ({"weight_decay": -0.1}, "Invalid weight_decay value: -0.1"),
+        ({"betas": (1.0, 0.9, 0.9)}, "Invalid beta parameter at index 0: 1.0"),
+        ({"betas": (0.9, 0.9, -0.1)}, "Invalid beta parameter at index 2: -0.1"),
+        ({"eps": (1e-30, -1.0)}, "Invalid epsilon value at index 1: -1.0"),
+        ({"clip_threshold": 0.0}, "Invalid clip_threshold value: 0.0"),
+        ({"clip_threshold": -1.0}, "Invalid clip_threshold value: -1.0"),
+    ],
     "LAMB": LIKE_ADAMW,
     "LARS": [
         *LIKE_ADAMW[:4],
@@ -297,7 +307,7 @@ UNNAMED = [
 @each_class
 @pytest.mark.parametrize(("options", "text"), UNNAMED)
 def test_exceptions_that_do_not_name_the_argument_have_a_note_that_does(row, options, text):
-    if not row.takes(options) or (row.name == "Adafactor" and "eps" in options):
+    if not row.takes(options) or (row.has_means and "eps" in options):
         return
     if "betas" in options and not row.has_pairs:
         return

@@ -15,6 +15,7 @@
 
 #include "cases.h"
 #include "rules/adafactor.h"
+#include "rules/came.h"
 
 namespace onepass::testing {
 namespace {
@@ -1150,7 +1151,7 @@ TEST_CASE("gradients that a step takes") {
   }
 }
 
-// -- adafactor, which has a driver of its own -------------------------------------------------------------------------
+// -- adafactor and came, which have a driver of their own -------------------------------------------------------------
 
 TEST_CASE("adafactor's constants") {
   const RuleInfo& info = adafactor_info();
@@ -1186,6 +1187,42 @@ TEST_CASE_TEMPLATE("adafactor's update", T, float, double) {
   CHECK(std::isnan(Adafactor::row_scale(T(nan), T(4))));
   CHECK(Adafactor::apply(T(2), T(3), T(0.5), Flag<T>(true), T(0.25)) == T(0));
   CHECK(Adafactor::apply(T(2), T(3), T(0.5), Flag<T>(false), T(0.25)) == T(0.5));
+}
+
+TEST_CASE("came's constants") {
+  const RuleInfo& info = came_info();
+  const std::vector<std::string> hyper(info.hyper_names.begin(), info.hyper_names.end());
+  CHECK(hyper == std::vector<std::string>{"lr", "betas[0]", "betas[1]", "betas[2]", "eps[0]", "eps[1]",
+                                          "clip_threshold", "weight_decay"});
+  const std::vector<std::string> states(info.state_names.begin(), info.state_names.end());
+  CHECK(states == std::vector<std::string>{"exp_avg_sq_row", "exp_avg_sq_col", "exp_avg_sq", "exp_avg",
+                                           "exp_avg_res_row", "exp_avg_res_col"});
+  CHECK(Came::kOfMatrix == 0b111011);
+  CHECK(Came::kOfVector == 0b001100);
+  CHECK(!info.counts_steps);
+  CameConstants c;
+  const auto values = doubles_of<kMaxHyper>(CameHyper{.lr = 0.5,
+                                                      .beta1 = 0.75,
+                                                      .beta2 = 0.875,
+                                                      .beta3 = 0.9375,
+                                                      .eps1 = 2.0,
+                                                      .eps2 = 3.0,
+                                                      .clip_threshold = 4.0,
+                                                      .weight_decay = 0.25});
+  info.prepare(values.data(), 1.0, nullptr, false, &c);
+  CHECK(c.lr == 0.5);
+  CHECK(c.decay == 0.125);
+  CHECK(c.momentum_weight == 0.25);
+  CHECK(c.square_weight == 0.125);
+  CHECK(c.residual_weight == 0.0625);
+  CHECK(c.eps1 == 2.0);
+  CHECK(c.eps2 == 3.0);
+  CHECK(Came::clipping(c, 2.0) == 1.0);
+  CHECK(Came::clipping(c, 8.0) == 0.5);
+  CHECK(Came::clipping(c, nan) == 1.0);
+  CHECK(Came::clipping(c, infinity) == 0.0);
+  const auto no_threshold = doubles_of<kMaxHyper>(CameHyper{});
+  CHECK(std::string_view(info.zero_divisor(no_threshold.data(), 1.0, nullptr)) == "clip_threshold");
 }
 
 // Constants are computed in double and rounded once, at the end: T(1.0 - 0.9) is not T(1) - T(0.9).

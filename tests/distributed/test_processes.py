@@ -392,7 +392,7 @@ def test_checkpoint_of_2_processes(processes, tmp_path, writer, reader, world, f
 
 
 # torch makes the flat form of the nested one. The classes differ in what their states are, so not all are needed twice.
-FLAT = ("AdamW", "Adafactor", "Muon", "NAdam", "SGD")
+FLAT = ("AdamW", "Adafactor", "CAME", "Muon", "NAdam", "SGD")
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,10 @@ PAIRS = {
         lambda p: onepass.LaProp(p, LR, cautious=True),
         lambda p: timm.optim.LaProp(p, LR, eps=1e-15, caution=True),
     ),
+    "CAME": (
+        lambda p: onepass.CAME(p, LR, weight_decay=0.1),
+        lambda p: pytorch_optimizer.CAME(p, LR, betas=(0.9, 0.999, 0.9999), weight_decay=0.1, weight_decouple=True),
+    ),
     "LAMB, timm": (  # it clips the gradients by default
         lambda p: onepass.LAMB(p, LR, weight_decay=0.1),
         lambda p: timm.optim.Lamb(p, LR, weight_decay=0.1, max_grad_norm=None),

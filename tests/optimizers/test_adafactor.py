@@ -9,6 +9,7 @@ import reference
 import torch
 from cases import Row, copies, give
 from contract import through_a_file
+from factored import DTYPES, LARGE, LAYOUTS, everything, gradients, model, run
 from machines import ISAS
 from parity import assert_as_exact_as_torch
 from reference import ROUNDING, bits, numbers, only_kernels, params_of, stored
@@ -17,7 +18,6 @@ from torch.testing._internal.common_optimizers import OptimizerErrorEnum, optim_
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 STATES = ("row_var", "col_var", "variance")
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 ROW = Row(
     ours=onepass.Adafactor,
@@ -41,34 +41,6 @@ ROW = Row(
     },
 )
 each_variant = pytest.mark.parametrize("kwargs", ROW.variants.values(), ids=ROW.variants)
-
-# Vectors; matrices of few and of many rows and columns; batches of small and of larger ones.
-SHAPES = [(), (1,), (7,), (1031,), (1, 1), (4, 3), (1, 70), (70, 1), (33, 65), (300, 3), (3, 300), (5, 1, 1)]
-SHAPES += [(40, 3, 3), (2, 3, 4, 5), (3, 9, 11), (70, 20)]
-
-
-def model(dtype=torch.float32):
-    """No empty tensors: torch divides by their length."""
-    params = [torch.randn(shape) for shape in SHAPES]
-    params += [torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last), torch.randn(5, 9, 2).permute(2, 0, 1)]
-    params += [torch.randn(65, 33).t()]
-    return [p.to(dtype).requires_grad_() for p in params]
-
-
-def gradients(params, step):
-    kept = [step == 1 or (7 * step + 3 * i) % 11 > 0 for i in range(len(params))]
-    return [torch.randn_like(p) * (torch.rand_like(p) > 0.02) if k else None for p, k in zip(params, kept, strict=True)]
-
-
-def run(optimizer, steps) -> None:
-    for grads in steps:
-        give(optimizer, grads)
-        optimizer.step()
-
-
-def everything(optimizer) -> list[bytes]:
-    """Bits of all parameters and states."""
-    return [bits(t) for p in params_of(optimizer) for t in (p, *optimizer.state[p].values())]
 
 
 def explicit_eps(kwargs, dtype):
@@ -136,14 +108,6 @@ def test_every_mix_of_dtypes(param, grad, state):
         for p in params_of(ours):
             for name in STATES:
                 assert name not in ours.state[p] or ours.state[p][name].dtype == (state or grad)
-
-
-LAYOUTS = {
-    "transposed": lambda t: t.t().contiguous().t(),
-    "every_second": lambda t: t.repeat_interleave(2, 0).repeat_interleave(2, 1)[::2, ::2],
-    "sliced": lambda t: torch.nn.functional.pad(t, (3, 5, 1, 2))[1:-2, 3:-5],
-    "odd_offset": lambda t: torch.cat([torch.zeros(1), t.reshape(-1)])[1:].view(t.shape),
-}
 
 
 @pytest.mark.parametrize("grad_layout", LAYOUTS)
@@ -247,17 +211,6 @@ def test_not_finite_parameter(special):
 
 
 # -- bits ------------------------------------------------------------------------------------------------------------
-
-# 20 MiB: ten times what is worth another thread.
-LARGE = [
-    (torch.float32, (700, 1100)),
-    (torch.float32, (400_000,)),
-    (torch.bfloat16, (300, 4200)),
-    (torch.float64, (30_000, 5)),
-    (torch.float32, (20_000, 3, 3)),
-    (torch.float16, (3, 200, 300)),
-    *[(torch.float32, shape) for shape in SHAPES],
-]
 
 
 def test_instruction_sets_and_threads():

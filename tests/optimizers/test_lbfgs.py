@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import inspect
 import io
 import math
 import pickle
@@ -22,6 +23,7 @@ WOLFE = {"line_search_fn": "strong_wolfe"}
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 VECTORS = ("d", "prev_flat_grad")
 LISTS = ("old_dirs", "old_stps")
+TORCH_MAXIMIZES = "maximize" in inspect.signature(TORCH).parameters
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -435,6 +437,69 @@ def test_versions_rise_and_gradients_are_not_written():
         assert_same(g, values)
 
 
+# -- maximize --------------------------------------------------------------------------------------------------------
+
+
+@with_and_without_search
+@each_dtype
+def test_to_maximize_is_to_minimize_the_negative(dtype, search):
+    """To the bit, but for the loss that is returned."""
+    down = quadratic(LBFGS, dtype, max_iter=5, **search)
+    up = quadratic(LBFGS, dtype, max_iter=5, maximize=True, **search)
+    up.loss = lambda *params, loss=up.loss: -loss(*params)
+    for _ in range(4):
+        assert up.step() == [-loss for loss in down.step()]
+        assert bits(up.flat()) == bits(down.flat())
+        assert_same(up.state, down.state)
+
+
+@with_and_without_search
+def test_maximizing_as_torch(search):
+    """torch before 2.14 minimizes the negative."""
+    ours = quadratic(LBFGS, max_iter=5, maximize=True, **search)
+    theirs = quadratic(TORCH, max_iter=5, **({"maximize": True} if TORCH_MAXIMIZES else {}), **search)
+    for problem in (ours, theirs) if TORCH_MAXIMIZES else (ours,):
+        problem.loss = lambda *params, loss=problem.loss: -loss(*params)
+    for problem in (ours, theirs):
+        problem.step(3)
+    torch.testing.assert_close(ours.flat(), theirs.flat())
+
+
+def test_maximize_in_checkpoints():
+    """A checkpoint has the argument. One of a torch whose class does not have it minimizes.
+
+    Nor does one of ours have it there, unless it maximizes.
+    """
+    assert ("maximize" in quadratic(LBFGS).optimizer.state_dict()["param_groups"][0]) == TORCH_MAXIMIZES
+    up, down = quadratic(LBFGS, maximize=True), quadratic(LBFGS)
+    down.optimizer.load_state_dict(up.optimizer.state_dict())
+    assert down.optimizer.param_groups[0]["maximize"] is True
+    old = up.optimizer.state_dict()
+    del old["param_groups"][0]["maximize"]
+    up.optimizer.load_state_dict(old)
+    assert not up.optimizer.param_groups[0].get("maximize")
+    other = quadratic(LBFGS)
+    up.step()
+    other.step()
+    assert bits(up.flat()) == bits(other.flat())
+
+
+def test_maximizing_what_kernels_do_not_cover():
+    """torch's class steps it, if it can maximize. One that cannot is not asked to."""
+    p = torch.ones(3).as_subclass(Tagged).requires_grad_()
+    up = Problem(LBFGS, [p], lambda p: -(p * p).sum(), maximize=True, lr=0.1, max_iter=2)
+    [row] = onepass.explain(up.optimizer)
+    if TORCH_MAXIMIZES:
+        assert row.path == "torch"
+        up.step()
+        assert (p < 1).all()
+        return
+    assert row.path == "error"
+    with pytest.raises(ValueError, match=r"maximize=True needs torch 2\.14 or the kernels, which cannot take"):
+        up.step()
+    assert (p == 1).all()
+
+
 # -- several groups --------------------------------------------------------------------------------------------------
 
 
@@ -500,7 +565,13 @@ def test_a_group_of_rate_zero_is_left_out(search):
 
 
 def test_groups_must_agree():
-    for name, value in [("max_iter", 3), ("history_size", 5), ("line_search_fn", "strong_wolfe"), ("max_eval", 9)]:
+    for name, value in [
+        ("max_iter", 3),
+        ("history_size", 5),
+        ("line_search_fn", "strong_wolfe"),
+        ("max_eval", 9),
+        ("maximize", True),
+    ]:
         a, b = leaves((3,), (3,))
         with pytest.raises(ValueError, match=f"same {name}, but group 1 has {value!r}"):
             LBFGS([{"params": [a]}, {"params": [b], name: value}])

@@ -278,6 +278,7 @@ INNER = {
     "LBFGS": lambda ps: torch.optim.LBFGS(ps, lr=0.1, max_iter=4),
     "LBFGS strong_wolfe": lambda ps: torch.optim.LBFGS(ps, max_iter=4, line_search_fn="strong_wolfe"),
     "onepass.Adafactor": lambda ps: onepass.Adafactor(ps),
+    "onepass.CAME": lambda ps: onepass.CAME(ps),
     "onepass.Muon": lambda ps: onepass.Muon([p for p in ps if p.ndim == 2]),
     "onepass.NorMuon": lambda ps: onepass.NorMuon([p for p in ps if p.ndim == 2]),
     "onepass.LBFGS": lambda ps: onepass.LBFGS(ps, lr=0.1, max_iter=4),

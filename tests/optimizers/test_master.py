@@ -18,7 +18,7 @@ from onepass.swa_utils import AveragedModel
 from reference import bits
 from torch import nn
 
-WITH_MASTER = [row for row in ROWS if row.name not in ("LBFGS", "Adafactor", "Muon", "NorMuon")]
+WITH_MASTER = [row for row in ROWS if getattr(row.ours, "is_elementwise", False)]
 DENSE = [row for row in WITH_MASTER if not row.wants_sparse]
 ADAMW = next(row for row in ROWS if row.name == "AdamW")
 KINDS = [("split", torch.bfloat16), ("float32", torch.bfloat16), ("float32", torch.float16)]
@@ -256,7 +256,7 @@ def test_split_needs_bfloat16():
         optimizer.step()
 
 
-@pytest.mark.parametrize("cls", [onepass.Adafactor, onepass.Muon, onepass.NorMuon])
+@pytest.mark.parametrize("cls", [onepass.Adafactor, onepass.CAME, onepass.Muon, onepass.NorMuon])
 def test_classes_without_masters(cls):
     p = nn.Parameter(torch.zeros(3, 3).bfloat16())
     with pytest.raises(ValueError, match="master must be None"):

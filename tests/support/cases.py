@@ -45,6 +45,7 @@ PlainAdaBelief = plain(onepass.AdaBelief)
 PlainAdan = plain(onepass.Adan)
 PlainAdEMAMix = plain(onepass.AdEMAMix)
 PlainADOPT = plain(onepass.ADOPT)
+PlainCAME = plain(onepass.CAME)
 PlainLAMB = plain(onepass.LAMB)
 PlainLARS = plain(onepass.LARS)
 PlainLaProp = plain(onepass.LaProp)
@@ -132,6 +133,11 @@ class Row:
     def takes(self, kwargs: Iterable[str]) -> bool:
         """Whether it has all of these arguments."""
         return {*kwargs} <= {*self.arguments}
+
+    @property
+    def has_means(self) -> bool:
+        """Whether its second moments are means over rows and columns."""
+        return self.ours in (onepass.Adafactor, onepass.CAME)
 
     @property
     def takes_matrices(self) -> bool:
@@ -831,6 +837,15 @@ ROWS = [
         full={"lr": 0.01, "weight_decay": 0.1},
     ),
     Row(
+        ours=onepass.CAME,
+        theirs=PlainCAME,
+        flavours=({},),
+        states=("exp_avg_sq_row", "exp_avg_sq_col", "exp_avg_sq", "exp_avg", "exp_avg_res_row", "exp_avg_res_col"),
+        scalars=(),
+        shapes=((), (5,), (4, 3), (2, 3, 4, 5)),
+        full={"lr": 0.01, "weight_decay": 0.1},
+    ),
+    Row(
         ours=onepass.Muon,
         theirs=torch.optim.Muon,
         flavours=({},),
@@ -855,7 +870,7 @@ ROWS = [
         states=(),
         scalars=(),
         wants_closure=True,
-        own={},
+        own={} if "maximize" in inspect.signature(torch.optim.LBFGS).parameters else {"maximize": False},
         full={"lr": 0.1, "max_iter": 3},
     ),
 ]

@@ -401,6 +401,32 @@ def adafactor(p, g, s, t, **h):
     return adafactor_update(p, g, new, t, **h), new
 
 
+def came(p, g, s, t, *, lr, betas, eps, clip_threshold, weight_decay, held=None, **_):
+    """Luo et al. 2023, algorithm 2. ``held``: the new states as they were stored, with which the step goes on."""
+    new = {}
+
+    def average(name, x, beta):
+        new[name] = beta * s.get(name, 0.0) + (1 - beta) * x
+        return held[name] if held else new[name]
+
+    def divide(x, square, name, beta):
+        rows = average(f"{name}_row", square.mean(-1, keepdims=True), beta)
+        columns = average(f"{name}_col", square.mean(-2, keepdims=True), beta)
+        return x / np.sqrt(rows * columns / rows.mean(-2, keepdims=True))
+
+    square = g * g + eps[0]
+    if g.ndim > 1:
+        u = divide(g, square, "exp_avg_sq", betas[1])
+    else:
+        u = g / np.sqrt(average("exp_avg_sq", square, betas[1]))
+    u = u / max(1.0, np.sqrt((u * u).mean()) / clip_threshold)
+    m = average("exp_avg", u, betas[0])
+    if g.ndim > 1:
+        residual = (u - m) * (u - m) + eps[1]
+        m = divide(m, residual, "exp_avg_res", betas[2])
+    return p - lr * decay(weight_decay, p) - lr * m, new
+
+
 def muon(p, g, s, t, *, lr, weight_decay, momentum, nesterov, adjust_lr_fn, **_):
     """Jordan et al. 2024; Liu et al. 2025 for the other rate. Without the iterations, which tests put aside."""
     b = momentum * s.get("momentum_buffer", 0.0) + (1 - momentum) * g

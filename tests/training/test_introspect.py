@@ -233,14 +233,14 @@ WITH_ARGUMENTS = {
 @pytest.mark.parametrize("arguments", WITH_ARGUMENTS.values(), ids=WITH_ARGUMENTS)
 @each_row
 def test_what_a_step_does_beside_the_update(row, arguments):
-    """Only Adafactor leaves parameters to torch then, and says why; create passes the arguments on."""
+    """Only Adafactor and CAME leave parameters to torch then, and says why; create passes the arguments on."""
     torch.manual_seed(0)
     model = torch.nn.ParameterList([Parameter(torch.randn(3, 2)), Parameter(torch.randn(2, 4))])
     opt = onepass.create(row.ours.__name__, model, **arguments(model))
     *stepped, _ = params_of(opt)
     for p in stepped:
         p.grad = torch.ones_like(p).to_sparse(1) if row.wants_sparse else torch.ones_like(p)
-    is_left = row.name == "Adafactor" and "clip_value" in arguments(model)
+    is_left = row.has_means and "clip_value" in arguments(model)
     path, why = ("torch", "clip_value") if is_left else ("kernel", "")
     rows = [(each.path, each.reason) for each in onepass.explain(opt)]
     assert rows == [(path, why), (path, "; ".join(filter(None, [why, "no gradient now"])))]

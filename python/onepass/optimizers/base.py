@@ -105,7 +105,8 @@ def _check_capture(optimizer: Native) -> None:
         return
     if "capturable" in optimizer.param_groups[0]:
         check_capturable(optimizer)
-    elif optimizer.rule in _core.rules() and _counts_steps(optimizer.rule):  # not Adafactor, which torch steps there
+    # Not Adafactor and CAME, which kernels do not step there.
+    elif optimizer.rule in _core.rules() and _counts_steps(optimizer.rule):
         raise RuntimeError(
             f"{type(optimizer).__name__} cannot be captured in a CUDA graph: its steps are counted on the CPU"
         )
@@ -131,7 +132,7 @@ def _counts_steps(rule: str) -> bool:
 @functools.cache
 def _scalar_names(rule: str) -> list[str]:
     rules = _core.rules()
-    return rules[rule][2] if rule in rules else []  # Adafactor, with a driver of its own, has none
+    return rules[rule][2] if rule in rules else []  # Adafactor and CAME have none
 
 
 @functools.cache
@@ -171,6 +172,9 @@ class Native(Optimizer):
     # States that begin as copies of the parameter. The states of 16-bit parameters are then float32, because
     # differences from these copies would be lost in 16 bits.
     copies: ClassVar[Collection[str]] = ()
+
+    # States that are float32 or wider, whatever the state_dtype.
+    wide_states: ClassVar[Collection[str]] = ()
 
     # Set by Lookahead during its step, else None.
     _slow_weight_update: SlowWeightUpdate | None = None
@@ -235,11 +239,11 @@ class Native(Optimizer):
                     element of ``copy_to`` not a tensor, or ``stochastic_rounding``, ``cautious`` or
                     ``cautious_weight_decay`` not a bool.
                 ValueError: ``master`` is another value, or is ``"split"`` for a float16 parameter; ``master`` or
-                    ``stochastic_rounding`` is given to Adafactor, Muon or NorMuon, which have neither; ``max_norm`` or
-                    ``clip_value`` is < 0; ``norm_type`` is neither 2 nor infinite; ``average`` has no averages of these
-                    parameters, or computes them by a function; ``copy_to`` does not match the parameters;
-                    ``rounding_seed`` is not an int in [0, 2**64); ``cautious`` or ``cautious_weight_decay`` is given
-                    to an optimizer that does not have it.
+                    ``stochastic_rounding`` is given to Adafactor, CAME, Muon or NorMuon, which have neither;
+                    ``max_norm`` or ``clip_value`` is < 0; ``norm_type`` is neither 2 nor infinite; ``average`` has no
+                    averages of these parameters, or computes them by a function; ``copy_to`` does not match the
+                    parameters; ``rounding_seed`` is not an int in [0, 2**64); ``cautious`` or ``cautious_weight_decay``
+                    is given to an optimizer that does not have it.
             """
             construct = super().__init__
             params = args[0] if args else kwargs.get("params")
@@ -595,6 +599,8 @@ class Native(Optimizer):
                     self._encode(group, p, name, value, number)
                 else:  # created by this step
                     dtype = value.dtype if p.is_complex() else self._state_dtype(group, p) or p.dtype
+                    if name in self.wide_states:
+                        dtype = torch.promote_types(p.dtype, torch.float32)
                     self.state[p][name] = torch.empty_like(value, dtype=dtype)
                     self._write(group, p, self.state[p][name], value, names.index(name), number)
             if master:
@@ -863,7 +869,8 @@ class Native(Optimizer):
                     dtype = self._state_dtype(group, p) if master and is_torchs else forced
                     if dtype == block_states.CODES:
                         dtype = None if self._in_blocks(group, p) else self._state_dtype(group, p)
-                    _restore_dtypes(self.state[p], held, self._state_names(), dtype, master)
+                    converted = {*self._state_names()} - {*self.wide_states}
+                    _restore_dtypes(self.state[p], held, converted, dtype, master)
                     if forced == block_states.CODES and self._in_blocks(group, p):
                         for name in self._state_names():
                             if isinstance(self.state[p].get(name), Tensor) and name not in in_blocks:

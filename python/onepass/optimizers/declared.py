@@ -10,9 +10,17 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from .arguments import check_hyperparameters, check_number, hyper_types, whole
+from .arguments import HyperTypes, check_hyperparameters, check_number, hyper_types, whole
 
 PRODIGY_ESTIMATE = ("d", "d_max")  # keys that all of Prodigy's groups have alike
+
+CAME_TYPES: HyperTypes = {
+    "lr": False,
+    "eps": (False, False),
+    "clip_threshold": False,
+    "betas": (False, False, False),
+    "weight_decay": False,
+}
 
 _WORDS = {"lr": "learning rate", "eps": "epsilon value"}  # torch's, for messages
 
@@ -20,8 +28,8 @@ _WORDS = {"lr": "learning rate", "eps": "epsilon value"}  # torch's, for message
 class Declared(Optimizer):
     """An optimizer that torch does not have. A subclass declares its arguments."""
 
-    def _declare(self, rule: str, params: ParamsT, **defaults: Any) -> None:
-        """Check the hyperparameters of a rule, and construct the optimizer with these defaults.
+    def _declare(self, rule: "str | HyperTypes", params: ParamsT, **defaults: Any) -> None:
+        """Check the hyperparameters of a rule, or of these types, and construct the optimizer with these defaults.
 
         Raises:
             TypeError: A hyperparameter is not a number, or not a sequence of numbers.
@@ -29,7 +37,8 @@ class Declared(Optimizer):
         """
         if isinstance(defaults["lr"], Tensor) and defaults["lr"].numel() != 1:
             raise ValueError("Tensor lr must be 1-element")
-        types = {name: optional for name, optional in hyper_types(rule).items() if name in defaults}
+        known = hyper_types(rule) if isinstance(rule, str) else rule
+        types = {name: optional for name, optional in known.items() if name in defaults}
         check_hyperparameters(type(self).__name__, types, defaults)
         for name in types:
             value = defaults[name]
@@ -37,6 +46,10 @@ class Declared(Optimizer):
                 for index, beta in enumerate(value):
                     if not 0.0 <= beta < 1.0:
                         raise ValueError(f"Invalid beta parameter at index {index}: {beta}")
+            elif name == "eps" and isinstance(types[name], tuple):
+                for index, eps in enumerate(value):
+                    if not eps >= 0.0:
+                        raise ValueError(f"Invalid epsilon value at index {index}: {eps}")
             elif isinstance(value, bool) or value is None:
                 continue
             elif not value >= 0.0 or (name == "momentum" and not value < 1.0):
@@ -163,6 +176,35 @@ class ADOPT(Declared):
             decoupled_weight_decay=decoupled_weight_decay,
             maximize=maximize,
             capturable=capturable,
+        )
+
+
+class CAME(Declared):
+    """The arguments of CAME."""
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 2e-4,
+        eps: tuple[float, float] = (1e-30, 1e-16),
+        clip_threshold: float = 1.0,
+        betas: tuple[float, float, float] = (0.9, 0.999, 0.9999),
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        check_number("CAME: clip_threshold", clip_threshold)
+        if not clip_threshold > 0.0:
+            raise ValueError(f"Invalid clip_threshold value: {clip_threshold}")
+        self._declare(
+            CAME_TYPES,
+            params,
+            lr=lr,
+            eps=eps,
+            clip_threshold=clip_threshold,
+            betas=betas,
+            weight_decay=weight_decay,
+            maximize=maximize,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,6 +23,9 @@ _SHARED = ("max_iter", "max_eval", "tolerance_grad", "tolerance_change", "histor
 
 # Hyperparameters that must be numbers.
 _TYPES: HyperTypes = {"lr": False, "tolerance_grad": False, "tolerance_change": False}
+
+# From torch 2.14 on.
+_TORCH_MAXIMIZES = "maximize" in inspect.signature(torch.optim.LBFGS).parameters
 
 # The state entries of the history. All others are counters.
 _HISTORY = ("d", "t", "old_dirs", "old_stps", "ro", "H_diag", "prev_flat_grad", "prev_loss", "al")
@@ -156,11 +160,19 @@ def _finite(numbers: list[float]) -> bool:
 class _Run:
     """One call of step: evaluates the closure as a function of a flat vector."""
 
-    def __init__(self, native: _core.Lbfgs, groups: list[list[Tensor]], weights: list[float], closure: Closure) -> None:
+    def __init__(
+        self,
+        native: _core.Lbfgs,
+        groups: list[list[Tensor]],
+        weights: list[float],
+        closure: Closure,
+        maximize: bool,
+    ) -> None:
         self.native = native
         self.groups = groups
         self.weights = weights
         self.closure = closure
+        self.maximize = maximize  # whether losses and gradients of points are negated
         self.evaluations = 0
         self.x: Tensor | None = None  # the parameters before the first move; None if not moved
         self.moved = 0.0  # current step length t
@@ -177,6 +189,9 @@ class _Run:
         gradient = self.native.buffer()
         if math.isfinite(loss):
             largest, slope = self.native.gather(self.groups, True, gradient, direction)
+            if self.maximize:
+                loss, slope = -loss, -slope
+                gradient.neg_()
             if _finite(largest):
                 steered = (most for most, weight in zip(largest, self.weights, strict=True) if weight != 0)
                 return _Point(t, loss, slope, gradient, max(steered, default=0.0))
@@ -277,9 +292,12 @@ class LBFGS(torch.optim.LBFGS):
             when the directional derivative is greater than ``-tolerance_change``.
         history_size: Number of pairs kept. A pair takes two vectors of the parameters' size; a step needs about 7 more.
         line_search_fn: ``"strong_wolfe"`` or None.
+        maximize: Ascend instead of descend: the loss that the closure returns, and its gradient, are negated. torch's
+            class has this argument from torch 2.14 on.
 
     Raises:
-        ValueError: A hyperparameter is out of range.
+        ValueError: A hyperparameter is out of range; or, at the step, ``maximize`` is set, kernels cannot step a
+            parameter, and torch's class does not have ``maximize``.
 
     Example:
         >>> x = torch.nn.Parameter(torch.tensor([3.0, -2.0]))
@@ -312,6 +330,8 @@ class LBFGS(torch.optim.LBFGS):
         tolerance_change: float = 1e-9,
         history_size: int = 100,
         line_search_fn: str | None = None,
+        *,
+        maximize: bool = False,
     ) -> None:
         given = {"lr": lr, "tolerance_grad": tolerance_grad, "tolerance_change": tolerance_change}
         # torch's constructor accepts one group only; the others are added afterwards. It also raises for arguments that
@@ -322,9 +342,12 @@ class LBFGS(torch.optim.LBFGS):
                 listed: list[Any] = list(params)
                 several = bool(listed) and isinstance(listed[0], dict)
                 params, others = (listed[:1], listed[1:]) if several else (listed, [])
+            more = {"maximize": maximize} if _TORCH_MAXIMIZES else {}
             super().__init__(
-                params, lr, max_iter, max_eval, tolerance_grad, tolerance_change, history_size, line_search_fn
+                params, lr, max_iter, max_eval, tolerance_grad, tolerance_change, history_size, line_search_fn, **more
             )
+        if maximize and not _TORCH_MAXIMIZES:
+            self.defaults["maximize"] = self.param_groups[0]["maximize"] = maximize
         check_hyperparameters("LBFGS", _TYPES, self.defaults)  # torch accepts some values that no step can use
         for group in others:
             self.add_param_group(group)
@@ -389,7 +412,7 @@ class LBFGS(torch.optim.LBFGS):
         rates = [float(group["lr"]) for group in self.param_groups]
         lr = max(rates)
         weights = [1.0 if lr == rate else rate / lr for rate in rates]
-        run = _Run(self._native, groups, weights, closure)
+        run = _Run(self._native, groups, weights, closure, shared.pop("maximize"))
 
         if not any(groups):
             return run.evaluate()
@@ -431,17 +454,20 @@ class LBFGS(torch.optim.LBFGS):
         self.__dict__["_cached_unproven"] = x
 
     def _shared_options(self) -> dict[str, Any]:
-        first = self.param_groups[0]
+        def options(group: dict[str, Any]) -> dict[str, Any]:
+            return {name: group[name] for name in _SHARED} | {"maximize": _maximizes(group)}
+
+        first = options(self.param_groups[0])
         for index, group in enumerate(self.param_groups[1:], 1):
-            for name in _SHARED:
-                if group[name] != first[name]:
+            for name, value in options(group).items():
+                if value != first[name]:
                     raise ValueError(
                         f"LBFGS: all parameter groups must have the same {name}, "
-                        f"but group {index} has {group[name]!r}, and group 0 {first[name]!r}"
+                        f"but group {index} has {value!r}, and group 0 {first[name]!r}"
                     )
         if first["line_search_fn"] not in (None, "strong_wolfe"):
             raise RuntimeError("only 'strong_wolfe' is supported")
-        return {name: first[name] for name in _SHARED}
+        return first
 
     def _iterate(
         self,
@@ -554,6 +580,11 @@ class LBFGS(torch.optim.LBFGS):
                 f"LBFGS: several parameter groups need the kernels, which cannot take parameter {index} of group "
                 f"{group}: {reason}"
             )
+        if _maximizes(self.param_groups[0]) and not _TORCH_MAXIMIZES:
+            raise ValueError(
+                f"LBFGS: maximize=True needs torch 2.14 or the kernels, which cannot take parameter {index} of group "
+                f"{group}: {reason}"
+            )
         loss = type(self).torch_step(self, closure)
         counts: dict[str, int] = {}
         for _, _, _, why in self._explain():
@@ -576,7 +607,8 @@ class LBFGS(torch.optim.LBFGS):
             return [(g, i, "error", str(error)) for g, i in places]
         if not refused:
             return [(g, i, "kernel", "") for g, i in places]
-        path = "torch" if len(groups) == 1 else "error"
+        is_error = len(groups) > 1 or (_maximizes(self.param_groups[0]) and not _TORCH_MAXIMIZES)
+        path = "error" if is_error else "torch"
         first = next(iter(refused.values()))
         return [(g, i, path, refused.get((g, i), f"beside a parameter with {first}")) for g, i in places]
 
@@ -584,6 +616,11 @@ class LBFGS(torch.optim.LBFGS):
 def _first_of(param_groups: list[dict[str, Any]]) -> Any:
     """Return the first parameter, whose state entry holds the state of the whole optimizer."""
     return next((p for group in param_groups for p in group["params"]), None)
+
+
+def _maximizes(group: dict[str, Any]) -> bool:
+    """Return a group's ``maximize``, which groups of a torch before 2.14 do not have."""
+    return bool(group.get("maximize", False))
 
 
 def _forget(state: dict[str, Any]) -> None:

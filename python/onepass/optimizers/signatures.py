@@ -19,6 +19,7 @@ from torch.optim import Rprop as Rprop
 from torch.optim import SparseAdam as SparseAdam
 
 from .declared import ADOPT as ADOPT
+from .declared import CAME as CAME
 from .declared import LAMB as LAMB
 from .declared import LARS as LARS
 from .declared import MARS as MARS

@@ -322,6 +322,32 @@ class Adan(torch.optim.Optimizer):
         cautious_weight_decay: bool = ...,
     ) -> None: ...
 
+class CAME(torch.optim.Optimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = ...,
+        eps: tuple[float, float] = ...,
+        clip_threshold: float = ...,
+        betas: tuple[float, float, float] = ...,
+        weight_decay: float = ...,
+        *,
+        maximize: bool = ...,
+        state_dtype: torch.dtype | None = ...,
+        master: str | None = ...,
+        max_norm: float | ClippingPolicy | None = ...,
+        norm_type: float = ...,
+        clip_value: float | None = ...,
+        skip_nonfinite: bool = ...,
+        average: AveragedModel | None = ...,
+        copy_to: Sequence[Tensor] | Module | None = ...,
+        zero_grad: bool = ...,
+        stochastic_rounding: bool = ...,
+        rounding_seed: int | None = ...,
+        cautious: bool = ...,
+        cautious_weight_decay: bool = ...,
+    ) -> None: ...
+
 class LAMB(torch.optim.Optimizer):
     def __init__(
         self,

@@ -1,0 +1,321 @@
+"""CAME, which is not element-wise: what support/cases.py holds the others to, for means over rows and columns."""
+
+import itertools
+import re
+
+import onepass
+import pytest
+import reference
+import torch
+from cases import PlainCAME, Row, copies, give
+from contract import through_a_file
+from factored import DTYPES, LARGE, LAYOUTS, everything, gradients, model, run
+from machines import ISAS
+from parity import assert_as_exact_as_torch
+from reference import ROUNDING, bits, numbers, only_kernels, params_of, stored
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+OF_VECTOR = ("exp_avg_sq", "exp_avg")
+OF_MATRIX = ("exp_avg_sq_row", "exp_avg_sq_col", "exp_avg", "exp_avg_res_row", "exp_avg_res_col")
+MEANS = ("exp_avg_sq_row", "exp_avg_sq_col", "exp_avg_res_row", "exp_avg_res_col")
+
+ROW = Row(
+    ours=onepass.CAME,
+    theirs=PlainCAME,
+    flavours=({},),
+    formula=reference.came,
+    states=("exp_avg_sq", *OF_MATRIX),
+    scalars=(),
+    full={"lr": 0.05, "weight_decay": 0.1, "betas": (0.8, 0.9, 0.95)},
+    variants={
+        "default": {},
+        "lr": {"lr": 0.03},
+        "no_lr": {"lr": 0.0, "weight_decay": 0.1},
+        "betas": {"betas": (0.5, 0.75, 0.9)},
+        "zero_betas": {"betas": (0.0, 0.0, 0.0), "eps": (1e-30, 1e-3)},  # the residual is then zero
+        "eps": {"eps": (0.3, 0.1)},
+        "small_clip_threshold": {"clip_threshold": 0.1},
+        "large_clip_threshold": {"clip_threshold": 1e3},
+        "weight_decay": {"lr": 0.01, "weight_decay": 0.3},
+        "maximize": {"maximize": True, "weight_decay": 0.1},
+        "tensor_lr": {"lr": torch.tensor(0.01)},
+        "tensor_lr_1d": {"lr": torch.tensor([0.01], dtype=torch.float64), "weight_decay": 0.1},
+    },
+)
+each_variant = pytest.mark.parametrize("kwargs", ROW.variants.values(), ids=ROW.variants)
+
+
+def checked_step(optimizer, roundings=16) -> None:
+    """Steps, with the kernels alone, and holds every element to the formula, from what was in memory before.
+
+    Each state must be what the formula makes of the old one and of the other new states as they were stored, and so
+    must the parameter; within some roundings of the arithmetic, and the one of its own dtype. Where a residual is a
+    difference of nearly equal numbers, these are roundings of the numbers.
+    """
+    before = reference.snapshot(ROW, optimizer)
+    with only_kernels(len(before)):
+        optimizer.step()
+    for p, h, old_p, g, old_states, _ in before:
+        names = OF_MATRIX if p.ndim > 1 else OF_VECTOR
+        assert optimizer.state[p].keys() == {*names}
+        if old_p.size == 0:
+            continue
+        g = -g if h["maximize"] else g
+        new = {name: numbers(optimizer.state[p][name]) for name in names}
+        updated, want = reference.came(old_p, g, old_states, 1, **h, held=new)
+        assert want.keys() == new.keys()
+        for name, exact in {**want, "": updated}.items():
+            tensor = optimizer.state[p][name] if name else p
+            error = roundings * ROUNDING[torch.float64 if p.dtype == torch.float64 else torch.float32]
+            old = {"": old_p, **old_states}.get(name, 0.0)
+            size = abs(exact) + abs(exact - old)
+            if name.startswith("exp_avg_res"):
+                axis = -1 if name.endswith("row") else -2
+                size = size + (1 - h["betas"][2]) * (new["exp_avg"] ** 2).mean(axis, keepdims=True)
+            room = error * size + torch.finfo(torch.float32).tiny
+            low, high = stored(exact - room, tensor.dtype), stored(exact + room, tensor.dtype)
+            got = numbers(tensor)
+            assert ((low <= got) & (got <= high)).all(), (name, tuple(p.shape), tensor.dtype)
+
+
+# -- numbers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@each_variant
+def test_parity(kwargs, dtype):
+    """After 40 steps, as exact as torch operations."""
+    with only_kernels():
+        assert_as_exact_as_torch(ROW, kwargs, dtype, model(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@each_variant
+def test_every_step(kwargs, dtype):
+    ours = ROW.ours(model(dtype), **kwargs)
+    for step in range(1, 6):
+        give(ours, gradients(params_of(ours), step))
+        checked_step(ours)
+
+
+@pytest.mark.parametrize(("param", "grad", "state"), [*itertools.product(DTYPES, DTYPES, (None, *DTYPES))], ids=str)
+def test_every_mix_of_dtypes(param, grad, state):
+    """The momentum has the parameter's dtype, unless it is given another; second moments are never narrower."""
+    ours = ROW.ours(model(param), **ROW.full, state_dtype=state)
+    moments = torch.float64 if param == torch.float64 else torch.float32
+    for step in range(1, 4):
+        for p, g in zip(params_of(ours), gradients(params_of(ours), step), strict=True):
+            p.grad = None
+            if g is not None:  # a gradient of another dtype than the parameter's, as frameworks make them
+                p.grad_dtype = None
+                p.grad = g.to(grad)
+        checked_step(ours)
+        for p in params_of(ours):
+            for name, held in ours.state[p].items():
+                assert held.dtype == ((state or param) if name == "exp_avg" else moments)
+
+
+@pytest.mark.parametrize("grad_layout", LAYOUTS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(70, 90), (8, 7), (700, 3), (3, 1100), (5, 2000)], ids=str)
+def test_layouts(shape, layout, grad_layout):
+    """Where a matrix lies changes no bit."""
+    p, grad = torch.randn(shape), torch.randn(shape)
+    plain = ROW.ours([p.clone().requires_grad_()], **ROW.full)
+    other = ROW.ours([LAYOUTS[layout](p).detach().requires_grad_()], **ROW.full)
+    (q,) = params_of(other)
+    for step in range(3):
+        params_of(plain)[0].grad = grad * (step + 1)
+        q.grad = LAYOUTS[grad_layout](grad * (step + 1))
+        with only_kernels(2):
+            plain.step()
+            other.step()
+        assert bits(q) == bits(params_of(plain)[0])
+        if step == 0:
+            for name in OF_MATRIX:
+                other.state[q][name] = LAYOUTS["every_second"](other.state[q][name])
+    for name in OF_MATRIX:
+        assert bits(other.state[q][name]) == bits(plain.state[params_of(plain)[0]][name])
+
+
+def test_empty_one_element_and_no_dimension():
+    shapes = [(0,), (3, 0), (0, 3), (2, 0, 4), (0, 2, 3), (), (1,), (1, 1), (1, 1, 1)]
+    ours = ROW.ours([torch.ones(shape, requires_grad=True) for shape in shapes])
+    for _ in range(2):
+        give(ours, [torch.ones(shape) for shape in shapes])
+        checked_step(ours)
+    for p, shape in zip(params_of(ours), shapes, strict=True):
+        for name in MEANS if len(shape) > 1 else ():
+            want = list(shape)
+            want[-1 if name.endswith("_row") else -2] = 1
+            assert list(ours.state[p][name].shape) == want
+            if p.numel() == 0:
+                assert (ours.state[p][name] == 0).all()
+
+
+@pytest.mark.parametrize("special", [float("nan"), float("inf"), -float("inf"), 1e20, 3e38, 1e-30, 0.0], ids=str)
+@pytest.mark.parametrize("shape", [(9,), (6, 5), (30, 20), (4, 3, 3), (3, 30, 20), (100, 2)], ids=str)
+def test_not_finite(shape, special):
+    """NaN, infinities, overflows and nothing spread as in torch operations."""
+    params = [torch.ones(shape, requires_grad=True)]
+    grads = [torch.ones(shape), torch.ones(shape), torch.ones(shape)]
+    grads[0].view(-1)[-1] = special
+    for kwargs in ({}, ROW.full):
+        ours, theirs = ROW.ours(copies(params), **kwargs), ROW.theirs(copies(params), **kwargs)
+        for grad in grads:
+            run(ours, [[grad]])
+            run(theirs, [[grad]])
+            (p,), (q,) = params_of(ours), params_of(theirs)
+            torch.testing.assert_close(p, q, equal_nan=True)
+            for name in ours.state[p]:
+                torch.testing.assert_close(
+                    ours.state[p][name], theirs.state[q][name], equal_nan=True, atol=1e-12, rtol=1e-4
+                )
+
+
+# -- bits ------------------------------------------------------------------------------------------------------------
+
+
+def test_instruction_sets_and_threads():
+    params = [torch.randn(shape).to(dtype).requires_grad_() for dtype, shape in LARGE]
+    params.append(torch.randn(900, 500).t().requires_grad_())
+    steps = [[torch.randn(p.shape).to(p.dtype) for p in params] for _ in range(3)]
+    results = {}
+    for isa, threads in itertools.product(ISAS, (1, 2, 3)):
+        onepass._core.force_isa(isa)
+        torch.set_num_threads(threads)
+        optimizer = ROW.ours(copies(params), **ROW.full)
+        with only_kernels(3 * len(params)):
+            run(optimizer, steps)
+        results[isa, threads] = everything(optimizer)
+    expected = results[ISAS[0], 1]
+    assert expected[0] != bits(params[0])
+    assert [key for key, result in results.items() if result != expected] == []
+
+
+@each_variant
+def test_resume(kwargs):
+    """Stopping at step 4 and going on from the state_dict is to the bit the same as not stopping."""
+    params = [*model(), *model(torch.bfloat16), *model(torch.float64)]
+    steps = [gradients(params, step) for step in range(1, 8)]
+    for state_dtype in (None, torch.float32):
+        straight = ROW.ours(copies(params), **kwargs, state_dtype=state_dtype)
+        run(straight, steps)
+        first = ROW.ours(copies(params), **kwargs, state_dtype=state_dtype)
+        run(first, steps[:4])
+        second = ROW.ours(copies(params_of(first)), **({} if state_dtype is None else {"state_dtype": state_dtype}))
+        second.load_state_dict(through_a_file(first.state_dict()))
+        assert everything(second) == everything(first)
+        run(second, steps[4:])
+        assert everything(second) == everything(straight)
+
+
+# -- behaviour -------------------------------------------------------------------------------------------------------
+
+
+def test_hyperparameters_are_read_anew_at_each_step():
+    ours = ROW.ours(model(), **{**ROW.full, "lr": torch.tensor(0.04)})
+    (group,) = ours.param_groups
+    for step in range(1, 7):
+        group["lr"].mul_(0.5)
+        group["weight_decay"] = [0.1, 0, 0.3][step % 3]
+        group["maximize"] = step % 3 == 2
+        group["eps"] = [(1e-30, 1e-16), (0.1, 0.5), (1e-20, 1e-3)][step % 3]
+        group["clip_threshold"] = [1, 2.0][step % 2]
+        group["betas"] = [(0.9, 0.99, 0.999), [0.5, 0.6, 0.7]][step % 2]
+        give(ours, gradients(params_of(ours), step))
+        checked_step(ours)
+
+
+def test_grad_scaler():
+    """Gradients are unscaled inside: a power of two changes no bit; found_inf leaves all as it is."""
+    params = model()
+    plain, scaled = ROW.ours(copies(params), **ROW.full), ROW.ours(copies(params), **ROW.full)
+    for step in range(1, 4):
+        grads = gradients(params, step)
+        run(plain, [grads])
+        give(scaled, [grad * 1024 if grad is not None else None for grad in grads])
+        scaled.grad_scale, scaled.found_inf = torch.tensor(1024.0), torch.tensor(0.0)
+        scaled.step()
+    assert everything(scaled) == everything(plain)
+    scaled.found_inf = torch.tensor(1.0)
+    scaled.step()
+    assert everything(scaled) == everything(plain)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.update(exp_avg_res_row=torch.zeros(4, 3)), "its state exp_avg_res_row has shape [4, 3]"),
+        (lambda s: s.update(exp_avg_res_row=torch.zeros(1, 3)), "its state exp_avg_res_row has shape [1, 3]"),
+        (lambda s: s.update(exp_avg_res_col=torch.zeros(4, 1)), "its state exp_avg_res_col has shape [4, 1]"),
+        (lambda s: s.update(exp_avg_sq_row=torch.zeros(1, 3)), "its state exp_avg_sq_row has shape [1, 3]"),
+        (lambda s: s.update(exp_avg_sq_col=torch.zeros(4)), "its state exp_avg_sq_col has shape [4]"),
+        (lambda s: s.update(exp_avg=torch.zeros(4, 1)), "its state exp_avg has shape [4, 1]"),
+        (
+            lambda s: s.update(exp_avg_res_col=torch.zeros(1, 3).int()),
+            "its state exp_avg_res_col has dtype torch.int32",
+        ),
+        (lambda s: s.update(exp_avg_sq_row=3), "its state exp_avg_sq_row is not a tensor"),
+        (lambda s: s.update(exp_avg_res_col=s["exp_avg_sq_col"]), "its own tensors (parameter, states, step) overlap"),
+        (lambda s: s.pop("exp_avg_res_col"), None),
+    ],
+)
+def test_states_that_do_not_fit(change, message):
+    """The message names the parameter, and nothing has been written."""
+    p, q = torch.randn(5, requires_grad=True), torch.randn(4, 3, requires_grad=True)
+    ours = ROW.ours([{"params": [("v", p)]}, {"params": [("w", q)]}])
+    run(ours, [[torch.ones(5), torch.ones(4, 3)]])
+    change(ours.state[q])
+    if message is None:  # a state that is missing is made anew
+        ours.step()
+        assert ours.state[q]["exp_avg_res_col"].shape == (1, 3)
+        return
+
+    def written():
+        return [bits(t) for t in (p, q, *ours.state[p].values())]
+
+    before = written()
+    with pytest.raises(
+        ValueError, match=re.escape(f"parameter 0 of group 1 'w' (shape [4, 3], torch.float32): {message}")
+    ):
+        ours.step()
+    assert written() == before
+    assert onepass.explain(ours)[1].path == "error"
+
+
+def test_a_clip_threshold_of_zero():
+    p = torch.ones(4, 3, requires_grad=True)
+    ours = ROW.ours([p])
+    ours.param_groups[0]["clip_threshold"] = 0.0
+    with pytest.raises(ZeroDivisionError, match="clip_threshold is zero"):
+        run(ours, [[torch.ones(4, 3)]])
+    assert (p == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("param", "grad", "message"),
+    [
+        (torch.randn(3, 2, dtype=torch.complex64), torch.randn(3, 2, dtype=torch.complex64), "complex parameters"),
+        (torch.randn(3, 2), torch.randn(3, 2).to_sparse(), "sparse gradients"),
+    ],
+)
+def test_what_it_refuses(param, grad, message):
+    p = param.requires_grad_()
+    p.grad = grad
+    with pytest.raises(RuntimeError, match=f"CAME does not support {message}"):
+        ROW.ours([p]).step()
+
+
+def test_slow_weights():
+    """Lookahead over it moves them in torch operations."""
+    params = model()
+    one = onepass.Lookahead(ROW.ours(copies(params), **ROW.full), k=2, alpha=0.5)
+    other = onepass.Lookahead(ROW.theirs(copies(params), **ROW.full), k=2, alpha=0.5)
+    for optimizer in (one, other):
+        torch.manual_seed(1)
+        run(optimizer, [gradients(params, step) for step in range(1, 6)])
+    for p, q in zip(params_of(one), params_of(other), strict=True):
+        torch.testing.assert_close(p, q, rtol=2e-5, atol=2e-6)
+        torch.testing.assert_close(one.state[p]["slow_param"], other.state[q]["slow_param"], rtol=2e-5, atol=2e-6)

@@ -10,8 +10,9 @@
 
 namespace onepass {
 
-// Sets the mode of this thread. The destructor restores the caller's mode.
-class StepMode {
+// Sets the mode of this thread. The destructor restores the caller's mode. On other processors it does nothing, and
+// variables would be unused.
+class [[maybe_unused]] StepMode {
  public:
 #if defined(__SSE2__)
   StepMode() : saved_(_mm_getcsr()) { _mm_setcsr(0x9fc0U); }  // FTZ, DAZ, nearest, no exception traps

@@ -7,6 +7,10 @@ torch import optim`` by ``import onepass as optim``; nothing else changes.
 import torch.optim
 from torch.optim import Optimizer
 
+from . import _openmp
+
+_openmp.share()  # before anything imports the compiled module
+
 from . import _core, lr_scheduler, schedules, swa_utils
 from ._core import __version__
 from .optimizers.adabelief import AdaBelief

@@ -45,6 +45,22 @@ print(*sorted(set(re.findall(r"/\\S*lib(?:g|i|)omp[^/\\s]*", maps))), sep="\\n")
     assert len(runtimes) == 1
 
 
+@pytest.mark.parametrize("first", ["onepass", "torch", "numpy", "sklearn.ensemble"])
+def test_the_compiled_module_calls_torchs_runtime_whatever_was_imported_first(first):
+    """scikit-learn brings a runtime of its own, for its own code."""
+    code = (
+        f"import {first}"
+        + STEP_ON_TWO_THREADS
+        + """
+import ctypes, sklearn.ensemble
+address = lambda library: ctypes.cast(library.omp_get_thread_num, ctypes.c_void_p).value
+own = ctypes.CDLL(onepass._openmp.runtime_of_torch())
+print(address(ctypes.CDLL(None)) == address(own), hasattr(own, "GOMP_parallel"), after - before)
+"""
+    )
+    assert run(code) == "True True 1\n"
+
+
 def test_a_forked_child_steps_after_its_parent_stepped_on_threads(tmp_path):
     """libgomp's threads do not survive a fork, and a child that waited for them would wait forever.
 

@@ -8,20 +8,9 @@ import platform
 
 import torch
 
-from .. import _core
+from .. import _core, _openmp
 from ..training import catalog
 from ..training.table import text_table
-
-
-def _openmp_runtimes() -> list[str]:
-    """Return the paths of the OpenMP libraries in this process; more than one is a defect."""
-    names = ("libgomp", "libomp", "libiomp")
-    try:
-        with open("/proc/self/maps") as maps:
-            paths = {line.split(maxsplit=5)[5].strip() for line in maps if any(f"/{n}" in line for n in names)}
-    except OSError:  # not Linux
-        return []
-    return sorted(paths)
 
 
 def processor() -> str:
@@ -63,7 +52,7 @@ def facts() -> dict[str, str]:
         "chosen": _core.isa() + forced("ONEPASS_ISA"),
         "tuning": f"{_core.tuning()}: {prefetch}{forced('ONEPASS_TUNING')}",
         "threads": f"{torch.get_num_threads()} (torch.set_num_threads)",
-        "OpenMP runtime": ", ".join(_openmp_runtimes()) or "unknown",
+        "OpenMP runtime": ", ".join(_openmp.runtimes()) or "unknown",
         "DLPack exchange API": ".".join(map(str, _core.dlpack_version())),
         "CUDA kernels": _core.cuda_built()
         or "not built (no CUDA compiler was found): parameters on a GPU are stepped by torch's implementation",

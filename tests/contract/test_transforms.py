@@ -19,7 +19,10 @@ each_functional = for_rows(ROW[name] for name in sorted(TORCHS - {"Adafactor", "
 SHAPE = (4, 3)
 
 # What torch imports for forward-mode derivatives uses deprecated parts of torch itself.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning"),  # from torch 2.14 on
+]
 
 
 def seed(number, shape=SHAPE):

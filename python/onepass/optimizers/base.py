@@ -254,7 +254,9 @@ class Native(Optimizer):
 
             with noted(check), module_refused(type(self).__name__, params):
                 construct(*args, **kwargs)
-            self._check_types(self.defaults)  # torch accepts some values that no step can use
+            # torch accepts some values that no step can use, and from 2.14 on it takes the first two of many betas.
+            check()
+            self._check_types(self.defaults)
 
     def _take_arguments(
         self,

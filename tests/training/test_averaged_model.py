@@ -301,7 +301,7 @@ def test_a_scripted_model():
         def forward(self, x):
             return self.linear(x) * self.scale
 
-    with pytest.warns(DeprecationWarning, match="torch.jit"):
+    with pytest.warns((DeprecationWarning, FutureWarning), match="torch.jit"):  # the second from torch 2.14 on
         model = torch.jit.script(Scaled())
     average, expected = AveragedModel(model, decay=0.5), Torchs(model, multi_avg_fn=get_ema_multi_avg_fn(0.5))
     for t in range(3):

@@ -34,10 +34,10 @@ struct FactoredRule {
 
   // Whether a state has one number for each row, or for each column, of a matrix.
   bool is_of_rows(std::size_t operand) const {
-    return operand == matrix[kRowVar] || (operand == matrix[kResidualRowVar] && operand != kNone);
+    return operand == matrix[kRowVar] || operand == matrix[kResidualRowVar];
   }
   bool is_of_columns(std::size_t operand) const {
-    return operand == matrix[kColumnVar] || (operand == matrix[kResidualColumnVar] && operand != kNone);
+    return operand == matrix[kColumnVar] || operand == matrix[kResidualColumnVar];
   }
 };
 

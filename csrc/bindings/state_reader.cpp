@@ -21,7 +21,8 @@ bool ParamReader::read_states(Reading& r) {
     fail(r.param, "its state is not a dict");
   }
   for (std::size_t s = 0; s < names_.states.size() && r.param.state != nullptr && !r.missing; ++s)
-    if ((used >> s & 1) != 0 && !read_state(r, operand_of_state(s), names_.states[s], names_.state_labels[s])) return false;
+    if ((used >> s & 1) != 0 && !read_state(r, operand_of_state(s), names_.states[s], names_.state_labels[s]))
+      return false;
   if (r.param.master != Master::none && !r.missing && !read_master(r)) return false;
   for (std::size_t f = 0; f < request_.followers.size() && !r.missing; ++f) {
     const FollowerRequest& follower = request_.followers[f];

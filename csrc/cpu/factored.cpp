@@ -78,6 +78,7 @@ void run_phase(std::span<const FactoredWork> batch, FactoredKernel FactoredKerne
     for (std::int64_t begin = 0; begin < total; begin += most)
       pieces.push_back({&work, begin, std::min(total, begin + most)});
   }
+  if (pieces.empty()) return;
   const Kernels& kernels = *active_isa().kernels;
   std::atomic<std::size_t> next = 0;
   on_team(team, [&](int, int) {
@@ -160,8 +161,9 @@ void run_factored(std::span<const FactoredJob> jobs, int threads, FactoredRoom& 
     if (elements + length > kBatch * threads && !batch.empty()) flush();
     batch.push_back(divide(job, room));
     elements += length;
-    bytes +=
-        length * static_cast<std::int64_t>(size_of(job.operands[kParam].format) + size_of(job.operands[kGrad].format));
+    std::size_t of_element = size_of(job.operands[kParam].format) + size_of(job.operands[kGrad].format);
+    if (job.is_came) of_element += size_of(job.operands[kMomentum].format);
+    bytes += length * static_cast<std::int64_t>(of_element);
   }
   if (!batch.empty()) flush();
 }

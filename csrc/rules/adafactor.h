@@ -11,8 +11,7 @@
 // A vector has v = v + w * (g^2 - v) instead of r and c. 1 / sqrt(v_ij) is the product of 1 / sqrt(r_i / mean) for each
 // row and 1 / sqrt(c_j) for each column, so an element costs one product and a limit of 1 / eps1.
 //
-// It is not a rule of registry.h, because its means go across elements. Its driver is cpu/factored.h, which it shares with
-// CAME.
+// It is not a rule of registry.h, because its means go across elements. It shares the driver cpu/factored.h with CAME.
 #pragma once
 
 #include <array>

@@ -6,6 +6,7 @@
 #include <string>
 #include <type_traits>
 
+#include "job.h"
 #include "rules/adafactor.h"
 #include "rules/all.h"
 #include "rules/came.h"
@@ -147,6 +148,8 @@ constexpr RuleInfo kTable[] = {
 // Describes a rule whose means go across elements.
 template <class Rule, class Hyper, class Constants, bool counts_steps>
 constexpr RuleInfo describe_factored(const char* name) {
+  static_assert(sizeof(Hyper) == Rule::hyper_names.size() * sizeof(double) && Rule::hyper_names.size() <= kMaxHyper);
+  static_assert(sizeof(Constants) <= kMaxConstantBytes && Rule::state_names.size() <= kMaxStates + kMoreStates);
   return {
       .name = name,
       .hyper_names = Rule::hyper_names,

@@ -21,16 +21,17 @@ def runtime_of_torch() -> str:
     """Return the path of the OpenMP runtime that torch uses.
 
     Raises:
-        ImportError: torch does not use OpenMP.
+        ImportError: It is not found; this torch may not use OpenMP.
     """
-    library = ctypes.CDLL(os.path.join(torch.__path__[0], "lib", "libtorch_cpu.so"))  # loaded already
-    try:
-        function = library.omp_get_thread_num
-    except AttributeError:
-        raise ImportError("onepass shares torch's OpenMP runtime, but this torch was built without OpenMP") from None
     symbol = _Symbol()
-    if not ctypes.CDLL(None).dladdr(ctypes.cast(function, ctypes.c_void_p), ctypes.byref(symbol)):
-        raise ImportError("onepass cannot find the OpenMP runtime that torch uses")
+    try:
+        function = ctypes.CDLL(torch._C.__file__).omp_get_thread_num  # found in the libraries that torch depends on
+        dladdr = ctypes.CDLL("libdl.so.2").dladdr
+        found = dladdr(ctypes.cast(function, ctypes.c_void_p), ctypes.byref(symbol))
+    except (AttributeError, OSError) as error:
+        raise ImportError(f"onepass shares torch's OpenMP runtime, which was not found: {error}") from None
+    if not found:
+        raise ImportError("onepass shares torch's OpenMP runtime, which was not found")
     return os.fsdecode(symbol.path)
 
 
@@ -38,10 +39,11 @@ def share() -> None:
     """Make the functions of torch's OpenMP runtime visible to the compiled module.
 
     The module is not linked to an OpenMP library: a second one would have threads of its own, which compete with
-    torch's. torch loads its runtime for all on x86-64, but for itself alone on aarch64.
+    torch's. torch loads its runtime for all on x86-64, but for itself alone on aarch64. A runtime that is already
+    visible to all, as one in ``LD_PRELOAD``, is used instead.
 
     Raises:
-        ImportError: torch does not use OpenMP.
+        ImportError: torch's runtime is not found; this torch may not use OpenMP.
     """
     if not hasattr(ctypes.CDLL(None), "omp_get_thread_num"):
         ctypes.CDLL(runtime_of_torch(), mode=ctypes.RTLD_GLOBAL)

@@ -285,6 +285,7 @@ void write(const Table& table, const char* path) {
     file.fill('0');
     file << std::hex << hash << ' ' << name << '\n';
   }
+  REQUIRE(file.good());
 }
 
 TEST_CASE("the golden table") {

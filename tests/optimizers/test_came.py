@@ -285,6 +285,66 @@ def test_states_that_do_not_fit(change, message):
     assert onepass.explain(ours)[1].path == "error"
 
 
+class Marked(torch.Tensor):
+    """A subclass that the kernels do not know."""
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda group, state: group.update(clip_threshold=0.0), ZeroDivisionError, "clip_threshold is zero"),
+        (
+            lambda group, state: state.update(exp_avg_res_row=torch.zeros(4, 3)),
+            ValueError,
+            "the state exp_avg_res_row of a parameter of shape (4, 3) must have shape (4, 1), got (4, 3)",
+        ),
+    ],
+)
+def test_torch_operations_check_before_they_write(change, error, message):
+    p = torch.randn(4, 3).as_subclass(Marked).requires_grad_()
+    ours = ROW.ours([p])
+    run(ours, [[torch.ones(4, 3)]])
+    change(ours.param_groups[0], ours.state[p])
+    before = everything(ours)
+    with pytest.raises(error, match=re.escape(message)):
+        run(ours, [[torch.ones(4, 3)]])
+    assert everything(ours) == before
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("saved", [torch.float32, torch.float16])
+def test_second_moments_are_never_narrow(saved, device):
+    """Neither those that a checkpoint has in 16 bits, nor where torch's load_state_dict would make them so."""
+    ours = ROW.ours([torch.ones(shape, dtype=torch.float16).requires_grad_() for shape in [(4, 3), (5,)]])
+    run(ours, [[torch.ones_like(p) for p in params_of(ours)]])
+    checkpoint = ours.state_dict()
+    for state in checkpoint["state"].values():
+        state.update({name: value.to(saved) for name, value in state.items() if name != "exp_avg"})
+    other = ROW.ours([p.detach().to(device).requires_grad_() for p in params_of(ours)], state_dtype=torch.float16)
+    other.load_state_dict(checkpoint)
+    for p in params_of(other):
+        held = {name: value.dtype for name, value in other.state[p].items()}
+        assert held.pop("exp_avg") == torch.float16
+        assert {*held.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float8_e4m3fn], ids=str)
+def test_converted_checkpoints(dtype):
+    """Only the momentum is converted; it cannot have 8 bits."""
+    ours = ROW.ours([torch.ones(80, 80).requires_grad_(), torch.ones(5).requires_grad_()], **ROW.full)
+    run(ours, [gradients(params_of(ours), 1)])
+    converted = onepass.convert_state_dict(ours.state_dict(), dtype)
+    for number, p in enumerate(params_of(ours)):
+        for name, value in converted["state"][number].items():
+            wanted = torch.float16 if name == "exp_avg" and dtype == torch.float16 else torch.float32
+            assert value.dtype == wanted
+            assert bits(value) == bits(ours.state[p][name].to(wanted))
+    other = ROW.ours(copies(params_of(ours)))
+    other.load_state_dict(converted)
+    with pytest.raises(ValueError, match="layout='bitsandbytes' needs the states of Adam or Lion"):
+        onepass.convert_state_dict(ours.state_dict(), layout="bitsandbytes")
+
+
 def test_a_clip_threshold_of_zero():
     p = torch.ones(4, 3, requires_grad=True)
     ours = ROW.ours([p])

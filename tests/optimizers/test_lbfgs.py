@@ -486,6 +486,21 @@ def test_maximize_in_checkpoints():
     assert bits(up.flat()) == bits(other.flat())
 
 
+def test_maximize_of_a_group_and_changed_later():
+    """A group's own value counts. The history of the other sign is forgotten."""
+    assert not LBFGS([{"params": leaves((3,)), "maximize": False}], maximize=True).param_groups[0]["maximize"]
+    problem = quadratic(LBFGS, max_iter=3)
+    problem.step(2)
+    other = quadratic(LBFGS, max_iter=3)
+    for p, q in zip(other.params, problem.params, strict=True):
+        p.data.copy_(q.data)
+    for each in (problem, other):
+        each.optimizer.param_groups[0]["maximize"] = True
+        each.loss = lambda *params, loss=each.loss: -loss(*params)
+        each.step()
+    assert bits(problem.flat()) == bits(other.flat())
+
+
 def test_maximizing_what_kernels_do_not_cover():
     """torch's class steps it, if it can maximize. One that cannot is not asked to."""
     p = torch.ones(3).as_subclass(Tagged).requires_grad_()

@@ -823,8 +823,9 @@ class Native(Optimizer):
 
         As ``torch.optim.Optimizer.load_state_dict``, except that states keep the dtype in which they were saved (torch
         casts them to the parameter's dtype). If this optimizer was constructed with a ``state_dtype``, the states are
-        converted to it, also from and to 8 bits. A ``master`` of this optimizer holds if the checkpoint has none; the
-        parameters are then the masters at the next step.
+        converted to it, also from and to 8 bits, except those that are always float32 or wider (CAME's second moments).
+        A ``master`` of this optimizer holds if the checkpoint has none; the parameters are then the masters at the next
+        step.
         """
         saved: dict[str, Any] = {}
         own: list[dict[str, Any]] = []
@@ -859,6 +860,10 @@ class Native(Optimizer):
                     master = master_name(group, p)
                     held = saved["state"].get(key, {})
                     self._restore_scalars(self.state.get(p, {}), held)
+                    for name in self.wide_states:
+                        if isinstance(value := held.get(name), Tensor) and value.is_floating_point():
+                            wide = torch.promote_types(value.dtype, torch.float32)
+                            self.state[p][name] = value.to(device=p.device, dtype=wide)
                     in_blocks = set(block_states.states_in_blocks(held))
                     if not (_has_kernels(p.device) or master or in_blocks) or key not in saved["state"]:
                         continue
@@ -871,8 +876,8 @@ class Native(Optimizer):
                     dtype = self._state_dtype(group, p) if master and is_torchs else forced
                     if dtype == block_states.CODES:
                         dtype = None if self._in_blocks(group, p) else self._state_dtype(group, p)
-                    converted = {*self._state_names()} - {*self.wide_states}
-                    _restore_dtypes(self.state[p], held, converted, dtype, master)
+                    held = {name: value for name, value in held.items() if name not in self.wide_states}
+                    _restore_dtypes(self.state[p], held, self._state_names(), dtype, master)
                     if forced == block_states.CODES and self._in_blocks(group, p):
                         for name in self._state_names():
                             if isinstance(self.state[p].get(name), Tensor) and name not in in_blocks:

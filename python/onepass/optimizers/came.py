@@ -19,6 +19,17 @@ _OF_MATRIX = ["exp_avg_sq_row", "exp_avg_sq_col", "exp_avg", "exp_avg_res_row", 
 _OF_VECTOR = ["exp_avg_sq", "exp_avg"]
 
 
+def _names_of(p: Tensor) -> list[str]:
+    return _OF_MATRIX if p.ndim > 1 else _OF_VECTOR
+
+
+def _shape_of(p: Tensor, name: str) -> torch.Size:
+    shape = list(p.shape)
+    if name.endswith(("_row", "_col")):
+        shape[-1 if name.endswith("_row") else -2] = 1
+    return torch.Size(shape)
+
+
 def _new_state(p: Tensor, name: str, dtype: torch.dtype | None = None) -> Tensor:
     """Return a new state: second moments are float32 at least, because a mean of squares underflows in float16."""
     if name == "exp_avg":
@@ -26,9 +37,7 @@ def _new_state(p: Tensor, name: str, dtype: torch.dtype | None = None) -> Tensor
     at_least_float32 = torch.promote_types(p.dtype, torch.float32)
     if name == "exp_avg_sq":
         return torch.zeros_like(p, dtype=at_least_float32, memory_format=torch.preserve_format)
-    shape = list(p.shape)
-    shape[-1 if name.endswith("_row") else -2] = 1
-    return p.new_zeros(shape, dtype=at_least_float32)
+    return p.new_zeros(_shape_of(p, name), dtype=at_least_float32)
 
 
 def _averaged(moments: Tensor, squares: Tensor, beta: float) -> Tensor:
@@ -72,10 +81,19 @@ def _torch_step(self: Optimizer) -> None:
                 raise RuntimeError("CAME does not support sparse gradients")
             if not p.is_floating_point():
                 raise RuntimeError(f"CAME does not support parameters of {p.dtype}")
+            for name in _names_of(p):
+                held, shape = self.state.get(p, {}).get(name), _shape_of(p, name)
+                if held is not None and held.shape != shape:
+                    raise ValueError(
+                        f"CAME: the state {name} of a parameter of shape {tuple(p.shape)} must have shape "
+                        f"{tuple(shape)}, got {tuple(held.shape)}"
+                    )
+        if number(group["clip_threshold"]) == 0:
+            raise ZeroDivisionError("CAME: clip_threshold is zero")
     for group in self.param_groups:
         for p in (p for p in group["params"] if p.grad is not None):
             state = self.state[p]
-            for name in _OF_MATRIX if p.ndim > 1 else _OF_VECTOR:
+            for name in _names_of(p):
                 if name not in state:
                     state[name] = _new_state(p, name)
             if p.numel():
@@ -122,7 +140,8 @@ class CAME(Native, signatures.CAME):
         weight_decay: :math:`\lambda`, decoupled.
         maximize: Ascend instead of descend.
         state_dtype: dtype of ``exp_avg``: torch.float32, float64, bfloat16 or float16; None: the parameter's. The other
-            states are float32, of a float64 parameter float64.
+            states are float32, of a float64 parameter float64. Kernels go on with the ``exp_avg`` that they have
+            rounded to its dtype; torch operations may round it last.
 
     Further arguments, documented at ``__init__`` and in :doc:`/step_tail`: ``max_norm``, ``norm_type``, ``clip_value``,
     ``skip_nonfinite``, ``average``, ``copy_to``, ``zero_grad``.

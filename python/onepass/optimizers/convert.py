@@ -13,6 +13,7 @@ from .. import _core
 from . import block_states
 from .arguments import described
 from .base import OWN_KEYS, STATE_DTYPES
+from .came import CAME
 
 # Keys of groups that only onepass reads, and that need no state.
 _OWN_KEYS = tuple(name for name in OWN_KEYS if name != "master")
@@ -128,6 +129,8 @@ def _rule_of(state: frozenset[str], group: frozenset[str]) -> tuple[list[str], b
     Of several rules it is the one of whose hyperparameters the group has the most, if it has all; of these, one whose
     states can have 8 bits, and that has the fewest.
     """
+    if state and state <= {"exp_avg", *CAME.wide_states} and group >= {"clip_threshold", "betas"}:
+        return ["exp_avg"], False  # not a rule of this list; its second moments stay float32
     held = state & _state_names()
     found = []
     for hyper, names, scalars, _, codings in _core.rules().values():
@@ -173,7 +176,8 @@ def _dequantised(codes: Tensor, state: Mapping[str, Any], number: str, where: st
 
 
 def _of_bitsandbytes(state: Mapping[str, Any], where: str) -> dict[str, Any]:
-    if "exp_avg" not in state or set(state) - {"step", "exp_avg", "exp_avg_sq"}:
+    is_came = "exp_avg_sq" in state and "step" not in state  # of a vector
+    if is_came or "exp_avg" not in state or set(state) - {"step", "exp_avg", "exp_avg_sq"}:
         raise ValueError(f"{where}: layout='bitsandbytes' needs the states of Adam or Lion, got {sorted(state)}")
     made: dict[str, Any] = {"step": int(state["step"]) if "step" in state else 0}
     for name, ours in (("state1", "exp_avg"), ("state2", "exp_avg_sq")):

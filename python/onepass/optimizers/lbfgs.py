@@ -347,7 +347,8 @@ class LBFGS(torch.optim.LBFGS):
                 params, lr, max_iter, max_eval, tolerance_grad, tolerance_change, history_size, line_search_fn, **more
             )
         if maximize and not _TORCH_MAXIMIZES:
-            self.defaults["maximize"] = self.param_groups[0]["maximize"] = maximize
+            self.defaults["maximize"] = maximize
+            self.param_groups[0].setdefault("maximize", maximize)
         check_hyperparameters("LBFGS", _TYPES, self.defaults)  # torch accepts some values that no step can use
         for group in others:
             self.add_param_group(group)
@@ -383,7 +384,7 @@ class LBFGS(torch.optim.LBFGS):
         """Load a state_dict of this class or of torch's.
 
         As ``torch.optim.Optimizer.load_state_dict``, except that vectors keep the dtype in which they were saved; torch
-        casts them to that of the first parameter.
+        casts them to that of the first parameter. A checkpoint without ``maximize`` minimizes.
         """
         saved: dict[str, Any] = {}
 
@@ -398,6 +399,7 @@ class LBFGS(torch.optim.LBFGS):
         with while_loading(self, look, restore):
             super().load_state_dict(state_dict)
         self._unproven = None
+        self.__dict__.pop("_cached_maximize", None)
 
     # -- the step ----------------------------------------------------------------------------------------------------
 
@@ -418,6 +420,9 @@ class LBFGS(torch.optim.LBFGS):
             return run.evaluate()
 
         state = self.state[_first_of(self.param_groups)]
+        if self.__dict__.get("_cached_maximize", run.maximize) != run.maximize:
+            _forget(state)  # the history is of the negative
+        self.__dict__["_cached_maximize"] = run.maximize
         state.setdefault("func_evals", 0)
         state.setdefault("n_iter", 0)
         first_loss = run.evaluate()

@@ -3,14 +3,14 @@
 import itertools
 import re
 
+import factored
 import onepass
 import pytest
 import reference
 import torch
-from cases import Row, copies, give
+from cases import copies, give
 from contract import through_a_file
-from factored import DTYPES, LARGE, LAYOUTS, everything, gradients, model, run
-from machines import ISAS
+from factored import DTYPES, everything, gradients, model, run
 from parity import assert_as_exact_as_torch
 from reference import ROUNDING, bits, numbers, only_kernels, params_of, stored
 from torch.testing._internal.common_optimizers import OptimizerErrorEnum, optim_db
@@ -19,27 +19,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 STATES = ("row_var", "col_var", "variance")
 
-ROW = Row(
-    ours=onepass.Adafactor,
-    theirs=torch.optim.Adafactor,
-    formula=reference.adafactor,
-    states=STATES,
-    full={"lr": 0.05, "weight_decay": 0.1, "eps": (1e-6, 1e-3)},
-    variants={
-        "default": {},
-        "lr": {"lr": 0.3},
-        "no_lr": {"lr": 0.0, "weight_decay": 0.1},
-        "beta2_decay": {"beta2_decay": -0.3},
-        "no_beta2_decay": {"beta2_decay": 0.0},
-        "eps": {"eps": (0.3, 0.1)},
-        "small_eps": {"eps": (1e-12, 0.0)},
-        "d": {"d": 3.0},
-        "weight_decay": {"weight_decay": 0.3},
-        "maximize": {"maximize": True, "weight_decay": 0.1},
-        "tensor_lr": {"lr": torch.tensor(0.01)},
-        "tensor_lr_1d": {"lr": torch.tensor([0.01], dtype=torch.float64), "weight_decay": 0.1},
-    },
-)
+ROW = factored.ADAFACTOR
 each_variant = pytest.mark.parametrize("kwargs", ROW.variants.values(), ids=ROW.variants)
 
 
@@ -108,30 +88,6 @@ def test_every_mix_of_dtypes(param, grad, state):
         for p in params_of(ours):
             for name in STATES:
                 assert name not in ours.state[p] or ours.state[p][name].dtype == (state or grad)
-
-
-@pytest.mark.parametrize("grad_layout", LAYOUTS)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", [(70, 90), (8, 7), (700, 3), (3, 1100), (5, 2000)], ids=str)
-def test_layouts(shape, layout, grad_layout):
-    """Where a matrix lies changes no bit."""
-    p, grad = torch.randn(shape), torch.randn(shape)
-    plain = onepass.Adafactor([p.clone().requires_grad_()], **ROW.full)
-    other = onepass.Adafactor([LAYOUTS[layout](p).detach().requires_grad_()], **ROW.full)
-    (q,) = params_of(other)
-    assert q.stride() == LAYOUTS[layout](p).stride()
-    for step in range(3):
-        params_of(plain)[0].grad = grad * (step + 1)
-        q.grad = LAYOUTS[grad_layout](grad * (step + 1))
-        with only_kernels(2):
-            plain.step()
-            other.step()
-        assert bits(q) == bits(params_of(plain)[0])
-        if step == 0:
-            for name in ("row_var", "col_var"):
-                other.state[q][name] = LAYOUTS["every_second"](other.state[q][name])
-    for name in ("row_var", "col_var"):
-        assert bits(other.state[q][name]) == bits(plain.state[params_of(plain)[0]][name])
 
 
 def test_expanded_gradients_and_batches_in_any_order():
@@ -213,40 +169,6 @@ def test_not_finite_parameter(special):
 # -- bits ------------------------------------------------------------------------------------------------------------
 
 
-def test_instruction_sets_and_threads():
-    params = [torch.randn(shape).to(dtype).requires_grad_() for dtype, shape in LARGE]
-    params.append(torch.randn(900, 500).t().requires_grad_())
-    steps = [[torch.randn(p.shape).to(p.dtype) for p in params] for _ in range(3)]
-    results = {}
-    for isa, threads in itertools.product(ISAS, (1, 2, 3)):
-        onepass._core.force_isa(isa)
-        torch.set_num_threads(threads)
-        optimizer = ROW.ours(copies(params), **ROW.full)
-        with only_kernels(3 * len(params)):
-            run(optimizer, steps)
-        results[isa, threads] = everything(optimizer)
-    expected = results[ISAS[0], 1]
-    assert expected[0] != bits(params[0])
-    assert [key for key, result in results.items() if result != expected] == []
-
-
-@each_variant
-def test_resume(kwargs):
-    """Stopping at step 4 and going on from the state_dict is to the bit the same as not stopping."""
-    params = [*model(), *model(torch.bfloat16), *model(torch.float64)]
-    steps = [gradients(params, step) for step in range(1, 8)]
-    for state_dtype in (None, torch.float32):
-        straight = ROW.ours(copies(params), **kwargs, state_dtype=state_dtype)
-        run(straight, steps)
-        first = ROW.ours(copies(params), **kwargs, state_dtype=state_dtype)
-        run(first, steps[:4])
-        second = ROW.ours(copies(params_of(first)))
-        second.load_state_dict(through_a_file(first.state_dict()))
-        assert everything(second) == everything(first)
-        run(second, steps[4:])
-        assert everything(second) == everything(straight)
-
-
 @pytest.mark.parametrize("direction", ["to_torch", "from_torch"])
 @each_variant
 def test_exchange_with_torch(kwargs, direction):
@@ -298,20 +220,6 @@ def test_hyperparameters_are_read_anew_at_each_step():
 
 
 def test_grad_scaler():
-    """Gradients are unscaled inside: a power of two changes no bit; found_inf leaves all as it is."""
-    params = model()
-    plain, scaled = ROW.ours(copies(params), **ROW.full), ROW.ours(copies(params), **ROW.full)
-    for step in range(1, 4):
-        grads = gradients(params, step)
-        run(plain, [grads])
-        give(scaled, [grad * 1024 if grad is not None else None for grad in grads])
-        scaled.grad_scale, scaled.found_inf = torch.tensor(1024.0), torch.tensor(0.0)
-        scaled.step()
-    assert everything(scaled) == everything(plain)
-    scaled.found_inf = torch.tensor(1.0)
-    scaled.step()
-    assert everything(scaled) == everything(plain)
-
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     p = torch.ones(70, 3, requires_grad=True)
     ours = ROW.ours([p])
@@ -430,19 +338,6 @@ def test_torchs_errors():
 def test_a_state_dtype_that_cannot_be(state_dtype):
     with pytest.raises(ValueError, match="Invalid state_dtype"):
         ROW.ours(model(), state_dtype=state_dtype)
-
-
-def test_slow_weights():
-    """Lookahead over it moves them in torch's operations."""
-    params = model()
-    one = onepass.Lookahead(ROW.ours(copies(params), **ROW.full), k=2, alpha=0.5)
-    other = onepass.Lookahead(ROW.theirs(copies(params), **ROW.full), k=2, alpha=0.5)
-    for optimizer in (one, other):
-        torch.manual_seed(1)
-        run(optimizer, [gradients(params, step) for step in range(1, 6)])
-    for p, q in zip(params_of(one), params_of(other), strict=True):
-        torch.testing.assert_close(p, q, rtol=2e-5, atol=2e-6)
-        torch.testing.assert_close(one.state[p]["slow_param"], other.state[q]["slow_param"], rtol=2e-5, atol=2e-6)
 
 
 # -- torch's own cases -----------------------------------------------------------------------------------------------

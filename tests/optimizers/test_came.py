@@ -3,14 +3,13 @@
 import itertools
 import re
 
+import factored
 import onepass
 import pytest
 import reference
 import torch
-from cases import PlainCAME, Row, copies, give
-from contract import through_a_file
-from factored import DTYPES, LARGE, LAYOUTS, everything, gradients, model, run
-from machines import ISAS
+from cases import copies, give
+from factored import DTYPES, everything, gradients, model, run
 from parity import assert_as_exact_as_torch
 from reference import ROUNDING, bits, numbers, only_kernels, params_of, stored
 
@@ -20,29 +19,7 @@ OF_VECTOR = ("exp_avg_sq", "exp_avg")
 OF_MATRIX = ("exp_avg_sq_row", "exp_avg_sq_col", "exp_avg", "exp_avg_res_row", "exp_avg_res_col")
 MEANS = ("exp_avg_sq_row", "exp_avg_sq_col", "exp_avg_res_row", "exp_avg_res_col")
 
-ROW = Row(
-    ours=onepass.CAME,
-    theirs=PlainCAME,
-    flavours=({},),
-    formula=reference.came,
-    states=("exp_avg_sq", *OF_MATRIX),
-    scalars=(),
-    full={"lr": 0.05, "weight_decay": 0.1, "betas": (0.8, 0.9, 0.95)},
-    variants={
-        "default": {},
-        "lr": {"lr": 0.03},
-        "no_lr": {"lr": 0.0, "weight_decay": 0.1},
-        "betas": {"betas": (0.5, 0.75, 0.9)},
-        "zero_betas": {"betas": (0.0, 0.0, 0.0), "eps": (1e-30, 1e-3)},  # the residual is then zero
-        "eps": {"eps": (0.3, 0.1)},
-        "small_clip_threshold": {"clip_threshold": 0.1},
-        "large_clip_threshold": {"clip_threshold": 1e3},
-        "weight_decay": {"lr": 0.01, "weight_decay": 0.3},
-        "maximize": {"maximize": True, "weight_decay": 0.1},
-        "tensor_lr": {"lr": torch.tensor(0.01)},
-        "tensor_lr_1d": {"lr": torch.tensor([0.01], dtype=torch.float64), "weight_decay": 0.1},
-    },
-)
+ROW = factored.CAME
 each_variant = pytest.mark.parametrize("kwargs", ROW.variants.values(), ids=ROW.variants)
 
 
@@ -116,29 +93,6 @@ def test_every_mix_of_dtypes(param, grad, state):
                 assert held.dtype == ((state or param) if name == "exp_avg" else moments)
 
 
-@pytest.mark.parametrize("grad_layout", LAYOUTS)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", [(70, 90), (8, 7), (700, 3), (3, 1100), (5, 2000)], ids=str)
-def test_layouts(shape, layout, grad_layout):
-    """Where a matrix lies changes no bit."""
-    p, grad = torch.randn(shape), torch.randn(shape)
-    plain = ROW.ours([p.clone().requires_grad_()], **ROW.full)
-    other = ROW.ours([LAYOUTS[layout](p).detach().requires_grad_()], **ROW.full)
-    (q,) = params_of(other)
-    for step in range(3):
-        params_of(plain)[0].grad = grad * (step + 1)
-        q.grad = LAYOUTS[grad_layout](grad * (step + 1))
-        with only_kernels(2):
-            plain.step()
-            other.step()
-        assert bits(q) == bits(params_of(plain)[0])
-        if step == 0:
-            for name in OF_MATRIX:
-                other.state[q][name] = LAYOUTS["every_second"](other.state[q][name])
-    for name in OF_MATRIX:
-        assert bits(other.state[q][name]) == bits(plain.state[params_of(plain)[0]][name])
-
-
 def test_empty_one_element_and_no_dimension():
     shapes = [(0,), (3, 0), (0, 3), (2, 0, 4), (0, 2, 3), (), (1,), (1, 1), (1, 1, 1)]
     ours = ROW.ours([torch.ones(shape, requires_grad=True) for shape in shapes])
@@ -174,43 +128,6 @@ def test_not_finite(shape, special):
                 )
 
 
-# -- bits ------------------------------------------------------------------------------------------------------------
-
-
-def test_instruction_sets_and_threads():
-    params = [torch.randn(shape).to(dtype).requires_grad_() for dtype, shape in LARGE]
-    params.append(torch.randn(900, 500).t().requires_grad_())
-    steps = [[torch.randn(p.shape).to(p.dtype) for p in params] for _ in range(3)]
-    results = {}
-    for isa, threads in itertools.product(ISAS, (1, 2, 3)):
-        onepass._core.force_isa(isa)
-        torch.set_num_threads(threads)
-        optimizer = ROW.ours(copies(params), **ROW.full)
-        with only_kernels(3 * len(params)):
-            run(optimizer, steps)
-        results[isa, threads] = everything(optimizer)
-    expected = results[ISAS[0], 1]
-    assert expected[0] != bits(params[0])
-    assert [key for key, result in results.items() if result != expected] == []
-
-
-@each_variant
-def test_resume(kwargs):
-    """Stopping at step 4 and going on from the state_dict is to the bit the same as not stopping."""
-    params = [*model(), *model(torch.bfloat16), *model(torch.float64)]
-    steps = [gradients(params, step) for step in range(1, 8)]
-    for state_dtype in (None, torch.float32):
-        straight = ROW.ours(copies(params), **kwargs, state_dtype=state_dtype)
-        run(straight, steps)
-        first = ROW.ours(copies(params), **kwargs, state_dtype=state_dtype)
-        run(first, steps[:4])
-        second = ROW.ours(copies(params_of(first)), **({} if state_dtype is None else {"state_dtype": state_dtype}))
-        second.load_state_dict(through_a_file(first.state_dict()))
-        assert everything(second) == everything(first)
-        run(second, steps[4:])
-        assert everything(second) == everything(straight)
-
-
 # -- behaviour -------------------------------------------------------------------------------------------------------
 
 
@@ -226,22 +143,6 @@ def test_hyperparameters_are_read_anew_at_each_step():
         group["betas"] = [(0.9, 0.99, 0.999), [0.5, 0.6, 0.7]][step % 2]
         give(ours, gradients(params_of(ours), step))
         checked_step(ours)
-
-
-def test_grad_scaler():
-    """Gradients are unscaled inside: a power of two changes no bit; found_inf leaves all as it is."""
-    params = model()
-    plain, scaled = ROW.ours(copies(params), **ROW.full), ROW.ours(copies(params), **ROW.full)
-    for step in range(1, 4):
-        grads = gradients(params, step)
-        run(plain, [grads])
-        give(scaled, [grad * 1024 if grad is not None else None for grad in grads])
-        scaled.grad_scale, scaled.found_inf = torch.tensor(1024.0), torch.tensor(0.0)
-        scaled.step()
-    assert everything(scaled) == everything(plain)
-    scaled.found_inf = torch.tensor(1.0)
-    scaled.step()
-    assert everything(scaled) == everything(plain)
 
 
 @pytest.mark.parametrize(
@@ -366,16 +267,3 @@ def test_what_it_refuses(param, grad, message):
     p.grad = grad
     with pytest.raises(RuntimeError, match=f"CAME does not support {message}"):
         ROW.ours([p]).step()
-
-
-def test_slow_weights():
-    """Lookahead over it moves them in torch operations."""
-    params = model()
-    one = onepass.Lookahead(ROW.ours(copies(params), **ROW.full), k=2, alpha=0.5)
-    other = onepass.Lookahead(ROW.theirs(copies(params), **ROW.full), k=2, alpha=0.5)
-    for optimizer in (one, other):
-        torch.manual_seed(1)
-        run(optimizer, [gradients(params, step) for step in range(1, 6)])
-    for p, q in zip(params_of(one), params_of(other), strict=True):
-        torch.testing.assert_close(p, q, rtol=2e-5, atol=2e-6)
-        torch.testing.assert_close(one.state[p]["slow_param"], other.state[q]["slow_param"], rtol=2e-5, atol=2e-6)

@@ -1,10 +1,58 @@
 """What the tests of Adafactor and CAME share, whose second moments are means over rows and columns."""
 
+import onepass
+import reference
 import torch
-from cases import give
+from cases import PlainCAME, Row, give
 from reference import bits, params_of
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+ADAFACTOR = Row(
+    ours=onepass.Adafactor,
+    theirs=torch.optim.Adafactor,
+    formula=reference.adafactor,
+    states=("row_var", "col_var", "variance"),
+    full={"lr": 0.05, "weight_decay": 0.1, "eps": (1e-6, 1e-3)},
+    variants={
+        "default": {},
+        "lr": {"lr": 0.3},
+        "no_lr": {"lr": 0.0, "weight_decay": 0.1},
+        "beta2_decay": {"beta2_decay": -0.3},
+        "no_beta2_decay": {"beta2_decay": 0.0},
+        "eps": {"eps": (0.3, 0.1)},
+        "small_eps": {"eps": (1e-12, 0.0)},
+        "d": {"d": 3.0},
+        "weight_decay": {"weight_decay": 0.3},
+        "maximize": {"maximize": True, "weight_decay": 0.1},
+        "tensor_lr": {"lr": torch.tensor(0.01)},
+        "tensor_lr_1d": {"lr": torch.tensor([0.01], dtype=torch.float64), "weight_decay": 0.1},
+    },
+)
+
+CAME = Row(
+    ours=onepass.CAME,
+    theirs=PlainCAME,
+    flavours=({},),
+    formula=reference.came,
+    states=("exp_avg_sq_row", "exp_avg_sq_col", "exp_avg_sq", "exp_avg", "exp_avg_res_row", "exp_avg_res_col"),
+    scalars=(),
+    full={"lr": 0.05, "weight_decay": 0.1, "betas": (0.8, 0.9, 0.95)},
+    variants={
+        "default": {},
+        "lr": {"lr": 0.03},
+        "no_lr": {"lr": 0.0, "weight_decay": 0.1},
+        "betas": {"betas": (0.5, 0.75, 0.9)},
+        "zero_betas": {"betas": (0.0, 0.0, 0.0), "eps": (1e-30, 1e-3)},  # the residual is then zero
+        "eps": {"eps": (0.3, 0.1)},
+        "small_clip_threshold": {"clip_threshold": 0.1},
+        "large_clip_threshold": {"clip_threshold": 1e3},
+        "weight_decay": {"lr": 0.01, "weight_decay": 0.3},
+        "maximize": {"maximize": True, "weight_decay": 0.1},
+        "tensor_lr": {"lr": torch.tensor(0.01)},
+        "tensor_lr_1d": {"lr": torch.tensor([0.01], dtype=torch.float64), "weight_decay": 0.1},
+    },
+)
 
 # Vectors; matrices of few and of many rows and columns; batches of small and of larger ones.
 SHAPES = [(), (1,), (7,), (1031,), (1, 1), (4, 3), (1, 70), (70, 1), (33, 65), (300, 3), (3, 300), (5, 1, 1)]

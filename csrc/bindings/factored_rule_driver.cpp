@@ -42,7 +42,7 @@ struct FactoredRule {
 };
 
 FactoredRule adafactor() {
-  constexpr auto& names = Adafactor::state_names;
+  constexpr const auto& names = Adafactor::state_names;
   return {.info = adafactor_info(),
           .states_of_matrix = Adafactor::kOfMatrix,
           .states_of_vector = Adafactor::kOfVector,
@@ -51,7 +51,7 @@ FactoredRule adafactor() {
 }
 
 FactoredRule came() {
-  constexpr auto& names = Came::state_names;
+  constexpr const auto& names = Came::state_names;
   constexpr std::size_t momentum = state(names, "exp_avg");
   return {.info = came_info(),
           .states_of_matrix = Came::kOfMatrix,

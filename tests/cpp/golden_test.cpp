@@ -140,7 +140,7 @@ std::uint64_t steps_of(Setting setting, const Storage& storage) {
 // One element after steps of many numbers, which shows the constants.
 std::uint64_t constants_of(Setting setting, bool wide) {
   Hash hash;
-  for (double step = 1.0; step < 20'000.0; step = std::ceil(1.02 * step)) {
+  for (int step = 1; step < 20'000; step += 1 + step / 50) {
     setting.step = step;
     Problem problem = make_problem(setting, {1}, {.formats = all_of(native(wide)), .wide = wide});
     for (std::size_t k = 0; k < problem.tensors.size(); ++k)
@@ -251,10 +251,10 @@ Table computed() {
   for (const bool wide : {false, true}) {
     const std::string where = name_of(native(wide));
     for (const bool came : {false, true}) {
-      const std::string what = came ? "came; " : "adafactor; ";
-      table[what + "matrix, " + where] = factored(came, wide, 1, 70, 90);
-      table[what + "small matrices, " + where] = factored(came, wide, 50, 3, 3);
-      table[what + "vector, " + where] = factored(came, wide, 300, 1, 1);
+      const std::string what = (came ? "came in " : "adafactor in ") + where;
+      table[what + "; matrix"] = factored(came, wide, 1, 70, 90);
+      table[what + "; small matrices"] = factored(came, wide, 50, 3, 3);
+      table[what + "; vector"] = factored(came, wide, 300, 1, 1);
     }
     table["lbfgs; direction, " + where] = direction(wide);
   }
@@ -266,7 +266,7 @@ Table read() {
   std::ifstream file(ONEPASS_GOLDEN_TABLE);
   Table table;
   for (std::string line; std::getline(file, line);) {
-    if (line.starts_with("#")) continue;
+    if (line.starts_with('#')) continue;
     std::istringstream words(line);
     std::uint64_t hash = 0;
     std::string name;

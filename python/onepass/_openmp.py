@@ -25,7 +25,8 @@ def runtime_of_torch() -> str:
     """
     symbol = _Symbol()
     try:
-        function = ctypes.CDLL(torch._C.__file__).omp_get_thread_num  # found in the libraries that torch depends on
+        library = ctypes.CDLL(os.path.join(torch.__path__[0], "lib", "libtorch_cpu.so"))  # loaded already
+        function = library.omp_get_thread_num  # found in the libraries that this one depends on
         dladdr = ctypes.CDLL("libdl.so.2").dladdr
         found = dladdr(ctypes.cast(function, ctypes.c_void_p), ctypes.byref(symbol))
     except (AttributeError, OSError) as error:

@@ -21,7 +21,7 @@ each_masked = pytest.mark.parametrize(("row", "kwargs"), MASKED)
 WITHOUT_CAUTIOUS = [
     row
     for row in ROWS
-    if row.own and not any(case.values[0] is row and "cautious" in case.values[1] for case in MASKED)
+    if "cautious" in row.own and not any(case.values[0] is row and "cautious" in case.values[1] for case in MASKED)
 ]
 
 

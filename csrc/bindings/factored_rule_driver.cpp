@@ -1,6 +1,7 @@
 #include "bindings/factored_rule_driver.h"
 
 #include <array>
+#include <bit>
 #include <cmath>
 #include <string_view>
 
@@ -8,6 +9,7 @@
 #include "layout.h"
 #include "rules/adafactor.h"
 #include "rules/came.h"
+#include "rules/states.h"
 #include "rules/table.h"
 
 namespace onepass {
@@ -22,9 +24,7 @@ using Sources = std::array<std::size_t, kFactoredOperands>;
 // Returns the operand of a state that has this name.
 template <std::size_t Count>
 consteval std::size_t state(const std::array<const char*, Count>& names, std::string_view name) {
-  std::size_t s = 0;
-  while (names.at(s) != name) ++s;
-  return operand_of_state(s);
+  return operand_of_state(static_cast<std::size_t>(std::countr_zero(state_bit(names, name))));
 }
 
 struct FactoredRule {

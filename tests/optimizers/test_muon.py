@@ -10,6 +10,7 @@ import reference
 import torch
 from cases import Row, copies, give
 from contract import through_a_file
+from factored import everything, run
 from machines import ISAS
 from parity import assert_as_exact_as_torch
 from reference import ROUNDING, bits, numbers, only_kernels, params_of, stored
@@ -55,16 +56,6 @@ def model(dtype=torch.float32):
 def gradients(params, step):
     kept = [step == 1 or (7 * step + 3 * i) % 11 > 0 for i in range(len(params))]
     return [torch.randn_like(p) if k else None for p, k in zip(params, kept, strict=True)]
-
-
-def run(optimizer, steps) -> None:
-    for grads in steps:
-        give(optimizer, grads)
-        optimizer.step()
-
-
-def everything(optimizer) -> list[bytes]:
-    return [bits(t) for p in params_of(optimizer) for t in (p, *optimizer.state[p].values())]
 
 
 @pytest.fixture

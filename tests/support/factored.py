@@ -1,4 +1,4 @@
-"""What the tests of Adafactor and CAME share, whose second moments are means over rows and columns."""
+"""What the tests of Adafactor and CAME share, whose second moments are means over rows and columns, and Muon's."""
 
 import onepass
 import reference

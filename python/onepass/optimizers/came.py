@@ -13,7 +13,7 @@ from . import signatures
 from .arguments import HyperTypes, number
 from .base import Native
 from .declared import CAME_TYPES
-from .torch_operations import norm_of, value_of, wide
+from .torch_operations import check, norm_of, value_of, wide
 
 _OF_MATRIX = ["exp_avg_sq_row", "exp_avg_sq_col", "exp_avg", "exp_avg_res_row", "exp_avg_res_col"]
 _OF_VECTOR = ["exp_avg_sq", "exp_avg"]
@@ -73,14 +73,11 @@ def _update(group: Mapping[str, Any], p: Tensor, grad: Tensor, state: Mapping[st
 
 @torch.no_grad()
 def _torch_step(self: Optimizer) -> None:
+    check("CAME", self)
     for group in self.param_groups:
         for p in (p for p in group["params"] if p.grad is not None):
             if p.is_complex():
                 raise RuntimeError("CAME does not support complex parameters")
-            if p.grad.is_sparse:
-                raise RuntimeError("CAME does not support sparse gradients")
-            if not p.is_floating_point():
-                raise RuntimeError(f"CAME does not support parameters of {p.dtype}")
             for name in _names_of(p):
                 held, shape = self.state.get(p, {}).get(name), _shape_of(p, name)
                 if held is not None and held.shape != shape:

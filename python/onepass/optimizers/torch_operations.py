@@ -45,7 +45,7 @@ def steps(
     def decorate(update: Update) -> Step:
         @torch.no_grad()
         def step(self: Optimizer) -> None:
-            _check(name, self)
+            check(name, self)
             for each_group in self.param_groups:
                 group = {name: _number(value) for name, value in each_group.items() if name != "params"}
                 names = [each for item in states for each in ((item,) if isinstance(item, str) else item(group))]
@@ -79,7 +79,7 @@ def steps(
     return decorate
 
 
-def _check(name: str, optimizer: Optimizer) -> None:
+def check(name: str, optimizer: Optimizer) -> None:
     """Raise RuntimeError, before anything is written, if a parameter cannot be stepped."""
     for group in optimizer.param_groups:
         for p in (p for p in group["params"] if p.grad is not None):

@@ -20,7 +20,7 @@ import figures
 import peers
 import torch
 from onepass.cli.bench import as_json, from_json, line_of, machine
-from onepass.cli.timing import Result, set_quick
+from onepass.cli.timing import Result, prepare
 
 QUESTIONS = tuple(figures.QUESTIONS)
 
@@ -64,7 +64,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def begin(args: argparse.Namespace) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
-    set_quick(args.quick)
+    prepare(args.quick)
     print(machine())
     for name, why in peers.missing().items():
         print(f"missing: {name}: {why}")

@@ -52,7 +52,7 @@ from ..training.catalog import class_name
 from ..training.table import table_line
 from . import limit
 from .info import facts
-from .timing import Maker, Result, Run, Shapes, check, gradients, parameters, sample_in_turn, set_quick, time_in_turn
+from .timing import Maker, Result, Run, Shapes, check, gradients, parameters, prepare, sample_in_turn, time_in_turn
 
 CHECKED_STEPS = 3
 WARM_UP = 3
@@ -309,7 +309,7 @@ def main(args: argparse.Namespace) -> int:
     print("time of the first contender, and step times of the others relative to it (higher: onepass is faster)")
     print("(limit: the fastest of several loops that only add, with the same memory traffic)")
     print("--quick: sizes are smaller than the workloads' names say\n" if args.quick else "")
-    set_quick(args.quick)
+    prepare(args.quick)
     results = []
     try:
         for result in measure(args.quick, rounds, args.optimizers):

@@ -39,11 +39,15 @@ function(onepass_cuda_kernels name source)
 endfunction()
 onepass_cuda_kernels(float csrc/cuda/kernels.cu ONEPASS_REAL=float)
 onepass_cuda_kernels(double csrc/cuda/kernels.cu ONEPASS_REAL=double)
+onepass_cuda_kernels(sums_float csrc/cuda/sum_kernels.cu ONEPASS_REAL=float)
+onepass_cuda_kernels(sums_double csrc/cuda/sum_kernels.cu ONEPASS_REAL=double)
 onepass_cuda_kernels(norm csrc/cuda/norm_kernels.cu)
 onepass_cuda_kernels(stochastic csrc/cuda/stochastic_kernels.cu)
 
 pybind11_add_module(_cuda csrc/cuda/module.cpp $<TARGET_OBJECTS:onepass_cuda_float>
-  $<TARGET_OBJECTS:onepass_cuda_double> $<TARGET_OBJECTS:onepass_cuda_norm> $<TARGET_OBJECTS:onepass_cuda_stochastic>)
+  $<TARGET_OBJECTS:onepass_cuda_double> $<TARGET_OBJECTS:onepass_cuda_sums_float>
+  $<TARGET_OBJECTS:onepass_cuda_sums_double> $<TARGET_OBJECTS:onepass_cuda_norm>
+  $<TARGET_OBJECTS:onepass_cuda_stochastic>)
 target_include_directories(_cuda PRIVATE csrc)
 target_compile_options(_cuda PRIVATE ${ONEPASS_WARNINGS})
 target_compile_definitions(_cuda PRIVATE ONEPASS_CUDA_VERSION="${CUDAToolkit_VERSION}" ONEPASS_CUDA_DEVICES="${names}")

@@ -66,9 +66,8 @@ std::string ParamReader::unsupported_reason(Param& param, std::size_t number) {
 
 std::string ParamReader::unsupported_reason(Reading& r) const {
   const bool plain = is_plain(r.object);
-  // There are no kernels for sums over tensors on GPUs, nor over tensors in several processes.
-  const bool takes_sums = r.param.group->takes_sums;
-  const bool sharded = !plain && is_dtensor(r.object) && driver_.takes_shards() && !takes_sums;
+  // There are no kernels for sums over tensors in several processes.
+  const bool sharded = !plain && is_dtensor(r.object) && driver_.takes_shards() && !r.param.group->takes_sums;
   r.local = sharded ? work_.locals.emplace_back(local_of(r.object)).ptr() : r.object;
   if (r.param.group->differentiable) return "differentiable=True";
   if (!plain && !sharded) return "tensor subclass " + type_name(r.object);
@@ -77,7 +76,7 @@ std::string ParamReader::unsupported_reason(Reading& r) const {
   if (!torch().dlpack.view(r.local, view)) {
     return py::handle(r.object).attr("is_meta").cast<bool>() ? "device meta" : "no strided memory";
   }
-  if (!view.on_cpu && (view.cuda < 0 || !driver_.runs_on_cuda() || takes_sums))
+  if (!view.on_cpu && (view.cuda < 0 || !driver_.runs_on_cuda()))
     return "device " + py::str(py::handle(r.object).attr("device").attr("type")).cast<std::string>();
   if (view.cuda >= 0)
     if (const std::string why = cuda_refusal(view.cuda); !why.empty()) return "device cuda: " + why;
@@ -239,7 +238,7 @@ bool ParamReader::gradient_overlaps(const Reading& r) {
 // -- GPUs ------------------------------------------------------------------------------------------------------------
 
 // Chooses where the constants of the parameter's step are made: on the CPU or, if some of the values that they depend
-// on are on its GPU, there. In that case the job gets all these values.
+// on are on its GPU, or sums over the tensor, there. In that case the job gets all these values.
 bool ParamReader::choose_constants_device(Reading& r) {
   Group& group = *r.param.group;
   const bool counts_there = !names_.scalars.empty() && r.scalars[0].on_gpu;
@@ -252,10 +251,15 @@ bool ParamReader::choose_constants_device(Reading& r) {
     groups_.fetch_from_device(group, work_.groups[group.index]);
     work_.ran_python = true;
   }
-  if (!counts_there && group.device < 0) return true;
+  const bool takes_sums = r.own().cuda >= 0 && group.takes_sums;
+  if (!counts_there && group.device < 0 && !takes_sums) return true;
+  if (takes_sums && !counts_there && !info_.scalar_names.empty())
+    return r.fall_back("state " + std::string(info_.scalar_names[0]) + " that is not on the GPU");
+  if (takes_sums && r.job().blocks.row_length != 0) return r.fall_back("8-bit states on a GPU, in a step with sums");
 
   cuda::DeviceJob& device_job = r.device_job;
   device_job.hyper = &group.device_hyper;
+  device_job.job.takes_sums = takes_sums;
   device_job.numbers[0] = {.value = info_.counts_steps ? r.scalars[0].value : (r.param.fresh ? 0.0 : 1.0)};
   if (counts_there)
     for (std::size_t n = 0; n < names_.scalars.size(); ++n)

@@ -13,6 +13,8 @@ enum class Work : int {
   prepare,          // each thread runs a counter of the table
   step,             // each block steps a chunk of a row
   step_stochastic,  // the same for rows that are rounded with random bits
+  sum,              // each block sums a chunk of a row
+  complete,         // each block completes the constants of a row with the sums of its blocks
   // Each block measures a chunk of a row whose only operand is a gradient:
   sum_of_squares,
   largest_magnitude,
@@ -38,7 +40,14 @@ inline std::size_t size_of(const LargeTable& table) {
 
 // Returns how many blocks do the work of a table.
 inline std::uint32_t blocks_of(Work work, const LargeTable& table) {
-  return work == Work::prepare ? (table.header.rows + kThreads - 1) / kThreads : table.header.blocks;
+  switch (work) {
+    case Work::prepare:
+      return (table.header.rows + kThreads - 1) / kThreads;
+    case Work::complete:
+      return table.header.rows;
+    default:
+      return table.header.blocks;
+  }
 }
 
 }  // namespace onepass::cuda

@@ -447,28 +447,36 @@ struct Stepper {
     }
   }
 
-  // Steps one vector, with each operand in its own format, aligned or not. kMastered: the row has a master and no
-  // followers; both would need more registers than there are.
+  // Calls work(format, address, bytes, aligned) for the vector of an operand that begins at element `at`.
+  template <class Work>
+  ONEPASS_INLINE void visit_vector(int k, std::int64_t at, Work&& work) const {
+    const Format format = format_of(row, operand_of<Rule>(k));
+    const std::size_t bytes = size_of(format);
+    const bool aligned = (row.aligned >> operand_of<Rule>(k) & 1) != 0;
+    work(format, data[k] + static_cast<std::uint64_t>(at) * bytes, bytes, aligned);
+  }
+
+  // Reads a vector of each of the first `Operands` operands that the row has, each in its own format, aligned or not.
+  template <int Operands>
+  ONEPASS_INLINE void read_vectors(std::int64_t at, T (&values)[kOperands<Rule>][kWidth<T>]) const {
+    Vector vectors[Operands];
+#pragma unroll
+    for (int k = 0; k < Operands; ++k)
+      if (has(k))
+        visit_vector(k, at, [&](Format, std::uint64_t address, std::size_t bytes, bool aligned) {
+          vectors[k] = load<T>(address, bytes, aligned);
+        });
+#pragma unroll
+    for (int k = 0; k < Operands; ++k)
+      if (has(k)) decode(format_of(row, operand_of<Rule>(k)), vectors[k], values[k]);
+  }
+
+  // Steps one vector. kMastered: the row has a master and no followers; both would need more registers than there are.
   template <bool kMastered>
   ONEPASS_INLINE void step_mixed(std::int64_t at) const {
     constexpr int operands = kMastered ? kRuleOperands<Rule> : kOperands<Rule>;
-    Vector vectors[operands];
-    const auto visit = [&](int k, auto&& work) {
-      const Format format = format_of(row, operand_of<Rule>(k));
-      const std::size_t bytes = size_of(format);
-      const bool aligned = (row.aligned >> operand_of<Rule>(k) & 1) != 0;
-      work(format, data[k] + static_cast<std::uint64_t>(at) * bytes, bytes, aligned);
-    };
-#pragma unroll
-    for (int k = 0; k < operands; ++k)
-      if (has(k))
-        visit(k, [&](Format, std::uint64_t address, std::size_t bytes, bool aligned) {
-          vectors[k] = load<T>(address, bytes, aligned);
-        });
     T values[kOperands<Rule>][kWidth<T>] = {};
-#pragma unroll
-    for (int k = 0; k < operands; ++k)
-      if (has(k)) decode(format_of(row, operand_of<Rule>(k)), vectors[k], values[k]);
+    read_vectors<operands>(at, values);
     if constexpr (kMastered) {
       join_vector(at, values[kParam]);
 #pragma unroll
@@ -480,23 +488,30 @@ struct Stepper {
 #pragma unroll
     for (int k = 0; k < operands; ++k)
       if (writes(k))
-        visit(k, [&](Format format, std::uint64_t address, std::size_t bytes, bool aligned) {
+        visit_vector(k, at, [&](Format format, std::uint64_t address, std::size_t bytes, bool aligned) {
           store<T>(encode(format, values[k]), address, bytes, aligned);
         });
   }
 
-  // Steps a single element of a row that is packed or has a layout.
-  ONEPASS_INLINE void step_element(std::int64_t at, const std::uint64_t* layout) const {
-    std::int64_t offsets[kOperands<Rule> + 1];
+  // Reads a single element of a row that is packed or has a layout: its offset in each operand, and its values, with
+  // the master, if there is one, in place of the parameter.
+  ONEPASS_INLINE void read_element(std::int64_t at, const std::uint64_t* layout,
+                                   std::int64_t (&offsets)[kOperands<Rule> + 1],
+                                   T (&values)[kOperands<Rule>][1]) const {
     find_offsets(layout, at, [&](int k) { return has(k); }, offsets);
-    T values[kOperands<Rule>][1] = {};
 #pragma unroll
     for (int k = 0; k < kOperands<Rule>; ++k)
       if (has(k)) values[k][0] = load_element<T>(format_of(row, operand_of<Rule>(k)), data[k], offsets[k]);
-    const std::int64_t master_offset = offsets[kMasterSlot<Rule>];
-    if (has_master()) join_element(master_offset, values[kParam][0]);
+    if (has_master()) join_element(offsets[kMasterSlot<Rule>], values[kParam][0]);
+  }
+
+  // Steps a single element.
+  ONEPASS_INLINE void step_element(std::int64_t at, const std::uint64_t* layout) const {
+    std::int64_t offsets[kOperands<Rule> + 1];
+    T values[kOperands<Rule>][1] = {};
+    read_element(at, layout, offsets, values);
     apply(values, [] {});
-    if (has_master()) split_element(master_offset, values[kParam][0]);
+    if (has_master()) split_element(offsets[kMasterSlot<Rule>], values[kParam][0]);
 #pragma unroll
     for (int k = 0; k < kOperands<Rule>; ++k)
       if (writes(k)) store_element(format_of(row, operand_of<Rule>(k)), data[k], offsets[k], values[k][0]);
@@ -688,6 +703,18 @@ ONEPASS_INLINE Numbers read_numbers(const std::uint64_t* numbers, std::uint64_t 
   return __builtin_bit_cast(Numbers, read);
 }
 
+// Writes a rule's scalars.
+template <class Scalars>
+ONEPASS_INLINE void write_numbers(const std::uint64_t* numbers, std::uint64_t formats, const Scalars& scalars) {
+  constexpr int count = sizeof(Scalars) / sizeof(double);
+  struct Values {
+    double values[count];
+  };
+  const auto written = __builtin_bit_cast(Values, scalars);
+#pragma unroll
+  for (int n = 0; n < count; ++n) write_number(numbers, formats, n, written.values[n]);
+}
+
 // Makes the constants of one row, and counts the step.
 template <class Rule, class T, class TableType>
 ONEPASS_INLINE void prepare_row(const TableType& table, std::uint32_t number) {
@@ -707,13 +734,7 @@ ONEPASS_INLINE void prepare_row(const TableType& table, std::uint32_t number) {
     const std::uint64_t formats = counter.formats >> 4;
     const auto scalars = read_numbers<Scalars>(numbers, formats);
     *target = Rule::template prepare<T>(h, step, scalars);
-    struct Values {
-      double values[sizeof(Scalars) / sizeof(double)];
-    };
-    const auto after = __builtin_bit_cast(Values, Rule::advance(h, step, scalars));
-#pragma unroll
-    for (int s = 0; s < static_cast<int>(sizeof(Scalars) / sizeof(double)); ++s)
-      write_number(numbers, formats, s, after.values[s]);
+    write_numbers(numbers, formats, Rule::advance(h, step, scalars));
   } else {
     *target = Rule::template prepare<T>(h, step);
   }

@@ -21,6 +21,9 @@ const char* text_of(cudaError_t error) {
 }
 
 const Kernels& kernels(bool wide) { return wide ? kernels_of<double>() : kernels_of<float>(); }
+SumPair sum_kernels(RuleId rule, bool wide) {
+  return wide ? sum_kernels_of<double>(rule) : sum_kernels_of<float>(rule);
+}
 
 // Returns why the kernels can never run on the current device. Throws for errors that may pass, such as lack of memory.
 const char* unusable() {
@@ -56,6 +59,10 @@ const void* kernel_of(Work work, RuleId rule, bool wide, bool small) {
       return pair.step;
     case Work::step_stochastic:
       return stochastic_kernel_of(rule);
+    case Work::sum:
+      return sum_kernels(rule, wide).sum;
+    case Work::complete:
+      return sum_kernels(rule, wide).complete;
     case Work::sum_of_squares:
       return measures[static_cast<int>(Measure::sum_of_squares)][wide ? 1 : 0];
     case Work::largest_magnitude:
@@ -71,8 +78,9 @@ const char* launch_kernel(const void* kernel, unsigned blocks, const void* argum
 }
 
 const char* launch(Work work, RuleId rule, bool wide, const LargeTable& table, void* stream) {
-  const bool small = work != Work::step_stochastic &&
-                     size_of(table) <= sizeof(SmallTable);  // a small table is the beginning of a large one
+  // A small table is the beginning of a large one.
+  const bool has_small = work != Work::step_stochastic && work != Work::sum && work != Work::complete;
+  const bool small = has_small && size_of(table) <= sizeof(SmallTable);
   return launch_kernel(kernel_of(work, rule, wide, small), blocks_of(work, table), &table, stream);
 }
 

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -265,6 +266,13 @@ bool follows_as(const Job& job, const Header& header) {
   return true;
 }
 
+template <class Words>
+std::vector<std::uint64_t> as_words(const Words& words) {
+  std::vector<std::uint64_t> all(sizeof words / sizeof(std::uint64_t));
+  std::memcpy(all.data(), &words, sizeof words);
+  return all;
+}
+
 // Returns the words that follow the addresses of a job that is rounded with random bits; none for other jobs.
 std::vector<std::uint64_t> stochastic_words(const DeviceJob& device_job, bool counts_steps) {
   const Job& job = device_job.job;
@@ -289,9 +297,25 @@ std::vector<std::uint64_t> stochastic_words(const DeviceJob& device_job, bool co
   for (std::size_t s = 0; s < kMaxStates; ++s) words.scales[s] = address(job.blocks.scales[s]);
   for (std::size_t k = 0; k < kFirstFollower; ++k)
     if (job.rounds(k)) words.rounds |= std::uint64_t{1} << k;
-  std::vector<std::uint64_t> all(sizeof words / sizeof(std::uint64_t));
-  std::memcpy(all.data(), &words, sizeof words);
-  return all;
+  return as_words(words);
+}
+
+// Returns the words that follow the addresses of a job over which sums are made.
+std::vector<std::uint64_t> sum_words(const DeviceJob& device_job, std::uint64_t sums) {
+  SumWords words{.sums = sums, .scalars = {}, .formats = 0};
+  for (std::size_t s = 0; s < kMaxScalars; ++s) {
+    words.scalars[s] = number_word(device_job.numbers[1 + s]);
+    words.formats |= number_format(device_job.numbers[1 + s]) << (4 * s);
+  }
+  return as_words(words);
+}
+
+// Returns the job with nothing but what sums are made of.
+Job summed_job(Job job) {
+  for (std::size_t k = kFirstFollower; k < kMaster; ++k) job.operands[k] = {};
+  job.rounding = {};
+  job.zeroes_grad = false;
+  return job;
 }
 
 // Returns the number of blocks of a row.
@@ -360,24 +384,33 @@ struct Step {
     flush();
   }
 
-  // Steps all jobs of this arithmetic type: those that are rounded with random bits, or the others.
-  void step(bool wide, bool stochastic, std::uint64_t workspace) const {
+  // Launches one kind of work for all jobs of this arithmetic type that have it: Work::step, Work::step_stochastic, or
+  // Work::sum, after which the constants are completed. Returns the address behind the sums, which begin at `sums`.
+  std::uint64_t run(Work work, bool wide, std::uint64_t workspace, std::uint64_t sums = 0) const {
     const std::size_t slot = constants_words(rule, wide) * sizeof(std::uint64_t);
     Builder<Row> rows;
     Header header;
     const auto flush = [&] {
-      if (!rows.empty()) launch(stochastic ? Work::step_stochastic : Work::step, wide, rows.close(header));
+      if (rows.empty()) return;
+      const LargeTable& table = rows.close(header);
+      launch(work, wide, table);
+      if (work == Work::sum) launch(Work::complete, wide, table);
     };
     for (const DeviceJob& device_job : jobs) {
-      const auto& [job, hyper, numbers] = device_job;
-      if (job.wide != wide) continue;
+      const auto& [whole, hyper, numbers] = device_job;
+      if (whole.wide != wide) continue;
       const std::uint64_t constants = hyper != nullptr ? std::exchange(workspace, workspace + slot) : 0;
-      if (job.length == 0 || is_stochastic(job) != stochastic) continue;
+      if (!has(work, whole)) continue;
+      std::optional<Job> summed;
+      if (work == Work::sum) summed = summed_job(whole);
+      const Job& job = summed ? *summed : whole;
       Row row = row_of(job);
       const Pointers pointers(job);
       const std::vector<std::uint64_t> layout = layout_words(job);
-      const std::vector<std::uint64_t> more = stochastic_words(device_job, info_of(rule).counts_steps);
+      const std::vector<std::uint64_t> more =
+          summed ? sum_words(device_job, sums) : stochastic_words(device_job, info_of(rule).counts_steps);
       const std::uint64_t blocks = blocks_of(job, row, common.chunk);
+      if (summed) sums += blocks * info_of(rule).sums * sizeof(double);
       // The header of a table holds for all of its rows.
       const bool alike = std::abs(job.grad_factor) == header.grad_factor && job.clip_value == header.clip_value &&
                          follows_as(job, header) && (hyper != nullptr) == (header.workspace != 0);
@@ -397,25 +430,45 @@ struct Step {
       rows.add(more);
       row.has_layout = job.layout != nullptr ? 1 : 0;
       row.layout = rows.add(layout);
-      row.constants = hyper != nullptr
-                          ? offset(constants, header)
-                          : rows.add_shared(job.constants, [&, &job = job] { return constants_of(rule, job); });
+      row.constants = hyper != nullptr ? offset(constants, header)
+                                       : rows.add_shared(job.constants, [&] { return constants_of(rule, job); });
       rows.push(row, blocks);
     }
     flush();
+    return sums;
+  }
+
+  // Sums over an empty tensor are zero, and its scalars are advanced.
+  static bool has(Work work, const Job& job) {
+    if (work == Work::sum) return job.takes_sums;
+    return job.length > 0 && is_stochastic(job) == (work == Work::step_stochastic);
   }
 };
 
-std::size_t workspace_size_of(RuleId rule, std::span<const DeviceJob> jobs, bool wide) {
+std::size_t constants_size(RuleId rule, std::span<const DeviceJob> jobs, bool wide) {
   const auto counted =
       std::ranges::count_if(jobs, [&](const DeviceJob& job) { return job.hyper != nullptr && job.job.wide == wide; });
   return static_cast<std::size_t>(counted) * constants_words(rule, wide) * sizeof(std::uint64_t);
 }
 
+std::uint32_t chunk_of(const Backend& backend, std::span<const DeviceJob> jobs, int device) {
+  std::int64_t elements = 0;
+  for (const DeviceJob& job : jobs) elements += job.job.length;
+  return chunk_length(elements, backend.multiprocessors(device));
+}
+
 }  // namespace
 
-std::size_t workspace_size(RuleId rule, std::span<const DeviceJob> jobs) {
-  return workspace_size_of(rule, jobs, false) + workspace_size_of(rule, jobs, true);
+std::size_t workspace_size(const Backend& backend, RuleId rule, std::span<const DeviceJob> jobs, int device) {
+  std::size_t size = constants_size(rule, jobs, false) + constants_size(rule, jobs, true);
+  if (info_of(rule).sums == 0) return size;
+  const std::uint32_t chunk = chunk_of(backend, jobs, device);
+  for (const DeviceJob& job : jobs) {
+    if (!job.job.takes_sums) continue;
+    const Job summed = summed_job(job.job);
+    size += blocks_of(summed, row_of(summed), chunk) * info_of(rule).sums * sizeof(double);
+  }
+  return size;
 }
 
 std::uint32_t chunk_length(std::int64_t elements, int multiprocessors) {
@@ -428,20 +481,22 @@ std::uint32_t chunk_length(std::int64_t elements, int multiprocessors) {
 void run_step(const Backend& backend, RuleId rule, std::span<const DeviceJob> jobs, const Inputs& inputs,
               std::byte* workspace, int device, void* stream) {
   Step step{.backend = backend, .rule = rule, .jobs = jobs, .common = {}, .device = device, .stream = stream};
-  std::int64_t elements = 0;
-  for (const DeviceJob& job : jobs) elements += job.job.length;
-  step.common.chunk = chunk_length(elements, backend.multiprocessors(device));
+  step.common.chunk = chunk_of(backend, jobs, device);
   step.common.grad_scale = address(inputs.grad_scale);
   step.common.found_inf = address(inputs.found_inf);
   step.common.clipping = address(inputs.clipping);
 
   const std::uint64_t narrow = address(workspace);
-  const std::uint64_t wide = narrow + workspace_size_of(rule, jobs, false);
+  const std::uint64_t wide = narrow + constants_size(rule, jobs, false);
   step.count(false, narrow);
   step.count(true, wide);
-  step.step(false, false, narrow);
-  step.step(false, true, narrow);
-  step.step(true, false, wide);
+  if (info_of(rule).sums != 0) {
+    const std::uint64_t sums = step.run(Work::sum, false, narrow, wide + constants_size(rule, jobs, true));
+    step.run(Work::sum, true, wide, sums);
+  }
+  step.run(Work::step, false, narrow);
+  step.run(Work::step_stochastic, false, narrow);
+  step.run(Work::step, true, wide);
 }
 
 namespace {

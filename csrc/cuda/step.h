@@ -20,7 +20,8 @@ struct Number {
   Format format = Format::float32;
 };
 
-// A job on a GPU. Its constants are in the job or, if some of its numbers are in the GPU's memory, made on the GPU.
+// A job on a GPU. Its constants are in the job or, if some of its numbers are in the GPU's memory or if it takes sums,
+// made on the GPU.
 struct DeviceJob {
   Job job;
   const std::array<Number, kMaxHyper>* hyper = nullptr;  // null: the constants are in the job
@@ -34,11 +35,11 @@ struct Inputs {
   const std::byte* clipping = nullptr;
 };
 
-// Returns the size in bytes of the constants that are made on the GPU.
-std::size_t workspace_size(RuleId rule, std::span<const DeviceJob> jobs);
-
 // Returns how many elements a block takes: as many as possible while every multiprocessor has enough blocks.
 std::uint32_t chunk_length(std::int64_t elements, int multiprocessors);
+
+// Returns the size in bytes of the constants that are made on the GPU, and of sums over tensors.
+std::size_t workspace_size(const Backend& backend, RuleId rule, std::span<const DeviceJob> jobs, int device);
 
 // Steps all jobs on the calling thread's current device, whose index is `device`. `workspace` has workspace_size bytes,
 // aligned to 8, and is not used otherwise before the work on the stream is done. Throws std::runtime_error if a launch

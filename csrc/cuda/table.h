@@ -62,6 +62,14 @@ struct StochasticWords {
   std::uint64_t step_format;         // kValue: a number
 };
 
+// The words of a row over which a rule has sums, which follow the addresses of its operands. Its constants are in the
+// workspace.
+struct SumWords {
+  std::uint64_t sums;                  // address of the sums of its blocks, each as many doubles as the rule has sums
+  std::uint64_t scalars[kMaxScalars];  // addresses of the rule's scalars
+  std::uint64_t formats;               // four bits for each scalar
+};
+
 // The numbers of one parameter, some of which are in the GPU's memory. The constants of its row are made on the GPU,
 // and the numbers in its memory are advanced to after the step.
 struct Counter {

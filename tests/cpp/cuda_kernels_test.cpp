@@ -56,14 +56,14 @@ class Workspace {
 };
 
 void run(RuleId rule, const std::vector<DeviceJob>& jobs, std::int64_t chunk = kShort, const Inputs& inputs = {}) {
-  Workspace workspace(cuda::workspace_size(rule, jobs));
+  Workspace workspace(cuda::workspace_size(backend(chunk), rule, jobs, 0));
   cuda::run_step(backend(chunk), rule, jobs, inputs, workspace.data(), 0, nullptr);
 }
 
 void step(std::vector<Problem>& problems, std::int64_t chunk) {
   std::deque<BoundJob> bound;
   std::vector<DeviceJob> jobs;
-  for (Problem& problem : problems) jobs.push_back({.job = bound.emplace_back(problem).job()});
+  for (Problem& problem : problems) jobs.push_back({.job = bound.emplace_back(problem).without_sums()});
   run(problems.front().setting.rule, jobs, chunk);
 }
 
@@ -93,8 +93,8 @@ TEST_CASE("every setting and format, at the lengths where vectors, blocks and ch
     for (const bool wide : {false, true}) {
       std::vector<Problem> problems;
       for (const Format format : kFormats)
-        for (const std::int64_t length : {0,   1,   2,   3,   4,    5,    6,    7,    8,    9,    255,      256,
-                                          257, 511, 512, 513, 1023, 1024, 1025, 4095, 4096, 4097, 2 * 4096, 8195})
+        for (const std::int64_t length :
+             {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 255, 256, 257, 511, 512, 513, 1023, 1024, 1025, 4095, 4096, 4097, 8195})
           problems.push_back(
               make_problem(setting, {length}, {.formats = all_of(format), .wide = wide, .grad_factor = -0.5}));
       check(problems);
@@ -403,6 +403,7 @@ TEST_CASE("clamped and zeroed gradients, of every setting and format, with and w
           for (const Followers& followers : {Followers{}, kFollowers[2]})
             for (const std::size_t ahead : {0U, 3U})
               for (const std::int64_t length : {0, 1, 5, 1025, 4100}) {
+                if (length > kShort && setting.rule != RuleId::lion) continue;  // chunks end alike in all rules
                 Spec spec{.formats = all_of(format),
                           .wide = wide,
                           .grad_factor = -0.5,
@@ -472,7 +473,7 @@ TEST_CASE("a gradient that is the parameter itself") {
       Problem got = apart;
       {
         const BoundJob bound(got);
-        Job job = bound.job();
+        Job job = bound.without_sums();
         job.operands[kGrad] = job.operands[kParam];
         run(setting.rule, {{.job = job}});
       }
@@ -512,7 +513,7 @@ class Counted {
   Counted& operator=(const Counted&) = delete;
 
   DeviceJob job() {
-    DeviceJob job{.job = bound_.emplace(problem_).job(), .hyper = &hyper_, .numbers = numbers_};
+    DeviceJob job{.job = bound_.emplace(problem_).without_sums(), .hyper = &hyper_, .numbers = numbers_};
     job.job.constants = nullptr;
     return job;
   }
@@ -559,7 +560,7 @@ TEST_CASE("constants and numbers after the step are those of the host") {
             kEverywhere[where % 3], kEverywhere[where / 3 % 3], {kEverywhere[where / 9 % 3], kEverywhere[where / 27]});
         const Problem want = expected(counted.problem());
         const std::vector<DeviceJob> jobs{counted.job()};
-        Workspace workspace(cuda::workspace_size(setting.rule, jobs));
+        Workspace workspace(cuda::workspace_size(backend(kShort), setting.rule, jobs, 0));
         run_step(backend(kShort), setting.rule, jobs, {}, workspace.data(), 0, nullptr);
         CAPTURE(setting.what);
         CHECK(difference(counted.problem(), want) == "");
@@ -660,7 +661,7 @@ TEST_CASE("a step with infinite gradients is skipped, and not counted") {
       Problem plain = make_problem(setting, {5000});
       want.push_back(plain);
       const BoundJob bound(plain);
-      jobs.push_back({.job = bound.job()});
+      jobs.push_back({.job = bound.without_sums()});
       run(setting.rule, jobs, kShort, {.grad_scale = bytes_of(scale), .found_inf = bytes_of(found)});
       CHECK(difference(plain, want.back()) == "");
       for (std::size_t i = 0; i < model.size(); ++i) {

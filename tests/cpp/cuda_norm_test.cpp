@@ -185,7 +185,7 @@ TEST_CASE("what skips a step") {
 void step(std::vector<Problem>& problems, const DeviceClipping& clipping) {
   std::deque<BoundJob> bound;
   std::vector<DeviceJob> jobs;
-  for (Problem& problem : problems) jobs.push_back({.job = bound.emplace_back(problem).job()});
+  for (Problem& problem : problems) jobs.push_back({.job = bound.emplace_back(problem).without_sums()});
   cuda::run_step(*onepass_emulated_backend(), problems.front().setting.rule, jobs,
                  {.clipping = reinterpret_cast<const std::byte*>(&clipping)}, nullptr, 0, nullptr);
 }

@@ -7,6 +7,7 @@
 #include "cuda/kernel.h"
 #include "cuda/norm_kernel.h"
 #include "cuda/stochastic_kernel.h"
+#include "cuda/sum_kernel.h"
 #include "rules/all.h"
 
 namespace onepass::inline ONEPASS_TARGET {
@@ -16,8 +17,46 @@ using cuda::Decision;
 using cuda::LargeTable;
 using cuda::Work;
 
+// Returns the sums of all threads of a block.
+template <class Rule, class SumsOfThread>
+Sums<Rule> sums_of_block(SumsOfThread&& sums_of) {
+  double shared[Rule::sums][cuda::kThreads];
+  for (std::uint32_t thread = 0; thread < cuda::kThreads; ++thread) {
+    const Sums<Rule> own = sums_of(thread);
+    for (std::size_t k = 0; k < Rule::sums; ++k) shared[k][thread] = own.values[k];
+  }
+  Sums<Rule> totals;
+  for (std::size_t k = 0; k < Rule::sums; ++k) {
+    for (std::uint32_t distance = cuda::kThreads / 2; distance > 0; distance /= 2)
+      for (std::uint32_t thread = 0; thread < cuda::kThreads; ++thread) add_pair(shared[k], thread, distance);
+    totals.values[k] = shared[k][0];
+  }
+  return totals;
+}
+
+template <class Rule, class T>
+void run_sums(Work work, const LargeTable& table) {
+  for (std::uint32_t block = 0; block < blocks_of(work, table); ++block)
+    if (work == Work::sum) {
+      const auto sums =
+          sums_of_block<Rule>([&](std::uint32_t thread) { return sum_chunk<Rule, T>(table, block, thread); });
+      for (std::size_t k = 0; k < Rule::sums; ++k) write_sum<Rule>(table, block, k, sums.values[k]);
+    } else {
+      const auto sums = sums_of_block<Rule>([&](std::uint32_t thread) {
+        Sums<Rule> own;
+        for (std::size_t k = 0; k < Rule::sums; ++k) own.values[k] = add_blocks<Rule>(table, block, k, thread);
+        return own;
+      });
+      complete_row<Rule, T>(table, block, sums);
+    }
+}
+
 template <class Rule, class T>
 void run(Work work, const LargeTable& table) {
+  if (work == Work::sum || work == Work::complete) {
+    if constexpr (requires { Rule::sums; }) run_sums<Rule, T>(work, table);
+    return;
+  }
   for (std::uint32_t block = 0; block < blocks_of(work, table); ++block)
     for (std::uint32_t thread = 0; thread < cuda::kThreads; ++thread)
       if (work == Work::step) {

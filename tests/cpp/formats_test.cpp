@@ -219,10 +219,15 @@ TEST_CASE_TEMPLATE("float64 is rounded to float32 first", Codec, BFloat16, Float
   CHECK(Codec::encode(-1e-300) == 0x8000U);
 }
 
-// All 2^32 patterns: denormals, infinities and numbers that round to infinity, too.
+// All 2^32 patterns: denormals, infinities and numbers that round to infinity, too. Under a sanitizer, every 61st.
 TEST_CASE("a float32 number is restored from its low bits and the bfloat16 number beside it") {
+#if defined(__SANITIZE_ADDRESS__)
+  constexpr std::uint64_t stride = 61;
+#else
+  constexpr std::uint64_t stride = 1;
+#endif
   std::uint64_t wrong = 0;
-  for (std::uint64_t pattern = 0; pattern < (std::uint64_t{1} << 32); ++pattern) {
+  for (std::uint64_t pattern = 0; pattern < (std::uint64_t{1} << 32); pattern += stride) {
     const auto bits = static_cast<std::uint32_t>(pattern);
     const auto master = std::bit_cast<float>(bits);
     const std::uint32_t high = std::uint32_t{LowBits::high_of(master)} << 16;

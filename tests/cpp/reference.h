@@ -16,7 +16,6 @@
 #include <vector>
 
 #include "cases.h"
-#include "cpu/fpmode.h"
 #include "formats/with_format.h"
 #include "job.h"
 #include "layout.h"
@@ -238,8 +237,8 @@ inline std::int64_t offset_of(const std::vector<std::int64_t>& index, const std:
 inline bool never_negative(const Setting& setting, std::size_t operand) {
   if (operand < kFirstState || operand >= kFirstFollower) return false;
   const std::string_view name = info_of(setting.rule).state_names[operand - kFirstState];
-  static constexpr std::string_view names[] = {"acc_delta",  "exp_avg_sq", "exp_inf", "max_exp_avg_sq",
-                                               "square_avg", "step_size",  "sum"};
+  static constexpr std::string_view names[] = {"acc_delta",      "exp_avg_sq", "exp_avg_var", "exp_inf",
+                                               "max_exp_avg_sq", "square_avg", "step_size",   "sum"};
   return std::ranges::find(names, name) != std::end(names);
 }
 
@@ -319,6 +318,13 @@ class BoundJob {
 
   const Job& job() const { return job_; }
 
+  // For tests of what the constants do: a step with sums completes them, and its constants are made on the GPU.
+  Job without_sums() const {
+    Job job = job_;
+    job.takes_sums = false;
+    return job;
+  }
+
  private:
   Constants constants_;
   Layout layout_;
@@ -327,110 +333,11 @@ class BoundJob {
 
 // -- the reference ---------------------------------------------------------------------------------------------------
 
-inline std::uint16_t bits_at(Tensor& tensor, std::int64_t offset) {
-  std::uint16_t bits = 0;
-  std::memcpy(&bits, tensor.at(offset), sizeof bits);
-  return bits;
-}
+// Returns the problem after the step.
+Problem expected(Problem problem);
 
-// Returns the master of an element, whose parameter has the value `param`.
-inline float master_at(Problem& problem, const std::vector<std::int64_t>& index, float param) {
-  Tensor& own = problem.tensors[kParam];
-  Tensor& held = problem.tensors[kMaster];
-  const std::int64_t at = offset_of(index, own.strides);
-  const std::int64_t there = offset_of(index, held.strides);
-  if (problem.master == Master::low_bits) {
-    const std::int64_t joined =
-        std::int64_t{bits_at(own, at)} * 0x10000 + static_cast<std::int16_t>(bits_at(held, there));
-    return std::bit_cast<float>(static_cast<std::uint32_t>(joined));
-  }
-  const auto master = load<float>(held, there);
-  Tensor rounded{.format = own.format, .memory = Memory(sizeof(float))};
-  store(rounded, 0, master);
-  const bool both_nan = std::isnan(master) && std::isnan(param);
-  return both_nan || bits_at(rounded, 0) == bits_at(own, at) ? master : param;
-}
-
-// Returns the bits of a float's bfloat16 copy: to nearest, ties away from zero.
-inline std::uint16_t rounded_away(float value) {
-  const auto bits = std::bit_cast<std::uint32_t>(value);
-  const std::uint32_t high = bits >> 16;
-  if (std::isnan(value)) return static_cast<std::uint16_t>(high | 0x40U);
-  return static_cast<std::uint16_t>((bits & 0xffffU) >= 0x8000U ? high + 1 : high);
-}
-
-// Writes the master of an element, and the parameter.
-inline void store_master(Problem& problem, const std::vector<std::int64_t>& index, float master) {
-  Tensor& own = problem.tensors[kParam];
-  Tensor& held = problem.tensors[kMaster];
-  const std::int64_t at = offset_of(index, own.strides);
-  const std::int64_t there = offset_of(index, held.strides);
-  if (problem.master == Master::whole) {
-    store(own, at, master);
-    store(held, there, master);
-    return;
-  }
-  const std::uint16_t high = rounded_away(master);
-  const auto low = std::isnan(master) ? std::uint16_t{0}
-                                      : static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(master) & 0xffffU);
-  std::memcpy(own.at(at), &high, sizeof high);
-  std::memcpy(held.at(there), &low, sizeof low);
-}
-
-// Not inlined, so that no operation moves out of the step's floating-point mode.
-template <class Rule, class T>
-[[gnu::noinline]] void reference_step(Problem& problem, const typename Rule::template Constants<T>& constants) {
-  constexpr auto states = std::make_index_sequence<Rule::state_names.size()>();
-  const std::size_t operands = problem.tensors.size();
-  for_each_index(problem.shape, [&](const auto& index) {
-    T values[kMaxOperands] = {};  // a state that is absent reads as zero
-    for (std::size_t k = 0; k < operands; ++k)
-      if (uses(problem, k)) values[k] = load<T>(problem.tensors[k], offset_of(index, problem.tensors[k].strides));
-    const bool has_master = problem.master != Master::none;
-    if (has_master) values[kParam] = master_at(problem, index, static_cast<float>(values[kParam]));
-    T gradient = static_cast<T>(problem.grad_factor) * values[kGrad];
-    if (const T limit = static_cast<T>(problem.clip_value); std::fabs(gradient) > limit)
-      gradient = std::copysign(limit, gradient);
-    [&]<std::size_t... I>(std::index_sequence<I...>) {
-      Rule::update(constants, values[kParam], gradient, values[kFirstState + I]...);
-    }(states);
-    for (std::size_t i = 0; i < kMaxFollowers; ++i) {
-      if (!problem.followers[i]) continue;
-      const auto [weight, sets_param] = *problem.followers[i];
-      T& param = values[kParam];
-      T& follower = values[kFirstFollower + i];
-      if (!sets_param && !has_master) {
-        Tensor& stored = problem.tensors[kParam];
-        store(stored, offset_of(index, stored.strides), param);
-        param = load<T>(stored, offset_of(index, stored.strides));
-      }
-      // From the nearer end, so that weights of 0 and 1 return an end to the bit.
-      const T part = T(weight), rest = T(1.0 - weight), gap = param - follower;
-      follower = weight == 1.0 ? param : part < T(0.5) ? follower + part * gap : param - rest * gap;
-      if (sets_param) param = follower;
-      if (problem.master == Master::low_bits && weight == 1.0 && !sets_param &&
-          problem.tensors[kFirstFollower + i].format == Format::bfloat16)
-        follower = std::bit_cast<float>(std::uint32_t{rounded_away(static_cast<float>(param))} << 16);
-    }
-    for (std::size_t k = 0; k < operands; ++k)
-      if (uses(problem, k) && k != kMaster && (k != kGrad || problem.zeroes_grad) && (k != kParam || !has_master))
-        store(problem.tensors[k], offset_of(index, problem.tensors[k].strides), k != kGrad ? values[k] : T(0));
-    if (has_master) store_master(problem, index, static_cast<float>(values[kParam]));
-  });
-}
-
-inline Problem expected(Problem problem) {
-  const Constants constants(problem.setting, problem.wide);
-  with_rule(problem.setting.rule, [&]<class Rule>() {
-    const StepMode mode;
-    if (problem.wide) {
-      reference_step<Rule, double>(problem, constants.as<typename Rule::template Constants<double>>());
-    } else {
-      reference_step<Rule, float>(problem, constants.as<typename Rule::template Constants<float>>());
-    }
-  });
-  return problem;
-}
+// The same for a rule whose update depends on sums over its tensor, which are made in long double.
+Problem expected_with_sums(Problem problem);
 
 // Returns where two problems differ in a byte, guards, gaps and gradients included; empty if nowhere.
 inline std::string difference(const Problem& got, const Problem& want) {

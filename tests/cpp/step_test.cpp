@@ -17,6 +17,9 @@
 #include "cases.h"
 #include "reference.h"
 
+#if defined(__SSE2__)
+#include <xmmintrin.h>
+#endif
 #if defined(__unix__) || defined(__APPLE__)
 #include <signal.h>
 #include <sys/mman.h>

@@ -1,0 +1,123 @@
+// The kernels that sum what a rule computes of its operands over each tensor (LAMB's norms), before any of them is
+// written, and that complete the constants of the step with these sums: the work of one thread. Plain C++, so that the
+// tests run the same lines on the CPU.
+//
+// As in the norm of all gradients, sums are in double. Each thread of a block adds the same elements in every run, the
+// threads' sums are added in pairs, and so are the blocks' sums. A CPU adds in another order.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+#include <utility>
+
+#include "cuda/kernel.h"
+
+namespace onepass::inline ONEPASS_TARGET {
+
+using cuda::SumWords;
+
+template <class Rule>
+struct Sums {
+  double values[Rule::sums] = {};
+};
+
+template <class TableType>
+ONEPASS_INLINE const SumWords& sum_words(const TableType& table, const Row& row) {
+  return *reinterpret_cast<const SumWords*>(table.words + row.pointers + operands_of(row));
+}
+
+// Adds the terms of the i-th elements of all operands. A state that the row does not have is zero.
+template <class Rule, class T, int Count, std::size_t... Sum, std::size_t... State>
+ONEPASS_INLINE void add_terms(const Stepper<Rule, T>& stepper, const T (&values)[kOperands<Rule>][Count], int i,
+                              Sums<Rule>& sums, std::index_sequence<Sum...> /*sums*/,
+                              std::index_sequence<State...> /*states*/) {
+  const T p = flushed(values[kParam][i]);
+  const T g = clamped(stepper.factor * flushed(values[kGrad][i]), stepper.clip_value());
+  const T states[] = {flushed(values[kFirstState + State][i])...};
+  ((sums.values[Sum] += Rule::template summed<Sum>(stepper.constants, p, g, states[State]...)), ...);
+}
+
+// Sums the share of one thread of the block's chunk of a row, which has no followers.
+template <class Rule, class T, class TableType>
+ONEPASS_INLINE Sums<Rule> sum_chunk(const TableType& table, std::uint32_t block, std::uint32_t thread) {
+  constexpr int width = kWidth<T>;
+  const Row row = reinterpret_cast<const Row*>(table.words)[find_row(table, block)];
+  const auto stepper = stepper_of<Rule, T>(table, row);
+  const Share share(row, table.header.chunk, block, width);
+  Sums<Rule> sums;
+  const auto add = [&]<int Count>(const T(&values)[kOperands<Rule>][Count], int i) {
+    add_terms(stepper, values, i, sums, std::make_index_sequence<Rule::sums>{},
+              std::make_index_sequence<Rule::state_names.size()>{});
+  };
+  const auto add_element = [&](std::int64_t at, const std::uint64_t* layout) {
+    std::int64_t offsets[kOperands<Rule> + 1];
+    T values[kOperands<Rule>][1] = {};
+    stepper.read_element(at, layout, offsets, values);
+    add(values, 0);
+  };
+  if (row.access == Access::elements) {
+    const std::uint64_t* layout = row.has_layout != 0 ? table.words + row.layout : nullptr;
+    for (std::int64_t at = share.begin + thread; at < share.end; at += cuda::kThreads) add_element(at, layout);
+    return sums;
+  }
+  if (thread < share.singles(width)) add_element(share.single(thread, width), nullptr);
+#pragma unroll 1
+  for (std::uint32_t v = thread; v < share.vectors; v += cuda::kThreads) {
+    const std::int64_t at = share.first_vector() + std::int64_t{v} * width;
+    T values[kOperands<Rule>][width] = {};
+    stepper.template read_vectors<kRuleOperands<Rule>>(at, values);
+    if constexpr (sizeof(T) == sizeof(float))
+      if (stepper.has_master()) stepper.join_vector(at, values[kParam]);
+#pragma unroll
+    for (int i = 0; i < width; ++i) add(values, i);
+  }
+  return sums;
+}
+
+// Adds a thread's sum to that of the thread `distance` earlier. After distances of 128, 64, ..., 1, the first thread's
+// sum is that of all.
+ONEPASS_INLINE void add_pair(double* sums, std::uint32_t thread, std::uint32_t distance) {
+  if (thread < distance) sums[thread] += sums[thread + distance];
+}
+
+// Writes a sum of a block.
+template <class Rule, class TableType>
+ONEPASS_INLINE void write_sum(const TableType& table, std::uint32_t block, std::size_t which, double sum) {
+  const Row row = reinterpret_cast<const Row*>(table.words)[find_row(table, block)];
+  const std::uint64_t at = std::uint64_t{block - row.first_block} * Rule::sums + which;
+  at_address<double>(sum_words(table, row).sums)[at] = sum;
+}
+
+// Returns one thread's share of a sum of a row: of the sums of its blocks.
+template <class Rule, class TableType>
+ONEPASS_INLINE double add_blocks(const TableType& table, std::uint32_t number, std::size_t which,
+                                 std::uint32_t thread) {
+  const auto* rows = reinterpret_cast<const Row*>(table.words);
+  const std::uint32_t past = number + 1 < table.header.rows ? rows[number + 1].first_block : table.header.blocks;
+  const std::uint32_t blocks = past - rows[number].first_block;
+  const auto* sums = at_address<const double>(sum_words(table, rows[number]).sums);
+  double sum = 0.0;
+  for (std::uint32_t block = thread; block < blocks; block += cuda::kThreads)
+    sum += sums[std::uint64_t{block} * Rule::sums + which];
+  return sum;
+}
+
+// Completes the constants of a row, and writes the rule's scalars after this step. One thread does this.
+template <class Rule, class T, class TableType>
+ONEPASS_INLINE void complete_row(const TableType& table, std::uint32_t number, const Sums<Rule>& sums) {
+  if (is_skipped(table.header)) return;
+  const Row row = reinterpret_cast<const Row*>(table.words)[number];
+  const auto elements = static_cast<double>(row.length);
+  auto& constants = *at_address<typename Rule::template Constants<T>>(
+      table.header.workspace + std::uint64_t{row.constants} * sizeof(std::uint64_t));
+  if constexpr (std::is_void_v<decltype(Rule::use_sums(constants, sums.values, elements))>) {
+    Rule::use_sums(constants, sums.values, elements);
+  } else {
+    const auto scalars = Rule::use_sums(constants, sums.values, elements);
+    const SumWords& words = sum_words(table, row);
+    write_numbers(words.scalars, words.formats, scalars);
+  }
+}
+
+}  // namespace onepass::inline ONEPASS_TARGET

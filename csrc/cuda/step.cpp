@@ -128,24 +128,34 @@ Counter counter_of(const DeviceJob& job) {
 
 // -- rows ------------------------------------------------------------------------------------------------------------
 
+// The operands that are aligned if vectors begin `phase` elements behind the first, and their bytes.
+struct Aligned {
+  std::uint16_t operands = 0;
+  std::size_t bytes = 0;
+};
+
+Aligned aligned_from(const Job& job, unsigned width, unsigned phase) {
+  Aligned aligned;
+  for (std::size_t k = 0; k < kMaxOperands; ++k) {
+    const Operand& operand = job.operands[k];
+    const std::size_t size = size_of(operand.format);
+    if (operand.data == nullptr || (address(operand.data) / size + phase) % width != 0) continue;
+    aligned.operands = static_cast<std::uint16_t>(aligned.operands | 1U << k);
+    aligned.bytes += size;
+  }
+  return aligned;
+}
+
 // Chooses where the vectors of a row begin: where the operands that are then aligned have the most bytes. Each operand
 // may have another misalignment.
 void align(const Job& job, unsigned width, Row& row) {
   std::size_t most = 0;
   for (unsigned phase = 0; phase < width && row.aligned != row.held; ++phase) {
-    unsigned aligned = 0;
-    std::size_t bytes = 0;
-    for (std::size_t k = 0; k < kMaxOperands; ++k) {
-      const Operand& operand = job.operands[k];
-      const std::size_t size = size_of(operand.format);
-      if (operand.data == nullptr || (address(operand.data) / size + phase) % width != 0) continue;
-      aligned |= 1U << k;
-      bytes += size;
-    }
-    if (bytes <= most) continue;
-    most = bytes;
+    const Aligned aligned = aligned_from(job, width, phase);
+    if (aligned.bytes <= most) continue;
+    most = aligned.bytes;
     row.phase = static_cast<std::uint8_t>(phase);
-    row.aligned = static_cast<std::uint16_t>(aligned);
+    row.aligned = aligned.operands;
   }
 }
 
@@ -318,6 +328,14 @@ Job summed_job(Job job) {
   return job;
 }
 
+// Returns the row of such a job. Its vectors begin at its first element, wherever that is in memory.
+Row summed_row_of(const Job& job) {
+  Row row = row_of(job);
+  row.phase = 0;
+  row.aligned = aligned_from(job, static_cast<unsigned>(16 / (job.wide ? sizeof(double) : sizeof(float))), 0).operands;
+  return row;
+}
+
 // Returns the number of blocks of a row.
 std::uint64_t blocks_of(const Job& job, const Row& row, std::uint32_t chunk) {
   if (row.access == Access::stochastic) {
@@ -404,7 +422,7 @@ struct Step {
       std::optional<Job> summed;
       if (work == Work::sum) summed = summed_job(whole);
       const Job& job = summed ? *summed : whole;
-      Row row = row_of(job);
+      Row row = summed ? summed_row_of(job) : row_of(job);
       const Pointers pointers(job);
       const std::vector<std::uint64_t> layout = layout_words(job);
       const std::vector<std::uint64_t> more =
@@ -466,7 +484,7 @@ std::size_t workspace_size(const Backend& backend, RuleId rule, std::span<const 
   for (const DeviceJob& job : jobs) {
     if (!job.job.takes_sums) continue;
     const Job summed = summed_job(job.job);
-    size += blocks_of(summed, row_of(summed), chunk) * info_of(rule).sums * sizeof(double);
+    size += blocks_of(summed, summed_row_of(summed), chunk) * info_of(rule).sums * sizeof(double);
   }
   return size;
 }

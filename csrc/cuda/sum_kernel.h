@@ -2,8 +2,9 @@
 // written, and that complete the constants of the step with these sums: the work of one thread. Plain C++, so that the
 // tests run the same lines on the CPU.
 //
-// As in the norm of all gradients, sums are in double. Each thread of a block adds the same elements in every run, the
-// threads' sums are added in pairs, and so are the blocks' sums. A CPU adds in another order.
+// As in the norm of all gradients, sums are in double. Each thread of a block adds the same elements in every run,
+// whatever their strides and alignment, the threads' sums are added in pairs, and so are the blocks' sums. A CPU adds
+// in another order.
 #pragma once
 
 #include <cstddef>
@@ -56,21 +57,21 @@ ONEPASS_INLINE Sums<Rule> sum_chunk(const TableType& table, std::uint32_t block,
     stepper.read_element(at, layout, offsets, values);
     add(values, 0);
   };
-  if (row.access == Access::elements) {
-    const std::uint64_t* layout = row.has_layout != 0 ? table.words + row.layout : nullptr;
-    for (std::int64_t at = share.begin + thread; at < share.end; at += cuda::kThreads) add_element(at, layout);
-    return sums;
-  }
-  if (thread < share.singles(width)) add_element(share.single(thread, width), nullptr);
+  const std::uint64_t* layout = row.has_layout != 0 ? table.words + row.layout : nullptr;
+  const bool in_vectors = row.access != Access::elements;
 #pragma unroll 1
-  for (std::uint32_t v = thread; v < share.vectors; v += cuda::kThreads) {
-    const std::int64_t at = share.first_vector() + std::int64_t{v} * width;
-    T values[kOperands<Rule>][width] = {};
-    stepper.template read_vectors<kRuleOperands<Rule>>(at, values);
-    if constexpr (sizeof(T) == sizeof(float))
-      if (stepper.has_master()) stepper.join_vector(at, values[kParam]);
+  for (std::int64_t at = share.begin + std::int64_t{thread} * width; at < share.end; at += cuda::kThreads * width) {
+    if (in_vectors && share.end - at >= width) {
+      T values[kOperands<Rule>][width] = {};
+      stepper.template read_vectors<kRuleOperands<Rule>>(at, values);
+      if constexpr (sizeof(T) == sizeof(float))
+        if (stepper.has_master()) stepper.join_vector(at, values[kParam]);
 #pragma unroll
-    for (int i = 0; i < width; ++i) add(values, i);
+      for (int i = 0; i < width; ++i) add(values, i);
+    } else {
+#pragma unroll 1
+      for (int i = 0; i < width && at + i < share.end; ++i) add_element(at + i, layout);
+    }
   }
   return sums;
 }

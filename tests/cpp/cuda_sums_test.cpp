@@ -142,6 +142,37 @@ TEST_CASE("layouts, mixed formats, clamped and zeroed gradients, masters and fol
   }
 }
 
+TEST_CASE("the same bits for every alignment and layout") {
+  for (const Setting& setting : settings_with_sums()) {
+    CAPTURE(setting.what);
+    for (const bool wide : {false, true}) {
+      const Spec packed{.formats = all_of(native(wide)), .wide = wide};
+      std::vector<Problem> problems{make_problem(setting, {9'001}, packed)};
+      for (const std::size_t ahead : {1U, 2U, 3U}) {
+        Spec spec = packed;
+        spec.ahead[kGrad] = ahead;
+        spec.ahead[kFirstState] = 4 - ahead;
+        problems.push_back(make_problem(setting, {9'001}, spec));
+      }
+      Spec spread = packed;
+      spread.strides = {{{}, {2}, {}}};
+      problems.push_back(make_problem(setting, {9'001}, spread));
+      // Elements of the same values at the same places, which make_problem draws by the position in memory.
+      for (std::int64_t i = 0; i < 9'001; ++i)
+        store(problems.back().tensors[kGrad], 2 * i, load<double>(problems.front().tensors[kGrad], i));
+      step(problems);
+      for (Problem& problem : problems) {
+        std::int64_t wrong = 0;
+        for (std::int64_t i = 0; i < 9'001; ++i)
+          wrong +=
+              load<double>(problem.tensors[kParam], i) == load<double>(problems.front().tensors[kParam], i) ? 0 : 1;
+        CHECK(wrong == 0);
+        CHECK(problem.setting.scalars == problems.front().setting.scalars);
+      }
+    }
+  }
+}
+
 TEST_CASE("many tensors, more than a table has room for, with and without sums") {
   for (const Setting& setting : settings_with_sums()) {
     CAPTURE(setting.what);

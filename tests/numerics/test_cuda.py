@@ -22,6 +22,7 @@ import torch
 from cases import (
     ALONE,
     CASES,
+    ELEMENTWISE,
     OWN_CASES,
     ROW,
     copies,
@@ -162,10 +163,40 @@ def test_counted_on_the_gpu(gpu, row, dtype):
     # A GPU's powers may be another rounding of the exact ones: so may be the constants.
     for p, q in zip(params_of(here), params_of(there), strict=True):
         assert torch.equal(there.state[q]["step"].cpu(), here.state[p]["step"])
-        for mine, theirs in [(p, q), *[(here.state[p][n], there.state[q][n]) for n in (*row.scalars, *row.states)]]:
+    compare(row, here, there)
+
+
+def compare(row, here, there):
+    """Elements and numbers, within a few roundings."""
+    for p, q in zip(params_of(here), params_of(there), strict=True):
+        for name in (None, *row.scalars, *row.states):
+            if name is not None and name not in here.state[p]:
+                assert name not in there.state[q]
+                continue
+            mine, theirs = (p, q) if name is None else (here.state[p][name], there.state[q][name])
             # RAdam's rectification magnifies a rounding of beta2^t some hundred times while it is young.
             eps = torch.finfo(mine.dtype).eps * (128 if mine.dtype == torch.float64 else 16)
             torch.testing.assert_close(theirs.detach().cpu(), mine.detach(), rtol=eps, atol=eps)
+
+
+@each_dtype
+@pytest.mark.parametrize(
+    ("row", "kwargs"),
+    [case for case in CASES + OWN_CASES if case.values[0].sums or case.values[1].get("cautious")],
+)
+def test_sums_over_tensors(gpu, row, kwargs, dtype):
+    """They are added in another order than on the CPU."""
+    here, there = both(gpu, row, model(dtype), kwargs, numbers_too=len(row.scalars) > 1)
+    compare(row, here, there)
+
+
+@each_dtype
+@for_rows(row for row in ELEMENTWISE if row.sums and "capturable" in row.arguments)
+def test_sums_over_tensors_counted_on_the_gpu(gpu, row, dtype):
+    here, there = both(gpu, row, model(dtype), row.full, numbers_too=True, capturable=True)
+    for q in params_of(there):
+        assert {there.state[q][name].device for name in row.scalars} == {q.device}
+    compare(row, here, there)
 
 
 @each_dtype

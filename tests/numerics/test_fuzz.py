@@ -135,7 +135,7 @@ def tuning(row, machine):
 
 
 @pytest.mark.slow
-@settings(derandomize=True, max_examples=100, deadline=None, database=None)
+@settings(derandomize=True, max_examples=60, deadline=None, database=None)
 @given(st.data())
 @pytest.mark.parametrize("row", ELEMENTWISE, ids=lambda row: row.name)
 def test_fuzz(row, data):

@@ -95,7 +95,7 @@ class Row:
     scalars: tuple[str, ...] = ("step",)  # states of one number for each parameter
     first: Callable = lambda **_: {}  # hyperparameters -> what states begin with where that is not zero
     copies: tuple[str, ...] = ()  # states that begin as the parameter; all are then float32 for 16-bit parameters
-    sums: bool = False  # whether a step depends on sums over the whole tensor: kernels take no DTensors and GPUs
+    sums: bool = False  # whether a step depends on sums over the whole tensor: no kernels take DTensors
     eager: bool = False  # whether the states are there from the beginning, not from the first gradient on
     sparse: str = "neither"  # who takes sparse gradients: "both" ours and torch's, "ours" alone, or "neither"
     wants_sparse: bool = False  # whether it takes no others
@@ -594,6 +594,7 @@ ROWS = [
             "maximize": {"maximize": True, "weight_decay": 0.1},
             "tensor_lr": {"lr": torch.tensor(0.01)},
             "tensor_lr_1d": {"lr": torch.tensor([0.01], dtype=torch.float64), "weight_decay": 0.1},
+            "capturable": {"capturable": True},
             "betas": {"betas": (0.5, 0.75)},
             "zero_betas": {"betas": (0.0, 0.0)},
             "no_ratio": {"trust_ratio": False},
@@ -641,6 +642,7 @@ ROWS = [
             "maximize": {"maximize": True, "weight_decay": 0.1},
             "tensor_lr": {"lr": torch.tensor(0.01)},
             "tensor_lr_1d": {"lr": torch.tensor([0.01], dtype=torch.float64), "weight_decay": 0.1},
+            "capturable": {"capturable": True},
             "betas": {"betas": (0.5, 0.75)},
             "zero_betas": {"betas": (0.0, 0.0)},
         },
@@ -663,6 +665,7 @@ ROWS = [
             "maximize": {"maximize": True, "weight_decay": 0.1},
             "tensor_lr": {"lr": torch.tensor(0.01)},
             "tensor_lr_1d": {"lr": torch.tensor([0.01], dtype=torch.float64), "weight_decay": 0.1},
+            "capturable": {"capturable": True},
             "betas": {"betas": (0.5, 0.75)},
             "zero_betas": {"betas": (0.0, 0.0)},
         },
@@ -685,6 +688,7 @@ ROWS = [
             "maximize": {"maximize": True, "weight_decay": 0.1},
             "tensor_lr": {"lr": torch.tensor(0.01)},
             "tensor_lr_1d": {"lr": torch.tensor([0.01], dtype=torch.float64), "weight_decay": 0.1},
+            "capturable": {"capturable": True},
             "betas": {"betas": (0.5, 0.75)},
             "zero_betas": {"betas": (0.0, 0.0)},
         },

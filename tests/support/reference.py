@@ -212,7 +212,7 @@ def stable_adamw(p, g, s, t, *, lr, betas, eps, weight_decay, **_):
     m = lerp(s.get("exp_avg", 0.0), g, gain1)
     v = (1 - gain2) * s.get("exp_avg_sq", 0.0) + gain2 * g**2
     rms = norm(g / np.maximum(np.sqrt(v), eps)) / np.sqrt(max(np.size(g), 1))
-    lr = lr / max(1.0, rms)
+    lr = lr / np.maximum(1.0, rms)  # NaN stays NaN
     return p - lr * (decay(weight_decay, p) + m / (np.sqrt(v) + eps)), {"exp_avg": m, "exp_avg_sq": v}
 
 
@@ -571,7 +571,8 @@ def checked_step(row, optimizer, roundings: float = 4) -> None:
                 want = np.where(there, new, old)
                 room = flushed + error * (abs(want) + abs(want - old)) + sum(abs(m[name] - want) for m in moved)
                 if row.sums:  # of ratios, which moving all elements together leaves as they are
-                    room = room + error * abs(exact[""] - old_p)
+                    change = abs(exact[""] - old_p)
+                    room = room + error * np.where(np.isfinite(change), change, 0.0)
                 room = np.where(np.isfinite(want) & there, room, 0.0)
                 got = numbers(held[name] if name else p)
                 low, high = stored(want - room, dtypes[name]), stored(want + room, dtypes[name])

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import gc
-import importlib
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -135,11 +134,11 @@ class Clock:
 def prepare(quick: bool) -> None:
     """Prepare the process to time.
 
-    Clocks that are created from now on take short samples by default if ``quick``. What is loaded is exempt from garbage
-    collection, which would take 0.2 s for it before each comparison.
+    Clocks that are created from now on take short samples by default if ``quick``. What is loaded is exempt from
+    garbage collection, which would take 0.2 s for it before each comparison.
     """
     Clock._default = QUICK_SAMPLE if quick else SAMPLE
-    importlib.import_module("torch._dynamo")  # torch's optimizers load it in their first step
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)]).step()  # torch's first step loads its compiler
     gc.collect()
     gc.freeze()
 

@@ -130,6 +130,11 @@ def _counts_steps(rule: str) -> bool:
 
 
 @functools.cache
+def _state_names_of(rule: str) -> list[str]:
+    return _core.rules()[rule][1]
+
+
+@functools.cache
 def _scalar_names(rule: str) -> list[str]:
     rules = _core.rules()
     return rules[rule][2] if rule in rules else []  # Adafactor and CAME have none
@@ -716,7 +721,7 @@ class Native(Optimizer):
     @classmethod
     def _state_names(cls) -> list[str]:
         """Return the names of all state tensors that a parameter can have, scalars excluded."""
-        return _core.rules()[cls.rule][1]
+        return _state_names_of(cls.rule)
 
     def _explain(self) -> list[tuple[int, int, str, str]]:
         """Return group, index, path and reason of each parameter, for :func:`onepass.explain`."""

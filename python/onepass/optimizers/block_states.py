@@ -36,6 +36,7 @@ def codings() -> dict[str, str]:
     return found
 
 
+@functools.cache
 def has_codings(rule: str) -> bool:
     """Return whether the states of a rule can have 8 bits."""
     return rule in _core.rules() and bool(_core.rules()[rule][4])

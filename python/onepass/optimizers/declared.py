@@ -222,6 +222,7 @@ class LAMB(Declared):
         trust_clip: bool = False,
         *,
         maximize: bool = False,
+        capturable: bool = False,
     ) -> None:
         self._declare(
             "lamb",
@@ -233,6 +234,7 @@ class LAMB(Declared):
             trust_ratio=trust_ratio,
             trust_clip=trust_clip,
             maximize=maximize,
+            capturable=capturable,
         )
 
 
@@ -321,6 +323,7 @@ class MARS(Declared):
         clip_correction: bool = True,
         *,
         maximize: bool = False,
+        capturable: bool = False,
     ) -> None:
         self._declare(
             "mars",
@@ -332,6 +335,7 @@ class MARS(Declared):
             gamma=gamma,
             clip_correction=clip_correction,
             maximize=maximize,
+            capturable=capturable,
         )
 
 
@@ -397,6 +401,7 @@ class NovoGrad(Declared):
         grad_averaging: bool = False,
         *,
         maximize: bool = False,
+        capturable: bool = False,
     ) -> None:
         self._declare(
             "novograd",
@@ -407,6 +412,7 @@ class NovoGrad(Declared):
             weight_decay=weight_decay,
             grad_averaging=grad_averaging,
             maximize=maximize,
+            capturable=capturable,
         )
 
 
@@ -602,5 +608,15 @@ class StableAdamW(Declared):
         weight_decay: float = 0.01,
         *,
         maximize: bool = False,
+        capturable: bool = False,
     ) -> None:
-        self._declare("stable_adamw", params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, maximize=maximize)
+        self._declare(
+            "stable_adamw",
+            params,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            maximize=maximize,
+            capturable=capturable,
+        )

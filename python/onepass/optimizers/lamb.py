@@ -50,8 +50,8 @@ class LAMB(Native, signatures.LAMB):
 
     Args:
         params: Parameters, named parameters, or parameter groups, of any shape and strides. The kernels step float32,
-            float64, bfloat16, float16 and their complex dtypes on the CPU; torch operations step others, tensors on
-            GPUs, and DTensors, whose norms are those of the whole tensors.
+            float64, bfloat16, float16 and their complex dtypes on CPUs and GPUs; torch operations step others, and
+            DTensors, whose norms are those of the whole tensors.
         lr: Learning rate :math:`\gamma`; a float, or a tensor of one element.
         betas: Decay rates :math:`\beta_1, \beta_2` of the two averages, in [0, 1).
         eps: :math:`\epsilon`, added to the denominator.
@@ -59,6 +59,7 @@ class LAMB(Native, signatures.LAMB):
         trust_ratio: Whether the change is proportional to the norm of the tensor. False: the ratio is 1.
         trust_clip: Whether the ratio is at most 1.
         maximize: Ascend instead of descend.
+        capturable: Keep the step count on the GPU, so that a CUDA graph can capture the step.
         state_dtype: dtype of ``exp_avg`` and ``exp_avg_sq``: torch.float32, float64, bfloat16 or float16; None: the
             parameter's.
 

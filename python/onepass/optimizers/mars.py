@@ -54,8 +54,8 @@ class MARS(Native, signatures.MARS):
 
     Args:
         params: Parameters, named parameters, or parameter groups, of any shape and strides. The kernels step float32,
-            float64, bfloat16, float16 and their complex dtypes on the CPU; torch operations step others, tensors on
-            GPUs, and DTensors, whose norms are those of the whole tensors.
+            float64, bfloat16, float16 and their complex dtypes on CPUs and GPUs; torch operations step others, and
+            DTensors, whose norms are those of the whole tensors.
         lr: Learning rate :math:`\eta`; a float, or a tensor of one element.
         betas: Decay rates :math:`\beta_1, \beta_2` of the two averages, in [0, 1).
         eps: :math:`\epsilon`, added to the denominator.
@@ -63,6 +63,7 @@ class MARS(Native, signatures.MARS):
         gamma: :math:`\gamma`, the strength of the correction, >= 0.
         clip_correction: Whether the corrected gradient is clipped to a norm of 1.
         maximize: Ascend instead of descend.
+        capturable: Keep the step count on the GPU, so that a CUDA graph can capture the step.
         state_dtype: dtype of the states: torch.float32, float64, bfloat16 or float16; None: the parameter's.
 
     Further arguments, documented at ``__init__``: ``master`` (see :doc:`/master_weights`), ``stochastic_rounding`` and

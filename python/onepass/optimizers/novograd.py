@@ -45,14 +45,15 @@ class NovoGrad(Native, signatures.NovoGrad):
 
     Args:
         params: Parameters, named parameters, or parameter groups, of any shape and strides. The kernels step float32,
-            float64, bfloat16, float16 and their complex dtypes on the CPU; torch operations step others, tensors on
-            GPUs, and DTensors, whose norms are those of the whole tensors.
+            float64, bfloat16, float16 and their complex dtypes on CPUs and GPUs; torch operations step others, and
+            DTensors, whose norms are those of the whole tensors.
         lr: Learning rate :math:`\gamma`; a float, or a tensor of one element.
         betas: Decay rates :math:`\beta_1, \beta_2`, in [0, 1).
         eps: :math:`\epsilon`, added to the denominator.
         weight_decay: :math:`\lambda`, added to the normalised gradient.
         grad_averaging: Whether the momentum is an average rather than a sum.
         maximize: Ascend instead of descend.
+        capturable: A CUDA graph can capture the step only if True.
         state_dtype: dtype of ``exp_avg``: torch.float32, float64, bfloat16 or float16; None: the parameter's.
 
     Further arguments, documented at ``__init__``: ``master`` (see :doc:`/master_weights`), ``stochastic_rounding`` and
@@ -74,3 +75,6 @@ class NovoGrad(Native, signatures.NovoGrad):
 
     rule = "novograd"
     torch_step = _torch_step
+
+    def _counts_on_device(self, group: dict[str, Any]) -> bool:
+        return True  # the norm is found there

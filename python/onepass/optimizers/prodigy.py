@@ -72,9 +72,9 @@ def adapt(optimizer: Optimizer) -> None:
     for group, own in zip(groups, rates, strict=True):
         states = [state for p in group["params"] if "d_numerator" in (state := optimizer.state.get(p, {}))]
         if own > 0:
-            numerator += sum(float(state["d_numerator"]) for state in states) * (lr / own)
+            numerator += sum(_values([state["d_numerator"] for state in states])) * (lr / own)
             share = own / lr if group["safeguard_warmup"] else 1.0
-            denominator += sum(float(state["d_denom"]) for state in states) * share
+            denominator += sum(_values([state["d_denom"] for state in states])) * share
     first = groups[0]
     d_hat = first["d_coef"] * numerator / denominator if denominator > 0 else math.nan
     if not math.isfinite(d_hat):
@@ -84,6 +84,15 @@ def adapt(optimizer: Optimizer) -> None:
     d = min(d_max, d * first["growth_rate"])
     for group in groups:
         group.update(zip(PRODIGY_ESTIMATE, (d, d_max), strict=True))
+
+
+def _values(scalars: list[Tensor]) -> Iterator[float]:
+    """Yield the values of tensors of one element, with one copy from each GPU."""
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for scalar in scalars:
+        by_device.setdefault(scalar.device, []).append(scalar)
+    for device, own in by_device.items():
+        yield from map(float, own) if device.type == "cpu" else torch.stack(own).tolist()
 
 
 @dataclass
@@ -175,8 +184,8 @@ class Prodigy(Native, signatures.Prodigy):
 
     Args:
         params: Parameters, named parameters, or parameter groups, of any shape and strides. The kernels step float32,
-            float64, bfloat16, float16 and their complex dtypes on the CPU; torch operations step others, tensors on
-            GPUs, and DTensors, whose sums are those of the whole tensors. Processes that hold different parameters
+            float64, bfloat16, float16 and their complex dtypes on CPUs and GPUs; torch operations step others, and
+            DTensors, whose sums are those of the whole tensors. Processes that hold different parameters
             (ZeroRedundancyOptimizer) have estimates of their own.
         lr: Factor :math:`\gamma` of the step size; a float, or a tensor of one element.
         betas: Decay rates :math:`\beta_1, \beta_2`, in [0, 1).
@@ -222,6 +231,9 @@ class Prodigy(Native, signatures.Prodigy):
     torch_step = _torch_update
     copies = ("p0",)
     is_separable = False
+
+    def _counts_on_device(self, group: dict[str, Any]) -> bool:
+        return bool(group.get("slice_p", 1) == 1)  # the sums are found there
 
     def _before_step(self) -> Callable[[], None]:
         slices = list(self._slices())

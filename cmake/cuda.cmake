@@ -8,7 +8,7 @@ set(devices 70 75 80 90 100 120)
 if(ONEPASS_CUDA_ARCH)
   set(devices ${ONEPASS_CUDA_ARCH})
 elseif(70 IN_LIST known)
-  list(REMOVE_ITEM devices 75)
+  list(REMOVE_ITEM devices 75)  # it runs the code of 70
 endif()
 foreach(device IN LISTS devices)
   if(NOT device IN_LIST known)

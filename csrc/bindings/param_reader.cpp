@@ -237,8 +237,8 @@ bool ParamReader::gradient_overlaps(const Reading& r) {
 
 // -- GPUs ------------------------------------------------------------------------------------------------------------
 
-// Chooses where the constants of the parameter's step are made: on the CPU or, if some of the values that they depend
-// on are on its GPU, or sums over the tensor, there. In that case the job gets all these values.
+// Chooses where the constants of the parameter's step are made: on its GPU if a value that they depend on is there, or
+// if they depend on sums over the tensor; else on the CPU. For a GPU, the job gets all these values.
 bool ParamReader::choose_constants_device(Reading& r) {
   Group& group = *r.param.group;
   const bool counts_there = !names_.scalars.empty() && r.scalars[0].on_gpu;
@@ -253,7 +253,7 @@ bool ParamReader::choose_constants_device(Reading& r) {
   }
   const bool takes_sums = r.own().cuda >= 0 && group.takes_sums;
   if (!counts_there && group.device < 0 && !takes_sums) return true;
-  if (takes_sums && !counts_there && !info_.scalar_names.empty())
+  if (takes_sums && !counts_there && info_.sums_set_scalars)
     return r.fall_back("state " + std::string(info_.scalar_names[0]) + " that is not on the GPU");
   if (takes_sums && r.job().blocks.row_length != 0) return r.fall_back("8-bit states on a GPU, in a step with sums");
 
@@ -261,9 +261,13 @@ bool ParamReader::choose_constants_device(Reading& r) {
   device_job.hyper = &group.device_hyper;
   device_job.job.takes_sums = takes_sums;
   device_job.numbers[0] = {.value = info_.counts_steps ? r.scalars[0].value : (r.param.fresh ? 0.0 : 1.0)};
-  if (counts_there)
+  if (counts_there) {
     for (std::size_t n = 0; n < names_.scalars.size(); ++n)
       device_job.numbers[n] = {.data = r.scalars[n].data, .format = r.scalars[n].format};
+    return true;
+  }
+  const RuleScalars own = scalars_of_rule(r);
+  for (std::size_t n = 0; n < own.size(); ++n) device_job.numbers[1 + n] = {.value = own[n]};
   return true;
 }
 
@@ -340,24 +344,49 @@ bool ParamReader::set_rounding(Reading& r) {
 
 void ParamReader::make_constants(Reading& r) {
   r.scalars[0].value += 1.0;
-  if (r.device_job.hyper == nullptr) make_constants_here(r);
+  if (r.device_job.hyper == nullptr) {
+    make_constants_here(r);
+  } else if (!(info_.counts_steps && r.scalars[0].on_gpu) && r.param.group->device < 0) {
+    RuleScalars scalars = scalars_of_rule(r);
+    const double step = step_of(r);
+    check_divisors(r.param, step, scalars);
+    info_.advance(r.param.group->hyper.data(), step, scalars.data());
+    for (std::size_t n = 0; n < own_scalars(); ++n) r.scalars[n + 1].value = scalars[n];
+  }
   if (!r.param.rounds) return;
   Rounding& rounding = r.job().rounding;
   rounding.step = static_cast<std::uint64_t>(r.scalars[0].value);
   rounding.key = random_key(rounding.seed, rounding.step, rounding.param);
 }
 
+// Returns the number of the rule's scalars, which are behind the step count.
+std::size_t ParamReader::own_scalars() const { return names_.scalars.size() - (info_.counts_steps ? 1 : 0); }
+
+RuleScalars ParamReader::scalars_of_rule(const Reading& r) const {
+  RuleScalars scalars{};
+  for (std::size_t n = 0; n < own_scalars(); ++n) scalars[n] = r.scalars[n + 1].value;
+  return scalars;
+}
+
+// Returns the step for which constants are made, after it was counted.
+double ParamReader::step_of(const Reading& r) const {
+  return info_.counts_steps ? r.scalars[0].value : (r.param.fresh ? 1.0 : 2.0);
+}
+
+void ParamReader::check_divisors(const Param& param, double step, const RuleScalars& scalars) const {
+  const char* const divisor = info_.zero_divisor(param.group->hyper.data(), step, scalars.data());
+  if (divisor != nullptr) throw ZeroDivision(label_of(param) + ": " + divisor + " is zero");
+}
+
 // Makes the constants on the CPU, and advances the rule's scalars.
 void ParamReader::make_constants_here(Reading& r) {
-  const double step = info_.counts_steps ? r.scalars[0].value : (r.param.fresh ? 1.0 : 2.0);
-  const std::size_t own = names_.scalars.size() - (info_.counts_steps ? 1 : 0);  // scalars behind the step count
-  RuleScalars scalars{};
-  for (std::size_t n = 0; n < own; ++n) scalars[n] = r.scalars[n + 1].value;
+  const double step = step_of(r);
+  const std::size_t own = own_scalars();
+  const RuleScalars scalars = scalars_of_rule(r);
   const std::array<double, kMaxHyper>& hyper = r.param.group->hyper;
   MadeConstants& made = made_[r.job().wide ? 1 : 0];
   if (made.constants == nullptr || made.step != step || made.scalars != scalars || made.hyper != hyper) {
-    if (const char* divisor = info_.zero_divisor(hyper.data(), step, scalars.data()); divisor != nullptr)
-      throw ZeroDivision(label_of(r.param) + ": " + divisor + " is zero");
+    check_divisors(r.param, step, scalars);
     ConstantsBuffer& buffer = work_.constants.emplace_back();
     const StepMode mode;  // so that the constants do not depend on the caller's rounding mode
     made = {hyper, step, scalars, scalars, buffer.bytes};

@@ -132,6 +132,10 @@ class ParamReader {
   bool set_rounding(Reading& r);
   void make_constants(Reading& r);
   void make_constants_here(Reading& r);
+  std::size_t own_scalars() const;
+  RuleScalars scalars_of_rule(const Reading& r) const;
+  double step_of(const Reading& r) const;
+  void check_divisors(const Param& param, double step, const RuleScalars& scalars) const;
   void add_job(Reading& r);
   std::string label_of(const Param& param) const;
   [[noreturn]] void fail(const Param& param, const std::string& what) const;

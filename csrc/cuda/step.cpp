@@ -336,6 +336,11 @@ Row summed_row_of(const Job& job) {
   return row;
 }
 
+// Returns the number of blocks of such a row.
+std::uint64_t summed_blocks_of(const Job& job, std::uint32_t chunk) {
+  return static_cast<std::uint64_t>((std::max<std::int64_t>(job.length, 1) + chunk - 1) / chunk);
+}
+
 // Returns the number of blocks of a row.
 std::uint64_t blocks_of(const Job& job, const Row& row, std::uint32_t chunk) {
   if (row.access == Access::stochastic) {
@@ -404,7 +409,7 @@ struct Step {
 
   // Launches one kind of work for all jobs of this arithmetic type that have it: Work::step, Work::step_stochastic, or
   // Work::sum, after which the constants are completed. Returns the address behind the sums, which begin at `sums`.
-  std::uint64_t run(Work work, bool wide, std::uint64_t workspace, std::uint64_t sums = 0) const {
+  std::uint64_t launch_all(Work work, bool wide, std::uint64_t workspace, std::uint64_t sums = 0) const {
     const std::size_t slot = constants_words(rule, wide) * sizeof(std::uint64_t);
     Builder<Row> rows;
     Header header;
@@ -415,17 +420,17 @@ struct Step {
       if (work == Work::sum) launch(Work::complete, wide, table);
     };
     for (const DeviceJob& device_job : jobs) {
-      const auto& [whole, hyper, numbers] = device_job;
-      if (whole.wide != wide) continue;
+      const auto& [own, hyper, numbers] = device_job;
+      if (own.wide != wide) continue;
       const std::uint64_t constants = hyper != nullptr ? std::exchange(workspace, workspace + slot) : 0;
-      if (!has(work, whole)) continue;
+      if (!takes_part(work, own)) continue;
       std::optional<Job> summed;
-      if (work == Work::sum) summed = summed_job(whole);
-      const Job& job = summed ? *summed : whole;
+      if (work == Work::sum) summed = summed_job(own);
+      const Job& job = summed ? *summed : own;
       Row row = summed ? summed_row_of(job) : row_of(job);
       const Pointers pointers(job);
       const std::vector<std::uint64_t> layout = layout_words(job);
-      const std::vector<std::uint64_t> more =
+      const std::vector<std::uint64_t> extra =
           summed ? sum_words(device_job, sums) : stochastic_words(device_job, info_of(rule).counts_steps);
       const std::uint64_t blocks = blocks_of(job, row, common.chunk);
       if (summed) sums += blocks * info_of(rule).sums * sizeof(double);
@@ -433,7 +438,7 @@ struct Step {
       const bool alike = std::abs(job.grad_factor) == header.grad_factor && job.clip_value == header.clip_value &&
                          follows_as(job, header) && (hyper != nullptr) == (header.workspace != 0);
       if (!alike || !reaches(constants, header) ||
-          !rows.fits(pointers.words().size() + more.size() + layout.size() + slot / sizeof(std::uint64_t), blocks))
+          !rows.fits(pointers.words().size() + extra.size() + layout.size() + slot / sizeof(std::uint64_t), blocks))
         flush();
       if (rows.empty()) {
         header = common;
@@ -445,7 +450,7 @@ struct Step {
       }
       row.first_block = static_cast<std::uint32_t>(rows.blocks());
       row.pointers = rows.add(pointers.words());
-      rows.add(more);
+      rows.add(extra);
       row.has_layout = job.layout != nullptr ? 1 : 0;
       row.layout = rows.add(layout);
       row.constants = hyper != nullptr ? offset(constants, header)
@@ -457,7 +462,7 @@ struct Step {
   }
 
   // Sums over an empty tensor are zero, and its scalars are advanced.
-  static bool has(Work work, const Job& job) {
+  static bool takes_part(Work work, const Job& job) {
     if (work == Work::sum) return job.takes_sums;
     return job.length > 0 && is_stochastic(job) == (work == Work::step_stochastic);
   }
@@ -467,6 +472,10 @@ std::size_t constants_size(RuleId rule, std::span<const DeviceJob> jobs, bool wi
   const auto counted =
       std::ranges::count_if(jobs, [&](const DeviceJob& job) { return job.hyper != nullptr && job.job.wide == wide; });
   return static_cast<std::size_t>(counted) * constants_words(rule, wide) * sizeof(std::uint64_t);
+}
+
+bool take_sums(std::span<const DeviceJob> jobs) {
+  return std::ranges::any_of(jobs, [](const DeviceJob& job) { return job.job.takes_sums; });
 }
 
 std::uint32_t chunk_of(const Backend& backend, std::span<const DeviceJob> jobs, int device) {
@@ -479,13 +488,10 @@ std::uint32_t chunk_of(const Backend& backend, std::span<const DeviceJob> jobs, 
 
 std::size_t workspace_size(const Backend& backend, RuleId rule, std::span<const DeviceJob> jobs, int device) {
   std::size_t size = constants_size(rule, jobs, false) + constants_size(rule, jobs, true);
-  if (info_of(rule).sums == 0) return size;
+  if (!take_sums(jobs)) return size;
   const std::uint32_t chunk = chunk_of(backend, jobs, device);
-  for (const DeviceJob& job : jobs) {
-    if (!job.job.takes_sums) continue;
-    const Job summed = summed_job(job.job);
-    size += blocks_of(summed, summed_row_of(summed), chunk) * info_of(rule).sums * sizeof(double);
-  }
+  for (const DeviceJob& job : jobs)
+    if (job.job.takes_sums) size += summed_blocks_of(job.job, chunk) * info_of(rule).sums * sizeof(double);
   return size;
 }
 
@@ -508,13 +514,13 @@ void run_step(const Backend& backend, RuleId rule, std::span<const DeviceJob> jo
   const std::uint64_t wide = narrow + constants_size(rule, jobs, false);
   step.count(false, narrow);
   step.count(true, wide);
-  if (info_of(rule).sums != 0) {
-    const std::uint64_t sums = step.run(Work::sum, false, narrow, wide + constants_size(rule, jobs, true));
-    step.run(Work::sum, true, wide, sums);
+  if (take_sums(jobs)) {
+    const std::uint64_t sums = step.launch_all(Work::sum, false, narrow, wide + constants_size(rule, jobs, true));
+    step.launch_all(Work::sum, true, wide, sums);
   }
-  step.run(Work::step, false, narrow);
-  step.run(Work::step_stochastic, false, narrow);
-  step.run(Work::step, true, wide);
+  step.launch_all(Work::step, false, narrow);
+  step.launch_all(Work::step_stochastic, false, narrow);
+  step.launch_all(Work::step, true, wide);
 }
 
 namespace {

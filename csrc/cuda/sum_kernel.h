@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "cuda/kernel.h"
+#include "cuda/norm_kernel.h"
 
 namespace onepass::inline ONEPASS_TARGET {
 
@@ -76,18 +77,13 @@ ONEPASS_INLINE Sums<Rule> sum_chunk(const TableType& table, std::uint32_t block,
   return sums;
 }
 
-// Adds a thread's sum to that of the thread `distance` earlier. After distances of 128, 64, ..., 1, the first thread's
-// sum is that of all.
-ONEPASS_INLINE void add_pair(double* sums, std::uint32_t thread, std::uint32_t distance) {
-  if (thread < distance) sums[thread] += sums[thread + distance];
-}
-
-// Writes a sum of a block.
+// Writes the sums of a block.
 template <class Rule, class TableType>
-ONEPASS_INLINE void write_sum(const TableType& table, std::uint32_t block, std::size_t which, double sum) {
+ONEPASS_INLINE void write_sums(const TableType& table, std::uint32_t block, const Sums<Rule>& sums) {
   const Row row = reinterpret_cast<const Row*>(table.words)[find_row(table, block)];
-  const std::uint64_t at = std::uint64_t{block - row.first_block} * Rule::sums + which;
-  at_address<double>(sum_words(table, row).sums)[at] = sum;
+  auto* target = at_address<double>(sum_words(table, row).sums) + std::uint64_t{block - row.first_block} * Rule::sums;
+#pragma unroll
+  for (std::size_t which = 0; which < Rule::sums; ++which) target[which] = sums.values[which];
 }
 
 // Returns one thread's share of a sum of a row: of the sums of its blocks.

@@ -15,7 +15,8 @@ __device__ Sums<Rule> sums_of_block(const Sums<Rule>& own) {
   for (std::uint32_t distance = cuda::kThreads / 2; distance > 0; distance /= 2) {
     __syncthreads();
 #pragma unroll
-    for (std::size_t k = 0; k < Rule::sums; ++k) add_pair(shared[k], threadIdx.x, distance);
+    for (std::size_t k = 0; k < Rule::sums; ++k)
+      combine_pair(Measure::sum_of_squares, shared[k], threadIdx.x, distance);
   }
   Sums<Rule> totals;
   if (threadIdx.x == 0) {
@@ -28,9 +29,7 @@ __device__ Sums<Rule> sums_of_block(const Sums<Rule>& own) {
 template <class Rule, class T>
 __global__ void __launch_bounds__(cuda::kThreads, 2) sum_kernel(const __grid_constant__ cuda::LargeTable table) {
   const Sums<Rule> sums = sums_of_block(sum_chunk<Rule, T>(table, blockIdx.x, threadIdx.x));
-  if (threadIdx.x != 0) return;
-#pragma unroll
-  for (std::size_t k = 0; k < Rule::sums; ++k) write_sum<Rule>(table, blockIdx.x, k, sums.values[k]);
+  if (threadIdx.x == 0) write_sums(table, blockIdx.x, sums);
 }
 
 template <class Rule, class T>

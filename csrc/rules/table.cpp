@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <string>
 #include <type_traits>
+#include <utility>
 
 #include "job.h"
 #include "rules/adafactor.h"
@@ -59,14 +60,18 @@ void construct(const double* hyper, double step, [[maybe_unused]] const double* 
   }
 }
 
+template <class Rule>
+inline constexpr bool kSumsSetScalars = !std::is_void_v<decltype(Rule::use_sums(
+    std::declval<typename Rule::template Constants<float>&>(), std::declval<const double*>(), 0.0))>;
+
 template <class Rule, class T>
 void complete(const double* sums, double elements, void* constants, [[maybe_unused]] double* scalars) {
   auto& completed = *static_cast<typename Rule::template Constants<T>*>(constants);
-  if constexpr (std::is_void_v<decltype(Rule::use_sums(completed, sums, elements))>) {
-    Rule::use_sums(completed, sums, elements);
-  } else {
+  if constexpr (kSumsSetScalars<Rule>) {
     const typename Rule::Scalars after = Rule::use_sums(completed, sums, elements);
     std::memcpy(scalars, &after, sizeof after);
+  } else {
+    Rule::use_sums(completed, sums, elements);
   }
 }
 
@@ -92,6 +97,7 @@ constexpr RuleInfo describe(const char* name) {
             (wide ? construct<Rule, double> : construct<Rule, float>)(hyper, step, scalars, constants);
           },
       .sums = 0,
+      .sums_set_scalars = false,
       .sums_only_for_scalars = false,
       .takes_sums = [](const double*) { return false; },
       .use_sums = [](bool, const double*, double, void*, double*) {},
@@ -101,6 +107,7 @@ constexpr RuleInfo describe(const char* name) {
   if constexpr (HasSums<Rule>) {
     static_assert(Rule::sums <= kMaxSums);
     info.sums = Rule::sums;
+    info.sums_set_scalars = kSumsSetScalars<Rule>;
     info.sums_only_for_scalars = requires { requires Rule::sums_only_for_scalars; };
     info.takes_sums = [](const double* hyper) {
       const auto h = unpack<typename Rule::Hyper>(hyper);
@@ -164,6 +171,7 @@ constexpr RuleInfo describe_factored(const char* name) {
       .prepare = [](const double* hyper, double step, const double*, bool,
                     void* constants) { new (constants) Constants(Rule::prepare(unpack<Hyper>(hyper), step)); },
       .sums = 0,
+      .sums_set_scalars = false,
       .sums_only_for_scalars = false,
       .takes_sums = [](const double*) { return false; },
       .use_sums = [](bool, const double*, double, void*, double*) {},

@@ -36,9 +36,10 @@ struct RuleInfo {
   // How many sums over the whole tensor the update depends on: of arrays that the rule computes of its operands
   // (`summed`). `takes_sums` returns whether a step with these hyperparameters has them. `use_sums` completes constants
   // that `prepare` wrote, for a tensor of so many elements, and writes the values of the scalars after this step, if
-  // the rule has any. `sums_only_for_scalars`: it does not change the constants, so the update need not wait for the
-  // sums.
+  // the rule has any and `sums_set_scalars`. `sums_only_for_scalars`: it does not change the constants, so the update
+  // need not wait for the sums.
   std::size_t sums;
+  bool sums_set_scalars;
   bool sums_only_for_scalars;
   bool (*takes_sums)(const double* hyper);
   void (*use_sums)(bool wide, const double* sums, double elements, void* constants, double* scalars);

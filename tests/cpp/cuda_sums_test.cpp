@@ -85,7 +85,8 @@ void step(std::vector<Problem>& problems, bool counts_there = false, const cuda:
       CHECK(all[i].step() == problems[i].setting.step - (skipped ? 1.0 : 0.0));
 }
 
-// With the scalars that do not depend on sums after the step, too, which the CPU's driver leaves to the bindings.
+// Returns the problem after the step. On the CPU, the bindings advance scalars that do not depend on sums; here, the
+// kernels do.
 Problem expected_after(const Problem& problem) {
   Problem want = expected_with_sums(problem);
   const Setting& setting = problem.setting;

@@ -17,20 +17,25 @@ using cuda::Decision;
 using cuda::LargeTable;
 using cuda::Work;
 
+// Returns the measure of a block.
+template <class MeasureOfThread>
+double combine_block(Measure what, MeasureOfThread&& measure) {
+  double measures[cuda::kThreads];
+  for (std::uint32_t thread = 0; thread < cuda::kThreads; ++thread) measures[thread] = measure(thread);
+  for (std::uint32_t distance = cuda::kThreads / 2; distance > 0; distance /= 2)
+    for (std::uint32_t thread = 0; thread < cuda::kThreads; ++thread) combine_pair(what, measures, thread, distance);
+  return measures[0];
+}
+
 // Returns the sums of all threads of a block.
 template <class Rule, class SumsOfThread>
 Sums<Rule> sums_of_block(SumsOfThread&& sums_of) {
-  double shared[Rule::sums][cuda::kThreads];
-  for (std::uint32_t thread = 0; thread < cuda::kThreads; ++thread) {
-    const Sums<Rule> own = sums_of(thread);
-    for (std::size_t k = 0; k < Rule::sums; ++k) shared[k][thread] = own.values[k];
-  }
+  Sums<Rule> of_threads[cuda::kThreads];
+  for (std::uint32_t thread = 0; thread < cuda::kThreads; ++thread) of_threads[thread] = sums_of(thread);
   Sums<Rule> totals;
-  for (std::size_t k = 0; k < Rule::sums; ++k) {
-    for (std::uint32_t distance = cuda::kThreads / 2; distance > 0; distance /= 2)
-      for (std::uint32_t thread = 0; thread < cuda::kThreads; ++thread) add_pair(shared[k], thread, distance);
-    totals.values[k] = shared[k][0];
-  }
+  for (std::size_t k = 0; k < Rule::sums; ++k)
+    totals.values[k] =
+        combine_block(Measure::sum_of_squares, [&](std::uint32_t thread) { return of_threads[thread].values[k]; });
   return totals;
 }
 
@@ -38,9 +43,8 @@ template <class Rule, class T>
 void run_sums(Work work, const LargeTable& table) {
   for (std::uint32_t block = 0; block < blocks_of(work, table); ++block)
     if (work == Work::sum) {
-      const auto sums =
-          sums_of_block<Rule>([&](std::uint32_t thread) { return sum_chunk<Rule, T>(table, block, thread); });
-      for (std::size_t k = 0; k < Rule::sums; ++k) write_sum<Rule>(table, block, k, sums.values[k]);
+      write_sums(table, block,
+                 sums_of_block<Rule>([&](std::uint32_t thread) { return sum_chunk<Rule, T>(table, block, thread); }));
     } else {
       const auto sums = sums_of_block<Rule>([&](std::uint32_t thread) {
         Sums<Rule> own;
@@ -78,16 +82,6 @@ constexpr void (*kWide[])(Work, const LargeTable&) = {
     ONEPASS_RULES(ONEPASS_X)
 #undef ONEPASS_X
 };
-
-// Returns the measure of a block.
-template <class MeasureOfThread>
-double combine_block(Measure what, MeasureOfThread&& measure) {
-  double measures[cuda::kThreads];
-  for (std::uint32_t thread = 0; thread < cuda::kThreads; ++thread) measures[thread] = measure(thread);
-  for (std::uint32_t distance = cuda::kThreads / 2; distance > 0; distance /= 2)
-    for (std::uint32_t thread = 0; thread < cuda::kThreads; ++thread) combine_pair(what, measures, thread, distance);
-  return measures[0];
-}
 
 template <Measure what, class T>
 void run_measures(Work work, const LargeTable& table) {

@@ -1,4 +1,4 @@
-// What tests of rules have in common whose update depends on sums over its tensor.
+// Helpers for tests of rules with sums over a tensor.
 #pragma once
 
 #include <doctest/doctest.h>

@@ -45,6 +45,9 @@ each_case_and_own_case = pytest.mark.parametrize(
     [case for case in CASES + OWN_CASES if case.values[0] in ALONE and not case.values[1].get("cautious")],
 )
 each_capturable = for_rows(row for row in ALONE if "capturable" in row.arguments)
+each_capturable_or_summed = for_rows(row for row in ELEMENTWISE if "capturable" in row.arguments)
+# Without those that wait, because a number of theirs is on the CPU.
+each_row_or_summed = for_rows(row for row in ELEMENTWISE if row.name != "Prodigy" and not row.wants_sparse)
 
 
 class Machine:
@@ -186,8 +189,52 @@ def compare(row, here, there):
 )
 def test_sums_over_tensors(gpu, row, kwargs, dtype):
     """They are added in another order than on the CPU."""
-    here, there = both(gpu, row, model(dtype), kwargs, numbers_too=len(row.scalars) > 1)
+    here, there = both(gpu, row, model(dtype), kwargs, numbers_too=counted_there(row))
     compare(row, here, there)
+
+
+def counted_there(row) -> bool:
+    """Whether the numbers of a parameter are on its GPU without having been asked for."""
+    optimizer = row.ours([torch.zeros(1)], **row.full)
+    return optimizer._counts_on_device(optimizer.param_groups[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@for_rows(row for row in ELEMENTWISE if row.sums)
+def test_sums_beside_stochastic_rounding(gpu, row, dtype):
+    """Both need words of their own in a row, and the constants that sums complete."""
+    params = [*rows_of_blocks(dtype), *with_scalars_and_short_rows(dtype)]
+    kwargs = {**row.full, "state_dtype": torch.bfloat16, "stochastic_rounding": True, "rounding_seed": 5}
+    here, there = row.ours(copies(params), **kwargs), row.ours(gpu.put(params), **kwargs)
+    train_alike(gpu, here, there, params, numbers_too=counted_there(row))
+    if not gpu.is_real:
+        assert all_bits(there) == all_bits(here)
+        return
+    for p, q in zip(params_of(here), params_of(there), strict=True):  # one bit more or less may round otherwise
+        torch.testing.assert_close(q.detach().cpu(), p.detach(), rtol=0.02, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["NovoGrad", "Prodigy"])
+def test_what_sums_set_has_to_be_on_the_gpu(gpu, name):
+    """Else torch operations step the parameter, and the reason is told."""
+    if gpu.is_real:
+        pytest.skip("there it is")
+    optimizer = ROW[name].ours(model()[:2], **ROW[name].full)
+    train(optimizer, model()[:2], [1])
+    with gpu.on(numbers_too=False):
+        reasons = {row.reason for row in onepass.explain(optimizer)}
+        train(optimizer, model()[:2], [2])
+    assert reasons == {f"state {ROW[name].scalars[1]} that is not on the GPU"}
+
+
+def test_a_divisor_of_zero_is_an_error_there_too(gpu):
+    p = gpu.put([torch.ones(3).requires_grad_()])[0]
+    optimizer = onepass.LAMB([p])
+    optimizer.param_groups[0]["betas"] = (1.0, 0.9)
+    p.grad = torch.ones_like(p)
+    with gpu.on(), pytest.raises(ZeroDivisionError, match="parameter 0 of group 0"):
+        optimizer.step()
+    assert torch.equal(p.detach().cpu(), torch.ones(3))
 
 
 @each_dtype
@@ -667,7 +714,9 @@ def test_a_step_that_is_skipped(gpu, row, bad, norm_type):
     assert everything(row, skipping) == everything(row, plain)
 
 
-@for_rows(row for row in ALONE if "capturable" in row.arguments or not row.counts_steps)
+@for_rows(
+    row for row in ELEMENTWISE if "capturable" in row.arguments or not (row.counts_steps or row.wants_sparse)
+)
 def test_tail_with_a_scaler(gpu, row):
     """The norm is that of the unscaled gradients, and what GradScaler has found skips the step."""
     params = model()
@@ -801,7 +850,9 @@ def test_lr_on_the_gpu(gpu, row, lr_dtype, capturable):
         assert everything(row, there) == everything(row, here)
 
 
-@for_rows(row for row in ALONE if "capturable" in row.arguments or not row.counts_steps)
+@for_rows(
+    row for row in ELEMENTWISE if "capturable" in row.arguments or not (row.counts_steps or row.wants_sparse)
+)
 def test_scaler_on_the_gpu(gpu, row):
     """Gradients are unscaled, and an infinite one skips the step, without anybody here looking at it."""
     on_gpu = {"capturable": True} if "capturable" in row.arguments else {}
@@ -1014,7 +1065,7 @@ class TestRealGpu:
                 assert bits(mine[known]) == bits(theirs[known])
 
     @pytest.mark.parametrize("flags", [{}, {"fused": True}, {"capturable": True}], ids=str)
-    @each_row
+    @each_row_or_summed
     def test_no_synchronisation(self, cuda, row, flags):
         """Neither by torch nor by a copy that waits."""
         optimizer = row.ours(cuda.put(model()), **row.full, **row.having(**flags))
@@ -1028,7 +1079,7 @@ class TestRealGpu:
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    @each_row
+    @each_row_or_summed
     def test_no_synchronisation_for_the_norm(self, cuda, row):
         """Neither to clip by it nor, where steps are counted on the GPU, to skip the step."""
         for arguments in ({"max_norm": 1.0, "zero_grad": True}, {"max_norm": 1.0, "skip_nonfinite": True}):
@@ -1047,7 +1098,7 @@ class TestRealGpu:
                 torch.cuda.set_sync_debug_mode("default")
             assert optimizer.last_step.coefficient < 1.0
 
-    @each_capturable
+    @each_capturable_or_summed
     def test_graph_of_a_clipped_step(self, cuda, row):
         """Each replay measures the gradients that are there then."""
         params = model()
@@ -1062,7 +1113,7 @@ class TestRealGpu:
             assert captured.last_step == plain.last_step
         same(row, captured, plain)
 
-    @each_capturable
+    @each_capturable_or_summed
     def test_graph(self, cuda, row):
         """A captured step, replayed, is the step that is not captured."""
         params = model()
@@ -1088,7 +1139,7 @@ class TestRealGpu:
             plain.step()
         same(row, captured, plain)
 
-    @pytest.mark.parametrize("name", ["SGD", "Lion"])
+    @pytest.mark.parametrize("name", ["SGD", "Lion", "LARS"])
     def test_graph_of_what_counts_nothing(self, cuda, name):
         row = ROW[name]
         params = model()
@@ -1099,11 +1150,14 @@ class TestRealGpu:
             plain.step()
         same(row, captured, plain)
 
-    def test_graph_refuses_steps_that_are_counted_on_the_cpu(self, cuda):
-        optimizer = onepass.AdamW(cuda.put(model()))
+    @pytest.mark.parametrize(
+        ("name", "reason"), [("AdamW", "capturable is False"), ("Prodigy", "its step size is estimated on the CPU")]
+    )
+    def test_graph_refuses_what_depends_on_the_cpu(self, cuda, name, reason):
+        optimizer = ROW[name].ours(cuda.put(model()))
         train(optimizer, model(), [1])
         torch.cuda.synchronize()
-        with pytest.raises(RuntimeError, match="capturable is False"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        with pytest.raises(RuntimeError, match=reason), torch.cuda.graph(torch.cuda.CUDAGraph()):
             optimizer.step()
 
     def test_graph_outlives_the_optimizer(self, cuda):
@@ -1208,8 +1262,9 @@ class TestRealGpu:
         assert our_steps[: first + 1] == their_steps[: first + 1]
         torch.testing.assert_close(ours, theirs, rtol=0.02, atol=1e-4)
 
-    @each_row
-    def test_a_checkpoint_moves_between_devices(self, cuda, row):
+    @pytest.mark.parametrize("device", ["cpu", "cuda"])
+    @for_rows(row for row in ELEMENTWISE if not row.wants_sparse)
+    def test_a_checkpoint_moves_between_devices(self, cuda, row, device):
         params = model()
         here = row.ours(copies(params), **row.full)
         train(here, params, range(1, 4))
@@ -1217,11 +1272,11 @@ class TestRealGpu:
         torch.save(here.state_dict(), saved)
         saved.seek(0)
         there = row.ours(cuda.put(params_of(here)), **row.full)
-        there.load_state_dict(torch.load(saved, map_location="cuda", weights_only=True))
+        there.load_state_dict(torch.load(saved, map_location=device, weights_only=True))
         train(here, params, range(4, 7))
         with only_kernels():
             train(there, params, range(4, 7))
-        if "step" in row.scalars and len(row.scalars) == 1:
+        if "step" in row.scalars and len(row.scalars) == 1 and not row.sums:
             same(row, there, here)
         else:
             for p, q in zip(params_of(here), params_of(there), strict=True):

@@ -880,7 +880,7 @@ ROWS = [
 ]
 
 ELEMENTWISE = [row for row in ROWS if row.formula]
-# Whose elements do not depend on each other at all: kernels step them on GPUs, and the local parts of DTensors.
+# Whose elements do not depend on each other at all: they have the CPU's bits on GPUs, and kernels step DTensors.
 ALONE = [row for row in ELEMENTWISE if not row.sums]
 CASES = [pytest.param(row, kw, id=f"{row.name}-{name}") for row in ELEMENTWISE for name, kw in row.variants.items()]
 OWN_CASES = [

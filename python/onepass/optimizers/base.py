@@ -107,9 +107,7 @@ def _check_capture(optimizer: Native) -> None:
         check_capturable(optimizer)
     # Not Adafactor and CAME, which kernels do not step there.
     elif optimizer.rule in _core.rules() and _counts_steps(optimizer.rule):
-        raise RuntimeError(
-            f"{type(optimizer).__name__} cannot be captured in a CUDA graph: its steps are counted on the CPU"
-        )
+        raise RuntimeError(f"{type(optimizer).__name__} cannot be captured in a CUDA graph: {optimizer.not_capturable}")
 
 
 def transform() -> str:
@@ -173,6 +171,9 @@ class Native(Optimizer):
     torch_step: ClassVar[Step]
     is_elementwise: ClassVar[bool] = True  # whether `master` and `stochastic_rounding` may be given
     is_separable: ClassVar[bool] = True  # whether parameters may be stepped one after the other, by several calls
+
+    # Why an optimizer without `capturable` that counts its steps cannot be captured in a CUDA graph.
+    not_capturable: ClassVar[str] = "its steps are counted on the CPU"
 
     # States that begin as copies of the parameter. The states of 16-bit parameters are then float32, because
     # differences from these copies would be lost in 16 bits.
@@ -448,13 +449,13 @@ class Native(Optimizer):
         return None
 
     def _step_all(self) -> None:
+        _check_capture(self)
         after = self._before_step()
         self._step_params()
         if after is not None:
             after()
 
     def _step_params(self) -> None:
-        _check_capture(self)
         transformed_by = transform()
         found_inf = getattr(self, "found_inf", None)
         if found_inf is not None and not transformed_by and self._step_with_scaler(found_inf):
@@ -864,7 +865,7 @@ class Native(Optimizer):
                         self.state[p]["step"] = count.cpu()  # which only counts for random bits
                     master = master_name(group, p)
                     held = saved["state"].get(key, {})
-                    self._restore_scalars(self.state.get(p, {}), held)
+                    self._restore_scalars(group, p, held)
                     for name in self.wide_states:
                         if isinstance(value := held.get(name), Tensor) and value.is_floating_point():
                             wide = torch.promote_types(value.dtype, torch.float32)
@@ -891,14 +892,22 @@ class Native(Optimizer):
         with while_loading(self, look, restore):
             super().load_state_dict(state_dict)
 
-    def _restore_scalars(self, state: dict[str, Any], saved: Mapping[str, Any]) -> None:
-        """Undo torch's cast of the rule's scalars to the parameter's dtype, and its move to the parameter's device.
+    def _restore_scalars(self, group: dict[str, Any], p: Tensor, saved: Mapping[str, Any]) -> None:
+        """Undo torch's cast of the rule's scalars to the parameter's dtype, and put all numbers on one device.
 
-        torch leaves ``step`` alone. Kernels step a parameter only if all its numbers are on one device.
+        torch leaves the device of ``step`` as it was saved, unless the group has ``capturable`` or ``fused``. Kernels
+        step a parameter only if all its numbers are on the CPU or on its device.
         """
-        for name in _scalar_names(self.rule) if isinstance(state.get("step"), Tensor) else ():
+        state = self.state.get(p, {})
+        if not isinstance(count := state.get("step"), Tensor) or not isinstance(saved.get("step"), Tensor):
+            return
+        own = type(self)._counts_on_device is not Native._counts_on_device and p.device.type != "meta"
+        device = (p.device if self._counts_on_device(group) else torch.device("cpu")) if own else count.device
+        if own and _counts_steps(self.rule):
+            state["step"] = count.to(device)
+        for name in _scalar_names(self.rule):
             if isinstance(saved.get(name), Tensor) and isinstance(state.get(name), Tensor):
-                state[name] = saved[name].to(state["step"].device)
+                state[name] = saved[name].to(device)
 
 
 @contextlib.contextmanager

@@ -231,6 +231,7 @@ class Prodigy(Native, signatures.Prodigy):
     torch_step = _torch_update
     copies = ("p0",)
     is_separable = False
+    not_capturable = "its step size is estimated on the CPU"
 
     def _counts_on_device(self, group: dict[str, Any]) -> bool:
         return bool(group.get("slice_p", 1) == 1)  # the sums are found there

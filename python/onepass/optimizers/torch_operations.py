@@ -53,11 +53,10 @@ def steps(
                     if p.grad is None:
                         continue
                     state = self.state[p]
-                    if counts and "step" not in state:
-                        state["step"] = torch.zeros((), dtype=scalar_dtype())
-                    for each in scalars:
+                    device = p.device if _counts_on_device(self, each_group) and not p.is_meta else "cpu"
+                    for each in (*(["step"] if counts else ()), *scalars):
                         if each not in state:
-                            state[each] = torch.zeros((), dtype=scalar_dtype())
+                            state[each] = torch.zeros((), dtype=scalar_dtype(), device=device)
                     dtype = torch.float32 if copies and p.dtype.itemsize == 2 else p.dtype
                     for each in names:
                         if each not in state:
@@ -77,6 +76,12 @@ def steps(
         return step
 
     return decorate
+
+
+def _counts_on_device(optimizer: Optimizer, group: dict[str, Any]) -> bool:
+    """Return whether the kernels expect the numbers of a parameter on the parameter's device."""
+    asked: Callable[[dict[str, Any]], bool] | None = getattr(optimizer, "_counts_on_device", None)
+    return asked is not None and asked(group)
 
 
 def check(name: str, optimizer: Optimizer) -> None:

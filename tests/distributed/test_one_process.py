@@ -94,4 +94,4 @@ def test_as_torchs_classes(run, path):
     end += "import os\nos._exit(0)\n"  # without freeing the group's threads: support/run_script.py tells why
     done = python(f"CLASSES = {CLASSES}\n{SETUP}{run}{end}")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str(path)
+    assert done.stdout.splitlines()[-1] == str(path)  # gloo of torch 2.10 tells how many are connected

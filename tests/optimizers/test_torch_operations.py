@@ -48,3 +48,20 @@ def test_a_refused_parameter_leaves_all_as_they_were(row):
 
 def test_the_classes():
     assert {row.ours for row in OWN} >= {onepass.Lion, onepass.Signum, onepass.Adan}
+
+
+@pytest.mark.parametrize("state_dtype", [None, torch.float64])
+def test_adagrads_states_of_what_was_added_later(state_dtype):
+    """torch's own step creates them from 2.12 on."""
+    first, added = (torch.tensor([1.0, -2.0], requires_grad=True) for _ in range(2))
+    opt = onepass.Adagrad([first], lr=0.5, initial_accumulator_value=2.0, state_dtype=state_dtype)
+    opt.add_param_group({"params": [added]})
+    for p in (first, added):
+        p.grad = torch.tensor([0.5, 3.0])
+    opt.torch_step()
+    for p in (first, added):
+        assert opt.state[p]["step"] == 1
+        assert opt.state[p]["sum"].dtype == (state_dtype or torch.float32)
+        torch.testing.assert_close(opt.state[p]["sum"], torch.tensor([2.25, 11.0]).to(opt.state[p]["sum"].dtype))
+        expected = torch.tensor([1.0, -2.0]) - 0.5 * torch.tensor([0.5 / 1.5, 3.0 / 11.0**0.5])
+        torch.testing.assert_close(p.detach(), expected)

@@ -22,6 +22,8 @@ def _torch_step(self: torch.optim.Optimizer) -> None:
         coupled = not group.get("decoupled_weight_decay") and number(group["weight_decay"]) != 0
         if coupled and any(p.grad is not None and p.grad.is_sparse for p in group["params"]):
             raise RuntimeError("weight_decay option is not compatible with sparse gradients")
+    if isinstance(self, Adagrad):
+        self._create_missing_states()
     self.param_groups = []
     for group in groups:
         weight_decay = number(group["weight_decay"])
@@ -96,7 +98,19 @@ class Adagrad(Native, signatures.Adagrad):
     rule = "adagrad"
     torch_step = _torch_step
 
+    def _create_missing_states(self) -> None:
+        """Create the states of parameters that were added after the constructor. torch's step does so from 2.12 on."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None and not self.state[p]:
+                    self.state[p] = {
+                        "step": self._new_scalar(group, p, "step"),
+                        "sum": self._new_state(group, p, p.grad, "sum"),
+                    }
+
     def _take_arguments(self, *, decoupled_weight_decay: bool = False, **arguments: Any) -> None:
+        if self.defaults["fused"]:  # which torch tells GradScaler from 2.12 on
+            self._step_supports_amp_scaling = True
         if decoupled_weight_decay:  # the default adds no key, like state_dtype=None
             self.defaults["decoupled_weight_decay"] = decoupled_weight_decay
             for group in self.param_groups:

@@ -714,9 +714,7 @@ def test_a_step_that_is_skipped(gpu, row, bad, norm_type):
     assert everything(row, skipping) == everything(row, plain)
 
 
-@for_rows(
-    row for row in ELEMENTWISE if "capturable" in row.arguments or not (row.counts_steps or row.wants_sparse)
-)
+@for_rows(row for row in ELEMENTWISE if "capturable" in row.arguments or not (row.counts_steps or row.wants_sparse))
 def test_tail_with_a_scaler(gpu, row):
     """The norm is that of the unscaled gradients, and what GradScaler has found skips the step."""
     params = model()
@@ -850,9 +848,7 @@ def test_lr_on_the_gpu(gpu, row, lr_dtype, capturable):
         assert everything(row, there) == everything(row, here)
 
 
-@for_rows(
-    row for row in ELEMENTWISE if "capturable" in row.arguments or not (row.counts_steps or row.wants_sparse)
-)
+@for_rows(row for row in ELEMENTWISE if "capturable" in row.arguments or not (row.counts_steps or row.wants_sparse))
 def test_scaler_on_the_gpu(gpu, row):
     """Gradients are unscaled, and an infinite one skips the step, without anybody here looking at it."""
     on_gpu = {"capturable": True} if "capturable" in row.arguments else {}

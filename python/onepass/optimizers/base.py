@@ -906,8 +906,9 @@ class Native(Optimizer):
         if own and _counts_steps(self.rule):
             state["step"] = count.to(device)
         for name in _scalar_names(self.rule):
-            if isinstance(saved.get(name), Tensor) and isinstance(state.get(name), Tensor):
-                state[name] = saved[name].to(device)
+            held = saved.get(name)
+            if isinstance(held, Tensor) and held.is_floating_point() and isinstance(state.get(name), Tensor):
+                state[name] = held.to(device)
 
 
 @contextlib.contextmanager

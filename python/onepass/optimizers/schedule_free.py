@@ -108,7 +108,7 @@ def move(
 ) -> None:
     """Move both points in torch operations. ``change``: of z, if ``lr`` were 1."""
     momentum = group["momentum"] if "momentum" in group else group["betas"][0]
-    lr_max = max(lr, float(state["lr_max"]))
+    lr_max = max(float(state["lr_max"]), lr)  # a NaN stays, as in the kernels
     weight = step ** group["r"] * lr_max ** group["weight_lr_power"]
     weight_sum = float(state["weight_sum"]) + weight
     c = weight / weight_sum if weight_sum > 0 else 0.0

@@ -3,15 +3,12 @@
 
 #include <doctest/doctest.h>
 
-#include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <utility>
 #include <vector>
 
 #include "cases.h"
-#include "cpu/fpmode.h"
 #include "reference.h"
 
 namespace onepass::testing {

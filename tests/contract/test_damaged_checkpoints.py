@@ -137,7 +137,7 @@ def compare(ours, theirs):
 
 
 @pytest.mark.parametrize("name", ["AdamW", "LBFGS", "Prodigy"])
-def test_truncated_files(name, tmp_path):
+def test_truncated_files(name):
     """torch refuses them, so nothing is loaded."""
     opt = getattr(onepass, name)(leaves())
     if name != "LBFGS":

@@ -13,8 +13,6 @@ if not torch.cuda.is_available():
     # torch.manual_seed formats the stack three times, for devices that are not there: half a millisecond.
     torch.manual_seed = torch.default_generator.manual_seed
 
-TORCH_VERSION = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
-
 collect_ignore = ["ecosystem"]  # needs an extra, and is run by name: pytest tests/ecosystem
 
 # CI has the same examples every time; whoever runs the tests by hand looks for new ones.
@@ -44,13 +42,15 @@ def pytest_collection_modifyitems(config, items):
     On an imitated GPU, what there are no CUDA kernels for. Before torch 2.12, its Adagrad: it cannot step parameters
     that were added after it was constructed.
     """
-    if TORCH_VERSION < (2, 12):
-        config.hook.pytest_deselected(items=[item for item in items if "Adagrad" in item.name])
-        items[:] = [item for item in items if "Adagrad" not in item.name]
-    if config.getoption("--imitate-gpu") is None:
-        return
-    words = ("LBFGS", "Adafactor", "CAME", "SparseAdam", "sparse", "misaligned")
-    left_out = [item for item in items if any(word in item.name for word in words) or item.get_closest_marker("cpu")]
+    imitates = config.getoption("--imitate-gpu") is not None
+    words = ["LBFGS", "Adafactor", "CAME", "SparseAdam", "sparse", "misaligned"] if imitates else []
+    if torch.__version__ < (2, 12):
+        words.append("Adagrad")
+
+    def is_left_out(item):
+        return any(word in item.name for word in words) or (imitates and item.get_closest_marker("cpu") is not None)
+
+    left_out = [item for item in items if is_left_out(item)]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
 

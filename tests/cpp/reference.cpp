@@ -11,6 +11,116 @@
 #include "cpu/fpmode.h"
 
 namespace onepass::testing {
+
+// -- problems --------------------------------------------------------------------------------------------------------
+
+std::vector<Followers> all_followers() {
+  std::vector<Followers> all;
+  constexpr double weights[] = {0.0, 0.3, 0.5, 0.8, 1.0};
+  for (const bool sets_param : {false, true})
+    for (const double weight : weights) {
+      all.push_back({Follower{weight, sets_param}});
+      all.push_back({std::nullopt, Follower{weight, sets_param}});
+      for (const bool second_sets : {false, true})
+        for (const double second : weights)
+          all.push_back({Follower{weight, sets_param}, Follower{second, second_sets}});
+    }
+  return all;
+}
+
+double number(std::uint64_t seed) {
+  static constexpr double rare[] = {0.0, -0.0, 0x3p-24, -0x5p-130, 0x7p-1070};
+  const std::uint64_t bits = scramble(seed + 0x9e3779b97f4a7c15U);
+  if (bits % 32 < std::size(rare)) return rare[bits % 32];
+  const double magnitude =
+      std::ldexp(1.0 + static_cast<double>(bits >> 12) * 0x1p-52, -static_cast<int>(bits >> 5 & 7U) % 7);
+  return (bits >> 8 & 1U) != 0U ? magnitude : -magnitude;
+}
+
+std::vector<std::int64_t> packed(const std::vector<std::int64_t>& shape) {
+  std::vector<std::int64_t> strides(shape.size(), 1);
+  for (std::size_t d = shape.size(); d-- > 1;) strides[d - 1] = strides[d] * shape[d];
+  return strides;
+}
+
+bool never_negative(const Setting& setting, std::size_t operand) {
+  if (operand < kFirstState || operand >= kFirstFollower) return false;
+  const std::string_view name = info_of(setting.rule).state_names[operand - kFirstState];
+  static constexpr std::string_view names[] = {"acc_delta",      "exp_avg_sq", "exp_avg_var", "exp_inf",
+                                               "max_exp_avg_sq", "square_avg", "step_size",   "sum"};
+  return std::ranges::find(names, name) != std::end(names);
+}
+
+namespace {
+
+// Gives a problem low bits of every kind, or masters of which three in four are near the parameter.
+void fill_master(Problem& problem) {
+  Tensor& master = problem.tensors[kMaster];
+  Tensor& param = problem.tensors[kParam];
+  std::uint64_t seed = 0;
+  for_each_index(problem.shape, [&](const auto& index) {
+    const std::uint64_t random = scramble(seed += 0x9e3779b97f4a7c15U);
+    static constexpr std::uint16_t rare[] = {0, 1, 0x7fff, 0x8000, 0x8001, 0xffff};
+    const auto low = random % 16 < std::size(rare) ? rare[random % 16] : static_cast<std::uint16_t>(random >> 8);
+    std::byte* const to = master.at(offset_of(index, master.strides));
+    if (problem.master == Master::low_bits) {
+      std::memcpy(to, &low, sizeof low);
+    } else if ((random >> 32) % 4 != 0) {
+      const auto near = load<float>(param, offset_of(index, param.strides));
+      const std::uint32_t bits = std::bit_cast<std::uint32_t>(near) + (low >> 4);
+      std::memcpy(to, &bits, sizeof bits);
+    }
+  });
+}
+
+}  // namespace
+
+Problem make_problem(const Setting& setting, std::vector<std::int64_t> shape, const Spec& spec) {
+  Problem problem{setting, std::move(shape), spec.wide,        spec.grad_factor, spec.followers,
+                  {},      spec.clip_value,  spec.zeroes_grad, spec.master};
+  const bool followed = std::ranges::any_of(spec.followers, [](const auto& each) { return each.has_value(); });
+  const std::size_t operands = followed || spec.master != Master::none ? kMaxOperands : operands_of(setting);
+  for (std::size_t k = 0; k < operands; ++k) {
+    Tensor& tensor = problem.tensors.emplace_back();
+    if (!uses(problem, k)) continue;
+    tensor.format = spec.formats[k];
+    if (k == kMaster) tensor.format = spec.master == Master::whole ? Format::float32 : Format::bfloat16;
+    const bool as_param = k > kFirstFollower && k != kMaster;
+    const auto& strides = spec.strides[as_param ? kParam : std::min<std::size_t>(k, kFirstState)];
+    tensor.strides = strides.empty() ? packed(problem.shape) : strides;
+    std::int64_t elements = 0;
+    for_each_index(problem.shape,
+                   [&](const auto& index) { elements = std::max(elements, offset_of(index, tensor.strides) + 1); });
+    tensor.first = kGuardBefore + (spec.misalignment + k * spec.stagger) % 64 + spec.ahead[k] * size_of(tensor.format);
+    const std::size_t size = tensor.first + static_cast<std::size_t>(elements) * size_of(tensor.format) + kGuardAfter;
+    tensor.memory = Memory(size);
+    const bool non_negative = never_negative(setting, k);
+    with_format(tensor.format, [&]<class Codec>(Codec) {
+      for (std::int64_t i = 0; i < elements; ++i) {
+        const double value = number(static_cast<std::uint64_t>(i) * kMaxOperands + k);
+        store<Codec>(tensor.at(i), non_negative ? std::fabs(value) : value);
+      }
+    });
+  }
+  if (spec.master != Master::none) fill_master(problem);
+  return problem;
+}
+
+std::string difference(const Problem& got, const Problem& want) {
+  for (std::size_t k = 0; k < want.tensors.size(); ++k) {
+    const auto& a = got.tensors[k].memory;
+    const auto& b = want.tensors[k].memory;
+    if (b.size() == 0 || std::memcmp(a.data(), b.data(), b.size()) == 0) continue;
+    const auto byte = std::mismatch(a.data(), a.data() + a.size(), b.data()).first - a.data() -
+                      static_cast<std::ptrdiff_t>(want.tensors[k].first);
+    return std::string(want.setting.what) + ", operand " + std::to_string(k) + " of " +
+           name_of(want.tensors[k].format) + (want.wide ? " in float64" : " in float32") + ", first at byte " +
+           std::to_string(byte) + " of " + std::to_string(length_of(want)) + " elements";
+  }
+  return "";
+}
+// -- the reference ---------------------------------------------------------------------------------------------------
+
 namespace {
 
 std::uint16_t bits_at(Tensor& tensor, std::int64_t offset) {

@@ -15,6 +15,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from cases import ALONE, ELEMENTWISE, ROW, ROWS, SCALARS
 from contract import CLOSE
+from placements import own_of_both, whole
 from reference import bits, only_kernels, params_of
 from torch.distributed.checkpoint import state_dict as dcp_state
 from torch.distributed.device_mesh import init_device_mesh
@@ -67,18 +68,20 @@ def backward(model, step, apart=1.0, width=3):
     add_gradients(model, step, apart, width)
 
 
-def whole(x):
-    """What all processes hold of a tensor together."""
-    if x.dtype == torch.int16:  # which gloo does not gather
-        x = x.int()
-    return (x.full_tensor() if isinstance(x, DTensor) else x).detach().clone()
-
-
 def contents(opt):
     """Parameters and states, whole."""
     params = params_of(opt)
     states = [{name: whole(x) for name, x in opt.state[p].items() if isinstance(x, torch.Tensor)} for p in params]
     return [whole(p) for p in params], states
+
+
+def everything(opt):
+    """Parameters and states, each by the number of its parameter and its name."""
+    found = {}
+    for i, p in enumerate(params_of(opt)):
+        found[i, "param"] = p
+        found |= {(i, name): x for name, x in opt.state[p].items() if isinstance(x, torch.Tensor)}
+    return found
 
 
 def assert_equal(actual, expected, **tolerance):
@@ -117,7 +120,10 @@ class Alone:
         self.opt.step()
 
     def compare(self, **tolerance):
-        assert_equal(contents(self._opt), contents(self.opt), **tolerance)
+        actual, expected = everything(self._opt), everything(self.opt)
+        assert actual.keys() == expected.keys()
+        pairs = {key: own_of_both(actual[key], expected[key]) for key in actual}
+        assert_equal(*({key: pair[i] for key, pair in pairs.items()} for i in (0, 1)), **tolerance)
 
 
 def both(make_ours, make_theirs, model, steps=3, width=3, tensors=TENSORS, **tolerance):

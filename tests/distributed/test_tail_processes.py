@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from cases import ROW
 from onepass.swa_utils import AveragedModel
+from placements import own, own_of_both, spread, whole
 from reference import only_kernels
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -73,29 +74,18 @@ LAYOUTS = {
 }
 
 
-def spread(values, mesh, placements):
-    # All processes have made the same values, so there is nothing to send.
-    return values if mesh is None else distribute_tensor(values, mesh, placements, src_data_rank=None)
-
-
 def params_of(layout, dtype=torch.float64):
     torch.manual_seed(0)
     return [Parameter(spread(torch.randn(shape, dtype=dtype), *place)) for shape, *place in layout]
 
 
 def give_gradients(params, layout, seed, scale=1.0):
+    """Returns the whole gradients."""
     torch.manual_seed(seed)
-    for p, (shape, *place) in zip(params, layout, strict=True):
-        p.grad = spread(torch.randn(shape, dtype=p.dtype) * scale, *place)
-
-
-def whole(x):
-    return (x.full_tensor() if isinstance(x, DTensor) else x).detach().clone()
-
-
-def own(x):
-    """The part of this process."""
-    return x._local_tensor if isinstance(x, DTensor) else x.detach()
+    grads = [torch.randn(shape, dtype=p.dtype) * scale for p, (shape, *_) in zip(params, layout, strict=True)]
+    for p, grad, (_, *place) in zip(params, grads, layout, strict=True):
+        p.grad = spread(grad.clone(), *place)
+    return grads
 
 
 def twins_of(params):
@@ -103,7 +93,10 @@ def twins_of(params):
 
 
 def assert_same(actual, expected, **tolerance):
-    torch.testing.assert_close([whole(x) for x in actual], list(expected), **(tolerance or CLOSE))
+    pairs = [own_of_both(x, values) for x, values in zip(actual, expected, strict=True)]
+    torch.testing.assert_close(
+        [actual for actual, _ in pairs], [expected for _, expected in pairs], **(tolerance or CLOSE)
+    )
 
 
 def assert_same_report(actual, expected):
@@ -165,15 +158,14 @@ def placed(layout, arguments, dtype):
     measures = not arguments.startswith("clip_value")
     reports = []
     for step in range(4):
-        give_gradients(params, layout, step, scale=100.0 if step == 3 else 1.0)
+        grads = give_gradients(params, layout, step, scale=100.0 if step == 3 else 1.0)
         if step == 2 and "skip" in str(ARGUMENTS[arguments]):  # one element, in each case of one process or of all
-            first = next(p for p in params if p.numel())
-            grad = whole(first.grad)
-            grad.view(-1)[-1] = math.nan
-            first.grad = spread(grad, *layout[next(i for i, p in enumerate(params) if p is first)][1:])
-        for p, twin in zip(params, twins, strict=True):
-            twin.grad = whole(p.grad)
-        before = [whole(p) for p in params] if step == 2 else []
+            first = next(i for i, p in enumerate(params) if p.numel())
+            grads[first].view(-1)[-1] = math.nan
+            params[first].grad = spread(grads[first].clone(), *layout[first][1:])
+        for twin, grad in zip(twins, grads, strict=True):
+            twin.grad = grad
+        before = [own(p).clone() for p in params] if step == 2 else []
         with only_kernels(len(params)) if step != 2 else contextlib.nullcontext(), all_reduces() as calls:
             opt.step()
         assert len(calls) == (count if measures else 0)
@@ -182,10 +174,10 @@ def placed(layout, arguments, dtype):
         assert_same_report(opt.last_step, alone.last_step)
         if opt.last_step.skipped:
             assert step == 2
-            assert_same(params, before, rtol=0, atol=0)
+            torch.testing.assert_close([own(p) for p in params], before, rtol=0, atol=0)
         assert_same(params, twins)
         if ARGUMENTS[arguments].get("zero_grad"):
-            assert not any(whole(p.grad).count_nonzero() for p in params)
+            assert not any(own(p.grad).count_nonzero() for p in params)
     return [str(report) for report in reports]
 
 
@@ -212,9 +204,8 @@ def of_classes(name, layout):
     alone = row.ours(twins, **row.full, max_norm=0.5, clip_value=0.05)
     reports = []
     for step in range(3):
-        give_gradients(params, layout, step)
-        for p, twin in zip(params, twins, strict=True):
-            twin.grad = whole(p.grad)
+        for twin, grad in zip(twins, give_gradients(params, layout, step), strict=True):
+            twin.grad = grad
         opt.step()
         alone.step()
         reports.append(str(opt.last_step))
@@ -263,8 +254,7 @@ def complex_numbers():
     for norm_type in (2.0, math.inf):
         params = params_of(layout, torch.complex128)
         opt = onepass.SGD(params, lr=0.1, max_norm=0.5, norm_type=norm_type)
-        give_gradients(params, layout, 1)
-        grads = torch.cat([whole(p.grad).flatten() for p in params])
+        grads = torch.cat([grad.flatten() for grad in give_gradients(params, layout, 1)])
         opt.step()
         norm = torch.linalg.vector_norm(grads, norm_type)
         assert opt.last_step.grad_norm == pytest.approx(float(norm), rel=1e-14)
@@ -317,8 +307,7 @@ def replicated_differently():
     layout = [((4, 3), None, None), ((4, 3), line(), [Replicate()]), ((8, 2), line(), [Shard(0)])]
     params = params_of(layout)
     opt = onepass.SGD(params, lr=0.1, max_norm=0.5)
-    give_gradients(params, layout, 0)
-    expected = torch.cat([whole(p.grad).flatten() for p in params]).norm()
+    expected = torch.cat([grad.flatten() for grad in give_gradients(params, layout, 0)]).norm()
     for p in params[:2]:
         own(p.grad).mul_(1 + 1e-9 * dist.get_rank())
     opt.step()
@@ -430,8 +419,7 @@ def two_meshes_by_name():
     layout = [((4,), mesh, [Shard(0)]) for mesh in meshes]
     params = params_of(layout)
     opt = onepass.SGD(params, lr=0.1, max_norm=0.5)
-    give_gradients(params, layout, 0)
-    expected = torch.cat([whole(p.grad) for p in params]).norm()
+    expected = torch.cat(give_gradients(params, layout, 0)).norm()
     with all_reduces() as calls:
         opt.step()
     assert opt.last_step.grad_norm == pytest.approx(float(expected), rel=1e-14)

@@ -44,9 +44,18 @@ OTHERWISE = {
     "weight_decay": 0.1,
     "momentum": 0.7,
     "dampening": 0.3,
-    "alpha": 0.9,
     "rho": 0.8,
     "clip_threshold": 0.5,
+    "alpha": 0.9,
+    "trust_clip": True,
+    "nesterov": True,
+    "no_prox": True,
+    "gamma": 0.1,
+    "grad_averaging": True,
+    "warmup_steps": 4,
+    "silent_sgd_phase": False,
+    "d0": 1e-3,
+    "use_bias_correction": True,
 }
 
 PAIRS = [(peer, optimizer) for peer, formulas in peers.FORMULAS.items() for optimizer in formulas]
@@ -87,7 +96,10 @@ def test_an_installed_peer_agrees_and_another_is_named(peer, optimizer, size, va
     subject = SUBJECTS[optimizer]
     if values == "otherwise":
         passed = peers.FORMULAS[peer][optimizer].passes.split()
-        subject = subject._replace(arguments={name: OTHERWISE[name] for name in passed})
+        arguments = {name: OTHERWISE[name] for name in passed}
+        if optimizer in ("Adan", "AdEMAMix"):
+            arguments["betas"] = (0.8, 0.95, 0.99)
+        subject = subject._replace(arguments=arguments)
     found = peers.makers(optimizer, subject.arguments)
     package, _ = peers.PACKAGES[peer]
     if installed(package):

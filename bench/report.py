@@ -4,8 +4,8 @@
     python bench/report.py FILE.json --docs            # also write the tables of README.md and of docs/
     python bench/report.py FILE.json --pictures DIR    # also plot (charts.py)
 
-The tables of the two pages are those of a CPU. A file of gpu.py gives other tables, in a block of their own; so does a
-file of memory.py, in README.md and docs/8bit_states.md.
+The tables of the two pages are those of an Intel CPU; docs/benchmarks.md also has those of an AMD CPU. A file of gpu.py
+gives other tables, in a block of their own; so does a file of memory.py, in README.md and docs/8bit_states.md.
 
 A ratio is a contender's time relative to the first contender in the same run: above 1, the first is faster. Where
 onepass is first and not faster, the ratio is printed in bold. The limit is a bound and not a peer.
@@ -31,7 +31,8 @@ from onepass.training.table import markdown_table as table
 README = ROOT / "README.md"
 BENCHMARKS = ROOT / "docs" / "benchmarks.md"
 STATES = ROOT / "docs" / "8bit_states.md"
-CPU_MARK, GPU_MARK, STATES_MARK = "bench/report.py", "bench/report.py, GPU", "bench/report.py, states"
+CPU_MARK = "bench/report.py"
+AMD_MARK, GPU_MARK, STATES_MARK = (f"{CPU_MARK}, {kind}" for kind in ("AMD", "GPU", "states"))
 BLOCK = r"<!-- {mark}: (\S+) -->\n(.*?)\n?<!-- end -->"
 BEYOND = "strongest other"
 
@@ -371,13 +372,20 @@ def readme_block(path: Path | str) -> str:
 
 def mark_of(told: dict[str, Any]) -> str:
     """Return the mark of the blocks that a file of results is shown in."""
-    return STATES_MARK if "states" in told else GPU_MARK if gpu_report.is_of_gpu(told) else CPU_MARK
+    if "states" in told:
+        return STATES_MARK
+    if gpu_report.is_of_gpu(told):
+        return GPU_MARK
+    return AMD_MARK if "AMD" in told.get("machine", {}).get("processor", "") else CPU_MARK
 
 
 def pages(path: Path | str) -> list[tuple[Path, str]]:
     """Return the pages that show a file of results, with their blocks."""
-    if mark_of(figures.load(path)[0]) == STATES_MARK:
+    mark = mark_of(figures.load(path)[0])
+    if mark == STATES_MARK:
         return [(README, states_block(path, "AdamW")), (STATES, states_block(path))]
+    if mark == AMD_MARK:
+        return [(BENCHMARKS, benchmarks_block(path))]
     return [(README, readme_block(path)), (BENCHMARKS, benchmarks_block(path))]
 
 

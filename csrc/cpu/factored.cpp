@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <utility>
 #include <vector>
 
 #include "cpu/dispatch.h"
@@ -67,14 +68,29 @@ struct Piece {
   std::int64_t begin, end;
 };
 
-// Runs one phase over all jobs of a batch. `count` returns the number of a job's blocks or combinations.
+// Returns how many of a job's blocks or combinations, of which there are `total`, are a piece.
+std::int64_t size_of_piece(const FactoredWork& work, std::int64_t total) {
+  return std::max<std::int64_t>(1, kPiece * total / work.job->length());
+}
+
+// Returns how many pieces a job has at most in a phase.
+std::size_t most_pieces(const FactoredWork& work) {
+  std::int64_t most = 0;
+  for (const std::int64_t total : {work.blocks, work.combinations})
+    if (total > 0) most = std::max(most, blocks_in(total, size_of_piece(work, total)));
+  return static_cast<std::size_t>(most);
+}
+
+// Runs one phase over all jobs of a batch. `count` returns the number of a job's blocks or combinations. `pieces` has
+// room for those of each phase, and is the phase's.
 template <class Count>
-void run_phase(std::span<const FactoredWork> batch, FactoredKernel FactoredKernels::* phase, int team, Count&& count) {
-  std::vector<Piece> pieces;
+void run_phase(std::span<const FactoredWork> batch, std::vector<Piece>& pieces, FactoredKernel FactoredKernels::* phase,
+               int team, Count&& count) {
+  pieces.clear();
   for (const FactoredWork& work : batch) {
     const std::int64_t total = count(work);
     if (total == 0) continue;
-    const std::int64_t most = std::max<std::int64_t>(1, kPiece * total / work.job->length());
+    const std::int64_t most = size_of_piece(work, total);
     for (std::int64_t begin = 0; begin < total; begin += most)
       pieces.push_back({&work, begin, std::min(total, begin + most)});
   }
@@ -95,7 +111,7 @@ double sum_in_order(const double* numbers, std::int64_t count) {
   return sum;
 }
 
-void run_batch(std::span<FactoredWork> batch, std::int64_t bytes, int threads) {
+void run_batch(std::span<FactoredWork> batch, std::vector<Piece>& pieces, std::int64_t bytes, int threads) {
   const int team = team_size(bytes, threads);
   const auto blocks = [](const FactoredWork& work) { return work.blocks; };
   const auto large_blocks = [](const FactoredWork& work) { return work.lanes > 0 ? 0 : work.blocks; };
@@ -103,9 +119,9 @@ void run_batch(std::span<FactoredWork> batch, std::int64_t bytes, int threads) {
   const auto of_came = [](auto&& count) {
     return [count](const FactoredWork& work) { return work.job->is_came ? count(work) : 0; };
   };
-  run_phase(batch, &FactoredKernels::measure, team, blocks);
-  run_phase(batch, &FactoredKernels::combine, team, combinations);
-  run_phase(batch, &FactoredKernels::norm, team, large_blocks);
+  run_phase(batch, pieces, &FactoredKernels::measure, team, blocks);
+  run_phase(batch, pieces, &FactoredKernels::combine, team, combinations);
+  run_phase(batch, pieces, &FactoredKernels::norm, team, large_blocks);
   for (FactoredWork& work : batch) {
     const auto length = static_cast<double>(work.job->length());
     const double rms_update = std::sqrt(sum_in_order(work.update_squares, work.blocks) / length);
@@ -117,9 +133,9 @@ void run_batch(std::span<FactoredWork> batch, std::int64_t bytes, int threads) {
       work.step_size = Adafactor::step_size(work.job->adafactor, rms_param, rms_update);
     }
   }
-  run_phase(batch, &FactoredKernels::average, team, of_came(large_blocks));
-  run_phase(batch, &FactoredKernels::combine_residuals, team, of_came(combinations));
-  run_phase(batch, &FactoredKernels::apply, team, blocks);
+  run_phase(batch, pieces, &FactoredKernels::average, team, of_came(large_blocks));
+  run_phase(batch, pieces, &FactoredKernels::combine_residuals, team, of_came(combinations));
+  run_phase(batch, pieces, &FactoredKernels::apply, team, blocks);
 }
 
 }  // namespace
@@ -127,10 +143,11 @@ void run_batch(std::span<FactoredWork> batch, std::int64_t bytes, int threads) {
 void* FactoredRoom::take(std::size_t bytes) {
   bytes = (bytes + 63) / 64 * 64;
   if (used_ + bytes > size_) {
-    size_ = std::max({bytes, 2 * size_, std::size_t{4096}});
-    total_ += size_;
+    const std::size_t size = std::max({bytes, 2 * size_, std::size_t{4096}});
+    blocks_.push_back(std::make_unique_for_overwrite<std::byte[]>(size));
+    size_ = size;
+    total_ += size;
     used_ = 0;
-    blocks_.push_back(std::make_unique_for_overwrite<std::byte[]>(size_));
   }
   used_ += bytes;
   return blocks_.back().get() + used_ - bytes;
@@ -138,8 +155,9 @@ void* FactoredRoom::take(std::size_t bytes) {
 
 void FactoredRoom::clear() {
   if (blocks_.size() > 1) {
+    auto one = std::make_unique_for_overwrite<std::byte[]>(total_);
     blocks_.clear();
-    blocks_.push_back(std::make_unique_for_overwrite<std::byte[]>(total_));
+    blocks_.push_back(std::move(one));
     size_ = total_;
   }
   used_ = 0;
@@ -147,25 +165,42 @@ void FactoredRoom::clear() {
 
 void run_factored(std::span<const FactoredJob> jobs, int threads, FactoredRoom& room) {
   std::vector<FactoredWork> batch;
-  std::int64_t elements = 0;
-  std::int64_t bytes = 0;
-  const auto flush = [&] {
-    run_batch(batch, bytes, threads);
-    batch.clear();
-    room.clear();
-    elements = bytes = 0;
-  };
-  for (const FactoredJob& job : jobs) {
-    const std::int64_t length = job.length();
-    if (length == 0) continue;
-    if (elements + length > kBatch * threads && !batch.empty()) flush();
-    batch.push_back(divide(job, room));
-    elements += length;
-    std::size_t of_element = size_of(job.operands[kParam].format) + size_of(job.operands[kGrad].format);
-    if (job.is_came) of_element += size_of(job.operands[kMomentum].format);
-    bytes += length * static_cast<std::int64_t>(of_element);
+  batch.reserve(jobs.size());
+  std::vector<Piece> pieces;
+  std::size_t count = 0;  // of the pieces of a batch
+  std::int64_t all = 0;
+  for (const FactoredJob& job : jobs) all += job.length();
+  // Of several batches, the first time only takes the memory, all of it, before anything is written.
+  for (bool runs = all <= kBatch * threads;; runs = true) {
+    std::int64_t elements = 0;
+    std::int64_t bytes = 0;
+    const auto flush = [&] {
+      pieces.reserve(count);
+      if (runs) {
+        run_batch(batch, pieces, bytes, threads);
+        room.rewind();
+      } else {
+        room.clear();
+      }
+      batch.clear();
+      elements = bytes = 0;
+      count = 0;
+    };
+    room.clear();  // an earlier step may have ended by an exception
+    for (const FactoredJob& job : jobs) {
+      const std::int64_t length = job.length();
+      if (length == 0) continue;
+      if (elements + length > kBatch * threads && !batch.empty()) flush();
+      batch.push_back(divide(job, room));
+      count += most_pieces(batch.back());
+      elements += length;
+      std::size_t of_element = size_of(job.operands[kParam].format) + size_of(job.operands[kGrad].format);
+      if (job.is_came) of_element += size_of(job.operands[kMomentum].format);
+      bytes += length * static_cast<std::int64_t>(of_element);
+    }
+    if (!batch.empty()) flush();
+    if (runs) return;
   }
-  if (!batch.empty()) flush();
 }
 
 }  // namespace onepass

@@ -56,8 +56,9 @@ struct FactoredJob {
 // Memory for the sums of a step. It is kept for the next step, because fresh pages would cost more than the sums.
 class FactoredRoom {
  public:
-  void* take(std::size_t bytes);  // valid until `clear`
-  void clear();
+  void* take(std::size_t bytes);  // valid until `clear` or `rewind`
+  void clear();                   // may take memory: the next step finds in one block what this one had in several
+  void rewind() { used_ = 0; }    // takes none
 
  private:
   std::vector<std::unique_ptr<std::byte[]>> blocks_;

@@ -96,7 +96,11 @@ std::vector<Job> with_sums(RuleId rule, std::span<const Job> jobs, int threads, 
     return job.blocks.row_length == 0 || at == job.length ? at : job.blocks.block_begin(at);
   };
   const GradientBlocks blocks(summed, kSumBlock, static_cast<int>(kFirstState + info.state_names.size()));
+  // All memory is taken before anything is written.
   std::vector<std::array<double, kMaxSums>> of_blocks(blocks.all().size());
+  std::vector<Job> left;
+  left.reserve(jobs.size());
+  constants.resize(summed.size());
   blocks.run(threads, [&](std::size_t number, const GradientBlock& block) {
     const SumsKernel* const of_rules = block.job->wide ? kernels.wide_sums : kernels.narrow_sums;
     const std::int64_t begin = division(*block.job, block.begin), end = division(*block.job, block.end);
@@ -104,9 +108,6 @@ std::vector<Job> with_sums(RuleId rule, std::span<const Job> jobs, int threads, 
     if (info.sums_only_for_scalars) kernels.run(rule, *block.job, begin, end, tuning);
   });
 
-  std::vector<Job> left;
-  left.reserve(jobs.size());
-  constants.resize(summed.size());
   std::size_t number = 0, block = 0;
   for (Job job : jobs) {
     if (job.takes_sums) {

@@ -143,7 +143,9 @@ LEFT_OUT = {
         "LaProp": "three elements in 100,000 differ by more than rounding",
         "Muon": "writes Nesterov's momentum into the gradients",
     },
-    "schedulefree": {"all": "write their updates over the gradients"},
+    "schedulefree": {
+        "AdamWScheduleFree, RAdamScheduleFree, SGDScheduleFree": "write their updates over the gradients",
+    },
     "optimi": {"RAdam": "adds eps to the root after its correction, not before: 4e-5 off after ten steps"},
 }
 

@@ -250,16 +250,14 @@ def small_table(hot: dict[str, Result], fresh: dict[str, Result]) -> str:
 
 
 def rest_table(results: Iterable[Result], shown: Sequence[Result]) -> str:
-    """Return the table of the other workloads; of workloads with several optimizers, only AdamW."""
+    """Return the table of the other workloads; of those with AdamW, only AdamW."""
     left = [r for r in results if r not in shown and figures.question(r) in ("large", "small")]
-    several = {
-        r.workload for r in left for other in left if other.workload == r.workload and other.optimizer != r.optimizer
-    }
+    with_adamw = {r.workload for r in left if r.optimizer == "AdamW"}
     gridded = figures.grid(left) + figures.grid(left, fresh=True)
     rows = [
         [f"{r.optimizer}, {r.workload}", r.first if r.first != OURS else "", figures.duration(r.seconds()), others(r)]
         for r in left
-        if r.optimizer == "AdamW" or r.workload not in several
+        if r.optimizer == "AdamW" or r.workload not in with_adamw
         if r not in gridded
     ]
     return table(["", "first", "a step", "others"], rows) if rows else ""

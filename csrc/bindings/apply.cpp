@@ -63,6 +63,8 @@ void apply(const std::string& rule_name, const std::vector<double>& hyper, doubl
   for (const py::handle& row : rows) owned.push_back(row.cast<py::tuple>());
   for (std::size_t r = 0; r < owned.size(); ++r)
     for (std::size_t t = 0; t < owned[r].size(); ++t) require_plain(py::object(owned[r][t]).ptr(), label(r, t));
+  py::list written(owned.size());
+  for (std::size_t r = 0; r < owned.size(); ++r) written[r] = owned[r][0];
 
   // From here on no Python code runs.
   StepWork work;
@@ -100,8 +102,6 @@ void apply(const std::string& rule_name, const std::vector<double>& hyper, doubl
     }
   }
   driver->run(work, threads);
-  py::list written(owned.size());
-  for (std::size_t r = 0; r < owned.size(); ++r) written[r] = owned[r][0];
   torch().increment_version(written);
 }
 

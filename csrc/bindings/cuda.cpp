@@ -80,7 +80,8 @@ std::string cuda_refusal(int device) {
   if (const auto known = loaded().refusals.find(device); known != loaded().refusals.end()) return known->second;
   const OnDevice on(device);
   const char* const why = backend->unusable();
-  return loaded().refusals[device] = why != nullptr ? why : "";
+  std::string text = why != nullptr ? why : "";
+  return loaded().refusals.emplace(device, std::move(text)).first->second;
 }
 
 OnDevice::OnDevice(int device) {

@@ -252,12 +252,13 @@ void Lbfgs::move(const py::list& groups, const py::object& x, const py::object& 
   const Readable readable = prepare(groups, false);
   check_vectors({x}, "x");
   check_vectors({direction}, "d");
+  const py::object written = py::cast(readable.params);  // before anything is written, and before addresses are read
   FlatTensors tensors = locate_again(readable, false);
   const Move pass{
       .parts = tensors.parts, .x = vector(x, "x"), .direction = vector(direction, "d"), .step = step, .keep = keep};
   tensors.used.insert(tensors.used.end(), {x.ptr(), direction.ptr()});
   run_pass(pass, tensors.used);
-  torch().increment_version(py::cast(readable.params));
+  torch().increment_version(written);
 }
 
 // -- the history -----------------------------------------------------------------------------------------------------
@@ -325,9 +326,14 @@ py::object Lbfgs::update(py::list list_y, py::list list_s, const py::object& gra
   const double sy = weighted(found_, newest, Products::sy, weights_);
   const double yy = weighted(found_, newest, Products::yy, weights_);
   if (!(sy > kLeastCurvature) || size == 0) return py::none();
-  history_.push(found_);
   list_y.append(y);
-  list_s.append(s);
+  try {
+    list_s.append(s);
+  } catch (...) {  // lists that differ in length would be an error from now on
+    list_y.attr("pop")();
+    throw;
+  }
+  history_.push(found_);  // if the rest fails, the next call learns the products again
   hold(y, s);
   for (; history_.size() > size; ++first_) {
     history_.drop_oldest();

@@ -206,7 +206,8 @@ void Plan::read_until_stable(const StepRequest& request, StepWork& work) {
   for (int reading = 0; reading < kMaxReadings; ++reading) {
     match_states(work);
     read_params(request, work);
-    const bool found_shared = std::exchange(memory_moved_, false) && find_shared_memory();
+    const bool found_shared = memory_moved_ && find_shared_memory();
+    memory_moved_ = false;  // not before: find_shared_memory takes memory
     if (!found_shared && !work.ran_python) return;
     work.restart();
   }
@@ -224,6 +225,7 @@ void Plan::read(const py::object& optimizer, const StepRequest& request, StepWor
 
 py::object Plan::step(const py::object& optimizer, const StepRequest& request) {
   const StepLock lock(mutex_);
+  py::list written;  // made here, because it may start the garbage collection, which runs Python code
   StepWork work;
   read(optimizer, request, work);
   if (request.has_scaler() && !take_scaler(request, work)) return StepResult().to_python();
@@ -237,22 +239,26 @@ py::object Plan::step(const py::object& optimizer, const StepRequest& request) {
     result.clipping = clip(work, request, owned);
     if (result.clipping->skips) return result.to_python();
   }
-  if (!work.missing.empty()) {
-    const py::object created = create_states(optimizer, request, work);
-    try {
+  py::object created = py::none();
+  try {
+    if (!work.missing.empty()) {
+      created = create_states(optimizer, request, work);
       work.restart();
       read_until_stable(request, work);
-    } catch (...) {
-      optimizer.attr("_discard_states")(created);
-      throw;
+      if (!work.missing.empty())
+        throw std::runtime_error(label_ + ": states that _create_states has created are missing from optimizer.state");
+      // Whether kernels can step a parameter may depend on the formats of its new states.
+      if (!work.fallback.empty() && !request.fallback_stepped) return fallback_result(work, request);
     }
-    if (!work.missing.empty())
-      throw std::runtime_error(label_ + ": states that _create_states has created are missing from optimizer.state");
-    // Whether kernels can step a parameter may depend on the formats of its new states.
-    if (!work.fallback.empty() && !request.fallback_stepped) return fallback_result(work, request);
+    if (result.clipping) work.scale_gradients(result.clipping->coefficient);
+    list_written(work, request, written);
+    for (const std::size_t k : work.fallback) the_stats.torch.try_emplace(params_[k].reason);
+    driver_->run(work, request.threads);
+  } catch (...) {  // nothing has been written
+    if (!created.is_none()) optimizer.attr("_discard_states")(created);
+    throw;
   }
-  if (result.clipping) work.scale_gradients(result.clipping->coefficient);
-  run(work, request);
+  finish(work, written);
   for (const std::size_t k : work.fallback) the_stats.torch[params_[k].reason] += 1;
   if (request.followers.empty() && !request.zeroes_grads && !request.norm) return complete_result();
   result.stepped = true;
@@ -370,24 +376,28 @@ bool Plan::take_scaler(const StepRequest& request, StepWork& work) {
   return true;
 }
 
-void Plan::run(StepWork& work, const StepRequest& request) {
-  driver_->run(work, request.threads);
+// Lists the tensors of the user that the step is going to write. It runs no Python code, and comes before the step,
+// because memory may run out.
+void Plan::list_written(const StepWork& work, const StepRequest& request, py::list& written) const {
+  for (const std::size_t k : work.stepped) {
+    written.append(work.params[k]);
+    for (std::size_t f = 0; f < request.followers.size(); ++f) {
+      const FollowerRequest& follower = request.followers[f];
+      if (follower.is_state() || (params_[k].followed >> f & 1) == 0) continue;
+      const py::int_ key(reinterpret_cast<std::uintptr_t>(work.params[k].ptr()));
+      written.append(follower.tensors[key]);
+    }
+    if (params_[k].zeroed) written.append(work.gradients[k].original);
+  }
+}
+
+// Does what follows a step: it writes counts that are no tensors, and increments the versions of what was written.
+void Plan::finish(const StepWork& work, const py::list& written) {
   for (const Scalar& scalar : work.scalars)
     if (scalar.dict != nullptr) py::handle(scalar.dict)[names().step] = py::int_(static_cast<long long>(scalar.value));
   if (work.stepped.empty()) return;
-  py::list stepped(work.stepped.size());
-  for (std::size_t j = 0; j < work.stepped.size(); ++j) {
-    params_[work.stepped[j]].fresh = false;
-    stepped[j] = work.params[work.stepped[j]];
-    for (std::size_t f = 0; f < request.followers.size(); ++f) {
-      const FollowerRequest& follower = request.followers[f];
-      if (follower.is_state() || (params_[work.stepped[j]].followed >> f & 1) == 0) continue;
-      const py::int_ key(reinterpret_cast<std::uintptr_t>(work.params[work.stepped[j]].ptr()));
-      stepped.append(follower.tensors[key]);
-    }
-    if (params_[work.stepped[j]].zeroed) stepped.append(work.gradients[work.stepped[j]].original);
-  }
-  torch().increment_version(stepped);
+  for (const std::size_t k : work.stepped) params_[k].fresh = false;
+  torch().increment_version(written);
   remember_versions(work);
   the_stats.kernel["cpu"] += work.jobs.size();
   the_stats.kernel["cuda"] += work.stepped.size() - work.jobs.size();

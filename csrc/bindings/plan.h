@@ -72,7 +72,8 @@ class Plan {
   static pybind11::object clip_on_gpu(StepWork& work, const StepRequest& request);
   bool may_skip_on_gpu(const StepWork& work, const StepRequest& request) const;
   bool stays_on_gpu(const StepWork& work, const StepRequest& request) const;
-  void run(StepWork& work, const StepRequest& request);
+  void list_written(const StepWork& work, const StepRequest& request, pybind11::list& written) const;
+  void finish(const StepWork& work, const pybind11::list& written);
   void remember_versions(const StepWork& work) const;
   pybind11::list named(const std::vector<std::size_t>& numbers) const;
   pybind11::list unfollowed(const StepWork& work, std::size_t follower) const;

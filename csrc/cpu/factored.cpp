@@ -81,8 +81,8 @@ std::size_t most_pieces(const FactoredWork& work) {
   return static_cast<std::size_t>(most);
 }
 
-// Runs one phase over all jobs of a batch. `count` returns the number of a job's blocks or combinations. `pieces` has
-// room for those of each phase, and is the phase's.
+// Runs one phase over all jobs of a batch. `count` returns the number of a job's blocks or combinations. `pieces` is
+// overwritten; its capacity suffices for every phase, so nothing is allocated.
 template <class Count>
 void run_phase(std::span<const FactoredWork> batch, std::vector<Piece>& pieces, FactoredKernel FactoredKernels::* phase,
                int team, Count&& count) {
@@ -167,10 +167,10 @@ void run_factored(std::span<const FactoredJob> jobs, int threads, FactoredRoom& 
   std::vector<FactoredWork> batch;
   batch.reserve(jobs.size());
   std::vector<Piece> pieces;
-  std::size_t count = 0;  // of the pieces of a batch
+  std::size_t count = 0;  // pieces of the current batch
   std::int64_t all = 0;
   for (const FactoredJob& job : jobs) all += job.length();
-  // Of several batches, the first time only takes the memory, all of it, before anything is written.
+  // With several batches, a first pass only allocates, so that nothing has been written if an allocation fails.
   for (bool runs = all <= kBatch * threads;; runs = true) {
     std::int64_t elements = 0;
     std::int64_t bytes = 0;

@@ -57,8 +57,8 @@ struct FactoredJob {
 class FactoredRoom {
  public:
   void* take(std::size_t bytes);  // valid until `clear` or `rewind`
-  void clear();                   // may take memory: the next step finds in one block what this one had in several
-  void rewind() { used_ = 0; }    // takes none
+  void clear();                   // merges several blocks into one; may allocate
+  void rewind() { used_ = 0; }    // never allocates
 
  private:
   std::vector<std::unique_ptr<std::byte[]>> blocks_;

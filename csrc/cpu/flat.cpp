@@ -29,6 +29,8 @@ Found reduce(const Flat& flat, const Pass& pass, std::size_t width, PassKernel<P
   const std::vector<Chunk> chunks = chunks_of(flat);
   std::vector<double> sums(chunks.size() * width);
   std::vector<double> largest(chunks.size());
+  const std::size_t groups = flat.ends.size();
+  Found found{width, std::vector<double>(groups * width), std::vector<double>(groups)};  // before anything is written
   const std::int64_t bytes = flat.length() * pass.vectors() * (flat.wide ? 8 : 4);
   on_team(team_size(bytes, flat.threads), [&](int index, int count) {
     const auto share = [&](int i) {
@@ -39,8 +41,6 @@ Found reduce(const Flat& flat, const Pass& pass, std::size_t width, PassKernel<P
   });
 
   const StepMode mode;
-  const std::size_t groups = flat.ends.size();
-  Found found{width, std::vector<double>(groups * width), std::vector<double>(groups)};
   for (std::size_t c = 0; c < chunks.size(); ++c) {
     const std::size_t group = chunks[c].group;
     for (std::size_t k = 0; k < width; ++k) found.sums[group * width + k] += sums[c * width + k];

@@ -52,8 +52,6 @@ OTHERWISE = {
     "no_prox": True,
     "gamma": 0.1,
     "grad_averaging": True,
-    "warmup_steps": 4,
-    "silent_sgd_phase": False,
     "d0": 1e-3,
     "use_bias_correction": True,
 }

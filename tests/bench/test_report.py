@@ -270,6 +270,14 @@ def test_a_page_shows_what_its_file_says(page, mark):
     assert report.mark_of(figures.load(name)[0]) == mark
 
 
+def test_the_others_are_all_optimizers_of_workloads_without_adamw():
+    ours = {"onepass": 1.0, "default": 2.0}
+    names = [("matrix", "Adafactor"), ("matrix", "CAME"), ("groups", "AdamW"), ("groups", "SGD")]
+    found = [made(workload, name, 0.01, ours, question="large") for workload, name in names]
+    lines = report.rest_table(found, []).splitlines()[2:]
+    assert [line.split(" |")[0] for line in lines] == ["| Adafactor, matrix", "| CAME, matrix", "| AdamW, groups"]
+
+
 def test_the_short_table(file, tmp_path, results):
     block = report.readme_block(file)
     assert "67.1M elements in 16 tensors" in block

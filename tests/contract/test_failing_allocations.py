@@ -36,4 +36,5 @@ def test_a_failed_allocation_leaves_everything_as_it_was(report):
 
 
 def test_allocations_have_failed_in_every_scenario(report):
-    assert min(report.values()) > 0
+    assert min(report.values()) > 20
+    assert report["Adafactor, batches"] > report["Adafactor, large"]

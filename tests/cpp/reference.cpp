@@ -119,6 +119,7 @@ std::string difference(const Problem& got, const Problem& want) {
   }
   return "";
 }
+
 // -- the reference ---------------------------------------------------------------------------------------------------
 
 namespace {

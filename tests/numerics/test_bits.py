@@ -138,7 +138,7 @@ def test_resume(row, kwargs, state_dtype):
     first = row.ours(copies(params), **kwargs, state_dtype=state_dtype)
     run(first, grads[:3])
     second = row.ours(copies(params_of(first)))  # with defaults: everything comes from the checkpoint
-    carry = through_a_file if state_dtype is None else copy.deepcopy  # which takes a third of the time
+    carry = through_a_file if state_dtype is None else copy.deepcopy  # a copy takes a third of the time
     second.load_state_dict(carry(first.state_dict()))
     assert everything(row, second) == everything(row, first)
     run(second, grads[3:])

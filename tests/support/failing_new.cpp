@@ -28,10 +28,10 @@ void* allocate(std::size_t size, std::size_t alignment, const void* caller) {
 extern "C" {
 
 // The n-th allocation from now on fails, once.
-void fail(long n) { remaining = n; }
+void onepass_fail(long n) { remaining = n; }
 
-// Lets all succeed. Returns how many more would have been made until one fails; 0: one has failed.
-long succeed() { return remaining.exchange(0); }
+// Lets all succeed. Returns how many more would have been made until one fails; 0: one has failed, or none was to.
+long onepass_succeed() { return remaining.exchange(0); }
 }
 
 void* operator new(std::size_t size) { return allocate(size, 0, __builtin_return_address(0)); }

@@ -30,6 +30,8 @@ def own_of_both(x, values):
     """The parts of this process: of a tensor, and of whole values placed alike."""
     if not isinstance(x, DTensor):
         return x.detach(), values
+    assert x.shape == values.shape
     if all(type(placement) in (Shard, Replicate) for placement in x.placements):
         return own(x), own(spread(values.detach(), x.device_mesh, x.placements))
-    return whole(x), values
+    together = whole(x)
+    return together, values.to(together.dtype)

@@ -18,6 +18,7 @@ import contextlib
 import functools
 import importlib
 import importlib.metadata
+import importlib.util
 import inspect
 import io
 import logging
@@ -185,7 +186,7 @@ def _import_error(peer: str) -> str | None:
     package, module = PACKAGES[peer]
     try:
         with _quiet():
-            if peer == "timm":
+            if peer == "timm" and importlib.util.find_spec("timm") is not None:
                 import_torchvision()
             importlib.import_module(module)
     except ModuleNotFoundError as error:

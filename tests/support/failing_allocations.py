@@ -13,7 +13,7 @@ import onepass
 import torch
 from onepass import _core
 from onepass.swa_utils import AveragedModel
-from reference import bits
+from reference import bits, params_of
 from torch.nn import Linear, Parameter, Sequential
 
 new = ctypes.CDLL(sys.argv[1])
@@ -68,11 +68,11 @@ def groups(cls):
 def with_a_tail():
     torch.manual_seed(0)
     model = Sequential(Linear(70, 33), Linear(33, 5))
-    model.average = AveragedModel(model, decay=0.9)
-    low = [p.detach().bfloat16() for p in list(model.parameters())[:4]]
-    own = list(model.parameters())[:4]
-    made = onepass.AdamW(own, max_norm=0.5, skip_nonfinite=True, average=model.average, copy_to=low, zero_grad=True)
-    made.average_and_copies = [*model.average.parameters(), *low]
+    average = AveragedModel(model, decay=0.9)
+    own = list(model.parameters())
+    low = [p.detach().bfloat16() for p in own]
+    made = onepass.AdamW(own, max_norm=0.5, skip_nonfinite=True, average=average, copy_to=low, zero_grad=True)
+    made.average_and_copies = [*average.parameters(), *low]
     return made
 
 
@@ -117,10 +117,6 @@ SCENARIOS = {
     "Lookahead": lambda: onepass.Lookahead(onepass.RAdam(params()), k=2),
 }
 OF_ROWS = {"SparseAdam", "Adagrad of rows"}
-
-
-def params_of(optimizer):
-    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def give(optimizer, number, name):

@@ -189,7 +189,7 @@ class TrafficStep : public Subject {
         values.push_back(static_cast<float>(k) + static_cast<float>(steps) * static_cast<float>(i + 1));
       return values;
     };
-    traffic_ = {.length = elements, .read = reinterpret_cast<float*>(room(elements, 0)), .updated = {}};
+    traffic_ = {.length = elements, .read = reinterpret_cast<float*>(room(elements, 0)), .updated = {}, .measured = {}};
     fill(room(elements, 0), bytes_of(pattern(0, 1)), size);
     for (std::size_t k = 1; k <= count; ++k) {
       fill(room(elements, k), bytes_of(pattern(k, 0)), size);

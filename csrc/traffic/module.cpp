@@ -22,12 +22,16 @@ float* floats_of(const py::handle& tensor, std::int64_t length, const py::handle
   return reinterpret_cast<float*>(tensor.attr("data_ptr")().cast<std::uintptr_t>());
 }
 
-void add(const std::string& name, const std::vector<py::list>& rows, int threads) {
+float add(const std::string& name, const std::vector<py::list>& rows, int threads,
+          const std::vector<py::list>& measured) {
   const Loop& loop = find_loop(name);
   const py::object float32 = py::module_::import("torch").attr("float32");
   if (threads < 1) throw py::value_error("add: threads must be >= 1, got " + std::to_string(threads));
+  if (!measured.empty() && measured.size() != rows.size())
+    throw py::value_error("add: measured must have a list for each row, got " + std::to_string(measured.size()));
   std::vector<Traffic> all;
-  for (const py::list& row : rows) {
+  for (std::size_t number = 0; number < rows.size(); ++number) {
+    const py::list& row = rows[number];
     if (row.size() < 2 || row.size() > 1 + kMaxUpdated)
       throw py::value_error("add: a row must have a tensor to read and 1 to " + std::to_string(kMaxUpdated) +
                             " tensors to update, got " + std::to_string(row.size()) + " tensors");
@@ -35,10 +39,17 @@ void add(const std::string& name, const std::vector<py::list>& rows, int threads
     one.length = row[0].attr("numel")().cast<std::int64_t>();
     one.read = floats_of(row[0], one.length, float32);
     for (std::size_t k = 1; k < row.size(); ++k) one.updated.push_back(floats_of(row[k], one.length, float32));
+    if (!measured.empty()) {
+      if (measured[number].size() > kMaxUpdated)
+        throw py::value_error("add: a list of measured must have 0 to " + std::to_string(kMaxUpdated) +
+                              " tensors, got " + std::to_string(measured[number].size()));
+      for (const py::handle& tensor : measured[number])
+        one.measured.push_back(floats_of(tensor, one.length, float32));
+    }
     all.push_back(std::move(one));
   }
   const py::gil_scoped_release release;
-  move_traffic(loop, all, threads);
+  return move_traffic(loop, all, threads);
 }
 
 }  // namespace
@@ -54,7 +65,8 @@ PYBIND11_MODULE(_traffic, m) {
       },
       "Return the names of all loops.");
   m.def(
-      "add", &add, py::arg("loop"), py::arg("tensors"), py::arg("threads"),
+      "add", &add, py::arg("loop"), py::arg("tensors"), py::arg("threads"), py::arg("measured") = py::list(),
       "Add the first tensor of each row to the others, by this loop. The 2 to 7 tensors of a row are flat, contiguous, "
-      "float32, on the CPU and of one length.");
+      "float32, on the CPU and of one length. Before that, sum the tensors of the lists `measured`, of which each row "
+      "has one, by this loop; their sum is returned.");
 }

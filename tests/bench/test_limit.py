@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from onepass import SGD, AdamW, _traffic
+from onepass import LAMB, SGD, AdamW, _traffic
 from onepass.cli import limit
 
 LOOPS = _traffic.loops()
@@ -25,8 +25,20 @@ def test_the_first_is_added_to_the_others(loop, updated, threads):
     expected = [block.clone() for block in memory]
     for block in expected:
         block[1:, 1:-1] += block[0, 1:-1]
-    _traffic.add(loop, rows, threads)
+    assert _traffic.add(loop, rows, threads) == 0.0
     assert all(torch.equal(*pair) for pair in zip(memory, expected, strict=True))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("arrays", range(1, 7))
+@pytest.mark.parametrize("loop", LOOPS)
+def test_what_is_measured_is_summed_before_the_rest_is_added(loop, arrays, threads):
+    """Whole numbers, whose sum is exact in any order. The arrays that are updated are measured, too."""
+    memory = [torch.randint(-9, 9, (1 + arrays, length + 2)).float() for length in LENGTHS]
+    rows = [list(block[:, 1:-1]) for block in memory]
+    expected = sum(float(row.sum()) for rows_of_tensor in rows for row in rows_of_tensor[1:])
+    assert expected != 0
+    assert _traffic.add(loop, rows, threads, [row[1:] for row in rows]) == expected
 
 
 FLAT = torch.zeros(4)
@@ -52,6 +64,21 @@ def test_what_a_loop_cannot_take_is_an_error(loop, row, threads, message):
     assert not FLAT.any()
 
 
+@pytest.mark.parametrize(
+    ("measured", "message"),
+    [
+        ([[FLAT], [FLAT]], "measured must have a list for each row, got 2"),
+        ([[FLAT] * 7], "a list of measured must have 0 to 6 tensors, got 7"),
+        ([[torch.zeros(5)]], "of one length"),
+    ],
+)
+def test_what_a_loop_cannot_measure_is_an_error(measured, message):
+    row = [torch.ones(4), torch.zeros(4)]
+    with pytest.raises(ValueError, match=message):
+        _traffic.add("plain", [row], 1, measured)
+    assert not row[1].any()
+
+
 def test_the_arrays_of_a_step_and_their_bytes():
     p = torch.nn.Parameter(torch.zeros(3, 4))
     p.grad = torch.ones(3, 4)
@@ -61,15 +88,28 @@ def test_the_arrays_of_a_step_and_their_bytes():
     assert [array.shape for array in row] == [(12,)] * 4
     assert row[0].data_ptr() == p.grad.data_ptr()
     assert row[1].data_ptr() == p.data_ptr()
-    assert limit.moved_by([row]) == 12 * 4 * 7
+    assert limit.moved_by([row], []) == 12 * 4 * 7
     step = SGD([p], lr=0.1).step
     step()
-    assert limit.moved_by(limit.arrays_of(step, [p])) == 12 * 4 * 3
+    assert limit.moved_by(limit.arrays_of(step, [p]), []) == 12 * 4 * 3
+
+
+def test_what_a_rule_measures_is_moved_once_more():
+    p = torch.nn.Parameter(torch.zeros(3, 4))
+    p.grad = torch.ones(3, 4)
+    step = LAMB([p]).step
+    step()
+    (measured,) = limit.measured_of(step, [p], ("param", "grad", "exp_avg_sq"))
+    assert [array.shape for array in measured] == [(12,)] * 3
+    assert [array.data_ptr() for array in measured[:2]] == [p.data_ptr(), p.grad.data_ptr()]
+    rows = limit.arrays_of(step, [p])
+    assert measured[2].data_ptr() == rows[0][3].data_ptr()
+    assert limit.moved_by(rows, [measured]) == 12 * 4 * (7 + 3)
 
 
 def test_every_loop_is_run_and_the_fastest_is_the_limit():
     rows = [[torch.ones(4), torch.zeros(4)]]
-    runs = limit.runs(rows)
+    runs = limit.runs(rows, [])
     assert list(runs) == [f"limit: {loop}" for loop in LOOPS]
     for run in runs.values():
         run()

@@ -7,6 +7,7 @@ depends on the processor. All are timed in turn with the contenders. The limit i
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -37,16 +38,33 @@ def arrays_of(step: Run, params: list[Tensor]) -> list[list[Tensor]]:
     return rows
 
 
-def moved_by(rows: list[list[Tensor]]) -> int:
-    """Return the bytes that a step moves: each array is read, and all but the first of each list are written."""
-    return sum(2 * sum(array.nbytes for array in row) - row[0].nbytes for row in rows)
+def measured_of(step: Run, params: list[Tensor], names: Sequence[str]) -> list[list[Tensor]]:
+    """Return the arrays that an optimizer's step reads in a pass before the update, one list per parameter.
+
+    Args:
+        step: The bound method of an optimizer that has stepped.
+        params: Its parameters.
+        names: ``param``, ``grad`` and names of states.
+    """
+    state = step.__self__.state  # type: ignore[attr-defined]
+    all_arrays = [{**state[p], "param": p.detach(), "grad": p.grad} for p in params]
+    return [[arrays[name].view(-1) for name in names] for arrays in all_arrays]
 
 
-def runs(rows: list[list[Tensor]]) -> dict[str, Run]:
+def moved_by(rows: list[list[Tensor]], measured: list[list[Tensor]]) -> int:
+    """Return the bytes that a step moves.
+
+    Each array of ``measured`` is read. Then each array of the rows is read, and all but the first of each are written.
+    """
+    in_update = sum(2 * sum(array.nbytes for array in row) - row[0].nbytes for row in rows)
+    return in_update + sum(array.nbytes for arrays in measured for array in arrays)
+
+
+def runs(rows: list[list[Tensor]], measured: list[list[Tensor]]) -> dict[str, Run]:
     """Return a function for each loop that runs it on these arrays of float32; :func:`fastest` knows the names."""
 
     def run(loop: str) -> Run:
-        return lambda: _traffic.add(loop, rows, torch.get_num_threads())
+        return lambda: _traffic.add(loop, rows, torch.get_num_threads(), measured)
 
     return {_PREFIX + loop: run(loop) for loop in _traffic.loops()}
 

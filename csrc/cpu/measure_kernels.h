@@ -18,6 +18,7 @@ double measure(Measure what, const Job& job, std::int64_t begin, std::int64_t en
   const Operand& grad = job.operands.data()[kGrad];
   const bool in_place = job.rows == nullptr && job.layout == nullptr && is_plain_array<T>(grad);
   double measured = 0.0;
+  LaneSums<double, 1> squares;
   for (std::int64_t at = begin; at < end; at += kSumTile) {
     const std::int64_t n = end - at < kSumTile ? end - at : kSumTile;
     const T* values = tile;
@@ -29,12 +30,10 @@ double measure(Measure what, const Job& job, std::int64_t begin, std::int64_t en
     if (what == Measure::largest_magnitude) {
       measured = maximum(measured, largest_of(values, n));
     } else {
-      measured += sum_of<double>(n, [&](std::int64_t i) {
-        const auto value = static_cast<double>(values[i]);
-        return value * value;
-      });
+      squares.add(n, [](std::int64_t) {}, [&](std::int64_t i) { return squared(values[i]); });
     }
   }
+  if (what == Measure::sum_of_squares) squares.add_to(&measured);
   return measured;
 }
 

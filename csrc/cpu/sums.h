@@ -1,15 +1,18 @@
 // Sums whose bits depend only on the values: partial sums of a fixed size, in a fixed order. And maxima.
 //
-// A run of at most kSumTile elements is summed in kSumLanes lanes (element i in lane i mod kSumLanes) in the arithmetic
-// type. The lanes are added in double, the upper half to the lower, until one is left. Longer sums add the sums of
-// tiles in double, in order. So a compiler may use registers of any width. A lane adds up at most 32 values, which
+// A run of elements is summed in kSumLanes lanes (element i in lane i mod kSumLanes), which are then added in double,
+// the upper half to the lower, until one is left. So a compiler may use registers of any width. Runs are added in
+// double, in order. Lanes in float have runs of at most kSumTile elements: a lane adds up at most 32 values, which
 // keeps its rounding error below that of a sum over the whole tensor.
 #pragma once
 
 #include <bit>
+#include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
+#include "rules/math.h"
 #include "target.h"
 
 namespace onepass::inline ONEPASS_TARGET {
@@ -17,32 +20,57 @@ namespace onepass::inline ONEPASS_TARGET {
 inline constexpr std::int64_t kSumTile = 1024;
 inline constexpr std::int64_t kSumLanes = 32;
 
-// Adds the sums of several values over i < n to `sums`, in one pass. value(i) must be a plain expression of element i
-// of some arrays. `before(i)` is called once for every run of kSumLanes elements.
-template <class T, class Before, class... Values>
-ONEPASS_INLINE void add_sums_of(std::int64_t n, double* sums, Before&& before, Values&&... values) {
-  T lanes[sizeof...(Values)][kSumLanes] = {};
-  std::int64_t i = 0;
-  for (; i + kSumLanes <= n; i += kSumLanes) {
-    before(i);
+// The lanes of N sums over a run, whose elements may come in several parts.
+template <class T, std::size_t N>
+class LaneSums {
+ public:
+  // Adds the values at i < n, for each sum, in one pass. value(i) must be a plain expression of element i of some
+  // arrays. `before(i)` is called once for every kSumLanes elements. The next part begins with the first lane again.
+  template <class Before, class... Values>
+  ONEPASS_INLINE void add(std::int64_t n, Before&& before, Values&&... values) {
+    static_assert(sizeof...(Values) == N);
+    T lanes[N][kSumLanes];  // a copy, which the compiler keeps in registers
+    std::memcpy(lanes, lanes_, sizeof lanes);
+    std::int64_t i = 0;
+    for (; i + kSumLanes <= n; i += kSumLanes) {
+      before(i);
+      auto* own = lanes;
+      const auto add_run = [&](auto&& value) {
+        for (std::int64_t lane = 0; lane < kSumLanes; ++lane) (*own)[lane] = plus((*own)[lane], value(i + lane));
+        ++own;
+      };
+      (add_run(values), ...);
+    }
     auto* own = lanes;
-    const auto add = [&](auto&& value) {
-      for (std::int64_t lane = 0; lane < kSumLanes; ++lane) (*own)[lane] += value(i + lane);
+    const auto add_rest = [&](auto&& value) {
+      for (std::int64_t lane = 0; i + lane < n; ++lane) (*own)[lane] = plus((*own)[lane], value(i + lane));
       ++own;
     };
-    (add(values), ...);
+    (add_rest(values), ...);
+    std::memcpy(lanes_, lanes, sizeof lanes);
   }
-  auto* own = lanes;
-  const auto finish = [&](auto&& value) {
-    for (std::int64_t lane = 0; i + lane < n; ++lane) (*own)[lane] += value(i + lane);
-    double totals[kSumLanes];
-    for (std::int64_t lane = 0; lane < kSumLanes; ++lane) totals[lane] = static_cast<double>((*own)[lane]);
-    for (std::int64_t half = kSumLanes / 2; half > 0; half /= 2)
-      for (std::int64_t lane = 0; lane < half; ++lane) totals[lane] += totals[lane + half];
-    *sums++ += totals[0];
-    ++own;
-  };
-  (finish(values), ...);
+
+  // Adds the sums to those in `sums`.
+  void add_to(double* sums) const {
+    for (const auto& lanes : lanes_) {
+      double totals[kSumLanes];
+      for (std::int64_t lane = 0; lane < kSumLanes; ++lane) totals[lane] = static_cast<double>(lanes[lane]);
+      for (std::int64_t half = kSumLanes / 2; half > 0; half /= 2)
+        for (std::int64_t lane = 0; lane < half; ++lane) totals[lane] += totals[lane + half];
+      *sums++ += totals[0];
+    }
+  }
+
+ private:
+  T lanes_[N][kSumLanes] = {};
+};
+
+// Adds the sums of several values over i < n to `sums`, in one pass, as LaneSums::add.
+template <class T, class Before, class... Values>
+ONEPASS_INLINE void add_sums_of(std::int64_t n, double* sums, Before&& before, Values&&... values) {
+  LaneSums<T, sizeof...(Values)> lanes;
+  lanes.add(n, before, values...);
+  lanes.add_to(sums);
 }
 
 // Returns the sum of value(i) over i < n.

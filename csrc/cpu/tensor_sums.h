@@ -23,17 +23,18 @@
 
 namespace onepass::inline ONEPASS_TARGET {
 
-// Adds the rule's sums over n elements of plain arrays to `sums`.
+// Adds what the rule sums of n elements of plain arrays to the lanes.
 template <class Rule, class T, std::size_t... Sum, std::size_t... State>
-void add_sums(const ConstantsOf<Rule, T>& constants, T factor, const T* const* arrays, std::int64_t n, double* sums,
-              std::index_sequence<Sum...> /*sums*/, std::index_sequence<State...> /*states*/) {
+void add_sums(const ConstantsOf<Rule, T>& constants, T factor, const T* const* arrays, std::int64_t n,
+              LaneSums<double, Rule::sums>& lanes, std::index_sequence<Sum...> /*sums*/,
+              std::index_sequence<State...> /*states*/) {
   const T* const param = arrays[kParam];
   const T* const grad = arrays[kGrad];
   const auto value = [&]<std::size_t which>(std::int64_t i) __attribute__((always_inline)) {
     return Rule::template summed<which>(constants, param[i], factor * grad[i], arrays[kFirstState + State][i]...);
   };
-  add_sums_of<double>(
-      n, sums, [](std::int64_t) {},
+  lanes.add(
+      n, [](std::int64_t) {},
       [&](std::int64_t i) __attribute__((always_inline)) { return value.template operator()<Sum>(i); }...);
 }
 
@@ -48,7 +49,7 @@ void sum_up(const Job& job, std::int64_t begin, std::int64_t end, double* sums) 
   for (std::size_t k = 0; k < kOperands<Rule>; ++k)
     if (job.operands[k].data == nullptr)
       for (T& value : tiles[k]) value = T(0);
-  for (std::size_t s = 0; s < Rule::sums; ++s) sums[s] = 0.0;
+  LaneSums<double, Rule::sums> lanes;
   const bool blocks = job.blocks.row_length != 0;
   std::int64_t n = 0;
   for (std::int64_t at = begin; at < end; at += n) {
@@ -69,9 +70,11 @@ void sum_up(const Job& job, std::int64_t begin, std::int64_t end, double* sums) 
     if constexpr (std::is_same_v<T, float>)
       if (job.master != Master::none) read_master(job, at, n, tiles[kParam]);
     if (clamps) scale_and_clamp(static_cast<T>(job.grad_factor), static_cast<T>(job.clip_value), tiles[kGrad], n);
-    add_sums<Rule, T>(constants, clamps ? T(1) : static_cast<T>(job.grad_factor), arrays, n, sums,
+    add_sums<Rule, T>(constants, clamps ? T(1) : static_cast<T>(job.grad_factor), arrays, n, lanes,
                       std::make_index_sequence<Rule::sums>{}, std::make_index_sequence<Rule::state_names.size()>{});
   }
+  for (std::size_t s = 0; s < Rule::sums; ++s) sums[s] = 0.0;
+  lanes.add_to(sums);
 }
 
 // Returns the kernel of a rule; null if its update depends on no sums.

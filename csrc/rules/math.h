@@ -73,10 +73,31 @@ ONEPASS_INLINE T maximum(T a, T b) {
 ONEPASS_INLINE float magnitude(float x) { return __builtin_fabsf(x); }
 ONEPASS_INLINE double magnitude(double x) { return __builtin_fabs(x); }
 
-// Returns x^2 in double, in which the squares of float32 values are exact and cannot overflow.
+// A product in double, in which those of float32 values are exact and cannot overflow.
 template <class T>
-ONEPASS_INLINE double squared(T x) {
-  return double{x} * double{x};
+struct Product {
+  T a, b;
+  ONEPASS_INLINE operator double() const { return double{a} * double{b}; }
+};
+
+template <class T>
+ONEPASS_INLINE Product<T> squared(T x) {
+  return {x, x};
+}
+
+// Returns the sum. Where a product is exact, a fused multiply-add has the bits of a product and a sum, in one
+// operation.
+template <class T>
+ONEPASS_INLINE double plus(double sum, Product<T> product) {
+#if defined(__FMA__) || defined(__AVX512F__) || defined(__ARM_FEATURE_FMA)
+  if constexpr (sizeof(T) == 4) return __builtin_fma(double{product.a}, double{product.b}, sum);
+#endif
+  return sum + double{product};
+}
+
+template <class T>
+ONEPASS_INLINE T plus(T sum, T x) {
+  return sum + x;
 }
 
 // Returns x, limited to [-limit, limit]. NaN stays NaN.

@@ -43,8 +43,7 @@ float add(const std::string& name, const std::vector<py::list>& rows, int thread
       if (measured[number].size() > kMaxUpdated)
         throw py::value_error("add: a list of measured must have 0 to " + std::to_string(kMaxUpdated) +
                               " tensors, got " + std::to_string(measured[number].size()));
-      for (const py::handle& tensor : measured[number])
-        one.measured.push_back(floats_of(tensor, one.length, float32));
+      for (const py::handle& tensor : measured[number]) one.measured.push_back(floats_of(tensor, one.length, float32));
     }
     all.push_back(std::move(one));
   }

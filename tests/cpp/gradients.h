@@ -26,7 +26,7 @@ inline std::vector<double> elements(Problem& problem) {
 }
 
 inline double expected_squares(const std::vector<double>& values) {
-  Sum sum;
+  Sum sum(Sum::kChunk);  // a run is a whole chunk
   for (const double value : values) sum.add(value * value);
   return sum.total();
 }

@@ -70,11 +70,13 @@ def adapt(optimizer: Optimizer) -> None:
     lr = max(rates)
     numerator = denominator = 0.0
     for group, own in zip(groups, rates, strict=True):
-        states = [state for p in group["params"] if "d_numerator" in (state := optimizer.state.get(p, {}))]
-        if own > 0:
-            numerator += sum(_values([state["d_numerator"] for state in states])) * (lr / own)
-            share = own / lr if group["safeguard_warmup"] else 1.0
-            denominator += sum(_values([state["d_denom"] for state in states])) * share
+        if own <= 0:
+            continue
+        found = [optimizer.state[p] for p in group["params"] if p in optimizer.state]
+        states = [state for state in found if "d_numerator" in state]
+        numerator += _total([state["d_numerator"] for state in states]) * (lr / own)
+        share = own / lr if group["safeguard_warmup"] else 1.0
+        denominator += _total([state["d_denom"] for state in states]) * share
     first = groups[0]
     d_hat = first["d_coef"] * numerator / denominator if denominator > 0 else math.nan
     if not math.isfinite(d_hat):
@@ -86,13 +88,18 @@ def adapt(optimizer: Optimizer) -> None:
         group.update(zip(PRODIGY_ESTIMATE, (d, d_max), strict=True))
 
 
-def _values(scalars: list[Tensor]) -> Iterator[float]:
-    """Yield the values of tensors of one element, with one copy from each GPU."""
-    by_device: dict[torch.device, list[Tensor]] = {}
+def _total(scalars: list[Tensor]) -> float:
+    """Return the sum of tensors of one element, with one copy from each GPU."""
+    on_gpu: dict[torch.device, list[Tensor]] = {}
+    values: list[float] = []
     for scalar in scalars:
-        by_device.setdefault(scalar.device, []).append(scalar)
-    for device, own in by_device.items():
-        yield from map(float, own) if device.type == "cpu" else torch.stack(own).tolist()
+        if scalar.is_cpu:
+            values.append(scalar.item())
+        else:
+            on_gpu.setdefault(scalar.device, []).append(scalar)
+    for own in on_gpu.values():
+        values += torch.stack(own).tolist()
+    return math.fsum(values)
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+from typing import Any
 
 import torch
 
@@ -23,16 +24,22 @@ def runtime_of_torch() -> str:
     Raises:
         ImportError: It is not found; this torch may not use OpenMP.
     """
-    symbol = _Symbol()
     try:
         library = ctypes.CDLL(os.path.join(torch.__path__[0], "lib", "libtorch_cpu.so"))  # loaded already
-        function = library.omp_get_thread_num  # found in the libraries that this one depends on
-        dladdr = ctypes.CDLL("libdl.so.2").dladdr
-        found = dladdr(ctypes.cast(function, ctypes.c_void_p), ctypes.byref(symbol))
+        return library_of(library.omp_get_thread_num)  # found in the libraries that this one depends on
     except (AttributeError, OSError) as error:
         raise ImportError(f"onepass shares torch's OpenMP runtime, which was not found: {error}") from None
-    if not found:
-        raise ImportError("onepass shares torch's OpenMP runtime, which was not found")
+
+
+def library_of(function: Any) -> str:
+    """Return the path of the library that a function is in, as :mod:`ctypes` has found it.
+
+    Raises:
+        OSError: No library has it.
+    """
+    symbol = _Symbol()
+    if not ctypes.CDLL("libdl.so.2").dladdr(ctypes.cast(function, ctypes.c_void_p), ctypes.byref(symbol)):
+        raise OSError("the function is in no library")
     return os.fsdecode(symbol.path)
 
 

@@ -1,6 +1,9 @@
 """What holds for a process: one OpenMP runtime, forks, the choice of the instruction set, what an import brings in."""
 
+import importlib.metadata
 import json
+import subprocess
+import sys
 
 import onepass
 import pytest
@@ -45,9 +48,9 @@ print(*sorted(set(re.findall(r"/\\S*lib(?:g|i|)omp[^/\\s]*", maps))), sep="\\n")
     assert len(runtimes) == 1
 
 
-@pytest.mark.parametrize("first", ["onepass", "torch", "numpy", "sklearn.ensemble"])
+@pytest.mark.parametrize("first", ["onepass", "torch", "numpy", "sklearn.ensemble", "faiss"])
 def test_the_compiled_module_calls_torchs_runtime_whatever_was_imported_first(first):
-    """scikit-learn brings a runtime of its own, for its own code."""
+    """scikit-learn and faiss bring runtimes of their own, for their own code."""
     code = (
         f"import {first}"
         + STEP_ON_TWO_THREADS
@@ -59,6 +62,49 @@ print(address(ctypes.CDLL(None)) == address(own), hasattr(own, "GOMP_parallel"),
 """
     )
     assert run(code) == "True True 1\n"
+
+
+def test_a_runtime_that_is_loaded_before_everything_else_is_used_by_all(tmp_path):
+    """Users preload Intel's, which MKL needs. It has the functions that gcc's code calls, so torch calls it, too."""
+    code = (
+        STEP_ON_TWO_THREADS
+        + """
+import ctypes
+owner = re.search(r"[^/]+$", onepass._openmp.library_of(ctypes.CDLL(None).GOMP_parallel))[0]
+torch.ones(1_000_000).exp_()
+print(owner, onepass._core.openmp_threads(), len(os.listdir("/proc/self/task")) - after)
+pathlib.Path(os.environ["RESULT"]).write_bytes(b"".join(p.detach().numpy().tobytes() for p in params))
+"""
+    )
+    files = importlib.metadata.files("intel-openmp")
+    (intel,) = (str(file.locate()) for file in files if file.name == "libiomp5.so")
+    results = [tmp_path / "intel", tmp_path / "gcc"]
+    assert run(code, RESULT=str(results[0]), LD_PRELOAD=intel) == "libiomp5.so 2 0\n"
+    assert run(code, RESULT=str(results[1])) == "libgomp.so.1 2 0\n"
+    assert results[0].read_bytes() == results[1].read_bytes()
+
+
+@pytest.mark.parametrize("limit", ["OMP_NUM_THREADS=1", "OMP_NUM_THREADS=2", "one core", "torch.set_num_threads(1)"])
+def test_a_step_has_as_many_threads_as_torch(limit):
+    name, _, number = limit.partition("=")
+    code = "import os, numpy\n"
+    if limit == "one core":
+        code += "os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])\n"
+    code += "import torch, onepass\n"
+    if limit.startswith("torch"):
+        code += limit
+    code += """
+p = torch.nn.Parameter(torch.from_numpy(numpy.zeros(1_000_000, dtype="float32")))  # without torch's threads
+p.grad = p.detach()
+tasks = lambda: len(os.listdir("/proc/self/task"))
+opt = onepass.Signum([p])
+before = tasks()
+opt.step()
+print(torch.get_num_threads(), onepass._core.openmp_threads(), 1 + tasks() - before)
+"""
+    environment = {name: number} if number else {}
+    threads = number or "1"
+    assert run(code, **environment) == f"{threads} {threads} {threads}\n"
 
 
 def test_a_forked_child_steps_after_its_parent_stepped_on_threads(tmp_path):
@@ -89,6 +135,37 @@ print(os.waitstatus_to_exitcode(status), path.read_bytes() == result())
 """
     )
     assert run(code, RESULT=str(tmp_path / "result")) == "17 True\n"
+
+
+WORKERS = """
+import multiprocessing, sys, numpy, torch, onepass
+
+def trained(seed):
+    # One thread in workers, as torch's DataLoader has them: in a forked process with more, torch itself waits forever.
+    torch.set_num_threads(1 if multiprocessing.parent_process() else 2)
+    values = numpy.linspace(-1, seed, 300_000, dtype="float32")
+    p = torch.nn.Parameter(torch.from_numpy(values))
+    p.grad = torch.from_numpy(values[::-1].copy())
+    optimizer = onepass.AdamW([p])
+    for _ in range(3):
+        optimizer.step()
+    return p.detach().numpy().tobytes()
+
+if __name__ == "__main__":
+    here = [trained(seed) for seed in range(4)]
+    with multiprocessing.get_context(sys.argv[1]).Pool(2) as pool:
+        print(pool.map_async(trained, range(4)).get(timeout=60) == here)
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_workers_step_beside_their_parent(method, tmp_path):
+    script = tmp_path / "workers.py"
+    script.write_text(WORKERS)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", script, method], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
 
 
 # -- ONEPASS_ISA, ONEPASS_TUNING ---------------------------------------------------------------------------------------

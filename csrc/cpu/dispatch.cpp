@@ -8,21 +8,21 @@
 namespace onepass {
 
 namespace baseline {
-extern const Kernels kernels;
+extern const KernelsOfType narrow_kernels, wide_kernels;
 }
 #ifdef ONEPASS_HAS_AVX2
 namespace avx2 {
-extern const Kernels kernels;
+extern const KernelsOfType narrow_kernels, wide_kernels;
 }
 #endif
 #ifdef ONEPASS_HAS_AVX512
 namespace avx512 {
-extern const Kernels kernels;
+extern const KernelsOfType narrow_kernels, wide_kernels;
 }
 #endif
 #ifdef ONEPASS_HAS_AVX512_BF16
 namespace avx512_bf16 {
-extern const Kernels kernels;
+extern const KernelsOfType narrow_kernels;
 }
 #endif
 
@@ -43,15 +43,15 @@ namespace {
 // In order of preference.
 constexpr Isa kIsas[] = {
 #ifdef ONEPASS_HAS_AVX512_BF16
-    {"avx512_bf16", has_avx512_bf16, &avx512_bf16::kernels},
+    {"avx512_bf16", has_avx512_bf16, {avx512_bf16::narrow_kernels, avx512::wide_kernels}},
 #endif
 #ifdef ONEPASS_HAS_AVX512
-    {"avx512", has_avx512, &avx512::kernels},
+    {"avx512", has_avx512, {avx512::narrow_kernels, avx512::wide_kernels}},
 #endif
 #ifdef ONEPASS_HAS_AVX2
-    {"avx2", has_avx2, &avx2::kernels},
+    {"avx2", has_avx2, {avx2::narrow_kernels, avx2::wide_kernels}},
 #endif
-    {ONEPASS_BASELINE_NAME, [] { return true; }, &baseline::kernels},
+    {ONEPASS_BASELINE_NAME, [] { return true; }, {baseline::narrow_kernels, baseline::wide_kernels}},
 };
 
 std::atomic<const Isa*> active{nullptr};

@@ -11,7 +11,7 @@ namespace onepass {
 struct Isa {
   const char* name;
   bool (*supported)();  // by the processor and by the operating system
-  const Kernels* kernels;
+  Kernels kernels;
 };
 
 // Returns the instruction sets that were compiled, best first.

@@ -95,12 +95,12 @@ void run_phase(std::span<const FactoredWork> batch, std::vector<Piece>& pieces, 
       pieces.push_back({&work, begin, std::min(total, begin + most)});
   }
   if (pieces.empty()) return;
-  const Kernels& kernels = *active_isa().kernels;
+  const Kernels& kernels = active_isa().kernels;
   std::atomic<std::size_t> next = 0;
   on_team(team, [&](int, int) {
     for (std::size_t i = next++; i < pieces.size(); i = next++) {
       const auto& [work, begin, end] = pieces[i];
-      ((work->job->wide ? kernels.factored_wide : kernels.factored_narrow).*phase)(*work, begin, end);
+      (kernels.of_type(work->job->wide).factored.*phase)(*work, begin, end);
     }
   });
 }

@@ -49,10 +49,7 @@ Found reduce(const Flat& flat, const Pass& pass, std::size_t width, PassKernel<P
   return found;
 }
 
-const PassKernels& kernels(const Flat& flat) {
-  const Kernels& all = *active_isa().kernels;
-  return flat.wide ? all.wide_passes : all.narrow_passes;
-}
+const PassKernels& kernels(const Flat& flat) { return active_isa().kernels.of_type(flat.wide).passes; }
 
 }  // namespace
 

@@ -12,28 +12,22 @@
 
 namespace onepass::inline ONEPASS_TARGET {
 
-extern const Kernels kernels;
-const Kernels kernels = {
-#define ONEPASS_X(name, Type) &run<Type, float>,
+template <class T>
+constexpr KernelsOfType kKernelsOf = {
+#define ONEPASS_X(name, Type) &run<Type, T>,
     {ONEPASS_RULES(ONEPASS_X)},
 #undef ONEPASS_X
-#define ONEPASS_X(name, Type) &run<Type, double>,
+#define ONEPASS_X(name, Type) sums_kernel<Type, T>(),
     {ONEPASS_RULES(ONEPASS_X)},
 #undef ONEPASS_X
-#define ONEPASS_X(name, Type) sums_kernel<Type, float>(),
-    {ONEPASS_RULES(ONEPASS_X)},
-#undef ONEPASS_X
-#define ONEPASS_X(name, Type) sums_kernel<Type, double>(),
-    {ONEPASS_RULES(ONEPASS_X)},
-#undef ONEPASS_X
-    factored_kernels<float>(),
-    factored_kernels<double>(),
-    {&gather<float>, &distance<float>, &move<float>, &products<float>, &combine<float>},
-    {&gather<double>, &distance<double>, &move<double>, &products<double>, &combine<double>},
-    &measure<float>,
-    &measure<double>,
-    &scale<float>,
-    &scale<double>,
+    factored_kernels<T>(),      {&gather<T>, &distance<T>, &move<T>, &products<T>, &combine<T>}, &measure<T>, &scale<T>,
 };
+
+extern const KernelsOfType narrow_kernels;
+const KernelsOfType narrow_kernels = kKernelsOf<float>;
+#ifndef ONEPASS_NARROW_ONLY
+extern const KernelsOfType wide_kernels;
+const KernelsOfType wide_kernels = kKernelsOf<double>;
+#endif
 
 }  // namespace onepass::inline ONEPASS_TARGET

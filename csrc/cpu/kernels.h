@@ -1,4 +1,4 @@
-// The kernels of one instruction set: a function for each rule and arithmetic type.
+// The kernels of one instruction set: functions for each arithmetic type.
 #pragma once
 
 #include "cpu/factored.h"
@@ -15,22 +15,23 @@ using Kernel = void (*)(const Job& job, std::int64_t begin, std::int64_t end, co
 // Writes the sums that the update of a rule depends on, over elements [begin, end) of a job.
 using SumsKernel = void (*)(const Job& job, std::int64_t begin, std::int64_t end, double* sums);
 
+struct KernelsOfType {
+  Kernel rules[kRules];
+  SumsKernel sums[kRules];  // null if the rule has no sums
+  FactoredKernels factored;
+  PassKernels passes;
+  MeasureKernel measure;
+  ScaleKernel scale;
+};
+
 struct Kernels {
-  Kernel narrow[kRules];           // arithmetic in float32
-  Kernel wide[kRules];             // arithmetic in float64
-  SumsKernel narrow_sums[kRules];  // null if the rule has no sums
-  SumsKernel wide_sums[kRules];
-  FactoredKernels factored_narrow;
-  FactoredKernels factored_wide;
-  PassKernels narrow_passes;
-  PassKernels wide_passes;
-  MeasureKernel measure_narrow;
-  MeasureKernel measure_wide;
-  ScaleKernel scale_narrow;
-  ScaleKernel scale_wide;
+  const KernelsOfType& narrow;  // arithmetic in float32
+  const KernelsOfType& wide;    // arithmetic in float64
+
+  const KernelsOfType& of_type(bool is_wide) const { return is_wide ? wide : narrow; }
 
   void run(RuleId rule, const Job& job, std::int64_t begin, std::int64_t end, const Tuning& tuning) const {
-    (job.wide ? wide : narrow)[static_cast<int>(rule)](job, begin, end, tuning);
+    of_type(job.wide).rules[static_cast<int>(rule)](job, begin, end, tuning);
   }
 };
 

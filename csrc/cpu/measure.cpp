@@ -14,9 +14,9 @@ constexpr std::int64_t kBlock = 16'384;  // elements
 std::vector<double> measure_gradients(Measure what, std::span<const Job> jobs, int threads) {
   const GradientBlocks blocks(jobs, kBlock, 1);
   std::vector<double> measures(blocks.all().size());
-  const Kernels& kernels = *active_isa().kernels;
+  const Kernels& kernels = active_isa().kernels;
   blocks.run(threads, [&](std::size_t number, const GradientBlock& block) {
-    const MeasureKernel kernel = block.job->wide ? kernels.measure_wide : kernels.measure_narrow;
+    const MeasureKernel kernel = kernels.of_type(block.job->wide).measure;
     measures[number] = kernel(what, *block.job, block.begin, block.end);
   });
 

@@ -15,9 +15,9 @@ GradientBlocks blocks_of(std::span<const Job> jobs) { return GradientBlocks(jobs
 int scale_team(std::span<const Job> jobs, int threads) { return blocks_of(jobs).team(threads); }
 
 void scale_gradients(std::span<const Job> jobs, int threads) {
-  const Kernels& kernels = *active_isa().kernels;
+  const Kernels& kernels = active_isa().kernels;
   blocks_of(jobs).run(threads, [&](std::size_t, const GradientBlock& block) {
-    const ScaleKernel kernel = block.job->wide ? kernels.scale_wide : kernels.scale_narrow;
+    const ScaleKernel kernel = kernels.of_type(block.job->wide).scale;
     kernel(*block.job, block.begin, block.end);
   });
 }

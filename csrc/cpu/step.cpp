@@ -87,7 +87,7 @@ struct OwnConstants {
 // summed, while it is in the cache, and the job is done.
 std::vector<Job> with_sums(RuleId rule, std::span<const Job> jobs, int threads, std::vector<OwnConstants>& constants) {
   const RuleInfo& info = info_of(rule);
-  const Kernels& kernels = *active_isa().kernels;
+  const Kernels& kernels = active_isa().kernels;
   const Tuning& tuning = active_tuning();
   std::vector<Job> summed;
   std::ranges::copy_if(jobs, std::back_inserter(summed), &Job::takes_sums);
@@ -102,7 +102,7 @@ std::vector<Job> with_sums(RuleId rule, std::span<const Job> jobs, int threads, 
   left.reserve(jobs.size());
   constants.resize(summed.size());
   blocks.run(threads, [&](std::size_t number, const GradientBlock& block) {
-    const SumsKernel* const of_rules = block.job->wide ? kernels.wide_sums : kernels.narrow_sums;
+    const SumsKernel* const of_rules = kernels.of_type(block.job->wide).sums;
     const std::int64_t begin = division(*block.job, block.begin), end = division(*block.job, block.end);
     of_rules[static_cast<int>(rule)](*block.job, begin, end, of_blocks[number].data());
     if (info.sums_only_for_scalars) kernels.run(rule, *block.job, begin, end, tuning);
@@ -127,7 +127,7 @@ std::vector<Job> with_sums(RuleId rule, std::span<const Job> jobs, int threads, 
 }  // namespace
 
 void run_step(RuleId rule, std::span<const Job> jobs, int threads) {
-  const Kernels& kernels = *active_isa().kernels;
+  const Kernels& kernels = active_isa().kernels;
   const Tuning& tuning = active_tuning();
   std::vector<OwnConstants> constants;
   std::vector<Job> left;

@@ -41,13 +41,14 @@ TEST_CASE("instruction sets: the best first, the baseline last") {
 
 TEST_CASE("each instruction set has its own kernels, for every rule and arithmetic type") {
   std::set<Kernel> kernels;
+  std::size_t types = 0;
   for (const Isa& isa : compiled_isas()) {
-    for (int rule = 0; rule < kRules; ++rule) {
-      kernels.insert(isa.kernels->narrow[rule]);
-      kernels.insert(isa.kernels->wide[rule]);
-    }
+    const bool has_wide = std::string(isa.name) != "avx512_bf16";  // which has those of avx512
+    types += has_wide ? 2 : 1;
+    kernels.insert(std::begin(isa.kernels.narrow.rules), std::end(isa.kernels.narrow.rules));
+    if (has_wide) kernels.insert(std::begin(isa.kernels.wide.rules), std::end(isa.kernels.wide.rules));
   }
-  CHECK(kernels.size() == compiled_isas().size() * kRules * 2);
+  CHECK(kernels.size() == types * kRules);
   CHECK(kernels.count(nullptr) == 0);
 }
 
@@ -74,7 +75,7 @@ TEST_CASE("a forced instruction set is used from then on") {
   for (const Isa& isa : supported_isas()) {
     force_isa(isa.name);
     CHECK(std::string(active_isa().name) == isa.name);
-    CHECK(active_isa().kernels == isa.kernels);
+    CHECK(&active_isa().kernels.narrow == &isa.kernels.narrow);
   }
   const std::string before = active_isa().name;
   CHECK_THROWS_AS(force_isa("mmx"), std::invalid_argument);

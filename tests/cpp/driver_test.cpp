@@ -26,7 +26,7 @@ Problem stepped(const Isa& isa, const Tuning& tuning, Problem problem, std::int6
   const StepMode mode;
   const std::int64_t length = bound.job().length;
   for (std::int64_t at = 0; at < length; at += piece)
-    isa.kernels->run(problem.setting.rule, bound.job(), at, std::min(length, at + piece), tuning);
+    isa.kernels.run(problem.setting.rule, bound.job(), at, std::min(length, at + piece), tuning);
   return problem;
 }
 
@@ -393,7 +393,7 @@ TEST_CASE("a gradient that is the parameter itself") {
           Job job = bound.job();
           job.operands[kGrad] = job.operands[kParam];
           const StepMode mode;
-          isa.kernels->run(setting.rule, job, 0, job.length, active_tuning());
+          isa.kernels.run(setting.rule, job, 0, job.length, active_tuning());
         }
         got.tensors[kGrad] = want.tensors[kGrad];  // not part of this job
         CHECK(difference(got, want) == "");

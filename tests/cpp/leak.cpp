@@ -20,8 +20,8 @@ namespace {
 
 namespace onepass::inline ONEPASS_TARGET {
 
-extern const int kernels;
-const int kernels = 0;
+extern const int narrow_kernels;
+const int narrow_kernels = 0;
 // NOLINTNEXTLINE(misc-use-internal-linkage): a symbol of the object file, as a kernel is
 void run(float* x, int n);
 void run([[maybe_unused]] float* x, [[maybe_unused]] int n) {

@@ -7,7 +7,7 @@ execute_process(COMMAND ${NM} --defined-only ${OBJECT} OUTPUT_VARIABLE output CO
 string(LENGTH ${ISA} length)
 set(namespace "7onepass${length}${ISA}")  # in mangled names, after N or, of const members, NK
 
-if(NOT output MATCHES "_ZN${namespace}7kernelsE")
+if(NOT output MATCHES "_ZN${namespace}14narrow_kernelsE")
   message(FATAL_ERROR "${OBJECT} does not define the kernels of onepass::${ISA}")
 endif()
 

@@ -1,4 +1,7 @@
-# The module onepass._cuda.
+# The module _cuda, of the package that ONEPASS_CUDA_PACKAGE names: onepass, or onepass_cuda for a wheel of its own
+# (cuda/pyproject.toml).
+
+set(ONEPASS_CUDA_PACKAGE onepass CACHE STRING "The Python package that has the CUDA kernels: onepass or onepass_cuda")
 
 # Machine code of one device runs on all later devices of the same major version. For later major versions, the driver
 # compiles the virtual code. The front end runs only once, because no newer instructions are used.
@@ -46,13 +49,18 @@ onepass_cuda_kernels(sums_double csrc/cuda/sum_kernels.cu ONEPASS_REAL=double)
 onepass_cuda_kernels(norm csrc/cuda/norm_kernels.cu)
 onepass_cuda_kernels(stochastic csrc/cuda/stochastic_kernels.cu)
 
-pybind11_add_module(_cuda csrc/cuda/module.cpp $<TARGET_OBJECTS:onepass_cuda_float>
+find_package(Python 3.10 REQUIRED COMPONENTS Interpreter Development.Module Development.SABIModule)
+set(abi WITH_SOABI)
+if(SKBUILD_SABI_VERSION)
+  set(abi USE_SABI ${SKBUILD_SABI_VERSION} WITH_SOABI)
+endif()
+Python_add_library(_cuda MODULE ${abi} csrc/cuda/module.cpp $<TARGET_OBJECTS:onepass_cuda_float>
   $<TARGET_OBJECTS:onepass_cuda_double> $<TARGET_OBJECTS:onepass_cuda_sums_float>
   $<TARGET_OBJECTS:onepass_cuda_sums_double> $<TARGET_OBJECTS:onepass_cuda_norm>
   $<TARGET_OBJECTS:onepass_cuda_stochastic>)
 target_include_directories(_cuda PRIVATE csrc)
 target_compile_options(_cuda PRIVATE ${ONEPASS_WARNINGS})
-target_compile_definitions(_cuda PRIVATE ONEPASS_CUDA_VERSION="${CUDAToolkit_VERSION}" ONEPASS_CUDA_DEVICES="${names}")
+target_compile_definitions(_cuda PRIVATE ONEPASS_VERSION="${SKBUILD_PROJECT_VERSION}" ONEPASS_CUDA_VERSION="${CUDAToolkit_VERSION}" ONEPASS_CUDA_DEVICES="${names}")
 # The runtime is linked statically, and loads the driver when it is first used, so the module can be imported anywhere.
 target_link_libraries(_cuda PRIVATE CUDA::cudart_static)
-install(TARGETS _cuda DESTINATION onepass)
+install(TARGETS _cuda DESTINATION ${ONEPASS_CUDA_PACKAGE})

@@ -21,17 +21,35 @@ struct Loaded {
   std::map<int, std::string> refusals;
 };
 
-Loaded load() {
+// Returns the module with the kernels; None if there is none.
+py::object import_kernels() {
   try {
-    const py::object capsule = py::module_::import("onepass._cuda").attr("backend");
-    const auto* const backend = capsule.cast<py::capsule>().get_pointer<const cuda::Backend>();
-    if (backend->header_size != sizeof(cuda::Header))
-      throw py::import_error("onepass._cuda is of another build than onepass._core: install onepass again");
-    return {.backend = backend, .refusals = {}};
+    return py::module_::import("onepass._cuda");
   } catch (py::error_already_set& error) {
     if (!error.matches(PyExc_ImportError)) throw;
-    return {};
   }
+  try {
+    const py::object own = py::module_::import("onepass_cuda._cuda");  // a wheel of its own
+    const auto version = own.attr("version").cast<std::string>();
+    if (version != ONEPASS_VERSION)
+      throw py::import_error("onepass-cuda " + version +
+                             " has kernels for another onepass than " ONEPASS_VERSION
+                             ": install onepass-cuda " ONEPASS_VERSION);
+    return own;
+  } catch (py::error_already_set& error) {
+    if (!error.matches(PyExc_ImportError)) throw;
+  }
+  return py::none();
+}
+
+Loaded load() {
+  const py::object kernels = import_kernels();
+  if (kernels.is_none()) return {};
+  const py::object capsule = kernels.attr("backend");
+  const auto* const backend = capsule.cast<py::capsule>().get_pointer<const cuda::Backend>();
+  if (backend->header_size != sizeof(cuda::Header))
+    throw py::import_error("the CUDA kernels are of another build than onepass._core: install onepass again");
+  return {.backend = backend, .refusals = {}};
 }
 
 Loaded* the_loaded = nullptr;

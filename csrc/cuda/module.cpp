@@ -1,15 +1,14 @@
-// onepass._cuda: the kernels, behind the table of functions that the core uses. It is loaded when a tensor on a GPU is
-// first met. Importing it needs neither a GPU nor a driver.
+// onepass._cuda, or onepass_cuda._cuda if it is installed apart: the kernels, behind the table of functions that the
+// core uses. It is loaded when a tensor on a GPU is first met. Importing it needs neither a GPU nor a driver. It uses
+// Python's stable ABI only, so one binary is for all Pythons.
+#include <Python.h>
 #include <cuda_runtime_api.h>
-#include <pybind11/pybind11.h>
 
 #include <stdexcept>
 #include <string>
 
 #include "cuda/backend.h"
 #include "cuda/kernels.h"
-
-namespace py = pybind11;
 
 namespace onepass::cuda {
 namespace {
@@ -100,7 +99,18 @@ constexpr Backend kBackend{
 }  // namespace
 }  // namespace onepass::cuda
 
-PYBIND11_MODULE(_cuda, m) {
-  m.doc() = "The CUDA kernels of onepass.";
-  m.attr("backend") = py::capsule(&onepass::cuda::kBackend, "onepass.cuda.backend");
+// NOLINTNEXTLINE(bugprone-reserved-identifier): the name that Python looks for
+PyMODINIT_FUNC PyInit__cuda() {
+  static PyModuleDef definition{
+      PyModuleDef_HEAD_INIT, "_cuda", "The CUDA kernels of onepass.", -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  PyObject* const module = PyModule_Create(&definition);
+  if (module == nullptr) return nullptr;
+  auto* const table = const_cast<onepass::cuda::Backend*>(&onepass::cuda::kBackend);
+  PyObject* const capsule = PyCapsule_New(table, "onepass.cuda.backend", nullptr);
+  const bool added = capsule != nullptr && PyModule_AddObjectRef(module, "backend", capsule) == 0 &&
+                     PyModule_AddStringConstant(module, "version", ONEPASS_VERSION) == 0;
+  Py_XDECREF(capsule);
+  if (added) return module;
+  Py_DECREF(module);
+  return nullptr;
 }

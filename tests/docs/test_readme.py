@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import onepass
+import platforms
 import torch
 from cases import ROWS
 from onepass.training import catalog
@@ -16,6 +17,29 @@ TABLE = r"<!-- python -m onepass info --optimizers -->\n(.*?)\n<!-- end -->"
 def test_the_table_of_optimizers_is_the_registrys():
     """Between its marks stands what the command in the first of them prints."""
     assert re.findall(TABLE, README.read_text(), re.S) == [catalog.markdown()]
+
+
+def test_the_table_of_platforms_has_what_the_scripts_that_test_them_have_recorded():
+    marks = r"<!-- python tests/support/platforms.py table -->\n(.*?)\n<!-- end -->"
+    assert re.findall(marks, README.read_text(), re.S) == [platforms.table(platforms.read())]
+
+
+def test_a_record_replaces_that_of_the_same_platform_and_versions(tmp_path, monkeypatch):
+    monkeypatch.setattr(platforms, "RECORDS", tmp_path / "platforms.json")
+    platforms.write([])
+    new = platforms.of_this_python("tests/versions", "emulated")
+    platforms.record({**new, "torch": "2.9.1"})
+    platforms.record({**new, "torch": "2.10.0"})
+    platforms.record({**new, "torch": "2.9.1"})
+    platforms.record({"platform": "CUDA", "script": "gpu.sh", "python": "", "torch": ""})
+    assert [each["torch"] for each in platforms.read()] == ["2.9.1", "2.10.0", ""]
+    python = f"on Python {new['python']}"
+    assert platforms.table(platforms.read()).splitlines()[2:] == [
+        f"| {new['platform']} | `tests/versions` (torch 2.9.1 {python}, torch 2.10.0 {python}) |",
+        "| CUDA | `gpu.sh` |",
+    ]
+    assert new["platform"].startswith("Linux, ")
+    assert new["platform"].endswith(", emulated")
 
 
 def test_an_extra_does_not_compile_onepass_again():

@@ -12,6 +12,7 @@ import math
 import pickle
 import subprocess
 import sys
+import types
 import unittest.mock
 
 import imitation
@@ -996,7 +997,7 @@ def test_without_the_module():
     """onepass works as before, and says what is missing."""
     code = """
 import sys
-sys.modules["onepass._cuda"] = None
+sys.modules["onepass._cuda"] = sys.modules["onepass_cuda"] = None
 import onepass
 from onepass.cli.info import facts
 assert onepass._core.cuda_built() == ""
@@ -1004,6 +1005,18 @@ assert onepass._core.cuda_refusal(0) == "onepass was built without CUDA kernels"
 assert facts()["CUDA kernels"].startswith("not built")
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_kernels_may_be_a_package_of_their_own(imitated, monkeypatch):
+    """Which is used if onepass has none, and has to have its version."""
+    monkeypatch.setitem(sys.modules, "onepass._cuda", None)
+    monkeypatch.setitem(sys.modules, "onepass_cuda", types.ModuleType("onepass_cuda"))
+    name, version = "onepass_cuda._cuda", onepass.__version__
+    with imitation.gpu(imitated, False, name, version):
+        assert onepass._core.cuda_built() == "an imitation on the CPU"
+    text = f"onepass-cuda 0.0.1 has kernels for another onepass than {version}: install onepass-cuda {version}"
+    with imitation.gpu(imitated, False, name, "0.0.1"), pytest.raises(ImportError, match=text):
+        onepass._core.cuda_built()
 
 
 # -- a real GPU ------------------------------------------------------------------------------------------------------

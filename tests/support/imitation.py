@@ -151,11 +151,17 @@ def compiled(folder: Path) -> ctypes.CDLL:
 
 
 @contextlib.contextmanager
-def gpu(library: ctypes.CDLL, numbers_too: bool) -> Iterator[None]:
-    """Tensors are on a GPU: all of them, or all but the numbers that an optimizer has."""
+def gpu(
+    library: ctypes.CDLL, numbers_too: bool, name: str = "onepass._cuda", version: str = onepass.__version__
+) -> Iterator[None]:
+    """Tensors are on a GPU: all of them, or all but the numbers that an optimizer has.
+
+    The kernels are in a module of this name, which has this version.
+    """
     tells_numbers = None if numbers_too else ctypes.cast(_is_number, ctypes.c_void_p)
     table = library.onepass_imitated_torch(_torchs_table(), tells_numbers)
-    kernels = types.ModuleType("onepass._cuda")
+    kernels = types.ModuleType(name)
+    kernels.version = version  # type: ignore[attr-defined]
     kernels.backend = _new_capsule(library.onepass_emulated_backend(), _BACKEND, None)  # type: ignore[attr-defined]
     with (
         _imported(kernels),

@@ -338,7 +338,7 @@ class LBFGS(torch.optim.LBFGS):
         # are not iterable, after it has checked lr.
         others: list[Any] = []
         with noted(lambda: check_hyperparameters("LBFGS", _TYPES, given)), module_refused("LBFGS", params):
-            if isinstance(params, Iterable) and not isinstance(params, Tensor | dict):
+            if isinstance(params, Iterable) and not isinstance(params, Tensor | dict | set):  # torch warns of sets
                 listed: list[Any] = list(params)
                 several = bool(listed) and isinstance(listed[0], dict)
                 params, others = (listed[:1], listed[1:]) if several else (listed, [])

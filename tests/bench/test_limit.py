@@ -88,10 +88,10 @@ def test_the_arrays_of_a_step_and_their_bytes():
     assert [array.shape for array in row] == [(12,)] * 4
     assert row[0].data_ptr() == p.grad.data_ptr()
     assert row[1].data_ptr() == p.data_ptr()
-    assert limit.moved_by([row], []) == 12 * 4 * 7
+    assert limit.moved_by([row]) == 12 * 4 * 7
     step = SGD([p], lr=0.1).step
     step()
-    assert limit.moved_by(limit.arrays_of(step, [p]), []) == 12 * 4 * 3
+    assert limit.moved_by(limit.arrays_of(step, [p])) == 12 * 4 * 3
 
 
 def test_what_a_rule_measures_is_moved_once_more():
@@ -109,7 +109,7 @@ def test_what_a_rule_measures_is_moved_once_more():
 
 def test_every_loop_is_run_and_the_fastest_is_the_limit():
     rows = [[torch.ones(4), torch.zeros(4)]]
-    runs = limit.runs(rows, [])
+    runs = limit.runs(rows)
     assert list(runs) == [f"limit: {loop}" for loop in LOOPS]
     for run in runs.values():
         run()

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import re
 
 import onepass
 import pytest
@@ -281,7 +282,8 @@ def test_what_others_put_into_the_state_survives(row):
         kept = [state.pop(name) for name in ("note", "ema", "nested")]
         nested = kept[2]
         assert_same(nested.pop("tensor"), torch.ones(2, dtype=torch.float64))
-        return [kept[0], kept[1].tolist(), nested, opt.state["global"], opt.state[7]]
+        text = re.sub(" at 0x[0-9a-f]+", "", kept[0])  # torch 2.10 loads the repr of a generator in place of a string
+        return [text, kept[1].tolist(), nested, opt.state["global"], opt.state[7]]
 
     run_both(row, script)
 

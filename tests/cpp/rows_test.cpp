@@ -217,7 +217,7 @@ void check(const SparseProblem& problem, std::initializer_list<std::int64_t> pie
         const StepMode mode;
         for (std::int64_t at = 0; at < bound.job().length; at += piece)
           isa.kernels.run(got.whole.setting.rule, bound.job(), at, std::min(bound.job().length, at + piece),
-                           active_tuning());
+                          active_tuning());
       }
       CHECK(difference(got.whole, want) == "");
       CHECK(difference(got.gradient, problem.gradient) == "");

@@ -58,8 +58,9 @@ def _order(each: Record) -> tuple[object, ...]:
     def numbers(version: str) -> list[int]:
         return [int(part.rstrip("t")) for part in version.split(".")] if version else []
 
-    is_emulated = "emulated" in each["platform"]
-    return each["platform"].startswith("CUDA"), is_emulated, each["platform"], each["script"], numbers(each["python"]), numbers(each["torch"]), each["python"]
+    where, python = each["platform"], each["python"]
+    by_kind = where.startswith("CUDA"), "emulated" in where
+    return *by_kind, where, each["script"], numbers(python), numbers(each["torch"]), python
 
 
 def table(records: list[Record]) -> str:

@@ -51,7 +51,7 @@ def measured_of(step: Run, params: list[Tensor], names: Sequence[str]) -> list[l
     return [[arrays[name].view(-1) for name in names] for arrays in all_arrays]
 
 
-def moved_by(rows: list[list[Tensor]], measured: list[list[Tensor]]) -> int:
+def moved_by(rows: list[list[Tensor]], measured: Sequence[list[Tensor]] = ()) -> int:
     """Return the bytes that a step moves.
 
     Each array of ``measured`` is read. Then each array of the rows is read, and all but the first of each are written.
@@ -60,11 +60,11 @@ def moved_by(rows: list[list[Tensor]], measured: list[list[Tensor]]) -> int:
     return in_update + sum(array.nbytes for arrays in measured for array in arrays)
 
 
-def runs(rows: list[list[Tensor]], measured: list[list[Tensor]]) -> dict[str, Run]:
+def runs(rows: list[list[Tensor]], measured: Sequence[list[Tensor]] = ()) -> dict[str, Run]:
     """Return a function for each loop that runs it on these arrays of float32; :func:`fastest` knows the names."""
 
     def run(loop: str) -> Run:
-        return lambda: _traffic.add(loop, rows, torch.get_num_threads(), measured)
+        return lambda: _traffic.add(loop, rows, torch.get_num_threads(), list(measured))
 
     return {_PREFIX + loop: run(loop) for loop in _traffic.loops()}
 

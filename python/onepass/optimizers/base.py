@@ -747,19 +747,20 @@ class Native(Optimizer):
             Parameter and name of each created state.
         """
         created: list[tuple[Tensor, str]] = []
-        try:
+        try:  # each is listed before it is created, because Ctrl-C may come between the two
             for group, p, grad, state_names, follower_names in wanted:
                 state = self.state[p]
                 own_names = [name for name in state_names if name in self._state_names()]
                 if "step" not in state and self._counts_rounding(group, p, own_names):
-                    state["step"] = _new_count()
                     created.append((p, "step"))
+                    state["step"] = _new_count()
                 for name in scalar_names:
                     if name not in state:
-                        state[name] = self._new_scalar(group, p, name)
                         created.append((p, name))
+                        state[name] = self._new_scalar(group, p, name)
                 for name in (*state_names, *follower_names):
                     if state.get(name) is None:
+                        created.append((p, name))
                         if name == "step":  # of a rule that does not count, for the random bits
                             state[name] = _new_count()
                         elif name in MASTER_NAMES:
@@ -769,25 +770,25 @@ class Native(Optimizer):
                             state[name] = master_of(p, state, master) if master else new_follower(p)
                         elif self._in_blocks(group, p):
                             scale_name = name + block_states.SUFFIX
-                            state[name], state[scale_name] = block_states.new_state(p)
                             created.append((p, scale_name))
+                            state[name], state[scale_name] = block_states.new_state(p)
                         else:
                             state[name] = self._new_state(group, p, grad, name)
-                        created.append((p, name))
+            return created
         except BaseException:
             self._discard_states(created)
             for _, p, *_ in wanted:
                 if p in self.state and not self.state[p]:
                     del self.state[p]
             raise
-        return created
 
     def _discard_states(self, created: list[tuple[Tensor, str]]) -> None:
         """Delete states that were created for a step that was not performed."""
         for p, name in created:
-            del self.state[p][name]
-            if not self.state[p]:
-                del self.state[p]
+            if p in self.state:
+                self.state[p].pop(name, None)
+                if not self.state[p]:
+                    del self.state[p]
 
     def _initial_scalar(self, group: dict[str, Any], name: str) -> float:
         """Return the value of a scalar before the first step."""

@@ -340,14 +340,15 @@ class AutoClip(_Policy):
     def _coefficient(self, norm: float) -> float:
         if norm == 0.0:
             return 1.0
+        if len(self._sorted) != len(self._norms) - self._begin:  # an exception has interrupted the last call
+            self._set(self._norms[self._begin :])
         self._norms.append(norm)
         self._sorted.add(norm)
-        if self.history is not None and len(self._sorted) > self.history:
+        while self.history is not None and len(self._sorted) > self.history:  # twice after an interruption
             self._sorted.remove(self._norms[self._begin])
             self._begin += 1
             if self._begin > self.history:  # seldom, because it moves all norms
-                del self._norms[: self._begin]
-                self._begin = 0
+                self._norms, self._begin = self._norms[self._begin :], 0
         return _clip_coefficient(self._sorted.percentile(self.percentile), norm)
 
     def _state(self) -> dict[str, Any]:

@@ -13,6 +13,8 @@ _BLOCK = 8192  # values, 64 KiB: the fastest with 1e6 values, or not far behind 
 class SortedValues:
     """Floats in ascending order. Adding or removing one of a million takes a few microseconds; each takes 8 bytes.
 
+    The number of values is the last thing that changes. If an exception (Ctrl-C) has interrupted a change, it is wrong.
+
     Args:
         values: The first values, in any order.
     """
@@ -28,9 +30,9 @@ class SortedValues:
 
     def add(self, value: float) -> None:
         """Add a value."""
-        self._count += 1
         if not self._blocks:
             self._blocks, self._largest = [array("d", [value])], [value]
+            self._count = 1
             return
         i = min(bisect_left(self._largest, value), len(self._blocks) - 1)
         block = self._blocks[i]
@@ -40,10 +42,10 @@ class SortedValues:
             self._largest.insert(i, block[_BLOCK - 1])
             i += 1
         self._largest[i] = self._blocks[i][-1]
+        self._count += 1
 
     def remove(self, value: float) -> None:
         """Remove a value once. It must be there."""
-        self._count -= 1
         i = bisect_left(self._largest, value)
         block = self._blocks[i]
         del block[bisect_left(block, value)]
@@ -55,6 +57,7 @@ class SortedValues:
             self._largest[i] = block[-1]
         else:
             del self._blocks[i], self._largest[i]
+        self._count -= 1
 
     def percentile(self, percent: float) -> float:
         """Return a percentile, interpolated linearly between the two nearest values, as ``numpy.percentile``.

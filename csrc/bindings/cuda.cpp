@@ -29,13 +29,13 @@ py::object import_kernels() {
     if (!error.matches(PyExc_ImportError)) throw;
   }
   try {
-    const py::object own = py::module_::import("onepass_cuda._cuda");  // a wheel of its own
-    const auto version = own.attr("version").cast<std::string>();
+    const py::object apart = py::module_::import("onepass_cuda._cuda");  // a wheel of its own
+    const auto version = apart.attr("version").cast<std::string>();
     if (version != ONEPASS_VERSION)
       throw py::import_error("onepass-cuda " + version +
                              " has kernels for another onepass than " ONEPASS_VERSION
                              ": install onepass-cuda " ONEPASS_VERSION);
-    return own;
+    return apart;
   } catch (py::error_already_set& error) {
     if (!error.matches(PyExc_ImportError)) throw;
   }
@@ -48,7 +48,8 @@ Loaded load() {
   const py::object capsule = kernels.attr("backend");
   const auto* const backend = capsule.cast<py::capsule>().get_pointer<const cuda::Backend>();
   if (backend->header_size != sizeof(cuda::Header))
-    throw py::import_error("the CUDA kernels are of another build than onepass._core: install onepass again");
+    throw py::import_error(
+        "the CUDA kernels are of another build than onepass._core: install onepass and onepass-cuda again");
   return {.backend = backend, .refusals = {}};
 }
 
@@ -94,7 +95,8 @@ std::string cuda_built() { return loaded().backend != nullptr ? loaded().backend
 
 std::string cuda_refusal(int device) {
   const cuda::Backend* const backend = loaded().backend;
-  if (backend == nullptr) return "onepass was built without CUDA kernels";
+  if (backend == nullptr)
+    return "no CUDA kernels are installed: compile onepass where there is nvcc, or install onepass-cuda";
   if (const auto known = loaded().refusals.find(device); known != loaded().refusals.end()) return known->second;
   const OnDevice on(device);
   const char* const why = backend->unusable();

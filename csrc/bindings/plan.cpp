@@ -225,7 +225,7 @@ void Plan::read(const py::object& optimizer, const StepRequest& request, StepWor
 
 py::object Plan::step(const py::object& optimizer, const StepRequest& request) {
   const StepLock lock(mutex_);
-  py::list written;  // made here, because it may start the garbage collection, which runs Python code
+  py::list written, created;  // made here, because it may start the garbage collection, which runs Python code
   StepWork work;
   read(optimizer, request, work);
   if (request.has_scaler() && !take_scaler(request, work)) return StepResult().to_python();
@@ -239,10 +239,9 @@ py::object Plan::step(const py::object& optimizer, const StepRequest& request) {
     result.clipping = clip(work, request, owned);
     if (result.clipping->skips) return result.to_python();
   }
-  py::object created = py::none();
   try {
     if (!work.missing.empty()) {
-      created = create_states(optimizer, request, work);
+      create_states(optimizer, request, work, created);
       work.restart();
       read_until_stable(request, work);
       if (!work.missing.empty())
@@ -255,7 +254,7 @@ py::object Plan::step(const py::object& optimizer, const StepRequest& request) {
     for (const std::size_t k : work.fallback) the_stats.torch.try_emplace(params_[k].reason);
     driver_->run(work, request.threads);
   } catch (...) {  // nothing has been written
-    if (!created.is_none()) optimizer.attr("_discard_states")(created);
+    if (!created.empty()) optimizer.attr("_discard_states")(created);
     throw;
   }
   finish(work, written);
@@ -331,8 +330,9 @@ bool Plan::stays_on_gpu(const StepWork& work, const StepRequest& request) const 
          (!request.norm->limits.skips_nonfinite || may_skip_on_gpu(work, request));
 }
 
-// Returns the list that `_discard_states` takes.
-py::object Plan::create_states(const py::object& optimizer, const StepRequest& request, StepWork& work) {
+// Fills the list that `_discard_states` takes.
+void Plan::create_states(const py::object& optimizer, const StepRequest& request, StepWork& work,
+                         const py::list& created) {
   py::list scalar_names;
   for (const py::str& name : names_.scalars) scalar_names.append(name);
   py::list wanted;
@@ -354,10 +354,9 @@ py::object Plan::create_states(const py::object& optimizer, const StepRequest& r
     wanted.append(py::make_tuple(work.groups[param.group->index], work.params[k], work.gradients[k].original,
                                  state_names, follower_names));
   }
-  py::object created = optimizer.attr("_create_states")(wanted, scalar_names);
+  optimizer.attr("_create_states")(wanted, scalar_names, created);
   for (Param* param : fresh) param->fresh = true;
   states_moved_ = true;
-  return created;
 }
 
 // Passes GradScaler's values to the kernels. Returns false if not all of this step is made and counted on their GPU.

@@ -63,7 +63,8 @@ class Plan {
 
   void read_until_stable(const StepRequest& request, StepWork& work);
   void read(const pybind11::object& optimizer, const StepRequest& request, StepWork& work);
-  pybind11::object create_states(const pybind11::object& optimizer, const StepRequest& request, StepWork& work);
+  void create_states(const pybind11::object& optimizer, const StepRequest& request, StepWork& work,
+                     const pybind11::list& created);
   bool take_scaler(const StepRequest& request, StepWork& work);
   pybind11::object fallback_result(StepWork& work, const StepRequest& request) const;
   pybind11::list measures(StepWork& work, const StepRequest& request) const;

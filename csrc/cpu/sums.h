@@ -1,9 +1,10 @@
 // Sums whose bits depend only on the values: partial sums of a fixed size, in a fixed order. And maxima.
 //
-// A run of elements is summed in kSumLanes lanes (element i in lane i mod kSumLanes), which are then added in double,
-// the upper half to the lower, until one is left. So a compiler may use registers of any width. Runs are added in
-// double, in order. Lanes in float have runs of at most kSumTile elements: a lane adds up at most 32 values, which
-// keeps its rounding error below that of a sum over the whole tensor.
+// A run of elements is summed in kSumLanes lanes, which are then added in double, the upper half to the lower, until
+// one is left. So a compiler may use registers of any width. A run may come in parts, whose sizes depend on the shape
+// and the format alone: element i of a part is in lane i mod kSumLanes. Runs are added in double, in order. Lanes in
+// float have runs of at most kSumTile elements: a lane adds up at most 32 values, which keeps its rounding error below
+// that of a sum over the whole tensor.
 #pragma once
 
 #include <bit>
@@ -34,17 +35,17 @@ class LaneSums {
     std::int64_t i = 0;
     for (; i + kSumLanes <= n; i += kSumLanes) {
       before(i);
-      auto* own = lanes;
+      auto* of_sum = lanes;
       const auto add_run = [&](auto&& value) {
-        for (std::int64_t lane = 0; lane < kSumLanes; ++lane) (*own)[lane] = plus((*own)[lane], value(i + lane));
-        ++own;
+        for (std::int64_t lane = 0; lane < kSumLanes; ++lane) (*of_sum)[lane] = plus((*of_sum)[lane], value(i + lane));
+        ++of_sum;
       };
       (add_run(values), ...);
     }
-    auto* own = lanes;
+    auto* of_sum = lanes;
     const auto add_rest = [&](auto&& value) {
-      for (std::int64_t lane = 0; i + lane < n; ++lane) (*own)[lane] = plus((*own)[lane], value(i + lane));
-      ++own;
+      for (std::int64_t lane = 0; i + lane < n; ++lane) (*of_sum)[lane] = plus((*of_sum)[lane], value(i + lane));
+      ++of_sum;
     };
     (add_rest(values), ...);
     std::memcpy(lanes_, lanes, sizeof lanes);

@@ -1,6 +1,6 @@
 // onepass._cuda, or onepass_cuda._cuda if it is installed apart: the kernels, behind the table of functions that the
 // core uses. It is loaded when a tensor on a GPU is first met. Importing it needs neither a GPU nor a driver. It uses
-// Python's stable ABI only, so one binary is for all Pythons.
+// Python's stable ABI only, so one binary is for all Pythons but free-threaded ones.
 #include <Python.h>
 #include <cuda_runtime_api.h>
 

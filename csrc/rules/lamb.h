@@ -62,7 +62,7 @@ struct Lamb : BiasCorrections {
   // Of the squares of the parameter, and of u.
   static constexpr std::size_t sums = 2;
   template <std::size_t which, class T>
-  ONEPASS_INLINE static double summed(const Constants<T>& c, T p, T g, T exp_avg, T exp_avg_sq) {
+  ONEPASS_INLINE static auto summed(const Constants<T>& c, T p, T g, T exp_avg, T exp_avg_sq) {
     if constexpr (which == 0) return squared(p);
     return squared(direction(c, p, c.average1(exp_avg, g), c.average2(exp_avg_sq, g)));
   }

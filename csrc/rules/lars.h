@@ -55,7 +55,7 @@ struct Lars {
   // Of the squares of the parameter, and of the gradient.
   static constexpr std::size_t sums = 2;
   template <std::size_t which, class T>
-  ONEPASS_INLINE static double summed(const Constants<T>& /*c*/, T p, T g, T /*momentum_buffer*/) {
+  ONEPASS_INLINE static auto summed(const Constants<T>& /*c*/, T p, T g, T /*momentum_buffer*/) {
     return squared(which == 0 ? p : g);
   }
   template <class T>

@@ -61,8 +61,7 @@ struct Mars : BiasCorrections {
   // Of the squares of the corrected gradient.
   static constexpr std::size_t sums = 1;
   template <std::size_t which, class T>
-  ONEPASS_INLINE static double summed(const Constants<T>& c, T /*p*/, T g, T /*exp_avg*/, T /*exp_avg_sq*/,
-                                      T last_grad) {
+  ONEPASS_INLINE static auto summed(const Constants<T>& c, T /*p*/, T g, T /*exp_avg*/, T /*exp_avg_sq*/, T last_grad) {
     return squared(corrected(c, g, last_grad));
   }
   template <class T>

@@ -64,7 +64,7 @@ struct NovoGrad {
   // Of the squares of the gradient.
   static constexpr std::size_t sums = 1;
   template <std::size_t which, class T>
-  ONEPASS_INLINE static double summed(const Constants<T>& /*c*/, T /*p*/, T g, T /*exp_avg*/) {
+  ONEPASS_INLINE static auto summed(const Constants<T>& /*c*/, T /*p*/, T g, T /*exp_avg*/) {
     return squared(g);
   }
   template <class T>

@@ -104,10 +104,13 @@ struct Prodigy {
   static constexpr std::size_t sums = 2;
   static constexpr bool sums_only_for_scalars = true;
   template <std::size_t which, class T>
-  ONEPASS_INLINE static double summed(const Constants<T>& c, T p, T g, T /*exp_avg*/, T /*exp_avg_sq*/, T s, T p0) {
+  ONEPASS_INLINE static auto summed(const Constants<T>& c, T p, T g, T /*exp_avg*/, T /*exp_avg_sq*/, T s, T p0) {
     g = g + c.weight_decay * only_if(c.coupled, p);
-    if constexpr (which == 0) return double{g} * double{p0 - p};
-    return double{magnitude(c.sum(s, c.weight * g))};
+    if constexpr (which == 0) {
+      return Product<T>{g, p0 - p};
+    } else {
+      return double{magnitude(c.sum(s, c.weight * g))};
+    }
   }
   template <class T>
   ONEPASS_SETUP static Scalars use_sums(Constants<T>& c, const double* found, double /*elements*/) {

@@ -58,7 +58,7 @@ struct StableAdamW : BiasCorrections {
   // Of the squares of the gradient over the root of its average of squares.
   static constexpr std::size_t sums = 1;
   template <std::size_t which, class T>
-  ONEPASS_INLINE static double summed(const Constants<T>& c, T /*p*/, T g, T /*exp_avg*/, T exp_avg_sq) {
+  ONEPASS_INLINE static auto summed(const Constants<T>& c, T /*p*/, T g, T /*exp_avg*/, T exp_avg_sq) {
     return squared(g / maximum(square_root(c.average2(exp_avg_sq, g)), c.eps));
   }
   template <class T>

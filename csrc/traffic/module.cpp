@@ -66,6 +66,7 @@ PYBIND11_MODULE(_traffic, m) {
   m.def(
       "add", &add, py::arg("loop"), py::arg("tensors"), py::arg("threads"), py::arg("measured") = py::list(),
       "Add the first tensor of each row to the others, by this loop. The 2 to 7 tensors of a row are flat, contiguous, "
-      "float32, on the CPU and of one length. Before that, sum the tensors of the lists `measured`, of which each row "
-      "has one, by this loop; their sum is returned.");
+      "float32, on the CPU and of one length. `measured`: for each row, 0 to 6 such tensors that the loop sums before "
+      "it "
+      "adds. Return their sum; 0 without them.");
 }

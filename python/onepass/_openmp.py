@@ -32,7 +32,7 @@ def runtime_of_torch() -> str:
 
 
 def library_of(function: Any) -> str:
-    """Return the path of the library that a function is in, as :mod:`ctypes` has found it.
+    """Return the path of the library that contains a function of :mod:`ctypes`.
 
     Raises:
         OSError: No library has it.

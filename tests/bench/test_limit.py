@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from cases import ROW
 from onepass import LAMB, SGD, AdamW, _traffic
 from onepass.cli import limit
+from onepass.cli.bench import SUBJECTS
 
 LOOPS = _traffic.loops()
 LENGTHS = (0, 1, 3, 15, 16, 17, 255, 256, 257, 4099)
@@ -105,6 +107,12 @@ def test_what_a_rule_measures_is_moved_once_more():
     rows = limit.arrays_of(step, [p])
     assert measured[2].data_ptr() == rows[0][3].data_ptr()
     assert limit.moved_by(rows, [measured]) == 12 * 4 * (7 + 3)
+
+
+def test_a_rule_whose_update_needs_sums_has_what_it_sums_in_the_limit():
+    """The sums of Prodigy are for its next step, so its update is in the same pass."""
+    with_sums = {subject.name for subject in SUBJECTS if ROW[subject.name].sums}
+    assert {subject.name for subject in SUBJECTS if subject.measured} == with_sums - {"Prodigy"}
 
 
 def test_every_loop_is_run_and_the_fastest_is_the_limit():

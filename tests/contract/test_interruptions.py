@@ -1,4 +1,4 @@
-"""An exception at every line of ours that a step runs, as Ctrl-C can raise one: a step is made as a whole, or not."""
+"""An exception at every line of ours that a step runs, as Ctrl-C raises one: all that kernels update is, or nothing."""
 
 import sys
 from pathlib import Path
@@ -94,7 +94,7 @@ def clone(value):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_an_interrupted_step_is_made_as_a_whole_or_not(name):
+def test_an_interrupted_step_has_moved_all_or_nothing(name):
     def prepared(steps):
         optimizer = OPTIMIZERS[name]()
         for t in range(steps):
@@ -154,5 +154,7 @@ def test_an_interrupted_policy_has_seen_the_norm_or_not(history):
             break
         found.append([policy.coefficient(each) for each in later])
         assert found[-1] in expected, f"after line {n}"
+        kept = [norm for block in policy._sorted._blocks for norm in block]
+        assert kept == sorted(policy._norms[policy._begin :]), f"after line {n}"
     assert expected[0] in found
     assert expected[1] in found

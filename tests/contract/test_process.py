@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import platform
 import subprocess
 import sys
 
@@ -48,7 +49,12 @@ print(*sorted(set(re.findall(r"/\\S*lib(?:g|i|)omp[^/\\s]*", maps))), sep="\\n")
     assert len(runtimes) == 1
 
 
-@pytest.mark.parametrize("first", ["onepass", "torch", "numpy", "sklearn.ensemble", "faiss"])
+X86 = pytest.mark.skipif(
+    platform.machine() != "x86_64", reason="faiss-cpu and intel-openmp are installed on x86-64 only"
+)
+
+
+@pytest.mark.parametrize("first", ["onepass", "torch", "numpy", "sklearn.ensemble", pytest.param("faiss", marks=X86)])
 def test_the_compiled_module_calls_torchs_runtime_whatever_was_imported_first(first):
     """scikit-learn and faiss bring runtimes of their own, for their own code."""
     code = (
@@ -64,6 +70,7 @@ print(address(ctypes.CDLL(None)) == address(own), hasattr(own, "GOMP_parallel"),
     assert run(code) == "True True 1\n"
 
 
+@X86
 def test_a_runtime_that_is_loaded_before_everything_else_is_used_by_all(tmp_path):
     """Users preload Intel's, which MKL needs. It has the functions that gcc's code calls, so torch calls it, too."""
     code = (

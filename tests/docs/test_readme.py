@@ -42,6 +42,13 @@ def test_a_record_replaces_that_of_the_same_platform_and_versions(tmp_path, monk
     assert new["platform"].endswith(", emulated")
 
 
+def test_the_package_of_the_cuda_kernels_has_the_version_of_onepass():
+    own, kernels = ((README.parent / path).read_text() for path in ("pyproject.toml", "cuda/pyproject.toml"))
+    (version,) = re.findall(r'^version = "(.+?)"', own, re.M)
+    assert re.findall(r'^version = "(.+?)"', kernels, re.M) == [version]
+    assert f'dependencies = ["onepass=={version}"]' in kernels
+
+
 def test_an_extra_does_not_compile_onepass_again():
     """`pip install '.[EXTRA]'` does: so only the first installation is of the source."""
     assert re.findall(r"pip install [^`\n]*'(\.\[\w+\])'", README.read_text()) == [".[demo]", ".[EXTRA]"]

@@ -379,6 +379,19 @@ def test_gradients_that_are_all_zero():
     assert torch.equal(params[0], torch.ones(3))
 
 
+def test_infinite_gradients_of_both_signs_leave_the_estimate():
+    """Their sum over the tensors is NaN."""
+    params = [Parameter(torch.ones(3)) for _ in range(2)]
+    optimizer = onepass.Prodigy(params)
+    for p in params:
+        p.grad = torch.ones(3)
+    optimizer.step()
+    before = optimizer.param_groups[0]["d"], optimizer.param_groups[0]["d_max"]
+    params[0].grad[0], params[1].grad[0] = math.inf, -math.inf
+    optimizer.step()
+    assert (optimizer.param_groups[0]["d"], optimizer.param_groups[0]["d_max"]) == before
+
+
 def test_what_needs_all_parameters_is_refused():
     optimizer = onepass.Prodigy([Parameter(torch.ones(3))])
     with pytest.raises(TypeError, match="Prodigy uses all parameters together"):

@@ -8,6 +8,7 @@ python tests/support/platforms.py table                        # README's table
 import datetime
 import json
 import platform
+import re
 import sys
 import sysconfig
 from pathlib import Path
@@ -44,9 +45,11 @@ def of_this_python(script: str, *more: str) -> Record:
 
 
 def record(new: Record) -> None:
-    """Replaces what is recorded of the same script, platform, Python and torch."""
-    others = [old for old in read() if {**old, "date": ""} != {**new, "date": ""}]
+    """Adds a record, in place of that of the same script, platform and Python (and torch, for tests/versions)."""
+    same = ("script", "platform", "python", *(("torch",) if new["script"] == "tests/versions" else ()))
+    others = [old for old in read() if any(old[key] != new[key] for key in same)]
     write([*others, {**new, "date": datetime.date.today().isoformat()}])
+    print(f"README has this table:\n{table(read())}")
 
 
 def write(records: list[Record]) -> None:
@@ -56,7 +59,7 @@ def write(records: list[Record]) -> None:
 
 def _order(each: Record) -> tuple[object, ...]:
     def numbers(version: str) -> list[int]:
-        return [int(part.rstrip("t")) for part in version.split(".")] if version else []
+        return [int(part) for part in re.findall(r"\d+", version)]
 
     where, python = each["platform"], each["python"]
     by_kind = where.startswith("CUDA"), "emulated" in where

@@ -124,7 +124,7 @@ SUBJECTS = [
     Subject(LAMB, {"lr": 1e-3}, measured=("param", "grad", "exp_avg", "exp_avg_sq")),
     Subject(LARS, {"lr": 1e-1, "weight_decay": 1e-2}, measured=("param", "grad")),
     Subject(StableAdamW, {"lr": 1e-3}, measured=("grad", "exp_avg_sq")),
-    Subject(MARS, {"lr": 1e-3, "weight_decay": 1e-2}),
+    Subject(MARS, {"lr": 1e-3, "weight_decay": 1e-2}, measured=("grad", "last_grad")),
     Subject(NovoGrad, {"lr": 1e-3, "weight_decay": 1e-2}, measured=("grad",)),
     # With this eps, because the peer adds d * eps with the new d, which shows where gradients are tiny.
     Subject(Prodigy, {"d0": 1e-3, "weight_decay": 1e-2, "use_bias_correction": True, "eps": 1e-15}, tolerance=2e-5),

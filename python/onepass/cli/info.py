@@ -55,7 +55,7 @@ def facts() -> dict[str, str]:
         "OpenMP runtime": ", ".join(_openmp.runtimes()) or "unknown",
         "DLPack exchange API": ".".join(map(str, _core.dlpack_version())),
         "CUDA kernels": _core.cuda_built()
-        or "not built (no CUDA compiler was found): parameters on a GPU are stepped by torch's implementation",
+        or "not installed: parameters on a GPU are stepped by torch's implementation",
         "CUDA devices": _cuda_devices(),
         "kernels for": ", ".join(_core.rules()),
     }

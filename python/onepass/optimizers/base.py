@@ -736,17 +736,15 @@ class Native(Optimizer):
         self,
         wanted: list[tuple[dict[str, Any], Tensor, Tensor, list[str], list[str]]],
         scalar_names: list[str],
-    ) -> list[tuple[Tensor, str]]:
+        created: list[tuple[Tensor, str]],
+    ) -> None:
         """Create the missing states: all of them or, if an exception is raised, none.
 
         Args:
             wanted: Group, parameter, gradient, and the names of the states and of the followers that the step needs.
             scalar_names: The scalars that each parameter has beside its states: ``step``, and those of the rule.
-
-        Returns:
-            Parameter and name of each created state.
+            created: Parameter and name of each state are appended, for :meth:`_discard_states`.
         """
-        created: list[tuple[Tensor, str]] = []
         try:  # each is listed before it is created, because Ctrl-C may come between the two
             for group, p, grad, state_names, follower_names in wanted:
                 state = self.state[p]
@@ -774,7 +772,6 @@ class Native(Optimizer):
                             state[name], state[scale_name] = block_states.new_state(p)
                         else:
                             state[name] = self._new_state(group, p, grad, name)
-            return created
         except BaseException:
             self._discard_states(created)
             for _, p, *_ in wanted:
@@ -783,7 +780,7 @@ class Native(Optimizer):
             raise
 
     def _discard_states(self, created: list[tuple[Tensor, str]]) -> None:
-        """Delete states that were created for a step that was not performed."""
+        """Delete states that were created, or were about to be, for a step that was not performed."""
         for p, name in created:
             if p in self.state:
                 self.state[p].pop(name, None)

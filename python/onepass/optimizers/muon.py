@@ -78,7 +78,7 @@ class Orthogonalizing(Native):
             update.before(p for _, p, _ in items)
         if fallback:
             self._step_by_torch(fallback, grad_factor)
-        self._create_states([(group, p, grad, self._state_names(), []) for group, p, grad in items], [])
+        self._create_states([(group, p, grad, self._state_names(), []) for group, p, grad in items], [], [])
         threads = torch.get_num_threads()
         for part in batches([item for item in items if item[1].numel() > 0], SCRATCH, lambda item: item[1].numel()):
             self._step_part(part, grad_factor, threads)

@@ -99,7 +99,7 @@ def _total(scalars: list[Tensor]) -> float:
             on_gpu.setdefault(scalar.device, []).append(scalar)
     for own in on_gpu.values():
         values += torch.stack(own).tolist()
-    return math.fsum(values)
+    return sum(values)  # not fsum, which raises for infinities of both signs
 
 
 @dataclass

@@ -257,9 +257,10 @@ class ZClip(_Policy):
             clipped = self._clipped(norm, self._mean)
             if clipped != norm:
                 coefficient = _clip_coefficient(clipped, norm)
-            self._mean = clipped - self.alpha * (clipped - self._mean)  # exact where both are equal
-            deviation = clipped - self._mean
-            self._std = math.hypot(math.sqrt(self.alpha) * self._std, math.sqrt(1.0 - self.alpha) * deviation)
+            mean = clipped - self.alpha * (clipped - self._mean)  # exact where both are equal
+            deviation = clipped - mean
+            std = math.hypot(math.sqrt(self.alpha) * self._std, math.sqrt(1.0 - self.alpha) * deviation)
+            self._mean, self._std = mean, std
         if self.max_norm is not None:
             coefficient = min(coefficient, _clip_coefficient(self.max_norm, norm))
         return coefficient

@@ -13,7 +13,8 @@ _BLOCK = 8192  # values, 64 KiB: the fastest with 1e6 values, or not far behind 
 class SortedValues:
     """Floats in ascending order. Adding or removing one of a million takes a few microseconds; each takes 8 bytes.
 
-    The number of values is the last thing that changes. If an exception (Ctrl-C) has interrupted a change, it is wrong.
+    ``add`` changes the number of values last, and ``remove`` first. So after an exception within either (Ctrl-C), the
+    number is smaller than the owner expects.
 
     Args:
         values: The first values, in any order.
@@ -46,6 +47,7 @@ class SortedValues:
 
     def remove(self, value: float) -> None:
         """Remove a value once. It must be there."""
+        self._count -= 1
         i = bisect_left(self._largest, value)
         block = self._blocks[i]
         del block[bisect_left(block, value)]
@@ -57,7 +59,6 @@ class SortedValues:
             self._largest[i] = block[-1]
         else:
             del self._blocks[i], self._largest[i]
-        self._count -= 1
 
     def percentile(self, percent: float) -> float:
         """Return a percentile, interpolated linearly between the two nearest values, as ``numpy.percentile``.

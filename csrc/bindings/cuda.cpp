@@ -31,10 +31,10 @@ py::object import_kernels() {
   try {
     const py::object apart = py::module_::import("onepass_cuda._cuda");  // a wheel of its own
     const auto version = apart.attr("version").cast<std::string>();
-    if (version != ONEPASS_VERSION)
-      throw py::import_error("onepass-cuda " + version +
-                             " has kernels for another onepass than " ONEPASS_VERSION
-                             ": install onepass-cuda " ONEPASS_VERSION);
+    const std::string own = ONEPASS_VERSION;
+    if (version != own)
+      throw py::import_error("onepass-cuda " + version + " has kernels for another onepass than " + own +
+                             ": install onepass-cuda " + own);
     return apart;
   } catch (py::error_already_set& error) {
     if (!error.matches(PyExc_ImportError)) throw;

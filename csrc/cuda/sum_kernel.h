@@ -37,7 +37,8 @@ ONEPASS_INLINE void add_terms(const Stepper<Rule, T>& stepper, const T (&values)
   const T p = flushed(values[kParam][i]);
   const T g = clamped(stepper.factor * flushed(values[kGrad][i]), stepper.clip_value());
   const T states[] = {flushed(values[kFirstState + State][i])...};
-  ((sums.values[Sum] += Rule::template summed<Sum>(stepper.constants, p, g, states[State]...)), ...);
+  ((sums.values[Sum] = plus(sums.values[Sum], Rule::template summed<Sum>(stepper.constants, p, g, states[State]...))),
+   ...);
 }
 
 // Sums the share of one thread of the block's chunk of a row, which has no followers.

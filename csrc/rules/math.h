@@ -77,7 +77,7 @@ ONEPASS_INLINE double magnitude(double x) { return __builtin_fabs(x); }
 template <class T>
 struct Product {
   T a, b;
-  ONEPASS_INLINE operator double() const { return double{a} * double{b}; }
+  ONEPASS_INLINE explicit operator double() const { return double{a} * double{b}; }
 };
 
 template <class T>
@@ -92,7 +92,7 @@ ONEPASS_INLINE double plus(double sum, Product<T> product) {
 #if defined(__FMA__) || defined(__AVX512F__) || defined(__ARM_FEATURE_FMA)
   if constexpr (sizeof(T) == 4) return __builtin_fma(double{product.a}, double{product.b}, sum);
 #endif
-  return sum + double{product};
+  return sum + static_cast<double>(product);
 }
 
 template <class T>

@@ -231,7 +231,9 @@ void step_with_sums(Problem& problem) {
       gradient = std::copysign(limit, gradient);
     [&]<std::size_t... I>(std::index_sequence<I...>) {
       [&]<std::size_t... K>(std::index_sequence<K...>) {
-        ((exact[K] += Rule::template summed<K>(constants, values[kParam], gradient, values[kFirstState + I]...)), ...);
+        ((exact[K] += static_cast<double>(
+              Rule::template summed<K>(constants, values[kParam], gradient, values[kFirstState + I]...))),
+         ...);
       }(std::make_index_sequence<Rule::sums>());
     }(std::make_index_sequence<Rule::state_names.size()>());
   });

@@ -38,7 +38,8 @@ Values update(Setting& setting, Values values) {
       if constexpr (requires { Rule::sums; }) {
         std::array<double, kMaxSums> sums{};
         [&]<std::size_t... K>(std::index_sequence<K...>) {
-          ((sums[K] = Rule::template summed<K>(own, v[kParam], v[kGrad], v[kFirstState + I]...)), ...);
+          ((sums[K] = static_cast<double>(Rule::template summed<K>(own, v[kParam], v[kGrad], v[kFirstState + I]...))),
+           ...);
         }(std::make_index_sequence<Rule::sums>());
         info.advance(setting.hyper.data(), setting.step, setting.scalars.data());
         if (info.takes_sums(setting.hyper.data()))

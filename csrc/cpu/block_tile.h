@@ -23,10 +23,10 @@ inline constexpr std::int64_t kParts = kBlock / kVectorWidth;
 // A tile of a state.
 struct StateTile {
   alignas(64) float stored[kTile<float>];
-  alignas(64) BitVector largest[kBlocksInTile];          // magnitudes of each block, in a vector
-  alignas(64) BitVector random[kBlocksInTile * kParts];  // bits for each element, also of the next state
-  alignas(32) float decoding[kBlocksInTile];             // factors of each block
+  alignas(64) BitVector largest[kBlocksInTile];  // magnitudes of each block, in a vector
+  alignas(32) float decoding[kBlocksInTile];     // factors of each block
   alignas(32) float encoding[kBlocksInTile];
+  BlockRandom random[kBlocksInTile];
 };
 
 // Copies the scales of `count` blocks, at most a tile's.
@@ -58,35 +58,29 @@ ONEPASS_INLINE void choose_scales(StateTile& tile, std::uint8_t* to, std::int64_
     if (scales[i] == kNanScale) std::memset(tile.stored + i * kBlock, 0, kBlock * sizeof(float));
 }
 
-// Makes the random bits of the first `count` blocks of a tile, which begins at this index in the whole tensor.
+// Makes the random bits of the first `count` blocks of a tile of a state, which begins at this index in the whole
+// tensor.
 ONEPASS_INLINE void make_random(StateTile& tile, std::uint64_t key, std::size_t state, std::int64_t index,
                                 std::int64_t count) {
-  for (std::int64_t i = 0; i < count; ++i) {
-    const std::uint32_t product = first_product(key, state, index + i * kBlock);
-#pragma GCC unroll 4
-    for (std::int64_t part = 0; part < kParts; ++part)
-      tile.random[i * kParts + part] = random_bits(
-          BitVector(numbers_from(static_cast<std::uint32_t>(part * kVectorWidth)) * kIndexFactor + product));
-  }
+  for (std::int64_t i = 0; i < count; ++i) tile.random[i] = block_random(key, state, index + i * kBlock);
 }
 
-// Encodes the first `count` blocks of a tile.
-template <Coding coding, bool kSecond>
-ONEPASS_INLINE void encode_tile(const StateTile& tile, const BitVector* random, std::uint8_t* codes,
-                                std::int64_t count) {
-  for (std::int64_t i = 0; i < count; ++i) {
-    BitVector encoded[kParts];
+// Encodes block `i` of a tile.
+template <Coding coding>
+ONEPASS_INLINE void encode_block(const StateTile& tile, std::int64_t i, std::uint8_t* codes) {
+  BitVector encoded[kParts];
 #pragma GCC unroll 4
-    for (std::int64_t part = 0; part < kParts; ++part)
-      encoded[part] =
-          encode_state<coding>(load_vector(Float32{}, as_bytes(tile.stored + i * kBlock + part * kVectorWidth)),
-                               tile.encoding[i], half_of<kSecond>(random[i * kParts + part]));
-    store_codes(encoded, codes + i * kBlock);
+  for (std::int64_t part = 0; part < kParts; ++part) {
+    const auto stored = load_vector(Float32{}, as_bytes(tile.stored + i * kBlock + part * kVectorWidth));
+    const BitVector elements = numbers_from(static_cast<std::uint32_t>(part * kVectorWidth));
+    const BitVector random = tile.random[i].of(number_in_block(elements));
+    encoded[part] = encode_state<coding>(stored, tile.encoding[i], random);
   }
+  store_codes(encoded, codes);
 }
 
 // Encodes `count` whole blocks of a state, at most a tile's. `index` is the first element's in the whole tensor.
-template <Coding coding, bool kSecond>
+template <Coding coding>
 ONEPASS_INLINE void encode_whole_blocks(const float* values, std::uint64_t key, std::size_t state, std::int64_t index,
                                         std::uint8_t* codes, std::uint8_t* scales, std::int64_t count) {
   StateTile tile;
@@ -101,7 +95,7 @@ ONEPASS_INLINE void encode_whole_blocks(const float* values, std::uint64_t key, 
     }
   choose_scales(tile, scales, count);
   make_random(tile, key, state, index, count);
-  encode_tile<coding, kSecond>(tile, tile.random, codes, count);
+  for (std::int64_t i = 0; i < count; ++i) encode_block<coding>(tile, i, codes + i * kBlock);
 }
 
 }  // namespace onepass::inline ONEPASS_TARGET

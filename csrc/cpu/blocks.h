@@ -62,8 +62,8 @@ ONEPASS_INLINE void decode_block(const std::uint8_t* codes, float factor, T* til
 }
 
 // Encodes `count` elements of a block, and its scale.
-template <Coding coding, bool kSecond, class T>
-ONEPASS_INLINE void encode_block(const T* tile, std::uint32_t product, std::uint8_t* codes, std::uint8_t* scale,
+template <Coding coding, class T>
+ONEPASS_INLINE void encode_block(const T* tile, const BlockRandom& random, std::uint8_t* codes, std::uint8_t* scale,
                                  int count) {
   alignas(64) float stored[kBlock];
   std::uint32_t largest = 0;
@@ -76,8 +76,8 @@ ONEPASS_INLINE void encode_block(const T* tile, std::uint32_t product, std::uint
   const auto factor = encoding_factor<float>(code);
   *scale = static_cast<std::uint8_t>(code);
   for (int i = 0; i < count; ++i) {
-    const std::uint32_t random = random_bits(static_cast<std::uint32_t>(i) * kIndexFactor + product);
-    codes[i] = static_cast<std::uint8_t>(encode_state<coding>(stored[i], factor, half_of<kSecond>(random)));
+    codes[i] =
+        code_of(encode_state<coding>(stored[i], factor, random.of(number_in_block(static_cast<std::uint32_t>(i)))));
     if (code == kNanScale) codes[i] = 0;
   }
 }
@@ -98,7 +98,7 @@ template <Coding coding, class T>
       });
 }
 
-template <Coding coding, bool kSecond, class T>
+template <Coding coding, class T>
 [[gnu::noinline]] void encode_blocks_of(const Job& job, std::size_t operand, std::int64_t begin, std::int64_t n,
                                         const T* tile) {
   const std::uint64_t key = job.rounding.key;
@@ -110,14 +110,14 @@ template <Coding coding, bool kSecond, class T>
 #ifdef ONEPASS_FLOAT_VECTOR
                            if constexpr (std::is_same_v<T, float>)
                              if (const std::int64_t blocks = count / kBlock; blocks > 0) {
-                               encode_whole_blocks<coding, kSecond>(from, key, state, index, codes, scales, blocks);
+                               encode_whole_blocks<coding>(from, key, state, index, codes, scales, blocks);
                                at = blocks * kBlock;
                              }
 #endif
                            for (; at < count; at += kBlock) {
                              const auto length = static_cast<int>(count - at < kBlock ? count - at : kBlock);
-                             encode_block<coding, kSecond>(from + at, first_product(key, state, index + at), codes + at,
-                                                           scales + at / kBlock, length);
+                             encode_block<coding>(from + at, block_random(key, state, index + at), codes + at,
+                                                  scales + at / kBlock, length);
                            }
                          });
 }
@@ -144,11 +144,8 @@ void decode_blocks(const Job& job, std::size_t operand, std::int64_t begin, std:
 
 template <class T>
 void encode_blocks(const Job& job, std::size_t operand, std::int64_t begin, std::int64_t n, const T* tile) {
-  with_coding(job.blocks.codings.data()[operand - kFirstState], [&](auto coding) {
-    if ((operand - kFirstState) % 2 != 0)
-      return encode_blocks_of<decltype(coding)::value, true>(job, operand, begin, n, tile);
-    encode_blocks_of<decltype(coding)::value, false>(job, operand, begin, n, tile);
-  });
+  with_coding(job.blocks.codings.data()[operand - kFirstState],
+              [&](auto coding) { encode_blocks_of<decltype(coding)::value>(job, operand, begin, n, tile); });
 }
 
 }  // namespace onepass::inline ONEPASS_TARGET

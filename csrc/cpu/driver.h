@@ -184,8 +184,8 @@ void run_with(const Job& job, std::int64_t begin, std::int64_t end, const Tuning
     if constexpr (std::is_same_v<T, float> && (Set & kMasked) == 0) {
       const bool rounds = job.rounding.stochastic;
       // Rows that are shorter than a block are faster in tiles, which have many rows.
-      const bool has_whole_blocks = job.blocks.row_length >= kBlock && !rounds;
-      if (const ApplyInBlocks in_blocks = has_whole_blocks ? find_in_blocks<Rule, Set>(job) : nullptr)
+      const bool has_whole_blocks = job.blocks.row_length >= kBlock;
+      if (const ApplyInBlocks in_blocks = has_whole_blocks ? find_in_blocks<Rule, Set>(job, begin, end) : nullptr)
         return run_in_blocks(in_blocks, in_arrays, job, begin, end, tuning);
       if (const Apply in_registers = has_master ? nullptr : find_in_registers<Rule, Set>(job, begin, end)) {
         const std::int64_t rest = (end - begin) % kUnit;

@@ -14,6 +14,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 namespace onepass::inline ONEPASS_TARGET {
 
@@ -75,19 +76,6 @@ ONEPASS_INLINE BitVector rounded_to_bfloat16(FloatVector values) {
   return values != values ? bits | 0x400000U : bits + 0x7fffU + ((bits >> 16) & 1U);
 }
 
-// Return and store masters, of which the parameter has the high bits (LowBits, formats/low_bits.h).
-ONEPASS_INLINE FloatVector load_joined(const std::byte* high, const std::byte* low) {
-  const BitVector low_bits = widened(load_bytes<HalfVector>(low));
-  const BitVector signed_low = low_bits - ((low_bits & 0x8000U) << 1);
-  return std::bit_cast<FloatVector>((widened(load_bytes<HalfVector>(high)) << 16) + signed_low);
-}
-
-ONEPASS_INLINE void store_split(std::byte* high, std::byte* low, FloatVector masters) {
-  const auto bits = std::bit_cast<BitVector>(masters);
-  store_bytes(high, upper_halves(masters != masters ? bits | 0x400000U : bits + 0x8000U));
-  store_bytes(low, upper_halves(masters != masters ? BitVector{} : bits << 16));
-}
-
 ONEPASS_INLINE void store_vector(BFloat16, std::byte* to, FloatVector values) {
 #if defined(__AVX512BF16__)
   store_bytes(to, _mm512_cvtneps_pbh(values));
@@ -129,6 +117,59 @@ ONEPASS_INLINE void store_pair(Codec codec, std::byte* to, VectorPair values) {
   store_vector(codec, to + kVectorWidth * sizeof(typename Codec::Storage), values.second);
 }
 
+// The halves of two registers of 32 bits.
+using Halves [[gnu::vector_size(kVectorWidth * 4)]] = std::uint16_t;
+
+// Returns the lower or upper half of each element of two registers.
+template <int kHalf>
+ONEPASS_INLINE Halves halves_of(BitVector first, BitVector second) {
+  return [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
+    return __builtin_shufflevector(std::bit_cast<Halves>(first), std::bit_cast<Halves>(second), (2 * I + kHalf)...);
+  }(std::make_integer_sequence<int, 2 * kVectorWidth>{});
+}
+
+// Returns two registers whose elements have these lower and upper halves.
+ONEPASS_INLINE VectorPair joined(Halves lower, Halves upper) {
+  constexpr int n = 2 * kVectorWidth;
+  return [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
+    return VectorPair{
+        std::bit_cast<FloatVector>(__builtin_shufflevector(lower, upper, (I / 2 + I % 2 * n)...)),
+        std::bit_cast<FloatVector>(__builtin_shufflevector(lower, upper, (I / 2 + I % 2 * n + n / 2)...))};
+  }(std::make_integer_sequence<int, n>{});
+}
+
+// Return and store masters, of which the parameter has the high bits (LowBits, formats/low_bits.h).
+ONEPASS_INLINE VectorPair load_joined(const std::byte* high, const std::byte* low) {
+  using SignedHalves [[gnu::vector_size(sizeof(Halves))]] = std::int16_t;
+  const auto lower = load_bytes<Halves>(low);
+  const auto borrow = std::bit_cast<Halves>(std::bit_cast<SignedHalves>(lower) >> 15);  // -1 where it is negative
+  return joined(lower, load_bytes<Halves>(high) + borrow);
+}
+
+ONEPASS_INLINE void store_split(std::byte* high, std::byte* low, VectorPair masters) {
+  const auto rounded = [](FloatVector own) {
+    const auto bits = std::bit_cast<BitVector>(own);
+    return own != own ? bits | 0x400000U : bits + 0x8000U;
+  };
+  const auto kept = [](FloatVector own) { return own != own ? BitVector{} : std::bit_cast<BitVector>(own); };
+  store_bytes(high, halves_of<1>(rounded(masters.first), rounded(masters.second)));
+  store_bytes(low, halves_of<0>(kept(masters.first), kept(masters.second)));
+}
+
+#if defined(__AVX512F__)
+ONEPASS_INLINE VectorPair load_pair(BFloat16, const std::byte* from) {
+  return joined(Halves{}, load_bytes<Halves>(from));
+}
+
+ONEPASS_INLINE void store_pair(BFloat16, std::byte* to, VectorPair values) {
+#if defined(__AVX512BF16__)
+  store_bytes(to, _mm512_cvtne2ps_pbh(values.second, values.first));
+#else
+  store_bytes(to, halves_of<1>(rounded_to_bfloat16(values.first), rounded_to_bfloat16(values.second)));
+#endif
+}
+#endif
+
 // bfloat16 in the order that needs the fewest instructions: elements 0, 2, 4, ... and elements 1, 3, 5, ...
 struct Alternating {
   using Storage = BFloat16::Storage;
@@ -165,21 +206,18 @@ ONEPASS_INLINE FloatVector load_e4m3(const std::uint8_t* from) {
 #endif
 }
 
-// Stores 32 codes, each in the low 8 bits of an element; the other bits are zeros.
+// Stores 32 codes, which are bits 20 to 27 of the elements (kCodeShift in formats/microscaling.h).
 #if defined(__AVX512F__)
 ONEPASS_INLINE void store_codes(const BitVector (&codes)[2], std::uint8_t* to) {
-  // Packing works on each 128 bits by itself: of both vectors 4 codes, 4 times, and then the whole again.
-  const __m512i words =
-      _mm512_maskz_packus_epi32(0xffffffff, std::bit_cast<__m512i>(codes[0]), std::bit_cast<__m512i>(codes[1]));
-  const __m512i bytes = _mm512_maskz_packus_epi16(0xffffffffffffffff, words, words);
-  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 0, 0, 0, 0, 0, 0, 0, 0);
-  const __m512i ordered = _mm512_maskz_permutexvar_epi32(kAll, order, bytes);
-  std::memcpy(to, &ordered, 32);
+  const Halves shifted = halves_of<1>(codes[0], codes[1]) >> 4;
+  const __m256i bytes = _mm512_maskz_cvtepi16_epi8(0xffffffff, std::bit_cast<__m512i>(shifted));
+  std::memcpy(to, &bytes, sizeof bytes);
 }
 #else
 ONEPASS_INLINE void store_codes(const BitVector (&codes)[4], std::uint8_t* to) {
   const auto pack = [&](int i) {
-    return _mm256_packus_epi32(std::bit_cast<__m256i>(codes[i]), std::bit_cast<__m256i>(codes[i + 1]));
+    return _mm256_packus_epi32(std::bit_cast<__m256i>(codes[i] >> 20 & 0xffU),
+                               std::bit_cast<__m256i>(codes[i + 1] >> 20 & 0xffU));
   };
   const __m256i bytes = _mm256_packus_epi16(pack(0), pack(2));
   const __m256i ordered = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
@@ -225,6 +263,30 @@ ONEPASS_INLINE EightBits largest_elements(const BitVector* vectors) {
   const EightBits a = __builtin_shufflevector(first, second, 0, 1, 2, 3, 8, 9, 10, 11);
   const EightBits b = __builtin_shufflevector(first, second, 4, 5, 6, 7, 12, 13, 14, 15);
   return a > b ? a : b;
+}
+
+// Returns x / 2 + y. The half is exact, so a fused multiply-add has the bits of a product and a sum.
+ONEPASS_INLINE FloatVector half_plus(FloatVector x, float y) {
+  const FloatVector addend = FloatVector{} + y;
+  const FloatVector half = FloatVector{} + 0.5F;
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(x, half, addend);
+#elif defined(__FMA__)
+  return _mm256_fmadd_ps(x, half, addend);
+#else
+  return x * half + addend;
+#endif
+}
+
+// Of each element and y. From a comparison with a constant, gcc 12 makes two instructions.
+ONEPASS_INLINE BitVector smaller(BitVector x, std::uint32_t y) {
+  const BitVector other = BitVector{} + y;
+#if defined(__AVX512F__)
+  return std::bit_cast<BitVector>(
+      _mm512_maskz_min_epu32(kAll, std::bit_cast<__m512i>(x), std::bit_cast<__m512i>(other)));
+#else
+  return std::bit_cast<BitVector>(_mm256_min_epu32(std::bit_cast<__m256i>(x), std::bit_cast<__m256i>(other)));
+#endif
 }
 
 ONEPASS_INLINE FloatVector square_root(FloatVector values) {

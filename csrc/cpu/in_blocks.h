@@ -30,16 +30,16 @@ namespace onepass::inline ONEPASS_TARGET {
 using ApplyInBlocks = void (*)(const Job& job, std::int64_t begin, std::int64_t block, std::int64_t n,
                                std::int64_t tiles_ahead);
 
-// Whether a state has the random bits of the state before it.
-template <unsigned Set>
-constexpr bool shares_random(std::size_t operand) {
-  return (operand - kFirstState) % 2 != 0 && is_used<Set>(operand - 1);
-}
+// How the parameter is stored: as its format rounds, with the low bits of a master beside it, or (bfloat16) rounded
+// stochastically.
+enum class Storing : std::uint8_t { nearest, split, stochastic };
 
-// Parameter and gradient have the format `own`. With `kSplit`, the parameter has the low bits of a master beside it.
-template <class Rule, unsigned Set, Format own, bool kSplit = false>
+// Parameter and gradient have the format `own`. With Storing::stochastic, the indices of all elements in the whole
+// tensor have the same upper 32 bits.
+template <class Rule, unsigned Set, Format own, Storing storing = Storing::nearest>
 void apply_in_blocks(const Job& job, std::int64_t begin, std::int64_t block, std::int64_t n, std::int64_t tiles_ahead) {
   constexpr std::size_t operands = kOperands<Rule>;
+  constexpr bool is_split = storing == Storing::split;
   using Own = CodecOf<own>;
   constexpr auto own_size = static_cast<std::int64_t>(size_of(own));
   const auto constants = constants_of<Rule, float, Set>(job);
@@ -53,8 +53,10 @@ void apply_in_blocks(const Job& job, std::int64_t begin, std::int64_t block, std
                     ? reinterpret_cast<std::uint8_t*>(job.blocks.scales.data()[k - kFirstState]) + block
                     : nullptr;
   }
-  std::byte* const low = kSplit ? job.operands.data()[kMaster].data + begin * own_size : nullptr;
+  std::byte* const low = is_split ? job.operands.data()[kMaster].data + begin * own_size : nullptr;
   StateTile tiles[operands];
+  RandomUnits<false> random;
+  if constexpr (storing == Storing::stochastic) random.start(job.rounding.key, job.rounding.first + begin);
 
   [&]<std::size_t... K>(std::index_sequence<K...> /*operands*/) __attribute__((always_inline)) {
     const auto for_each_state = [&](auto&& visit) __attribute__((always_inline)) {
@@ -64,39 +66,65 @@ void apply_in_blocks(const Job& job, std::int64_t begin, std::int64_t block, std
       (visit_state(Index<K>{}), ...);
     };
     const auto step_block = [&](std::int64_t at, std::int64_t in_tile) __attribute__((always_inline)) {
-      BitVector largest[operands] = {};
-#pragma GCC unroll 4
-      for (std::int64_t i = 0; i < kBlock; i += kVectorWidth) {
-        alignas(64) float values[operands][kVectorWidth];  // the compiler keeps each of them in a register
+      BitVector largest[operands];
+#pragma GCC unroll 2
+      for (std::int64_t i = 0; i < kBlock; i += kUnit) {
+        // The compiler keeps each of these arrays in a register.
+        alignas(64) float first[operands][kVectorWidth];
+        alignas(64) float second[operands][kVectorWidth];
         const auto load = [&]<std::size_t k>(Index<k>) __attribute__((always_inline)) {
-          if constexpr (k == kParam && kSplit) {
-            store_vector(Float32{}, as_bytes(values[k]),
-                         load_joined(data[k] + (at + i) * own_size, low + (at + i) * own_size));
-          } else if constexpr (k < kFirstState) {
-            store_vector(Float32{}, as_bytes(values[k]), load_vector(Own{}, data[k] + (at + i) * own_size));
-          } else if constexpr (is_used<Set>(k)) {
-            constexpr Coding coding = Rule::state_codings[k - kFirstState];
-            const auto* codes = reinterpret_cast<const std::uint8_t*>(data[k]) + at + i;
-            store_vector(Float32{}, as_bytes(values[k]),
-                         state_value<coding>(load_e4m3(codes), tiles[k].decoding[in_tile]));
+          if constexpr (is_used<Set>(k)) {
+            VectorPair pair;
+            if constexpr (k == kParam && is_split) {
+              pair = load_joined(data[k] + (at + i) * own_size, low + (at + i) * own_size);
+            } else if constexpr (k < kFirstState) {
+              pair = load_pair(Own{}, data[k] + (at + i) * own_size);
+            } else {
+              constexpr Coding coding = Rule::state_codings[k - kFirstState];
+              const auto* codes = reinterpret_cast<const std::uint8_t*>(data[k]) + at + i;
+              const auto value = [&](const std::uint8_t* from) __attribute__((always_inline)) {
+                return state_value<coding>(load_e4m3(from), tiles[k].decoding[in_tile]);
+              };
+              pair = {value(codes), value(codes + kVectorWidth)};
+            }
+            store_vector(Float32{}, as_bytes(first[k]), pair.first);
+            store_vector(Float32{}, as_bytes(second[k]), pair.second);
           }
         };
+        const auto step = [&](auto& values) __attribute__((always_inline)) {
+          float* const arrays[] = {values[K]...};
+          apply<Rule, float, Set>(constants, factor, arrays, kVectorWidth,
+                                  std::make_index_sequence<Rule::state_names.size()>{});
+        };
         (load(Index<K>{}), ...);
-        float* const arrays[] = {values[K]...};
-        apply<Rule, float, Set>(constants, factor, arrays, kVectorWidth,
-                                std::make_index_sequence<Rule::state_names.size()>{});
-        const FloatVector param = load_vector(Float32{}, as_bytes(values[kParam]));
-        if constexpr (kSplit) {
-          store_split(data[kParam] + (at + i) * own_size, low + (at + i) * own_size, param);
+        step(first);
+        step(second);
+        const VectorPair param{load_vector(Float32{}, as_bytes(first[kParam])),
+                               load_vector(Float32{}, as_bytes(second[kParam]))};
+        std::byte* const to = data[kParam] + (at + i) * own_size;
+        if constexpr (is_split) {
+          store_split(to, low + (at + i) * own_size, param);
+        } else if constexpr (storing == Storing::stochastic) {
+          random.make(kParamStream / 2, at + i);
+          store_bytes(to, halves_of<1>(random.rounded(kParamStream, 0, param.first),
+                                       random.rounded(kParamStream, 1, param.second)));
         } else {
-          store_vector(Own{}, data[kParam] + (at + i) * own_size, param);
+          store_pair(Own{}, to, param);
         }
         for_each_state([&]<std::size_t k>(Index<k>) __attribute__((always_inline)) {
           constexpr Coding coding = Rule::state_codings[k - kFirstState];
-          const auto stored = stored_value<coding>(load_vector(Float32{}, as_bytes(values[k])));
-          store_vector(Float32{}, as_bytes(tiles[k].stored + in_tile * kBlock + i), stored);
-          const auto magnitude = magnitude_of<BitVector>(stored);
-          largest[k] = magnitude > largest[k] ? magnitude : largest[k];
+          const auto keep = [&](const float* values, std::int64_t from, bool is_first) __attribute__((always_inline)) {
+            const auto stored = stored_value<coding>(load_vector(Float32{}, as_bytes(values)));
+            store_vector(Float32{}, as_bytes(tiles[k].stored + in_tile * kBlock + from), stored);
+            const auto magnitude = magnitude_of<BitVector>(stored);
+            if (is_first) {
+              largest[k] = magnitude;
+            } else {
+              largest[k] = magnitude > largest[k] ? magnitude : largest[k];
+            }
+          };
+          keep(first[k], i, i == 0);
+          keep(second[k], i + kVectorWidth, false);
         });
       }
       for_each_state([&]<std::size_t k>(Index<k>)
@@ -110,7 +138,7 @@ void apply_in_blocks(const Job& job, std::int64_t begin, std::int64_t block, std
       };
       if (tiles_ahead > 0 && ahead + kTile<float> <= n) {
         (fetch(Index<K>{}), ...);
-        if constexpr (kSplit) prefetch(low + ahead * own_size, kTile<float> * own_size);
+        if constexpr (is_split) prefetch(low + ahead * own_size, kTile<float> * own_size);
       }
       const std::int64_t count = (n - at < kTile<float> ? n - at : kTile<float>) / kBlock;
       for_each_state([&]<std::size_t k>(Index<k>) __attribute__((always_inline)) {
@@ -122,12 +150,13 @@ void apply_in_blocks(const Job& job, std::int64_t begin, std::int64_t block, std
       for_each_state([&]<std::size_t k>(Index<k>) __attribute__((always_inline)) {
         constexpr std::size_t state = k - kFirstState;
         choose_scales(tiles[k], scales[k] + at / kBlock, count);
-        if constexpr (!shares_random<Set>(k))
-          make_random(tiles[k], job.rounding.key, state, job.rounding.first + begin + at, count);
-        encode_tile<Rule::state_codings[state], state % 2 != 0>(tiles[k],
-                                                                tiles[shares_random<Set>(k) ? k - 1 : k].random,
-                                                                reinterpret_cast<std::uint8_t*>(data[k]) + at, count);
+        make_random(tiles[k], job.rounding.key, state, job.rounding.first + begin + at, count);
       });
+      for (std::int64_t i = 0; i < count; ++i)
+        for_each_state([&]<std::size_t k>(Index<k>) __attribute__((always_inline)) {
+          encode_block<Rule::state_codings[k - kFirstState]>(
+              tiles[k], i, reinterpret_cast<std::uint8_t*>(data[k]) + at + i * kBlock);
+        });
     }
   }(std::make_index_sequence<operands>{});
 }
@@ -139,9 +168,9 @@ constexpr bool has_kernel_in_blocks() {
   return std::popcount(Set) == 1 || std::popcount(Set) == 2;
 }
 
-// Returns the kernel for a job; null if there is none.
+// Returns the kernel for elements [begin, end) of a job; null if there is none.
 template <class Rule, unsigned Set>
-ApplyInBlocks find_in_blocks(const Job& job) {
+ApplyInBlocks find_in_blocks(const Job& job, std::int64_t begin, std::int64_t end) {
   if constexpr (has_kernel_in_blocks<Rule, Set>() && requires { Rule::state_codings; }) {
     const auto all = [&](Format own) {
       return all_operands(job, [&](std::size_t k, const Operand& operand) {
@@ -150,7 +179,11 @@ ApplyInBlocks find_in_blocks(const Job& job) {
     };
     if (job.master == Master::whole) return nullptr;
     if (job.master == Master::low_bits)
-      return all(Format::bfloat16) ? &apply_in_blocks<Rule, Set, Format::bfloat16, true> : nullptr;
+      return all(Format::bfloat16) ? &apply_in_blocks<Rule, Set, Format::bfloat16, Storing::split> : nullptr;
+    if (job.rounds(kParam))
+      return all(Format::bfloat16) && has_one_upper_half(job, begin, end)
+                 ? &apply_in_blocks<Rule, Set, Format::bfloat16, Storing::stochastic>
+                 : nullptr;
     if (all(Format::float32)) return &apply_in_blocks<Rule, Set, Format::float32>;
     if (all(Format::bfloat16)) return &apply_in_blocks<Rule, Set, Format::bfloat16>;
   }

@@ -107,8 +107,7 @@ void apply_in_registers(const Job& job, std::byte* const* data, std::int64_t n, 
           if constexpr (alternating) {
             store_bytes(own[k] + i * formats.size(k), (a >> 16) | (b & 0xffff0000U));
           } else {
-            store_bytes(own[k] + i * formats.size(k), upper_halves(a));
-            store_bytes(own[k] + (i + kVectorWidth) * formats.size(k), upper_halves(b));
+            store_bytes(own[k] + i * formats.size(k), halves_of<1>(a, b));
           }
         } else if constexpr (is_written) {
           using Codec = std::conditional_t<alternating, Alternating, CodecOf<formats.of(k)>>;

@@ -227,7 +227,7 @@ struct StochasticStepper {
       const std::uint32_t scale = scale_for(largest_of_lanes(largest[state]));
       const auto factor = encoding_factor<float>(scale);
       if (lane == 0) at_address<std::uint8_t>(words.scales[state])[block] = static_cast<std::uint8_t>(scale);
-      const std::uint32_t product = first_product(key, state, static_cast<std::int64_t>(words.first) + begin);
+      const BlockRandom random = block_random(key, state, static_cast<std::int64_t>(words.first) + begin);
 #pragma unroll
       for (int played = 0; played < kPlayed; ++played) {
         auto* codes = at_address<std::uint8_t>(stepper.data[kFirstState + state]) + begin + (lane + played) * kOwn;
@@ -235,9 +235,9 @@ struct StochasticStepper {
         for (int i = 0; i < kOwn; ++i) {
           if (i >= counts[played]) continue;
           const auto element = static_cast<std::uint32_t>((lane + played) * kOwn + i);
-          const std::uint32_t random = half_of<state % 2 != 0>(random_bits(product + element * kIndexFactor));
-          const std::uint32_t code = encode_state<coding>(values[played][kFirstState + state][i], factor, random);
-          codes[i] = scale == kNanScale ? std::uint8_t{0} : static_cast<std::uint8_t>(code);
+          const auto code = code_of(encode_state<coding>(values[played][kFirstState + state][i], factor,
+                                                         random.of(number_in_block(element))));
+          codes[i] = scale == kNanScale ? std::uint8_t{0} : code;
         }
       }
     });

@@ -24,16 +24,13 @@ namespace onepass::inline ONEPASS_TARGET {
 
 inline constexpr int kBlock = kBlockLength;
 
+// Returns x / 2 + y.
+ONEPASS_INLINE float half_plus(float x, float y) { return x * 0.5F + y; }
+
+ONEPASS_INLINE std::uint32_t smaller(std::uint32_t x, std::uint32_t y) { return x < y ? x : y; }
+
 // The functions below are templates over a float and 32 bits, or a vector of each: what `?:` and the operators do to a
 // vector, they do to each element.
-
-// Two states share the random bits of an element. Returns 20 bits for one of them; the lower 8 of those for the first
-// are the upper 8 of those for the second.
-template <bool kSecond, class Bits>
-ONEPASS_INLINE Bits half_of(Bits random) {
-  if constexpr (kSecond) return random & 0xfffffU;
-  return random >> 12;
-}
 
 // What is stored of a value: the value itself, or the root of an average of squares.
 template <Coding coding, class Float>
@@ -81,13 +78,19 @@ ONEPASS_INLINE float decode_e4m3(std::uint8_t code) {
   return std::bit_cast<float>((magnitude < 8U ? denormal : normal) | sign);
 }
 
-// Rounds values stochastically to E4M3 codes, in the low 7 bits. `bits`: of the magnitudes, times 2^-8.
+// A code is made in the bits of a float32 number, from this bit on; its sign is bit 7.
+inline constexpr int kCodeShift = 20;
+inline constexpr std::uint32_t kSignOfCode = 1U << (kCodeShift + 7);
+
+// Rounds magnitudes, times 2^-8, stochastically to E4M3 codes. Returns the codes without signs, from kCodeShift on. The
+// bits above are not defined.
 template <class Float, class Bits>
-ONEPASS_INLINE Bits encode_e4m3(Bits bits, Bits random) {
-  // Below 2^-14 codes are multiples of 2^-17. With 2^-14 added, they differ in the same bit as the codes above.
-  const Bits raised = std::bit_cast<Bits>(std::bit_cast<Float>(bits) + 0x1p-14F) - (1U << 23);
-  const Bits aligned = bits < (113U << 23) ? raised : bits;
-  return (aligned + random) >> 20;  // the exponent 112 has zeros in the low 4 bits
+ONEPASS_INLINE Bits encode_e4m3(Bits magnitude, Bits random) {
+  // Below 2^-14 codes are multiples of 2^-17. With 2^-14 added, they differ in the same bit as the codes above, and the
+  // half of the sum has the exponent of code 0. Above 2^-14 the magnitude itself is larger than this half.
+  const Bits raised = std::bit_cast<Bits>(half_plus(std::bit_cast<Float>(magnitude), 0x1p-15F));
+  const Bits aligned = raised > magnitude ? raised : magnitude;
+  return aligned + (random >> 12);
 }
 
 // Returns the value of a decoded code, scaled.
@@ -98,18 +101,21 @@ ONEPASS_INLINE Float state_value(Float decoded, float factor) {
   return stored;
 }
 
-// Returns the codes of stored values, in the low 8 bits.
+// Returns the codes of stored values, from kCodeShift on; for signed values, the bits above are not defined.
 template <Coding coding, class Bits, class Float>
 ONEPASS_INLINE Bits encode_state(Float stored, float factor, Bits random) {
   const Bits scaled = std::bit_cast<Bits>(stored * factor);
   if constexpr (coding == Coding::signed_values) {
     const Bits code = encode_e4m3<Float>(Bits(scaled & 0x7fffffffU), random);
-    return (code & 0x7fU) | ((scaled >> 24) & ~0x7fU);
+    return code ^ ((code ^ (scaled >> 4)) & kSignOfCode);
   } else {
-    const Bits code = encode_e4m3<Float>(scaled, random) & 0x7fU;
-    const Bits smallest = scaled < 1U ? scaled : Bits{} + 1U;  // 1 unless the value is zero
+    const Bits code = encode_e4m3<Float>(scaled, random) & (kSignOfCode - 1U);
+    const Bits smallest = smaller(scaled, 1U << kCodeShift);  // code 1 unless the value is zero
     return code > smallest ? code : smallest;
   }
 }
+
+// Returns what encode_state returns as bytes.
+ONEPASS_INLINE std::uint8_t code_of(std::uint32_t encoded) { return static_cast<std::uint8_t>(encoded >> kCodeShift); }
 
 }  // namespace onepass::inline ONEPASS_TARGET

@@ -44,6 +44,34 @@ ONEPASS_INLINE Bits random_bits(Bits product) {
   return x ^ (x >> 16);
 }
 
+// Returns a number for each element of a block. They look random, and are the same in all blocks.
+template <class Bits>
+ONEPASS_INLINE Bits number_in_block(Bits element) {
+  return random_bits(Bits((element + 1U) * kIndexFactor));
+}
+
+// The random bits of a block of elements. An element has 32, of which the lower ones are worse: number * factor + rest,
+// for its number_in_block. So the bits of two elements are independent, and rounding errors are not correlated, for
+// two operations instead of a hash for each element.
+struct BlockRandom {
+  std::uint32_t factor, rest;
+
+  template <class Bits>
+  ONEPASS_INLINE Bits of(Bits number) const {
+    return number * factor + rest;
+  }
+};
+
+// Returns the random bits of a block of a state (SplitMix64 of a count). `index` is that of the block's first element
+// in the whole tensor.
+ONEPASS_INLINE BlockRandom block_random(std::uint64_t key, std::size_t state, std::int64_t index) {
+  std::uint64_t x = key + (static_cast<std::uint64_t>(index) * kMaxStates + state + 1) * 0x9e3779b97f4a7c15U;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9U;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebU;
+  x ^= x >> 31;
+  return {.factor = static_cast<std::uint32_t>(x), .rest = static_cast<std::uint32_t>(x >> 32)};
+}
+
 // The stream of random bits of a parameter. Each state has that of its number.
 inline constexpr std::size_t kParamStream = kMaxStates;
 

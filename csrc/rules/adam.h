@@ -76,12 +76,17 @@ struct Adam : BiasCorrections, Cautious<Adam> {
             .decoupled = Flag<T>(decays && decoupled)};
   }
 
+  template <unsigned Set, class T>
+  ONEPASS_INLINE static void settle(Constants<T>& c) {
+    c.amsgrad = Flag<T>((Set & kMaximum) != 0);
+  }
+
   template <class T>
   ONEPASS_INLINE static T change(const Constants<T>& c, T p, T& g, T& exp_avg, T& exp_avg_sq, T& max_exp_avg_sq) {
     g = g + c.weight_decay * only_if(c.coupled, p);
     exp_avg = c.average1(exp_avg, g);
     exp_avg_sq = c.average2(exp_avg_sq, g);
-    max_exp_avg_sq = maximum(only_if(c.amsgrad, max_exp_avg_sq), exp_avg_sq);
+    max_exp_avg_sq = select(c.amsgrad, maximum(max_exp_avg_sq, exp_avg_sq), exp_avg_sq);
     return c.step_size * exp_avg / (square_root(max_exp_avg_sq) + c.eps);
   }
 

@@ -22,6 +22,12 @@ double value_of(int code) {
   return (code & 0x80) != 0 ? -magnitude : magnitude;
 }
 
+// Returns the code of a stored value with these 20 random bits.
+template <Coding coding>
+int encoded(float stored, float factor, std::uint32_t random) {
+  return code_of(encode_state<coding>(stored, factor, random << 12));
+}
+
 // Codes but 0x7f and 0xff, which are NaN in the standard and are never written.
 template <class Visit>
 void for_each_code(Visit&& visit) {
@@ -49,11 +55,8 @@ TEST_CASE("the value of a code is encoded to this code, whatever the random bits
         if (value != 0 && std::abs(value) < 0x1p-126) continue;  // flushed
         const auto stored = static_cast<float>(value);
         const auto factor = encoding_factor<float>(scale);
-        CHECK(encode_state<Coding::signed_values, std::uint32_t>(stored, factor, random) ==
-              static_cast<std::uint32_t>(code));
-        if (code < 0x80)
-          CHECK(encode_state<Coding::magnitudes, std::uint32_t>(stored, factor, random) ==
-                static_cast<std::uint32_t>(code));
+        CHECK(encoded<Coding::signed_values>(stored, factor, random) == code);
+        if (code < 0x80) CHECK(encoded<Coding::magnitudes>(stored, factor, random) == code);
       }
   });
 }
@@ -67,13 +70,11 @@ TEST_CASE("values between two codes are rounded up by as many of the 2^20 random
     for (const double part : {1.0 / 1024, 0.25, 0.5, 1023.0 / 1024}) {
       const auto value = static_cast<float>(low + part * step);
       const auto first = static_cast<std::uint32_t>(std::ldexp(1.0 - part, 20));  // the smallest that rounds up
-      const auto encode = [&](std::uint32_t random) {
-        return encode_state<Coding::signed_values, std::uint32_t>(value, factor, random);
-      };
-      CHECK(encode(0) == static_cast<std::uint32_t>(code));
-      CHECK(encode(first - 1) == static_cast<std::uint32_t>(code));
-      CHECK(encode(first) == static_cast<std::uint32_t>(code + 1));
-      CHECK(encode(0xfffff) == static_cast<std::uint32_t>(code + 1));
+      const auto encode = [&](std::uint32_t random) { return encoded<Coding::signed_values>(value, factor, random); };
+      CHECK(encode(0) == code);
+      CHECK(encode(first - 1) == code);
+      CHECK(encode(first) == code + 1);
+      CHECK(encode(0xfffff) == code + 1);
     }
   }
 }
@@ -100,9 +101,9 @@ TEST_CASE("what a step divides by is encoded to zero only if it is zero") {
   const StepMode mode;
   const auto factor = encoding_factor<float>(127U);
   for (const std::uint32_t random : kRandom) {
-    CHECK(encode_state<Coding::magnitudes, std::uint32_t>(0x1p-100F, factor, random) == 1);
-    CHECK(encode_state<Coding::magnitudes, std::uint32_t>(0.0F, factor, random) == 0);
-    CHECK(encode_state<Coding::signed_values, std::uint32_t>(0x1p-100F, factor, random) == 0);
+    CHECK(encoded<Coding::magnitudes>(0x1p-100F, factor, random) == 1);
+    CHECK(encoded<Coding::magnitudes>(0.0F, factor, random) == 0);
+    CHECK(encoded<Coding::signed_values>(0x1p-100F, factor, random) == 0);
   }
 }
 

@@ -163,8 +163,26 @@ def test_states_of_another_dtype(row, own, states, kernels_only):
 
 @each_row_in_8_bits
 def test_beside_8_bit_states(row, kernels_only):
+    check_beside_8_bit_states(row)
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("tuning", ["intel", "amd"])
+@each_row_in_8_bits
+def test_beside_8_bit_states_with_every_instruction_set(row, isa, tuning):
+    onepass._core.force_isa(isa)
+    onepass._core.force_tuning(tuning)
+    torch.set_num_threads(3)
+    check_beside_8_bit_states(row)
+
+
+def check_beside_8_bit_states(row):
     """The parameter is rounded stochastically, too, with its own random bits."""
-    params, plain = (leaves(torch.bfloat16, [(64, 128), (70, 77), (40, 3, 7, 7), (30,)]) for _ in range(2))
+    shapes = [(64, 128), (70, 77), (40, 3, 7, 7), (30,)]
+    params, plain = leaves(torch.bfloat16, shapes), leaves(torch.bfloat16, shapes)
+    for p in (params[0], plain[0]):
+        p.data[1, :5] = torch.tensor([math.inf, -math.inf, math.nan, -0.0, 1e-40])
     wide = [nn.Parameter(p.detach().float()) for p in plain]
     ours = row.ours(params, **row.full, state_dtype=torch.float8_e4m3fn, stochastic_rounding=True)
     twin = row.ours(wide, **row.full, state_dtype=torch.float8_e4m3fn)
@@ -177,11 +195,31 @@ def test_beside_8_bit_states(row, kernels_only):
         twin.step()
         for number, (p, q) in enumerate(zip(params, wide, strict=True)):
             key = stochastic.random_key(0, step, number)
-            assert bits(p.detach()) == bits(rounded(q, p, key, stochastic.PARAM, p))
+            wanted = rounded(q, p, key, stochastic.PARAM, p)
+            assert bits(p.detach()[~p.isnan()]) == bits(wanted[~wanted.isnan()])
             for name, value in ours.state[p].items():
                 wanted = twin.state[q].get(name)
                 if isinstance(value, torch.Tensor) and value.ndim:
                     assert bits(value.view(torch.uint8)) == bits(wanted.view(torch.uint8)), name
+
+
+@each_row_in_8_bits
+def test_beside_8_bit_states_and_masters(row, kernels_only):
+    """Nothing has 16 bits but a parameter that is its master's copy: nothing is rounded stochastically."""
+    params, plain = leaves(torch.bfloat16, [(64, 128), (70, 77)]), leaves(torch.bfloat16, [(64, 128), (70, 77)])
+    kwargs = {**row.full, "state_dtype": torch.float8_e4m3fn, "master": "split"}
+    ours, twin = row.ours(params, **kwargs, stochastic_rounding=True), row.ours(plain, **kwargs)
+    for step in range(3):
+        for p, q in zip(params, plain, strict=True):
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(step)).bfloat16()
+            q.grad = p.grad.clone()
+        ours.step()
+        twin.step()
+        for p, q in zip(params, plain, strict=True):
+            assert bits(p.detach()) == bits(q.detach())
+            for name, value in ours.state[p].items():
+                if isinstance(value, torch.Tensor) and value.ndim:
+                    assert bits(value.view(torch.uint8)) == bits(twin.state[q][name].view(torch.uint8)), name
 
 
 @pytest.mark.parametrize("master", ["split", "float32"])

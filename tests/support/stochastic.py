@@ -29,13 +29,17 @@ def random_32_bits(key: int, stream: int, index: np.ndarray, begin: np.ndarray) 
         number = np.uint64(stream // 2) + (first >> np.uint64(32)) * np.uint64(4)
         mixed = (np.uint64(key) + number * np.uint64(GOLDEN)) * np.uint64(0xBF58476D1CE4E5B9) >> np.uint64(32)
         product = first * np.uint64(0x9E3779B1) + mixed + (index64 - first) * np.uint64(0x9E3779B1)
-    x = product & mask
-    x ^= x >> np.uint64(16)
+    return hash_32_bits(product & mask).astype(np.int64)
+
+
+def hash_32_bits(x: np.ndarray) -> np.ndarray:
+    """A hash of 32 bits to 32 bits, both as uint64."""
+    mask = np.uint64(MASK)
+    x = x ^ x >> np.uint64(16)
     x = x * np.uint64(0x21F0AAAD) & mask
     x ^= x >> np.uint64(15)
     x = x * np.uint64(0xD35A2D97) & mask
-    x ^= x >> np.uint64(16)
-    return x.astype(np.int64)
+    return x ^ x >> np.uint64(16)
 
 
 @np.errstate(invalid="ignore", over="ignore", divide="ignore")

@@ -258,6 +258,18 @@ def test_dtensors(processes, name):
     processes(2, spread, name)
 
 
+def test_converted_checkpoints():
+    """They stay cautious: a conversion of the states' dtype concerns no other option."""
+    p = leaf([1.0, 2.0])
+    p.grad = torch.ones_like(p)
+    optimizer = onepass.AdamW([p], cautious=True, cautious_weight_decay=True)
+    optimizer.step()
+    for dtype in (None, torch.float32):
+        group = onepass.convert_state_dict(optimizer.state_dict(), dtype)["param_groups"][0]
+        assert group["cautious"]
+        assert group["cautious_weight_decay"]
+
+
 def test_groups_and_checkpoints():
     """A group's own value holds, is saved and is loaded; torch's checkpoints leave an argument as it was."""
     p, q = leaf([1.0, 2.0]), leaf([3.0])

@@ -37,6 +37,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 CHECKED_STEPS = 4
+PEERS = ("bitsandbytes", "torchao")
 SEEDS = (0, 1, 2)
 STEPS = 300
 
@@ -251,7 +252,8 @@ def main() -> int:
         results.append(result)
         rows += found
         if args.json:
-            more = {"quick": args.quick, "missing": missing, "peers": peers.versions(), "states": rows}
+            versions = {peer: version for peer, version in peers.versions().items() if peer in PEERS}
+            more = {"quick": args.quick, "missing": missing, "peers": versions, "states": rows}
             args.json.write_text(as_json(results, run.rounds_of(args), **more))
     print(report.states_table({"states": rows}))
     return 0

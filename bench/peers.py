@@ -120,7 +120,7 @@ FORMULAS: dict[str, dict[str, Formula]] = {
         "NovoGrad": Formula("timm.optim:NvNovoGrad", ADAM + " weight_decay grad_averaging"),
     },
     "prodigyopt": {
-        "Prodigy": Formula("prodigyopt:Prodigy", ADAM + " d0 weight_decay use_bias_correction"),
+        "Prodigy": Formula("prodigyopt:Prodigy", ADAM + " d0 growth_rate weight_decay use_bias_correction"),
     },
 }
 

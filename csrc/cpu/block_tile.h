@@ -18,6 +18,7 @@ namespace onepass::inline ONEPASS_TARGET {
 
 inline constexpr std::int64_t kBlocksInTile = kTile<float> / kBlock;
 static_assert(kBlocksInTile == 8);
+static_assert(kCodeShift == 20);  // of store_codes
 inline constexpr std::int64_t kParts = kBlock / kVectorWidth;
 
 // A tile of a state.
@@ -67,13 +68,13 @@ ONEPASS_INLINE void make_random(StateTile& tile, std::uint64_t key, std::size_t 
 
 // Encodes block `i` of a tile.
 template <Coding coding>
-ONEPASS_INLINE void encode_block(const StateTile& tile, std::int64_t i, std::uint8_t* codes) {
+ONEPASS_INLINE void encode_whole_block(const StateTile& tile, std::int64_t i, std::uint8_t* codes) {
   BitVector encoded[kParts];
 #pragma GCC unroll 4
   for (std::int64_t part = 0; part < kParts; ++part) {
     const auto stored = load_vector(Float32{}, as_bytes(tile.stored + i * kBlock + part * kVectorWidth));
-    const BitVector elements = numbers_from(static_cast<std::uint32_t>(part * kVectorWidth));
-    const BitVector random = tile.random[i].of(number_in_block(elements));
+    const BitVector places = numbers_from(static_cast<std::uint32_t>(part * kVectorWidth));
+    const BitVector random = tile.random[i].bits(hash_of_place(places));
     encoded[part] = encode_state<coding>(stored, tile.encoding[i], random);
   }
   store_codes(encoded, codes);
@@ -95,7 +96,7 @@ ONEPASS_INLINE void encode_whole_blocks(const float* values, std::uint64_t key, 
     }
   choose_scales(tile, scales, count);
   make_random(tile, key, state, index, count);
-  for (std::int64_t i = 0; i < count; ++i) encode_block<coding>(tile, i, codes + i * kBlock);
+  for (std::int64_t i = 0; i < count; ++i) encode_whole_block<coding>(tile, i, codes + i * kBlock);
 }
 
 }  // namespace onepass::inline ONEPASS_TARGET

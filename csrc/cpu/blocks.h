@@ -77,7 +77,7 @@ ONEPASS_INLINE void encode_block(const T* tile, const BlockRandom& random, std::
   *scale = static_cast<std::uint8_t>(code);
   for (int i = 0; i < count; ++i) {
     codes[i] =
-        code_of(encode_state<coding>(stored[i], factor, random.of(number_in_block(static_cast<std::uint32_t>(i)))));
+        code_of(encode_state<coding>(stored[i], factor, random.bits(hash_of_place(static_cast<std::uint32_t>(i)))));
     if (code == kNanScale) codes[i] = 0;
   }
 }

@@ -120,11 +120,15 @@ ONEPASS_INLINE void store_pair(Codec codec, std::byte* to, VectorPair values) {
 // The halves of two registers of 32 bits.
 using Halves [[gnu::vector_size(kVectorWidth * 4)]] = std::uint16_t;
 
-// Returns the lower or upper half of each element of two registers.
-template <int kHalf>
-ONEPASS_INLINE Halves halves_of(BitVector first, BitVector second) {
+// Return the lower or upper half of each element of two registers.
+ONEPASS_INLINE Halves lower_halves(BitVector first, BitVector second) {
   return [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
-    return __builtin_shufflevector(std::bit_cast<Halves>(first), std::bit_cast<Halves>(second), (2 * I + kHalf)...);
+    return __builtin_shufflevector(std::bit_cast<Halves>(first), std::bit_cast<Halves>(second), (2 * I)...);
+  }(std::make_integer_sequence<int, 2 * kVectorWidth>{});
+}
+ONEPASS_INLINE Halves upper_halves(BitVector first, BitVector second) {
+  return [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
+    return __builtin_shufflevector(std::bit_cast<Halves>(first), std::bit_cast<Halves>(second), (2 * I + 1)...);
   }(std::make_integer_sequence<int, 2 * kVectorWidth>{});
 }
 
@@ -152,8 +156,8 @@ ONEPASS_INLINE void store_split(std::byte* high, std::byte* low, VectorPair mast
     return own != own ? bits | 0x400000U : bits + 0x8000U;
   };
   const auto kept = [](FloatVector own) { return own != own ? BitVector{} : std::bit_cast<BitVector>(own); };
-  store_bytes(high, halves_of<1>(rounded(masters.first), rounded(masters.second)));
-  store_bytes(low, halves_of<0>(kept(masters.first), kept(masters.second)));
+  store_bytes(high, upper_halves(rounded(masters.first), rounded(masters.second)));
+  store_bytes(low, lower_halves(kept(masters.first), kept(masters.second)));
 }
 
 #if defined(__AVX512F__)
@@ -165,7 +169,7 @@ ONEPASS_INLINE void store_pair(BFloat16, std::byte* to, VectorPair values) {
 #if defined(__AVX512BF16__)
   store_bytes(to, _mm512_cvtne2ps_pbh(values.second, values.first));
 #else
-  store_bytes(to, halves_of<1>(rounded_to_bfloat16(values.first), rounded_to_bfloat16(values.second)));
+  store_bytes(to, upper_halves(rounded_to_bfloat16(values.first), rounded_to_bfloat16(values.second)));
 #endif
 }
 #endif
@@ -209,7 +213,7 @@ ONEPASS_INLINE FloatVector load_e4m3(const std::uint8_t* from) {
 // Stores 32 codes, which are bits 20 to 27 of the elements (kCodeShift in formats/microscaling.h).
 #if defined(__AVX512F__)
 ONEPASS_INLINE void store_codes(const BitVector (&codes)[2], std::uint8_t* to) {
-  const Halves shifted = halves_of<1>(codes[0], codes[1]) >> 4;
+  const Halves shifted = upper_halves(codes[0], codes[1]) >> 4;
   const __m256i bytes = _mm512_maskz_cvtepi16_epi8(0xffffffff, std::bit_cast<__m512i>(shifted));
   std::memcpy(to, &bytes, sizeof bytes);
 }
@@ -278,7 +282,7 @@ ONEPASS_INLINE FloatVector half_plus(FloatVector x, float y) {
 #endif
 }
 
-// Of each element and y. From a comparison with a constant, gcc 12 makes two instructions.
+// Returns the smaller of each element and y. From a comparison with a constant, gcc 12 makes two instructions.
 ONEPASS_INLINE BitVector smaller(BitVector x, std::uint32_t y) {
   const BitVector other = BitVector{} + y;
 #if defined(__AVX512F__)

@@ -30,9 +30,12 @@ namespace onepass::inline ONEPASS_TARGET {
 using ApplyInBlocks = void (*)(const Job& job, std::int64_t begin, std::int64_t block, std::int64_t n,
                                std::int64_t tiles_ahead);
 
-// How the parameter is stored: as its format rounds, with the low bits of a master beside it, or (bfloat16) rounded
-// stochastically.
-enum class Storing : std::uint8_t { nearest, split, stochastic };
+// How the parameter is stored.
+enum class Storing : std::uint8_t {
+  nearest,     // rounded to nearest
+  split,       // bfloat16, with the low bits of its master
+  stochastic,  // bfloat16, rounded stochastically
+};
 
 // Parameter and gradient have the format `own`. With Storing::stochastic, the indices of all elements in the whole
 // tensor have the same upper 32 bits.
@@ -91,14 +94,9 @@ void apply_in_blocks(const Job& job, std::int64_t begin, std::int64_t block, std
             store_vector(Float32{}, as_bytes(second[k]), pair.second);
           }
         };
-        const auto step = [&](auto& values) __attribute__((always_inline)) {
-          float* const arrays[] = {values[K]...};
-          apply<Rule, float, Set>(constants, factor, arrays, kVectorWidth,
-                                  std::make_index_sequence<Rule::state_names.size()>{});
-        };
         (load(Index<K>{}), ...);
-        step(first);
-        step(second);
+        apply_to_register<Rule, Set>(constants, factor, first);
+        apply_to_register<Rule, Set>(constants, factor, second);
         const VectorPair param{load_vector(Float32{}, as_bytes(first[kParam])),
                                load_vector(Float32{}, as_bytes(second[kParam]))};
         std::byte* const to = data[kParam] + (at + i) * own_size;
@@ -106,7 +104,7 @@ void apply_in_blocks(const Job& job, std::int64_t begin, std::int64_t block, std
           store_split(to, low + (at + i) * own_size, param);
         } else if constexpr (storing == Storing::stochastic) {
           random.make(kParamStream / 2, at + i);
-          store_bytes(to, halves_of<1>(random.rounded(kParamStream, 0, param.first),
+          store_bytes(to, upper_halves(random.rounded(kParamStream, 0, param.first),
                                        random.rounded(kParamStream, 1, param.second)));
         } else {
           store_pair(Own{}, to, param);
@@ -154,7 +152,7 @@ void apply_in_blocks(const Job& job, std::int64_t begin, std::int64_t block, std
       });
       for (std::int64_t i = 0; i < count; ++i)
         for_each_state([&]<std::size_t k>(Index<k>) __attribute__((always_inline)) {
-          encode_block<Rule::state_codings[k - kFirstState]>(
+          encode_whole_block<Rule::state_codings[k - kFirstState]>(
               tiles[k], i, reinterpret_cast<std::uint8_t*>(data[k]) + at + i * kBlock);
         });
     }

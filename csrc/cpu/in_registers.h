@@ -69,6 +69,17 @@ class RandomUnits {
   BitVector random_[kPairs][2];
 };
 
+// Applies the rule to a register of each operand.
+template <class Rule, unsigned Set>
+ONEPASS_INLINE void apply_to_register(const ConstantsOf<Rule, float>& constants, float factor,
+                                      float (&values)[kOperands<Rule>][kVectorWidth]) {
+  [&]<std::size_t... K>(std::index_sequence<K...> /*operands*/) __attribute__((always_inline)) {
+    float* const arrays[] = {values[K]...};
+    apply<Rule, float, Set>(constants, factor, arrays, kVectorWidth,
+                            std::make_index_sequence<Rule::state_names.size()>{});
+  }(std::make_index_sequence<kOperands<Rule>>{});
+}
+
 // Applies the rule to packed operands in these formats; n is a multiple of kUnit. `kStochastic`: operands in bfloat16
 // are rounded stochastically.
 template <class Rule, unsigned Set, Formats formats, bool kStochastic = false>
@@ -107,7 +118,7 @@ void apply_in_registers(const Job& job, std::byte* const* data, std::int64_t n, 
           if constexpr (alternating) {
             store_bytes(own[k] + i * formats.size(k), (a >> 16) | (b & 0xffff0000U));
           } else {
-            store_bytes(own[k] + i * formats.size(k), halves_of<1>(a, b));
+            store_bytes(own[k] + i * formats.size(k), upper_halves(a, b));
           }
         } else if constexpr (is_written) {
           using Codec = std::conditional_t<alternating, Alternating, CodecOf<formats.of(k)>>;
@@ -115,14 +126,9 @@ void apply_in_registers(const Job& job, std::byte* const* data, std::int64_t n, 
                      {load_vector(Float32{}, as_bytes(first[k])), load_vector(Float32{}, as_bytes(second[k]))});
         }
       };
-      const auto step = [&](auto& values) __attribute__((always_inline)) {
-        float* const arrays[] = {values[K]...};
-        apply<Rule, float, Set>(constants, factor, arrays, kVectorWidth,
-                                std::make_index_sequence<Rule::state_names.size()>{});
-      };
       (load(Index<K>{}), ...);
-      step(first);
-      step(second);
+      apply_to_register<Rule, Set>(constants, factor, first);
+      apply_to_register<Rule, Set>(constants, factor, second);
       (store(Index<K>{}), ...);
     };
     for_each_prefetched<float>(

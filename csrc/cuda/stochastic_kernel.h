@@ -236,7 +236,7 @@ struct StochasticStepper {
           if (i >= counts[played]) continue;
           const auto element = static_cast<std::uint32_t>((lane + played) * kOwn + i);
           const auto code = code_of(encode_state<coding>(values[played][kFirstState + state][i], factor,
-                                                         random.of(number_in_block(element))));
+                                                         random.bits(hash_of_place(element))));
           codes[i] = scale == kNanScale ? std::uint8_t{0} : code;
         }
       }

@@ -115,7 +115,7 @@ ONEPASS_INLINE Bits encode_state(Float stored, float factor, Bits random) {
   }
 }
 
-// Returns what encode_state returns as bytes.
+// Returns the byte of a code that encode_state returned.
 ONEPASS_INLINE std::uint8_t code_of(std::uint32_t encoded) { return static_cast<std::uint8_t>(encoded >> kCodeShift); }
 
 }  // namespace onepass::inline ONEPASS_TARGET

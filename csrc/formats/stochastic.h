@@ -1,7 +1,7 @@
 // Stochastic rounding: up with a probability that is the distance from the lower number. So a sum of many small changes
 // is kept on average, where rounding to nearest would lose each of them.
 //
-// The random bits are a function of the seed, the step, the parameter, and the element's index in the whole tensor: the
+// The random bits are a function of the seed, the step, the parameter, and the element's place in the whole tensor: the
 // same for every instruction set, thread count, shard and GPU, and in a resumed run.
 #pragma once
 
@@ -16,16 +16,20 @@
 
 namespace onepass::inline ONEPASS_TARGET {
 
-// Returns the key of the random bits of a parameter in a step: a hash (SplitMix64) of the seed, the step, and the
-// parameter's number among all parameters of the optimizer.
+// Returns a hash (SplitMix64).
+ONEPASS_INLINE std::uint64_t hash_of(std::uint64_t x) {
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9U;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebU;
+  return x ^ (x >> 31);
+}
+
+// Returns the key of the random bits of a parameter in a step: a hash of the seed, the step, and the parameter's number
+// among all parameters of the optimizer.
 ONEPASS_INLINE std::uint64_t random_key(std::uint64_t seed, std::uint64_t step, std::uint64_t param) {
   std::uint64_t key = 0;
   const std::uint64_t parts[] = {seed, step, param};
   for (const std::uint64_t part : parts) {
-    key += part + 0x9e3779b97f4a7c15U;
-    key = (key ^ (key >> 30)) * 0xbf58476d1ce4e5b9U;
-    key = (key ^ (key >> 27)) * 0x94d049bb133111ebU;
-    key ^= key >> 31;
+    key = hash_of(key + part + 0x9e3779b97f4a7c15U);
   }
   return key;
 }
@@ -44,35 +48,32 @@ ONEPASS_INLINE Bits random_bits(Bits product) {
   return x ^ (x >> 16);
 }
 
-// Returns a number for each element of a block. They look random, and are the same in all blocks.
+// Returns a hash of an element's place in its block.
 template <class Bits>
-ONEPASS_INLINE Bits number_in_block(Bits element) {
-  return random_bits(Bits((element + 1U) * kIndexFactor));
+ONEPASS_INLINE Bits hash_of_place(Bits place) {
+  return random_bits(Bits((place + 1U) * kIndexFactor));
 }
 
-// The random bits of a block of elements. An element has 32, of which the lower ones are worse: number * factor + rest,
-// for its number_in_block. So the bits of two elements are independent, and rounding errors are not correlated, for
-// two operations instead of a hash for each element.
+// The random bits of a block of elements: 32 for each, a linear function of the hash of its place. It takes two
+// operations, where a hash for each element takes eight. The upper 20 bits of any two elements are independent, because
+// no two hashes of places differ by a multiple of 2^13. So rounding errors are not correlated.
 struct BlockRandom {
-  std::uint32_t factor, rest;
+  std::uint32_t factor, addend;
 
   template <class Bits>
-  ONEPASS_INLINE Bits of(Bits number) const {
-    return number * factor + rest;
+  ONEPASS_INLINE Bits bits(Bits hash) const {
+    return hash * factor + addend;
   }
 };
 
-// Returns the random bits of a block of a state (SplitMix64 of a count). `index` is that of the block's first element
-// in the whole tensor.
+// Returns the random bits of a block of a state. `index` is that of the block's first element in the whole tensor.
 ONEPASS_INLINE BlockRandom block_random(std::uint64_t key, std::size_t state, std::int64_t index) {
-  std::uint64_t x = key + (static_cast<std::uint64_t>(index) * kMaxStates + state + 1) * 0x9e3779b97f4a7c15U;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9U;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebU;
-  x ^= x >> 31;
-  return {.factor = static_cast<std::uint32_t>(x), .rest = static_cast<std::uint32_t>(x >> 32)};
+  const std::uint64_t count = static_cast<std::uint64_t>(index) * kMaxStates + state + 1;
+  const std::uint64_t hash = hash_of(key + count * 0x9e3779b97f4a7c15U);
+  return {.factor = static_cast<std::uint32_t>(hash), .addend = static_cast<std::uint32_t>(hash >> 32)};
 }
 
-// The stream of random bits of a parameter. Each state has that of its number.
+// The stream of random bits of a parameter. Each state of 16 bits has that of its number.
 inline constexpr std::size_t kParamStream = kMaxStates;
 
 // Returns the product for an element, of which each following element's is kIndexFactor more, unless `index`, its index

@@ -76,6 +76,7 @@ struct Adam : BiasCorrections, Cautious<Adam> {
             .decoupled = Flag<T>(decays && decoupled)};
   }
 
+  // The set of states says whether there is a maximum. Without one, the compiler leaves it out.
   template <unsigned Set, class T>
   ONEPASS_INLINE static void settle(Constants<T>& c) {
     c.amsgrad = Flag<T>((Set & kMaximum) != 0);

@@ -53,6 +53,7 @@ OTHERWISE = {
     "gamma": 0.1,
     "grad_averaging": True,
     "d0": 1e-3,
+    "growth_rate": 1.5,
     "use_bias_correction": True,
 }
 

@@ -74,6 +74,7 @@ struct Storage {
   const char* what;
   Format own, states;
   bool wide = false, blocks = false, stochastic = false;
+  std::int64_t first = 0;  // index of the first element in the whole tensor
 };
 constexpr Storage kStorages[] = {
     {"float32", Format::float32, Format::float32},
@@ -82,6 +83,8 @@ constexpr Storage kStorages[] = {
     {"float16", Format::float16, Format::float32},
     {"bfloat16, random bits", Format::bfloat16, Format::bfloat16, false, false, true},
     {"8 bits", Format::float32, Format::float8_e4m3fn, false, true},
+    {"bfloat16, 8 bits, random bits", Format::bfloat16, Format::float8_e4m3fn, false, true, true},
+    {"the same, past 2^32", Format::bfloat16, Format::float8_e4m3fn, false, true, true, (std::int64_t{1} << 32) - 100},
 };
 
 // Twenty steps of one tensor, and the rule's scalars after them.
@@ -111,7 +114,7 @@ std::uint64_t steps_of(Setting setting, const Storage& storage) {
   }
   job.takes_sums = info.takes_sums(setting.hyper.data());
   job.scalars = setting.scalars.data();
-  job.rounding = {.stochastic = storage.stochastic, .first = 0, .key = 0, .seed = 5, .step = 0, .param = 3};
+  job.rounding = {.stochastic = storage.stochastic, .first = storage.first, .key = 0, .seed = 5, .step = 0, .param = 3};
   for (int t = 0; t < kSteps; ++t) {
     for (std::int64_t i = 0; i < kElements; ++i)
       store(tensors[kGrad], i, plain((static_cast<std::uint64_t>(t) << 40) + static_cast<std::uint64_t>(i)));

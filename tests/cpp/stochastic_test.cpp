@@ -4,6 +4,7 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -65,6 +66,11 @@ void check_intervals(int width) {
       CHECK(rounded(Codec{}, -value, 0xffff) == -b);
     }
   });
+}
+
+TEST_CASE("hashes of places in a block do not differ by a multiple of 2^13") {
+  for (std::uint32_t a = 0; a < kBlockLength; ++a)
+    for (std::uint32_t b = 0; b < a; ++b) CHECK(std::countr_zero(hash_of_place(a) - hash_of_place(b)) < 13);
 }
 
 TEST_CASE("numbers that a format has stay as they are, whatever the random bits") {

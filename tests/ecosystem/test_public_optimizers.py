@@ -242,10 +242,16 @@ def test_a_checkpoint_of_prodigyopt(arguments, still):
 # Name -> ours, theirs, and the arguments of theirs. Ours has other defaults, and takes its options of the checkpoint.
 OF_TIMM = {
     "AdaBelief": (onepass.AdaBelief, timm.optim.AdaBelief, {"rectify": False, "eps": 1e-8, "weight_decay": 0.1}),
+    "AdaBelief, no decay": (
+        onepass.AdaBelief,
+        timm.optim.AdaBelief,
+        {"rectify": False, "decoupled_decay": False, "eps": 1e-8},
+    ),
     "Adan": (onepass.Adan, timm.optim.Adan, {"weight_decay": 0.02, "no_prox": True}),
     "ADOPT": (onepass.ADOPT, timm.optim.Adopt, {"clip_exp": 0.25, "decoupled": True, "weight_decay": 0.1}),
     "ADOPT, not clipped": (onepass.ADOPT, timm.optim.Adopt, {"clip_exp": None, "caution": True}),
     "AdamW": (onepass.AdamW, timm.optim.AdamWLegacy, {"weight_decay": 0.1, "caution": True}),
+    "AdamW, amsgrad": (onepass.AdamW, timm.optim.AdamWLegacy, {"weight_decay": 0.1, "amsgrad": True}),
     "LAMB": (onepass.LAMB, timm.optim.Lamb, {"weight_decay": 0.1, "trust_clip": True, "max_grad_norm": None}),
     "LAMB, not adapted": (onepass.LAMB, timm.optim.Lamb, {"weight_decay": 0.0, "max_grad_norm": None}),
     "LAMB, always adapted": (
@@ -254,6 +260,7 @@ OF_TIMM = {
         {"weight_decay": 0.0, "always_adapt": True, "max_grad_norm": None},
     ),
     "LARS": (onepass.LARS, timm.optim.Lars, {"momentum": 0.9, "weight_decay": 0.1, "nesterov": True}),
+    "LARS, not adapted": (onepass.LARS, timm.optim.Lars, {"momentum": 0.9, "weight_decay": 0.0}),
     "Lion": (onepass.Lion, timm.optim.Lion, {"weight_decay": 0.1, "caution": True}),
     "MARS": (onepass.MARS, timm.optim.Mars, {"weight_decay": 0.1, "optimize_1d": True, "gamma": 0.05}),
     "NovoGrad": (onepass.NovoGrad, timm.optim.NvNovoGrad, {"weight_decay": 0.1, "grad_averaging": True}),
@@ -263,52 +270,68 @@ OF_TIMM = {
 @pytest.mark.parametrize("name", OF_TIMM)
 @pytest.mark.filterwarnings("ignore")
 def test_a_checkpoint_of_timm(name):
-    """Ours goes on where theirs has stopped, with the options of the checkpoint."""
+    """Ours goes on where theirs has stopped, with the options of the checkpoint, which the conversion leaves alone."""
     ours, theirs, kwargs = OF_TIMM[name]
     generator = torch.Generator().manual_seed(0)
-    params = [Parameter(torch.randn(shape, generator=generator)) for shape in [(64, 33), (7,), (3, 5, 2)]]
-    first = theirs(params, lr=0.01, **kwargs)
+    params = [Parameter(torch.randn(shape, generator=generator)) for shape in [(64, 33), (7,), (3, 5, 2), (4,)]]
+    groups = [{"params": params[:2]}, {"params": params[2:], "lr": 0.02}]  # the last parameter has no gradient
+    first = theirs(groups, lr=0.01, **kwargs)
 
     def step(optimizer, params):
-        for p in params:
+        for p in params[:3]:
             p.grad = torch.randn(p.shape, generator=generator)
         optimizer.step()
 
     for _ in range(5):
         step(first, params)
     own = [Parameter(p.detach().clone()) for p in params]
-    second = ours(own)
-    second.load_state_dict(onepass.convert_state_dict(copy.deepcopy(first.state_dict())))
-    before, state = [p.detach().clone() for p in own], generator.get_state()
+    second = ours([{"params": own[:2]}, {"params": own[2:]}])
+    given = copy.deepcopy(first.state_dict())
+    before = str(given)
+    second.load_state_dict(onepass.convert_state_dict(given))
+    assert str(given) == before
+    start, state = [p.detach().clone() for p in own[:3]], generator.get_state()
     for optimizer, held in ((first, params), (second, own)):
         generator.set_state(state)
         for _ in range(5):
             step(optimizer, held)
-    for p, q, start in zip(params, own, before, strict=True):
-        moved = float((p.detach() - start).abs().max())
+    for p, q, from_ in zip(params[:3], own, start, strict=False):
+        moved = float((p.detach() - from_).abs().max())
         assert moved > 0
         torch.testing.assert_close(q, p, rtol=1e-6, atol=1e-4 * moved)
 
 
-REFUSED_OF_TIMM = {
-    "rectify": (timm.optim.AdaBelief, {}),
-    "decoupled_decay": (timm.optim.Lamb, {"decoupled_decay": True}),
-    "corrected_weight_decay": (timm.optim.Lion, {"corrected_weight_decay": True}),
-    "trust_clip": (timm.optim.Lars, {"trust_clip": True}),
-    "optimize_1d": (timm.optim.Mars, {}),
-    "mars_type": (timm.optim.Mars, {"mars_type": "lion", "optimize_1d": True}),
-    "LaProp": (timm.optim.LaProp, {}),
+NOT_CONVERTED = "whose checkpoints are not converted"
+REFUSED_OF_TIMM = {  # part of the message -> optimizer, arguments
+    "rectify of timm's AdaBelief must be False, got True": (timm.optim.AdaBelief, {}),
+    "decoupled_decay of timm's AdaBelief": (timm.optim.AdaBelief, {"rectify": False, "decoupled_decay": False}),
+    "amsgrad of timm's AdaBelief": (timm.optim.AdaBelief, {"rectify": False, "amsgrad": True}),
+    "caution of timm's Adan": (timm.optim.Adan, {"caution": True}),
+    "clipping_threshold of timm's AdamWLegacy": (timm.optim.AdamWLegacy, {"clipping_threshold": 1.0}),
+    "decoupled_decay of LAMB": (timm.optim.Lamb, {"decoupled_decay": True}),
+    "caution of LAMB": (timm.optim.Lamb, {"caution": True}),
+    "corrected_weight_decay of timm's Lion": (timm.optim.Lion, {"corrected_weight_decay": True}),
+    "trust_clip of timm's Lars": (timm.optim.Lars, {"trust_clip": True}),
+    "dampening of timm's Lars": (timm.optim.Lars, {"momentum": 0.9, "dampening": 0.1}),
+    "optimize_1d of timm's Mars": (timm.optim.Mars, {}),
+    "mars_type of timm's Mars": (timm.optim.Mars, {"mars_type": "lion", "optimize_1d": True}),
+    "amsgrad of timm's NvNovoGrad": (timm.optim.NvNovoGrad, {"amsgrad": True}),
+    f"{NOT_CONVERTED}$": (timm.optim.LaProp, {}),
+    f"{NOT_CONVERTED}(?#AdamP)": (timm.optim.AdamP, {}),
+    f"{NOT_CONVERTED}(?#NAdamW)": (timm.optim.NAdamW, {}),
+    f"{NOT_CONVERTED}(?#RMSpropTF)": (timm.optim.RMSpropTF, {}),
+    f"{NOT_CONVERTED}(?#SGDW)": (timm.optim.SGDW, {}),
 }
 
 
-@pytest.mark.parametrize("name", REFUSED_OF_TIMM)
+@pytest.mark.parametrize("message", REFUSED_OF_TIMM)
 @pytest.mark.filterwarnings("ignore")
-def test_a_checkpoint_of_timm_without_counterpart(name):
-    theirs, kwargs = REFUSED_OF_TIMM[name]
+def test_a_checkpoint_of_timm_without_counterpart(message):
+    theirs, kwargs = REFUSED_OF_TIMM[message]
     params = [Parameter(torch.ones(4, 3)), Parameter(torch.ones(3))]
     optimizer = theirs(params, lr=0.01, weight_decay=0.1, **kwargs)
     for p in params:
         p.grad = torch.ones_like(p)
     optimizer.step()
-    with pytest.raises(ValueError, match=f"group 0: .*{name}"):
+    with pytest.raises(ValueError, match=f"group 0.*{message}"):
         onepass.convert_state_dict(optimizer.state_dict())

@@ -326,6 +326,17 @@ def encode(values, coding="signed_values", key=1, first_row=0):
     return decoded
 
 
+@pytest.mark.parametrize("length", [32, 77])
+def test_indices_above_32_bits(length):
+    """The random bits of a shard that holds element 2^32."""
+    values = torch.randn(9, length, generator=torch.Generator().manual_seed(0))
+    first_row = (1 << 32) // length - 4
+    codes, scales = blocks.encoded(values.numpy(), "signed_values", 1, 0, first_row)
+    wanted = torch.from_numpy(blocks.decoded(codes, scales, "signed_values"))
+    assert bits(encode(values, first_row=first_row)) == bits(wanted)
+    assert bits(encode(values, first_row=first_row)) != bits(encode(values))
+
+
 @pytest.mark.parametrize("coding", ["signed_values", "magnitudes", "squares"])
 @pytest.mark.parametrize("where", [448.0, 300.3, 97.25, 1.01, 0.0171, 0.0101, 0.0021, 2.0**-20])
 def test_rounding_is_unbiased(coding, where):

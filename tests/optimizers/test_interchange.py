@@ -1,6 +1,8 @@
-"""Checkpoints in the layout of apex, which needs a GPU: its groups count the steps, and its options are fewer."""
+"""Checkpoints of apex, in its layout: it needs a GPU. (Those of packages that run here are in tests/ecosystem.)"""
 
 import copy
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import onepass
 import pytest
@@ -8,26 +10,24 @@ import torch
 from reference import bits
 from torch import nn
 
-BETAS = {"betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": 0.1}
 
-# Name -> ours, its arguments, the keys that apex's group has of them, those that it has beside them, and whether its
-# group counts the steps.
-OF_APEX = {
-    "FusedAdam": (onepass.AdamW, BETAS, {"bias_correction": True}, True),
-    "FusedAdam, not decoupled": (onepass.Adam, BETAS, {"bias_correction": True}, True),
-    "FusedLAMB": (
-        onepass.LAMB,
-        BETAS,
-        {"bias_correction": True, "grad_averaging": True, "max_grad_norm": 1.0},
-        True,
+class Layout(NamedTuple):
+    ours: type
+    options: dict[str, Any]  # that both have
+    more: Mapping[str, Any] = {}  # that only apex's groups have
+    counts: bool = True  # whether apex's groups count the steps
+
+
+ADAM = {"betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": 0.1}
+LAMB = {"bias_correction": True, "grad_averaging": True, "max_grad_norm": 1.0}
+LAYOUTS = {
+    "FusedAdam": Layout(onepass.AdamW, ADAM, {"bias_correction": True}),
+    "FusedAdam, not decoupled": Layout(onepass.Adam, ADAM, {"bias_correction": True}),
+    "FusedLAMB": Layout(onepass.LAMB, ADAM, LAMB),
+    "FusedSGD": Layout(
+        onepass.SGD, {"momentum": 0.9, "dampening": 0.1, "weight_decay": 0.1, "nesterov": False}, counts=False
     ),
-    "FusedSGD": (
-        onepass.SGD,
-        {"momentum": 0.9, "dampening": 0.1, "weight_decay": 0.1, "nesterov": False},
-        {},
-        False,
-    ),
-    "FusedAdagrad": (onepass.Adagrad, {"eps": 1e-6, "weight_decay": 0.1}, {}, False),
+    "FusedAdagrad": Layout(onepass.Adagrad, {"eps": 1e-6, "weight_decay": 0.1}, counts=False),
 }
 
 
@@ -38,31 +38,33 @@ def step(optimizer, params, numbers):
         optimizer.step()
 
 
-def as_apex(state_dict, kwargs, extra, counts):
-    """The state_dict that apex's optimizer would have after three steps."""
+def as_apex(state_dict, layout, steps):
+    """The state_dict that apex's optimizer would have."""
     made = copy.deepcopy(state_dict)
     for group in made["param_groups"]:
-        own = {"lr": group["lr"], **kwargs, **extra, "params": group["params"]}
+        own = {"lr": group["lr"], **layout.options, **layout.more, "params": group["params"]}
         group.clear()
-        group.update(own | ({"step": 3} if counts else {}))
+        group.update(own | ({"step": steps} if layout.counts else {}))
     for state in made["state"].values():
         state.pop("step", None)
     return made
 
 
-@pytest.mark.parametrize("name", OF_APEX)
-def test_a_checkpoint_of_apex(name):
+@pytest.mark.parametrize("steps", [3, 0])  # before the checkpoint
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_a_checkpoint_of_apex(layout, steps):
     """The bits of the run that goes on."""
-    ours, kwargs, extra, counts = OF_APEX[name]
     params = [nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(5))) for shape in [(5, 7), (9,)]]
-    first = ours(params, lr=0.01, **kwargs)
-    step(first, params, range(3))
-    given = as_apex(first.state_dict(), kwargs, extra, counts)
-    before = copy.deepcopy(given)
+    first = layout.ours([{"params": params[:1]}, {"params": params[1:], "lr": 0.02}], lr=0.01, **layout.options)
+    step(first, params, range(steps))
+    given = as_apex(first.state_dict(), layout, steps)
+    if not steps:
+        given["state"].clear()  # also Adagrad's, which ours has from the beginning
+    before = str(given)
     own = [nn.Parameter(p.detach().clone()) for p in params]
-    second = ours(own)
+    second = layout.ours([{"params": own[:1]}, {"params": own[1:]}])
     second.load_state_dict(onepass.convert_state_dict(given))
-    assert str(given) == str(before)
+    assert str(given) == before
     for optimizer, held in ((first, params), (second, own)):
         step(optimizer, held, range(3, 6))
     for p, q in zip(params, own, strict=True):
@@ -70,24 +72,34 @@ def test_a_checkpoint_of_apex(name):
 
 
 @pytest.mark.parametrize(
-    ("ours", "options", "message"),
+    ("layout", "message"),
     [
-        (onepass.AdamW, {"bias_correction": False}, "group 0: bias_correction=False has no counterpart"),
         (
-            onepass.LAMB,
-            {"bias_correction": True, "grad_averaging": False, "max_grad_norm": 1.0},
-            "group 0: grad_averaging=False has no counterpart",
+            Layout(onepass.AdamW, ADAM, {"bias_correction": False}),
+            "bias_correction of apex's FusedAdam must be True, got False",
         ),
+        (Layout(onepass.LAMB, ADAM, {**LAMB, "grad_averaging": False}), "grad_averaging of LAMB must be True"),
         (
-            onepass.NovoGrad,
-            {"bias_correction": True, "grad_averaging": True, "norm_type": 2, "init_zero": False},
-            "FusedNovoGrad",
+            Layout(onepass.NovoGrad, ADAM, {"bias_correction": True, "grad_averaging": True, "init_zero": False}),
+            "the averages of apex's FusedNovoGrad",
         ),
     ],
 )
-def test_options_without_counterpart(ours, options, message):
+def test_options_without_counterpart(layout, message):
     p = nn.Parameter(torch.ones(3))
-    optimizer = ours([p], lr=0.01)
+    optimizer = layout.ours([p], lr=0.01)
     step(optimizer, [p], range(3))
-    with pytest.raises(ValueError, match=message):
-        onepass.convert_state_dict(as_apex(optimizer.state_dict(), BETAS, options, True))
+    with pytest.raises(ValueError, match=f"group 0: {message}"):
+        onepass.convert_state_dict(as_apex(optimizer.state_dict(), layout, 3))
+
+
+@pytest.mark.parametrize("name", ["Adafactor", "Adagrad", "AdamW", "Muon", "NovoGrad", "RMSprop", "SGD"])
+def test_other_keys_of_groups_stay(name):
+    """Also those that a package of this list has in its groups."""
+    p = nn.Parameter(torch.ones(3, 4))
+    optimizer = getattr(onepass, name)([{"params": [p], "step": 5, "initial_lr": 0.1, "lr_scale": 0.5}])
+    step(optimizer, [p], range(2))
+    saved = optimizer.state_dict()
+    converted = onepass.convert_state_dict(saved)
+    assert converted["param_groups"] == saved["param_groups"]
+    assert str(converted["state"]) == str(saved["state"])

@@ -196,6 +196,7 @@ def check_beside_8_bit_states(row):
         for number, (p, q) in enumerate(zip(params, wide, strict=True)):
             key = stochastic.random_key(0, step, number)
             wanted = rounded(q, p, key, stochastic.PARAM, p)
+            assert torch.equal(p.isnan(), wanted.isnan())
             assert bits(p.detach()[~p.isnan()]) == bits(wanted[~wanted.isnan()])
             for name, value in ours.state[p].items():
                 wanted = twin.state[q].get(name)
@@ -205,7 +206,7 @@ def check_beside_8_bit_states(row):
 
 @each_row_in_8_bits
 def test_beside_8_bit_states_and_masters(row, kernels_only):
-    """Nothing has 16 bits but a parameter that is its master's copy: nothing is rounded stochastically."""
+    """stochastic_rounding changes nothing: the parameter has a master, and 8-bit states are always rounded so."""
     params, plain = leaves(torch.bfloat16, [(64, 128), (70, 77)]), leaves(torch.bfloat16, [(64, 128), (70, 77)])
     kwargs = {**row.full, "state_dtype": torch.float8_e4m3fn, "master": "split"}
     ours, twin = row.ours(params, **kwargs, stochastic_rounding=True), row.ours(plain, **kwargs)
@@ -506,8 +507,9 @@ def test_a_checkpoint_of_torchs_keeps_the_argument():
     assert optimizer.param_groups[0]["stochastic_rounding"] is True
     optimizer.step()
     assert all(optimizer.state[p]["step"] == 1 for p in params)
-    plain = onepass.convert_state_dict(optimizer.state_dict())
-    assert "stochastic_rounding" not in plain["param_groups"][0]
+    converted = onepass.convert_state_dict(optimizer.state_dict())
+    assert converted["param_groups"][0]["stochastic_rounding"] is True
+    torch.optim.SGD(theirs).load_state_dict(converted)
     saved.load_state_dict(plain)
     saved.step()
 

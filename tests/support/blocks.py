@@ -5,7 +5,7 @@ Written from the formats' definitions, in float64, where every product and diffe
 """
 
 import numpy as np
-from stochastic import GOLDEN, MASK, hash_32_bits
+from stochastic import GOLDEN, MASK, hash_32_bits, hash_64_bits
 
 BLOCK = 32
 
@@ -39,12 +39,9 @@ def random_bits(key: int, state: int, index: np.ndarray, begin: np.ndarray) -> n
     """20 random bits of each element; `begin` is the index of the first element of its block."""
     with np.errstate(over="ignore"):  # modulo 2^64
         count = begin.astype(np.uint64) * np.uint64(4) + np.uint64(state + 1)
-        x = np.uint64(key) + count * np.uint64(GOLDEN)
-        x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-        x ^= x >> np.uint64(31)
-        number = hash_32_bits((index - begin + 1).astype(np.uint64) * np.uint64(0x9E3779B1) & np.uint64(MASK))
-        random = number * (x & np.uint64(MASK)) + (x >> np.uint64(32)) & np.uint64(MASK)
+        x = hash_64_bits(np.uint64(key) + count * np.uint64(GOLDEN))
+        place = hash_32_bits((index - begin + 1).astype(np.uint64) * np.uint64(0x9E3779B1) & np.uint64(MASK))
+        random = place * (x & np.uint64(MASK)) + (x >> np.uint64(32)) & np.uint64(MASK)
     return (random >> np.uint64(12)).astype(np.int64)
 
 

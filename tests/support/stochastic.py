@@ -13,13 +13,18 @@ FORMATS = {"bfloat16": (8, -126, 16), "float16": (11, -14, 13)}
 
 def random_key(seed: int, step: int, param: int) -> int:
     """The key of a parameter's random bits in a step (SplitMix64)."""
-    key = 0
-    for part in (seed, step, param):
-        key = key + part + GOLDEN & MASK64
-        key = (key ^ key >> 30) * 0xBF58476D1CE4E5B9 & MASK64
-        key = (key ^ key >> 27) * 0x94D049BB133111EB & MASK64
-        key ^= key >> 31
-    return key
+    key = np.zeros(1, dtype=np.uint64)
+    with np.errstate(over="ignore"):  # modulo 2^64
+        for part in (seed, step, param):
+            key = hash_64_bits(key + np.uint64(part + GOLDEN & MASK64))
+    return int(key[0])
+
+
+def hash_64_bits(x: np.ndarray) -> np.ndarray:
+    """A hash of 64 bits to 64 bits (SplitMix64)."""
+    x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return x ^ x >> np.uint64(31)
 
 
 def random_32_bits(key: int, stream: int, index: np.ndarray, begin: np.ndarray) -> np.ndarray:

@@ -15,9 +15,6 @@ from .arguments import described
 from .base import OWN_KEYS, STATE_DTYPES
 from .came import CAME
 
-# Keys of groups that concern the dtypes of states.
-_DTYPE_KEYS = ("state_dtype", "stochastic_rounding", "rounding_seed")
-
 
 @functools.cache
 def _state_names() -> frozenset[str]:
@@ -40,8 +37,8 @@ def convert_state_dict(
         state_dtype: dtype of the states: torch.float32, float64, bfloat16, float16, or float8_e4m3fn (see
             :doc:`/8bit_states`). Tensors of integers, scalars, and the states of optimizers that cannot have 8 bits
             stay as they are. StableAdamW cannot, but has the names of Adam's states: do not ask for 8 bits.
-            None: float32 where states have 8 bits, and otherwise as they are. Then the groups have no key of onepass
-            that concerns state dtypes.
+            None: float32 where states have 8 bits, and otherwise as they are. The groups then have no key
+            ``state_dtype``. Other keys of onepass stay; torch's class ignores them.
         layout: ``"torch"``: the names of torch's states. ``"bitsandbytes"``: ``state1`` and ``state2``, as the Adam,
             AdamW and Lion of bitsandbytes read them, in float32 (its own 8-bit codes are not written).
 
@@ -91,9 +88,11 @@ def convert_state_dict(
                 states[key] = dict(held)
                 kept.add(id(group))
     for group in groups:
-        if state_dtype is None or layout == "bitsandbytes":
-            for name in _DTYPE_KEYS if layout == "torch" else OWN_KEYS:
+        if layout == "bitsandbytes":
+            for name in OWN_KEYS:
                 group.pop(name, None)
+        elif state_dtype is None:
+            group.pop("state_dtype", None)
         elif id(group) not in kept:
             group["state_dtype"] = str(state_dtype).removeprefix("torch.")
     return {**state_dict, "state": states, "param_groups": groups}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 
 def of_other_packages(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a state_dict whose groups and states have the names of onepass; of bitsandbytes, only the groups."""
+    """Return a state_dict of schedulefree, prodigyopt, timm or apex with the names of onepass, and others unchanged."""
     return _of_timm_and_apex(_of_prodigyopt(_of_schedulefree(state_dict)))
 
 
@@ -119,83 +119,141 @@ def _of_prodigyopt(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
 
 # -- timm and apex ---------------------------------------------------------------------------------------------------
 
-# Keys of groups by which theirs are recognised: torch's and our groups have none of them.
-_FOREIGN = frozenset(
-    ("step", "caution", "rectify", "bias_correction", "trust_coeff", "mars_type", "clip_exp", "corrected_weight_decay")
+
+class _Layout(NamedTuple):
+    """How an optimizer of timm or apex arranges a parameter group."""
+
+    name: str
+    keys: str  # it has all of these
+    absent: str = ""  # and none of these
+    required: Mapping[str, Any] = {}  # options that onepass does not have, and the values with which both step alike
+    dropped: str = ""  # options that onepass does not have, and that do not change the update
+    renamed: Mapping[str, str] = {}  # its name of an option -> onepass's
+
+    def fits(self, group: Mapping[str, Any]) -> bool:
+        return group.keys() >= {*self.keys.split()} and group.keys().isdisjoint(self.absent.split())
+
+
+_CAUTION = {"caution": "cautious"}
+
+# A group has the layout of the first that fits. max_grad_norm, by which LAMB clips, is an argument of onepass's
+# optimizer (max_norm), not of its groups.
+_LAYOUTS = (
+    _Layout("apex's FusedNovoGrad", "bias_correction init_zero"),
+    _Layout(
+        "LAMB",
+        "bias_correction grad_averaging max_grad_norm",
+        required={"bias_correction": True, "grad_averaging": True, "decoupled_decay": False, "caution": False},
+        dropped="step max_grad_norm always_adapt",
+    ),
+    _Layout("apex's FusedAdam", "bias_correction betas eps", required={"bias_correction": True}, dropped="step"),
+    _Layout("apex's FusedAdagrad", "lr eps weight_decay", "maximize betas momentum alpha rho lr_decay d caution"),
+    _Layout(
+        "timm's Lars",
+        "trust_coeff",
+        required={"dampening": 0, "trust_clip": False},
+        dropped="always_adapt",
+        renamed={"trust_coeff": "trust_coefficient"},
+    ),
+    _Layout("timm's NvNovoGrad", "grad_averaging amsgrad", required={"amsgrad": False, "decoupled_decay": False}),
+    _Layout(
+        "timm's AdaBelief",
+        "rectify",
+        required={"rectify": False, "amsgrad": False, "fixed_decay": False, "decoupled_decay": True},
+        dropped="degenerated_to_sgd",
+    ),
+    _Layout(
+        "timm's Mars",
+        "mars_type",
+        required={"mars_type": "adamw", "optimize_1d": True, "caution": False},
+        dropped="lr_1d_factor betas_1d",
+    ),
+    # Its masks leave out the term of the differences.
+    _Layout("timm's Adan", "no_prox caution", required={"caution": False}, dropped="step"),
+    _Layout(
+        "timm's Adopt",
+        "clip_exp caution",
+        renamed={"clip_exp": "clip_exponent", "decoupled": "decoupled_weight_decay", **_CAUTION},
+    ),
+    _Layout("timm's AdamWLegacy", "caution amsgrad eps", required={"clipping_threshold": None}, renamed=_CAUTION),
+    _Layout("timm's Lion", "caution betas", "eps", renamed=_CAUTION),
 )
-_RENAMED = {
-    "caution": "cautious",
-    "decoupled": "decoupled_weight_decay",
-    "trust_coeff": "trust_coefficient",
-    "clip_exp": "clip_exponent",
-}
-# Options that ours do not have, and, where another value would be another algorithm, the value with which theirs step
-# as ours do.
-_ANY = object()
-_DROPPED: dict[str, Any] = {
-    "bias_correction": True,
-    "rectify": False,
-    "fixed_decay": False,
-    "mars_type": "adamw",
-    "corrected_weight_decay": False,
-    **dict.fromkeys(("step", "foreach", "max_grad_norm", "max_lr_snapshot", "degenerated_to_sgd"), _ANY),
-    **dict.fromkeys(("decoupled_decay", "optimize_1d", "lr_1d_factor", "betas_1d", "always_adapt"), _ANY),
-}
+
+# Options of every optimizer of timm.
+_REQUIRED_OF_TIMM = {"corrected_weight_decay": False}
+_DROPPED_OF_TIMM = ("foreach", "max_lr_snapshot")
+# Groups with one of these keys are of timm, whatever the optimizer.
+_KEYS_OF_TIMM = (
+    "caution",
+    "corrected_weight_decay",
+    "max_lr_snapshot",
+    "decoupled_decay",
+    "lr_in_momentum",
+    "wd_ratio",
+)
 
 
 def _of_timm_and_apex(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a state_dict with our names of options and states. Raises ValueError where ours would step otherwise."""
-    groups = state_dict["param_groups"]
+    """Return a state_dict with onepass's names of options and states.
+
+    Raises ValueError for an optimizer or an option that onepass does not have.
+    """
     states = dict(state_dict["state"])
     made = []
-    for number, group in enumerate(groups):
-        keys = [key for key in group["params"] if key in states]
-        is_adagrad = "lr_decay" not in group and any("sum" in states[key] for key in keys)  # of apex
-        if not is_adagrad and _FOREIGN.isdisjoint(group):
+    for number, group in enumerate(state_dict["param_groups"]):
+        where = f"group {number}"
+        layout = next((layout for layout in _LAYOUTS if layout.fits(group)), None)
+        if layout is None:
+            if not group.keys().isdisjoint(_KEYS_OF_TIMM):
+                raise ValueError(f"{where} is of an optimizer of timm whose checkpoints are not converted")
             made.append(group)
             continue
-        ours, dropped = _options(group, [states[key] for key in keys])
-        for name, value in dropped.items():
-            if value is not _ANY and group.get(name, value) != value:
-                raise ValueError(f"group {number}: {name}={group[name]!r} has no counterpart in onepass")
+        keys = [key for key in group["params"] if states.get(key)]
+        _check(layout, group, [states[key] for key in keys], where)
         for key in keys:
-            states[key] = _state_of(states[key], group, number)
-        if is_adagrad:
-            ours |= {"lr_decay": 0.0, "initial_accumulator_value": 0.0}
-        kept = {_RENAMED.get(name, name): value for name, value in group.items() if name not in dropped}
-        made.append({"maximize": False, "capturable": False, **ours, **kept})
+            states[key] = _state_of(states[key], layout, group)
+        dropped = {*layout.dropped.split(), *layout.required, *_REQUIRED_OF_TIMM, *_DROPPED_OF_TIMM}
+        kept = {layout.renamed.get(name, name): value for name, value in group.items() if name not in dropped}
+        made.append({"maximize": False, "capturable": False, **_more_options(layout, group), **kept})
     return {**state_dict, "state": states, "param_groups": made}
 
 
-def _options(group: Mapping[str, Any], states: list[Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return options of ours that their group does not have, and what to drop, as ``_DROPPED``."""
-    adapted = {"trust_ratio": bool(group.get("weight_decay") or group.get("always_adapt"))}
-    if "init_zero" in group:
-        raise ValueError("the averages of apex's FusedNovoGrad are of gradients that are not normalised, unlike ours")
-    if "max_grad_norm" in group:  # LAMB
-        found = {"grad_averaging": True, "decoupled_decay": False, "caution": False}
-        return {"trust_clip": False, **adapted}, {**_DROPPED, **found}
-    if "trust_coeff" in group:  # LARS
-        return adapted, {**_DROPPED, "dampening": 0, "trust_clip": False}
-    if "grad_averaging" in group:  # NovoGrad
-        return {}, {**_DROPPED, "amsgrad": False, "decoupled_decay": False}
-    if "rectify" in group:  # AdaBelief
-        return {}, {**_DROPPED, "amsgrad": False, "decoupled_decay": True if group["weight_decay"] else _ANY}
-    if "mars_type" in group:
-        has_vectors = any(state["exp_avg"].ndim < 2 for state in states)  # which it steps by another rule by default
-        return {"clip_correction": True}, {**_DROPPED, "caution": False, "optimize_1d": True if has_vectors else _ANY}
-    return {}, _DROPPED
+def _check(layout: _Layout, group: Mapping[str, Any], states: list[Mapping[str, Any]], where: str) -> None:
+    if layout.name == "apex's FusedNovoGrad":
+        raise ValueError(f"{where}: the averages of {layout.name} are of gradients that are not normalised")
+    required = {**layout.required, **_REQUIRED_OF_TIMM}
+    if layout.name == "timm's AdaBelief" and not group["weight_decay"]:
+        del required["decoupled_decay"]
+    if layout.name == "timm's Mars":
+        matrices = [state for state in states if state["exp_avg"].ndim >= 2]
+        if len(matrices) == len(group["params"]):
+            del required["optimize_1d"]
+    for name, value in required.items():
+        if group.get(name, value) != value:
+            raise ValueError(
+                f"{where}: {name} of {layout.name} must be {value!r}, got {group[name]!r}: onepass has no counterpart"
+            )
 
 
-def _state_of(state: Mapping[str, Any], group: Mapping[str, Any], number: int) -> dict[str, Any]:
-    if "exp_avg_lr_1" in state:
-        raise ValueError(
-            f"group {number}: the averages of timm's LaProp are of gradients multiplied by learning rates, unlike ours"
-        )
+def _more_options(layout: _Layout, group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options of onepass that the group does not have."""
+    adapts = {"trust_ratio": bool(group["weight_decay"] or group.get("always_adapt"))}
+    more: dict[str, dict[str, Any]] = {
+        "LAMB": {"trust_clip": False, **adapts},
+        "timm's Lars": adapts,
+        "timm's Mars": {"clip_correction": True},
+        "apex's FusedAdagrad": {"lr_decay": 0.0, "initial_accumulator_value": 0.0},
+    }
+    return more.get(layout.name, {})
+
+
+def _state_of(state: Mapping[str, Any], layout: _Layout, group: Mapping[str, Any]) -> dict[str, Any]:
     made = dict(state)
-    if "grad_averaging" in group and "max_grad_norm" not in group:  # NovoGrad
+    if layout.name == "timm's NvNovoGrad":
         made["exp_avg_norm_sq"] = made.pop("exp_avg_sq")
-    step = made.get("step", group.get("step", 0.0 if "sum" in made else None))
+    step = made.get("step", group.get("step") if "step" in layout.dropped.split() else None)
+    if layout.name == "apex's FusedAdagrad":
+        step = 0.0  # counts only for lr_decay
     if step is not None:
         made["step"] = torch.tensor(float(step))  # one for each parameter
     return made

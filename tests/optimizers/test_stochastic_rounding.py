@@ -509,8 +509,7 @@ def test_a_checkpoint_of_torchs_keeps_the_argument():
     assert all(optimizer.state[p]["step"] == 1 for p in params)
     converted = onepass.convert_state_dict(optimizer.state_dict())
     assert converted["param_groups"][0]["stochastic_rounding"] is True
-    torch.optim.SGD(theirs).load_state_dict(converted)
-    saved.load_state_dict(plain)
+    saved.load_state_dict(converted)
     saved.step()
 
 

@@ -1,6 +1,8 @@
 """Memory of the states: bytes, step time, and what training loses, by the dtype of the states.
 
-``python bench/memory.py [--json FILE] [--quick] [--rounds N]``, ten minutes with the peers. The contenders store the
+``python bench/memory.py [--json FILE] [--quick] [--rounds N] [--trained FILE]``, twelve minutes with the peers. With
+``--trained`` it takes what the trainings gave, which does not depend on the machine's load, from a file of the same
+version, and needs three minutes. The contenders store the
 states of AdamW, Lion, RMSprop and NAdam in float32, bfloat16 and 8 bits, beside masters or without. The peers are
 torch, bitsandbytes and torchao (``pip install 'onepass[bench]'``).
 
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -198,8 +201,13 @@ def time(optimizer: str, usable: dict[str, Contender], quick: bool, rounds: int)
     return Result(f"memory: {optimizer}", optimizer, elements, len(shapes), samples, question="memory"), of_states
 
 
-def measure(quick: bool, rounds: int, missing: dict[str, str]) -> Iterator[tuple[Result, list[dict[str, Any]]]]:
-    """Yield for each optimizer the step times, and a row for each contender."""
+Rows = dict[tuple[str, str], dict[str, Any]]  # by optimizer and contender
+
+
+def measure(
+    quick: bool, rounds: int, missing: dict[str, str], earlier: Rows
+) -> Iterator[tuple[Result, list[dict[str, Any]]]]:
+    """Yield for each optimizer the step times, and a row for each contender. Those in ``earlier`` are not trained."""
     for optimizer in LR:
         usable = {}
         for name, contender in contenders(optimizer).items():
@@ -208,28 +216,30 @@ def measure(quick: bool, rounds: int, missing: dict[str, str]) -> Iterator[tuple
             else:
                 usable[name] = contender
         result, of_states = time(optimizer, usable, quick, rounds)
-        trained = {name: [train(c, LR[optimizer], seed, quick) for seed in SEEDS] for name, c in usable.items()}
-        yield result, [row(optimizer, name, usable, of_states, result, trained) for name in usable]
+        if all((optimizer, name) in earlier for name in usable):
+            told = {name: earlier[optimizer, name] for name in usable}
+        else:
+            trained = {name: [train(c, LR[optimizer], seed, quick) for seed in SEEDS] for name, c in usable.items()}
+            told = {name: training_of(name, trained) for name in usable}
+        rows = []
+        for name, contender in usable.items():
+            step = {
+                "optimizer": optimizer,
+                "contender": name,
+                "bytes of states": round(of_states[name], 3),
+                "bytes with parameter": round(of_states[name] + contender.dtype.itemsize, 3),
+                "ns/parameter": float(f"{result.seconds(name) / result.elements * 1e9:.3g}"),
+            }
+            rows.append({**told[name], **step})
+        yield result, rows
 
 
-def row(
-    optimizer: str,
-    name: str,
-    usable: dict[str, Contender],
-    of_states: dict[str, float],
-    result: Result,
-    trained: dict[str, list[Trained]],
-) -> dict[str, Any]:
-    """Return what was measured of one contender."""
+def training_of(name: str, trained: dict[str, list[Trained]]) -> dict[str, Any]:
+    """Return what the trainings of one contender gave, compared with the first contender's."""
     own, first = trained[name], next(iter(trained.values()))
     apart = [a.loss / b.loss - 1 for a, b in zip(own, first, strict=True)]
     updates = [seen.largest_update for seen in own if seen.largest_update is not None]
     return {
-        "optimizer": optimizer,
-        "contender": name,
-        "bytes of states": round(of_states[name], 3),
-        "bytes with parameter": round(of_states[name] + usable[name].dtype.itemsize, 3),
-        "ns/parameter": float(f"{result.seconds(name) / result.elements * 1e9:.3g}"),
         "losses": [round(seen.loss, 4) for seen in own],
         "loss apart": round(statistics.mean(apart), 5),
         "largest update": round(max(updates), 1) if updates else None,
@@ -240,13 +250,16 @@ def main() -> int:
     assert __doc__
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
+    parser.add_argument("--trained", type=Path, metavar="FILE", help="take what the trainings gave from this file")
     run.add_options(parser)
     args = parser.parse_args()
+    told = json.loads(args.trained.read_text())["states"] if args.trained else []
     run.begin(args)
     missing: dict[str, str] = {}
     results: list[Result] = []
     rows: list[dict[str, Any]] = []
-    for result, found in measure(args.quick, run.rounds_of(args), missing):
+    earlier = {(row["optimizer"], row["contender"]): row for row in told}
+    for result, found in measure(args.quick, run.rounds_of(args), missing, earlier):
         print(line_of(result), flush=True)
         print(*found, sep="\n", flush=True)
         results.append(result)

@@ -36,6 +36,13 @@ def test_every_contender_is_measured(memory, tmp_path, monkeypatch, capsys, one_
     assert rows[wanted[0]]["loss apart"] == 0
     assert "| Lion | onepass, 8 bits | 1.03 | 5.03 |" in capsys.readouterr().out
 
+    monkeypatch.setattr(memory, "train", None)  # not called
+    again = tmp_path / "again.json"
+    monkeypatch.setattr(sys, "argv", [*sys.argv[:-1], str(again), "--trained", str(path)])
+    assert memory.main() == 0
+    for row in json.loads(again.read_text())["states"]:
+        assert {**row, "ns/parameter": 0} == {**rows[row["contender"]], "ns/parameter": 0}
+
 
 def test_a_contender_that_is_wrong_is_not_timed(memory, monkeypatch, one_thread):
     monkeypatch.setattr(onepass, "Thrice", lambda params, lr: onepass.Lion(params, lr=3 * lr), raising=False)

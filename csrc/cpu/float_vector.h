@@ -160,6 +160,7 @@ ONEPASS_INLINE void store_split(std::byte* high, std::byte* low, VectorPair mast
   store_bytes(low, lower_halves(kept(masters.first), kept(masters.second)));
 }
 
+// With AVX2 these are no faster than one register at a time.
 #if defined(__AVX512F__)
 ONEPASS_INLINE VectorPair load_pair(BFloat16, const std::byte* from) {
   return joined(Halves{}, load_bytes<Halves>(from));

@@ -159,6 +159,7 @@ _LAYOUTS = (
     _Layout(
         "timm's AdaBelief",
         "rectify",
+        "weight_decouple",  # of pytorch_optimizer's
         required={"rectify": False, "amsgrad": False, "fixed_decay": False, "decoupled_decay": True},
         dropped="degenerated_to_sgd",
     ),

@@ -177,6 +177,19 @@ def test_beside_8_bit_states_with_every_instruction_set(row, isa, tuning):
     check_beside_8_bit_states(row)
 
 
+def give_both(params, twins, seed):
+    """Gives each parameter and its twin the same bfloat16 gradient."""
+    for p, q in zip(params, twins, strict=True):
+        p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
+        q.grad = p.grad.to(q.dtype, copy=True)
+
+
+def check_states(state, wanted):
+    for name, value in state.items():
+        if isinstance(value, torch.Tensor) and value.ndim:
+            assert bits(value.view(torch.uint8)) == bits(wanted[name].view(torch.uint8)), name
+
+
 def check_beside_8_bit_states(row):
     """The parameter is rounded stochastically, too, with its own random bits."""
     shapes = [(64, 128), (70, 77), (40, 3, 7, 7), (30,)]
@@ -187,9 +200,8 @@ def check_beside_8_bit_states(row):
     ours = row.ours(params, **row.full, state_dtype=torch.float8_e4m3fn, stochastic_rounding=True)
     twin = row.ours(wide, **row.full, state_dtype=torch.float8_e4m3fn)
     for step in range(1, 4):
+        give_both(params, wide, step)
         for p, q in zip(params, wide, strict=True):
-            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(step)).bfloat16()
-            q.grad = p.grad.float()
             q.data.copy_(p)
         ours.step()
         twin.step()
@@ -198,10 +210,7 @@ def check_beside_8_bit_states(row):
             wanted = rounded(q, p, key, stochastic.PARAM, p)
             assert torch.equal(p.isnan(), wanted.isnan())
             assert bits(p.detach()[~p.isnan()]) == bits(wanted[~wanted.isnan()])
-            for name, value in ours.state[p].items():
-                wanted = twin.state[q].get(name)
-                if isinstance(value, torch.Tensor) and value.ndim:
-                    assert bits(value.view(torch.uint8)) == bits(wanted.view(torch.uint8)), name
+            check_states(ours.state[p], twin.state[q])
 
 
 @each_row_in_8_bits
@@ -211,16 +220,12 @@ def test_beside_8_bit_states_and_masters(row, kernels_only):
     kwargs = {**row.full, "state_dtype": torch.float8_e4m3fn, "master": "split"}
     ours, twin = row.ours(params, **kwargs, stochastic_rounding=True), row.ours(plain, **kwargs)
     for step in range(3):
-        for p, q in zip(params, plain, strict=True):
-            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(step)).bfloat16()
-            q.grad = p.grad.clone()
+        give_both(params, plain, step)
         ours.step()
         twin.step()
         for p, q in zip(params, plain, strict=True):
             assert bits(p.detach()) == bits(q.detach())
-            for name, value in ours.state[p].items():
-                if isinstance(value, torch.Tensor) and value.ndim:
-                    assert bits(value.view(torch.uint8)) == bits(twin.state[q][name].view(torch.uint8)), name
+            check_states(ours.state[p], twin.state[q])
 
 
 @pytest.mark.parametrize("master", ["split", "float32"])

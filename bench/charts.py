@@ -23,7 +23,7 @@ from onepass.cli.timing import Result
 Points: TypeAlias = list[tuple[float, float]]
 
 BLUE, LIGHT, RED, INK, GREY = "#1f5f99", "#b5c9dc", "#c0392b", "#22272e", "#66707a"
-COLOURS = {  # of the contenders' lines
+COLORS = {  # of the contenders' lines
     OURS: BLUE,
     "default": "#a3adb8",
     "foreach": "#7b8794",
@@ -124,14 +124,14 @@ def speedup(results: list[Result]) -> Figure | None:
     return picture
 
 
-def swatches(colours: Iterable[str]) -> list[Any]:
+def swatches(colors: Iterable[str]) -> list[Any]:
     """Return the legend handles of bars."""
-    return [Rectangle((0, 0), 1, 1, color=colour) for colour in colours]
+    return [Rectangle((0, 0), 1, 1, color=color) for color in colors]
 
 
 def speedup_panel(axes: Axes, found: dict[str, Result], classes: list[str]) -> None:
     """Draw the bars of one workload in logarithmic axes, starting from the ratio 1."""
-    bars: list[tuple[float, float, str, str]] = []  # place, ratio, text, colour
+    bars: list[tuple[float, float, str, str]] = []  # place, ratio, text, color
     for y, name in enumerate(classes):
         if name not in found or not (best := strongest(found[name])):
             continue
@@ -140,9 +140,9 @@ def speedup_panel(axes: Axes, found: dict[str, Result], classes: list[str]) -> N
         bars.append((place, best[1], f"{figures.times(best[1])} {best[0]}", RED if best[1] < 1 else BLUE))
         if default:
             bars.append((y + 0.19, default, figures.times(default), LIGHT))
-    for place, ratio, text, colour in bars:
-        axes.barh(place, ratio - 1, 0.36, left=1, color=colour, zorder=2)
-        ink = GREY if colour == LIGHT else INK
+    for place, ratio, text, color in bars:
+        axes.barh(place, ratio - 1, 0.36, left=1, color=color, zorder=2)
+        ink = GREY if color == LIGHT else INK
         axes.annotate(text, (max(ratio, 1), place), fontsize=7.5, color=ink, path_effects=HALO, **BESIDE)
     least, longest = min(ratio for _, ratio, _, _ in bars), max(ratio for _, ratio, _, _ in bars)
     start = min(0.85, least * 0.9)
@@ -212,7 +212,7 @@ def tensors(results: list[Result]) -> Figure | None:
     picture, (axes,) = blank(8, 4.6)
     lines(axes, hot)
     for name, points in fresh.items():
-        axes.plot(*zip(*points, strict=True), color=colour(name), ls=":", marker="o", mfc="white", ms=4.5, zorder=3)
+        axes.plot(*zip(*points, strict=True), color=color(name), ls=":", marker="o", mfc="white", ms=4.5, zorder=3)
     if fresh:
         handle = Line2D([], [], color=GREY, ls=":", marker="o", mfc="white", ms=4.5)
         axes.legend(
@@ -248,11 +248,11 @@ def curves(results: list[Result], place: Callable[[Result], tuple[float, float]]
     return {name: sorted(points.items()) for name, points in found.items()}
 
 
-def colour(name: str) -> str:
-    """Return a contender's colour; contenders without one in COLOURS get one of matplotlib's by their names."""
+def color(name: str) -> str:
+    """Return a contender's color; contenders without one in COLORS get one of matplotlib's by their names."""
     if name == LIMIT:
         return INK
-    return COLOURS.get(name) or f"C{sum(name.encode()) % 10}"
+    return COLORS.get(name) or f"C{sum(name.encode()) % 10}"
 
 
 def lines(axes: Axes, found: dict[str, Points]) -> None:
@@ -263,7 +263,7 @@ def lines(axes: Axes, found: dict[str, Points]) -> None:
         style: dict[str, Any] = (
             {"ls": "--", "lw": 1.2} if name == LIMIT else {"marker": "o", "ms": 3.5, "lw": 2.6 if name == OURS else 1.5}
         )
-        axes.plot(*zip(*points, strict=True), color=colour(name), zorder=4 if name == OURS else 2, **style)
+        axes.plot(*zip(*points, strict=True), color=color(name), zorder=4 if name == OURS else 2, **style)
     axes.margins(x=0.03, y=0.08)
     low, high = axes.get_xlim()
     end = max(x for points in found.values() for x, _ in points)
@@ -281,7 +281,7 @@ def lines(axes: Axes, found: dict[str, Points]) -> None:
     heights = spread_out([math.log(y) for y, _ in ends], 0.045 * math.log(top / bottom), math.log(bottom))
     for (_, name), height in zip(ends, heights, strict=True):
         bold: dict[str, Any] = {"weight": "bold"} if name == OURS else {}
-        axes.annotate("  " + name, (end, math.exp(height)), color=colour(name), path_effects=HALO, **BESIDE, **bold)
+        axes.annotate("  " + name, (end, math.exp(height)), color=color(name), path_effects=HALO, **BESIDE, **bold)
 
 
 def spread_out(places: list[float], step: float, least: float) -> list[float]:
@@ -298,7 +298,7 @@ def spread_out(places: list[float], step: float, least: float) -> list[float]:
 
 
 def lowest(group: list[float], step: float, least: float) -> float:
-    """Return the lowest place of a stack of names that is centred on the mean of their places."""
+    """Return the lowest place of a stack of names that is centered on the mean of their places."""
     return max(sum(group) / len(group) - step * (len(group) - 1) / 2, least + step / 2)
 
 

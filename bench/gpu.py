@@ -13,7 +13,7 @@ Each step has two times:
 - device: between two events around many steps. Large copies before the first step keep the device busy while the host
   launches the steps. A time is marked "~" if the device has nevertheless waited for the host: contenders with more
   launches than the device's queue holds, and torch's AveragedModel, which waits in each step.
-- wall: many steps and a synchronisation. It includes the host's time, which dominates for small models.
+- wall: many steps and a synchronization. It includes the host's time, which dominates for small models.
 
 A device-to-device copy of 1 GiB is timed in the same rounds. For steps that are limited by memory, its rate is the
 limit: the table has the fraction of it, with each array counted once for every time that it must be read or written. If

@@ -1,8 +1,9 @@
 """Peers: the optimizers of other packages, and torch's under torch.compile.
 
 ``makers(optimizer, arguments)`` returns a maker for every installed peer that computes the same as onepass's class of
-that name with these arguments. ``compiled`` returns torch's class under torch.compile. ``missing()`` returns why peers
-are missing: each peer is tried on a small tensor first.
+that name with these arguments. ``compiled`` returns those that compile one function of the steps of all tensors:
+torch's class under torch.compile, and heavyball. ``missing()`` returns why peers are missing: each peer is tried on a
+small tensor first.
 
 ``pip install 'onepass[bench]'`` installs all peers. DeepSpeed compiles an extension for each of its optimizers at the
 first use, which needs a C++ compiler and a minute or two; the extensions are kept in torch's folder of extensions. (If
@@ -46,6 +47,8 @@ PACKAGES = {
     "optimi": ("torch-optimi", "optimi"),
     "timm": ("timm", "timm.optim"),
     "prodigyopt": ("prodigyopt", "prodigyopt"),
+    "schedulefree": ("schedulefree", "schedulefree"),
+    "heavyball": ("heavyball", "heavyball"),
 }
 
 
@@ -56,15 +59,23 @@ class Formula(NamedTuple):
     passes: str  # arguments of the same name and meaning, passed to the peer; others must have onepass's defaults
     fixed: Options | None = None
     not_zero: str = ""  # arguments that must not be 0, where the peer has another class or none
+    only: Options | None = None  # arguments that are passed, too, and must have these values
     foreach: str | Options | None = None  # for small tensors instead: another class, or more options
+    compiles: bool = False  # whether torch.compile makes one function of the steps of all tensors
 
 
 def _foreach(constructor: str, passes: str, **fixed: Any) -> Formula:
     return Formula(constructor, passes, {**fixed, "foreach": False}, foreach={"foreach": True})
 
 
+def _heavyball(constructor: str, passes: str) -> Formula:
+    kept = {"consume_grad": False}  # its default sets all gradients to None
+    return Formula(constructor, passes, kept, only={"eps": 1e-15}, compiles=True)
+
+
 LION = "lr betas weight_decay"
 ADAM = "lr betas eps"
+SCHEDULE_FREE = "warmup_steps r weight_lr_power"
 LOOP = {"foreach": False, "triton": False}  # with foreach, optimi's Adam overwrites the gradients
 
 FORMULAS: dict[str, dict[str, Formula]] = {
@@ -122,6 +133,14 @@ FORMULAS: dict[str, dict[str, Formula]] = {
     "prodigyopt": {
         "Prodigy": Formula("prodigyopt:Prodigy", ADAM + " d0 growth_rate weight_decay use_bias_correction"),
     },
+    "schedulefree": {  # SGD's weight decay is added to the gradients in place
+        "ScheduleFreeAdamW": Formula("schedulefree:AdamWScheduleFreeReference", f"{ADAM} weight_decay {SCHEDULE_FREE}"),
+        "ScheduleFreeSGD": Formula("schedulefree:SGDScheduleFreeReference", f"lr momentum {SCHEDULE_FREE}"),
+    },
+    "heavyball": {  # max(root, eps) instead of root + eps, so only a small eps gives the same where gradients are small
+        "AdEMAMix": _heavyball("heavyball:AdEMAMix", "lr betas alpha weight_decay"),
+        "NAdam": _heavyball("heavyball:NAdam", "lr betas momentum_decay"),
+    },
 }
 
 # torch's classes that compile, agree, and do not compile again at later steps or other learning rates. (torch compiles
@@ -146,6 +165,13 @@ LEFT_OUT = {
     },
     "schedulefree": {
         "AdamWScheduleFree, RAdamScheduleFree, SGDScheduleFree": "write their updates over the gradients",
+    },
+    "heavyball": {
+        "SGD, AdamW": "torch.compile's of torch's formula, as `compiled`",
+        "ADOPT": "other betas in the first steps, and no clipping",
+        "LaProp": "among 64M elements, some differ by more than rounding",
+        "RMSprop": "another beta2 in the first steps",
+        "SFAdamW": "keeps y and z only, and computes x",
     },
     "optimi": {"RAdam": "adds eps to the root after its correction, not before: 4e-5 off after ten steps"},
 }
@@ -210,11 +236,12 @@ def _options(formula: Formula, optimizer: str, arguments: Options) -> Options | 
     defaults = {name: p.default for name, p in signature.items() if p.default is not p.empty}
     given = defaults | arguments
     passed = formula.passes.split()
-    if any(given[name] != defaults[name] for name in given if name not in passed):
+    only = formula.only or {}
+    if any(given[name] != (defaults | only)[name] for name in given if name not in passed):
         return None
     if any(not given[name] for name in formula.not_zero.split()):
         return None
-    return {name: given[name] for name in passed} | (formula.fixed or {})
+    return {name: given[name] for name in passed} | only | (formula.fixed or {})
 
 
 def _maker(formula: Formula, options: Options) -> Maker:
@@ -226,7 +253,10 @@ def _maker(formula: Formula, options: Options) -> Maker:
             else:
                 chosen = options | formula.foreach
         with _quiet():
-            return _class(constructor)(params, **chosen).step
+            made = _class(constructor)(params, **chosen)
+            if callable(train := getattr(made, "train", None)):  # Schedule-Free classes begin with eval's point
+                train()
+            return made.step
 
     return make
 
@@ -235,7 +265,7 @@ def _maker(formula: Formula, options: Options) -> Maker:
 def _trial(peer: str, optimizer: str) -> bool:
     """Return whether a peer's class can make a step on this machine. (DeepSpeed compiles here.)"""
     formula = FORMULAS[peer][optimizer]
-    arguments = dict.fromkeys(formula.not_zero.split(), 0.5)
+    arguments = dict.fromkeys(formula.not_zero.split(), 0.5) | (formula.only or {})
     options = _options(formula, optimizer, arguments)
     assert options is not None
     p = torch.nn.Parameter(torch.ones(16))
@@ -255,24 +285,42 @@ def _trial(peer: str, optimizer: str) -> bool:
 
 def makers(optimizer: str, arguments: Options) -> dict[str, Maker]:
     """Return makers of every installed peer that computes the same as onepass's class of that name."""
-    found: dict[str, Maker] = {}
-    for peer, formulas in FORMULAS.items():
-        if optimizer not in formulas or (options := _options(formulas[optimizer], optimizer, arguments)) is None:
-            continue
-        if _import_error(peer) is None and _trial(peer, optimizer):
-            found[peer] = _maker(formulas[optimizer], options)
-    return found
+    return _installed(optimizer, arguments, compiles=False)
 
 
 def compiled(optimizer: str, arguments: Options) -> dict[str, Maker]:
-    """Return a maker of torch's class with its step under torch.compile; empty if the class is not in COMPILABLE.
+    """Return makers of the peers that compile: torch's class with its step under torch.compile, and heavyball.
 
-    The learning rate is a tensor, as torch recommends, so that a schedule does not compile the step again. The first
-    call compiles: a minute for 200 parameters on two cores, more than four for 1,000. Dynamo keeps compiled code for a
-    few sets of parameters per ``step`` and then silently stops compiling, so each maker resets it.
+    The first call compiles: a minute for 200 parameters on two cores, more than four for 1,000.
     """
-    if optimizer not in COMPILABLE:
-        return {}
+    found = {"compiled": _compiled(optimizer, arguments)} if optimizer in COMPILABLE else {}
+    return found | _installed(optimizer, arguments, compiles=True)
+
+
+def every(optimizer: str, arguments: Options) -> dict[str, Maker]:
+    """Return all peers, the compiled ones first, because they reset Dynamo."""
+    return compiled(optimizer, arguments) | makers(optimizer, arguments)
+
+
+def _installed(optimizer: str, arguments: Options, compiles: bool) -> dict[str, Maker]:
+    """Return makers of the installed peers that compile, or of those that do not."""
+    found: dict[str, Maker] = {}
+    for peer, formulas in FORMULAS.items():
+        formula = formulas.get(optimizer)
+        if formula is None or formula.compiles != compiles:
+            continue
+        options = _options(formula, optimizer, arguments)
+        if options is not None and _import_error(peer) is None and _trial(peer, optimizer):
+            found[peer] = _maker(formula, options)
+    return found
+
+
+def _compiled(optimizer: str, arguments: Options) -> Maker:
+    """Return a maker of torch's class with its step under torch.compile.
+
+    The learning rate is a tensor, as torch recommends, so that a schedule does not compile the step again. Dynamo keeps
+    compiled code for a few sets of parameters per ``step`` and then silently stops compiling, so each maker resets it.
+    """
     torchs = getattr(torch.optim, optimizer)
     lr = arguments.get("lr", inspect.signature(torchs).parameters["lr"].default)
 
@@ -285,12 +333,7 @@ def compiled(optimizer: str, arguments: Options) -> dict[str, Maker]:
             run: Run = torch.compile(made.step)
         return run
 
-    return {"compiled": make}
-
-
-def every(optimizer: str, arguments: Options) -> dict[str, Maker]:
-    """Return all peers, the compiled ones first, because they reset Dynamo."""
-    return compiled(optimizer, arguments) | makers(optimizer, arguments)
+    return make
 
 
 def missing() -> dict[str, str]:

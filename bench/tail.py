@@ -136,7 +136,7 @@ class FusedTail(Tail):
 class DefaultTail(Tail):
     def new_optimizer(self) -> Optimizer:
         self.scaler = torch.amp.GradScaler("cpu", init_scale=SCALE)
-        self.scaler.scale(torch.zeros(()))  # initialises the scale
+        self.scaler.scale(torch.zeros(()))  # initializes the scale
         return torch.optim.AdamW(self.params, lr=1e-3, foreach=False, fused=False)
 
     def clip_and_step(self) -> None:

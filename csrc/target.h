@@ -11,7 +11,7 @@
 #define ONEPASS_TARGET portable
 #endif
 
-// ONEPASS_INLINE: a function of the inner loop, which must be inlined for the loop around it to be vectorised.
+// ONEPASS_INLINE: a function of the inner loop, which must be inlined for the loop around it to be vectorized.
 // ONEPASS_SETUP: a function that computes the constants of a step. A GPU runs it, too, if it counts the steps itself.
 #ifdef __CUDACC__
 #define ONEPASS_INLINE __host__ __device__ __forceinline__

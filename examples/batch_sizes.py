@@ -89,17 +89,17 @@ def run(gallery: Gallery) -> None:
         inputs, targets = (t.numpy() for t in data())
         grid = np.stack(np.meshgrid(slopes, intercepts), -1)
         surface = ((grid @ inputs.T - targets) ** 2).mean(-1) / 2
-        for axes, (name, f), colour in zip(figure.subplots(1, 3, sharey=True), fits.items(), CYCLE, strict=False):
+        for axes, (name, f), color in zip(figure.subplots(1, 3, sharey=True), fits.items(), CYCLE, strict=False):
             axes.contour(slopes, intercepts, surface, 14, cmap="Greys", alpha=0.5)
-            axes.plot(*f.at.T, ".-", color=colour, linewidth=0.8, markersize=2)
+            axes.plot(*f.at.T, ".-", color=color, linewidth=0.8, markersize=2)
             axes.plot(*solution, "*", color=INK, markersize=10)
             label(axes, f"{name}: {len(f.loss) - 1:,} steps", "slope", "intercept")
             axes.grid(False)
 
     with gallery.picture("batch_sizes_losses", 9, 3.6) as figure:
         left, right = figure.subplots(1, 2, sharey=True)
-        for (name, f), colour in reversed([*zip(fits.items(), CYCLE, strict=False)]):
-            line = {"color": colour, "linewidth": 0.9, "label": f"batches of {name}"}
+        for (name, f), color in reversed([*zip(fits.items(), CYCLE, strict=False)]):
+            line = {"color": color, "linewidth": 0.9, "label": f"batches of {name}"}
             left.semilogy(f.epochs, f.loss - least, **line)
             right.loglog(1e3 * f.seconds[1:], (f.loss - least)[1:], **line)
         label(left, "Per epoch", "epochs", "loss above the least")

@@ -76,11 +76,11 @@ class Gallery:
 
     @contextmanager
     def picture(
-        self, name: str, width: float = 9.0, height: float = 4.0, colours: int | None = None
+        self, name: str, width: float = 9.0, height: float = 4.0, colors: int | None = None
     ) -> Iterator[Figure]:
         """Yield a new figure of this size in inches, and save it as NAME.png at the end.
 
-        If ``colours`` is given, the image is reduced to that number of colours: a plot of many lines then takes a third
+        If ``colors`` is given, the image is reduced to that number of colors: a plot of many lines then takes a third
         of the bytes.
         """
         with matplotlib.rc_context(STYLE):
@@ -88,9 +88,9 @@ class Gallery:
             yield figure
             path = self.path(f"{name}.png")
             figure.savefig(path)
-            if colours:
+            if colors:
                 with Image.open(path) as image:
-                    reduced = image.convert("RGB").quantize(colours, dither=Image.Dither.NONE)
+                    reduced = image.convert("RGB").quantize(colors, dither=Image.Dither.NONE)
                 reduced.save(path, optimize=True)
 
     def path(self, file: str) -> Path:
@@ -135,14 +135,14 @@ def label(axes: Axes, title: str, x: str, y: str) -> None:
     axes.set(title=title, xlabel=x, ylabel=y)
 
 
-def arrows(axes: Axes, x: Numbers, y: Numbers, colour: str, **line: object) -> None:
+def arrows(axes: Axes, x: Numbers, y: Numbers, color: str, **line: object) -> None:
     """Draw a path as a line, with an arrow in the middle of each step that is long enough."""
-    axes.plot(x, y, ".-", color=colour, markersize=4, **line)  # type: ignore[arg-type]
+    axes.plot(x, y, ".-", color=color, markersize=4, **line)  # type: ignore[arg-type]
     seen = axes.transData.transform(np.column_stack([x, y]))
     for i in range(len(x) - 1):
         if np.hypot(*(seen[i + 1] - seen[i])) > 18:
             middle = (x[i] + x[i + 1]) / 2, (y[i] + y[i + 1]) / 2
-            head = {"arrowstyle": "-|>", "mutation_scale": 10, "color": colour, "shrinkA": 0, "shrinkB": 0}
+            head = {"arrowstyle": "-|>", "mutation_scale": 10, "color": color, "shrinkA": 0, "shrinkB": 0}
             axes.annotate("", middle, (x[i], y[i]), arrowprops=head)
 
 

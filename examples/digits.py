@@ -276,19 +276,19 @@ def row(runs: Runs) -> list[object]:
             f"{100 * accuracy:.1f}", f"{100 * spread:.1f}"]  # fmt: skip
 
 
-def curve(axes: Axes, runs: Runs, what: str, colour: str, factor: float = 1, **line: Any) -> None:
+def curve(axes: Axes, runs: Runs, what: str, color: str, factor: float = 1, **line: Any) -> None:
     """Draw the mean, and a band from the smallest to the largest value."""
     steps = runs.seeds[0].steps
     mean, least, largest = (factor * values for values in runs.band(what))
-    axes.fill_between(steps, least, largest, color=colour, alpha=0.25, linewidth=0)
-    axes.plot(steps, mean, color=colour, **line)
+    axes.fill_between(steps, least, largest, color=color, alpha=0.25, linewidth=0)
+    axes.plot(steps, mean, color=color, **line)
 
 
 def draw_all(gallery: Gallery, runs: list[Runs]) -> None:
     """Draw loss and accuracy of each optimizer in its own panel, in front of the others' curves."""
     columns = 4
     rows = -(-len(runs) // columns)
-    with gallery.picture("digits_optimizers", 9.8, 2.9 * rows, colours=96) as figure:
+    with gallery.picture("digits_optimizers", 9.8, 2.9 * rows, colors=96) as figure:
         figure.suptitle(
             "Training loss (above) and held-out accuracy (below): mean of the seeds, band from least to largest;"
             " grey: all others", fontsize=9,
@@ -302,14 +302,14 @@ def draw_all(gallery: Gallery, runs: list[Runs]) -> None:
                     steps = other.seeds[0].steps
                     loss.plot(steps, other.band("loss")[0], color=OTHERS, linewidth=0.7)
                     accuracy.plot(steps, 100 * other.band("accuracy")[0], color=OTHERS, linewidth=0.7)
-            colour = CYCLE[j]
-            curve(loss, each, "loss", colour)
-            curve(accuracy, each, "accuracy", colour, 100)
+            color = CYCLE[j]
+            curve(loss, each, "loss", color)
+            curve(accuracy, each, "accuracy", color, 100)
             loss.set_title(f"{each.entry.name}; lr {row(each)[1]}")
             loss.set(yscale="log", ylim=(0.01, 5))
             accuracy.set(ylim=(0, 104), yticks=(0, 50, 100))
             at = {"transform": accuracy.transAxes, "ha": "right", "va": "bottom", "path_effects": HALO}
-            accuracy.text(0.98, 0.06, f"{100 * each.last('accuracy')[0]:.1f} %", color=colour, weight="bold", **at)
+            accuracy.text(0.98, 0.06, f"{100 * each.last('accuracy')[0]:.1f} %", color=color, weight="bold", **at)
             for axes, name in ((loss, "loss"), (accuracy, "accuracy, %")):
                 axes.tick_params(labelleft=j == 0)
                 axes.set_ylabel(name if j == 0 else "")
@@ -323,9 +323,9 @@ def draw_lookahead(gallery: Gallery, plain_runs: list[Runs], ahead: list[Runs]) 
     with gallery.picture("digits_lookahead", 10, 5) as figure:
         above, below = figure.subplots(2, len(ahead), sharex=True, sharey="row")
         for loss, accuracy, fast, slow in zip(above, below, plain_runs, ahead, strict=True):
-            for each, colour, style in ((fast, GREY, "--"), (slow, BLUE, "-")):
-                curve(loss, each, "loss", colour, linestyle=style, label=each.entry.name)
-                curve(accuracy, each, "accuracy", colour, 100, linestyle=style)
+            for each, color, style in ((fast, GREY, "--"), (slow, BLUE, "-")):
+                curve(loss, each, "loss", color, linestyle=style, label=each.entry.name)
+                curve(accuracy, each, "accuracy", color, 100, linestyle=style)
             loss.set_yscale("log")
             loss.set_title(f"{fast.entry.name}, lr {fast.lr:.2g}")
             loss.legend()
@@ -337,14 +337,14 @@ def draw_lookahead(gallery: Gallery, plain_runs: list[Runs], ahead: list[Runs]) 
 def draw_batches(gallery: Gallery, by_batch: list[Runs]) -> None:
     with gallery.picture("digits_batches", 10.5, 3.8) as figure:
         loss, accuracy, rate = figure.subplots(1, 3)
-        for name, colour in ((ADAMW.name, BLUE), (LION.name, ORANGE)):
+        for name, color in ((ADAMW.name, BLUE), (LION.name, ORANGE)):
             runs = [each for each in by_batch if each.entry.name == name]
             sizes = [each.entry.batch for each in runs]
             for axes, what, factor in ((loss, "held_out_loss", 1), (accuracy, "accuracy", 100)):
                 mean, least, largest = factor * np.array([[part[-1] for part in each.band(what)] for each in runs]).T
-                axes.fill_between(sizes, least, largest, color=colour, alpha=0.25, linewidth=0)
-                axes.plot(sizes, mean, "o-", color=colour, label=name)
-            rate.plot(sizes, [each.lr for each in runs], "o-", color=colour, label=name)
+                axes.fill_between(sizes, least, largest, color=color, alpha=0.25, linewidth=0)
+                axes.plot(sizes, mean, "o-", color=color, label=name)
+            rate.plot(sizes, [each.lr for each in runs], "o-", color=color, label=name)
         for axes, title, unit in (
             (loss, "Loss after the same number of images", "held-out loss"),
             (accuracy, "Accuracy after them", "held-out accuracy, %"),

@@ -93,8 +93,8 @@ def run(gallery: Gallery) -> None:
         falling, rising = (iter(matplotlib.colormaps[m](np.linspace(0.4, 1, 5))) for m in ("Blues", "Reds"))
         for lr in FAN:
             descent = descend(lr, 10)
-            colour, style, told = (next(rising), "--", " diverges") if descent.diverges else (next(falling), "-", "")
-            axes.plot(descent.x, style, marker=".", color=colour, label=f"{lr:.3f}{told}")
+            color, style, told = (next(rising), "--", " diverges") if descent.diverges else (next(falling), "-", "")
+            axes.plot(descent.x, style, marker=".", color=color, label=f"{lr:.3f}{told}")
         axes.set_yscale("symlog", linthresh=1)
         label(axes, "Ten rates from 0.01 to 0.5: those above 0.25 diverge (red)", "iteration", "x")
         axes.legend(title="learning rate", loc="center left", bbox_to_anchor=(1, 0.5))

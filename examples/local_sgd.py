@@ -329,7 +329,7 @@ def run(gallery: Gallery) -> None:
 
 
 PALE = "#c3cad1"  # of the wide line behind that of H = 1
-COLOURS = dict(zip((plan.name for plan in PLANS), (PALE, BLUE, ORANGE, GREEN), strict=True))
+COLORS = dict(zip((plan.name for plan in PLANS), (PALE, BLUE, ORANGE, GREEN), strict=True))
 
 
 def draw_losses(gallery: Gallery, records: dict[int, list[Record]]) -> None:
@@ -338,7 +338,7 @@ def draw_losses(gallery: Gallery, records: dict[int, list[Record]]) -> None:
             figure.subplots(len(records), 3, sharey=True, squeeze=False), records.items(), strict=True
         ):
             for r in runs:
-                line = {"color": COLOURS[r.plan.name], "linewidth": 5 if r.plan.period is None else 1.4}
+                line = {"color": COLORS[r.plan.name], "linewidth": 5 if r.plan.period is None else 1.4}
                 row[0].semilogy(r.steps, r.loss, label=r.plan.name, **line)
                 row[1].loglog(r.sent[1:] / 1e6, r.loss[1:], **line)
                 row[2].semilogy(r.seconds, r.loss, **line)
@@ -352,11 +352,11 @@ def draw_processes(gallery: Gallery, n: int, runs: list[Record], ones: list[Reco
     with gallery.picture("local_sgd_processes", 10, 3.8) as figure:
         left, right = figure.subplots(1, 2)
         for r in runs:
-            left.plot(r.steps, r.spread, color=COLOURS[r.plan.name], label=r.plan.name)
+            left.plot(r.steps, r.spread, color=COLORS[r.plan.name], label=r.plan.name)
         label(left, f"How far {n} processes are from their average", "step", "distance")
         left.legend()
-        for r, colour in zip(ones, (BLUE, TEAL, ORANGE, RED), strict=True):
-            right.semilogy(r.steps[1:], r.apart[1:], color=colour, label=r.plan.inside)
+        for r, color in zip(ones, (BLUE, TEAL, ORANGE, RED), strict=True):
+            right.semilogy(r.steps[1:], r.apart[1:], color=color, label=r.plan.inside)
         label(right, "How far H = 1 is from DDP", "step", "distance / way travelled")
         right.legend()
 

@@ -23,7 +23,7 @@ def average(beta: float, gradients: Numbers) -> Numbers:
     x = leaf(0.0)
     optimizer = onepass.SGD([x], lr=0.0, momentum=beta, dampening=beta)
     buffers = []
-    # The first gradient initialises the buffer without dampening, so it is zero here.
+    # The first gradient initializes the buffer without dampening, so it is zero here.
     for gradient in (0.0, *gradients):
         x.grad = x.new_tensor([gradient])
         optimizer.step()
@@ -71,10 +71,10 @@ def run(gallery: Gallery) -> None:
     gallery.print(f"lr 0.01 with momentum 0.63 overtakes lr 0.03 without at step {ahead[0]}")
     with gallery.picture("momentum_rates", 9, 3.8) as figure:
         for axes, momenta in zip(figure.subplots(1, 2), ((0.0, 0.9), (0.0, 0.63)), strict=True):
-            for lr, colour in zip(RATES, CYCLE, strict=False):
+            for lr, color in zip(RATES, CYCLE, strict=False):
                 for m in momenta:
                     style = "-" if m else ":"
-                    axes.plot(paths[lr, m] ** 2 * 4, style, color=colour, label=f"lr {lr:g}, momentum {m:g}")
+                    axes.plot(paths[lr, m] ** 2 * 4, style, color=color, label=f"lr {lr:g}, momentum {m:g}")
             axes.set_xlim(0, 40)
             label(axes, f"y = 4 x² with and without momentum {momenta[1]:g}", "iteration", "loss y")
             axes.legend(loc="upper right")

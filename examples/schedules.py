@@ -92,8 +92,8 @@ def run(gallery: Gallery) -> None:
         grid = figure.subplots(rows, 4, sharex=True, sharey=True).flat
         for axes, (name, curve) in zip(grid, curves.items(), strict=False):
             several = (curve[:, 0] != curve[:, 1]).any()
-            for group, colour in enumerate(CYCLE[: 1 + several]):
-                axes.plot(curve[:, group], color=colour, label=f"group {group}")
+            for group, color in enumerate(CYCLE[: 1 + several]):
+                axes.plot(curve[:, group], color=color, label=f"group {group}")
             label(axes, name, "", "")
             axes.title.set_fontsize(8.5)
             if several:

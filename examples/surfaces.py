@@ -255,7 +255,7 @@ def marks() -> list[Line2D]:
 
 
 UPON = {"ASGD": (0, (4, 3)), "Lion": (0, (4, 3)), "SparseAdam": (0, (1, 2))}  # dashes for paths that cover another
-COLOURS = (*CYCLE[:5], INK)
+COLORS = (*CYCLE[:5], INK)
 
 
 def draw_all(figure: Figure, paths: dict[tuple[str, str], Path]) -> None:
@@ -263,11 +263,11 @@ def draw_all(figure: Figure, paths: dict[tuple[str, str], Path]) -> None:
     for row, (family, methods) in zip(grid, FAMILIES.items(), strict=True):
         for axes, surface in zip(row, SURFACES, strict=True):
             draw_surface(axes, surface)
-            for name, colour in zip(methods, COLOURS, strict=False):
+            for name, color in zip(methods, COLORS, strict=False):
                 at = paths[name, surface.name].at
-                axes.plot(*at.T, color=colour, linestyle=UPON.get(name, "-"), linewidth=1.2, label=name, zorder=3)
+                axes.plot(*at.T, color=color, linestyle=UPON.get(name, "-"), linewidth=1.2, label=name, zorder=3)
                 if not surface.leaves(*at[-1]):
-                    axes.plot(*at[-1], "X", color=colour, markersize=7, markeredgecolor="white", zorder=5)
+                    axes.plot(*at[-1], "X", color=color, markersize=7, markeredgecolor="white", zorder=5)
         lines = [line for line in row[-1].lines if not line.get_label().startswith("_")]
         row[-1].legend(handles=lines, title=family, loc="center left", bbox_to_anchor=(1, 0.5), alignment="left")
         row[0].set_ylabel("y")
@@ -318,16 +318,16 @@ def movers_in(axes: Axes) -> dict[str, tuple[Line2D, Line2D]]:
     """Return a trail and a dot for each optimizer."""
     movers = {}
     for methods, marker in zip(FAMILIES.values(), MARKERS, strict=True):
-        for name, colour in zip(methods, COLOURS, strict=False):
-            (trail,) = axes.plot([], [], color=colour, linewidth=1.1)
-            (dot,) = axes.plot([], [], marker, color=colour, markersize=6, markeredgecolor="white", label=name)
+        for name, color in zip(methods, COLORS, strict=False):
+            (trail,) = axes.plot([], [], color=color, linewidth=1.1)
+            (dot,) = axes.plot([], [], marker, color=color, markersize=6, markeredgecolor="white", label=name)
             movers[name] = trail, dot
     return movers
 
 
 def write_gif(images: list[Image.Image], path: PathOfFile) -> None:
     """Save all frames with one small palette: unchanged areas are stored once, and the file is a tenth as large."""
-    tints = [1 - part * (1 - np.array(to_rgb(c))) for c in (*COLOURS, GREY) for part in (1, 0.8, 0.6, 0.4, 0.2, 0)]
+    tints = [1 - part * (1 - np.array(to_rgb(c))) for c in (*COLORS, GREY) for part in (1, 0.8, 0.6, 0.4, 0.2, 0)]
     palette = Image.new("P", (1, 1))
     palette.putpalette(np.rint(255 * np.concatenate(tints)).astype(int).tolist())
     first, *others = (image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images)
@@ -343,11 +343,11 @@ def draw_curvature(figure: Figure, paths: dict[tuple[str, str], Path]) -> None:
     for (left, right), surface in zip(figure.subplots(2, 2), BENT, strict=True):
         draw_surface(left, surface)
         lowest = surface.bound / 1e10
-        for name, colour in zip(CURVATURE, (ORANGE, BLUE, GREEN), strict=True):
+        for name, color in zip(CURVATURE, (ORANGE, BLUE, GREEN), strict=True):
             path = paths[name, surface.name]
-            left.plot(*path.at.T, ".-", color=colour, markersize=3.5, linewidth=1, label=name)
+            left.plot(*path.at.T, ".-", color=color, markersize=3.5, linewidth=1, label=name)
             # A loss of zero cannot be shown on a logarithmic axis: the line leaves the plot.
-            right.plot(np.maximum(path.loss, 1e-99), ".-", color=colour, markersize=3.5, linewidth=1.2, label=name)
+            right.plot(np.maximum(path.loss, 1e-99), ".-", color=color, markersize=3.5, linewidth=1.2, label=name)
         label(left, surface.name, "x", "y")
         right.set_xscale("symlog", linthresh=10)
         right.set_yscale("log")
@@ -374,7 +374,7 @@ def run(gallery: Gallery) -> None:
         )
         gallery.print()
 
-    with gallery.picture("surfaces", 11, 10, colours=128) as figure:
+    with gallery.picture("surfaces", 11, 10, colors=128) as figure:
         draw_all(figure, paths)
     animate(gallery, paths, 3 if gallery.quick else 80)
 
@@ -394,7 +394,7 @@ def run(gallery: Gallery) -> None:
             ),
         )
         gallery.print()
-    with gallery.picture("surfaces_curvature", 9, 7, colours=128) as figure:
+    with gallery.picture("surfaces_curvature", 9, 7, colors=128) as figure:
         draw_curvature(figure, bent)
 
 

@@ -73,11 +73,11 @@ BY_RMSPROP = {"RMSprop, 0.3": rmsprop(0.3), "RMSprop, 2: the first step is 20": 
 VELOCITY = (80.0, -80.0)  # along the circle, so that the paths are spirals
 
 
-def draw(axes: Axes, path: Path, title: str, reach: tuple[float, float], colour: str) -> None:
+def draw(axes: Axes, path: Path, title: str, reach: tuple[float, float], color: str) -> None:
     x, y = (np.linspace(-r, r, 200) for r in reach)
     axes.contour(x, y, x**2 + y[:, None] ** 2, 14, cmap="Greys", alpha=0.5)
     axes.set(xlim=(-reach[0], reach[0]), ylim=(-reach[1], reach[1]))
-    arrows(axes, path.at[:, 0], path.at[:, 1], colour)
+    arrows(axes, path.at[:, 0], path.at[:, 1], color)
     axes.plot(*path.at[0], "o", color=GREY, markersize=8, label="start")
     axes.plot(*path.at[-1], "*", color=RED, markersize=11, label="end")
     label(axes, title, "x", "y")
@@ -122,8 +122,8 @@ def run(gallery: Gallery) -> None:
             (left, by_rmsprop["RMSprop, 0.3"], "RMSprop, 0.3", "square_avg", "squared gradient"),
             (right, by_rmsprop["RMSprop, 2: the first step is 20"], "RMSprop, 2", "square_avg", "squared gradient"),
         ):
-            for values, axis, colour in zip(getattr(path, what).T, "xy", (GREEN, ORANGE), strict=True):
-                axes.plot(values, color=colour, label=axis)
+            for values, axis, color in zip(getattr(path, what).T, "xy", (GREEN, ORANGE), strict=True):
+                axes.plot(values, color=color, label=axis)
             label(axes, name, "iteration", f"accumulated {of}")
             axes.legend()
 

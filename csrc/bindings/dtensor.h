@@ -23,7 +23,7 @@ bool passes_for_replicated(PyObject* tensor);
 
 // How a parameter is distributed over processes, and the results of comparing the specs of its gradient and states with
 // its own. torch does not change a spec (DTensorSpec) that tensors share, so a spec is compared once, and then
-// recognised as the same object.
+// recognized as the same object.
 class Spread {
  public:
   // Reads the spec of a parameter. If it is another object than before, the results are forgotten.

@@ -1,4 +1,4 @@
-// Applies a rule to plain arrays, in a loop that the compiler vectorises.
+// Applies a rule to plain arrays, in a loop that the compiler vectorizes.
 #pragma once
 
 #include <cstddef>
@@ -48,7 +48,7 @@ ONEPASS_INLINE ConstantsOf<Rule, T> constants_of(const Job& job) {
 
 // Applies the rule to n elements of plain arrays. States that are not in `Set` are read as the constant zero, and their
 // new values are dropped, so they cost nothing. Two operands may be the same array (a gradient that is the parameter).
-// They never overlap otherwise, which `ivdep` declares to the vectoriser.
+// They never overlap otherwise, which `ivdep` declares to the vectorizer.
 template <class Rule, class T, unsigned Set, std::size_t... State>
 ONEPASS_INLINE void apply(const ConstantsOf<Rule, T>& constants, T factor, T* const* arrays, std::int64_t n,
                           std::index_sequence<State...> /*states*/) {
@@ -56,7 +56,7 @@ ONEPASS_INLINE void apply(const ConstantsOf<Rule, T>& constants, T factor, T* co
   const T* grad = arrays[kGrad];
   [[maybe_unused]] T* const states[] = {arrays[kFirstState + State]..., nullptr};
 #pragma GCC ivdep
-#pragma GCC unroll 1  // gcc unrolls a loop over a single register, and then does not vectorise it
+#pragma GCC unroll 1  // gcc unrolls a loop over a single register, and then does not vectorize it
   for (std::int64_t i = 0; i < n; ++i) {
     T p = param[i];
     [[maybe_unused]] T s[] = {((Set >> State & 1) != 0 ? states[State][i] : T(0))..., T(0)};

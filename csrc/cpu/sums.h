@@ -83,7 +83,7 @@ ONEPASS_INLINE double sum_of(std::int64_t n, Value&& value) {
 }
 
 // Returns the largest magnitude; NaN if an element is NaN. The bits of a float without its sign, as an integer, have
-// the order of magnitudes, with infinity and then NaN above. Compilers vectorise a maximum of integers.
+// the order of magnitudes, with infinity and then NaN above. Compilers vectorize a maximum of integers.
 template <class T>
 double largest_of(const T* tile, std::int64_t n) {
   using Bits = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;

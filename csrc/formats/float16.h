@@ -2,7 +2,7 @@
 // largest number). A NaN keeps its sign and its upper payload and becomes quiet. float64 is rounded to float32 first,
 // as in torch.
 //
-// Written in integers and one float addition, so that it vectorises for every instruction set with the same bits, and
+// Written in integers and one float addition, so that it vectorizes for every instruction set with the same bits, and
 // so that float16's denormals are kept although the step flushes those of float32. A GPU has instructions for the same
 // conversions, except that they make one NaN of all.
 #pragma once

@@ -15,7 +15,7 @@ ONEPASS_INLINE float square_root(float x) { return __builtin_sqrtf(x); }
 ONEPASS_INLINE double square_root(double x) { return __builtin_sqrt(x); }
 
 // A bool that is constant during a step, as a mask of bits. `flag ? a : b` in a loop is a branch that the compiler has
-// to move out of the loop. It does so for two or three of them, and does not vectorise a loop with more. A mask is
+// to move out of the loop. It does so for two or three of them, and does not vectorize a loop with more. A mask is
 // arithmetic.
 template <class T>
 class Flag {

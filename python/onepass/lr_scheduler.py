@@ -2,9 +2,9 @@
 
 Each class is a subclass of the torch class of the same name: arguments, errors, attributes, ``state_dict`` and rates
 are torch's. Each has the methods ``preview`` and ``plot`` (:func:`onepass.preview`, :func:`onepass.plot`). The
-schedulers work with torch's optimizers and with onepass's. Five classes differ from torch's, as their documentation
-describes: :class:`SequentialLR`, :class:`ChainedScheduler`, :class:`CosineAnnealingLR`, :class:`LinearLR`,
-:class:`PolynomialLR`.
+schedulers work with torch's optimizers and with onepass's. Six classes differ from torch's, as their documentation
+describes: :class:`SequentialLR`, :class:`ChainedScheduler`, :class:`ReduceLROnPlateau`, :class:`CosineAnnealingLR`,
+:class:`LinearLR`, :class:`PolynomialLR`.
 
 **Resuming with state_dicts.** After ``load_state_dict`` of optimizer and scheduler, the rates are those of an
 uninterrupted run. The optimizer may be loaded before or after the scheduler is created, or after the scheduler is

@@ -125,7 +125,7 @@ def test_a_scheduler_and_its_optimizer_resume_together(row):
 
 
 def net(seed=0, dtype=torch.float64):
-    # No bias before the normalisation: its gradient is rounding errors around zero, of which Lion takes the sign.
+    # No bias before the normalization: its gradient is rounding errors around zero, of which Lion takes the sign.
     torch.manual_seed(seed)
     return torch.nn.Sequential(
         torch.nn.Conv2d(1, 4, 3, bias=False),

@@ -90,7 +90,7 @@ def test_no_other_module_uses_private_names():
         "t._C.f()",
     ],
 )
-def test_private_names_are_recognised(code):
+def test_private_names_are_recognized(code):
     assert PRIVATE.search(code)
 
 

@@ -107,7 +107,7 @@ TEST_CASE("every mix of formats") {
 }
 
 // A step that changes nothing returns every value of a format, except denormals of float32.
-TEST_CASE("every 16-bit pattern through the vectorised codecs") {
+TEST_CASE("every 16-bit pattern through the vectorized codecs") {
   const Setting nothing = make_setting<Sgd>("sgd, lr = 0", {}, 2);
   for (const Format format : {Format::bfloat16, Format::float16}) {
     for (const bool wide : {false, true}) {

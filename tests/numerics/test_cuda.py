@@ -1075,7 +1075,7 @@ class TestRealGpu:
 
     @pytest.mark.parametrize("flags", [{}, {"fused": True}, {"capturable": True}], ids=str)
     @each_row_or_summed
-    def test_no_synchronisation(self, cuda, row, flags):
+    def test_no_synchronization(self, cuda, row, flags):
         """Neither by torch nor by a copy that waits."""
         optimizer = row.ours(cuda.put(model()), **row.full, **row.having(**flags))
         train(optimizer, model(), [1])
@@ -1089,7 +1089,7 @@ class TestRealGpu:
             torch.cuda.set_sync_debug_mode("default")
 
     @each_row_or_summed
-    def test_no_synchronisation_for_the_norm(self, cuda, row):
+    def test_no_synchronization_for_the_norm(self, cuda, row):
         """Neither to clip by it nor, where steps are counted on the GPU, to skip the step."""
         for arguments in ({"max_norm": 1.0, "zero_grad": True}, {"max_norm": 1.0, "skip_nonfinite": True}):
             flags = row.having(capturable=True)

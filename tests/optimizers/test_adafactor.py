@@ -192,7 +192,7 @@ def test_exchange_with_torch(kwargs, direction):
             torch.testing.assert_close(one.state[p][name], other.state[q][name], rtol=2e-5, atol=1e-9)
 
 
-# -- behaviour -------------------------------------------------------------------------------------------------------
+# -- behavior -------------------------------------------------------------------------------------------------------
 
 
 def test_states_as_torch_makes_them():

@@ -263,7 +263,7 @@ def test_training_gets_there():
 
 
 def rosenbrock(params):
-    """Something to minimise: the gradients of some parameters depend on others."""
+    """Something to minimize: the gradients of some parameters depend on others."""
     x = torch.cat([p.reshape(-1) for p in params])
     return (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
 

@@ -259,7 +259,7 @@ def test_resume_and_exchange_with_torch(kwargs):
             torch.testing.assert_close(giver.state[p], taker.state[q], rtol=1e-6, atol=1e-7)
 
 
-# -- behaviour -------------------------------------------------------------------------------------------------------
+# -- behavior -------------------------------------------------------------------------------------------------------
 
 
 def test_states_as_torch_makes_them():

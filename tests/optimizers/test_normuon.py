@@ -43,14 +43,14 @@ def give(params):
 def update(old, ortho, v, h):
     """Li et al. 2025, algorithm 1, from the orthogonalized matrix on: the parameter and the second moments."""
     v = h["beta2"] * v + (1 - h["beta2"]) * (ortho**2).mean(1, keepdims=True)
-    normalised = ortho / (np.sqrt(v) + 1e-10)
+    normalized = ortho / (np.sqrt(v) + 1e-10)
     rows, columns = old.shape
     if h["adjust_lr_fn"] == "original":
-        rate = math.sqrt(max(1, rows / columns)) * np.linalg.norm(ortho) / np.linalg.norm(normalised)
+        rate = math.sqrt(max(1, rows / columns)) * np.linalg.norm(ortho) / np.linalg.norm(normalized)
     else:
-        rate = 0.2 * math.sqrt(rows * columns) / np.linalg.norm(normalised)
+        rate = 0.2 * math.sqrt(rows * columns) / np.linalg.norm(normalized)
     lr = float(h["lr"])
-    return old - lr * h["weight_decay"] * old - lr * rate * normalised, v
+    return old - lr * h["weight_decay"] * old - lr * rate * normalized, v
 
 
 @each_dtype

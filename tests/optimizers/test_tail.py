@@ -319,15 +319,15 @@ class Recorder:
 
 @pytest.mark.parametrize("row", WITH_TAIL, ids=lambda row: row.name)
 def test_policy(row):
-    policy = Recorder(0.5, 0.0, 1.0)
+    told = (0.5, 0.0, 1.0, 3.0)
+    policy = Recorder(*told)
     optimizer, bare, model, twin = pair_of(row, max_norm=policy)
     norms = []
-    for step in range(3):
+    for step, coefficient in enumerate(told):
         for each in (model, twin):
             give_gradients(row, each, step)
         norms.append(norm_of(twin.parameters()))
         optimizer.step()
-        coefficient = (0.5, 0.0, 1.0)[step]
         assert optimizer.last_step == (
             pytest.approx(norms[-1], rel=1e-12),
             coefficient,

@@ -385,7 +385,7 @@ def test_plot_draws_groups_of_the_same_rates_once(tmp_path):
 
 @pytest.mark.parametrize("groups", [9, 24, 100])
 def test_plot_of_many_groups_can_be_read(groups, tmp_path):
-    """Layer-wise rates: every line has a colour of its own, in order, and the legend hides none of them."""
+    """Layer-wise rates: every line has a color of its own, in order, and the legend hides none of them."""
     model = torch.nn.Sequential(*(torch.nn.Linear(1, 1) for _ in range(groups)))
     scheduler = OURS.CosineAnnealingLR(onepass.AdamW(onepass.param_groups(model, lr=1.0, layer_decay=0.9)), 50)
     figure = scheduler.plot(50, path=tmp_path / "s.png")
@@ -405,7 +405,7 @@ def test_plot_of_many_groups_can_be_read(groups, tmp_path):
     assert len(named) == min(groups, 24)
 
 
-def test_plot_into_axes_leaves_their_colours_alone():
+def test_plot_into_axes_leaves_their_colors_alone():
     ax, other = Figure().add_subplot(), Figure().add_subplot()
     OURS.StepLR(many_groups(np.linspace(0.1, 1, 12)), 3).plot(5, ax=ax)
     assert ax.plot([0, 1])[0].get_color() == other.plot([0, 1])[0].get_color()

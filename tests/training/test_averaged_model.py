@@ -696,7 +696,7 @@ def test_a_wrapper_may_be_passed():
     assert average.n_averaged == 2
 
 
-def test_an_uninitialised_model():
+def test_an_uninitialized_model():
     model = nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 2))
     average = AveragedModel(model, decay=0.9)
     for each in (model, average):

@@ -948,7 +948,7 @@ def test_a_group_without_a_learning_rate_and_a_lazy_module():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some versions of torch warn that lazy modules may change
         lazy = nn.LazyLinear(3)
-    with pytest.raises(ValueError, match="parameter weight is to be initialised"):
+    with pytest.raises(ValueError, match="parameter weight is to be initialized"):
         lr_find(lazy, trained()[1], cross_entropy, batches())
 
 

@@ -110,6 +110,10 @@ PEERS: dict[str, dict[str, bool]] = {
     "fused": {"fused": True},
 }
 
+# Where a peer uses eps in another way, which shows where gradients are tiny: Prodigy's adds d * eps with the new d, and
+# heavyball takes the larger of the root and eps.
+SMALL_EPS = 1e-15
+
 SUBJECTS = [
     Subject(SGD, {"lr": 1e-3, "momentum": 0.9}),
     Subject(Adam, {"lr": 1e-3}),
@@ -118,7 +122,7 @@ SUBJECTS = [
     Subject(Signum, {"lr": 1e-4, "weight_decay": 1e-2}, flips=True),
     Subject(AdaBelief, {"lr": 1e-3, "weight_decay": 1e-2}),
     Subject(Adan, {"lr": 1e-3, "weight_decay": 1e-2}),
-    Subject(AdEMAMix, {"lr": 1e-3, "weight_decay": 1e-2}),
+    Subject(AdEMAMix, {"lr": 1e-3, "weight_decay": 1e-2, "eps": SMALL_EPS}),
     Subject(ADOPT, {"lr": 1e-3}),
     Subject(LaProp, {"lr": 1e-3}),  # the peers decay in another order
     Subject(LAMB, {"lr": 1e-3}, measured=("param", "grad", "exp_avg", "exp_avg_sq")),
@@ -126,21 +130,20 @@ SUBJECTS = [
     Subject(StableAdamW, {"lr": 1e-3}, measured=("grad", "exp_avg_sq")),
     Subject(MARS, {"lr": 1e-3, "weight_decay": 1e-2}, measured=("grad", "last_grad")),
     Subject(NovoGrad, {"lr": 1e-3, "weight_decay": 1e-2}, measured=("grad",)),
-    # With this eps, because the peer adds d * eps with the new d, which shows where gradients are tiny.
     Subject(
         Prodigy,
         # The same gradient in every step would let the estimate grow until it overflows.
-        {"d0": 1e-3, "growth_rate": 1.0, "weight_decay": 1e-2, "use_bias_correction": True, "eps": 1e-15},
+        {"d0": 1e-3, "growth_rate": 1.0, "weight_decay": 1e-2, "use_bias_correction": True, "eps": SMALL_EPS},
         tolerance=2e-5,
     ),
     Subject(ScheduleFreeAdamW, {"lr": 1e-3, "weight_decay": 1e-2}),
     Subject(ScheduleFreeRAdam, {"lr": 1e-3, "silent_sgd_phase": False}),
-    Subject(ScheduleFreeSGD, {"lr": 1e-3, "weight_decay": 1e-2}),
+    Subject(ScheduleFreeSGD, {"lr": 1e-3}),  # the peer's weight decay changes the gradients
     Subject(Adagrad, {"lr": 1e-2}),
     Subject(RMSprop, {"lr": 1e-3}),
     Subject(Adadelta, {}),
     Subject(Adamax, {"lr": 1e-3}),
-    Subject(NAdam, {"lr": 1e-3}),
+    Subject(NAdam, {"lr": 1e-3, "eps": SMALL_EPS}),
     Subject(RAdam, {"lr": 1e-3}),
     Subject(ASGD, {"lr": 1e-2}),
     Subject(Rprop, {"lr": 1e-3}),

@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class Block(nn.Module):
-    """A transformer layer: attention, then a perceptron, each on a normalised input and added to its input.
+    """A transformer layer: attention, then a perceptron, each on a normalized input and added to its input.
 
     Attention has the given bias or, without one, is causal.
     """
@@ -369,9 +369,9 @@ def draw_png(path: Path, title: str, tasks: list[Task], heads: list[str], result
             losses.set(title=head, xlabel="training step", ylabel="training loss (nats)", ylim=(0, None))
             losses.legend()
 
-            for run, colour, width in ((runs[1], blue, 2.5), (runs[-1], red, 1.2)):
+            for run, color, width in ((runs[1], blue, 2.5), (runs[-1], red, 1.2)):
                 percent = [100 * part for part in run.apart_relative]
-                apart.plot(run.apart_steps, percent, color=colour, linewidth=width, label=run.label, clip_on=False)
+                apart.plot(run.apart_steps, percent, color=color, linewidth=width, label=run.label, clip_on=False)
             # symlog, because the distance may be zero.
             apart.set_yscale("symlog", linthresh=1e-5)
             apart.set(title=f"Distance from {runs[0].label}", xlabel="training step", ylim=(0, 100), xlim=(0, None))
@@ -380,10 +380,10 @@ def draw_png(path: Path, title: str, tasks: list[Task], heads: list[str], result
             apart.legend(loc="upper left")
 
             names, left = [run.label for run in runs], [0.0] * len(runs)
-            for part, colour in (("forward_backward", "#d9d9d9"), ("step", "#ee9a2f"), ("other", "#8c8c8c")):
+            for part, color in (("forward_backward", "#d9d9d9"), ("step", "#ee9a2f"), ("other", "#8c8c8c")):
                 values = [getattr(run, part) for run in runs]
                 label = {"forward_backward": "forward + backward", "step": "optimizer.step()"}.get(part, part)
-                bars.barh(names, values, left=left, color=colour, label=label, height=0.55)
+                bars.barh(names, values, left=left, color=color, label=label, height=0.55)
                 left = [a + b for a, b in zip(left, values, strict=True)]
             for y, run in enumerate(runs):
                 bars.text(0.02 * max(left), y, f"step() {run.step:.2f} s of {run.seconds:.2f} s", va="center")

@@ -231,8 +231,8 @@ class Native(Optimizer):
                 zero_grad: Whether each step, also a skipped one, sets the gradients to zero in place.
                 stochastic_rounding: Whether 16-bit parameters and states are rounded stochastically
                     (:doc:`/stochastic_rounding`), instead of to the nearest number: up with a probability that is the
-                    distance from the lower number. Parameters with a master are rounded to nearest. A parameter group
-                    may have a value of its own.
+                    distance from the lower number divided by the distance between the two numbers. Parameters with a
+                    master are rounded to nearest. A parameter group may have a value of its own.
                 rounding_seed: Seed of the random bits of stochastic rounding, of 16 bits and of 8-bit states
                     (:doc:`/8bit_states`): an int >= 0 and below 2**64. None: 0.
                 cautious: Whether an element is updated only if its update has the sign of its gradient; the updates of

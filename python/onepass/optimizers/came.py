@@ -98,7 +98,7 @@ def _torch_step(self: Optimizer) -> None:
 
 
 class CAME(Native, signatures.CAME):
-    r"""CAME: Adafactor with a momentum that is divided by how far it is from the updates. For a model of matrices.
+    r"""CAME: Adafactor with momentum, which is divided by the root of a factored average of (update - momentum)^2.
 
     With the gradient :math:`G_t` (negated with ``maximize``), a matrix of :math:`n` rows and :math:`m` columns, or a
     batch of such matrices:

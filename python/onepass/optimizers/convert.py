@@ -28,7 +28,7 @@ def convert_state_dict(
 
     The result loads into the optimizer of onepass that has this ``state_dtype``, and, unless that is
     ``torch.float8_e4m3fn``, into torch's class. The given ``state_dict`` may be of onepass, of torch, of an 8-bit Adam,
-    AdamW or Lion of bitsandbytes, whose states are recognised by their names and decoded, or of the packages
+    AdamW or Lion of bitsandbytes, whose states are recognized by their names and decoded, or of the packages
     schedulefree, prodigyopt, timm and apex, for the class of onepass that steps alike (:doc:`/compatibility` lists
     them). It is not changed; values that need no conversion are shared. Masters are kept as they are.
 

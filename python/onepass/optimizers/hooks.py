@@ -53,7 +53,7 @@ def _with_hooks(update: Step, self: Optimizer, args: tuple[Any, ...], kwargs: di
     return result
 
 
-# The code object of torch's step wrapper, to recognise a step that torch has wrapped.
+# The code object of torch's step wrapper, to recognize a step that torch has wrapped.
 _HOOKED_CODE = cast(Any, Optimizer.profile_hook_step(_with_hooks)).__code__
 
 

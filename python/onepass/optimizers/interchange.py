@@ -30,7 +30,7 @@ def of_bitsandbytes(state: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     made: dict[str, Any] = {}
     for name, value in state.items():
         if name in names:
-            made[names[name]] = _dequantised(value, state, name.removeprefix("state"), where)
+            made[names[name]] = _dequantized(value, state, name.removeprefix("state"), where)
         elif name == "step":
             made[name] = torch.tensor(float(value))
     if "exp_avg_sq" not in made:
@@ -38,7 +38,7 @@ def of_bitsandbytes(state: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     return made
 
 
-def _dequantised(codes: Tensor, state: Mapping[str, Any], number: str, where: str) -> Tensor:
+def _dequantized(codes: Tensor, state: Mapping[str, Any], number: str, where: str) -> Tensor:
     if codes.dtype != torch.uint8:
         return codes.to(torch.float32)
     values, scales = state.get("qmap" + number), state.get("absmax" + number)
@@ -221,7 +221,7 @@ def _of_timm_and_apex(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _check(layout: _Layout, group: Mapping[str, Any], states: list[Mapping[str, Any]], where: str) -> None:
     if layout.name == "apex's FusedNovoGrad":
-        raise ValueError(f"{where}: the averages of {layout.name} are of gradients that are not normalised")
+        raise ValueError(f"{where}: the averages of {layout.name} are of gradients that are not normalized")
     required = {**layout.required, **_REQUIRED_OF_TIMM}
     if layout.name == "timm's AdaBelief" and not group["weight_decay"]:
         del required["decoupled_decay"]

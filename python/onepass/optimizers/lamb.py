@@ -39,7 +39,7 @@ class LAMB(Native, signatures.LAMB):
 
     with the 2-norms of the whole tensor. The trust ratio :math:`\|\theta\| / \|u\|` is 1 if either norm is 0.
 
-    The paper does not adapt biases and the scales of normalisation: give them a group with ``trust_ratio=False``, and
+    The paper does not adapt biases and the scales of normalization: give them a group with ``trust_ratio=False``, and
     usually with ``weight_decay=0``. The authors' experiments clip the gradients to a
     norm of 1: ``max_norm=1``.
 

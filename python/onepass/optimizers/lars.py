@@ -39,7 +39,7 @@ class LARS(Native, signatures.LARS):
     :math:`r_t (g_t + \lambda \theta_{t-1}) + \mu b_t` instead of :math:`b_t`.
 
     As in torch's SGD, and unlike in the paper, the learning rate is outside of the buffer: a change of ``lr`` also
-    applies to the gradients that are already in the buffer. Biases and the scales of normalisation are usually not
+    applies to the gradients that are already in the buffer. Biases and the scales of normalization are usually not
     adapted: give them a group with ``trust_ratio=False`` and ``weight_decay=0``.
 
     timm's Lars has a momentum of 0 by default, and does not adapt tensors without weight decay.

@@ -629,7 +629,7 @@ def _maximizes(group: dict[str, Any]) -> bool:
 
 
 def _forget(state: dict[str, Any]) -> None:
-    """Reset the history, and n_iter, by which torch's implementation recognises the first iteration."""
+    """Reset the history, and n_iter, by which torch's implementation recognizes the first iteration."""
     for name in _HISTORY:
         state.pop(name, None)
     if "n_iter" in state:

@@ -30,7 +30,7 @@ def _torch_step(group: Mapping[str, Any], p: Tensor, grad: Tensor, state: Mappin
 
 
 class MARS(Native, signatures.MARS):
-    r"""MARS with AdamW's update: AdamW of gradients whose variance is reduced by their difference to the last ones.
+    r"""MARS with AdamW's update: AdamW with variance-reduced gradients, corrected by their change since the last step.
 
     At step :math:`t`, with the gradient :math:`g_t` (negated with ``maximize``):
 
@@ -45,7 +45,7 @@ class MARS(Native, signatures.MARS):
     with the 2-norm of the whole tensor, and the learning rate :math:`\eta`. This is the approximate form:
     :math:`g_{t-1}` is the gradient of the last step, not the gradient of this step's batch at the last parameters.
 
-    The authors' implementation steps vectors (biases, the scales of normalisation) by AdamW; so does a group with
+    The authors' implementation steps vectors (biases, the scales of normalization) by AdamW; so does a group with
     ``gamma=0`` and ``clip_correction=False``. It also takes the gradient before the first to be 0, so that
     :math:`c_1 = (1 + \gamma \beta_1 / (1 - \beta_1)) g_1`. timm's begins as this one.
 

@@ -19,12 +19,12 @@ _TINY = 1e-10  # keeps divisors from zero, as in the authors' implementation
 
 
 def _rate(group: Mapping[str, Any], lr: float, shape: torch.Size) -> float:
-    """Return the rate of an update that has been normalised."""
+    """Return the rate of an update that has been normalized."""
     return 0.2 * lr if group["adjust_lr_fn"] in (None, _MATCHING) else adjusted_lr(lr, group["adjust_lr_fn"], shape)
 
 
-def _normalised(group: Mapping[str, Any], ortho: Tensor, second_momentum: Tensor) -> Tensor:
-    """Advance the second moments of the rows, and return the update with normalised rows."""
+def _normalized(group: Mapping[str, Any], ortho: Tensor, second_momentum: Tensor) -> Tensor:
+    """Advance the second moments of the rows, and return the update with normalized rows."""
     dtype = torch.promote_types(second_momentum.dtype, torch.float32)
     wide = ortho.to(dtype)
     squares = wide.square().mean(-1, keepdim=True)
@@ -61,7 +61,7 @@ def _torch_step(self: Optimizer) -> None:
             update = p.grad.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer.clone()
             if not p.numel():
                 continue
-            change = _normalised(group, orthogonalized(group, update), state["second_momentum_buffer"])
+            change = _normalized(group, orthogonalized(group, update), state["second_momentum_buffer"])
             p.mul_(1 - lr * group["weight_decay"]).sub_(_rate(group, lr, p.shape) * change)
 
 
@@ -81,7 +81,7 @@ class NorMuon(Orthogonalizing, signatures.NorMuon):
     that of Muon's, as in the authors' implementation: the factor is
     :math:`\gamma \sqrt{\max(1, n / m)} \, \|O_t\|_F / \|\hat O_t\|_F`.
 
-    The iterations and the normalisation run in torch operations, the other element-wise operations in the kernels.
+    The iterations and the normalization run in torch operations, the other element-wise operations in the kernels.
 
     Source: Li et al. 2025, "NorMuon: Making Muon more efficient and scalable", arXiv:2510.05491.
 
@@ -139,5 +139,5 @@ class NorMuon(Orthogonalizing, signatures.NorMuon):
                 )
 
     def _descent(self, group: dict[str, Any], p: Tensor, ortho: Tensor) -> tuple[Tensor, float]:
-        change = _normalised(group, ortho, self.state[p]["second_momentum_buffer"])
+        change = _normalized(group, ortho, self.state[p]["second_momentum_buffer"])
         return change, _rate(group, number(group["lr"]), p.shape)

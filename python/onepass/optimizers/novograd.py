@@ -50,7 +50,7 @@ class NovoGrad(Native, signatures.NovoGrad):
         lr: Learning rate :math:`\gamma`; a float, or a tensor of one element.
         betas: Decay rates :math:`\beta_1, \beta_2`, in [0, 1).
         eps: :math:`\epsilon`, added to the denominator.
-        weight_decay: :math:`\lambda`, added to the normalised gradient.
+        weight_decay: :math:`\lambda`, added to the normalized gradient.
         grad_averaging: Whether the momentum is an average rather than a sum.
         maximize: Ascend instead of descend.
         capturable: A CUDA graph can capture the step only if True.

@@ -180,11 +180,14 @@ class Prodigy(Native, signatures.Prodigy):
     Parameters of 16 bits need a ``master``: without one, the first steps of :math:`d_0` are lost in rounding, and the
     estimate does not grow.
 
-    The package prodigyopt differs in this: its denominator has :math:`d_t \epsilon`, for which it needs a second pass,
-    where the paper has :math:`d_{t-1} \epsilon`; a tensor without a gradient keeps its shares of :math:`r` and
-    :math:`\|s\|_1`, while there :math:`r` still decays and :math:`\|s\|_1` is that of the others; with
-    :math:`\beta_1 = 0` its gradient is multiplied by :math:`d_t`, not by :math:`d_{t-1}`; and it refuses groups of
-    different ``lr`` other than 0.
+    Differences of the package prodigyopt:
+
+    - Its denominator has :math:`d_t \epsilon`, which takes a second pass; the paper and this class have
+      :math:`d_{t-1} \epsilon`.
+    - If a tensor has no gradient, its share of :math:`r` decays, and :math:`\|s\|_1` leaves it out. In this class, both
+      shares stay as they are.
+    - With :math:`\beta_1 = 0` it multiplies the gradient by :math:`d_t`, not by :math:`d_{t-1}`.
+    - It refuses groups with different ``lr``, except 0.
 
     Source: Mishchenko and Defazio 2024, "Prodigy: An Expeditiously Adaptive Parameter-Free Learner", arXiv:2306.06101,
     algorithm 4.

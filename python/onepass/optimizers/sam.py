@@ -25,7 +25,7 @@ _KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class SAM(Wrapper):
-    r"""Sharpness-aware minimisation: steps any optimizer by the gradient at a nearby point of higher loss.
+    r"""Sharpness-aware minimization: steps any optimizer by the gradient at a nearby point of higher loss.
 
     With the gradient :math:`g` of all parameters :math:`\theta` together, each step evaluates the loss a second time,
     at

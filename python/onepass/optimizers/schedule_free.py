@@ -25,9 +25,9 @@ class ScheduleFree(Native):
 
     @torch.no_grad()
     def eval(self) -> None:
-        """Set the parameters to the point to evaluate at, also the one to publish: the weighted mean of all ``z``.
+        """Set the parameters to ``x``, the weighted mean of all ``z``. Call this before evaluating or saving the model.
 
-        The points to train at are kept in the states until :meth:`train`. A second call does nothing.
+        The states keep ``y``, the point to train at, until :meth:`train`. A second call does nothing.
         """
         for p, state, master, momentum in self._moved_to(train_mode=False):
             state[TRAIN_POINT] = p.detach().clone() if master is None else master_of(p, state, master)

@@ -97,7 +97,7 @@ foreach_norm = _find("torch", "_foreach_norm")
 foreach_sub_ = _find("torch", "_foreach_sub_")
 foreach_zero_ = _find("torch", "_foreach_zero_")
 
-# Two operators, to recognise them in __torch_dispatch__: zero_grad with foreach, and `.to(...)`. 1.13 to 2.13.
+# Two operators, to recognize them in __torch_dispatch__: zero_grad with foreach, and `.to(...)`. 1.13 to 2.13.
 foreach_zero_operator = _find("torch", "ops.aten._foreach_zero_.default")
 copy_operator = _find("torch", "ops.aten._to_copy.default")
 

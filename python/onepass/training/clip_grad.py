@@ -150,8 +150,8 @@ def clip_grad_value_(parameters: Tensors, clip_value: float, foreach: bool | Non
     """Clamp gradients in place to [-clip_value, clip_value], as :func:`torch.nn.utils.clip_grad_value_`.
 
     Torch's function is called for gradients that are not on the CPU. Beyond torch's function, DTensors on different
-    meshes, DTensors beside plain tensors, and limits beyond the range of the gradients' dtype are supported, and no
-    gradients at all. Numbers below the normal range of float32 (of float64 for float64 gradients) become 0.
+    meshes, DTensors beside plain tensors, limits beyond the range of the gradients' dtype, and parameters of which none
+    has a gradient are supported. Numbers below the normal range of float32 (of float64 for float64 gradients) become 0.
 
     Args:
         parameters: Parameters, or a single one. Those without a gradient are ignored.

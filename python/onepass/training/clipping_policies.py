@@ -50,7 +50,8 @@ class ClippingPolicy(Protocol):
                 enter the statistics.
 
         Returns:
-            A finite number in [0, 1]. 0.0 skips the step. A skipped step changes no parameter, state or step count.
+            A finite number >= 0; one above 1 makes the gradients larger. 0.0 skips the step. A skipped step changes no
+            parameter, state or step count.
         """
         ...
 

@@ -272,7 +272,7 @@ def lr_find(
         ValueError: An argument is out of range; a group has no learning rate; ``loader`` is empty, or has too few
             batches and cannot be restarted, or its batches are not pairs and ``loss_fn`` is given; a loss has several
             elements or does not depend on the parameters; ``optimizer`` has none of the model's parameters, or they are
-            not yet initialised (lazy modules).
+            not yet initialized (lazy modules).
         TypeError: Not exactly one of ``loss_fn`` and ``forward`` is given, an argument has the wrong type, or a loss is
             not a tensor.
 
@@ -311,7 +311,7 @@ def lr_find(
         raise ValueError(f"accumulate must be >= 1, got {accumulate}")
     for name, p in model.named_parameters():
         if is_lazy(p):
-            raise ValueError(f"parameter {name} is to be initialised by the first batch: run one through the model")
+            raise ValueError(f"parameter {name} is to be initialized by the first batch: run one through the model")
     own = {id(p) for p in model.parameters()}
     if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
         raise ValueError("optimizer has none of the model's parameters: it was made for another model")

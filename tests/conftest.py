@@ -86,6 +86,7 @@ def machine():
     torch.set_num_threads(threads)
     onepass._core.force_isa(isa)
     onepass._core.force_tuning(tuning)
+    onepass._core.force_bytes_per_thread(0)
     pyplot = sys.modules.get("matplotlib.pyplot")
     assert pyplot is None or not pyplot.get_fignums()
 
@@ -105,6 +106,12 @@ def kernels_only():
     """Fails a test in which torch's code stepped a tensor, or none was stepped by the kernels."""
     with reference.only_kernels():
         yield
+
+
+@pytest.fixture
+def all_threads(machine):
+    """Steps of some thousand elements are divided between all of torch's threads."""
+    onepass._core.force_bytes_per_thread(1 << 12)
 
 
 @pytest.fixture

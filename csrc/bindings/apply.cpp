@@ -39,10 +39,11 @@ void apply(const std::string& rule_name, const std::vector<double>& hyper, doubl
   find_rule(rule_name);  // throws for Adafactor and CAME, which are not element-wise
   const std::unique_ptr<RuleDriver> driver = make_rule_driver(rule_name);
   const RuleInfo& info = driver->info();
-  if (hyper.size() != info.hyper_names.size() || !info.scalar_names.empty())
+  if (hyper.size() != info.hyper_names.size())
     throw std::invalid_argument("apply: hyper of rule " + rule_name + " must have " +
-                                std::to_string(info.hyper_names.size()) +
-                                " numbers, and the rule must have no scalars");
+                                std::to_string(info.hyper_names.size()) + " numbers");
+  if (!info.scalar_names.empty() || (info.sums != 0 && info.takes_sums(hyper.data())) || !info.takes_dense)
+    throw std::invalid_argument("apply: rule " + rule_name + " has scalars or sums, or takes only sparse gradients");
   const unsigned states = info.states_used(hyper.data());
 
   if (const char* divisor = info.zero_divisor(hyper.data(), step, nullptr); divisor != nullptr)

@@ -47,7 +47,7 @@ Loaded load() {
   if (kernels.is_none()) return {};
   const py::object capsule = kernels.attr("backend");
   const auto* const backend = capsule.cast<py::capsule>().get_pointer<const cuda::Backend>();
-  if (backend->header_size != sizeof(cuda::Header))
+  if (backend->fingerprint != cuda::fingerprint())
     throw py::import_error(
         "the CUDA kernels are of another build than onepass._core: install onepass and onepass-cuda again");
   return {.backend = backend, .refusals = {}};

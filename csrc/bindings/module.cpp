@@ -10,6 +10,7 @@
 #include "bindings/norms.h"
 #include "bindings/plan.h"
 #include "cpu/dispatch.h"
+#include "cpu/team.h"
 #include "cpu/tuning.h"
 
 namespace py = pybind11;
@@ -51,6 +52,8 @@ PYBIND11_MODULE(_core, m) {
       "Return the tuning in use. Raises ValueError if ONEPASS_TUNING is unknown.");
   m.def("force_tuning", &force_tuning, py::arg("name"),
         "Use another tuning from now on; the processor's own if the name is empty. For tests and benchmarks.");
+  m.def("force_bytes_per_thread", &force_bytes_per_thread, py::arg("bytes"),
+        "Set how many bytes are worth another thread of a step from now on; the default if 0. For tests.");
   m.def(
       "openmp_threads", [] { return omp_get_max_threads(); },
       "Return the number of threads of the OpenMP runtime that this module uses.");

@@ -350,6 +350,7 @@ void ParamReader::make_constants(Reading& r) {
     RuleScalars scalars = scalars_of_rule(r);
     const double step = step_of(r);
     check_divisors(r.param, step, scalars);
+    const StepMode mode;
     info_.advance(r.param.group->hyper.data(), step, scalars.data());
     for (std::size_t n = 0; n < own_scalars(); ++n) r.scalars[n + 1].value = scalars[n];
   }

@@ -369,8 +369,13 @@ bool Plan::take_scaler(const StepRequest& request, StepWork& work) {
     return tensor.is_none() || (torch().dlpack.view(tensor.ptr(), view) && view.format == Format::float32);
   };
   if (!read(request.grad_scale, scale) || !read(request.found_inf, found)) return false;
-  const int device = (request.found_inf.is_none() ? scale : found).cuda;
-  if (!work.device_jobs.empty() && work.device_jobs.begin()->first != device) return false;
+  if (!work.device_jobs.empty()) {
+    const auto elsewhere = [device = work.device_jobs.begin()->first](const py::object& tensor,
+                                                                      const TensorView& view) {
+      return !tensor.is_none() && view.cuda != device;
+    };
+    if (elsewhere(request.grad_scale, scale) || elsewhere(request.found_inf, found)) return false;
+  }
   work.inputs = {.grad_scale = scale.data, .found_inf = found.data};
   return true;
 }

@@ -226,6 +226,7 @@ bool ParamReader::read_scalar(Reading& r, const py::str& name, Scalar& scalar) {
       !(view.on_cpu || same_device(view, r.own())))
     return r.fall_back("state " + std::string(name) + " that is not one float on the CPU");
   scalar = {.data = view.data, .format = *view.format, .on_gpu = !view.on_cpu};
+  work_.used.push_back(held);
   if (scalar.on_gpu) return true;
   if (scalar.format == Format::float32) {
     float value = 0;
@@ -234,7 +235,6 @@ bool ParamReader::read_scalar(Reading& r, const py::str& name, Scalar& scalar) {
   } else {
     std::memcpy(&scalar.value, view.data, sizeof scalar.value);
   }
-  work_.used.push_back(held);
   return true;
 }
 

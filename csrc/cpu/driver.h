@@ -89,8 +89,10 @@ void run_in_tiles(Apply rule, const Job& job, std::int64_t begin, std::int64_t e
   bool in_place[kFirstFollower];
   const bool packed = job.rows == nullptr && job.layout == nullptr;
   const bool long_rows = job.rows != nullptr && job.rows->length >= kLongRow;
-  for (std::size_t k = 0; k < kFirstFollower; ++k)
-    in_place[k] = (packed || (long_rows && k != kGrad)) && is_plain_array<T>(job.operands[k]);
+  for (std::size_t k = 0; k < kFirstFollower; ++k) {
+    const bool is_one_run = packed || (long_rows && k != kGrad) || (job.layout != nullptr && is_packed(*job.layout, k));
+    in_place[k] = is_one_run && is_plain_array<T>(job.operands[k]);
+  }
   const bool clamps = job.clip_value != kNoLimit;
   Job clamped;  // the job of tiles whose gradient is scaled already
   if (clamps) {

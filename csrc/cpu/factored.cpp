@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cpu/dispatch.h"
+#include "cpu/fpmode.h"
 #include "cpu/team.h"
 
 namespace onepass {
@@ -111,6 +112,16 @@ double sum_in_order(const double* numbers, std::int64_t count) {
   return sum;
 }
 
+// Adds up the totals of each slice's rows, and writes the sum over the first. Each block reads it.
+void add_row_totals(const FactoredJob& job, const Factors& factors) {
+  const std::int64_t tiles = blocks_in(job.rows, kFactoredTile);
+  if (factors.row_totals == nullptr || tiles == 1) return;
+  for (std::int64_t slice = 0; slice < job.slices; ++slice) {
+    double* const totals = factors.row_totals + slice * tiles;
+    totals[0] = sum_in_order(totals, tiles);
+  }
+}
+
 void run_batch(std::span<FactoredWork> batch, std::vector<Piece>& pieces, std::int64_t bytes, int threads) {
   const int team = team_size(bytes, threads);
   const auto blocks = [](const FactoredWork& work) { return work.blocks; };
@@ -119,8 +130,10 @@ void run_batch(std::span<FactoredWork> batch, std::vector<Piece>& pieces, std::i
   const auto of_came = [](auto&& count) {
     return [count](const FactoredWork& work) { return work.job->is_came ? count(work) : 0; };
   };
+  const StepMode mode;  // of what this thread computes between the phases
   run_phase(batch, pieces, &FactoredKernels::measure, team, blocks);
   run_phase(batch, pieces, &FactoredKernels::combine, team, combinations);
+  for (const FactoredWork& work : batch) add_row_totals(*work.job, work.squares);
   run_phase(batch, pieces, &FactoredKernels::norm, team, large_blocks);
   for (FactoredWork& work : batch) {
     const auto length = static_cast<double>(work.job->length());
@@ -135,6 +148,7 @@ void run_batch(std::span<FactoredWork> batch, std::vector<Piece>& pieces, std::i
   }
   run_phase(batch, pieces, &FactoredKernels::average, team, of_came(large_blocks));
   run_phase(batch, pieces, &FactoredKernels::combine_residuals, team, of_came(combinations));
+  for (const FactoredWork& work : batch) add_row_totals(*work.job, work.residuals);
   run_phase(batch, pieces, &FactoredKernels::apply, team, blocks);
 }
 

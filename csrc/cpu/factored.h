@@ -95,7 +95,8 @@ struct FactoredAxis {
 // kBlockWidth along the second.
 struct Factors {
   FactoredAxis lines, places;
-  double* row_totals = nullptr;  // [slices][tiles of rows]: sums of the row variances
+  double* row_totals = nullptr;  // [slices][tiles of rows]: sums of the row variances; after the phase, the first tile
+                                 // has that of the slice
 };
 
 struct FactoredWork {

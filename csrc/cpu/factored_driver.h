@@ -243,9 +243,7 @@ void combine_one(const FactoredWork& work, const Factors& factors, const MeanSqu
 // Returns the factor of the lines' roots.
 template <class T>
 T scale_of(const FactoredWork& work, const Factors& factors, T least_mean, std::int64_t slice) {
-  const std::int64_t tiles = blocks_in(work.job->rows, kFactoredTile);
-  double total = 0.0;
-  for (std::int64_t tile = 0; tile < tiles; ++tile) total += factors.row_totals[slice * tiles + tile];
+  const double total = factors.row_totals[slice * blocks_in(work.job->rows, kFactoredTile)];
   return T(Adafactor::row_scale(total / static_cast<double>(work.job->rows), double{least_mean}));
 }
 

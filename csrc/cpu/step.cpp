@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cpu/dispatch.h"
+#include "cpu/fpmode.h"
 #include "cpu/gradient_blocks.h"
 #include "cpu/rows.h"
 #include "cpu/team.h"
@@ -108,6 +109,7 @@ std::vector<Job> with_sums(RuleId rule, std::span<const Job> jobs, int threads, 
     if (info.sums_only_for_scalars) kernels.run(rule, *block.job, begin, end, tuning);
   });
 
+  const StepMode mode;  // so that the constants do not depend on the caller's rounding mode
   std::size_t number = 0, block = 0;
   for (Job job : jobs) {
     if (job.takes_sums) {

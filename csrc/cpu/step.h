@@ -1,4 +1,4 @@
-// A whole step on the CPU: all tensors of all groups, in at most one parallel region.
+// A whole step on the CPU: all tensors of all groups, in one parallel region; with sums over tensors, in two.
 #pragma once
 
 #include <span>

@@ -12,6 +12,9 @@ namespace onepass {
 // Returns how many of at most `threads` threads to use for work that moves this many bytes. One in a forked child.
 int team_size(std::int64_t bytes, int threads);
 
+// Sets how many bytes are worth another thread; 0: the default. So tests can divide small tensors between threads.
+void force_bytes_per_thread(std::int64_t bytes);
+
 // Calls work(index, count) on each of `count` threads, all in the floating-point mode of a step.
 template <class Work>
 void on_team(int count, Work&& work) {

@@ -3,11 +3,31 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
+#include <string_view>
 
 #include "cuda/table.h"
+#include "rules/all.h"
 #include "rules/registry.h"
 
 namespace onepass::cuda {
+
+// Returns a hash (FNV-1a) of the rules, in order, and of the sizes of what tables and rules hold. The core and the
+// kernels must have the same: a rule is passed by its number, and constants as bytes.
+constexpr std::uint64_t fingerprint() {
+  std::uint64_t hash = 0xcbf29ce484222325U;
+  const auto add = [&](std::uint64_t value) { hash = (hash ^ value) * 0x100000001b3U; };
+  for (const std::size_t size : {sizeof(Header), sizeof(Row), sizeof(Counter), sizeof(Decision), sizeof(SmallTable)})
+    add(size);
+  const auto add_rule = [&](std::string_view name, std::size_t constants) {
+    for (const char letter : name) add(static_cast<unsigned char>(letter));
+    add(constants);
+  };
+#define ONEPASS_X(name, Type) add_rule(#name, sizeof(Type::Constants<float>) + sizeof(Type::Constants<double>));
+  ONEPASS_RULES(ONEPASS_X)
+#undef ONEPASS_X
+  return hash;
+}
 
 enum class Work : int {
   prepare,          // each thread runs a counter of the table
@@ -22,8 +42,8 @@ enum class Work : int {
 
 // Functions without an argument `device` use the calling thread's current device, which torch has set.
 struct Backend {
-  std::size_t header_size;  // of a table; another one is that of another build
-  const char* built;        // the compiler and the devices of the kernels
+  std::uint64_t fingerprint;  // of the build
+  const char* built;          // the compiler and the devices of the kernels
   // Returns why the kernels cannot run; null if they can.
   const char* (*unusable)();
   int (*multiprocessors)(int device);

@@ -88,7 +88,7 @@ const char* decide(const Decision& decision, void* stream) {
 }
 
 constexpr Backend kBackend{
-    .header_size = sizeof(Header),
+    .fingerprint = fingerprint(),
     .built = "CUDA " ONEPASS_CUDA_VERSION " for " ONEPASS_CUDA_DEVICES,
     .unusable = &unusable,
     .multiprocessors = &multiprocessors,

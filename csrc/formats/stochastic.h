@@ -2,7 +2,7 @@
 // is kept on average, where rounding to nearest would lose each of them.
 //
 // The random bits are a function of the seed, the step, the parameter, and the element's place in the whole tensor: the
-// same for every instruction set, thread count, shard and GPU, and in a resumed run.
+// same for every instruction set, thread count and GPU, in a resumed run, and for shards along dimension 0.
 #pragma once
 
 #include <bit>

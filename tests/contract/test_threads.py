@@ -1,4 +1,4 @@
-"""Several threads of the user's, each stepping; the step's own threads are a matter of numerics/test_bits.py."""
+"""Several threads of the user's, each stepping, and how many threads a step wakes."""
 
 import sys
 import threading
@@ -7,7 +7,7 @@ import onepass
 import pytest
 import torch
 from cases import each_row
-from contract import assert_same, give_gradients, leaves, snapshot, train
+from contract import assert_same, give_gradients, leaves, python, snapshot, train
 from reference import params_of
 
 # Enough for a step to wake a second thread of its own, beside tensors that it would not wake it for.
@@ -106,3 +106,22 @@ def test_explain_and_stats_in_another_thread_do_not_disturb(row):
     for _ in range(8):
         alone.step()
     assert_same(snapshot(opt), snapshot(alone))
+
+
+THREADS_OF_A_STEP = """
+import os, torch, onepass
+torch.set_num_threads(3)
+p = torch.zeros(5_000, requires_grad=True)
+p.grad = torch.ones(5_000)
+before = len(os.listdir("/proc/self/task"))
+onepass._core.force_bytes_per_thread({bytes})
+onepass.SGD([p]).step()
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize(("bytes_per_thread", "threads"), [(1 << 12, 2), (0, 0)])
+def test_what_all_threads_forces(bytes_per_thread, threads):
+    """The fixture `all_threads` has this effect: a small step wakes two more threads, which it does not by itself."""
+    assert python(THREADS_OF_A_STEP.format(bytes=bytes_per_thread)).stdout == f"{threads}\n"

@@ -117,7 +117,7 @@ const char* launch(Work work, RuleId rule, bool wide, const LargeTable& table, v
 }
 
 constexpr cuda::Backend kBackend{
-    .header_size = sizeof(cuda::Header),
+    .fingerprint = cuda::fingerprint(),
     .built = "an imitation on the CPU",
     .unusable = []() -> const char* { return nullptr; },
     .multiprocessors = [](int) { return 1; },

@@ -65,8 +65,7 @@ Tensor filled(Format format, std::int64_t elements, std::uint64_t seed, bool pos
 
 Operand operand(Tensor& tensor) { return {tensor.at(0), tensor.format}; }
 
-constexpr std::int64_t kRow = 75;  // of blocks
-constexpr std::int64_t kElements = 4 * kRow;
+constexpr std::int64_t kRows = 4;
 constexpr int kSteps = 20;
 
 // How the operands of a step are stored.
@@ -75,6 +74,7 @@ struct Storage {
   Format own, states;
   bool wide = false, blocks = false, stochastic = false;
   std::int64_t first = 0;  // index of the first element in the whole tensor
+  std::int64_t row = 75;   // elements: two whole blocks and a shorter one
 };
 constexpr Storage kStorages[] = {
     {"float32", Format::float32, Format::float32},
@@ -85,14 +85,16 @@ constexpr Storage kStorages[] = {
     {"8 bits", Format::float32, Format::float8_e4m3fn, false, true},
     {"bfloat16, 8 bits, random bits", Format::bfloat16, Format::float8_e4m3fn, false, true, true},
     {"the same, past 2^32", Format::bfloat16, Format::float8_e4m3fn, false, true, true, (std::int64_t{1} << 32) - 100},
+    {"8 bits, long rows", Format::float32, Format::float8_e4m3fn, false, true, false, 0, 1000},
 };
 
 // Twenty steps of one tensor, and the rule's scalars after them.
 std::uint64_t steps_of(Setting setting, const Storage& storage) {
   const RuleInfo& info = info_of(setting.rule);
   const std::size_t operands = operands_of(setting);
+  const std::int64_t row = storage.row, elements = kRows * row;
   Job job;
-  job.length = kElements;
+  job.length = elements;
   job.wide = storage.wide;
   std::vector<Tensor> tensors(operands);
   std::vector<std::vector<std::byte>> scales(operands);
@@ -101,14 +103,15 @@ std::uint64_t steps_of(Setting setting, const Storage& storage) {
     const bool is_state = k >= kFirstState;
     if (is_state && storage.blocks) {
       const std::size_t s = k - kFirstState;
-      tensors[k] = {.format = Format::float8_e4m3fn, .strides = {1}, .memory = Memory(kElements)};
-      std::memset(tensors[k].memory.data(), 0, kElements);
-      scales[k].assign(kElements / kRow * ((kRow + kBlockLength - 1) / kBlockLength), std::byte{1});
+      tensors[k] = {
+          .format = Format::float8_e4m3fn, .strides = {1}, .memory = Memory(static_cast<std::size_t>(elements))};
+      std::memset(tensors[k].memory.data(), 0, static_cast<std::size_t>(elements));
+      scales[k].assign(static_cast<std::size_t>(kRows * ((row + kBlockLength - 1) / kBlockLength)), std::byte{1});
       job.blocks.scales[s] = scales[k].data();
       job.blocks.codings[s] = info.state_codings[s];
-      job.blocks.row_length = kRow;
+      job.blocks.row_length = row;
     } else {
-      tensors[k] = filled(is_state ? storage.states : storage.own, kElements, k << 32, never_negative(setting, k));
+      tensors[k] = filled(is_state ? storage.states : storage.own, elements, k << 32, never_negative(setting, k));
     }
     job.operands[k] = operand(tensors[k]);
   }
@@ -116,7 +119,7 @@ std::uint64_t steps_of(Setting setting, const Storage& storage) {
   job.scalars = setting.scalars.data();
   job.rounding = {.stochastic = storage.stochastic, .first = storage.first, .key = 0, .seed = 5, .step = 0, .param = 3};
   for (int t = 0; t < kSteps; ++t) {
-    for (std::int64_t i = 0; i < kElements; ++i)
+    for (std::int64_t i = 0; i < elements; ++i)
       store(tensors[kGrad], i, plain((static_cast<std::uint64_t>(t) << 40) + static_cast<std::uint64_t>(i)));
     job.rounding.step = static_cast<std::uint64_t>(t) + 1;
     job.rounding.key = random_key(job.rounding.seed, job.rounding.step, job.rounding.param);
@@ -130,10 +133,10 @@ std::uint64_t steps_of(Setting setting, const Storage& storage) {
   for (std::size_t k = 0; k < operands; ++k) {
     if (!uses(setting, k)) continue;
     if (tensors[k].format == Format::float8_e4m3fn) {
-      for (std::int64_t i = 0; i < kElements; ++i) hash.add(static_cast<double>(*tensors[k].at(i)));
+      for (std::int64_t i = 0; i < elements; ++i) hash.add(static_cast<double>(*tensors[k].at(i)));
       for (const std::byte scale : scales[k]) hash.add(static_cast<double>(scale));
     } else {
-      hash.add(tensors[k], kElements);
+      hash.add(tensors[k], elements);
     }
   }
   for (const double scalar : setting.scalars) hash.add(scalar);

@@ -16,6 +16,7 @@
 
 #include "cases.h"
 #include "reference.h"
+#include "with_sums.h"
 
 #if defined(__SSE2__)
 #include <xmmintrin.h>
@@ -137,10 +138,9 @@ TEST_CASE("steps of several threads at once") {
 // Every rounding mode, with and without flushing, with exception flags raised.
 constexpr std::uint32_t kModes[] = {0x1f80, 0x3f80, 0x5f80, 0x7f80, 0x9f80, 0x1fc0, 0xffc0, 0x1fbf};
 
-TEST_CASE("a step neither depends on the caller's floating-point mode nor changes it") {
+// Steps the problems in every mode, and compares them with `want`.
+void check_modes(const std::vector<Problem>& problems, const std::vector<Problem>& want) {
   const std::uint32_t before = _mm_getcsr();
-  const std::vector<Problem> problems = model(setting_of("adam, amsgrad, decoupled"));
-  const std::vector<Problem> want = expected(problems);
   for (const std::uint32_t mode : kModes) {
     CAPTURE(mode);
     for (const int threads : {1, 5}) {
@@ -160,6 +160,21 @@ TEST_CASE("a step neither depends on the caller's floating-point mode nor change
   }
 #pragma omp parallel num_threads(5)
   _mm_setcsr(before);
+}
+
+TEST_CASE("a step neither depends on the caller's floating-point mode nor changes it") {
+  const std::vector<Problem> problems = model(setting_of("adam, amsgrad, decoupled"));
+  check_modes(problems, expected(problems));
+}
+
+TEST_CASE("sums over a tensor, and the constants that depend on them, do not depend on the caller's mode") {
+  for (const Setting& setting : settings_with_sums()) {
+    CAPTURE(setting.what);
+    const std::vector<Problem> problems{make_problem(setting, {50'003})};
+    std::vector<Problem> want = problems;
+    step(want, 1);
+    check_modes(problems, want);
+  }
 }
 #endif
 

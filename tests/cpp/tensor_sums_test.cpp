@@ -10,6 +10,7 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/step.h"
+#include "cpu/team.h"
 #include "with_sums.h"
 
 namespace onepass::testing {
@@ -19,6 +20,7 @@ using enum Format;
 
 // Steps a problem with every instruction set and several numbers of threads, which all have the same bits.
 void check(const Problem& problem) {
+  force_bytes_per_thread(1 << 12);
   const Problem want = expected_with_sums(problem);
   std::vector<Problem> all;
   for (const Isa& isa : supported_isas()) {
@@ -34,6 +36,7 @@ void check(const Problem& problem) {
     }
   }
   force_isa("");
+  force_bytes_per_thread(0);
   for (const Problem& got : all) {
     CHECK(difference(got, all.front()) == "");
     for (std::size_t n = 0; n < kMaxScalars; ++n) {
@@ -85,7 +88,9 @@ TEST_CASE("each tensor has its own sums") {
       std::deque<BoundJob> bound;
       std::vector<Job> jobs;
       for (Problem& problem : got) jobs.push_back(bound.emplace_back(problem).job());
+      force_bytes_per_thread(1 << 12);
       run_step(setting.rule, jobs, 3);
+      force_bytes_per_thread(0);
     }
     for (std::size_t i = 0; i < got.size(); ++i) CHECK(difference(got[i], want[i]) == "");
   }

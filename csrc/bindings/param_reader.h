@@ -71,8 +71,7 @@ struct RuleNames {
 std::int64_t version_of(PyObject* tensor);
 
 // The version at which the low bits of a parameter's master were valid, by id(parameter), for all optimizers. A
-// parameter without an entry has valid low bits. An entry may outlive its parameter; then it does no harm, because new
-// low bits are zeros, and loading a checkpoint removes the entries of its parameters.
+// parameter without an entry has valid low bits. An entry ends with its parameter.
 pybind11::dict& master_versions();
 void remember_version(PyObject* param, std::int64_t version);
 std::optional<std::int64_t> known_version(PyObject* param);

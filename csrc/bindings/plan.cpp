@@ -576,6 +576,9 @@ void define_plan(py::module_& m) {
            py::arg("grad_scale") = py::none(), py::arg("found_inf") = py::none());
 
   m.attr("master_versions") = master_versions();
+  m.def(
+      "remember_version", [](const py::object& param, std::int64_t version) { remember_version(param.ptr(), version); },
+      py::arg("param"), py::arg("version"), "Set the version at which the low bits of a parameter's master are valid.");
   m.attr("StepResult") = py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(step_result_type()));
 
   py::class_<Plan>(m, "Plan", "The steps of one optimizer: reads its Python objects and runs the kernels.",

@@ -5,6 +5,7 @@ have the bits of the twin's parameters and states.
 """
 
 import copy
+import gc
 import io
 import math
 
@@ -131,11 +132,28 @@ def test_the_parameter_alone_would_stand_still():
     assert torch.equal(p, torch.full_like(p, 0.99))
 
 
+def test_nothing_is_remembered_of_parameters_that_are_gone():
+    gc.collect()
+    before = dict(onepass._core.master_versions)
+    optimizer = onepass.AdamW(leaves(torch.bfloat16), master="split")
+    params = optimizer.param_groups[0]["params"]
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    optimizer.step()
+    ids = {id(p) for p in params}
+    assert ids <= onepass._core.master_versions.keys()
+    del optimizer, params, p
+    gc.collect()
+    assert onepass._core.master_versions == before
+
+
 @pytest.mark.cpu
 @for_masters
 @pytest.mark.parametrize("isa", [name for name, supported in onepass._core.isas().items() if supported])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_every_instruction_set_and_number_of_threads(isa, threads, master):
+def test_every_instruction_set_and_number_of_threads(isa, threads, master, all_threads):
     onepass._core.force_isa(isa)
     torch.set_num_threads(threads)
     optimizer, twin, _ = pair(ADAMW, master, torch.bfloat16, [(300, 1003)])
@@ -654,3 +672,28 @@ def test_sparse_gradients(master):
         optimizer.step()
         twin.step()
         assert bits(master_of(p, optimizer.state[p], NAMES[master])) == bits(q)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (lambda p: [p], False),
+        (lambda p: p, False),
+        (lambda p: (each for each in [p]), False),
+        (lambda p: [("w", p)], True),
+        (lambda p: iter([("w", p)]), True),
+    ],
+    ids=["list", "tensor", "generator", "named", "generator of named"],
+)
+def test_a_group_of_float16_parameters_is_refused_by_split_masters(given, named):
+    """However the parameters are given; a generator is not lost."""
+    first, half = nn.Parameter(torch.ones(3, dtype=torch.bfloat16)), nn.Parameter(torch.ones(3, dtype=torch.float16))
+    optimizer = onepass.AdamW([("v", first)] if named else [first], master="split")
+    group = {"params": given(half)}
+    with pytest.raises(
+        ValueError, match="AdamW: group 1: master='split' needs bfloat16 parameters, but parameter 0 is"
+    ):
+        optimizer.add_param_group(group)
+    assert len(optimizer.param_groups) == 1
+    optimizer.add_param_group({**group, "master": "float32"})
+    assert optimizer.param_groups[1]["params"] == [half]

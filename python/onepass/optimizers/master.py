@@ -120,7 +120,7 @@ def low_bits_are_valid(p: Tensor) -> bool:
 def remember_low_bits(p: Tensor) -> None:
     """Remember that the low bits of a parameter belong to its present value."""
     if not p.is_inference():
-        _core.master_versions[id(p)] = p._version
+        _core.remember_version(p, p._version)
 
 
 def forget_low_bits(params: Iterable[Tensor]) -> None:

@@ -44,6 +44,7 @@ from .schedules.plot import plot as plot
 from .schedules.preview import preview as preview
 from .schedules.schedule_lr import ScheduleLR as ScheduleLR
 from .schedules.scheduled_hyperparameter import ScheduledHyperparameter as ScheduledHyperparameter
+from .schedules.step_detector import StepDetector as StepDetector
 from .schedules.torch_base import LRScheduler as LRScheduler
 from .schedules.torch_docstrings import DOCSTRINGS
 from .schedules.torch_schedulers import SWALR as SWALR
@@ -102,7 +103,8 @@ for _name in [*lr_scheduler.__all__, "_LRScheduler"]:
 
 __all__ = [*lr_scheduler.__all__, "SWALR"]
 
-# Pickles store the public path, so that modules can move. They contain PlateauPart and ScheduledHyperparameter.
+# Pickles store the public path, so that modules can move. They contain PlateauPart, ScheduledHyperparameter and
+# StepDetector.
 for _name, _found in list(globals().items()):
     if isinstance(_found, type) and _found.__module__.startswith("onepass.schedules."):
         _found.__module__ = __name__

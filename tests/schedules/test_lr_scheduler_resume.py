@@ -52,7 +52,21 @@ def one_group(package=onepass, tensor_lr=False):
     return package.SGD([torch.nn.Parameter(torch.zeros(2))], lr=lr, momentum=0.9)
 
 
-CASES = [*((case, optimizer) for case in ALL), *((case, one_group) for case in filter(for_one_group, ALL))]
+def combined(tensor_lr=False):
+    """The groups of ``optimizer``, each in an optimizer of its own."""
+    groups = optimizer(tensor_lr=tensor_lr).param_groups
+    return onepass.Combined([onepass.SGD(group["params"], lr=group["lr"], momentum=0.9) for group in groups])
+
+
+def lookahead_of_combined(tensor_lr=False):
+    return onepass.Lookahead(combined(tensor_lr))
+
+
+CASES = [
+    *((case, optimizer) for case in ALL),
+    *((case, one_group) for case in filter(for_one_group, ALL)),
+    *((f"{name}-0", combined) for name in ARGUMENTS),
+]
 
 
 @pytest.mark.slow
@@ -177,11 +191,12 @@ def step(scheduler, t):
 
 
 @pytest.mark.parametrize("tensor_lr", [False, True], ids=["float", "tensor"])
+@pytest.mark.parametrize("new", [optimizer, lookahead_of_combined])
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("case", COMPOSITIONS)
-def test_compositions_in_every_order(case, order, tensor_lr):
+def test_compositions_in_every_order(case, order, new, tensor_lr):
     def fresh():
-        return optimizer(tensor_lr=tensor_lr)
+        return new(tensor_lr=tensor_lr)
 
     def rows(scheduler, n, begin=0):
         found = []
@@ -228,15 +243,16 @@ def rows_by_hand(schedulers, n, begin=0):
 
 
 @pytest.mark.parametrize("backwards", [False, True], ids=["forwards", "backwards"])
+@pytest.mark.parametrize("new", [optimizer, combined])
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("case", BY_HAND)
-def test_several_by_hand_in_every_order(case, order, backwards):
-    expected = rows_by_hand(BY_HAND[case](OURS, optimizer()), STEPS + AHEAD)
+def test_several_by_hand_in_every_order(case, order, new, backwards):
+    expected = rows_by_hand(BY_HAND[case](OURS, new()), STEPS + AHEAD)
     for t in STOPS:
-        running = BY_HAND[case](OURS, optimizer())
+        running = BY_HAND[case](OURS, new())
         rows_by_hand(running, t)
         states = saved(running[0].optimizer, *running[:: -1 if backwards else 1])
-        _, resumed = resume(order, optimizer, lambda opt: BY_HAND[case](OURS, opt)[:: -1 if backwards else 1], states)
+        _, resumed = resume(order, new, lambda opt: BY_HAND[case](OURS, opt)[:: -1 if backwards else 1], states)
         assert rows_by_hand(resumed[:: -1 if backwards else 1], AHEAD, t) == expected[t : t + AHEAD], t
 
 
@@ -254,12 +270,13 @@ def test_several_of_torch_by_hand(case, order, backwards):
         assert rows_by_hand(resumed[:: -1 if backwards else 1], AHEAD, t) == expected[t : t + AHEAD], t
 
 
-def test_a_rate_that_is_set_after_the_optimizer_was_loaded_stays():
+@pytest.mark.parametrize("new", [optimizer, combined])
+def test_a_rate_that_is_set_after_the_optimizer_was_loaded_stays(new):
     """As with torch's: 1/10 of the rate, set between the two loads."""
-    running = OURS.StepLR(optimizer(), 4)
+    running = OURS.StepLR(new(), 4)
     run(running, 3)
     states = saved(running.optimizer, running)
-    opt = optimizer()
+    opt = new()
     resumed = OURS.StepLR(opt, 4)
     opt.load_state_dict(states[0])
     opt.param_groups[0]["lr"] = 0.01
@@ -267,13 +284,60 @@ def test_a_rate_that_is_set_after_the_optimizer_was_loaded_stays():
     assert [lr for lr, _ in numbers(opt)] == [0.01, 0.02]
 
 
-def test_a_scheduler_alone_puts_its_rates_into_the_groups():
+@pytest.mark.parametrize("new", [optimizer, combined, lookahead_of_combined])
+def test_a_scheduler_alone_puts_its_rates_into_the_groups(new):
     for case in ALL:
-        running = ALL[case](OURS, optimizer())
+        running = ALL[case](OURS, new())
         run(running, 9)
-        opt = optimizer()
+        opt = new()
         ALL[case](OURS, opt).load_state_dict(saved(running)[0])
         assert numbers(opt) == numbers(running.optimizer), case
+
+
+def test_a_scheduler_of_which_one_group_is_new_puts_its_rates_into_all_groups():
+    """A group was added, or one optimizer of Combined was loaded: most groups are those of the scheduler."""
+    running = OURS.ExponentialLR(combined(), 0.5)
+    run(running, 3)
+    opt = combined()
+    scheduler = OURS.ExponentialLR(opt, 0.5)
+    opt.optimizers[0].load_state_dict(running.optimizer.optimizers[0].state_dict())
+    scheduler.load_state_dict(running.state_dict())
+    assert numbers(opt) == numbers(running.optimizer)
+
+    def add(opt):
+        opt.add_param_group({"params": [torch.nn.Parameter(torch.zeros(2))], "lr": 0.3})
+
+    for new in (optimizer, combined):
+        running = OURS.ExponentialLR(new(), 0.5)
+        add(running.optimizer)
+        run(running, 3)
+        opt = new()
+        scheduler = OURS.ExponentialLR(opt, 0.5)
+        add(opt)
+        scheduler.load_state_dict(running.state_dict())
+        assert numbers(opt) == numbers(running.optimizer)
+
+
+@pytest.mark.parametrize(
+    "new",
+    [
+        lambda: onepass.SAM(combined()),
+        lambda: onepass.create("muon", torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2)), lr=0.1),
+    ],
+    ids=["SAM", "muon"],
+)
+@pytest.mark.parametrize("order", ORDERS)
+def test_optimizers_of_several_in_every_order(new, order):
+    def rates(opt):
+        return [group["lr"] for group in opt.param_groups]
+
+    running = OURS.LinearLR(new(), 0.1, total_iters=10)
+    for _ in range(5):
+        running.optimizer.step(lambda: torch.zeros(()))
+        running.step()
+    states = saved(running.optimizer, running)
+    opt, _ = resume(order, new, lambda opt: [OURS.LinearLR(opt, 0.1, total_iters=10)], states)
+    assert rates(opt) == rates(running.optimizer)
 
 
 def test_a_state_of_a_float_rate_into_a_tensor_and_back():

@@ -332,16 +332,16 @@ def test_wrong_arguments():
     with pytest.raises(ValueError, match="n must be >= 0, got -1"):
         scheduler.preview(-1)
     for n, got in (
-        (2.5, "the float 2.5"),
-        ("3", "the str '3'"),
-        (None, "the NoneType None"),
-        (float("inf"), "the float inf"),
+        (2.5, "2.5"),
+        ("3", "'3'"),
+        (None, "None"),
+        (float("inf"), "inf"),
     ):
         for call in (scheduler.preview, scheduler.plot):
-            with pytest.raises(TypeError, match=f"^n must be an integer, got {got}$"):
+            with pytest.raises(TypeError, match=f"^n must be an integer >= 0, got {got}$"):
                 call(n)
-    assert (scheduler.preview(1e1) == scheduler.preview(10)).all()
-    assert (scheduler.preview(np.int64(10)) == scheduler.preview(10)).all()
+    for n in (1e1, np.float32(10), np.int64(10)):  # the numbers that schedules take
+        assert (scheduler.preview(n) == scheduler.preview(10)).all()
     with pytest.raises(TypeError, match="SGD is not a scheduler"):
         preview(scheduler.optimizer, 3)
     with pytest.raises(ValueError, match="no scheduler to draw"):

@@ -1,5 +1,6 @@
 """ScheduleLR in training: what it sets, how it resumes, plateaus, GradScaler; and the schedules of transformers."""
 
+import contextlib
 import copy
 import functools
 import gc
@@ -267,6 +268,7 @@ def test_copies(how, count_skipped):
     scheduler = ScheduleLR(opt, S, count_skipped=count_skipped)
     run(opt, scheduler, 4)
     copied = how(scheduler)
+    train(copied.optimizer, 1)
     copied.step()
     assert copied.optimizer.param_groups[0]["lr"] == 0.1 * S(5)
     assert opt.param_groups[0]["lr"] == 0.1 * S(4)
@@ -412,6 +414,62 @@ def test_a_first_step_that_is_skipped_warns_of_nothing(cls):
     assert scheduler.last_epoch == 2
 
 
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize("wrap", [WRAPS["bare"], WRAPS["Lookahead"]], ids=["bare", "Lookahead"])
+def test_copies_do_not_count_skipped_steps(wrap, how):
+    """By a hook of their own: the copies and the originals do not see each other's steps."""
+
+    def one_step(opt, gradient):
+        for p in params_of(opt):
+            p.grad = torch.full_like(p, gradient)
+        opt.step()
+
+    opt = wrap(new(skip_nonfinite=True))
+    scheduler = ScheduleLR(opt, S, count_skipped=False)
+    for _ in range(2):
+        one_step(opt, 1.0)
+        scheduler.step()
+    one_step(opt, 1.0)  # both count it at their next call
+    copied, its_scheduler = how((opt, scheduler))
+    for each in (scheduler, its_scheduler, scheduler, its_scheduler):
+        each.step()
+    assert [scheduler.last_epoch, its_scheduler.last_epoch] == [3, 3]
+    one_step(copied, 1.0)
+    one_step(opt, math.nan)
+    for each in (scheduler, its_scheduler):
+        each.step()
+    assert [scheduler.last_epoch, its_scheduler.last_epoch] == [3, 4]
+    one_step(copied, math.nan)
+    one_step(opt, 1.0)
+    for each in (scheduler, its_scheduler):
+        each.step()
+    assert [scheduler.last_epoch, its_scheduler.last_epoch] == [4, 4]
+
+
+def test_a_schedule_in_a_sequence_starts_before_the_optimizer_has_stepped():
+    opt = new()
+    first, second = (ScheduleLR(opt, S, count_skipped=False) for _ in range(2))
+    scheduler = onepass.lr_scheduler.SequentialLR(opt, [first, second], [3])
+    assert run(opt, scheduler, 7)[:, 0].tolist() == [0.1 * S(t) for t in (0, 1, 2, 0, 1, 2, 3)]
+
+
+@pytest.mark.parametrize("profiled", [False, True])
+@pytest.mark.parametrize("cls", SGDS)
+def test_the_hook_goes_while_others_stay(cls, profiled):
+    """torch's wrapper of a step, which steps of onepass have while a profiler runs, iterates over the hooks."""
+    opt = new(cls)
+    called = []
+    scheduler = ScheduleLR(opt, S, count_skipped=False)
+    for number in range(2):
+        opt.register_step_post_hook(lambda *_, number=number: called.append(number))
+    del scheduler
+    gc.collect()
+    with torch.profiler.profile() if profiled else contextlib.nullcontext():
+        train(opt, 1)
+    assert called == [0, 1]
+    assert len(opt._optimizer_step_post_hooks) == 2
+
+
 def test_the_hook_goes_with_its_scheduler():
     opt = new()
     scheduler = ScheduleLR(opt, S, count_skipped=False)
@@ -470,6 +528,38 @@ def test_the_hook_goes_with_its_scheduler():
 def test_bad_input_is_named(make, error, why):
     with pytest.raises(error, match=why):
         make()
+
+
+def not_a_number(t):
+    raise ArithmeticError(f"no value at {t}")
+
+
+FAILING = {
+    "plateau": ({"plateau": {"patiense": 3}}, TypeError),
+    "min_lr": ({"plateau": {"min_lr": [0.1, 0.2, 0.3]}}, ValueError),
+    "number of betas": ({"betas": (None, "linear(3)", "linear(3)")}, ValueError),
+    "first beta": ({"betas": ("linear(3)",)}, ValueError),
+    "text": ({"betas": (None, "linear(3")}, ValueError),
+    "range of a beta": ({"betas": (None, constant(value=1.5))}, ValueError),
+    "function": ({"schedule": function(not_a_number)}, ArithmeticError),
+    "last_epoch": ({"last_epoch": 3}, KeyError),
+}
+
+
+@pytest.mark.parametrize("cls", ADAMS)
+@pytest.mark.parametrize(("options", "error"), FAILING.values(), ids=FAILING)
+def test_a_constructor_that_fails_changes_nothing(cls, options, error):
+    opt = new(cls, 2, weight_decay=0.1)
+    before = hypers(opt), list(vars(opt)), list(opt._optimizer_step_post_hooks)
+    options = {"schedule": S, "weight_decay": linear(3), "momentum": linear(9), "count_skipped": False, **options}
+    with pytest.raises(error):
+        ScheduleLR(opt, **options)
+    gc.collect()
+    assert (hypers(opt), list(vars(opt)), list(opt._optimizer_step_post_hooks)) == before
+    for group in opt.param_groups:
+        group.update(weight_decay=0.5, betas=(0.6, 0.7), lr=0.3)
+    ScheduleLR(opt, linear(9), weight_decay=linear(3), betas=(constant(), linear(9)))
+    assert [(g["lr"], g["weight_decay"], g["betas"]) for g in opt.param_groups] == [(0.3, 0.5, (0.6, 0.7))] * 2
 
 
 # -- transformers ------------------------------------------------------------------------------------------------------
@@ -694,6 +784,100 @@ def test_a_schedule_that_fails_changes_nothing():
     with pytest.raises(ValueError, match=r"betas\[1\] of parameter group 0 would be 1.0 at step 3"):
         scheduler.step()
     assert [str(scheduler.state_dict()), hypers(opt)] == before
+
+
+@pytest.mark.parametrize("count_skipped", [True, False])
+def test_a_schedule_that_fails_leaves_the_plateau_as_it_is(count_skipped):
+    opt = new(onepass.AdamW, betas=(0.9, 0.5))
+    late = function(lambda t: 1.0 + t // 3)
+    scheduler = ScheduleLR(
+        opt, S, betas=(None, late), plateau={"patience": 0, "factor": 0.5}, count_skipped=count_skipped
+    )
+    run(opt, scheduler, 2)
+    scheduler.feed(1.0)
+    train(opt, 1)
+    before = [str(scheduler.state_dict()), hypers(opt)]
+    for _ in range(2):  # also if the optimizer has not stepped since
+        with pytest.raises(ValueError, match=r"betas\[1\] of parameter group 0 would be 1.0 at step 3"):
+            scheduler.step(2.0)
+        assert [str(scheduler.state_dict()), hypers(opt)] == before
+    for metrics in ("x", [1.0], torch.ones(2)):
+        with pytest.raises((TypeError, ValueError, RuntimeError)):
+            scheduler.step(metrics)
+        assert [str(scheduler.state_dict()), hypers(opt)] == before
+
+
+@pytest.mark.parametrize("how", ["step", "feed", "metrics"])
+def test_an_added_group_whose_beta_would_leave_its_range_changes_nothing(how):
+    opt = new(onepass.AdamW, betas=(0.9, 0.5))
+    scheduler = ScheduleLR(opt, S, betas=(None, constant(value=1.5)), plateau={"patience": 0})
+    run(opt, scheduler, 2)
+    add_group(opt, betas=(0.9, 0.8))
+    before = hypers(opt), {**vars(scheduler)}
+    call = {"step": scheduler.step, "feed": lambda: scheduler.feed(1.0), "metrics": lambda: scheduler.step(1.0)}[how]
+    with pytest.raises(ValueError, match=r"betas\[1\] of parameter group 1 would be 1.2"):
+        call()
+    assert (hypers(opt), vars(scheduler)) == before
+    opt.param_groups[1]["betas"] = (0.9, 0.6)
+    call()
+    assert opt.param_groups[1]["betas"] == (0.9, 0.6 * 1.5)
+
+
+def test_a_plateau_is_fed_before_its_part_of_a_sequence_starts():
+    opt = new()
+    parts = [ScheduleLR(opt, constant()), ScheduleLR(opt, S, plateau={"patience": 0, "factor": 0.5})]
+    scheduler = onepass.lr_scheduler.SequentialLR(opt, parts, [3])
+    parts[1].feed(1.0)
+    parts[1].feed(2.0)
+    assert opt.param_groups[0]["lr"] == 0.1
+    assert run(opt, scheduler, 5)[:, 0].tolist() == [0.1, 0.1, 0.1, 0.05 * S(0), 0.05 * S(1)]
+
+
+DAMAGED = {
+    "base of a beta": lambda state: state["bases"].update({"betas[0]": [0.9, 4.0]}),
+    "number of bases": lambda state: state["bases"].update({"betas[0]": [0.9]}),
+    "number of values": lambda state: state["values"].update({"weight_decay": [0.9]}),
+    "no values of a hyperparameter": lambda state: state["values"].pop("weight_decay"),
+    "no schedules of a hyperparameter": lambda state: state["schedules"].pop("weight_decay"),
+    "no plateau": lambda state: state.pop("plateau"),
+    "no rates of the plateau": lambda state: state["plateau"].update({"_last_lr": []}),
+    "no count": lambda state: state.pop("_step_count"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED.values(), ids=DAMAGED)
+@pytest.mark.parametrize("in_a_chain", [False, True])
+def test_a_state_that_cannot_be_loaded_changes_nothing(damage, in_a_chain):
+    def make():
+        opt, scheduler = full_run()
+        if in_a_chain:
+            chain = onepass.lr_scheduler.ChainedScheduler
+            scheduler = chain([onepass.lr_scheduler.ExponentialLR(opt, 0.9), scheduler])
+        return opt, scheduler
+
+    before, saved = make()
+    run(before, saved, 9)
+    state = copy.deepcopy(saved.state_dict())
+    damage(state["_schedulers"][1] if in_a_chain else state)
+    opt, scheduler = make()
+    run(opt, scheduler, 2)
+    expected = str(scheduler.state_dict()), hypers(opt)
+    with pytest.raises((KeyError, ValueError)):
+        scheduler.load_state_dict(state)
+    assert (str(scheduler.state_dict()), hypers(opt)) == expected
+
+
+def test_a_state_without_a_plateau_resets_the_plateau():
+    saved = ScheduleLR(new(), constant())
+    opt = new()
+    scheduler = ScheduleLR(opt, constant(), plateau={"patience": 0, "factor": 0.5})
+    scheduler.feed(1.0)
+    scheduler.feed(1.0)
+    assert opt.param_groups[0]["lr"] == 0.05
+    scheduler.load_state_dict(saved.state_dict())
+    assert opt.param_groups[0]["lr"] == 0.1
+    scheduler.feed(2.0)  # the first metric
+    assert opt.param_groups[0]["lr"] == 0.1
 
 
 def test_a_group_that_is_gone_is_told_of():

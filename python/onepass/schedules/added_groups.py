@@ -20,8 +20,16 @@ TorchSWALR = swa_utils.SWALR
 
 
 def remember_groups(optimizer: Optimizer) -> None:
-    """Store the list of groups for which a scheduler was created. Loading an optimizer creates a new list."""
-    optimizer._scheduled_groups = optimizer.param_groups  # type: ignore[attr-defined]
+    """Store the groups for which a scheduler was created."""
+    # The dicts, not their list: Combined returns a new list at each access.
+    optimizer._scheduled_groups = list(optimizer.param_groups)  # type: ignore[attr-defined]
+
+
+def was_loaded(optimizer: Optimizer) -> bool:
+    """Return whether an optimizer was loaded after the last scheduler was created: that replaces all groups."""
+    groups = optimizer.param_groups
+    scheduled = set(map(id, getattr(optimizer, "_scheduled_groups", groups)))
+    return scheduled.isdisjoint(map(id, groups))
 
 
 def include_added_groups(scheduler: Any) -> None:
@@ -57,7 +65,7 @@ def _scheduled_group_count(scheduler: Any) -> int:
 def _check_added_groups(scheduler: Any) -> None:
     """Raise if a scheduler cannot include all groups that were added."""
     if isinstance(scheduler, ScheduleLR):
-        scheduler._check_added_groups()
+        scheduler._with_added_groups()
         return
     for index, group in enumerate(scheduler.optimizer.param_groups):
         if index >= _scheduled_group_count(scheduler) and (reason := _unsupported_reason(scheduler, group)):
@@ -71,7 +79,7 @@ def _extend_to_added_groups(scheduler: Any) -> None:
     """Extend the lists of a scheduler, which is not a composition, to the groups that were added."""
     groups, known = scheduler.optimizer.param_groups, _scheduled_group_count(scheduler)
     if isinstance(scheduler, ScheduleLR):
-        scheduler._extend_to_added_groups()
+        scheduler._include_added_groups()
     elif known < len(groups) and not isinstance(scheduler, TorchPlateau):  # plateaus include new groups themselves
         scheduler.base_lrs = [*scheduler.base_lrs, *map(initial_lr, groups[known:])]
         if lambdas := getattr(scheduler, "lr_lambdas", None):

@@ -6,12 +6,8 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from .schedule import Schedule
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = [
     "Schedule",

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..optimizers.arguments import whole
 from ..training.figure import axes_to_fill, figure_of
 from .preview import preview
+from .schedule import step_count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,7 +58,7 @@ def plot(
         labels = [type(scheduler).__name__ for scheduler in schedulers]
     if len(labels) != len(schedulers):
         raise ValueError(f"expected a label for each of {len(schedulers)} schedulers, but got {len(labels)}")
-    n = whole("n", n)
+    n = step_count("n", n)
     assumed = None if metrics is None else list(islice(metrics, max(n - 1, 0)))  # a list: read several times
     tables = [preview(scheduler, n, assumed) for scheduler in schedulers]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..optimizers.arguments import whole
+from .schedule import step_count
 from .scheduler_copy import copy_of_scheduler
 
 if TYPE_CHECKING:
@@ -49,9 +49,7 @@ def preview(scheduler: LRScheduler, n: int, metrics: Iterable[float] | None = No
     """
     if not hasattr(scheduler, "optimizer"):
         raise TypeError(f"{type(scheduler).__name__} is not a scheduler: it has no optimizer")
-    n = whole("n", n)
-    if n < 0:
-        raise ValueError(f"n must be >= 0, got {n}")
+    n = step_count("n", n)
     assumed = _steps(scheduler, n - 1, metrics)
     trial = copy_of_scheduler(scheduler)
     lrs = np.empty((n, len(trial.optimizer.param_groups)))

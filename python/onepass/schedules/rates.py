@@ -20,6 +20,23 @@ def current_lrs(optimizer: Optimizer) -> list[Any]:
     return [copied(group["lr"]) for group in optimizer.param_groups]
 
 
+def initial_value(key: str, number: int, group: dict[str, Any], last_epoch: int) -> Any:
+    """Return a group's initial value of a hyperparameter; at the beginning of a run, by default its current value.
+
+    Raises:
+        KeyError: ``last_epoch`` is that of a later step, and the group has no initial value.
+    """
+    name = f"initial_{key}"
+    if group.get(name) is not None:
+        return copied(group[name])
+    if last_epoch == -1:
+        return copied(group[key])
+    raise KeyError(
+        f"last_epoch: parameter group {number} has no {name}, so the schedule cannot resume at {last_epoch}. Load the "
+        "optimizer's state_dict first"
+    )
+
+
 def initial_lr(group: dict[str, Any]) -> Any:
     """Return a group's ``initial_lr``, which is set to its ``lr`` if it is missing."""
     return copied(group.setdefault("initial_lr", copied(group["lr"])))

@@ -14,9 +14,9 @@ from .schedule_lr import ScheduleLR
 
 
 def check_state(scheduler: Any, state: dict[str, Any]) -> None:
-    """Raise if a state, or that of a part, has another number of groups or schedulers."""
+    """Raise if a state, or that of a part, has another number of groups or schedulers, or cannot be loaded."""
     if isinstance(scheduler, ScheduleLR):
-        scheduler._check_state(state)
+        scheduler._with_added_groups()._loaded(state)
         return
     name = type(scheduler.plateau if isinstance(scheduler, PlateauPart) else scheduler).__name__
     groups = len(scheduler.optimizer.param_groups)

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 # -- checks of arguments -------------------------------------------------------------------------------------------
 
 
-def _steps(name: str, value: Any) -> int:
+def step_count(name: str, value: Any) -> int:
+    """Return an argument that is a number of steps; raise TypeError or ValueError if it is not an integer >= 0."""
     # Floats without a fraction are accepted, for 1e4 and 0.1 * total.
     whole = isinstance(value, float | np.floating) and value.is_integer()
     return _index(name, int(value) if whole else value)
@@ -48,7 +49,7 @@ def real(name: str, value: Any) -> float:
 
 def _milestones(name: str, value: Any) -> tuple[int, ...]:
     try:
-        found = tuple(_steps(name, milestone) for milestone in value)
+        found = tuple(step_count(name, milestone) for milestone in value)
     except TypeError:
         raise TypeError(f"{name} must be steps in ascending order, got {value!r}") from None
     if list(found) != sorted(found):
@@ -70,8 +71,8 @@ def _schedule(name: str, value: Any) -> Schedule:
 
 # The check of an argument, by its declared type.
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
-    "int": _steps,
-    "int | None": lambda name, value: None if value is None else _steps(name, value),
+    "int": step_count,
+    "int | None": lambda name, value: None if value is None else step_count(name, value),
     "float": real,
     "float | None": lambda name, value: None if value is None else real(name, value),
     "tuple[int, ...]": _milestones,

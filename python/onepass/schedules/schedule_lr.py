@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from operator import mul
 from typing import Any, SupportsFloat
 
@@ -17,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from ..optimizers.arguments import put_number
 from ..optimizers.hooks import unwrapped
 from .previewed import Previewed
-from .rates import copied, current_lrs, initial_lr
+from .rates import copied, initial_lr, initial_value
 from .schedule import Schedule
 from .scheduled_hyperparameter import ScheduledHyperparameter, Schedules, factors_at, schedules_of_groups
 from .step_detector import StepDetector
@@ -58,6 +60,8 @@ class ScheduleLR(Previewed, LRScheduler):
             a scheduled hyperparameter; a beta would leave [0, 1).
         KeyError: ``last_epoch`` is given, and a group does not have its initial values.
 
+    A constructor or method that raises has changed neither the scheduler nor the optimizer.
+
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
         >>> scheduler = onepass.ScheduleLR(optimizer, "warmup(2) >> linear(4)")
@@ -97,13 +101,16 @@ class ScheduleLR(Previewed, LRScheduler):
             for index, schedules in enumerate(betas):
                 if schedules is not None:
                     self._schedule_hyperparameter(groups, last_epoch, "betas", "betas", index, schedules)
-        self._plateau: ReduceLROnPlateau | None = None
+        self.optimizer = optimizer
+        self.last_epoch = last_epoch
+        self.base_lrs = [initial_value("lr", number, group, last_epoch) for number, group in enumerate(groups)]
+        self._plateau = None if plateau is None else self._new_plateau(plateau)
         self._step_detector: StepDetector | None = None  # torch's constructor makes the first step, which counts
+        self._computed(last_epoch + 1)
+        step_detector = None if count_skipped else StepDetector(unwrapped(optimizer))
+        self._store_initial_values()  # all checks have passed
         super().__init__(optimizer, last_epoch)
-        if plateau is not None:
-            self._plateau = self._new_plateau(plateau)
-        if not count_skipped:
-            self._step_detector = StepDetector(unwrapped(optimizer))
+        self._step_detector = step_detector
 
     def _schedule_hyperparameter(
         self,
@@ -117,53 +124,70 @@ class ScheduleLR(Previewed, LRScheduler):
         """Add a hyperparameter to those that schedules set."""
         of_groups = schedules_of_groups(argument, schedules, len(groups))
         added = ScheduledHyperparameter(argument, key, index, of_groups, bases=[])
-        added.bases = [added.initial_value(number, group, last_epoch) for number, group in enumerate(groups)]
-        self._hyperparameters.append(added)
+        self._hyperparameters.append(added.with_groups(groups, last_epoch))
 
-    def _include_added_groups(self) -> None:
-        """Schedule the groups that were added to the optimizer since the last step, or raise and change nothing."""
-        self._check_added_groups()
-        self._extend_to_added_groups()
+    def _store_initial_values(self) -> None:
+        """Store the base values of the groups that have none, for constructors that are given ``last_epoch``."""
+        for number, group in enumerate(self.optimizer.param_groups):
+            initial_lr(group)
+            for hyperparameter in self._hyperparameters:
+                initial = hyperparameter.initial(number, group, -1)
+                group.setdefault(f"initial_{hyperparameter.key}", initial)
+
+    def _include_added_groups(self, t: int = -1) -> None:
+        """Schedule the groups that were added to the optimizer since the last step.
+
+        Args:
+            t: The step whose values are needed next; -1 if unknown.
+
+        Raises:
+            ValueError: There is no schedule for a group, or a beta would leave [0, 1) at step t. Nothing has been
+                changed.
+        """
+        if len(self.schedules) != len(self.optimizer.param_groups):
+            extended = self._with_added_groups()
+            if t >= 0:
+                extended._computed(t)
+            self._replace_by(extended)
+
+    def _replace_by(self, changed: ScheduleLR) -> None:
+        """Take over the attributes of a changed copy."""
+        self.__dict__.update(changed.__dict__)
+        self._store_initial_values()
 
     def _all_schedules(self) -> list[tuple[str, list[Schedule]]]:
         """Return the schedules, by the argument that gave them."""
         return [("schedule", self.schedules), *((h.argument, h.schedules) for h in self._hyperparameters)]
 
-    def _check_added_groups(self) -> None:
-        """Raise if the schedules cannot serve all groups."""
+    def _with_added_groups(self) -> ScheduleLR:
+        """Return a copy in which each schedule also serves the groups that were added, from their current values on.
+
+        Raises:
+            ValueError: The schedules cannot serve all groups.
+        """
         groups, scheduled = self.optimizer.param_groups, len(self.schedules)
         if scheduled > len(groups):
             raise ValueError(
                 f"the optimizer has {len(groups)} parameter groups, this ScheduleLR was made for {scheduled}"
             )
+        extended = copy.copy(self)
         if scheduled == len(groups):
-            return
+            return extended
         why = f"parameter group {scheduled} was added after this ScheduleLR was made, and"
         for argument, schedules in self._all_schedules():
             if any(schedule != schedules[0] for schedule in schedules):
                 raise ValueError(f"{argument}: {why} those before it have different schedules. Make a new ScheduleLR")
         if self._plateau is not None and self._plateau.default_min_lr is None:
             raise ValueError(f"plateau: {why} min_lr is a list with a number for each group. Make a new ScheduleLR")
-        for hyperparameter in self._hyperparameters:
-            for number in range(scheduled, len(groups)):
-                hyperparameter.check(number, groups[number])
-
-    def _extend_to_added_groups(self) -> None:
-        """Extend the schedules, each of which serves all groups, to new groups, with their current values as bases."""
-        scheduled = len(self.schedules)
-        added = self.optimizer.param_groups[scheduled:]
-        for hyperparameter in self._hyperparameters:
-            hyperparameter.bases = [
-                *hyperparameter.bases,
-                *(hyperparameter.initial_value(scheduled + i, group, -1) for i, group in enumerate(added)),
-            ]
-        for _, schedules in self._all_schedules():
-            schedules += schedules[:1] * len(added)
-        for group in added:
-            base = initial_lr(group)
-            self.base_lrs = [*self.base_lrs, base]
-            if self._plateau is not None:
-                self._plateau.optimizer.add_param_group(_plateau_group(base))
+        extended.schedules = self.schedules + self.schedules[:1] * (len(groups) - scheduled)
+        extended._hyperparameters = [hyperparameter.with_groups(groups) for hyperparameter in self._hyperparameters]
+        added = [initial_value("lr", number, group, -1) for number, group in enumerate(groups) if number >= scheduled]
+        extended.base_lrs = [*self.base_lrs, *added]
+        extended._plateau = copy.deepcopy(self._plateau)
+        if extended._plateau is not None:
+            for base in added:
+                extended._plateau.optimizer.add_param_group(_plateau_group(base))
+        return extended
 
     def _new_plateau(self, options: Mapping[str, Any]) -> ReduceLROnPlateau:
         """Return torch's ReduceLROnPlateau on an optimizer whose only content is base_lrs."""
@@ -187,21 +211,35 @@ class ScheduleLR(Previewed, LRScheduler):
         bases = self.base_lrs if self._plateau is None else self._reduced_bases(self._plateau)
         return list(map(mul, bases, factors_at(self.schedules, self.last_epoch)))
 
+    def _computed(self, t: int) -> tuple[list[float | Tensor], list[list[float]]]:
+        """Return the rates of the groups and the values of the other hyperparameters at step t; nothing is changed.
+
+        Raises:
+            ValueError: A beta would leave [0, 1). A schedule that is a function may raise other exceptions.
+        """
+        before, self.last_epoch = self.last_epoch, t
+        try:
+            return list(self.get_lr()), [h.values(t) for h in self._hyperparameters] if self._hyperparameters else []
+        finally:
+            self.last_epoch = before
+
     def _update_lr(self, epoch: int | None = None) -> None:
         # Not torch's method, whose guard around get_lr takes as long as all of this.
-        before = self.last_epoch
-        self.last_epoch = t = before + 1 if epoch is None else epoch
-        groups = self.optimizer.param_groups
+        t = self.last_epoch + 1 if epoch is None else epoch
+        if epoch is not None:
+            self._include_added_groups(t)  # torch's SequentialLR starts its parts without step()
         try:
-            if len(self.schedules) != len(groups):
-                self._include_added_groups()  # torch's SequentialLR starts its parts without step()
-            lrs = list(self.get_lr())
-            values = [h.values(t) for h in self._hyperparameters] if self._hyperparameters else []
+            lrs, values = self._computed(t)
         except Exception:
-            self.last_epoch = before
             if epoch is None:
                 self._step_count -= 1  # step() has already counted this step
             raise
+        self.last_epoch = t
+        self._write(lrs, values)
+
+    def _write(self, lrs: list[float | Tensor], values: list[list[float]]) -> None:
+        """Set the rates of the groups and the other hyperparameters; tensors are filled in place."""
+        groups = self.optimizer.param_groups
         for number, (group, lr) in enumerate(zip(groups, lrs, strict=True)):
             if isinstance(held := group["lr"], Tensor):
                 put_number(held, lr)
@@ -228,12 +266,26 @@ class ScheduleLR(Previewed, LRScheduler):
             ValueError: There are metrics but no plateau; a beta would leave [0, 1); a parameter group was added for
                 which there is no schedule. Nothing has been changed.
         """
+        if metrics is not None:
+            self._require_plateau()
+            metrics = float(metrics)  # which may raise
+        detector = self._step_detector
+        # A sequence starts this part by step(). The start does not depend on the optimizer.
+        advances = detector is None or detector.stepped or self.last_epoch < 0
         if len(self.schedules) != len(self.optimizer.param_groups):
-            self._include_added_groups()
+            self._include_added_groups(self.last_epoch + advances)
+        if advances:
+            super().step()
+            if detector is not None:
+                detector.stepped = False
         if metrics is not None:
             self.feed(metrics)
-        if self._step_detector is None or self._step_detector.stepped_since_last_call():
-            super().step()
+
+    def _require_plateau(self) -> ReduceLROnPlateau:
+        """Return the plateau that takes metrics; raise ValueError if there is none."""
+        if self._plateau is None:
+            raise ValueError("metrics: this ScheduleLR has no plateau")
+        return self._plateau
 
     def feed(self, metrics: SupportsFloat) -> None:
         """Pass a metric to the plateau without advancing the schedule, for validation that is rarer than steps.
@@ -242,14 +294,16 @@ class ScheduleLR(Previewed, LRScheduler):
             metrics: Metric for the plateau.
 
         Raises:
-            ValueError: There is no plateau.
+            ValueError: There is no plateau, or a parameter group was added for which there is no schedule. Nothing has
+                been changed.
         """
-        if self._plateau is None:
-            raise ValueError("metrics: this ScheduleLR has no plateau")
-        self._include_added_groups()
-        self._reduced_bases(self._plateau)
-        self._plateau.step(metrics)
-        self._update_lr(self.last_epoch)
+        self._require_plateau()
+        self._include_added_groups(self.last_epoch)
+        plateau = self._require_plateau()  # including a group replaces it
+        self._reduced_bases(plateau)
+        plateau.step(metrics)
+        if self.last_epoch >= 0:  # a part of a sequence may not have started
+            self._update_lr(self.last_epoch)
 
     def _texts(self) -> dict[str, list[str]]:
         """Return the text of each schedule, by hyperparameter."""
@@ -294,16 +348,48 @@ class ScheduleLR(Previewed, LRScheduler):
             "plateau": None if self._plateau is None else dict(self._plateau.state_dict()),
         }
 
-    def _check_state(self, state_dict: dict[str, Any]) -> None:
-        """Raise if a state is not that of a ScheduleLR with the same groups and hyperparameters."""
+    def _loaded(self, state_dict: dict[str, Any]) -> tuple[ScheduleLR, list[float | Tensor], list[list[float]]]:
+        """Return a copy that has loaded a state, the rates, and the values of the other hyperparameters.
+
+        Raises:
+            ValueError: As ``load_state_dict``.
+        """
         if "bases" not in state_dict:
             raise ValueError("state_dict is not that of a ScheduleLR; to resume without a state_dict, pass last_epoch")
         bases, own = state_dict["bases"], self._bases()
-        if {name: len(each) for name, each in bases.items()} != {name: len(each) for name, each in own.items()}:
-            raise ValueError(
-                f"state_dict is for {', '.join(bases)} of {len(bases['lr'])} parameter groups, "
-                f"but this scheduler sets {', '.join(own)} of {len(own['lr'])}"
-            )
+        saved_values = state_dict.get("values")  # states of earlier versions have none
+        for saved in (bases, state_dict["schedules"], saved_values or bases):
+            if {name: len(each) for name, each in saved.items()} != {name: len(each) for name, each in own.items()}:
+                raise ValueError(
+                    f"state_dict is for {', '.join(saved)} of {len(saved.get('lr', ()))} parameter groups, "
+                    f"but this scheduler sets {', '.join(own)} of {len(own['lr'])}"
+                )
+        loaded = copy.copy(self)
+        loaded.last_epoch, loaded._step_count = state_dict["last_epoch"], state_dict["_step_count"]
+        loaded.base_lrs = [
+            put_number(copied(base), saved) for base, saved in zip(self.base_lrs, bases["lr"], strict=True)
+        ]
+        loaded._hyperparameters = [replace(h, bases=list(bases[h.name])) for h in self._hyperparameters]
+        loaded._load_plateau(state_dict["plateau"], bases["lr"])
+        if loaded.last_epoch < 0:  # a part of a sequence that has not started
+            return loaded, [], []
+        lrs, values = loaded._computed(loaded.last_epoch)
+        if saved_values and state_dict["schedules"] == self._texts():
+            lrs, values = list(saved_values["lr"]), [saved_values[h.name] for h in self._hyperparameters]
+        return loaded, lrs, values
+
+    def _load_plateau(self, saved: dict[str, Any] | None, bases: list[float]) -> None:
+        """Replace the plateau, if there is one, by a copy that has loaded a state or, without a state, is reset."""
+        if self._plateau is None:
+            return
+        self._plateau = plateau = copy.deepcopy(self._plateau)
+        if saved is None:
+            plateau._reset()
+        else:
+            plateau.load_state_dict(saved)
+        lrs = bases if saved is None else plateau.get_last_lr()
+        for group, lr, base in zip(plateau.optimizer.param_groups, lrs, bases, strict=True):
+            group.update(lr=lr, initial_lr=base)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the state of a ScheduleLR, and set the optimizer's hyperparameters to the values of that state.
@@ -315,57 +401,37 @@ class ScheduleLR(Previewed, LRScheduler):
                 plateau is reset.
 
         Raises:
-            ValueError: The state is of another class, another number of parameter groups, or other hyperparameters.
+            ValueError: The state is of another class, another number of parameter groups, or other hyperparameters; a
+                beta would leave [0, 1). Nothing has been changed.
         """
-        self._include_added_groups()
-        self._check_state(state_dict)
-        bases: dict[str, list[float]] = state_dict["bases"]
-        own = self._texts()
-        for name, texts in own.items():
+        extended = self._with_added_groups()
+        loaded, lrs, values = extended._loaded(state_dict)
+        extended._warn_of_differences(state_dict)
+        self._replace_by(loaded)
+        if self.last_epoch >= 0:
+            self._write(lrs, values)
+
+    def _warn_of_differences(self, state_dict: dict[str, Any]) -> None:
+        """Warn if a state was made with other schedules or with other base values."""
+        for name, texts in self._texts().items():
             for number, (text, saved) in enumerate(zip(texts, state_dict["schedules"][name], strict=True)):
                 if text != saved:
                     warnings.warn(
                         f"state_dict was made with {saved} for {name} of parameter group {number}; this scheduler "
                         f"continues with {text}",
                         UserWarning,
-                        stacklevel=2,
+                        stacklevel=3,
                     )
         for name, values in self._bases().items() if self._bases_given else ():
-            for number, (value, base) in enumerate(zip(values, bases[name], strict=True)):
+            for number, (value, base) in enumerate(zip(values, state_dict["bases"][name], strict=True)):
                 if not math.isclose(value, base, rel_tol=1e-6):  # a tensor of float32 may hold the same rate
                     warnings.warn(
                         f"state_dict was made with a base of {base} for {name} of parameter group {number}, not "
                         f"{value}; this scheduler continues with {base}. To change a rate, assign base_lrs after "
                         "load_state_dict",
                         UserWarning,
-                        stacklevel=2,
+                        stacklevel=3,
                     )
-        self.base_lrs = [
-            put_number(copied(base), saved) for base, saved in zip(self.base_lrs, bases["lr"], strict=True)
-        ]
-        for hyperparameter in self._hyperparameters:
-            hyperparameter.bases = list(bases[hyperparameter.name])
-        self._step_count = state_dict["_step_count"]
-        if self._plateau is not None and state_dict["plateau"] is not None:
-            self._plateau.load_state_dict(state_dict["plateau"])
-            lrs = zip(self._plateau.optimizer.param_groups, self._plateau.get_last_lr(), bases["lr"], strict=True)
-            for group, lr, base in lrs:
-                group.update(lr=lr, initial_lr=base)
-        if state_dict["last_epoch"] < 0:  # a part of a sequence that has not started
-            self.last_epoch = state_dict["last_epoch"]
-        else:
-            self._update_lr(state_dict["last_epoch"])
-            if state_dict["schedules"] == own and (saved_values := state_dict.get("values")):
-                self._write_values(saved_values)
-
-    def _write_values(self, values: dict[str, list[float]]) -> None:
-        """Set the scheduled hyperparameters to the saved values of the groups."""
-        groups = self.optimizer.param_groups
-        for group, lr in zip(groups, values["lr"], strict=True):
-            group["lr"] = put_number(group["lr"], lr)
-        self._last_lr = current_lrs(self.optimizer)
-        for hyperparameter in self._hyperparameters:
-            hyperparameter.write(groups, values[hyperparameter.name])
 
 
 def _plateau_group(base: float | Tensor) -> dict[str, Any]:

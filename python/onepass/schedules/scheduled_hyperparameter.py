@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from ..optimizers.arguments import described, put_number
 from .parser import parse
+from .rates import initial_value
 from .schedule import Schedule
 
 # One schedule (or its text) for all parameter groups, or a list with one for each group.
@@ -83,19 +84,23 @@ class ScheduledHyperparameter:
             what = self.key if self.index is None else "such beta"
             raise ValueError(f"{self.argument}: parameter group {number} has no {what}")
 
-    def initial_value(self, number: int, group: dict[str, Any], last_epoch: int) -> float:
-        """Return the initial value of a group; at the beginning of a run, by default its current value."""
+    def initial(self, number: int, group: dict[str, Any], last_epoch: int) -> Any:
+        """Return the initial value of a group, a float or a tuple of all betas. The group is not changed."""
         self.check(number, group)
-        held = group[self.key]
-        first = tuple(map(float, held)) if self.index is not None else float(held)
-        name = f"initial_{self.key}"
-        initial = group.setdefault(name, first) if last_epoch == -1 else group.get(name)
-        if initial is None:
-            raise KeyError(
-                f"last_epoch: parameter group {number} has no {name}, so the schedule cannot resume at "
-                f"{last_epoch}. Load the optimizer's state_dict first"
-            )
-        return initial if self.index is None else initial[self.index]  # type: ignore[no-any-return]
+        initial = initial_value(self.key, number, group, last_epoch)
+        return float(initial) if self.index is None else tuple(map(float, initial))
+
+    def with_groups(self, groups: list[dict[str, Any]], last_epoch: int = -1) -> ScheduledHyperparameter:
+        """Return this hyperparameter, with the base values of those groups that have none yet.
+
+        The schedule of the first group is also that of groups without a schedule.
+        """
+        schedules = self.schedules + self.schedules[:1] * (len(groups) - len(self.schedules))
+        bases = list(self.bases)
+        for number, group in list(enumerate(groups))[len(bases) :]:
+            initial = self.initial(number, group, last_epoch)
+            bases.append(initial if self.index is None else initial[self.index])
+        return replace(self, schedules=schedules, bases=bases)
 
     def values(self, t: int) -> list[float]:
         """Return the value of each group at a step."""

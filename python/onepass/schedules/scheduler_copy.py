@@ -16,6 +16,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 
+from .step_detector import StepDetector
+
 
 class _StandIn(Optimizer):
     """A stand-in for an optimizer: it has its own param_groups and reads all other attributes from the original."""
@@ -43,6 +45,8 @@ def copy_of_scheduler(scheduler: LRScheduler) -> Any:
     for x in reached:
         if isinstance(x, torch.Tensor) and not _is_heavy(x):
             copies[id(x)] = x.detach().clone()  # deepcopy supports leaf tensors only
+        elif isinstance(x, StepDetector):
+            copies[id(x)] = None  # a stand-in does not step: the copy of a ScheduleLR counts all of its own steps
         elif _is_heavy(x) or not (isinstance(x, Optimizer) or _can_be_copied(x)):
             if isinstance(x, Iterator) and not isinstance(x, IOBase):
                 raise TypeError(f"a preview of {type(scheduler).__name__} would use up the {type(x).__name__} it reads")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
-from weakref import ref
+from weakref import finalize, ref
 
 from torch.optim import Optimizer
 
@@ -15,29 +14,28 @@ class StepDetector:
     When GradScaler finds an inf, it does not call the optimizer's step, unless the optimizer unscales the gradients
     itself (``fused=True``) and so gets the result in ``found_inf``. An optimizer of onepass reports in ``last_step``
     whether it has skipped a step. A step hook detects all of these cases.
+
+    Attributes:
+        optimizer: The optimizer.
+        stepped: Whether the optimizer has stepped. The reader sets it back to False.
     """
 
-    def __init__(self, optimizer: Optimizer) -> None:
-        self.stepped = False
+    def __init__(self, optimizer: Optimizer, stepped: bool = False) -> None:
+        self.optimizer = optimizer
+        self.stepped = stepped
         reference = ref(self)
 
-        def after_step(stepped: Optimizer, _args: Any, _kwargs: Any) -> None:
+        def after_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
             detector = reference()
-            if detector is None:
-                handle.remove()
-            elif not _was_skipped(stepped):
+            if detector is not None and not _was_skipped(optimizer):
                 detector.stepped = True
 
-        handle = optimizer.register_step_post_hook(after_step)
+        # The hook must not remove itself: torch is then iterating over the hooks.
+        finalize(self, optimizer.register_step_post_hook(after_step).remove).atexit = False
 
-    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
-        # A copied optimizer has no hooks. So a copied scheduler (as in a preview) gets None here, and counts all steps.
-        return type(None), ()
-
-    def stepped_since_last_call(self) -> bool:
-        """Return whether there was a step since the last call."""
-        stepped, self.stepped = self.stepped, False
-        return stepped
+    def __reduce__(self) -> tuple[type[StepDetector], tuple[Optimizer, bool]]:
+        # A copied optimizer has no hooks, so the copy of a detector needs a hook of its own.
+        return type(self), (self.optimizer, self.stepped)
 
 
 def _was_skipped(optimizer: Optimizer) -> bool:

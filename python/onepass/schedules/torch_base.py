@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import lr_scheduler
 
 from ..optimizers.arguments import put_number
-from .added_groups import include_added_groups, remember_groups
+from .added_groups import include_added_groups, remember_groups, was_loaded
 from .previewed import Previewed
 from .rates import copied, current_lrs
 from .resuming import as_number, check_state, finished_and_active_leaves, set_last_lr, write_momentum
@@ -71,7 +71,7 @@ class LRScheduler(Previewed, lr_scheduler.LRScheduler):
         groups = self.optimizer.param_groups
         before = [{key: copied(group[key]) for key in _SCHEDULED_KEYS if key in group} for group in groups]
         super().load_state_dict(dict(state_dict))  # a copy, because torch's classes remove keys from it
-        if getattr(self.optimizer, "_scheduled_groups", groups) is not groups:
+        if was_loaded(self.optimizer):
             # Undo what the parts of a composition have written into the groups while they were loaded.
             for group, values in zip(groups, before, strict=True):
                 group.update((key, _restored(group[key], value)) for key, value in values.items())

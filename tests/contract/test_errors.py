@@ -417,6 +417,42 @@ def test_a_module_in_place_of_its_parameters(row, name):
     assert len(opt.param_groups) == 1
 
 
+OWN = [
+    ({"norm_type": 3}, ValueError, "norm_type must be 2 or inf, got the int 3"),
+    ({"norm_type": "2"}, ValueError, "norm_type must be 2 or inf, got the str '2'"),
+    ({"zero_grad": "False"}, TypeError, "zero_grad must be True or False, got the str 'False'"),
+    ({"zero_grad": 1}, TypeError, "zero_grad must be True or False, got the int 1"),
+    ({"skip_nonfinite": "no"}, TypeError, "skip_nonfinite must be True or False, got the str 'no'"),
+    ({"skip_nonfinite": None}, TypeError, "skip_nonfinite must be True or False, got the NoneType None"),
+    ({"stochastic_rounding": "no"}, TypeError, "stochastic_rounding must be True or False, got the str 'no'"),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "message"), OWN)
+@pytest.mark.parametrize("cls", [onepass.AdamW, onepass.Lion, onepass.Muon])
+def test_arguments_that_torchs_classes_do_not_have(cls, options, error, message):
+    """Also where no other argument asks for a norm, or for anything else beside the update."""
+    with pytest.raises(error, match=f"^{cls.__name__}: {message}"):
+        cls([Parameter(torch.ones(2, 2))], **options)
+
+
+def test_integers_of_numpy():
+    """Every integer argument takes them."""
+    opt = onepass.SGD(leaves())
+    with onepass.log_to(Recorder(), opt, interval=np.int64(2), first_step=np.int32(3)) as log:
+        assert log.step == 3
+    for wrong in (0, 2.5, True, "2"):
+        with pytest.raises(ValueError, match=f"^log_to: interval must be an int >= 1, got {wrong!r}"):
+            onepass.log_to(Recorder(), opt, interval=wrong)
+
+
+class Recorder:
+    """A writer for log_to."""
+
+    def add_scalar(self, tag, value, step):
+        pass
+
+
 # -- at the step -----------------------------------------------------------------------------------------------------
 
 # Damage to parameter 1 of group 1, a (4, 3) matrix of float64, and what the message says of it.

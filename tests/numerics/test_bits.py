@@ -173,3 +173,24 @@ def test_exchange_with_torch(row, kwargs, direction):
         assert abs(exact.of(one, name) - exact.of(other, name)).max() <= 8 * 2.0**-23 * largest
     for p, q in zip(params_of(one), params_of(other), strict=True):
         assert one.state[p].get("step") == other.state[q].get("step")
+
+
+@pytest.mark.parametrize("state_dtype", [None, torch.bfloat16, torch.float8_e4m3fn], ids=str)
+def test_loaded_states_have_the_strides_of_their_parameters(state_dtype):
+    """A checkpoint of a model that was not channels_last: other strides would make each step slower."""
+    saved = onepass.AdamW([torch.randn(16, 8, 5, 7).requires_grad_()], amsgrad=True, state_dtype=state_dtype)
+    (p,) = params_of(saved)
+    p.grad = torch.randn_like(p)
+    saved.step()
+    channels_last = p.detach().clone(memory_format=torch.channels_last).requires_grad_()
+    loaded = onepass.AdamW([channels_last], amsgrad=True)
+    loaded.load_state_dict(copy.deepcopy(saved.state_dict()))
+    in_rows = p if state_dtype == torch.float8_e4m3fn else channels_last
+    for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
+        held = loaded.state[channels_last][name]
+        assert held.stride() == in_rows.stride()
+        assert torch.equal(held.float(), saved.state[p][name].float())
+    channels_last.grad = p.grad.clone(memory_format=torch.channels_last)
+    saved.step()
+    loaded.step()
+    assert torch.equal(channels_last, p)

@@ -156,7 +156,7 @@ def test_every_variant(row, kwargs):
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_every_instruction_set_and_number_of_threads(isa, threads, dtype):
+def test_every_instruction_set_and_number_of_threads(isa, threads, dtype, all_threads):
     onepass._core.force_isa(isa)
     torch.set_num_threads(threads)
     for row in DENSE:
@@ -580,6 +580,47 @@ def test_a_spoiled_checkpoint_is_refused(what):
     with pytest.raises(ValueError, match=r"AdamW: parameter 0 of group 0: its state exp_avg"):
         optimizer.load_state_dict(saved)
     assert state_bits(optimizer, params) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        ("exp_avg", lambda state: state[:, :5], "its state exp_avg must be strided and have the parameter's shape"),
+        ("exp_avg_sq", torch.Tensor.flatten, "its state exp_avg_sq must be strided and have the parameter's shape"),
+        ("exp_avg", torch.Tensor.to_sparse, "its state exp_avg must be strided .*, but has torch.sparse_coo"),
+        ("step", lambda _: torch.tensor(math.nan), "its state step must be >= 0 and finite, got nan"),
+        ("step", lambda _: -1, "its state step must be >= 0 and finite, got -1"),
+        ("step", lambda _: torch.ones(2), "its state step must be one number"),
+    ],
+)
+def test_a_state_that_cannot_be_encoded_is_refused(name, wrong, message):
+    """Before anything is loaded: the groups, and the states of the parameter before it."""
+    optimizer, params = trained()
+    second = nn.Parameter(torch.ones(64, 128))
+    optimizer.add_param_group({"params": [second]})
+    plain = onepass.AdamW([{"params": params}, {"params": [second]}], lr=0.875)
+    second.grad = torch.ones_like(second)
+    plain.step()
+    saved = plain.state_dict()
+    saved["state"][2][name] = wrong(saved["state"][2][name])
+    before, groups = state_bits(optimizer, params), str(optimizer.param_groups)
+    with pytest.raises(ValueError, match=f"AdamW: parameter 0 of group 1: {message}"):
+        optimizer.load_state_dict(saved)
+    assert state_bits(optimizer, params) == before
+    assert str(optimizer.param_groups) == groups
+    assert second not in optimizer.state
+
+
+def test_a_state_that_is_no_dict_is_refused():
+    optimizer, params = trained()
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["param_groups"][0]["lr"] = 0.875
+    saved["state"][1] = None
+    before = state_bits(optimizer, params)
+    with pytest.raises(ValueError, match="AdamW: parameter 1 of group 0: its state must be a dict, got the NoneType"):
+        optimizer.load_state_dict(saved)
+    assert state_bits(optimizer, params) == before
+    assert optimizer.param_groups[0]["lr"] != 0.875
 
 
 @pytest.mark.parametrize("what", SPOILED[:3])

@@ -113,6 +113,29 @@ def test_checkpoints():
     assert not other.state
 
 
+def test_a_part_that_fails_after_it_has_loaded():
+    """It is set back, too, and not only those before it."""
+    p, q = (Parameter(torch.ones(2, 2)) for _ in range(2))
+    combined = onepass.Combined([onepass.Muon([p]), torch.optim.SGD([q], momentum=0.9)])
+    for each in (p, q):
+        each.grad = torch.ones_like(each)
+    combined.step()
+    before = str(combined.state_dict())
+    saved = copy.deepcopy(combined.state_dict())
+    for group in saved["param_groups"]:
+        group["lr"] = 0.875
+    saved["state"][1]["momentum_buffer"] = torch.zeros(2, 2)
+
+    def refuse(optimizer):
+        if optimizer.param_groups[0]["lr"] == 0.875:
+            raise ValueError("refused")
+
+    combined.optimizers[1].register_load_state_dict_post_hook(refuse)
+    with pytest.raises(ValueError, match="refused"):
+        combined.load_state_dict(saved)
+    assert str(combined.state_dict()) == before
+
+
 @pytest.mark.parametrize("wrap", [lambda o: onepass.Lookahead(o, k=2), lambda o: onepass.SAM(o, rho=0.0)])
 @pytest.mark.parametrize("master", [None, "split", "float32"])
 def test_within_wrappers(wrap, master):
@@ -205,18 +228,50 @@ def test_as_an_optimizer():
 
 def test_errors():
     p = Parameter(torch.ones(2, 2))
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match="Combined: optimizers must have at least one"):
         onepass.Combined([])
-    with pytest.raises(TypeError, match=r"optimizer must be a torch.optim.Optimizer, but is a int"):
+    with pytest.raises(TypeError, match=r"Combined: optimizers\[1\] must be a torch.optim.Optimizer, got the int 3"):
         onepass.Combined([onepass.SGD([p]), 3])
+    for single in (onepass.SGD([p]), 3):
+        with pytest.raises(TypeError, match="Combined: optimizers must be a list of optimizers, got <class "):
+            onepass.Combined(single)
     for needs in (onepass.SAM(onepass.SGD([p])), onepass.LBFGS([p]), torch.optim.LBFGS([p])):
         with pytest.raises(TypeError, match=f"cannot have {type(needs).__name__}, whose step needs a closure"):
             onepass.Combined([needs])
     for part in (onepass.SGD([p], skip_nonfinite=True), onepass.SGD([p], copy_to=[torch.ones(2, 2)])):
         with pytest.raises(ValueError, match="Wrap the SGD itself"):
             onepass.Lookahead(onepass.Combined([part]))
-    with pytest.raises(ValueError, match="a parameter in common"):
+    with pytest.raises(ValueError, match="Combined: two of the optimizers have a parameter in common"):
         onepass.Combined([onepass.SGD([p]), onepass.Muon([p])])
+
+
+@pytest.mark.parametrize(
+    ("group", "error", "message"),
+    [
+        ([Parameter(torch.ones(2))], TypeError, "param_group must be a dict, but got <class 'list'>"),
+        ({"params": {Parameter(torch.ones(2))}}, TypeError, "need to be organized in ordered collections"),
+        ({"params": nn.Linear(2, 2)}, TypeError, r"Combined: group 2: params must be .*: pass its parameters\(\)"),
+        ({"params": [Parameter(torch.ones(2))], "lr": "1"}, TypeError, "SGD: group 1: lr must be a number"),
+    ],
+)
+def test_groups_that_are_refused(group, error, message):
+    p, q = (Parameter(torch.ones(2, 2)) for _ in range(2))
+    combined = onepass.Combined([onepass.Muon([p]), onepass.SGD([q])])
+    with pytest.raises(error, match=message):
+        combined.add_param_group(group)
+    assert len(combined.param_groups) == 2
+
+
+def test_a_generator_in_a_group_is_not_lost():
+    p, q = (Parameter(torch.ones(2, 2)) for _ in range(2))
+    combined = onepass.Combined([onepass.Muon([p]), onepass.SGD([q])])
+    group = {"params": (each for each in [p])}
+    for _ in range(2):
+        with pytest.raises(ValueError, match="some parameters appear in more than one parameter group"):
+            combined.add_param_group(group)
+    new = Parameter(torch.ones(2))
+    combined.add_param_group({"params": (each for each in [new])})
+    assert combined.param_groups[2]["params"] == [new]
 
 
 def test_create_muon():
@@ -312,6 +367,16 @@ def test_create_normuon():
     assert optimizer.optimizers[0].defaults["beta2"] == 0.9
     with pytest.raises(ValueError, match="max_norm needs all parameters together, but NorMuon and AdamW"):
         onepass.create("normuon", net, max_norm=1.0)
+
+
+def test_create_muon_takes_defaults():
+    """A configuration that names each argument is that of every class."""
+    net, twin = twins()
+    defaults = {"max_norm": None, "average": None, "copy_to": None, "skip_nonfinite": False, "zero_grad": False}
+    given, plain = onepass.create("muon", net, **defaults), onepass.create("muon", twin)
+    assert str(given.state_dict()) == str(plain.state_dict())
+    with pytest.raises(ValueError, match="create: max_norm needs all parameters together"):
+        onepass.create("muon", net, max_norm=0.0)
 
 
 def test_create_muon_refuses():

@@ -602,6 +602,56 @@ def test_groups_must_agree():
         LBFGS([{"params": [a]}, {"params": [a]}])
 
 
+COUNTS = [
+    ("history_size", 0, "must be an int >= 1, got 0"),
+    ("history_size", -1, "must be an int >= 1, got -1"),
+    ("history_size", "5", "must be an int >= 1, got '5'"),
+    ("max_iter", -1, "must be an int >= 0, got -1"),
+    ("max_iter", 2.5, "must be an int >= 0, got 2.5"),
+    ("max_iter", None, "must be an int >= 0, got None"),
+    ("max_eval", -1, "must be >= 0, got -1"),
+    ("max_eval", math.nan, "must be >= 0, got nan"),
+    ("max_eval", "9", "must be a number, got the str '9'"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), COUNTS)
+def test_counts_out_of_range(name, value, message):
+    """Refused where they are given and, if they are set or loaded later, by a step before its closure is called."""
+    a, b = leaves((3,), (3,))
+    with pytest.raises((TypeError, ValueError), match=f"^LBFGS: {name} {message}"):
+        LBFGS([a], **{name: value})
+    with pytest.raises((TypeError, ValueError), match=f"^LBFGS: group 0: {name} {message}"):
+        LBFGS([{"params": [a], name: value}])
+    optimizer = LBFGS([a])
+    with pytest.raises((TypeError, ValueError), match=f"^LBFGS: group 1: {name} {message}"):
+        optimizer.add_param_group({"params": [b], name: value})
+    assert len(optimizer.param_groups) == 1
+    optimizer.param_groups[0][name] = value
+    with pytest.raises((TypeError, ValueError), match=f"^LBFGS: group 0: {name} {message}"):
+        optimizer.step(lambda: pytest.fail("the closure was called"))
+    assert [path for _, _, path, _ in optimizer._explain()] == ["error"]
+
+
+@with_and_without_search
+def test_counts_of_other_types(search):
+    """torch only compares max_eval, so there it may have a fraction, or be infinite."""
+    wanted = quadratic(LBFGS, lr=0.5, max_iter=5, history_size=2, max_eval=9, **search)
+    given = quadratic(LBFGS, lr=0.5, max_iter=5.0, history_size=np.int64(2), max_eval=8.5, **search)
+    assert given.step(3) == wanted.step(3)
+    given.optimizer.param_groups[0].update(max_iter=5.0, max_eval=math.inf)
+    wanted.optimizer.param_groups[0].update(max_eval=10**9)
+    assert given.step(3) == wanted.step(3)
+
+
+def test_a_group_with_a_line_search_that_there_is_not_is_not_added():
+    a, b = leaves((3,), (3,))
+    optimizer = LBFGS([a], line_search_fn="armijo")  # torch, too, refuses it at the step
+    with pytest.raises(RuntimeError, match="only 'strong_wolfe' is supported"):
+        optimizer.add_param_group({"params": [b]})
+    assert len(optimizer.param_groups) == 1
+
+
 @with_and_without_search
 def test_a_group_added_later(search):
     problem = grouped([0.5, 0.5], max_iter=3, **search)

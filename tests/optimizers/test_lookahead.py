@@ -940,15 +940,22 @@ def test_within_slow_weights_there_is_no_step():
 # -- errors ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("k", [0, -1, 2.0, "5", None, True])
+@pytest.mark.parametrize("k", [0, -1, 2.5, "5", None, True])
 def test_k_that_is_none(k):
-    with pytest.raises(ValueError, match=re.escape(f"k must be an int >= 1, got {k}")):
+    with pytest.raises(ValueError, match=re.escape(f"Lookahead: k must be an int >= 1, got {k!r}")):
         Lookahead(onepass.SGD(model()), k=k)
+
+
+@pytest.mark.parametrize("k", [3, 3.0, np.int64(3), torch.tensor(3)])
+def test_k_of_any_type(k):
+    optimizer = Lookahead(onepass.SGD(model()), k=k)
+    assert type(optimizer.state_dict()["param_groups"][0]["lookahead"]["k"]) is int
+    assert optimizer.k == 3
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.1, math.nan, math.inf])
 def test_alpha_that_is_none(alpha):
-    with pytest.raises(ValueError, match=re.escape(f"alpha must be in [0, 1], got {alpha}")):
+    with pytest.raises(ValueError, match=re.escape(f"Lookahead: alpha must be in [0, 1], got {alpha}")):
         Lookahead(onepass.SGD(model()), alpha=alpha)
 
 
@@ -968,13 +975,13 @@ def test_followers_that_could_not_follow_are_refused(argument):
 
 
 def test_what_is_no_optimizer():
-    with pytest.raises(TypeError, match=r"optimizer must be a torch\.optim\.Optimizer, but is a list"):
+    with pytest.raises(TypeError, match=r"^Lookahead: optimizer must be a torch\.optim\.Optimizer, got the list"):
         Lookahead(model())
 
 
 def test_an_alpha_that_is_no_number():
     for alpha, got in (("0.5", "the str '0.5'"), (None, "the NoneType None")):
-        with pytest.raises(TypeError, match=f"^alpha must be a number, got {got}"):
+        with pytest.raises(TypeError, match=f"^Lookahead: alpha must be a number, got {got}"):
             Lookahead(onepass.AdamW(model()), alpha=alpha)
 
 
@@ -983,9 +990,15 @@ def test_a_checkpoint_that_is_wrong_is_not_loaded():
     train(optimizer, 2)
     before = everything(optimizer)
     for wrong, message in (
-        ({"k": 0, "alpha": 0.5, "step": 0}, "k must be an int >= 1, got 0"),
-        ({"k": 3, "alpha": 2.0, "step": 0}, r"alpha must be in \[0, 1\], got 2.0"),
-        ({"k": 3, "alpha": 0.5, "step": 3}, "step must be >= 0 and < k = 3, got 3"),
+        ({"k": 0, "alpha": 0.5, "step": 0}, "^Lookahead: k must be an int >= 1, got 0"),
+        ({"k": 3, "alpha": 2.0, "step": 0}, r"^Lookahead: alpha must be in \[0, 1\], got 2.0"),
+        ({"k": 3, "alpha": 0.5, "step": 3}, "^Lookahead: step must be >= 0 and < k = 3, got 3"),
+        ({"k": 3, "alpha": 0.5, "step": "1"}, "^Lookahead: step must be an int >= 0, got '1'"),
+        (
+            {"k": 3, "alpha": 0.5},
+            "^Lookahead: the state_dict's 'lookahead' must be a dict with the keys k, alpha, step",
+        ),
+        (3, "^Lookahead: the state_dict's 'lookahead' must be a dict with the keys k, alpha, step, got the int 3"),
     ):
         saved = optimizer.state_dict()
         saved["param_groups"][0]["lookahead"] = wrong
@@ -997,6 +1010,27 @@ def test_a_checkpoint_that_is_wrong_is_not_loaded():
     with pytest.raises(ValueError, match="doesn't match the size of optimizer's group"):
         optimizer.load_state_dict(saved)
     assert everything(optimizer) == before
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("kind", [onepass.AdamW, torch.optim.AdamW])
+def test_a_checkpoint_whose_slow_weights_do_not_fit_is_not_loaded(kind, depth):
+    optimizer = kind(model())
+    for _ in range(depth):
+        optimizer = Lookahead(optimizer, k=3)
+    train(optimizer, 2)
+    before, groups = everything(optimizer), str(optimizer.param_groups)
+    saved = copy.deepcopy(optimizer.state_dict())
+    group = saved["param_groups"][0]
+    group["lr"] = 0.875
+    group["lookahead"] |= {"k": 5, "step": 4}
+    saved["state"][1]["slow_param"] = torch.zeros(77)
+    with pytest.raises(
+        ValueError, match=r"Lookahead: the state slow_param has shape \[77\], its parameter 1 of group 0"
+    ):
+        optimizer.load_state_dict(saved)
+    assert everything(optimizer) == before
+    assert str(optimizer.param_groups) == groups
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ ROW = Row(
         "tensor_lr": {"lr": torch.tensor(0.01)},
     },
 )
+each_class = pytest.mark.parametrize("cls", [onepass.Muon, onepass.NorMuon])
 each_variant = pytest.mark.parametrize("kwargs", ROW.variants.values(), ids=ROW.variants)
 
 
@@ -362,6 +363,50 @@ def test_iterations_that_torch_refuses_are_refused_before_anything_is_written(ch
     assert (p == 1).all()
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ns_steps": 2.5}, "ns_steps must be an int >= 0, got 2.5"),
+        ({"ns_steps": "5"}, "ns_steps must be an int >= 0, got '5'"),
+        ({"ns_coefficients": (1.0, "2", 3.0)}, r"ns_coefficients\[1\] must be a number, got the str '2'"),
+        ({"ns_coefficients": 1.0}, "ns_coefficients must be 3 numbers, got the float 1.0"),
+    ],
+    ids=str,
+)
+@each_class
+def test_iterations_that_would_fail_in_the_middle_of_the_step(cls, change, message):
+    p, q = (torch.ones(3, 2, requires_grad=True) for _ in range(2))
+    ours = cls([{"params": [q]}, {"params": [p]}])
+    run(ours, [[torch.ones(3, 2)] * 2])
+    ours.param_groups[1].update(change)
+    before = everything(ours)
+    with pytest.raises((TypeError, ValueError), match=f"{cls.__name__}: group 1: {message}"):
+        run(ours, [[torch.ones(3, 2)] * 2])
+    assert everything(ours) == before
+
+
+@each_class
+def test_matrices_only(cls):
+    words = f"{cls.__name__} only supports 2D parameters whereas we found a parameter with size: torch.Size"
+    matrix = torch.ones(3, 2, requires_grad=True)
+    with pytest.raises(ValueError, match=rf"{words}\(\[3\]\)"):
+        cls([matrix, torch.ones(3, requires_grad=True)])
+    ours = cls([matrix])
+    for params in ([torch.ones(2, 2, 2, requires_grad=True)], torch.ones(3, requires_grad=True)):
+        with pytest.raises(ValueError, match=words):
+            ours.add_param_group({"params": params})
+        assert len(ours.param_groups) == 1
+    other = torch.ones(4, 2, requires_grad=True)
+    ours.add_param_group({"params": [other]})
+    run(ours, [[torch.ones(3, 2), torch.ones(4, 2)]])
+    other.data = torch.ones(8)  # exchanged after it was checked
+    give(ours, [torch.ones(3, 2), torch.ones(8)])
+    before = bits(matrix), bits(ours.state[matrix]["momentum_buffer"])
+    with pytest.raises(ValueError, match=words):
+        ours.step()
+    assert (bits(matrix), bits(ours.state[matrix]["momentum_buffer"])) == before
+
+
 def test_a_state_that_does_not_fit():
     p, q = (torch.ones(3, 2, requires_grad=True) for _ in range(2))
     ours = ROW.ours([("v", p), ("w", q)])
@@ -461,10 +506,14 @@ def test_errors_of_optim_db(error):
         ("lion", {}, [4, 4, "one"], ValueError, "lion: tensor 2 of row 0 overlaps itself in memory"),
         ("lion", None, [4, 4, 4], ValueError, "apply: hyper of rule lion must have 6 numbers"),
         ("adamax", {"betas[0]": 1.0}, [4, 4, 4, 4], ZeroDivisionError, "adamax: 1 - betas[0] ** step is zero"),
+        ("lamb", {}, [4, 4, 4, 4], ValueError, "apply: rule lamb has scalars or sums"),
+        ("lion", {"cautious?": 1.0}, [4, 4, 4], ValueError, "apply: rule lion has scalars or sums"),
+        ("sparse_adam", {}, [4, 4, 4, 4], ValueError, "apply: rule sparse_adam has scalars or sums, or takes only"),
     ],
 )
 def test_what_the_core_refuses_to_apply(rule, hyper, tensors, error, text):
-    values = [] if hyper is None else [hyper.get(name, 0.5) for name in onepass._core.rules()[rule][0]]
+    given = {"cautious?": 0.0, "cautious_weight_decay?": 0.0, **(hyper or {})}
+    values = [] if hyper is None else [given.get(name, 0.5) for name in onepass._core.rules()[rule][0]]
     row = tuple(torch.ones(1).expand(4) if size == "one" else torch.ones(size) for size in tensors)
     with pytest.raises(error, match=f"^{re.escape(text)}"):
         onepass._core.apply(rule, values, 1.0, [row], 1.0, 1)

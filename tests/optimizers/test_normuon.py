@@ -175,15 +175,6 @@ def test_a_checkpoint_goes_on(dtype, state_dtype):
             assert state["second_momentum_buffer"].shape == (len(p), 1)
 
 
-def test_matrices_only():
-    with pytest.raises(ValueError, match=r"NorMuon steps matrices only, got a parameter of shape \(3,\)"):
-        onepass.NorMuon([Parameter(torch.ones(3))])
-    optimizer = onepass.NorMuon([Parameter(torch.ones(3, 3))])
-    with pytest.raises(ValueError, match="matrices only"):
-        optimizer.add_param_group({"params": [Parameter(torch.ones(2, 2, 2))]})
-    assert len(optimizer.param_groups) == 1
-
-
 @pytest.mark.parametrize("change", ["complex", "sparse"])
 def test_what_it_does_not_support(change):
     p = Parameter(torch.ones(3, 3, dtype=torch.complex64 if change == "complex" else None))

@@ -370,6 +370,36 @@ def test_a_group_that_is_added_takes_the_estimate():
     assert first["d_max"] == second["d_max"]
 
 
+def test_groups_of_different_d0_are_refused():
+    """Their shares of the estimate are in units of ``1 / d0``."""
+    params = [Parameter(torch.ones(2)) for _ in range(3)]
+    with pytest.raises(ValueError, match=r"Prodigy: d0 must be the same in all groups, got 0\.01 in group 1"):
+        onepass.Prodigy([{"params": params[:1]}, {"params": params[1:], "d0": 1e-2}])
+    with pytest.raises(ValueError, match="Prodigy: d0 must be the same in all groups, got 1e-06 in group 1"):
+        onepass.Prodigy([{"params": params[:1], "d0": 1e-2}, {"params": params[1:]}])
+    optimizer = onepass.Prodigy([{"params": params[:1], "d0": 1e-3}, {"params": params[1:2], "d0": 1e-3}], d0=0.01)
+    with pytest.raises(ValueError, match=r"got 0\.01 in group 2 and 0\.001 before it"):
+        optimizer.add_param_group({"params": params[2:]})
+    with pytest.raises(TypeError, match="Prodigy: group 2: d0 must be a number"):
+        optimizer.add_param_group({"params": params[2:], "d0": "0.001"})
+    assert len(optimizer.param_groups) == 2
+    for p in params:
+        p.grad = torch.ones(2)
+    optimizer.step()
+    saved, before = (copy.deepcopy(optimizer.state_dict()) for _ in range(2))
+    saved["param_groups"][1]["d0"] = 0.01
+    saved["param_groups"][0]["lr"] = 7.0
+    saved["state"][0]["s"] = saved["state"][0]["s"] + 1
+    with pytest.raises(ValueError, match=r"got 0\.01 in group 1 and 0\.001 before it"):
+        optimizer.load_state_dict(saved)
+    after = optimizer.state_dict()
+    assert after["param_groups"] == before["param_groups"]
+    assert torch.equal(after["state"][0]["s"], before["state"][0]["s"])
+    saved["param_groups"][0]["d0"] = 0.01
+    optimizer.load_state_dict(saved)
+    assert [group["d0"] for group in optimizer.param_groups] == [0.01, 0.01]
+
+
 def test_gradients_that_are_all_zero():
     params = [Parameter(torch.ones(3))]
     optimizer = onepass.Prodigy(params)

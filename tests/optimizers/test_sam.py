@@ -392,7 +392,7 @@ def test_tensors_that_no_kernel_takes():
 
 def test_errors():
     params = params_with_gradients()
-    with pytest.raises(TypeError, match=r"optimizer must be a torch.optim.Optimizer, but is a list"):
+    with pytest.raises(TypeError, match=r"^SAM: optimizer must be a torch.optim.Optimizer, got the list"):
         onepass.SAM(params)
     for needs in (onepass.SAM(onepass.SGD(params)), onepass.LBFGS(params), torch.optim.LBFGS(params)):
         with pytest.raises(TypeError, match=f"SAM cannot wrap {type(needs).__name__}, whose step needs a closure"):
@@ -400,14 +400,32 @@ def test_errors():
     with pytest.raises(ValueError, match="Lookahead cannot wrap SAM: wrap this Lookahead in it"):
         onepass.Lookahead(onepass.SAM(onepass.SGD(params)))
     for rho in (-0.1, float("inf"), float("nan")):
-        with pytest.raises(ValueError, match="rho must be >= 0 and finite"):
+        with pytest.raises(ValueError, match=r"^SAM: rho must be >= 0 and finite"):
             onepass.SAM(onepass.SGD(params), rho=rho)
-    with pytest.raises(TypeError, match="rho must be a number"):
+    with pytest.raises(TypeError, match=r"^SAM: rho must be a number"):
         onepass.SAM(onepass.SGD(params), rho="1")
+    with pytest.raises(TypeError, match=r"^SAM: adaptive must be True or False, got the str 'no'"):
+        onepass.SAM(onepass.SGD(params), adaptive="no")
     sam = onepass.SAM(onepass.SGD(params))
     with pytest.raises(ValueError, match="rho must be"):
         sam.rho = -1.0
     assert sam.rho == 0.05
+    for wrong in ({"rho": 1.0}, 3):
+        saved = sam.state_dict()
+        saved["param_groups"][0] |= {"sam": wrong, "lr": 0.875}
+        with pytest.raises(
+            ValueError, match=r"^SAM: the state_dict's 'sam' must be a dict with the keys rho, adaptive"
+        ):
+            sam.load_state_dict(saved)
+        assert sam.param_groups[0]["lr"] != 0.875
+    saved = sam.state_dict()
+    saved["param_groups"][0]["params"].pop()
+    sam.first_step()
+    moved = [bits(p) for p in params]
+    with pytest.raises(ValueError, match="doesn't match the size of optimizer's group"):
+        sam.load_state_dict(saved)
+    assert all(bits(p) == was for p, was in zip(params, moved, strict=True))  # so that step() can still follow
+    sam.restore()
     params[4].grad = torch.ones(1).to_sparse()
     before = [bits(p) for p in params]
     with pytest.raises(RuntimeError, match="sparse"):

@@ -233,22 +233,26 @@ def test_a_momentum_of_zero_in_a_group(row):
     group = optimizer.param_groups[0]
     group.update({"momentum": 0.0} if "momentum" in group else {"betas": (0.0, 0.9)})
     before = everything(optimizer)
-    with pytest.raises(ValueError, match="group 0: momentum must be above 0"):
+    with pytest.raises(ValueError, match=rf"{row.name}: group 0: (momentum|betas\[0\]) must be above 0 and below 1"):
         optimizer.eval()
     assert everything(optimizer) == before
     assert group["train_mode"]
 
 
+@pytest.mark.parametrize("momentum", [0.0, 1.0])
 @each_row
-def test_a_momentum_of_zero_is_refused_where_it_is_given(row):
+def test_a_momentum_of_zero_or_one_is_refused_where_it_is_given(row, momentum):
+    """As by the constructor."""
     optimizer = trained(row)
-    zero = {"momentum": 0.0} if "momentum" in optimizer.param_groups[0] else {"betas": (0.0, 0.9)}
+    wrong = {"momentum": momentum} if "momentum" in optimizer.param_groups[0] else {"betas": (momentum, 0.9)}
     p = nn.Parameter(torch.ones(2))
-    with pytest.raises(ValueError, match="group 1: momentum must be above 0"):
-        optimizer.add_param_group({"params": [p], **zero})
+    with pytest.raises(ValueError, match=rf"{row.name}: group 1: (momentum|betas\[0\]) must be above 0 and below 1"):
+        optimizer.add_param_group({"params": [p], **wrong})
     assert len(optimizer.param_groups) == 1
-    with pytest.raises(ValueError, match="group 0: momentum must be above 0"):
-        row.ours([{"params": [p], **zero}], **row.full)
+    with pytest.raises(ValueError, match=rf"{row.name}: group 0: (momentum|betas\[0\]) must be above 0 and below 1"):
+        row.ours([{"params": [p], **wrong}], **row.full)
+    with pytest.raises(ValueError, match="Invalid"):
+        row.ours([p], **{**row.full, **wrong})
 
 
 @each_row

@@ -254,7 +254,7 @@ def test_every_variant(row, kwargs):
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("threads", [1, 3])
 @each_half
-def test_every_instruction_set_and_number_of_threads(isa, threads, dtype):
+def test_every_instruction_set_and_number_of_threads(isa, threads, dtype, all_threads):
     onepass._core.force_isa(isa)
     torch.set_num_threads(threads)
     for row in DENSE:

@@ -231,7 +231,7 @@ def test_the_largest_magnitude_of_complex_gradients():
 
 @pytest.mark.cpu
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_the_same_bits_for_any_number_of_threads(threads):
+def test_the_same_bits_for_any_number_of_threads(threads, all_threads):
     def norms(threads):
         torch.set_num_threads(threads)
         torch.manual_seed(0)
@@ -584,6 +584,187 @@ def test_versions_of_averages_and_copies():
     before = [t._version for t in changed]
     optimizer.step()
     assert all(t._version > version for t, version in zip(changed, before, strict=True))
+
+
+# -- replaced parameters, averages and copies ------------------------------------------------------------------------
+
+
+def three_layers():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+
+
+def step_by_ones(optimizer):
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            p.grad = torch.ones_like(p)
+    optimizer.step()
+
+
+def renew(module, dtype=None):
+    """Assign new tensors to a module, as some ways of loading a checkpoint do."""
+    module.load_state_dict(
+        {name: tensor.clone().to(dtype or tensor.dtype) for name, tensor in module.state_dict().items()}, assign=True
+    )
+
+
+REPLACEMENTS = {
+    "load_state_dict": renew,
+    "in another dtype": lambda module: renew(module, torch.bfloat16),
+    "one tensor": lambda module: setattr(module[0], "weight", nn.Parameter(module[0].weight.detach().clone())),
+    "another object of one tensor": lambda module: setattr(module[0], "bias", nn.Parameter(module[0].bias.data)),
+    "converted in place": lambda module: module.double(),
+}
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize("by", REPLACEMENTS)
+def test_replaced_averages_are_moved(by, steps):
+    model, twin = three_layers(), three_layers()
+    average, expected = AveragedModel(model, decay=0.5), AveragedModel(twin, decay=0.5)
+    optimizer = onepass.SGD(model.parameters(), lr=0.1, average=average)
+    bare = onepass.SGD(twin.parameters(), lr=0.1)
+    for step in range(steps + 3):
+        if step == steps:
+            REPLACEMENTS[by](average.module)
+            REPLACEMENTS[by](expected.module)
+        step_by_ones(optimizer)
+        step_by_ones(bare)
+        expected.update_parameters(twin)
+        for ours, theirs in zip(average.module.parameters(), expected.module.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs)
+    assert average.n_averaged == steps + 3
+
+
+def test_layers_of_the_average_that_are_replaced_are_found_by_update_parameters():
+    model = three_layers()
+    average = AveragedModel(model, decay=0.5)
+    optimizer = onepass.SGD(model.parameters(), lr=0.1, average=average)
+    for replace in (
+        lambda: average.module.__setitem__(1, copy.deepcopy(average.module[1])),
+        lambda: setattr(average, "module", copy.deepcopy(average.module)),
+    ):
+        step_by_ones(optimizer)
+        replace()
+        average.update_parameters(model)
+        average.n_averaged.zero_()  # the next step copies
+        step_by_ones(optimizer)
+        assert_same_bits(average.module.parameters(), model.parameters())
+
+
+def test_an_average_that_is_removed_is_not_moved():
+    model = three_layers()
+    average = AveragedModel(model, decay=0.5)
+    optimizer = onepass.SGD(model.parameters(), lr=0.1, average=average)
+    average.module[0].bias = None
+    del average.module[1].bias
+    step_by_ones(optimizer)
+    kept = [model[0].weight, model[1].weight, *model[2].parameters()]
+    assert_same_bits(average.module.parameters(), kept)
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize("by", REPLACEMENTS)
+@pytest.mark.parametrize("named", [True, False])
+def test_replaced_copies_are_written(by, steps, named):
+    model = three_layers()
+    copies = copy.deepcopy(model).bfloat16()
+    params = model.named_parameters() if named else model.parameters()
+    optimizer = onepass.SGD(params, lr=0.1, copy_to=copies)
+    for step in range(steps + 2):
+        if step == steps:
+            REPLACEMENTS[by](copies)
+        step_by_ones(optimizer)
+        pairs = zip(model.parameters(), copies.parameters(), strict=True)
+        assert_same_bits(copies.parameters(), [p.to(q) for p, q in pairs])
+
+
+@pytest.mark.parametrize("as_list", [True, False])
+def test_exchanged_parameters_are_copied(as_list):
+    model = three_layers()
+    copies = copy.deepcopy(model)
+    groups = [{"params": [model[i].weight, model[i].bias]} for i in (0, 1, 2)]
+    if as_list:
+        optimizer = onepass.SGD(groups, lr=0.1, copy_to=list(copies.parameters()))
+    else:
+        optimizer = onepass.SGD(model.parameters(), lr=0.1, copy_to=copies)
+    step_by_ones(optimizer)
+    model[0].bias = optimizer.param_groups[0]["params"][1] = nn.Parameter(torch.randn(4))
+    step_by_ones(optimizer)
+    assert_same_bits(copies.parameters(), model.parameters())
+    optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))]})  # which has no copy
+    model[2].bias = optimizer.param_groups[-2]["params"][-1] = nn.Parameter(torch.randn(2))
+    step_by_ones(optimizer)
+    assert_same_bits(copies.parameters(), model.parameters())
+
+
+def test_an_exchanged_parameter_of_the_model_is_averaged():
+    model = three_layers()
+    average = AveragedModel(model, decay=0.5)
+    optimizer = onepass.SGD(model.parameters(), lr=0.1, average=average)
+    first = model[0].bias
+    model[0].bias = optimizer.param_groups[0]["params"][1] = nn.Parameter(torch.randn(4))
+    step_by_ones(optimizer)
+    assert_same_bits(average.module.parameters(), model.parameters())
+    assert not torch.equal(average.module[0].bias, first)
+
+
+@pytest.mark.parametrize("through", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x)), lambda x: x])
+def test_parameters_that_leave_the_optimizer_take_their_copies_with_them(through):
+    params = [nn.Parameter(torch.randn(3)) for _ in range(3)]
+    copies = [torch.zeros(3) for _ in params]
+    optimizer = onepass.SGD([{"params": [p]} for p in params], lr=0.1, copy_to=copies)
+    del optimizer.param_groups[0]
+    step_by_ones(optimizer)
+    optimizer, params, copies = through((optimizer, params, copies))
+    step_by_ones(optimizer)
+    assert_same_bits(copies, [torch.zeros(3), *params[1:]])
+    optimizer.add_param_group({"params": [params[0]]})
+    step_by_ones(optimizer)
+    assert_same_bits(copies, params)
+
+
+@pytest.mark.parametrize("through", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"])
+def test_copied_optimizers_follow_the_copied_module(through):
+    model = three_layers()
+    low = copy.deepcopy(model).bfloat16()
+    optimizer, model, low = through((onepass.SGD(model.parameters(), lr=0.1, copy_to=low), model, low))
+    renew(low)
+    step_by_ones(optimizer)
+    assert_same_bits(low.parameters(), [p.bfloat16() for p in model.parameters()])
+
+
+REFUSED_REPLACEMENTS = {
+    "average_shape": ("average", lambda: nn.Parameter(torch.zeros(1)), ValueError, "average of parameter 3 has shape"),
+    "copy_shape": ("copy_to", lambda: nn.Parameter(torch.zeros(1)), ValueError, r"copy_to\[3\] has shape \[1\]"),
+    "copy_none": ("copy_to", lambda: None, TypeError, r"copy_to\[3\] must be a tensor, got the NoneType None"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_REPLACEMENTS)
+@pytest.mark.parametrize("of_param", [True, False])
+def test_replacements_that_do_not_fit_change_nothing(case, of_param):
+    argument, new, error, message = REFUSED_REPLACEMENTS[case]
+    model = three_layers()
+    follower = AveragedModel(model, decay=0.5) if argument == "average" else copy.deepcopy(model)
+    optimizer = onepass.AdamW(model.parameters(), lr=0.1, **{argument: follower})
+    step_by_ones(optimizer)
+    (follower.module if argument == "average" else follower)[1].bias = new()
+    before = [t.clone() for t in (*model.parameters(), *follower.parameters(), *all_states(optimizer))]
+    for _ in range(2):
+        with pytest.raises(error, match=f"AdamW: {message}"):
+            step_by_ones(optimizer)
+    assert_same_bits([*model.parameters(), *follower.parameters(), *all_states(optimizer)], before)
+
+
+def test_an_exchanged_parameter_of_another_shape_changes_nothing():
+    params = [nn.Parameter(torch.ones(2)) for _ in range(3)]
+    optimizer = onepass.SGD(params, lr=0.1, copy_to=[torch.zeros(2) for _ in params])
+    optimizer.param_groups[0]["params"][1] = nn.Parameter(torch.ones(3))
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"SGD: copy_to\[1\] has shape \[2\], its parameter \[3\]"):
+            step_by_ones(optimizer)
+    assert all(torch.equal(p, torch.ones_like(p)) for p in params)
 
 
 # -- zeroed gradients ------------------------------------------------------------------------------------------------

@@ -48,8 +48,10 @@ def stub() -> str:
     names = sorted(name for name in vars(signatures) if isinstance(getattr(signatures, name), type))
     for name in names:
         parameters = list(inspect.signature(getattr(onepass, name)).parameters.values())
-        base = name if hasattr(torch.optim, name) else "Optimizer"
-        lines += [f"class {name}(torch.optim.{base}):", "    def __init__(", "        self,"]
+        ours = [base.__name__ for base in getattr(onepass, name).__bases__ if base.__name__ in names]
+        torchs = f"torch.optim.{name if hasattr(torch.optim, name) else 'Optimizer'}"
+        lines += [f"class {name}({', '.join([*(each for each in ours if each != name), torchs])}):"]
+        lines += ["    def __init__(", "        self,"]
         for before, parameter in zip([None, *parameters], parameters, strict=False):
             if parameter.kind is parameter.KEYWORD_ONLY and (before is None or before.kind is not parameter.kind):
                 lines.append("        *,")

@@ -12,6 +12,7 @@ from contract import assert_same, snapshot
 from onepass.training.backward import FreedGradient
 from reference import params_of
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 
 def net(dtype=torch.float32):
@@ -159,6 +160,121 @@ def test_the_loop_may_stay_as_it_is_with_schedulers_and_hooks():
     assert calls == [1] * 4
 
 
+OPTIMIZERS = [onepass.AdamW, onepass.SGD, torch.optim.AdamW, torch.optim.SGD]
+
+
+def name_of(cls):
+    return f"{cls.__module__.partition('.')[0]}.{cls.__name__}"
+
+
+@pytest.mark.parametrize("calls_step", [True, False])
+@pytest.mark.parametrize("scheduler_first", [True, False])
+@pytest.mark.parametrize("schedulers", [onepass.lr_scheduler, torch.optim.lr_scheduler], ids=["ours", "torch"])
+@pytest.mark.parametrize("cls", OPTIMIZERS, ids=name_of)
+def test_a_scheduler_made_before_or_after(cls, schedulers, scheduler_first, calls_step):
+    """A scheduler puts a ``step`` bound to the whole optimizer into it. A warning would fail the test."""
+    models = net(), net()
+    for model in models:
+        model[4].bias.requires_grad_(False)
+    opts = [cls(model.parameters(), lr=0.1) for model in models]
+    made = [schedulers.ExponentialLR(opt, 0.5) for opt in opts] if scheduler_first else []
+    handle = onepass.step_in_backward(opts[1])
+    made = made or [schedulers.ExponentialLR(opt, 0.5) for opt in opts]
+    for model, opt in zip(models, opts, strict=True):
+        model[4].bias.requires_grad_(True)
+        opt.step()  # includes the parameter
+    calls = []
+    opts[1].register_step_post_hook(lambda *_: calls.append(1))
+    for t in range(4):
+        loss_of(models[0], 2 * t).backward()
+        loss_of(models[0], 2 * t + 1).backward()
+        opts[0].step()
+        opts[0].zero_grad()
+        with handle.accumulate():
+            loss_of(models[1], 2 * t).backward()
+        loss_of(models[1], 2 * t + 1).backward()
+        if calls_step:
+            opts[1].step()
+        for scheduler in made:
+            scheduler.step()
+    assert_equal(opts)
+    assert calls == [1] * 4 * calls_step
+
+
+@pytest.mark.parametrize("scheduler_first", [True, False])
+def test_a_scheduler_that_steps_without_a_step_warns(scheduler_first):
+    model = net()
+    opt = onepass.SGD(model.parameters(), lr=0.1)
+    scheduler = onepass.lr_scheduler.ExponentialLR(opt, 0.5) if scheduler_first else None
+    handle = onepass.step_in_backward(opt)
+    scheduler = scheduler or onepass.lr_scheduler.ExponentialLR(opt, 0.5)
+    with handle.accumulate():
+        loss_of(model, 0).backward()
+    with pytest.warns(UserWarning, match=r"`lr_scheduler.step\(\)` before `optimizer.step\(\)`"):
+        scheduler.step()
+
+
+def test_methods_that_were_replaced_are_those_of_the_whole_optimizer():
+    """As ``optimizer.step = torch.compile(optimizer.step)``, and libraries that bind functions to an optimizer."""
+
+    class Own(torch.optim.SGD):
+        def step(self, closure=None):
+            self.adjust()
+            return super().step(closure)
+
+        def adjust(self):
+            self.param_groups[0]["lr"] /= 2  # of this part's group
+
+    models = net(), net()
+    opts = [Own(model.parameters(), lr=0.2) for model in models]
+    calls = []
+    for name in ("step", "adjust"):
+        method = getattr(opts[1], name)
+        setattr(opts[1], name, lambda *args, method=method: (calls.append(1), method(*args))[1])
+    handle = onepass.step_in_backward(opts[1])
+    for t in range(0, 4, 2):
+        opts[0].param_groups[0]["lr"] = 0.2
+        loss_of(models[0], t).backward()
+        loss_of(models[0], t + 1).backward()
+        opts[0].step()
+        opts[0].zero_grad()
+        with handle.accumulate():
+            loss_of(models[1], t).backward()
+        in_backward(models[1], opts[1], t + 1)
+    assert_same(*([p.detach() for p in model.parameters()] for model in models))
+    assert not calls
+
+
+@pytest.mark.parametrize("cls", OPTIMIZERS, ids=name_of)
+def test_hooks_of_all_optimizers_are_called_by_step_only(cls):
+    model = net()
+    opt = cls(model.parameters(), lr=0.1)
+    calls = []
+    handles = [
+        register_optimizer_step_pre_hook(lambda opt, *_: calls.append(opt)),
+        register_optimizer_step_post_hook(lambda opt, *_: calls.append(opt)),
+    ]
+    try:
+        onepass.step_in_backward(opt)
+        loss_of(model, 0).backward()
+        assert not calls
+        opt.step()
+        assert [each is opt for each in calls] == [True, True]
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@pytest.mark.parametrize("cls", OPTIMIZERS, ids=name_of)
+def test_the_profiler_sees_each_update(cls):
+    model = net()
+    onepass.step_in_backward(cls(model.parameters(), lr=0.1))
+    with torch.profiler.profile() as profile:
+        loss_of(model, 0).backward()
+    names = [event.name for event in profile.events()]
+    assert names.count(f"Optimizer.step#{cls.__name__}.step") == len(list(model.parameters()))
+
+
 def test_accumulation():
     models, opts, handle = pair(lr=0.1)
     for t in range(0, 6, 3):
@@ -269,6 +385,17 @@ def test_it_lasts_as_long_as_the_model():
     assert_same(*([p.detach() for p in model.parameters()] for model in models))
 
 
+class Wrapping(torch.optim.Optimizer):
+    """An optimizer as some libraries write Lookahead and SAM."""
+
+    def __init__(self, inner):
+        super().__init__(inner.param_groups, inner.defaults)
+        self.inner, self.param_groups, self.state = inner, inner.param_groups, inner.state
+
+    def step(self):
+        self.inner.step()
+
+
 def test_what_it_cannot_work_with():
     model = net()
     for opt in (onepass.LBFGS(model.parameters()), torch.optim.LBFGS(model.parameters())):
@@ -278,6 +405,8 @@ def test_what_it_cannot_work_with():
         onepass.step_in_backward(onepass.Lookahead(onepass.SGD(model.parameters(), lr=0.1)))
     with pytest.raises(TypeError, match=r"must be a torch\.optim\.Optimizer, got a Sequential"):
         onepass.step_in_backward(model)
+    with pytest.raises(TypeError, match=r"Wrapping wraps another optimizer \(inner, of the class SGD\), so it cannot"):
+        onepass.step_in_backward(Wrapping(onepass.SGD(model.parameters(), lr=0.1)))
     opt = onepass.SGD(model.parameters(), lr=0.1)
     onepass.step_in_backward(opt)
     before = snapshot(opt)

@@ -371,8 +371,8 @@ def print_nothing(*_):
         ({"interval": 2.5}, ValueError, "interval must be an int >= 1, got 2.5"),
         ({"interval": True}, ValueError, "interval must be an int >= 1, got True"),
         ({"first_step": -1}, ValueError, "first_step must be an int >= 0, got -1"),
-        ({"writer": object()}, TypeError, "add_scalar.*got a object"),
-        ({"optimizer": 3}, TypeError, "must be a torch.optim.Optimizer, got a int"),
+        ({"writer": object()}, TypeError, "add_scalar.*got the object"),
+        ({"optimizer": 3}, TypeError, "log_to: optimizer must be a torch.optim.Optimizer, got the int 3"),
     ],
 )
 def test_bad_arguments(arguments, error, message):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from . import signatures
-from .base import Native
+from .adam import Adam
 from .hooks import unhooked
 
 
-class AdamW(Native, signatures.AdamW):
+class AdamW(Adam, signatures.AdamW):  # as torch's AdamW is a subclass of its Adam
     r"""Adam with decoupled weight decay, a drop-in replacement for :class:`torch.optim.AdamW`.
 
     At step :math:`t`, with the gradient :math:`g_t` (negated with ``maximize``), element by element:

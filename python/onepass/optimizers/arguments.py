@@ -7,11 +7,12 @@ import functools
 import operator
 import reprlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, TypeAlias
 
 from torch import Tensor
 from torch.nn import Module
+from torch.optim import Optimizer
 
 from .. import _core
 
@@ -48,17 +49,61 @@ def check_number(what: str, value: object) -> None:
 
 
 def whole(what: str, value: Any) -> int:
-    """Return an argument as an int; a float without a fraction, such as 1e4, is accepted.
+    """Return an argument as an int; a float without a fraction, such as 1e4, and NumPy's integers are accepted.
 
     Raises:
-        TypeError: The argument is not an integer.
+        TypeError: The argument is not an integer, or is a bool.
     """
     if isinstance(value, float) and value.is_integer():
         return int(value)
     try:
-        return operator.index(value)
+        if not isinstance(value, bool):
+            return operator.index(value)
     except TypeError:
-        raise TypeError(f"{what} must be an integer, got {described(value)}") from None
+        pass
+    raise TypeError(f"{what} must be an integer, got {described(value)}")
+
+
+def whole_at_least(what: str, value: Any, least: int) -> int:
+    """Return an argument as an int, as :func:`whole` does.
+
+    Raises:
+        ValueError: The argument is not an integer, or is less than ``least``.
+    """
+    with contextlib.suppress(TypeError):
+        if (found := whole(what, value)) >= least:
+            return found
+    raise ValueError(f"{what} must be an int >= {least}, got {value!r}")
+
+
+def check_flag(what: str, value: object) -> None:
+    """Check that an argument is True or False: a string such as "False" would count as True.
+
+    Raises:
+        TypeError: It is not a bool.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{what} must be True or False, got {described(value)}")
+
+
+def check_keys(what: str, value: object, keys: Collection[str]) -> None:
+    """Check that a part of a state_dict is a dict with these keys.
+
+    Raises:
+        ValueError: It is not a dict, or lacks a key.
+    """
+    if not isinstance(value, Mapping) or not all(key in value for key in keys):
+        raise ValueError(f"{what} must be a dict with the keys {', '.join(keys)}, got {described(value)}")
+
+
+def check_optimizer(what: str, value: object) -> None:
+    """Check that an argument is an optimizer.
+
+    Raises:
+        TypeError: It is not.
+    """
+    if not isinstance(value, Optimizer):
+        raise TypeError(f"{what} must be a torch.optim.Optimizer, got {described(value)}")
 
 
 # By hyperparameter name: whether it may be None; for a tuple of numbers, one bool for each of them.
@@ -113,6 +158,17 @@ def module_refused(where: str, params: object) -> Iterator[None]:
             f"{where}: params must be parameters or groups of them, got the module {type(params).__name__}: pass its "
             "parameters()"
         ) from None
+
+
+@contextlib.contextmanager
+def groups_kept_on_error(optimizer: Optimizer) -> Iterator[None]:
+    """Remove the parameter groups that were added within this context if it raises."""
+    count = len(optimizer.param_groups)
+    try:
+        yield
+    except BaseException:
+        del optimizer.param_groups[count:]
+        raise
 
 
 @contextlib.contextmanager

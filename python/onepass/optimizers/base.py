@@ -24,7 +24,16 @@ from .. import _core
 from ..training.averaged_model import AveragedModel
 from ..training.clipping_policies import ClippingPolicy
 from . import block_states, cautious, stochastic
-from .arguments import HyperTypes, check_hyperparameters, described, hyper_types, module_refused, noted
+from .arguments import (
+    HyperTypes,
+    check_flag,
+    check_hyperparameters,
+    described,
+    groups_kept_on_error,
+    hyper_types,
+    module_refused,
+    noted,
+)
 from .constructors import constructor
 from .hooks import Step, evaluate, hooked
 from .master import NAMES as MASTER_NAMES
@@ -242,8 +251,8 @@ class Native(Optimizer):
 
             Raises:
                 TypeError: ``max_norm`` or ``clip_value`` is not a number, ``average`` not an ``AveragedModel``, an
-                    element of ``copy_to`` not a tensor, or ``stochastic_rounding``, ``cautious`` or
-                    ``cautious_weight_decay`` not a bool.
+                    element of ``copy_to`` not a tensor, or ``skip_nonfinite``, ``zero_grad``, ``stochastic_rounding``,
+                    ``cautious`` or ``cautious_weight_decay`` not a bool.
                 ValueError: ``master`` is another value, or is ``"split"`` for a float16 parameter; ``master`` or
                     ``stochastic_rounding`` is given to Adafactor, CAME, Muon or NorMuon, which have neither;
                     ``max_norm`` or ``clip_value`` is < 0; ``norm_type`` is neither 2 nor infinite; ``average`` has no
@@ -288,34 +297,39 @@ class Native(Optimizer):
         None adds no key to the groups: torch.distributed.checkpoint requires each key of the groups in the checkpoint,
         and checkpoints of torch's classes must load.
         """
+        name = type(self).__name__
         self._check_state_dtype(state_dtype)
+        check_flag(f"{name}: skip_nonfinite", skip_nonfinite)
+        check_flag(f"{name}: zero_grad", zero_grad)
         flags = {
             "stochastic_rounding": stochastic_rounding,
             "cautious": cautious,
             "cautious_weight_decay": cautious_weight_decay,
         }
-        self._check_flags(type(self).__name__, flags)
+        self._check_flags(name, flags)
         values = {"state_dtype": state_dtype, "master": master, "rounding_seed": rounding_seed, **flags}
-        for name in OWN_KEYS:
-            value = values[name] or None if name in flags else values[name]
+        for key in OWN_KEYS:
+            value = values[key] or None if key in flags else values[key]
             if value is not None:
-                self.defaults[name] = value
+                self.defaults[key] = value
                 for group in self.param_groups:
-                    group.setdefault(name, value)
+                    group.setdefault(key, value)
         for number, group in enumerate(self.param_groups):
             self._check_group(group, number)
+            self._check_params(group["params"])
+        tail = Tail(  # made also if nothing asks for it, because it checks norm_type
+            self,
+            max_norm=max_norm,
+            norm_type=norm_type,
+            clip_value=clip_value,
+            skip_nonfinite=skip_nonfinite,
+            average=average,
+            copy_to=copy_to,
+            zero_grad=zero_grad,
+        )
         asked = (max_norm, clip_value, average, copy_to)
         if skip_nonfinite or zero_grad or any(argument is not None for argument in asked):
-            self._tail = Tail(
-                self,
-                max_norm=max_norm,
-                norm_type=norm_type,
-                clip_value=clip_value,
-                skip_nonfinite=skip_nonfinite,
-                average=average,
-                copy_to=copy_to,
-                zero_grad=zero_grad,
-            )
+            self._tail = tail
             # GradScaler then calls step() also to skip it, so that the gradients are zeroed and the report is written.
             if self._tail.measures or self._tail.zeroes_grads:
                 self._step_supports_amp_scaling = True
@@ -375,8 +389,16 @@ class Native(Optimizer):
         self._check_state_dtype(group.get("state_dtype"))
         self._check_group({**self.defaults, **group}, number)
         self._check_types(group, number)
-        with module_refused(f"{type(self).__name__}: group {number}", group.get("params")):
+        where = f"{type(self).__name__}: group {number}"
+        with groups_kept_on_error(self), module_refused(where, group.get("params")):
             super().add_param_group(param_group)
+            added = self.param_groups[number]  # torch has made a list of its params, which may be a generator
+            check_master(where, added)
+            if number:  # the first group is the constructor's, which checks its groups after torch has checked them all
+                self._check_params(added["params"])
+
+    def _check_params(self, params: list[Tensor]) -> None:
+        """Raise ValueError if the optimizer cannot step one of these parameters, whatever its gradient."""
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
@@ -837,10 +859,7 @@ class Native(Optimizer):
         def look(_: Optimizer, final: dict[str, Any]) -> None:
             saved.update(final)
             own.extend({name: group.get(name) for name in OWN_KEYS} for group in self.param_groups)
-            for number, group in enumerate(final["param_groups"]):
-                for index, key in enumerate(group["params"]):
-                    where = f"{type(self).__name__}: parameter {index} of group {number}"
-                    block_states.check(where, final["state"].get(key, {}))
+            self._check_loaded(final, own)
             if self._tail is not None and self._tail.policy is not None:
                 for group in final["param_groups"]:
                     if POLICY_STATE in group:  # in a copy: an invalid state raises before anything is loaded
@@ -852,7 +871,7 @@ class Native(Optimizer):
             if policy_state and self._tail is not None:
                 self._tail.load_policy_state(policy_state[0])
             for saved_group, group, arguments in zip(saved["param_groups"], self.param_groups, own, strict=True):
-                converts = "state_dtype" in self.defaults or "state_dtype" not in saved_group
+                converts = self._converts(saved_group)
                 for name, value in arguments.items():
                     if value is not None and (name not in saved_group or (name == "state_dtype" and converts)):
                         group[name] = value
@@ -886,9 +905,41 @@ class Native(Optimizer):
                         for name in self._state_names():
                             if isinstance(self.state[p].get(name), Tensor) and name not in in_blocks:
                                 self._encode(group, p, name, self.state[p][name], numbers[p])
+            for p in numbers:
+                _lay_out_as(p, self.state.get(p, {}), self._state_names())
 
         with while_loading(self, look, restore):
             super().load_state_dict(state_dict)
+
+    def _converts(self, saved_group: Mapping[str, Any]) -> bool:
+        """Return whether the states of a saved group are converted to this optimizer's ``state_dtype``."""
+        return "state_dtype" in self.defaults or "state_dtype" not in saved_group
+
+    def _check_loaded(self, state_dict: Mapping[str, Any], own: list[dict[str, Any]]) -> None:
+        """Check, before anything is loaded, that the states of a state_dict can be decoded and encoded.
+
+        Args:
+            state_dict: The state_dict.
+            own: The ``OWN_KEYS`` of this optimizer's groups. torch refuses a state_dict with other groups.
+
+        Raises:
+            ValueError: A state does not fit. The message names the parameter.
+        """
+        for number, (saved_group, group, arguments) in enumerate(
+            zip(state_dict["param_groups"], self.param_groups, own, strict=False)
+        ):
+            forced = arguments["state_dtype"] if self._converts(saved_group) else None
+            for index, (key, p) in enumerate(zip(saved_group["params"], group["params"], strict=False)):
+                where = f"{type(self).__name__}: parameter {index} of group {number}"
+                held = state_dict["state"].get(key, {})
+                if not isinstance(held, Mapping):
+                    raise ValueError(f"{where}: its state must be a dict, got {described(held)}")
+                block_states.check(where, held)
+                if forced != block_states.CODES or not block_states.fits(p):
+                    continue
+                for name in self._state_names():
+                    if isinstance(value := held.get(name), Tensor) and not block_states.is_in_blocks(value):
+                        block_states.check_unencoded(where, p, name, value, held.get("step", 0))
 
     def _restore_scalars(self, group: dict[str, Any], p: Tensor, saved: Mapping[str, Any]) -> None:
         """Undo torch's cast of the rule's scalars to the parameter's dtype, and put all numbers on one device.
@@ -925,6 +976,28 @@ def while_loading(
         after.remove()
 
 
+def _lay_out_as(p: Tensor, state: dict[str, Any], names: Sequence[str]) -> None:
+    """Give states the strides of their parameter: those of a channels_last model may have been saved without them.
+
+    Kernels step tensors of different strides several times more slowly.
+    """
+    plain = Tensor, torch.nn.Parameter
+    if type(p) not in plain or p.layout != torch.strided:
+        return
+    for name in names:
+        held = state.get(name)
+        if (
+            isinstance(held, Tensor)
+            and type(held) in plain
+            and held.layout == torch.strided
+            and held.shape == p.shape
+            and held.stride() != p.stride()
+            and held.dtype != block_states.CODES  # whose blocks are in rows
+            and held.device == p.device
+        ):
+            state[name] = torch.empty_like(p, dtype=held.dtype, requires_grad=False).copy_(held)
+
+
 def _new_count() -> Tensor:
     """Return the ``step`` of a parameter whose rule does not count steps. It is always on the CPU."""
     return torch.zeros(())
@@ -932,8 +1005,7 @@ def _new_count() -> Tensor:
 
 def _check_rounding(where: str, group: Mapping[str, Any]) -> None:
     seed, stochastic = group.get("rounding_seed", 0), group.get("stochastic_rounding", False)
-    if not isinstance(stochastic, bool):
-        raise TypeError(f"{where}: stochastic_rounding must be True or False, got {described(stochastic)}")
+    check_flag(f"{where}: stochastic_rounding", stochastic)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
         raise ValueError(f"{where}: rounding_seed must be an int >= 0 and below 2**64, got {described(seed)}")
 

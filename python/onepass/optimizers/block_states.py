@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from .. import _core
-from .gradient_norm import is_dtensor
+from .arguments import check_number, number
+from .gradient_norm import is_dtensor, local_part
 from .torch_private import local_offset
 
 CODES = torch.float8_e4m3fn
@@ -67,11 +68,7 @@ def new_state(p: Tensor) -> tuple[Tensor, Tensor]:
         ValueError: The parameter is a DTensor that does not hold whole rows.
     """
     local = local_part(p.detach())
-    if is_dtensor(p) and first_row(p) is None:
-        raise ValueError(
-            "state_dtype=torch.float8_e4m3fn needs DTensors that are sharded along dimension 0 only, but a parameter "
-            f"has placements {p.placements}"  # type: ignore[attr-defined]
-        )
+    _check_rows(p)
     codes = torch.zeros_like(local, dtype=CODES, memory_format=torch.preserve_format)
     if not _has_rows(codes):
         codes = codes.contiguous()
@@ -166,20 +163,48 @@ def check(where: str, state: Mapping[str, Any]) -> None:
             raise ValueError(f"{where}: its state {name} has a code that is NaN")
 
 
+def check_unencoded(where: str, p: Tensor, name: str, values: Tensor, step: object) -> None:
+    """Check that a saved state of a parameter, which is not in blocks, can be encoded.
+
+    Args:
+        where: What messages begin with.
+        p: The parameter.
+        name: Name of the state.
+        values: The state.
+        step: The parameter's step count, on which the random bits depend.
+
+    Raises:
+        ValueError: The state does not have the parameter's shape and placement, or the count is out of range.
+        TypeError: The count is not a number.
+    """
+    if values.layout != torch.strided or values.shape != p.shape or local_part(values).shape != local_part(p).shape:
+        raise ValueError(
+            f"{where}: its state {name} must be strided and have the parameter's shape {tuple(p.shape)}, so that it "
+            f"can be stored in 8 bits, but has {values.layout} and {tuple(values.shape)}"
+        )
+    _check_rows(p)
+    check_number(f"{where}: its state step", step)
+    if not 0 <= (count := number(step)) < 2**63:  # type: ignore[arg-type]
+        raise ValueError(f"{where}: its state step must be >= 0 and finite, got {count}")
+
+
 def states_in_blocks(state: Mapping[str, Any]) -> Iterator[str]:
     """Yield the names of the states that are stored in blocks."""
     return (name for name, value in state.items() if is_in_blocks(value))
+
+
+def _check_rows(p: Tensor) -> None:
+    if is_dtensor(p) and first_row(p) is None:
+        raise ValueError(
+            "state_dtype=torch.float8_e4m3fn needs DTensors that are sharded along dimension 0 only, but a parameter "
+            f"has placements {p.placements}"  # type: ignore[attr-defined]
+        )
 
 
 def _has_rows(codes: Tensor) -> bool:
     """Return whether a packed tensor has its first dimension outermost."""
     rows = codes.shape[0]
     return rows <= 1 or codes.stride(0) == codes.numel() // rows
-
-
-def local_part(tensor: Tensor) -> Tensor:
-    """Return the part of a DTensor that this process holds; another tensor as it is."""
-    return tensor.to_local() if is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def _scales_geometry(shape: torch.Size) -> tuple[torch.Size, tuple[int, int]]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .arguments import described
+from .arguments import check_flag
 from .torch_operations import real
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ def check(name: str, options: Collection[str], where: str, group: Mapping[str, A
     """
     for each in NAMES:
         value = group.get(each)
-        if value is not None and not isinstance(value, bool):
-            raise TypeError(f"{where}: {each} must be a bool, got {described(value)}")
+        if value is not None:
+            check_flag(f"{where}: {each}", value)
         if value and each not in options:
             raise ValueError(f"{name}: {each} must be False, because {name} does not have it, got True")
     if group.get("cautious_weight_decay") and not group.get("decoupled_weight_decay", True):

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .arguments import check_optimizer, module_refused
 from .hooks import evaluate, hooked
 from .sam import SAM
 from .torch_private import disable_dynamo
-from .wrapper import Forwarded, check_wrapped, loaded_with_hooks, master_names, saved_with_hooks
+from .wrapper import Forwarded, loaded_with_hooks, master_names, saved_with_hooks
 
 
 class _States(MutableMapping[Tensor, Any]):
@@ -89,16 +90,18 @@ class Combined(Optimizer):
     found_inf = Forwarded()
 
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:
+        if not isinstance(optimizers, Iterable):
+            raise TypeError(f"Combined: optimizers must be a list of optimizers, got {type(optimizers)}")
         optimizers = list(optimizers)
         if not optimizers:
-            raise ValueError("optimizers must have at least one optimizer")
-        for optimizer in optimizers:
-            check_wrapped(optimizer)
+            raise ValueError("Combined: optimizers must have at least one optimizer, got none")
+        for i, optimizer in enumerate(optimizers):
+            check_optimizer(f"Combined: optimizers[{i}]", optimizer)
             if isinstance(optimizer, SAM | torch.optim.LBFGS):
                 raise TypeError(f"Combined cannot have {type(optimizer).__name__}, whose step needs a closure")
         params = [p for optimizer in optimizers for p in _params(optimizer)]
         if len(set(params)) < len(params):
-            raise ValueError("two of the optimizers have a parameter in common")
+            raise ValueError("Combined: two of the optimizers have a parameter in common")
         self.__setstate__({"optimizers": optimizers})
 
     def _inner(self) -> list[Optimizer]:
@@ -139,9 +142,20 @@ class Combined(Optimizer):
         return {p: name for optimizer in self.optimizers for p, name in master_names(optimizer).items()}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group to the last of ``optimizers``, so that the other groups keep their numbers."""
-        param_group = {**param_group, "params": _as_list(param_group["params"])}
-        named = [p[1] if isinstance(p, tuple) else p for p in param_group["params"]]
+        """Add a parameter group to the last of ``optimizers``, so that the other groups keep their numbers.
+
+        Raises:
+            TypeError: ``param_group`` is not a dict, or the last optimizer refuses its parameters.
+            ValueError: A parameter is that of another group.
+        """
+        if not isinstance(param_group, dict):
+            raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
+        params = param_group["params"]
+        if isinstance(params, Iterator):  # it is read twice
+            params = param_group["params"] = list(params)
+        with module_refused(f"Combined: group {len(self.param_groups)}", params):
+            listed = [params] if isinstance(params, Tensor) else list(params)
+        named = [p[1] if isinstance(p, tuple) else p for p in listed]
         if any(p is q for q in _params(self) for p in named):
             raise ValueError("some parameters appear in more than one parameter group")
         self.optimizers[-1].add_param_group(param_group)
@@ -186,14 +200,16 @@ class Combined(Optimizer):
         """Load a state_dict of this class, whose optimizers have as many groups and parameters as these.
 
         Raises:
-            ValueError: The groups do not match these; nothing has been loaded.
+            ValueError: The state_dict does not match these; nothing has been loaded.
         """
         loaded_with_hooks(self, state_dict, self._load)
 
     def _load(self, state_dict: dict[str, Any]) -> None:
         saved, own = state_dict["param_groups"], self.param_groups
         if [len(group["params"]) for group in saved] != [len(group["params"]) for group in own]:
-            raise ValueError("loaded state dict has other parameter groups, or groups with other numbers of parameters")
+            raise ValueError(
+                "Combined: the loaded state dict has other parameter groups, or groups with other numbers of parameters"
+            )
         parts = []
         group = 0
         for optimizer in self.optimizers:
@@ -207,19 +223,14 @@ class Combined(Optimizer):
             try:
                 optimizer.load_state_dict(part)
             except BaseException:
-                for loaded, was in zip(self.optimizers[:i], before, strict=False):
-                    loaded.load_state_dict(was)
+                for changed, was in zip(self.optimizers[: i + 1], before, strict=False):  # this one perhaps in part
+                    changed.load_state_dict(was)
                 raise
 
     def _firsts(self) -> list[int]:
         """Return the number of the first parameter of each optimizer."""
         counts = [len(_params(optimizer)) for optimizer in self.optimizers]
         return [sum(counts[:i]) for i in range(len(counts))]
-
-
-def _as_list(params: Any) -> list[Any]:
-    """Return the parameters of a group that is about to be added, which may be a generator."""
-    return [params] if isinstance(params, Tensor) else list(params)
 
 
 def _params(optimizer: Optimizer) -> list[Tensor]:

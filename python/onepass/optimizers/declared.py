@@ -374,19 +374,6 @@ class NorMuon(Declared):
             adjust_lr_fn=adjust_lr_fn,
         )
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group, as torch does.
-
-        Raises:
-            ValueError: A parameter is not a matrix.
-        """
-        before = len(self.param_groups)
-        super().add_param_group(param_group)
-        for p in self.param_groups[-1]["params"]:
-            if p.ndim != 2:
-                del self.param_groups[before:]
-                raise ValueError(f"NorMuon steps matrices only, got a parameter of shape {tuple(p.shape)}")
-
 
 class NovoGrad(Declared):
     """The arguments of NovoGrad."""

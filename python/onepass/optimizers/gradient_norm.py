@@ -92,9 +92,9 @@ def _spread_over(placements: tuple[Any, ...]) -> tuple[tuple[int, ...], bool]:
     return dims, any(placement.is_partial() for placement in placements)
 
 
-def local_part(grad: Any) -> Tensor:
+def local_part(tensor: Any) -> Tensor:
     """Return this process's part of a DTensor; another tensor as it is."""
-    return grad.to_local() if is_dtensor(grad) else grad  # type: ignore[no-any-return]
+    return tensor.to_local() if is_dtensor(tensor) else tensor  # type: ignore[no-any-return]
 
 
 def _place(tensor: Any) -> _Place:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -12,7 +12,15 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from .. import _core
-from .arguments import HyperTypes, check_hyperparameters, module_refused, noted
+from .arguments import (
+    HyperTypes,
+    check_hyperparameters,
+    check_number,
+    groups_kept_on_error,
+    module_refused,
+    noted,
+    whole_at_least,
+)
 from .base import while_loading
 from .hooks import evaluate, hooked, unhooked
 
@@ -333,6 +341,9 @@ class LBFGS(torch.optim.LBFGS):
         *,
         maximize: bool = False,
     ) -> None:
+        evaluations = math.inf if max_eval is None else max_eval
+        counts = _counts("LBFGS", {"max_iter": max_iter, "max_eval": evaluations, "history_size": history_size})
+        max_iter, history_size = counts["max_iter"], counts["history_size"]
         given = {"lr": lr, "tolerance_grad": tolerance_grad, "tolerance_change": tolerance_change}
         # torch's constructor accepts one group only; the others are added afterwards. It also raises for arguments that
         # are not iterable, after it has checked lr.
@@ -363,14 +374,12 @@ class LBFGS(torch.optim.LBFGS):
         where = f"LBFGS: group {len(self.param_groups)}"
         group = param_group if isinstance(param_group, dict) else {}  # torch refuses others
         check_hyperparameters(where, _TYPES, group)
-        with module_refused(where, group.get("params")):
+        with groups_kept_on_error(self), module_refused(where, group.get("params")):
             super().add_param_group(param_group)
-        if len(self.param_groups) > 1:
-            try:
+            self.param_groups[-1].update(_counts(where, self.param_groups[-1]))
+            if len(self.param_groups) > 1:
                 self._shared_options()
-            except ValueError:
-                self.param_groups.pop()
-                raise
+        if len(self.param_groups) > 1:
             for state in self.state.values():
                 _forget(state)
 
@@ -459,12 +468,14 @@ class LBFGS(torch.optim.LBFGS):
         self.__dict__["_cached_unproven"] = x
 
     def _shared_options(self) -> dict[str, Any]:
-        def options(group: dict[str, Any]) -> dict[str, Any]:
-            return {name: group[name] for name in _SHARED} | {"maximize": _maximizes(group)}
-
-        first = options(self.param_groups[0])
-        for index, group in enumerate(self.param_groups[1:], 1):
-            for name, value in options(group).items():
+        first, *others = (
+            {name: group[name] for name in _SHARED}
+            | _counts(f"LBFGS: group {index}", group)
+            | {"maximize": _maximizes(group)}
+            for index, group in enumerate(self.param_groups)
+        )
+        for index, options in enumerate(others, 1):
+            for name, value in options.items():
                 if value != first[name]:
                     raise ValueError(
                         f"LBFGS: all parameter groups must have the same {name}, "
@@ -608,7 +619,7 @@ class LBFGS(torch.optim.LBFGS):
         try:
             self._shared_options()
             refused = {(g, i): why for g, i, why in self._native.refusals(groups)}
-        except (ValueError, RuntimeError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             return [(g, i, "error", str(error)) for g, i in places]
         if not refused:
             return [(g, i, "kernel", "") for g, i in places]
@@ -616,6 +627,24 @@ class LBFGS(torch.optim.LBFGS):
         path = "error" if is_error else "torch"
         first = next(iter(refused.values()))
         return [(g, i, path, refused.get((g, i), f"beside a parameter with {first}")) for g, i in places]
+
+
+def _counts(where: str, group: Mapping[str, Any]) -> dict[str, Any]:
+    """Check ``max_iter``, ``max_eval`` and ``history_size`` of a group, and return the first and the last as ints.
+
+    ``max_eval`` may have a fraction or be infinite, as in torch: it is only compared.
+
+    Raises:
+        TypeError: ``max_eval`` is not a number.
+        ValueError: One of them is out of range. With ``history_size=0``, torch raises in the second iteration.
+    """
+    check_number(f"{where}: max_eval", group["max_eval"])
+    if not group["max_eval"] >= 0:
+        raise ValueError(f"{where}: max_eval must be >= 0, got {group['max_eval']}")
+    return {
+        "max_iter": whole_at_least(f"{where}: max_iter", group["max_iter"], 0),
+        "history_size": whole_at_least(f"{where}: history_size", group["history_size"], 1),
+    }
 
 
 def _first_of(param_groups: list[dict[str, Any]]) -> Any:

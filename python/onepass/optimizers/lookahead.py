@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .. import _core
-from .arguments import check_number
+from .arguments import check_keys, check_number, check_optimizer, whole_at_least
 from .base import SLOW_PARAM, Native, new_follower
 from .combined import Combined
 from .hooks import hooked, unwrapped
@@ -19,7 +19,7 @@ from .master import low_bits_kept, master_of, write_master
 from .sam import SAM
 from .tail import Tail
 from .torch_private import disable_dynamo
-from .wrapper import Forwarded, Wrapper, check_wrapped, loaded_with_hooks, master_names
+from .wrapper import Forwarded, Wrapper, loaded_with_hooks, master_names
 
 _NO_MASTERS: Mapping[Tensor, str] = {}
 
@@ -134,7 +134,7 @@ class Lookahead(Wrapper):
     _step_supports_amp_scaling = Forwarded()
 
     def __init__(self, optimizer: Optimizer, k: int = 5, alpha: float = 0.5) -> None:
-        check_wrapped(optimizer)
+        check_optimizer("Lookahead: optimizer", optimizer)
         self.__setstate__(
             {
                 "optimizer": optimizer,
@@ -328,11 +328,24 @@ class Lookahead(Wrapper):
     def _load(self, state_dict: dict[str, Any]) -> None:
         found = self._own_in(state_dict)
         cycle = _checked(self._cycle if found is None else found)
+        self._check_saved_slow_params(state_dict)
         self.optimizer.load_state_dict(state_dict)
         self._cycle = cycle
         if found is None or all(self._slow_param(p) is None for p in self._params()):
             self._forget()
         self._share()
+
+    def _check_saved_slow_params(self, state_dict: dict[str, Any]) -> None:
+        """Raise ValueError if saved slow weights do not have the shape of their parameter.
+
+        Their dtype does not matter: loading converts them.
+        """
+        keys = (key for group in state_dict["param_groups"] for key in group["params"])
+        for p, key in zip(self._params(), keys, strict=False):  # the wrapped optimizer refuses other numbers of them
+            saved = state_dict["state"].get(key)
+            slow = saved.get(self._slow_name) if isinstance(saved, Mapping) else None
+            if isinstance(slow, Tensor):
+                _check_shape(self.optimizer, self._slow_name, p, slow)
 
 
 def _optimizers_within(optimizer: Optimizer) -> list[Optimizer]:
@@ -346,9 +359,13 @@ def _slow_param(optimizer: Optimizer, name: str, p: Tensor) -> Tensor | None:
     held = optimizer.state.get(p, {}).get(name)  # state[p] would create an entry
     if not isinstance(held, Tensor):
         return None
-    if held.shape != p.shape:
-        raise ValueError(f"Lookahead: the state {name} has shape {list(held.shape)}, its {_describe(optimizer, p)}")
+    _check_shape(optimizer, name, p, held)
     return held
+
+
+def _check_shape(optimizer: Optimizer, name: str, p: Tensor, slow: Tensor) -> None:
+    if slow.shape != p.shape:
+        raise ValueError(f"Lookahead: the state {name} has shape {list(slow.shape)}, its {_describe(optimizer, p)}")
 
 
 def _describe(optimizer: Optimizer, p: Tensor) -> str:
@@ -359,12 +376,13 @@ def _describe(optimizer: Optimizer, p: Tensor) -> str:
 
 def _checked(cycle: dict[str, Any]) -> dict[str, Any]:
     """Return a new dict of k, alpha and step after checking their ranges."""
-    k, alpha, step = cycle["k"], cycle["alpha"], cycle["step"]
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise ValueError(f"k must be an int >= 1, got {k}")
-    check_number("alpha", alpha)
+    check_keys("Lookahead: the state_dict's 'lookahead'", cycle, ("k", "alpha", "step"))
+    k = whole_at_least("Lookahead: k", cycle["k"], 1)
+    step = whole_at_least("Lookahead: step", cycle["step"], 0)
+    alpha = cycle["alpha"]
+    check_number("Lookahead: alpha", alpha)
     if not 0.0 <= alpha <= 1.0:
-        raise ValueError(f"alpha must be in [0, 1], got {alpha}")
-    if not 0 <= step < k:
-        raise ValueError(f"step must be >= 0 and < k = {k}, got {step}")
-    return {"k": k, "alpha": float(alpha), "step": int(step)}
+        raise ValueError(f"Lookahead: alpha must be in [0, 1], got {alpha}")
+    if step >= k:
+        raise ValueError(f"Lookahead: step must be >= 0 and < k = {k}, got {step}")
+    return {"k": k, "alpha": float(alpha), "step": step}

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from .. import _core
 from .arguments import described
-from .block_states import local_part, placed_as
-from .gradient_norm import is_dtensor
+from .block_states import placed_as
+from .gradient_norm import is_dtensor, local_part
 from .stochastic import has_16_bits
 
 KINDS = ("split", "float32")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import _core
 from . import signatures
-from .arguments import HyperTypes, number
+from .arguments import HyperTypes, check_hyperparameters, number, whole_at_least
 from .base import Native
 from .gradient_norm import is_dtensor
 from .hooks import unhooked
@@ -20,6 +20,8 @@ from .torch_private import adjusted_lr, newton_schulz
 
 # Parameters are stepped in batches of at most this many elements (or of one larger parameter), to bound scratch memory.
 SCRATCH = 1 << 24
+
+_COEFFICIENTS: HyperTypes = {"ns_coefficients": (False, False, False)}
 
 # A parameter of one step: its group, the parameter, its gradient.
 Item = tuple[dict[str, Any], Tensor, Tensor]
@@ -43,6 +45,14 @@ class Orthogonalizing(Native):
     @classmethod
     def _cautious_options(cls) -> frozenset[str]:
         return frozenset({"cautious_weight_decay"})
+
+    def _check_params(self, params: list[Tensor]) -> None:
+        for p in params:
+            if p.ndim != 2:  # the words of torch's constructor
+                name = type(self).__name__
+                raise ValueError(
+                    f"{name} only supports 2D parameters whereas we found a parameter with size: {p.size()}"
+                )
 
     def _new_state(self, group: dict[str, Any], p: Tensor, grad: Tensor, name: str) -> Tensor:
         return torch.zeros_like(grad, dtype=group.get("state_dtype"), memory_format=torch.preserve_format)
@@ -69,9 +79,10 @@ class Orthogonalizing(Native):
     def _step_parts(self, grad_factor: float) -> None:
         for index, group in enumerate(self.param_groups):
             self._check_types(group, index)
+            if stepped := [p for p in group["params"] if p.grad is not None]:
+                self._check_params(stepped)  # again, because their data may have been exchanged
+                check_iterations(f"{type(self).__name__}: group {index}", group)
         items, fallback = self._divide()
-        for group, _, _ in items:
-            check_iterations(group)
         self._check_states(items)
         update = self._slow_weight_update
         if update:
@@ -198,10 +209,17 @@ def _update_dtype(p: Tensor) -> torch.dtype:
 
 def orthogonalized(group: dict[str, Any], update: Tensor) -> Tensor:
     """Return a matrix with its singular values brought near one. The matrix may be overwritten."""
-    return newton_schulz(update, group["ns_coefficients"], group["ns_steps"], group["eps"])
+    return newton_schulz(update, group["ns_coefficients"], int(group["ns_steps"]), group["eps"])
 
 
-def check_iterations(group: dict[str, Any]) -> None:
-    """Raise before anything is written what torch's iterations would raise in the middle of the step."""
-    if group["ns_steps"] >= 100 or len(group["ns_coefficients"]) != 3:
-        orthogonalized(group, torch.zeros(1, 1))
+def check_iterations(where: str, group: dict[str, Any]) -> None:
+    """Raise before anything is written what torch's iterations would raise in the middle of the step.
+
+    Raises:
+        TypeError: ``ns_coefficients`` are not numbers.
+        ValueError: ``ns_steps`` or ``ns_coefficients`` is out of range.
+    """
+    steps, coefficients = whole_at_least(f"{where}: ns_steps", group["ns_steps"], 0), group["ns_coefficients"]
+    if steps >= 100 or (hasattr(coefficients, "__len__") and len(coefficients) != 3):
+        orthogonalized(group, torch.zeros(1, 1))  # raises in torch's words
+    check_hyperparameters(where, _COEFFICIENTS, group)

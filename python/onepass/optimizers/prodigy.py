@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from . import signatures
-from .arguments import number, whole
+from .arguments import check_number, number, whole
 from .base import Native
 from .declared import PRODIGY_ESTIMATE
 from .gradient_norm import is_dtensor
@@ -222,8 +222,8 @@ class Prodigy(Native, signatures.Prodigy):
     ``clip_value``, ``skip_nonfinite``, ``average``, ``copy_to``, ``zero_grad``.
 
     Raises:
-        ValueError: A hyperparameter is out of range; or at the step, if ``slice_p`` is not 1 and a parameter is a
-            DTensor, or a state does not fit it.
+        ValueError: A hyperparameter is out of range, or groups have different ``d0``; or at the step, if ``slice_p`` is
+            not 1 and a parameter is a DTensor, or a state does not fit it.
         RuntimeError: At the step, if a gradient is sparse.
 
     Example:
@@ -242,6 +242,21 @@ class Prodigy(Native, signatures.Prodigy):
     copies = ("p0",)
     is_separable = False
     not_capturable = "its step size is estimated on the CPU"
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group, as torch does. It takes the estimate of the other groups.
+
+        Raises:
+            TypeError: A hyperparameter is not a number.
+            ValueError: A hyperparameter has an invalid value, or ``d0`` is not that of the other groups.
+        """
+        added = param_group if isinstance(param_group, dict) else {}  # torch refuses others
+        _check_first_estimates([*self.param_groups, {**self.defaults, **added}])
+        super().add_param_group(param_group)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        _check_first_estimates(state["param_groups"])
+        super().__setstate__(state)
 
     def _counts_on_device(self, group: dict[str, Any]) -> bool:
         return bool(group.get("slice_p", 1) == 1)  # the sums are found there
@@ -301,6 +316,22 @@ class Prodigy(Native, signatures.Prodigy):
                     grads = [_every(p.grad, every).to(wide) for p in params if p.grad is not None]
                     sizes = list(map(len, values))
                     yield _Slices(group, params, sizes, dtype, torch.cat(values).to(wide), torch.cat(grads))
+
+
+def _check_first_estimates(groups: Sequence[Mapping[str, Any]]) -> None:
+    """Check that all groups have the same ``d0``, by which the shares of their tensors in the estimate are divided."""
+    first: float | None = None
+    for index, group in enumerate(groups):
+        if "d0" not in group:  # which the step refuses
+            continue
+        check_number(f"Prodigy: group {index}: d0", group["d0"])
+        d0 = number(group["d0"])
+        if first is None:
+            first = d0
+        elif d0 != first:
+            raise ValueError(
+                f"Prodigy: d0 must be the same in all groups, got {d0} in group {index} and {first} before it"
+            )
 
 
 def _every(x: Tensor, every: int) -> Tensor:

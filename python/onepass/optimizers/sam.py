@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .. import _core
-from .arguments import check_number
+from .arguments import check_flag, check_keys, check_number, check_optimizer
 from .gradient_norm import total_norm
 from .hooks import evaluate, hooked
 from .master import confirm_low_bits, low_bits_are_valid
 from .torch_operations import wide
 from .torch_private import disable_dynamo, foreach_copy_
-from .wrapper import Wrapper, check_wrapped, loaded_with_hooks
+from .wrapper import Wrapper, loaded_with_hooks
 
 EPS = 1e-12  # added to the norm
 
@@ -64,7 +64,8 @@ class SAM(Wrapper):
         adaptive: Whether the first step is scaled by the magnitude of each parameter (ASAM).
 
     Raises:
-        TypeError: ``optimizer`` is not a ``torch.optim.Optimizer`` or needs a closure, or ``rho`` is not a number.
+        TypeError: ``optimizer`` is not a ``torch.optim.Optimizer`` or needs a closure, ``rho`` is not a number, or
+            ``adaptive`` is not a bool.
         ValueError: ``rho`` is negative or not finite.
 
     Example:
@@ -91,7 +92,7 @@ class SAM(Wrapper):
     _step_supports_amp_scaling = True
 
     def __init__(self, optimizer: Optimizer, rho: float = 0.05, adaptive: bool = False) -> None:
-        check_wrapped(optimizer)
+        check_optimizer("SAM: optimizer", optimizer)
         if isinstance(optimizer, SAM | torch.optim.LBFGS):
             raise TypeError(f"SAM cannot wrap {type(optimizer).__name__}, whose step needs a closure")
         setting = _checked({"rho": rho, "adaptive": adaptive})
@@ -283,8 +284,8 @@ class SAM(Wrapper):
     def _load(self, state_dict: dict[str, Any]) -> None:
         found = self._own_in(state_dict)
         setting = _checked(self._setting if found is None else found)
-        self.restore()
         self.optimizer.load_state_dict(state_dict)
+        self.restore()
         self._setting = setting
         self._share()
 
@@ -316,8 +317,10 @@ def _is_plain(tensor: Tensor) -> bool:
 
 def _checked(setting: Mapping[str, Any]) -> dict[str, Any]:
     """Return a new dict of rho and adaptive after checking them."""
+    check_keys("SAM: the state_dict's 'sam'", setting, ("rho", "adaptive"))
     rho, adaptive = setting["rho"], setting["adaptive"]
-    check_number("rho", rho)
+    check_number("SAM: rho", rho)
     if not 0.0 <= rho < float("inf"):
-        raise ValueError(f"rho must be >= 0 and finite, got {rho}")
-    return {"rho": float(rho), "adaptive": bool(adaptive)}
+        raise ValueError(f"SAM: rho must be >= 0 and finite, got {rho}")
+    check_flag("SAM: adaptive", adaptive)
+    return {"rho": float(rho), "adaptive": adaptive}

@@ -58,7 +58,7 @@ class ScheduleFree(Native):
             both points are the same.
         """
         masters = self._master_names()
-        momenta = [_momentum(number, group) for number, group in enumerate(self.param_groups)]
+        momenta = [self._momentum(number, group) for number, group in enumerate(self.param_groups)]
         for group, momentum in zip(self.param_groups, momenta, strict=True):
             if group.get("train_mode", True) == train_mode:
                 continue
@@ -71,7 +71,16 @@ class ScheduleFree(Native):
     def _check_types(self, values: Mapping[str, Any], group: int | None = None) -> None:
         super()._check_types(values, group)
         if group is not None and ("betas" in values or "momentum" in values):  # others have the default
-            _momentum(group, values)
+            self._momentum(group, values)
+
+    def _momentum(self, number: int, group: Mapping[str, Any]) -> float:
+        """Return the momentum of group ``number``, or raise ValueError if it is out of the constructor's range."""
+        name, momentum = ("momentum", group["momentum"]) if "momentum" in group else ("betas[0]", group["betas"][0])
+        if not 0.0 < momentum < 1.0:
+            raise ValueError(
+                f"{type(self).__name__}: group {number}: {name} must be above 0 and below 1, got {float(momentum)}"
+            )
+        return float(momentum)
 
     def _before_step(self) -> None:
         for group in self.param_groups:
@@ -84,13 +93,6 @@ class ScheduleFree(Native):
                 f"{type(self).__name__}: the parameters are at the point to evaluate at, since eval(): call "
                 "optimizer.train() before the forward pass of a training step"
             )
-
-
-def _momentum(number: int, group: Mapping[str, Any]) -> float:
-    momentum = float(group["momentum"] if "momentum" in group else group["betas"][0])
-    if not 0.0 < momentum <= 1.0:
-        raise ValueError(f"group {number}: momentum must be above 0 and at most 1, got {momentum}")
-    return momentum
 
 
 def _between(start: Tensor, end: Tensor, weight: float) -> Tensor:

@@ -237,7 +237,7 @@ class Adam(torch.optim.Adam):
         cautious_weight_decay: bool = ...,
     ) -> None: ...
 
-class AdamW(torch.optim.AdamW):
+class AdamW(Adam, torch.optim.AdamW):
     def __init__(
         self,
         params: ParamsT,

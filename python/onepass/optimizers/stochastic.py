@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .. import _core
-from .block_states import first_element, local_part
-from .gradient_norm import is_dtensor
+from .block_states import first_element
+from .gradient_norm import is_dtensor, local_part
 
 DTYPES = frozenset({torch.bfloat16, torch.float16})  # of what is rounded stochastically, beside 8-bit states
 

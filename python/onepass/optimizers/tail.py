@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import operator
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from .. import _core
-from ..training.averaged_model import AveragedModel
+from ..training.averaged_model import AveragedModel, Slot, Slots, parameter_slots
 from ..training.clipping_policies import ClippingPolicy
 from ..training.restoring import Part, Undo
 from .arguments import check_number, described, number
@@ -78,6 +81,36 @@ class _Requests(NamedTuple):
     left: int
 
 
+class _Followers(NamedTuple):
+    """The average and the copy of each parameter.
+
+    Attributes:
+        params: The parameters of all groups.
+        ids: Their ids.
+        slots: Where the averages and copies are held.
+        average_slots: What ``AveragedModel._living_slots`` returned.
+        averages: The averages, by the parameter's id.
+        copies: The copies, by the parameter's id.
+    """
+
+    params: list[Tensor]
+    ids: frozenset[int]
+    slots: Slots
+    average_slots: dict[int, Slot] | None
+    averages: dict[int, Tensor]
+    copies: dict[int, Tensor]
+
+    def are_those_of(self, optimizer: Optimizer, average: AveragedModel | None) -> bool:
+        """Return whether neither the parameters nor their averages and copies have been replaced."""
+        lists = [group["params"] for group in optimizer.param_groups]
+        return (
+            sum(map(len, lists)) == len(self.params)
+            and all(map(operator.is_, chain.from_iterable(lists), self.params))
+            and (average is None or average._living_slots() is self.average_slots)
+            and self.slots.are_unchanged()
+        )
+
+
 class Tail(Part):
     """What a step does beside the update, for the arguments of :meth:`Native._take_arguments`.
 
@@ -114,11 +147,9 @@ class Tail(Part):
         self._device_clipping: Tensor | None = None  # in its place, if only the GPU has it: three float64 as bytes
         self._weight = 1.0  # of the averages in this step
         self._last_requests: tuple[tuple[Any, ...], _Requests] | None = None
-        self._copy_list = [] if copy_to is None else _copies_of(name, optimizer, copy_to)
-        self._found_for: tuple[tuple[int, int], ...] = ()  # the lists of parameters that the next three belong to
-        self._ids: frozenset[int] = frozenset()
-        self._averages: dict[int, Tensor] = {}  # by the parameter's id
-        self._copies: dict[int, Tensor] = {}
+        self._copy_slots = [] if copy_to is None else _copies_of(name, optimizer, copy_to)
+        self._copied = _all_params(optimizer) if self._copy_slots else []  # the parameter of each copy
+        self._followers: _Followers | None = None
         if average is not None and not isinstance(average, AveragedModel):
             raise TypeError(f"{name}: average must be a onepass.swa_utils.AveragedModel, got {described(average)}")
         if (maker := _maker_of_parts()) and (asked := self.whole_step_arguments()):
@@ -128,18 +159,14 @@ class Tail(Part):
             )
         self._find_followers(optimizer)
 
+    @property
+    def _copy_list(self) -> list[Tensor | None]:
+        return Slots(self._copy_slots).held
+
     def __getstate__(self) -> dict[str, Any]:
-        # A copy has other parameters.
-        return {
-            **self.__dict__,
-            "_report": self.report,
-            "_device_clipping": None,
-            "_last_requests": None,
-            "_found_for": (),
-            "_ids": frozenset(),
-            "_averages": {},
-            "_copies": {},
-        }
+        # A copy has other parameters, with other ids.
+        left_out = {"_device_clipping": None, "_last_requests": None, "_followers": None}
+        return {**self.__dict__, "_report": self.report, **left_out}
 
     @classmethod
     def of(cls, state: dict[str, Any]) -> Tail:
@@ -155,26 +182,37 @@ class Tail(Part):
             self._weight = self.average._step_weight(optimizer)
 
     def _find_followers(self, optimizer: Optimizer) -> None:
-        """Find the average and the copy of each parameter again if parameters were added or exchanged."""
-        lists = tuple((id(group["params"]), len(group["params"])) for group in optimizer.param_groups)
-        if lists == self._found_for:
+        """Find the average and the copy of each parameter again if one of these tensors was added or replaced."""
+        before = self._followers
+        if before is not None and before.are_those_of(optimizer, self.average):
             return
-        params = _all_params(optimizer)
-        self._ids = frozenset(map(id, params))
-        self._copies = {id(p): copy for p, copy in zip(params, self._copy_list, strict=False)}
+        name, params = type(optimizer).__name__, _all_params(optimizer)
+        ids = frozenset(map(id, params))
+        copied = self._copied if before is None else _exchanged(self._copied, before.params, params)
+        copies: dict[int, Tensor] = {}
+        for i, (p, copy) in enumerate(zip(copied, self._copy_list, strict=True)):
+            if not isinstance(copy, Tensor):
+                raise TypeError(f"{name}: copy_to[{i}] must be a tensor, got {described(copy)}")
+            if id(p) in ids:
+                _check_follower(f"{name}: copy_to[{i}]", copy, p)
+                copies[id(p)] = copy
+        average_slots: dict[int, Slot] | None = None
+        averages: dict[int, Tensor] = {}
+        slots = self._copy_slots
         if self.average is not None:
             self.average._attach(optimizer)
-            self._averages = self.average._averages_of(params)
-            if not self._averages:
+            average_slots, averages = self.average._living_slots(), self.average._averages_of(params)
+            if not averages:
                 raise ValueError(
-                    f"{type(optimizer).__name__}: average has no averages of this optimizer's parameters: pass that of "
-                    "the model that is trained. If both are copies or were unpickled, call "
-                    "average.update_parameters(model) first"
+                    f"{name}: average has no averages of this optimizer's parameters: pass that of the model that is "
+                    "trained. If both are copies or were unpickled, call average.update_parameters(model) first"
                 )
             for i, p in enumerate(params):
-                if id(p) in self._averages:
-                    _check_mesh(f"{type(optimizer).__name__}: average of parameter {i}", self._averages[id(p)], p)
-        self._found_for = lists
+                if (averaged := averages.get(id(p))) is not None and not (is_lazy(averaged) or is_lazy(p)):
+                    _check_follower(f"{name}: average of parameter {i}", averaged, p)
+            slots = [*slots, *self.average._slots_of(params).values()]
+        self._copied, self._last_requests = copied, None
+        self._followers = _Followers(params, ids, Slots(slots), average_slots, averages, copies)
 
     def gradient_arguments(self) -> dict[str, Any]:
         """Return the arguments of a request that say what is done with each gradient."""
@@ -182,7 +220,7 @@ class Tail(Part):
 
     def follows(self) -> bool:
         """Return whether the step updates an average or copies."""
-        return self.average is not None or bool(self._copy_list)
+        return self.average is not None or bool(self._copy_slots)
 
     def may_skip(self) -> bool:
         """Return whether the norm of the gradients can skip a step."""
@@ -196,7 +234,7 @@ class Tail(Part):
             or (self.measures and not self._skip_nonfinite),
             "skip_nonfinite": self._skip_nonfinite,
             "average": self.average is not None,
-            "copy_to": bool(self._copy_list),
+            "copy_to": bool(self._copy_slots),
             "zero_grad": self.zeroes_grads,
         }
         return [name for name, is_asked in asked.items() if is_asked]
@@ -205,11 +243,12 @@ class Tail(Part):
 
     def followers(self) -> list[_core.Follower]:
         """Return the followers of a step: the averages and the copies."""
+        assert self._followers is not None
         followers = []
         if self.average is not None:
-            followers.append(_core.Follower("average", "average", self._weight, False, self._averages))
-        if self._copy_list:
-            followers.append(_core.Follower("copy", "copy_to", 1.0, False, self._copies))
+            followers.append(_core.Follower("average", "average", self._weight, False, self._followers.averages))
+        if self._copy_slots:
+            followers.append(_core.Follower("copy", "copy_to", 1.0, False, self._followers.copies))
         return followers
 
     def norm_request(self, optimizer: Optimizer) -> _core.NormRequest | None:
@@ -298,7 +337,7 @@ class Tail(Part):
     ) -> _Requests:
         """Return the requests of a step: the last step's, if they are the same."""
         self._prepare_followers(optimizer)
-        key = (grad_factor, threads, self._weight, self._found_for, id(optimizer))
+        key = (grad_factor, threads, self._weight, id(optimizer))
         if not slow and self._last_requests is not None and self._last_requests[0] == key:
             return self._last_requests[1]
         followers = [*slow, *self.followers()]
@@ -326,18 +365,18 @@ class Tail(Part):
         """
         left = [_all_params(optimizer)] * 2 if params is None else list(params)
         master_names = optimizer._master_names() if any(left) else {}
+        assert self._followers is not None
         if self.average is not None:
             if own := left.pop(0):
-                averages = self.average._averages_of(own)
                 for p in own:
-                    if (averaged := averages.get(id(p))) is not None:
+                    if (averaged := self._followers.averages.get(id(p))) is not None:
                         _move(averaged, optimizer._master_or_param(p, master_names), self._weight)
-            self.average._note_step(optimizer, self._ids)
-        if self._copy_list:
+            self.average._note_step(optimizer, self._followers.ids)
+        if self._copy_slots:
             for p in left.pop(0):
                 # Without a gradient, only Lookahead changes a parameter.
                 changed = p.grad is not None or optimizer._slow_weight_update is not None
-                if changed and (copy := self._copies.get(id(p))) is not None:
+                if changed and (copy := self._followers.copies.get(id(p))) is not None:
                     source = p if copy.dtype == p.dtype else optimizer._master_or_param(p, master_names)
                     copy.detach().copy_(source.detach())
 
@@ -470,15 +509,24 @@ def _is_largest(name: str, norm_type: Any) -> bool:
 
 
 def _all_params(optimizer: Optimizer) -> list[Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
+    return list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
 
 
-def _copies_of(name: str, optimizer: Optimizer, copy_to: Sequence[Tensor] | nn.Module) -> list[Tensor]:
-    """Return the copy of each parameter, in the order of the groups."""
-    params = _all_params(optimizer)
+def _exchanged(copied: list[Tensor], before: list[Tensor], now: list[Tensor]) -> list[Tensor]:
+    """Return the parameter of each copy: the new one if another one has taken the parameter's place in the groups."""
+    ids_before, ids_now = set(map(id, before)), set(map(id, now))
+    places = zip(before, now, strict=False)
+    new = {id(old): p for old, p in places if id(old) not in ids_now and id(p) not in ids_before}
+    return [new.get(id(p), p) for p in copied]
+
+
+def _copies_of(name: str, optimizer: Optimizer, copy_to: Sequence[Tensor] | nn.Module) -> list[Slot]:
+    """Return the slot of the copy of each parameter, in the order of the groups. The copies are not checked."""
+    number = len(_all_params(optimizer))
+    slots: dict[int, Slot] = {}
     copies: list[Tensor]
     if isinstance(copy_to, nn.Module):
-        named = dict(copy_to.named_parameters())
+        named, slots = dict(copy_to.named_parameters()), parameter_slots(copy_to)
         groups = optimizer.param_groups
         if all("param_names" in group for group in groups):
             names = [param_name for group in groups for param_name in group["param_names"]]
@@ -494,19 +542,15 @@ def _copies_of(name: str, optimizer: Optimizer, copy_to: Sequence[Tensor] | nn.M
             )
     else:
         copies = [*copy_to]
-    if len(copies) != len(params):
-        raise ValueError(f"{name}: copy_to must have {len(params)} tensors, one for each parameter, got {len(copies)}")
-    for i, (p, copy) in enumerate(zip(params, copies, strict=True)):
-        if not isinstance(copy, Tensor):
-            raise TypeError(f"{name}: copy_to[{i}] must be a tensor, got {described(copy)}")
-        if copy.shape != p.shape:
-            raise ValueError(f"{name}: copy_to[{i}] has shape {list(copy.shape)}, its parameter {list(p.shape)}")
-        _check_mesh(f"{name}: copy_to[{i}]", copy, p)
-    return copies
+    if len(copies) != number:
+        raise ValueError(f"{name}: copy_to must have {number} tensors, one for each parameter, got {len(copies)}")
+    return [slots.get(id(copy), ({0: copy}, 0)) for copy in copies]
 
 
-def _check_mesh(what: str, follower: Tensor, p: Tensor) -> None:
-    """Check that a tensor can follow a parameter: both are DTensors of one mesh, or neither is a DTensor."""
+def _check_follower(what: str, follower: Tensor, p: Tensor) -> None:
+    """Check that a tensor can follow a parameter: it has its shape, and both or neither are DTensors of one mesh."""
+    if follower.shape != p.shape:
+        raise ValueError(f"{what} has shape {list(follower.shape)}, its parameter {list(p.shape)}")
     mesh = mesh_of(p)
     if mesh_of(follower) != mesh:
         expected = "a plain tensor, as its parameter is" if mesh is None else f"a DTensor over its parameter's {mesh}"

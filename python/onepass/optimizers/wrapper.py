@@ -117,12 +117,6 @@ def loaded_with_hooks(optimizer: Optimizer, state_dict: dict[str, Any], load: Ca
         after(optimizer)
 
 
-def check_wrapped(optimizer: Any) -> None:
-    """Raise TypeError if this is no optimizer."""
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer, but is a {type(optimizer).__name__}")
-
-
 def master_names(optimizer: Optimizer) -> dict[Tensor, str]:
     """Return the state that holds the master, of each parameter of an optimizer that has one."""
     names: dict[Tensor, str] = getattr(unwrapped(optimizer), "_master_names", dict)()

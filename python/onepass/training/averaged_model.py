@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import operator
 import sys
 import weakref
 from collections import deque
@@ -26,11 +27,38 @@ MultiAvgFn = Callable[[tuple[Tensor, ...] | list[Tensor], tuple[Tensor, ...] | l
 Pairs = list[tuple[Tensor, Tensor]]  # an averaged tensor, and the tensor of the model that it averages
 
 
+Slot = tuple[Any, Any]  # the dict that holds a parameter of a module, and its key there
+
+
+class Slots:
+    """Slots, with the tensors that they held when this object was created.
+
+    A module may get other tensors later, by ``load_state_dict(..., assign=True)`` for example.
+
+    Attributes:
+        held: The tensor of each slot; None if it was empty.
+    """
+
+    def __init__(self, slots: Iterable[Slot]) -> None:
+        pairs = list(slots)
+        self._dicts = [held_in for held_in, _ in pairs]
+        self._keys = [key for _, key in pairs]
+        # Not get(), which the dicts of TorchScript's modules do not have.
+        self.held: list[Any] = [held_in[key] if key in held_in else None for held_in, key in pairs]  # noqa: SIM401
+
+    def are_unchanged(self) -> bool:
+        """Return whether the slots hold the same tensors. Every step asks this, so no Python code runs per slot."""
+        try:
+            return all(map(operator.is_, map(operator.getitem, self._dicts, self._keys), self.held))
+        except KeyError:  # a parameter has been deleted
+            return False
+
+
 class _Binding(NamedTuple):
     """The model that is averaged. Its parameters are known by their ids."""
 
     ids: tuple[list[int], list[int]]  # of the entries for parameters of the model and of the average
-    slots: dict[int, tuple[Any, str]]  # the dict that holds the average of a parameter, and the name of it there
+    slots: dict[int, Slot]  # of the average of each parameter
     refs: dict[int, weakref.ref[Tensor]]  # the parameters that have an average
     freed: deque[weakref.ref[Tensor]]  # those that have been freed since, so that an id may be another tensor's
     model: weakref.ref[Module]
@@ -332,10 +360,12 @@ class AveragedModel(swa_utils.AveragedModel):
     # -- optimizers --------------------------------------------------------------------------------------------------
     #
     # An optimizer that moves the averages of its parameters in its own step calls `_attach` once and, at each step,
-    # `_step_weight` and `_averages_of` before and `_note_step` after it. In a round, each average is moved at most
-    # once. Several optimizers of one model share a round, whose weight is the same for all. The first step of a round
-    # increases n_averaged, so that a checkpoint after any step is complete. `update_parameters` closes the round; so
-    # does a step of a parameter that has already been stepped in it.
+    # `_step_weight` and `_averages_of` before and `_note_step` after it. It may keep the averages as long as
+    # `_living_slots` returns the same dict and the `Slots` of its parameters are unchanged.
+    #
+    # In a round, each average is moved at most once. Several optimizers of one model share a round, whose weight is the
+    # same for all. The first step of a round increases n_averaged, so that a checkpoint after any step is complete.
+    # `update_parameters` closes the round; so does a step of a parameter that has already been stepped in it.
 
     def _bind(self, model: Module) -> None:
         """Make a model the source of the averages. Parameters are matched by their order and are held weakly."""
@@ -343,11 +373,11 @@ class AveragedModel(swa_utils.AveragedModel):
         ids = (tree.parameter_ids(), own.parameter_ids())
         if self._binding is not None and self._binding.ids == ids and not self._binding.freed:
             return
-        holders = {id(p): (owner._parameters, name) for owner, name, p in _tensors(self.module, buffers=False).values()}
+        slots = parameter_slots(self.module)
         pairs = [
-            (p, holders[id(average)])
+            (p, slots[id(average)])
             for p, average in zip(tree.parameters(), own.parameters(), strict=False)
-            if id(average) in holders
+            if id(average) in slots
         ]
         freed: deque[weakref.ref[Tensor]] = deque()
         refs = {id(p): weakref.ref(p, freed.append) for p, _ in pairs}
@@ -371,25 +401,35 @@ class AveragedModel(swa_utils.AveragedModel):
             By the id of the parameter, its average, for those that have one. Shapes and dtypes may differ from the
             parameter's.
         """
-        slots = self._living_slots()
-        found = ((key, slots[key]) for key in map(id, params) if key in slots)
-        return {key: held[name] for key, (held, name) in found if name in held}
+        slots = self._slots_of(params)
+        averages = zip(slots, Slots(slots.values()).held, strict=True)
+        return {key: average for key, average in averages if average is not None}
 
-    def _living_slots(self) -> dict[int, tuple[Any, str]]:
-        """Return the slots of the binding. If the model has replaced parameters, it is bound again."""
+    def _slots_of(self, params: Iterable[Tensor]) -> dict[int, Slot]:
+        """Return the slots of the averages of parameters, by the id of the parameter."""
+        slots = self._living_slots()
+        return {key: slots[key] for key in map(id, params) if key in slots}
+
+    def _living_slots(self) -> dict[int, Slot]:
+        """Return the slots of the binding: the same dict as long as they are the same.
+
+        If the model has replaced parameters, it is bound again.
+        """
         if self._binding is not None and self._binding.freed:
             model = self._binding.model()
-            if model is None:
-                living = {
-                    key: slot for key, slot in self._binding.slots.items() if self._binding.refs[key]() is not None
-                }
-                self._binding = self._binding._replace(ids=([], []), slots=living)
-            else:
+            if model is not None:
                 self._bind(model)
+            else:
+                slots = self._binding.slots
+                living = {key: slot for key, slot in slots.items() if self._binding.refs[key]() is not None}
+                if len(living) < len(slots):
+                    self._binding = self._binding._replace(ids=([], []), slots=living)
         return {} if self._binding is None else self._binding.slots
 
     def _attach(self, optimizer: Optimizer) -> None:
         """Let the steps of an optimizer move the averages of its parameters. The optimizer is held weakly.
+
+        Called again after the optimizer's parameters have changed, because those of the model may have changed, too.
 
         Raises:
             ValueError: The averages are computed by a function.
@@ -402,6 +442,10 @@ class AveragedModel(swa_utils.AveragedModel):
             )
         others = [ref for ref in self._optimizers if ref() is not None and ref() is not optimizer]
         self._optimizers = (*others, weakref.ref(optimizer))
+        model = None if self._binding is None else self._binding.model()
+        # Averages are matched by their order. Where only averages were deleted, the others keep their parameters.
+        if model is not None and self._binding and self._tree(model).parameter_ids() != self._binding.ids[0]:
+            self._bind(model)
 
     def _is_attached(self) -> bool:
         return any(ref() is not None for ref in self._optimizers)
@@ -512,6 +556,11 @@ def _tensors(module: Module, buffers: bool = True) -> dict[str, Held]:
                 seen.add(id(tensor))
                 found[f"{prefix}.{name}" if prefix else name] = (owner, name, tensor)
     return found
+
+
+def parameter_slots(module: Module) -> dict[int, Slot]:
+    """Return the slots of a module's parameters, by the parameter's id."""
+    return {id(p): (owner._parameters, name) for owner, name, p in _tensors(module, buffers=False).values()}
 
 
 def _unwrapped(module: Module) -> Iterator[dict[str, Held]]:

@@ -16,13 +16,14 @@ from torch.utils.hooks import RemovableHandle
 
 from ..optimizers.base import Native
 from ..optimizers.combined import Combined
-from ..optimizers.hooks import unwrapped
+from ..optimizers.hooks import unhooked, unwrapped
 from ..optimizers.torch_private import (
     copy_operator,
     disable_dynamo,
     foreach_zero_,
     foreach_zero_operator,
     make_subclass,
+    profiler_enabled,
 )
 from ..optimizers.wrapper import Wrapper
 
@@ -159,11 +160,14 @@ class _Stepper:
         self._optimizer, self._p = optimizer, p
         self._place = 0, 0  # the parameter's last known group, and its index in that group
         # An optimizer of the same class with this parameter only and its own plan. It has no hooks: step() of the
-        # whole optimizer calls them.
-        self._part = part = object.__new__(type(optimizer))
-        part.__dict__.update({k: v for k, v in optimizer.__dict__.items() if k != "_cached_plan"})
-        part.__dict__.update(_optimizer_step_pre_hooks={}, _optimizer_step_post_hooks={})
+        # whole optimizer calls them. An attribute that replaces a method is bound to the whole optimizer: torch's
+        # schedulers, for example, replace step().
+        self._part = part = object.__new__(cls := type(optimizer))
+        shared = {k: v for k, v in optimizer.__dict__.items() if not callable(getattr(cls, k, None))}
+        shared.pop("_cached_plan", None)
+        part.__dict__.update(shared, _optimizer_step_pre_hooks={}, _optimizer_step_post_hooks={})
         part.param_groups = [{}]
+        self._step_unhooked = unhooked(cls)
         self._freed: FreedGradient | None = None
 
     def freed(self) -> FreedGradient | None:
@@ -190,13 +194,22 @@ class _Stepper:
         self._set_number(sum(len(each["params"]) for each in self._optimizer.param_groups[:index]) + at)
         self._part.state = {self._p: self._optimizer.state[self._p]}  # type: ignore[assignment]
         try:
-            self._part.step()
+            self._step_part()
         except (ValueError, ZeroDivisionError) as error:
             raise type(error)(f"in the backward pass, at parameter {at} of group {index}: {error}") from error
         finally:
             if not self._optimizer.state[self._p]:
                 del self._optimizer.state[self._p]
+        # torch's schedulers look here, and warn if they are stepped before the optimizer.
+        self._optimizer._opt_called = True  # type: ignore[attr-defined]
         return True
+
+    def _step_part(self) -> None:
+        if not profiler_enabled():
+            self._step_unhooked(self._part)
+            return
+        with torch.profiler.record_function(f"Optimizer.step#{type(self._part).__name__}.step"):
+            self._step_unhooked(self._part)
 
     def _set_number(self, number: int) -> None:
         """Set the parameter's number in the whole optimizer."""
@@ -222,8 +235,8 @@ def step_in_backward(optimizer: Optimizer) -> StepInBackward:
 
     Only one gradient is held at a time. The result is bitwise that of ``optimizer.step()`` after ``backward()``.
     States, groups and hyperparameters stay in the optimizer, so schedulers, ``state_dict`` and ``zero_grad`` work as
-    before. The training loop need not change: ``optimizer.step()`` finds no gradients, updates nothing, and calls its
-    hooks.
+    before. The training loop need not change: ``optimizer.step()`` finds no gradients, updates nothing, and calls the
+    step hooks, which ``backward()`` does not call. So ``ScheduleLR`` with ``count_skipped=False`` needs that call.
 
     ::
 
@@ -257,7 +270,7 @@ def step_in_backward(optimizer: Optimizer) -> StepInBackward:
 
     Raises:
         TypeError: ``optimizer`` is not a ``torch.optim.Optimizer``, or it uses all parameters together (LBFGS,
-            Lookahead, Prodigy, SAM), or several optimizers (Combined).
+            Lookahead, Prodigy, SAM), or it steps by other optimizers (Combined, ZeroRedundancyOptimizer).
         ValueError: The optimizer has an argument that needs all parameters of a step at once, such as ``max_norm``.
         RuntimeError: Later, from ``optimizer.step(closure)`` and from any use of a freed gradient.
 
@@ -276,6 +289,12 @@ def step_in_backward(optimizer: Optimizer) -> StepInBackward:
     together = isinstance(optimizer, Native) and not optimizer.is_separable
     if together or isinstance(optimizer, Combined | LBFGS | Wrapper):
         raise TypeError(f"{type(optimizer).__name__} uses all parameters together, so it cannot step in backward")
+    for name, value in vars(optimizer).items():
+        if isinstance(value, Optimizer):  # its step would step all parameters
+            raise TypeError(
+                f"{type(optimizer).__name__} wraps another optimizer ({name}, of the class {type(value).__name__}), "
+                "so it cannot step in backward"
+            )
     tail = optimizer._tail if isinstance(optimizer, Native) else None
     if tail is not None and (names := tail.whole_step_arguments()):
         raise ValueError(

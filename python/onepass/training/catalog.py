@@ -101,8 +101,8 @@ def _muon_and_adamw(
     from ..optimizers.adamw import AdamW
     from ..optimizers.combined import Combined
 
-    for name in ("max_norm", "skip_nonfinite", "average", "copy_to"):
-        if name in arguments:
+    for name, default in {"max_norm": None, "skip_nonfinite": False, "average": None, "copy_to": None}.items():
+        if arguments.get(name, default) is not default:
             raise ValueError(
                 f"create: {name} needs all parameters together, but {muon.__name__} and AdamW step a part each: "
                 "make onepass.Combined yourself to pass it to one of them"

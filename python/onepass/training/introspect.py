@@ -14,8 +14,9 @@ from torch.optim import Optimizer
 from .. import _core
 from ..optimizers.arguments import hyperparameters
 from ..optimizers.base import Native
-from ..optimizers.block_states import SUFFIX, local_part
+from ..optimizers.block_states import SUFFIX
 from ..optimizers.combined import Combined
+from ..optimizers.gradient_norm import local_part
 from ..optimizers.hooks import unwrapped
 from ..optimizers.lbfgs import LBFGS
 from ..optimizers.wrapper import innermost

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from .. import _core
-from ..optimizers.arguments import hyperparameters, number
+from ..optimizers.arguments import check_optimizer, described, hyperparameters, number, whole_at_least
 from ..optimizers.hooks import unwrapped
 from ..optimizers.tail import StepReport, Tail
 from ..optimizers.torch_private import foreach_norm, foreach_sub_
@@ -329,10 +329,8 @@ def log_to(
         (True, True)
     """
     if not callable(getattr(writer, "add_scalar", None)):
-        raise TypeError(f"writer must have a method add_scalar(tag, value, step), got a {type(writer).__name__}")
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got a {type(optimizer).__name__}")
-    for name, value, least in (("interval", interval, 1), ("first_step", first_step, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be an int >= {least}, got {value}")
+        raise TypeError(f"log_to: writer must have a method add_scalar(tag, value, step), got {described(writer)}")
+    check_optimizer("log_to: optimizer", optimizer)
+    interval = whole_at_least("log_to: interval", interval, 1)
+    first_step = whole_at_least("log_to: first_step", first_step, 0)
     return StepLog(writer, unwrapped(optimizer), interval, prefix, first_step)

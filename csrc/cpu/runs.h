@@ -3,6 +3,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
+#include <vector>
 
 #include "cpu/convert.h"
 #include "cpu/rows.h"
@@ -25,53 +27,84 @@ inline bool is_packed(const Layout& layout, std::size_t operand) {
   return !strides.empty();
 }
 
-// Calls visit(offset, stride, count) for each run of elements [begin, begin + n) of an operand with a layout, in order.
-// A run covers all trailing dimensions in which this operand has one stride, also if other operands have several there.
-template <class Visit>
-void for_each_run_of_layout(const Layout& layout, std::size_t operand, std::int64_t begin, std::int64_t n,
-                            Visit&& visit) {
-  const std::int64_t* const shape = layout.shape.data();
-  const std::int64_t* const strides = layout.strides[operand].data();
-  std::int64_t outer = std::ssize(layout.shape) - 1;  // the dimensions before `outer` are outside of the run
-  const std::int64_t stride = strides[outer];
-  std::int64_t length = shape[outer];
-  for (; outer > 0 && strides[outer - 1] == stride * length; --outer) length *= shape[outer - 1];
-  while (n > 0) {
-    std::int64_t run = begin / length;
-    std::int64_t place = begin - run * length;  // in the run
-    std::int64_t offset = place * stride;
-    std::int64_t runs = 1;  // up to the end of the dimension around the run: divisions are slow
-    if (outer > 0) {
-      runs = shape[outer - 1] - run % shape[outer - 1];
+// The run of an operand that contains an element. A run of a layout covers all trailing dimensions in which this
+// operand has one stride, also if other operands have several there; one of rows is the rest of a row.
+class Run {
+ public:
+  // At most one of `rows` and `layout` is not null.
+  Run(const Rows* rows, const Layout* layout, std::size_t operand, std::int64_t element)
+      : rows_(rows), layout_(layout), operand_(operand) {
+    find(element);
+  }
+
+  std::int64_t offset() const { return offset_; }  // of the element, in elements
+  std::int64_t stride() const { return stride_; }
+  std::int64_t count() const { return length_ - place_; }  // from the element to the end of the run
+
+  // Goes on to the next run, which begins with this element.
+  void next(std::int64_t element) {
+    if (--runs_ == 0) return find(element);
+    offset_ += step_ - place_ * stride_;
+    place_ = 0;
+  }
+
+ private:
+  // Not inlined: it divides, and is called once for all runs along a dimension.
+  [[gnu::noinline]] void find(std::int64_t element) {
+    place_ = 0;
+    runs_ = 1;
+    if (rows_ != nullptr) {
+      const std::int64_t row = element / rows_->length;
+      length_ = rows_->length;
+      place_ = element - row * length_;
+      offset_ = row_number(*rows_, row) * length_ + place_;
+    } else if (layout_ == nullptr) {
+      offset_ = element;
+      length_ = std::numeric_limits<std::int64_t>::max();
+    } else {
+      const std::int64_t* const shape = layout_->shape.data();
+      const std::int64_t* const strides = layout_->strides[operand_].data();
+      std::int64_t outer = std::ssize(layout_->shape) - 1;  // the dimensions before it are not in the run
+      stride_ = strides[outer];
+      length_ = shape[outer];
+      for (; outer > 0 && strides[outer - 1] == stride_ * length_; --outer) length_ *= shape[outer - 1];
+      std::int64_t index = element / length_;
+      place_ = element - index * length_;
+      offset_ = place_ * stride_;
+      if (outer == 0) return;
+      step_ = strides[outer - 1];
+      runs_ = shape[outer - 1] - index % shape[outer - 1];
       for (std::int64_t d = outer - 1; d >= 0; --d) {
-        offset += run % shape[d] * strides[d];
-        run /= shape[d];
+        offset_ += index % shape[d] * strides[d];
+        index /= shape[d];
       }
     }
-    for (; runs > 0 && n > 0; --runs) {
-      const std::int64_t count = length - place < n ? length - place : n;
-      visit(offset, stride, count);
-      begin += count;
-      n -= count;
-      if (outer > 0) offset += strides[outer - 1] - place * stride;
-      place = 0;
-    }
   }
-}
+
+  const Rows* rows_;
+  const Layout* layout_;
+  std::size_t operand_;
+  std::int64_t offset_ = 0;
+  std::int64_t stride_ = 1;
+  std::int64_t length_ = 0;
+  std::int64_t place_ = 0;  // in the run
+  std::int64_t runs_ = 1;   // from this one to the last along the dimension around it
+  std::int64_t step_ = 0;   // the stride of that dimension
+};
 
 // Calls visit(offset, stride, count) for each run of elements [begin, begin + n) of an operand, in order. `offset` and
 // `stride` are in elements. At most one of `rows` and `layout` is not null.
 template <class Visit>
 void for_each_run(const Rows* rows, const Layout* layout, std::size_t operand, std::int64_t begin, std::int64_t n,
                   Visit&& visit) {
-  if (layout != nullptr) return for_each_run_of_layout(*layout, operand, begin, n, visit);
-  if (rows == nullptr) return n > 0 ? visit(begin, std::int64_t{1}, n) : void();
-  for (std::int64_t r = begin / rows->length; n > 0; ++r) {
-    const std::int64_t column = begin - r * rows->length;
-    const std::int64_t count = rows->length - column < n ? rows->length - column : n;
-    visit(row_number(*rows, r) * rows->length + column, std::int64_t{1}, count);
+  if (n <= 0) return;
+  Run run(rows, layout, operand, begin);
+  for (const std::int64_t end = begin + n;;) {
+    const std::int64_t count = run.count() < end - begin ? run.count() : end - begin;
+    visit(run.offset(), run.stride(), count);
     begin += count;
-    n -= count;
+    if (begin == end) return;
+    run.next(begin);
   }
 }
 

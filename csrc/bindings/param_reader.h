@@ -71,9 +71,11 @@ struct RuleNames {
 std::int64_t version_of(PyObject* tensor);
 
 // The version at which the low bits of a parameter's master were valid, by id(parameter), for all optimizers. A
-// parameter without an entry has valid low bits. An entry ends with its parameter.
+// parameter without an entry has valid low bits.
 pybind11::dict& master_versions();
 void remember_version(PyObject* param, std::int64_t version);
+// Ends the entry of a parameter with the parameter. Called before the step, because memory may run out.
+void forget_version_with(PyObject* param);
 std::optional<std::int64_t> known_version(PyObject* param);
 
 // Returns the key of the state that holds a parameter's master.

@@ -111,6 +111,7 @@ void Plan::read_gradients(const StepRequest& request, StepWork& work) {
     if (params_[k].group->master != Master::low_bits) continue;
     work.versions.resize(params_.size(), -1);
     work.versions[k] = version_of(work.params[k].ptr());
+    forget_version_with(work.params[k].ptr());
   }
 }
 
@@ -577,7 +578,11 @@ void define_plan(py::module_& m) {
 
   m.attr("master_versions") = master_versions();
   m.def(
-      "remember_version", [](const py::object& param, std::int64_t version) { remember_version(param.ptr(), version); },
+      "remember_version",
+      [](const py::object& param, std::int64_t version) {
+        forget_version_with(param.ptr());
+        remember_version(param.ptr(), version);
+      },
       py::arg("param"), py::arg("version"), "Set the version at which the low bits of a parameter's master are valid.");
   m.attr("StepResult") = py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(step_result_type()));
 

@@ -45,9 +45,12 @@ py::dict& master_versions() {
 }
 
 void remember_version(PyObject* param, std::int64_t version) {
+  master_versions()[py::int_(reinterpret_cast<std::uintptr_t>(param))] = py::int_(version);
+}
+
+void forget_version_with(PyObject* param) {
   static auto* const kWatched = new py::dict();  // by id(parameter), a weak reference whose callback forgets it
   const py::int_ key(reinterpret_cast<std::uintptr_t>(param));
-  master_versions()[key] = py::int_(version);
   if (kWatched->contains(key)) return;
   const auto forget = [key](const py::handle& /*reference*/) {
     for (py::dict* const known : {&master_versions(), kWatched}) known->attr("pop")(key, py::none());

@@ -77,7 +77,6 @@ numbers_of = {
     "clip_correction": st.booleans(),
     "grad_averaging": st.booleans(),
     "beta3": st.none() | betas,
-    "d0": st.floats(1e-6, 0.1),
     "d_coef": st.floats(1e-3, 10.0),
     "growth_rate": st.floats(1.0, 2.0),
     "decouple": st.booleans(),
@@ -96,8 +95,9 @@ numbers_of = {
 }
 
 
-# What chooses an implementation, and what Prodigy and Schedule-Free keep in a group or have tests of their own for.
-NOT_DRAWN = {"capturable", "differentiable", "foreach", "fused", "d", "d_max", "slice_p", "train_mode"}
+# What chooses an implementation, what Prodigy and Schedule-Free keep in a group or have tests of their own for, and d0,
+# which has to be the same in all groups.
+NOT_DRAWN = {"capturable", "differentiable", "foreach", "fused", "d", "d_max", "d0", "slice_p", "train_mode"}
 
 
 @for_rows(ELEMENTWISE)

@@ -61,5 +61,4 @@ class AdamW(Adam, signatures.AdamW):  # as torch's AdamW is a subclass of its Ad
         ['exp_avg', 'exp_avg_sq', 'step']
     """
 
-    rule = "adam"
     torch_step = unhooked(torch.optim.AdamW)

@@ -118,6 +118,8 @@ struct Job {
       if (operand.data != nullptr) bytes += static_cast<std::int64_t>(size_of(operand.format));
     return bytes;
   }
+
+  std::int64_t bytes() const { return length * bytes_per_element(); }
 };
 
 }  // namespace onepass

@@ -41,7 +41,7 @@ Spacing spacing_of(std::span<const std::int64_t> shape, std::span<const std::int
   const auto bytes = static_cast<std::int64_t>(element);
   Spacing spacing{.element = bytes, .dims = {}};
   for (std::size_t d = 0; d < shape.size(); ++d)
-    if (shape[d] > 1) spacing.dims.emplace_back(shape[d], strides[d] * bytes);
+    if (shape[d] > 1 && strides[d] != 0) spacing.dims.emplace_back(shape[d], strides[d] * bytes);
   return spacing;
 }
 

@@ -11,8 +11,9 @@ namespace onepass {
 
 // Sizes and strides, in bytes, of a tensor with gaps between its elements, such as a column of a matrix.
 struct Spacing {
-  std::int64_t element = 0;                                 // size of one
-  std::vector<std::pair<std::int64_t, std::int64_t>> dims;  // size and stride of each dimension of size > 1
+  std::int64_t element = 0;  // size of one
+  std::vector<std::pair<std::int64_t, std::int64_t>>
+      dims;  // size and stride of each dimension with size > 1 and stride > 0
 
   bool operator==(const Spacing&) const = default;
 };

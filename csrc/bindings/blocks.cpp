@@ -36,7 +36,7 @@ Job job_of(const py::handle& codes, const py::handle& scales, const std::string&
   Job job;
   job.length = fits ? elements_of(code_view) : 0;
   job.blocks.row_length = std::max<std::int64_t>(rows > 0 ? job.length / rows : 1, 1);
-  if (!fits || elements_of(scale_view) != rows * ((job.blocks.row_length + kBlock - 1) / kBlock) ||
+  if (!fits || elements_of(scale_view) != rows * ((job.blocks.row_length + kBlockLength - 1) / kBlockLength) ||
       !is_row_major(shape_of(scale_view), strides_of(scale_view)))
     throw py::value_error("codes (float8_e4m3fn), scales (float8_e8m0fnu) and values (float32) on the CPU do not fit");
   job.operands[kFirstState + state] = {code_view.data, Format::float8_e4m3fn};

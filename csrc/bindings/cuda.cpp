@@ -93,6 +93,10 @@ void forget_cuda() { delete std::exchange(the_loaded, nullptr); }
 
 std::string cuda_built() { return loaded().backend != nullptr ? loaded().backend->built : ""; }
 
+bool is_cuda_known(int device) {
+  return the_loaded != nullptr && (the_loaded->backend == nullptr || the_loaded->refusals.contains(device));
+}
+
 std::string cuda_refusal(int device) {
   const cuda::Backend* const backend = loaded().backend;
   if (backend == nullptr)

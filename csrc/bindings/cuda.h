@@ -17,8 +17,9 @@ std::string cuda_built();
 // Forgets the module. It is imported again when it is next needed.
 void forget_cuda();
 
-// Returns why the kernels cannot step tensors on this GPU; empty if they can.
+// Returns why the kernels cannot step tensors on this GPU; empty if they can. Python code runs at the first question.
 std::string cuda_refusal(int device);
+bool is_cuda_known(int device);  // whether it has been asked
 
 // Makes a device the current one, for torch and the CUDA runtime, during its lifetime. Needs the GIL.
 class OnDevice {

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "layout.h"
+
 namespace py = pybind11;
 
 namespace onepass {
@@ -30,6 +32,15 @@ void keep(TensorView& view, std::vector<std::int64_t> shape, const std::vector<s
 }
 
 }  // namespace
+
+MemoryRange memory_of(const TensorView& view, std::size_t owner, std::list<Spacing>& spacings) {
+  const std::size_t size = size_of(*view.format);
+  const std::int64_t elements = extent(shape_of(view), strides_of(view));
+  MemoryRange range{.first = view.data, .past = view.data + elements * static_cast<std::int64_t>(size), .owner = owner};
+  if (elements > elements_of(view))
+    range.spacing = &spacings.emplace_back(spacing_of(shape_of(view), strides_of(view), size));
+  return range;
+}
 
 DlpackReader::DlpackReader(const py::handle& exchange_api) {
   if (exchange_api.is_none())

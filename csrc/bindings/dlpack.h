@@ -3,7 +3,9 @@
 
 #include <pybind11/pybind11.h>
 
+#include <cstddef>
 #include <cstdint>
+#include <list>
 #include <memory>
 #include <optional>
 #include <span>
@@ -11,6 +13,7 @@
 
 #include "bindings/dlpack_abi.h"
 #include "formats/format.h"
+#include "overlap.h"
 
 namespace onepass {
 
@@ -64,6 +67,9 @@ inline bool same_device(const TensorView& a, const TensorView& b) { return a.on_
 inline bool same_shape(const TensorView& a, const TensorView& b) {
   return a.ndim == b.ndim && a.complex == b.complex && same_numbers(a.shape, b.shape, a.ndim);
 }
+
+// Returns the memory of a tensor whose format is known. If there are gaps, its spacing is added to `spacings`.
+MemoryRange memory_of(const TensorView& view, std::size_t owner, std::list<Spacing>& spacings);
 
 class DlpackReader {
  public:

@@ -3,7 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <deque>
+#include <list>
 #include <stdexcept>
 
 #include "bindings/apply.h"
@@ -161,20 +161,14 @@ py::list Lbfgs::refusals(const py::list& groups) const {
   py::list refused;
   std::vector<std::pair<std::size_t, std::size_t>> places;
   std::vector<MemoryRange> ranges;
-  std::deque<Spacing> spacings;
+  std::list<Spacing> spacings;
   for_each_param(groups, [&](std::size_t g, std::size_t i, PyObject* param) {
     TensorView view;
     if (const std::string why = why_torch(param, view); !why.empty()) {
       refused.append(py::make_tuple(g, i, why));
       return;
     }
-    const std::size_t size = size_of(*view.format);
-    const std::int64_t elements = extent(shape_of(view), strides_of(view));
-    MemoryRange& range = ranges.emplace_back();
-    range = {
-        .first = view.data, .past = view.data + elements * static_cast<std::int64_t>(size), .owner = places.size()};
-    if (elements > elements_of(view))
-      range.spacing = &spacings.emplace_back(spacing_of(shape_of(view), strides_of(view), size));
+    ranges.push_back(memory_of(view, places.size(), spacings));
     places.emplace_back(g, i);
   });
   for (const MemoryOverlap& overlap : find_overlaps(ranges)) {

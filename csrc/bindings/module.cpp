@@ -1,4 +1,4 @@
-// onepass._core: names and docstrings. The work is in plan.cpp.
+// onepass._core: names and docstrings. The work is in the other files of this folder.
 #include <omp.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

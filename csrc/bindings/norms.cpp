@@ -119,7 +119,7 @@ py::list measure(const std::vector<py::object>& tensors, bool largest, int threa
     const Job& job = jobs.emplace_back(gradient_job(view, layouts));
     numbers.push_back(i);
     used.push_back(tensors[i].ptr());
-    bytes += job.length * job.bytes_per_element();
+    bytes += job.bytes();
   }
   std::vector<double> found;
   run_without_python(bytes, used, [&] {
@@ -140,15 +140,7 @@ bool is_writable(PyObject* tensor) {
 bool any_overlap(const std::vector<TensorView>& views) {
   std::vector<MemoryRange> ranges;
   std::list<Spacing> spacings;
-  for (std::size_t i = 0; i < views.size(); ++i) {
-    const TensorView& view = views[i];
-    const std::size_t size = size_of(*view.format);
-    const std::int64_t length = extent(shape_of(view), strides_of(view));
-    MemoryRange range{view.data, view.data + length * static_cast<std::int64_t>(size), i, nullptr};
-    if (length != elements_of(view))
-      range.spacing = &spacings.emplace_back(spacing_of(shape_of(view), strides_of(view), size));
-    ranges.push_back(range);
-  }
+  for (std::size_t i = 0; i < views.size(); ++i) ranges.push_back(memory_of(views[i], i, spacings));
   return !find_overlaps(ranges).empty();
 }
 
@@ -180,7 +172,7 @@ std::vector<std::size_t> scale(const std::vector<py::object>& tensors, double fa
     job.clip_value = limit;
     views.push_back(std::move(view));
     used.push_back(tensor.ptr());
-    bytes += 2 * job.length * job.bytes_per_element();
+    bytes += 2 * job.bytes();
   }
   if (scale_team(jobs, threads) > 1 && any_overlap(views)) threads = 1;
   run_without_python(bytes, used, [&] { scale_gradients(jobs, threads); });

@@ -78,8 +78,10 @@ std::string ParamReader::unsupported_reason(Reading& r) const {
   }
   if (!view.on_cpu && (view.cuda < 0 || !driver_.runs_on_cuda()))
     return "device " + py::str(py::handle(r.object).attr("device").attr("type")).cast<std::string>();
-  if (view.cuda >= 0)
+  if (view.cuda >= 0) {
+    if (!is_cuda_known(view.cuda)) work_.ran_python = true;
     if (const std::string why = cuda_refusal(view.cuda); !why.empty()) return "device cuda: " + why;
+  }
   if (!view.format) return "dtype " + text_of(r.object, "dtype");
   if (request_.clip_value != kNoLimit && !driver_.takes_followers()) return "clip_value";
   return driver_.unsupported_reason(view);
@@ -355,6 +357,8 @@ void ParamReader::make_constants(Reading& r) {
     for (std::size_t n = 0; n < own_scalars(); ++n) r.scalars[n + 1].value = scalars[n];
   }
   if (!r.param.rounds) return;
+  if (!(r.scalars[0].value >= 0.0 && r.scalars[0].value < 0x1p63))
+    fail(r.param, "its state step must be >= 0 and below 2^63");
   Rounding& rounding = r.job().rounding;
   rounding.step = static_cast<std::uint64_t>(r.scalars[0].value);
   rounding.key = random_key(rounding.seed, rounding.step, rounding.param);

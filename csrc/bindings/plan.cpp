@@ -35,7 +35,7 @@ py::object complete_result() {
 
 std::int64_t measured_bytes(const StepWork& work) {
   std::int64_t bytes = 0;
-  for (const Job& job : work.measured) bytes += job.length * job.bytes_per_element();
+  for (const Job& job : work.measured) bytes += job.bytes();
   return bytes;
 }
 
@@ -43,9 +43,7 @@ std::int64_t measured_bytes(const StepWork& work) {
 std::vector<double> measure(StepWork& work, const NormRequest& request, int threads) {
   std::vector<double> found;
   run_without_python(measured_bytes(work), work.used, [&] {
-    for (Rows& rows : work.rows) coalesce(rows);
-    for (Job& job : work.measured)
-      if (job.rows != nullptr) job.length = job.rows->count() * job.rows->length;
+    work.coalesce_rows();
     found = measure_gradients(request.measure, work.measured, threads);
   });
   return found;
@@ -399,7 +397,8 @@ void Plan::list_written(const StepWork& work, const StepRequest& request, py::li
 // Does what follows a step: it writes counts that are no tensors, and increments the versions of what was written.
 void Plan::finish(const StepWork& work, const py::list& written) {
   for (const Scalar& scalar : work.scalars)
-    if (scalar.dict != nullptr) py::handle(scalar.dict)[names().step] = py::int_(static_cast<long long>(scalar.value));
+    if (scalar.dict != nullptr)
+      py::handle(scalar.dict)[names().step] = py::reinterpret_steal<py::object>(PyLong_FromDouble(scalar.value));
   if (work.stepped.empty()) return;
   for (const std::size_t k : work.stepped) params_[k].fresh = false;
   torch().increment_version(written);
@@ -541,6 +540,8 @@ void let_garbage_collector_see(PyHeapTypeObject* heap_type) {
 }  // namespace
 
 void define_plan(py::module_& m) {
+  m.attr("MAX_FOLLOWERS") = kMaxFollowers;  // of one request
+  m.attr("SKIPPED_BY_SCALER") = cuda::kSkippedByScaler;
   py::class_<FollowerRequest>(m, "Follower",
                               "A tensor of every parameter that a step updates from the new parameter: f += weight * "
                               "(p - f) and then, with `sets_param`, p = f. Without a weight it is not changed. It is "

@@ -62,14 +62,12 @@ void write(const Scalar& scalar) {
 }  // namespace
 
 void RuleDriver::run(StepWork& work, int threads) {
-  // Launching on a GPU may run Python code. References keep the memory valid meanwhile.
+  // Launching on a GPU may run Python code. References keep the memory of what is stepped after it valid.
   std::optional<Owned> owned;
-  if (!work.device_jobs.empty() && !work.jobs.empty()) owned.emplace(work.used);
+  if (work.device_jobs.size() + (work.jobs.empty() ? 0 : 1) > 1) owned.emplace(work.used);
   run_on_cuda(work);
   run_without_python(work.bytes(), work.used, [&] {
-    for (Rows& rows : work.rows) coalesce(rows);
-    for (Job& job : work.jobs)
-      if (job.rows != nullptr) job.length = job.rows->count() * job.rows->length;
+    work.coalesce_rows();
     run_on_cpu(work, threads);
     for (const Scalar& scalar : work.scalars) write(scalar);
   });

@@ -94,8 +94,17 @@ void StepWork::restart() {
   layouts.clear();
   rows.clear();
   constants.clear();
+  rows_are_coalesced = false;
   ran_python = false;
   is_reread = true;
+}
+
+void StepWork::coalesce_rows() {
+  if (std::exchange(rows_are_coalesced, true)) return;
+  for (Rows& own : rows) coalesce(own);
+  for (std::vector<Job>* const list : {&jobs, &measured})
+    for (Job& job : *list)
+      if (job.rows != nullptr) job.length = job.rows->count() * job.rows->length;
 }
 
 void StepWork::scale_gradients(double factor) {
@@ -108,7 +117,7 @@ void StepWork::scale_gradients(double factor) {
 
 std::int64_t StepWork::bytes() const {
   std::int64_t bytes = 0;
-  for (const Job& job : jobs) bytes += job.length * job.bytes_per_element();
+  for (const Job& job : jobs) bytes += job.bytes();
   return bytes;
 }
 

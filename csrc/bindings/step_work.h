@@ -18,7 +18,7 @@
 #include "cuda/step.h"
 #include "job.h"
 #include "norm.h"
-#include "rules/registry.h"
+#include "rules/table.h"
 
 namespace onepass {
 
@@ -104,10 +104,6 @@ struct Gradient {
   bool is_copy = false;       // `readable` has memory of its own
 };
 
-struct ConstantsBuffer {
-  alignas(64) std::byte bytes[kMaxConstantBytes];
-};
-
 // Returns a job that has only a gradient, for the measure phase and for clipping in place. `packed`: its elements are
 // known to be consecutive in memory. Otherwise its layout is added to `layouts` if they are not.
 Job gradient_job(const TensorView& gradient, bool wide, bool packed, std::list<Layout>& layouts);
@@ -151,11 +147,16 @@ struct StepWork {
   bool ran_python = false;
   bool is_reread = false;
 
+  bool rows_are_coalesced = false;
+
   // Reserves memory for the jobs of this many parameters. Growing vectors would cost a small step a tenth of its time.
   void reserve(std::size_t count);
 
   // Clears the jobs and what belongs to them, so that parameters can be read again.
   void restart();
+
+  // Coalesces the rows of sparse gradients, unless that has been done, and sets the lengths of their jobs.
+  void coalesce_rows();
 
   std::int64_t bytes() const;
 

@@ -13,7 +13,7 @@ struct Torch {
   pybind11::object tensor_type;
   pybind11::object parameter_type;
   pybind11::object increment_version;
-  pybind11::object workspace;       // (bytes, GPU or -1) -> a tensor of so many bytes
+  pybind11::object workspace;       // (bytes, GPU) -> a tensor of so many bytes
   pybind11::object current_device;  // () -> the index of the current GPU; written in C
   pybind11::object set_device;      // (GPU) -> None
   DlpackReader dlpack;

@@ -16,10 +16,10 @@
 
 namespace onepass::inline ONEPASS_TARGET {
 
-inline constexpr std::int64_t kBlocksInTile = kTile<float> / kBlock;
+inline constexpr std::int64_t kBlocksInTile = kTile<float> / kBlockLength;
 static_assert(kBlocksInTile == 8);
 static_assert(kCodeShift == 20);  // of store_codes
-inline constexpr std::int64_t kParts = kBlock / kVectorWidth;
+inline constexpr std::int64_t kParts = kBlockLength / kVectorWidth;
 
 // A tile of a state.
 struct StateTile {
@@ -56,14 +56,14 @@ ONEPASS_INLINE void choose_scales(StateTile& tile, std::uint8_t* to, std::int64_
   copy_scales(&bytes, to, count);
   if (_mm256_movemask_epi8(std::bit_cast<__m256i>(scales == kNanScale)) == 0) return;
   for (std::int64_t i = 0; i < count; ++i)
-    if (scales[i] == kNanScale) std::memset(tile.stored + i * kBlock, 0, kBlock * sizeof(float));
+    if (scales[i] == kNanScale) std::memset(tile.stored + i * kBlockLength, 0, kBlockLength * sizeof(float));
 }
 
 // Makes the random bits of the first `count` blocks of a tile of a state, which begins at this index in the whole
 // tensor.
 ONEPASS_INLINE void make_random(StateTile& tile, std::uint64_t key, std::size_t state, std::int64_t index,
                                 std::int64_t count) {
-  for (std::int64_t i = 0; i < count; ++i) tile.random[i] = block_random(key, state, index + i * kBlock);
+  for (std::int64_t i = 0; i < count; ++i) tile.random[i] = block_random(key, state, index + i * kBlockLength);
 }
 
 // Encodes block `i` of a tile.
@@ -72,7 +72,7 @@ ONEPASS_INLINE void encode_whole_block(const StateTile& tile, std::int64_t i, st
   BitVector encoded[kParts];
 #pragma GCC unroll 4
   for (std::int64_t part = 0; part < kParts; ++part) {
-    const auto stored = load_vector(Float32{}, as_bytes(tile.stored + i * kBlock + part * kVectorWidth));
+    const auto stored = load_vector(Float32{}, as_bytes(tile.stored + i * kBlockLength + part * kVectorWidth));
     const BitVector places = numbers_from(static_cast<std::uint32_t>(part * kVectorWidth));
     const BitVector random = tile.random[i].bits(hash_of_place(places));
     encoded[part] = encode_state<coding>(stored, tile.encoding[i], random);
@@ -88,7 +88,7 @@ ONEPASS_INLINE void encode_whole_blocks(const float* values, std::uint64_t key, 
   for (BitVector& largest : tile.largest) largest = BitVector{};
   for (std::int64_t i = 0; i < count; ++i)
 #pragma GCC unroll 4
-    for (std::int64_t at = i * kBlock; at < (i + 1) * kBlock; at += kVectorWidth) {
+    for (std::int64_t at = i * kBlockLength; at < (i + 1) * kBlockLength; at += kVectorWidth) {
       const auto stored = stored_value<coding>(load_vector(Float32{}, as_bytes(values + at)));
       store_vector(Float32{}, as_bytes(tile.stored + at), stored);
       const auto magnitude = magnitude_of<BitVector>(stored);
@@ -96,7 +96,7 @@ ONEPASS_INLINE void encode_whole_blocks(const float* values, std::uint64_t key, 
     }
   choose_scales(tile, scales, count);
   make_random(tile, key, state, index, count);
-  for (std::int64_t i = 0; i < count; ++i) encode_whole_block<coding>(tile, i, codes + i * kBlock);
+  for (std::int64_t i = 0; i < count; ++i) encode_whole_block<coding>(tile, i, codes + i * kBlockLength);
 }
 
 }  // namespace onepass::inline ONEPASS_TARGET

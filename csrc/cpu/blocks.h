@@ -36,13 +36,13 @@ ONEPASS_INLINE void for_each_row_of_blocks(const Job& job, std::size_t operand, 
   auto* const codes = reinterpret_cast<std::uint8_t*>(job.operands.data()[operand].data);
   auto* const scales = reinterpret_cast<std::uint8_t*>(blocks.scales.data()[operand - kFirstState]);
   const std::int64_t length = blocks.row_length;
-  const std::int64_t scales_in_row = (length + kBlock - 1) / kBlock;
+  const std::int64_t scales_in_row = (length + kBlockLength - 1) / kBlockLength;
   std::int64_t column = begin % length;
   for (std::int64_t row = begin / length; n > 0; ++row) {
     const std::int64_t own_row = job.rows != nullptr ? row_number(*job.rows, row) : row;
     const std::int64_t count = length - column < n ? length - column : n;
     const std::int64_t at = own_row * length + column;
-    visit(codes + at, scales + own_row * scales_in_row + column / kBlock, job.rounding.first + at, tile, count);
+    visit(codes + at, scales + own_row * scales_in_row + column / kBlockLength, job.rounding.first + at, tile, count);
     tile += count;
     n -= count;
     column = 0;
@@ -65,7 +65,7 @@ ONEPASS_INLINE void decode_block(const std::uint8_t* codes, float factor, T* til
 template <Coding coding, class T>
 ONEPASS_INLINE void encode_block(const T* tile, const BlockRandom& random, std::uint8_t* codes, std::uint8_t* scale,
                                  int count) {
-  alignas(64) float stored[kBlock];
+  alignas(64) float stored[kBlockLength];
   std::uint32_t largest = 0;
   for (int i = 0; i < count; ++i) {
     stored[i] = stored_value<coding>(static_cast<float>(tile[i]));
@@ -87,15 +87,16 @@ template <Coding coding, class T>
                                         T* tile) {
   for_each_row_of_blocks(
       job, operand, begin, n, tile,
-      [](const std::uint8_t* codes, const std::uint8_t* scales, std::int64_t, T* to,
-         std::int64_t count) __attribute__((always_inline)) {
-        const auto decode = [&](std::int64_t at, int length) __attribute__((always_inline)) {
-          decode_block<coding>(codes + at, decoding_factor<float>(std::uint32_t{scales[at / kBlock]}), to + at, length);
-        };
-        const std::int64_t whole = count / kBlock * kBlock;
-        for (std::int64_t at = 0; at < whole; at += kBlock) decode(at, kBlock);
-        if (whole < count) decode(whole, static_cast<int>(count - whole));
-      });
+      [](const std::uint8_t* codes, const std::uint8_t* scales, std::int64_t, T* to, std::int64_t count)
+          __attribute__((always_inline)) {
+            const auto decode = [&](std::int64_t at, int length) __attribute__((always_inline)) {
+              decode_block<coding>(codes + at, decoding_factor<float>(std::uint32_t{scales[at / kBlockLength]}),
+                                   to + at, length);
+            };
+            const std::int64_t whole = count / kBlockLength * kBlockLength;
+            for (std::int64_t at = 0; at < whole; at += kBlockLength) decode(at, kBlockLength);
+            if (whole < count) decode(whole, static_cast<int>(count - whole));
+          });
 }
 
 template <Coding coding, class T>
@@ -103,23 +104,24 @@ template <Coding coding, class T>
                                         const T* tile) {
   const std::uint64_t key = job.rounding.key;
   const std::size_t state = operand - kFirstState;
-  for_each_row_of_blocks(job, operand, begin, n, tile,
-                         [&](std::uint8_t* codes, std::uint8_t* scales, std::int64_t index, const T* from,
-                             std::int64_t count) __attribute__((always_inline)) {
-                           std::int64_t at = 0;
+  for_each_row_of_blocks(
+      job, operand, begin, n, tile,
+      [&](std::uint8_t* codes, std::uint8_t* scales, std::int64_t index, const T* from, std::int64_t count)
+          __attribute__((always_inline)) {
+            std::int64_t at = 0;
 #ifdef ONEPASS_FLOAT_VECTOR
-                           if constexpr (std::is_same_v<T, float>)
-                             if (const std::int64_t blocks = count / kBlock; blocks > 0) {
-                               encode_whole_blocks<coding>(from, key, state, index, codes, scales, blocks);
-                               at = blocks * kBlock;
-                             }
+            if constexpr (std::is_same_v<T, float>)
+              if (const std::int64_t blocks = count / kBlockLength; blocks > 0) {
+                encode_whole_blocks<coding>(from, key, state, index, codes, scales, blocks);
+                at = blocks * kBlockLength;
+              }
 #endif
-                           for (; at < count; at += kBlock) {
-                             const auto length = static_cast<int>(count - at < kBlock ? count - at : kBlock);
-                             encode_block<coding>(from + at, block_random(key, state, index + at), codes + at,
-                                                  scales + at / kBlock, length);
-                           }
-                         });
+            for (; at < count; at += kBlockLength) {
+              const auto length = static_cast<int>(count - at < kBlockLength ? count - at : kBlockLength);
+              encode_block<coding>(from + at, block_random(key, state, index + at), codes + at,
+                                   scales + at / kBlockLength, length);
+            }
+          });
 }
 
 // Calls visit(coding), a compile-time constant.

@@ -155,14 +155,14 @@ void run_in_tiles(Apply rule, const Job& job, std::int64_t begin, std::int64_t e
 inline void run_in_blocks(ApplyInBlocks in_blocks, Apply in_arrays, const Job& job, std::int64_t begin,
                           std::int64_t end, const Tuning& tuning) {
   const std::int64_t length = job.blocks.row_length;
-  const std::int64_t blocks_in_row = (length + kBlock - 1) / kBlock;
+  const std::int64_t blocks_in_row = (length + kBlockLength - 1) / kBlockLength;
   for (std::int64_t at = begin; at < end;) {
     const std::int64_t row = at / length;
     const std::int64_t column = at % length;
     const std::int64_t row_end = (row + 1) * length;
     const std::int64_t past = row_end < end ? row_end : end;
-    const std::int64_t whole = (past - at) / kBlock * kBlock;
-    if (whole > 0) in_blocks(job, at, row * blocks_in_row + column / kBlock, whole, tuning.tiles_ahead);
+    const std::int64_t whole = (past - at) / kBlockLength * kBlockLength;
+    if (whole > 0) in_blocks(job, at, row * blocks_in_row + column / kBlockLength, whole, tuning.tiles_ahead);
     if (at + whole < past) run_in_tiles<float>(in_arrays, job, at + whole, past, tuning);
     at = past;
   }
@@ -186,7 +186,7 @@ void run_with(const Job& job, std::int64_t begin, std::int64_t end, const Tuning
     if constexpr (std::is_same_v<T, float> && (Set & kMasked) == 0) {
       const bool rounds = job.rounding.stochastic;
       // Rows that are shorter than a block are faster in tiles, which have many rows.
-      const bool has_whole_blocks = job.blocks.row_length >= kBlock;
+      const bool has_whole_blocks = job.blocks.row_length >= kBlockLength;
       if (const ApplyInBlocks in_blocks = has_whole_blocks ? find_in_blocks<Rule, Set>(job, begin, end) : nullptr)
         return run_in_blocks(in_blocks, in_arrays, job, begin, end, tuning);
       if (const Apply in_registers = has_master ? nullptr : find_in_registers<Rule, Set>(job, begin, end)) {

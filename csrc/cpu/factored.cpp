@@ -15,8 +15,9 @@ namespace {
 
 // Slices of up to this many elements are small, and several are stepped at once.
 constexpr std::int64_t kSmallSlice = 64;
-// Lines are rows. If there are fewer columns than this, and fewer than rows, lines are columns.
-constexpr std::int64_t kFewColumns = 16;
+// A line runs along the inner dimension of the parameter in memory, or along the other one if the inner dimension is
+// shorter than this, and than the other one.
+constexpr std::int64_t kFewPlaces = 16;
 // Elements that a thread takes at once: some 30 us.
 constexpr std::int64_t kPiece = std::int64_t{64} << 10;
 // Tensors go through the phases together, up to this many elements for each thread, so that the next phase finds in the
@@ -34,7 +35,9 @@ Factors make_factors(const FactoredJob& job, std::size_t row_var, std::size_t co
       .places = {.length = job.columns, .strides = job.column_strides, .variance = column_var},
       .row_totals = take_numbers(job.slices * blocks_in(job.rows, kFactoredTile), room),
   };
-  if (job.columns < kFewColumns && job.columns < job.rows) std::swap(factors.lines, factors.places);
+  const auto swap_axes = [&] { std::swap(factors.lines, factors.places); };
+  if (job.row_strides[kParam] < job.column_strides[kParam]) swap_axes();
+  if (factors.places.length < kFewPlaces && factors.places.length < factors.lines.length) swap_axes();
   factors.lines.parts = blocks_in(factors.places.length, kBlockWidth);
   factors.places.parts = blocks_in(factors.lines.length, kBlockLines);
   for (FactoredAxis* axis : {&factors.lines, &factors.places}) {

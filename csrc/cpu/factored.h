@@ -1,8 +1,8 @@
 // The second driver: the steps of Adafactor and CAME, whose second moments are means over the rows and the columns of a
 // matrix.
 //
-// A tensor is a batch of slices of `rows` x `columns` elements. It is divided into blocks by its shape alone. A step
-// goes over them in phases, and each phase may run on any number of threads:
+// A tensor is a batch of slices of `rows` x `columns` elements. It is divided into blocks by its shape and the order
+// of its dimensions in memory. A step goes over them in phases, and each phase may run on any number of threads:
 //
 //   measure             one pass over the gradient (in Adafactor also the parameter): sums of squares of every block,
 //                       by row and by column

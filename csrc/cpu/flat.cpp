@@ -31,7 +31,7 @@ Found reduce(const Flat& flat, const Pass& pass, std::size_t width, PassKernel<P
   std::vector<double> largest(chunks.size());
   const std::size_t groups = flat.ends.size();
   Found found{width, std::vector<double>(groups * width), std::vector<double>(groups)};  // before anything is written
-  const std::int64_t bytes = flat.length() * pass.vectors() * (flat.wide ? 8 : 4);
+  const std::int64_t bytes = flat.bytes(pass.vectors());
   on_team(team_size(bytes, flat.threads), [&](int index, int count) {
     const auto share = [&](int i) {
       return chunks.size() * static_cast<std::size_t>(i) / static_cast<std::size_t>(count);

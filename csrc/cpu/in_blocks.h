@@ -71,7 +71,7 @@ void apply_in_blocks(const Job& job, std::int64_t begin, std::int64_t block, std
     const auto step_block = [&](std::int64_t at, std::int64_t in_tile) __attribute__((always_inline)) {
       BitVector largest[operands];
 #pragma GCC unroll 2
-      for (std::int64_t i = 0; i < kBlock; i += kUnit) {
+      for (std::int64_t i = 0; i < kBlockLength; i += kUnit) {
         // The compiler keeps each of these arrays in a register.
         alignas(64) float first[operands][kVectorWidth];
         alignas(64) float second[operands][kVectorWidth];
@@ -113,7 +113,7 @@ void apply_in_blocks(const Job& job, std::int64_t begin, std::int64_t block, std
           constexpr Coding coding = Rule::state_codings[k - kFirstState];
           const auto keep = [&](const float* values, std::int64_t from, bool is_first) __attribute__((always_inline)) {
             const auto stored = stored_value<coding>(load_vector(Float32{}, as_bytes(values)));
-            store_vector(Float32{}, as_bytes(tiles[k].stored + in_tile * kBlock + from), stored);
+            store_vector(Float32{}, as_bytes(tiles[k].stored + in_tile * kBlockLength + from), stored);
             const auto magnitude = magnitude_of<BitVector>(stored);
             if (is_first) {
               largest[k] = magnitude;
@@ -138,22 +138,22 @@ void apply_in_blocks(const Job& job, std::int64_t begin, std::int64_t block, std
         (fetch(Index<K>{}), ...);
         if constexpr (is_split) prefetch(low + ahead * own_size, kTile<float> * own_size);
       }
-      const std::int64_t count = (n - at < kTile<float> ? n - at : kTile<float>) / kBlock;
+      const std::int64_t count = (n - at < kTile<float> ? n - at : kTile<float>) / kBlockLength;
       for_each_state([&]<std::size_t k>(Index<k>) __attribute__((always_inline)) {
-        const auto factors = decoding_factor<EightFloats>(load_scales(scales[k] + at / kBlock, count));
+        const auto factors = decoding_factor<EightFloats>(load_scales(scales[k] + at / kBlockLength, count));
         std::memcpy(tiles[k].decoding, &factors, sizeof factors);
         for (std::int64_t i = count; i < kBlocksInTile; ++i) tiles[k].largest[i] = BitVector{};
       });
-      for (std::int64_t i = 0; i < count; ++i) step_block(at + i * kBlock, i);
+      for (std::int64_t i = 0; i < count; ++i) step_block(at + i * kBlockLength, i);
       for_each_state([&]<std::size_t k>(Index<k>) __attribute__((always_inline)) {
         constexpr std::size_t state = k - kFirstState;
-        choose_scales(tiles[k], scales[k] + at / kBlock, count);
+        choose_scales(tiles[k], scales[k] + at / kBlockLength, count);
         make_random(tiles[k], job.rounding.key, state, job.rounding.first + begin + at, count);
       });
       for (std::int64_t i = 0; i < count; ++i)
         for_each_state([&]<std::size_t k>(Index<k>) __attribute__((always_inline)) {
           encode_whole_block<Rule::state_codings[k - kFirstState]>(
-              tiles[k], i, reinterpret_cast<std::uint8_t*>(data[k]) + at + i * kBlock);
+              tiles[k], i, reinterpret_cast<std::uint8_t*>(data[k]) + at + i * kBlockLength);
         });
     }
   }(std::make_index_sequence<operands>{});

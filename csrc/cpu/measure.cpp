@@ -7,12 +7,12 @@
 namespace onepass {
 namespace {
 
-constexpr std::int64_t kBlock = 16'384;  // elements
+constexpr std::int64_t kMeasureBlock = 16'384;  // elements
 
 }  // namespace
 
 std::vector<double> measure_gradients(Measure what, std::span<const Job> jobs, int threads) {
-  const GradientBlocks blocks(jobs, kBlock, 1);
+  const GradientBlocks blocks(jobs, kMeasureBlock, 1);
   std::vector<double> measures(blocks.all().size());
   const Kernels& kernels = active_isa().kernels;
   blocks.run(threads, [&](std::size_t number, const GradientBlock& block) {

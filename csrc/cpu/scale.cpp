@@ -6,9 +6,9 @@
 namespace onepass {
 namespace {
 
-constexpr std::int64_t kBlock = 65'536;  // elements
+constexpr std::int64_t kScaleBlock = 65'536;  // elements
 
-GradientBlocks blocks_of(std::span<const Job> jobs) { return GradientBlocks(jobs, kBlock, 2); }
+GradientBlocks blocks_of(std::span<const Job> jobs) { return GradientBlocks(jobs, kScaleBlock, 2); }
 
 }  // namespace
 

@@ -26,7 +26,7 @@ constexpr std::int64_t kGranule = 1024;
 std::int64_t grad_bytes(const Job& job) { return static_cast<std::int64_t>(size_of(job.operands[kGrad].format)); }
 
 std::int64_t cost_of(const Job& job) {
-  std::int64_t bytes = job.length * job.bytes_per_element();
+  std::int64_t bytes = job.bytes();
   if (job.rows != nullptr)  // every entry is read, also if several belong to one row
     bytes += (std::ssize(job.rows->entries) - job.rows->count()) * job.rows->length * grad_bytes(job);
   return kJobOverhead + bytes;
@@ -79,14 +79,11 @@ void for_share(std::span<const Job> jobs, std::int64_t total, int index, int cou
 
 constexpr std::int64_t kSumBlock = 16'384;  // elements
 
-struct OwnConstants {
-  alignas(64) std::byte bytes[kMaxConstantBytes];
-};
-
-// Makes the sums of the jobs that take some, and returns the jobs that are then left to step, of which each that takes
-// sums has constants of its own. If the update does not depend on the sums, a block is stepped right after it has been
-// summed, while it is in the cache, and the job is done.
-std::vector<Job> with_sums(RuleId rule, std::span<const Job> jobs, int threads, std::vector<OwnConstants>& constants) {
+// Makes the sums of the jobs that take sums. Returns the jobs that are left to step; those with sums have constants of
+// their own. If the update does not depend on the sums, each block is stepped right after it is summed, while it is in
+// the cache, and its job is not returned.
+std::vector<Job> with_sums(RuleId rule, std::span<const Job> jobs, int threads,
+                           std::vector<ConstantsBuffer>& constants) {
   const RuleInfo& info = info_of(rule);
   const Kernels& kernels = active_isa().kernels;
   const Tuning& tuning = active_tuning();
@@ -131,7 +128,7 @@ std::vector<Job> with_sums(RuleId rule, std::span<const Job> jobs, int threads, 
 void run_step(RuleId rule, std::span<const Job> jobs, int threads) {
   const Kernels& kernels = active_isa().kernels;
   const Tuning& tuning = active_tuning();
-  std::vector<OwnConstants> constants;
+  std::vector<ConstantsBuffer> constants;
   std::vector<Job> left;
   if (std::ranges::any_of(jobs, &Job::takes_sums)) {
     left = with_sums(rule, jobs, threads, constants);

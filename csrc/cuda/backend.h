@@ -44,7 +44,8 @@ enum class Work : int {
 struct Backend {
   std::uint64_t fingerprint;  // of the build
   const char* built;          // the compiler and the devices of the kernels
-  // Returns why the kernels cannot run; null if they can.
+  // Returns why the kernels cannot run; null if they can. Throws std::runtime_error for an error that may pass, such as
+  // lack of memory.
   const char* (*unusable)();
   int (*multiprocessors)(int device);
   // Launches the work of a table on a stream. Returns null, or the error. The rule does not matter for measures.

@@ -9,10 +9,11 @@ namespace onepass::inline ONEPASS_TARGET {
 // Blocks for each multiprocessor, so that the loops have enough registers. 1024 threads that each load 16 bytes of each
 // operand saturate the memory. Doubles need twice the registers, so they have half the blocks.
 template <class T>
-inline constexpr int kBlocks = sizeof(T) == sizeof(float) ? 4 : 2;
+inline constexpr int kBlocksPerMultiprocessor = sizeof(T) == sizeof(float) ? 4 : 2;
 
 template <class Rule, class T, class TableType>
-__global__ void __launch_bounds__(cuda::kThreads, kBlocks<T>) step_kernel(const __grid_constant__ TableType table) {
+__global__ void __launch_bounds__(cuda::kThreads, kBlocksPerMultiprocessor<T>)
+    step_kernel(const __grid_constant__ TableType table) {
   step_chunk<Rule, T>(table, blockIdx.x, threadIdx.x);
 }
 

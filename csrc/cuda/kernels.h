@@ -11,8 +11,8 @@ struct Pair {
   const void* step = nullptr;
 };
 
-// The kernel of each rule for rows with states in blocks, with a large table as the argument; null if the rule has
-// none.
+// The kernel of each rule for rows that are rounded with random bits, with a large table as the argument; null if the
+// rule has none.
 const void* stochastic_kernel_of(RuleId rule);
 
 // For each rule, with a small table as the argument, and with a large one.

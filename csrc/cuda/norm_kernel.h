@@ -86,11 +86,11 @@ ONEPASS_INLINE void decide(const cuda::Decision& decision, double measured) {
   const double factor = magnitude(decision.grad_factor * unscaling(decision.grad_scale));
   const NormLimits limits{.max_norm = decision.max_norm, .skips_nonfinite = decision.skips_nonfinite};
   const Clipping clipping = clipping_for(limits, factor * norm_of(decision.what, measured));
-  const double skips_by_norm = clipping.skips ? 1.0 : 0.0;
+  const double skips_by_norm = clipping.skips ? cuda::kSkippedByNorm : 0.0;
   *at_address<cuda::DeviceClipping>(decision.clipping) = {
       .norm = clipping.norm,
       .coefficient = clipping.coefficient,
-      .skips = has_found_inf(decision.found_inf) ? 2.0 : skips_by_norm};
+      .skips = has_found_inf(decision.found_inf) ? cuda::kSkippedByScaler : skips_by_norm};
 }
 
 }  // namespace onepass::inline ONEPASS_TARGET

@@ -432,7 +432,7 @@ struct Step {
       const std::vector<std::uint64_t> layout = layout_words(job);
       const std::vector<std::uint64_t> extra =
           summed ? sum_words(device_job, sums) : stochastic_words(device_job, info_of(rule).counts_steps);
-      const std::uint64_t blocks = blocks_of(job, row, common.chunk);
+      const std::uint64_t blocks = summed ? summed_blocks_of(job, common.chunk) : blocks_of(job, row, common.chunk);
       if (summed) sums += blocks * info_of(rule).sums * sizeof(double);
       // The header of a table holds for all of its rows.
       const bool alike = std::abs(job.grad_factor) == header.grad_factor && job.clip_value == header.clip_value &&

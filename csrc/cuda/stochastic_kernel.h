@@ -15,8 +15,8 @@ namespace onepass::inline ONEPASS_TARGET {
 
 using cuda::StochasticWords;
 
-inline constexpr int kLanes = 8;              // threads of a block of elements
-inline constexpr int kOwn = kBlock / kLanes;  // elements of each
+inline constexpr int kLanes = 8;                    // threads of a block of elements
+inline constexpr int kOwn = kBlockLength / kLanes;  // elements of each
 static_assert(kOwn == kWidth<float>);
 
 #ifdef __CUDA_ARCH__
@@ -278,16 +278,16 @@ ONEPASS_INLINE void step_stochastic_chunk(const TableType& table, std::uint32_t 
   };
 
   const auto length = static_cast<std::int64_t>(words.row_length);
-  const std::int64_t in_row = (length + kBlock - 1) / kBlock;
+  const std::int64_t in_row = (length + kBlockLength - 1) / kBlockLength;
   const std::int64_t all = row.length / length * in_row;
-  const std::int64_t in_chunk = header.chunk / kBlock;
+  const std::int64_t in_chunk = header.chunk / kBlockLength;
   const std::int64_t begin = std::int64_t{block - row.first_block} * in_chunk;
   const std::int64_t end = begin + in_chunk < all ? begin + in_chunk : all;
   const int lane = static_cast<int>(thread % kLanes);
   if (lane % kPlayed != 0) return;
   for (std::int64_t at = begin + thread / kLanes; at < end; at += cuda::kThreads / kLanes) {
     const std::int64_t own_row = at / in_row;
-    const std::int64_t column = (at - own_row * in_row) * kBlock;
+    const std::int64_t column = (at - own_row * in_row) * kBlockLength;
     if (!skipped) own.step(own_row, column, at, lane);
     if (row.zeroes_grad != 0)
       for (int played = 0; played < kPlayed; ++played) {

@@ -109,8 +109,10 @@ static_assert(sizeof(Header) == 104);
 struct DeviceClipping {
   double norm;
   double coefficient;  // of the gradients
-  double skips;        // zero: the step is made; 1: skipped because of the norm; 2: skipped by GradScaler
+  double skips;        // whether the step is skipped, and by what: zero or one of the following
 };
+inline constexpr double kSkippedByNorm = 1.0;
+inline constexpr double kSkippedByScaler = 2.0;
 
 // The argument of the kernel that finds a DeviceClipping.
 struct Decision {

@@ -22,8 +22,6 @@
 
 namespace onepass::inline ONEPASS_TARGET {
 
-inline constexpr int kBlock = kBlockLength;
-
 // Returns x / 2 + y.
 ONEPASS_INLINE float half_plus(float x, float y) { return x * 0.5F + y; }
 

@@ -10,6 +10,11 @@
 
 namespace onepass {
 
+// Memory for the constants of one step.
+struct ConstantsBuffer {
+  alignas(64) std::byte bytes[kMaxConstantBytes];
+};
+
 struct RuleInfo {
   const char* name;
   // Keys of a group: "lr", "betas[0]", ... One that ends in "?" may be None or missing, one in "!" is true or false.

@@ -218,7 +218,13 @@ MESSAGES = {
         ({"momentum": 1.0}, "Invalid momentum value: 1.0"),
         ({"beta2": 1.0}, "Invalid beta2 value: 1.0"),
         ({"beta2": -0.5}, "Invalid beta2 value: -0.5"),
-        ({"adjust_lr_fn": "other"}, "Invalid adjust_lr_fn value: other"),
+        (
+            {"adjust_lr_fn": "other"},
+            (
+                {"adjust_lr_fn": "other"},
+                'NorMuon: adjust_lr_fn must be "original", "match_rms_adamw" or None, got \'other\'',
+            ),
+        ),
     ],
     "NovoGrad": LIKE_ADAMW,
     "Prodigy": [
@@ -227,8 +233,8 @@ MESSAGES = {
         ({"beta3": -0.5}, "Invalid beta3 value: -0.5"),
         ({"d0": 0.0}, "Invalid d0 value: 0.0"),
         ({"d0": float("inf")}, "Invalid d0 value: inf"),
-        ({"d_coef": 0.0}, "Invalid d_coef value: 0.0"),
-        ({"growth_rate": 0.9}, "Invalid growth_rate value: 0.9"),
+        ({"d_coef": 0.0}, "Prodigy: d_coef must be above 0 and finite, got 0.0"),
+        ({"growth_rate": 0.9}, "Prodigy: growth_rate must be >= 1, got 0.9"),
         ({"slice_p": 0}, "Invalid slice_p value: 0"),
     ],
     "StableAdamW": LIKE_ADAMW,
@@ -952,7 +958,7 @@ def test_a_gradient_that_overlaps_its_parameter(row):
     def script(opt):
         p = Parameter(numbers(4, 4))
         opt.add_param_group({"params": [p]})
-        for grad in (p.data.t(), p.data[:1].expand(4, 4)):
+        for grad in (p.data.t(), p.data[:1].expand(4, 4), p.data[1, 2].expand(4, 4)):
             p.grad = grad
             opt.step()
 

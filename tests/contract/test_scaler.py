@@ -282,3 +282,35 @@ def test_a_disabled_scaler_is_not_there(row):
         return result
 
     run_both(row, script)
+
+
+class Lines:
+    def add_scalar(self, tag, value, step):
+        pass
+
+
+def around(kind, optimizer):
+    wrap = {"Lookahead": onepass.Lookahead, "SAM": onepass.SAM, "Combined": lambda opt: onepass.Combined([opt])}
+    return wrap[kind](optimizer) if kind else optimizer
+
+
+@pytest.mark.parametrize("kind", [None, "Lookahead", "SAM", "Combined"])
+@pytest.mark.parametrize("options", [{"fused": True}, {"max_norm": 1.0}, {"zero_grad": True}, {"skip_nonfinite": True}])
+def test_an_optimizer_without_gradients_beside_one_that_has_some(kind, options):
+    """torch gives such an optimizer the int 0 as its found_inf."""
+    with_gradient, without = (Parameter(torch.ones(3)) for _ in range(2))
+    optimizer = around(kind, taking_scale(onepass.AdamW([without], **options)))
+    log = onepass.log_to(Lines(), optimizer, interval=1)
+    scheduler = onepass.ScheduleLR(optimizer, "warmup(5)", count_skipped=False)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    scaler.scale(with_gradient.sum()).backward()
+    scaler.step(torch.optim.SGD([with_gradient], lr=0.5))
+    if kind == "SAM":
+        optimizer.first_step()
+    scaler.step(optimizer)
+    scaler.update()
+    scheduler.step()
+    assert torch.equal(without, torch.ones(3))
+    assert torch.equal(with_gradient, torch.full((3,), 0.5))
+    assert scheduler.last_epoch == 1
+    log.remove()

@@ -17,10 +17,11 @@ import pytest
 import stochastic
 import torch
 from cases import ROWS
+from contract import through_a_file
 from machines import ISAS
 from onepass.optimizers import block_states
 from onepass.swa_utils import AveragedModel
-from reference import bits
+from reference import bits, params_of
 from torch import nn
 
 CODES, SCALES = torch.float8_e4m3fn, torch.float8_e8m0fnu
@@ -236,9 +237,11 @@ def test_which_optimizers():
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.name not in {*NAMES_8BIT, "LBFGS"}], ids=lambda r: r.name)
-def test_states_that_are_no_averages(row):
+def test_classes_without_8_bit_states(row):
     p = nn.Parameter(torch.zeros(64, 128))
-    with pytest.raises(ValueError, match=f"{row.name}: state_dtype cannot be torch.float8_e4m3fn, because the states"):
+    with pytest.raises(
+        ValueError, match=f"{row.name}: state_dtype cannot be torch.float8_e4m3fn, because {row.name} has"
+    ):
         row.ours([p], **row.full, state_dtype=CODES)
 
 
@@ -553,8 +556,8 @@ def spoil(saved, what):
         state["exp_avg_scale"] = state["exp_avg_scale"][:, :3]
     elif what == "scales of another dtype":
         state["exp_avg_scale"] = state["exp_avg_scale"].view(torch.uint8)
-    elif what == "a scale that is NaN":
-        state["exp_avg_scale"].view(torch.uint8)[2, 2] = 255
+    elif what == "a scale that is too large":
+        state["exp_avg_scale"].view(torch.uint8)[2, 2] = 246
     elif what == "a code that is NaN":
         state["exp_avg_sq"].view(torch.uint8)[2, 2] = 0x7F
     elif what == "codes of a vector":
@@ -565,10 +568,26 @@ SPOILED = [
     "missing scales",
     "scales of another shape",
     "scales of another dtype",
-    "a scale that is NaN",
+    "a scale that is too large",
     "a code that is NaN",
     "codes of a vector",
 ]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 6e20])
+def test_a_checkpoint_with_blocks_that_are_nan(value):
+    """It is what the kernels make of NaN, infinite and too large elements, so it can be loaded and converted."""
+    optimizer, params = trained()
+    params[0].grad[3, 40] = value
+    optimizer.step()
+    saved = through_a_file(optimizer.state_dict())
+    resumed = onepass.AdamW([nn.Parameter(p.detach().clone()) for p in params], state_dtype=CODES)
+    resumed.load_state_dict(saved)
+    assert state_bits(resumed, params_of(resumed)) == state_bits(optimizer, params)
+    values = onepass.convert_state_dict(saved, state_dtype=torch.float32)["state"][0]["exp_avg_sq"]
+    nan = torch.zeros(64, 128, dtype=torch.bool)
+    nan[3, 32:64] = True
+    assert torch.equal(values.isnan(), nan)
 
 
 @pytest.mark.parametrize("what", SPOILED)

@@ -103,6 +103,10 @@ def test_expanded_gradients_and_batches_in_any_order():
         checked_step(ours)
 
 
+def leaves(*tensors):
+    return [tensor.clone().requires_grad_() for tensor in tensors]
+
+
 def test_empty_one_element_and_no_dimension():
     """torch divides by zero for an empty parameter; here it stays, its states too, and the counter rises."""
     shapes = [(0,), (3, 0), (0, 3), (2, 0, 4), (0, 2, 3), (), (1,), (1, 1), (1, 1, 1)]
@@ -119,6 +123,22 @@ def test_empty_one_element_and_no_dimension():
                 assert list(ours.state[p][name].shape) == want
                 if p.numel() == 0:
                     assert (ours.state[p][name] == 0).all()
+
+
+@pytest.mark.parametrize("shape", [(0,), (3, 0), (2, 0, 4)])
+def test_empty_beside_one_that_torch_steps(shape):
+    """torch's implementation steps both, because kernels do not clamp Adafactor's gradients."""
+    full, empty, alone = torch.ones(4, 4), torch.ones(shape), torch.ones(4, 4)
+    ours, twin = onepass.Adafactor(leaves(full, empty), clip_value=0.5), torch.optim.Adafactor(leaves(alone))
+    for _ in range(2):
+        give(ours, [torch.ones(4, 4), torch.ones(shape)])
+        give(twin, [torch.full((4, 4), 0.5)])
+        ours.step()
+        twin.step()
+    p, e = params_of(ours)
+    assert bits(p) == bits(params_of(twin)[0])
+    assert ours.state[e]["step"] == 2
+    assert sorted(ours.state[e]) == (["col_var", "row_var", "step"] if len(shape) > 1 else ["step", "variance"])
 
 
 def test_machine_epsilon_of_each_parameter():

@@ -391,3 +391,17 @@ def test_create_muon_refuses():
     with pytest.raises(ValueError, match="empty parameter list"):
         onepass.create("muon", nn.ReLU())
     assert isinstance(onepass.create("muon", [net.head.weight]), onepass.Muon)
+
+
+def test_steps_that_all_parts_skip_are_not_counted():
+    first, second = (Parameter(torch.ones(4)) for _ in range(2))
+    optimizer = onepass.Combined(
+        [onepass.AdamW([first], skip_nonfinite=True), onepass.SGD([second], lr=0.1, skip_nonfinite=True)]
+    )
+    scheduler = onepass.ScheduleLR(optimizer, "warmup(5)", count_skipped=False)
+    for bad, counted in (((first, second), 0), ((first,), 1), ((), 2), ((first, second), 2)):
+        for p in (first, second):
+            p.grad = torch.full((4,), float("nan") if any(p is q for q in bad) else 1.0)
+        optimizer.step()
+        scheduler.step()
+        assert scheduler.last_epoch == counted

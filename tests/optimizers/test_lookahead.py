@@ -587,6 +587,19 @@ def test_a_checkpoint_of_the_plain_optimizer_begins_a_cycle(kind):
     assert all(bits(p) == bits(slow_of(optimizer, p)) for p in params_of(optimizer))
 
 
+@pytest.mark.parametrize("kind", [onepass.AdamW, torch.optim.AdamW])
+def test_a_checkpoint_before_the_first_gradient(kind):
+    straight = Lookahead(slow_and_lr(kind, model()), k=3, alpha=0.5)
+    stopped = Lookahead(slow_and_lr(kind, copies(params_of(straight))), k=3, alpha=0.5)
+    for _ in range(2):
+        straight.step()
+    stopped.load_state_dict(through_a_file(straight.state_dict()))
+    assert step_of(stopped) == step_of(straight) == 2
+    for one in (straight, stopped):
+        train(one, 4)
+    assert everything(stopped) == everything(straight)
+
+
 @pytest.mark.parametrize("to", [onepass.AdamW, torch.optim.AdamW])
 @pytest.mark.parametrize("kind", [onepass.AdamW, torch.optim.AdamW])
 def test_a_checkpoint_goes_into_the_plain_optimizer(kind, to):

@@ -208,3 +208,17 @@ def test_a_state_that_does_not_fit_is_refused_before_anything_is_written():
     with pytest.raises(ValueError, match=r"second_momentum_buffer of a parameter of shape \(2, 5\) on cpu must have"):
         optimizer.step()
     assert [bits(t) for x in (p, q) for t in (x, *optimizer.state[x].values())] == before
+
+
+def test_another_adjust_lr_fn_in_a_group_is_refused():
+    p = Parameter(torch.ones(4, 3))
+    message = 'group 0: adjust_lr_fn must be "original", "match_rms_adamw" or None, got \'orignal\''
+    with pytest.raises(ValueError, match=message):
+        onepass.NorMuon([{"params": [p], "adjust_lr_fn": "orignal"}])
+    optimizer = onepass.NorMuon([p])
+    p.grad = torch.ones(4, 3)
+    optimizer.param_groups[0]["adjust_lr_fn"] = "orignal"
+    with pytest.raises(ValueError, match=message):
+        optimizer.step()
+    assert torch.equal(p, torch.ones(4, 3))
+    assert not optimizer.state

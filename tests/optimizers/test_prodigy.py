@@ -462,3 +462,48 @@ def refused():
 
 def test_a_slice_of_a_dtensor_is_refused(processes):
     processes(2, refused)
+
+
+WRONG_ESTIMATES = [
+    ("d_coef", "x", TypeError, "d_coef must be a number"),
+    ("d_coef", None, TypeError, "d_coef must be a number"),
+    ("d_coef", -1.0, ValueError, "d_coef must be above 0 and finite, got -1.0"),
+    ("growth_rate", "x", TypeError, "growth_rate must be a number"),
+    ("growth_rate", math.nan, ValueError, "growth_rate must be >= 1, got nan"),
+    ("d_max", None, TypeError, "d_max must be a number"),
+    ("d_max", math.nan, ValueError, "d_max must be >= 0, got nan"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "error", "text"), WRONG_ESTIMATES)
+def test_wrong_numbers_of_the_estimate_are_refused_before_anything_is_written(name, value, error, text):
+    p = Parameter(torch.ones(4, 4))
+    with pytest.raises(error, match=f"Prodigy: group 0: {text}"):
+        onepass.Prodigy([{"params": [p], name: value}])
+    optimizer = onepass.Prodigy([p])
+    p.grad = torch.ones(4, 4)
+    optimizer.step()
+    before = bits(p), {key: bits(held) for key, held in optimizer.state[p].items()}
+    with pytest.raises(error, match=f"Prodigy: group 1: {text}"):
+        optimizer.add_param_group({"params": [Parameter(torch.ones(2))], name: value})
+    optimizer.param_groups[0][name] = value
+    with pytest.raises(error, match=f"Prodigy: group 0: {text}"):
+        optimizer.step()
+    assert (bits(p), {key: bits(held) for key, held in optimizer.state[p].items()}) == before
+
+
+@pytest.mark.parametrize("slice_p", [1, 2])
+@pytest.mark.parametrize("state_dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_loaded_states_of_complex_parameters_stay(slice_p, state_dtype):
+    """state_dtype is for real parameters; the slices of complex ones are real."""
+    kwargs = {"slice_p": slice_p, "state_dtype": state_dtype}
+    p = Parameter(torch.randn(9, dtype=torch.complex64))
+    optimizer = onepass.Prodigy([p], **kwargs)
+    p.grad = torch.randn(9, dtype=torch.complex64)
+    optimizer.step()
+    resumed = onepass.Prodigy([p], **kwargs)
+    resumed.load_state_dict(optimizer.state_dict())
+    assert {name: held.dtype for name, held in resumed.state[p].items()} == {
+        name: held.dtype for name, held in optimizer.state[p].items()
+    }
+    assert all(bits(held) == bits(optimizer.state[p][name]) for name, held in resumed.state[p].items())

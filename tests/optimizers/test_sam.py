@@ -126,6 +126,21 @@ def test_whole_steps(name, adaptive):
             torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_groups_that_maximize_move_against_their_gradient(adaptive):
+    params, twins = params_with_gradients(), params_with_gradients()
+    half = len(params) // 2
+    start = [numbers(p) for p in params[half:]]
+    groups = [{"params": params[:half]}, {"params": params[half:], "maximize": True}]
+    for q in twins[half:]:
+        if q.grad is not None:
+            q.grad.neg_()
+    for one in (onepass.SGD(groups, lr=0.1), onepass.SGD(twins, lr=0.1)):
+        onepass.SAM(one, rho=0.5, adaptive=adaptive).first_step()
+    assert [bits(p) for p in params] == [bits(q) for q in twins]
+    assert any((numbers(p) != was).any() for p, was in zip(params[half:], start, strict=True))
+
+
 def test_in_two_parts():
     """first_step and step, also with the names that other implementations have, are the step with a closure."""
     start, results = model(), []

@@ -46,6 +46,20 @@ def test_a_refused_parameter_leaves_all_as_they_were(row):
     assert not optimizer.state.get(first)
 
 
+@for_rows(row for row in OWN if row.ours.copies)
+@pytest.mark.parametrize("state_dtype", [None, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_states_have_the_dtypes_that_kernels_give_them(row, dtype, state_dtype):
+    plain = torch.ones(4, 3, dtype=dtype)
+    params = [plain.clone(), plain.as_subclass(type("Subclass", (torch.Tensor,), {})).clone()]
+    optimizer = row.ours([p.requires_grad_() for p in params], **{**row.full, "state_dtype": state_dtype})
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    by_kernels, by_torch = ({name: s.dtype for name, s in optimizer.state[p].items()} for p in params)
+    assert by_torch == by_kernels
+
+
 def test_the_classes():
     assert {row.ours for row in OWN} >= {onepass.Lion, onepass.Signum, onepass.Adan}
 

@@ -12,6 +12,28 @@ from .arguments import HyperTypes
 from .base import Native
 from .hooks import unhooked
 
+_torchs = unhooked(torch.optim.Adafactor)
+
+
+def _torch_step(self: Adafactor) -> None:
+    """Step by torch's implementation. It divides by the number of elements, so empty parameters are only counted."""
+    groups = self.param_groups
+    empty = [(group, p) for group in groups for p in group["params"] if p.grad is not None and p.numel() == 0]
+    for group, p in empty:
+        state = self.state[p]
+        if "step" not in state:
+            state["step"] = self._new_scalar(group, p, "step")
+        for name in ("row_var", "col_var") if p.ndim > 1 else ("variance",):
+            if name not in state:
+                state[name] = self._new_state(group, p, p.grad, name)
+        state["step"] += 1
+    left_out = {p for _, p in empty}
+    self.param_groups = [{**group, "params": [p for p in group["params"] if p not in left_out]} for group in groups]
+    try:
+        _torchs(self)
+    finally:
+        self.param_groups = groups
+
 
 class Adafactor(Native, signatures.Adafactor):
     r"""Adafactor, a drop-in replacement for :class:`torch.optim.Adafactor`.
@@ -70,7 +92,7 @@ class Adafactor(Native, signatures.Adafactor):
 
     rule = "adafactor"
     is_elementwise = False
-    torch_step = unhooked(torch.optim.Adafactor)
+    torch_step = _torch_step
 
     @classmethod
     def _hyper_types(cls) -> HyperTypes:
@@ -80,7 +102,7 @@ class Adafactor(Native, signatures.Adafactor):
     def _state_names(cls) -> list[str]:
         return ["row_var", "col_var", "variance"]
 
-    def _step_with_scaler(self, found_inf: Tensor) -> bool:
+    def _step_with_scaler(self, found_inf: Tensor | int) -> bool:
         return False  # Adafactor has no GPU kernels
 
     def _group_to_convert(self, group: dict[str, Any], p: Tensor) -> dict[str, Any]:

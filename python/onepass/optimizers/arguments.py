@@ -10,16 +10,22 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from .. import _core
+from .rules import RULES
 
 
 def number(value: float | Tensor) -> float:
     """Return a hyperparameter as a float; it may be a tensor of one element, also one that requires a gradient."""
     return value.item() if isinstance(value, Tensor) else float(value)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name of a dtype without "torch."."""
+    return str(dtype).removeprefix("torch.")
 
 
 def described(value: object) -> str:
@@ -114,7 +120,7 @@ HyperTypes: TypeAlias = "Mapping[str, bool | tuple[bool, ...]]"
 def hyper_types(rule: str) -> HyperTypes:
     """Return the types of a rule's hyperparameters."""
     types: dict[str, bool | tuple[bool, ...]] = {"lr": False, "weight_decay": False}  # also if unused
-    for text in _core.rules()[rule][0]:
+    for text in RULES[rule].hyper:
         name, bracket, _ = text.rstrip("?!").partition("[")
         optional = text.endswith(("?", "!"))
         before = types.get(name, ())

@@ -7,13 +7,10 @@ core the parameters that the kernels cover, and falls back to torch's implementa
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 import math
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from copy import deepcopy
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -23,22 +20,26 @@ from torch.optim import Optimizer
 from .. import _core
 from ..training.averaged_model import AveragedModel
 from ..training.clipping_policies import ClippingPolicy
-from . import block_states, cautious, stochastic
+from . import block_states, cautious
 from .arguments import (
     HyperTypes,
     check_flag,
     check_hyperparameters,
     described,
+    dtype_name,
     groups_kept_on_error,
     hyper_types,
     module_refused,
     noted,
 )
 from .constructors import constructor
-from .hooks import Step, evaluate, hooked
+from .fallback import counts_rounding, new_count, step_by_torch
+from .hooks import Step, evaluate, has_found_inf, hooked
+from .loading import OWN_KEYS, POLICY_STATE, states_restored
 from .master import NAMES as MASTER_NAMES
-from .master import check_master, forget_low_bits, master_name, master_of, new_master, write_master
-from .tail import StepReport, Tail, scaled_gradients
+from .master import check_master, forget_low_bits, master_name, master_of, new_master
+from .rules import RULES
+from .tail import StepReport, Tail
 from .torch_private import (
     check_capturable,
     current_device,
@@ -72,13 +73,6 @@ def _set_torch(
 
 
 _set_torch()
-
-POLICY_STATE = "clipping_policy"  # the key of its state in the first group of a state_dict
-
-SLOW_PARAM = "slow_param"  # the state that holds Lookahead's slow weights
-
-# Keys of groups that torch's classes do not have, each only if its argument was given.
-OWN_KEYS = ("state_dtype", "master", "stochastic_rounding", "rounding_seed", *cautious.NAMES)
 
 STATE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -115,7 +109,7 @@ def _check_capture(optimizer: Native) -> None:
     if "capturable" in optimizer.param_groups[0]:
         check_capturable(optimizer)
     # Not Adafactor and CAME, which kernels do not step there.
-    elif optimizer.rule in _core.rules() and _counts_steps(optimizer.rule):
+    elif optimizer.rule in RULES and RULES[optimizer.rule].counts_steps:
         raise RuntimeError(f"{type(optimizer).__name__} cannot be captured in a CUDA graph: {optimizer.not_capturable}")
 
 
@@ -132,36 +126,9 @@ def transform() -> str:
 
 
 @functools.cache
-def _counts_steps(rule: str) -> bool:
-    return _core.rules()[rule][3]
-
-
-@functools.cache
-def _state_names_of(rule: str) -> list[str]:
-    return _core.rules()[rule][1]
-
-
-@functools.cache
-def _scalar_names(rule: str) -> list[str]:
-    rules = _core.rules()
-    return rules[rule][2] if rule in rules else []  # Adafactor and CAME have none
-
-
-@functools.cache
-def _masks_of(rule: str) -> frozenset[str]:
-    rules = _core.rules()
-    return frozenset(name.rstrip("?") for name in rules[rule][0]) & {*cautious.NAMES} if rule in rules else frozenset()
-
-
-@functools.cache
 def _plain_request(threads: int) -> _core.StepRequest:
     """Return the request of a step without scaling and followers, cached because nearly every step uses it."""
     return _core.StepRequest(1.0, threads)
-
-
-def _has_kernels(device: torch.device) -> bool:
-    """Return whether there are kernels for tensors on this device."""
-    return device.type == "cpu" or (device.type == "cuda" and not _core.cuda_refusal(device.index))
 
 
 def new_follower(p: Tensor) -> Tensor:
@@ -356,7 +323,7 @@ class Native(Optimizer):
             known = (*STATE_DTYPES, block_states.CODES)
             raise ValueError(f"Invalid state_dtype: {state_dtype}; it must be one of {known} or None")
         if not block_states.has_codings(self.rule):
-            raise ValueError(f"{name}: state_dtype cannot be {state_dtype}, because the states are not averages")
+            raise ValueError(f"{name}: state_dtype cannot be {state_dtype}, because {name} has no 8-bit states")
 
     def _check_types(self, values: Mapping[str, Any], group: int | None = None) -> None:
         """Check the types of arguments, or of the hyperparameters of group ``group``."""
@@ -445,16 +412,16 @@ class Native(Optimizer):
 
     def _grad_factor(self) -> float | None:
         """Return the factor that undoes GradScaler's scale of the gradients; None if GradScaler skips the step."""
-        if (found_inf := getattr(self, "found_inf", None)) is not None and found_inf.item():
+        if has_found_inf(self):
             return None
         grad_scale = getattr(self, "grad_scale", None)
         return 1.0 if grad_scale is None else 1.0 / float(grad_scale.item())
 
-    def _step_with_scaler(self, found_inf: Tensor) -> bool:
+    def _step_with_scaler(self, found_inf: Tensor | int) -> bool:
         """Step without reading GradScaler's tensors on the CPU. Return False, with nothing done, if not possible."""
-        if _core.cuda_device(found_inf) < 0 or self._slow_weight_update:
+        if not isinstance(found_inf, Tensor) or _core.cuda_device(found_inf) < 0 or self._slow_weight_update:
             return False
-        if not all(map(self._counts_on_device, self.param_groups)) and _counts_steps(self.rule):
+        if not all(map(self._counts_on_device, self.param_groups)) and RULES[self.rule].counts_steps:
             return False
         grad_scale = getattr(self, "grad_scale", None)
         if self._tail is not None:
@@ -504,14 +471,11 @@ class Native(Optimizer):
         if self._tail is not None:
             self._tail.step(self, grad_factor, threads)
             return
-        if grad_factor == 1.0 and update is None:
-            request = _plain_request(threads)
-        else:
-            request = _core.StepRequest(grad_factor, threads, update.followers if update else [])
-        result = self._plan.step(self, request)
+        made = functools.partial(_core.StepRequest, grad_factor, threads, update.followers if update else [])
+        is_plain = grad_factor == 1.0 and update is None
+        result = self._plan.step(self, _plain_request(threads) if is_plain else made())
         if not result.stepped:
-            request = _core.StepRequest(grad_factor, threads, update.followers if update else [], fallback_stepped=True)
-            result = self._step_by_both(result.fallback, grad_factor, request)
+            result = self._step_by_both(result.fallback, grad_factor, made(fallback_stepped=True))
         if update:
             update.after(result.unfollowed[0])
 
@@ -520,7 +484,7 @@ class Native(Optimizer):
         params = [(p, g, i) for g, group in enumerate(self.param_groups) for i, p in enumerate(group["params"])]
         fallback = [(g, i, reason) for p, g, i in params if p.grad is not None]
         if fallback:
-            self._step_by_torch(fallback, grad_factor)
+            step_by_torch(self, fallback, grad_factor)
             _core.count({}, {reason: len(fallback)})
         if self._slow_weight_update:
             self._slow_weight_update.after([p for p, _, _ in params])
@@ -533,110 +497,8 @@ class Native(Optimizer):
         clip_value: float = math.inf,
     ) -> _core.StepResult:
         """Step the fallback parameters by torch's implementation, and then the others by kernels."""
-        self._step_by_torch(fallback, grad_factor, clip_value)
+        step_by_torch(self, fallback, grad_factor, clip_value)
         return self._plan.step(self, request)
-
-    def _step_by_torch(
-        self, fallback: list[tuple[int, int, str]], grad_factor: float, clip_value: float = math.inf
-    ) -> None:
-        """Step the fallback parameters by torch's implementation, on the same states.
-
-        Their gradients are multiplied by ``grad_factor``, and then clamped to [-clip_value, clip_value].
-        """
-        params_of: dict[int, list[Tensor]] = {}
-        for number, index, _ in fallback:
-            params_of.setdefault(number, []).append(self.param_groups[number]["params"][index])
-            group = self.param_groups[number]
-            for name in ("master", "stochastic_rounding", *cautious.NAMES):
-                if group.get(name) and group.get("differentiable"):
-                    raise ValueError(
-                        f"{type(self).__name__}: group {number}: {name} cannot be given with differentiable=True"
-                    )
-        if self._slow_weight_update:
-            self._slow_weight_update.before([p for params in params_of.values() for p in params], self._master_names())
-        # A stand-in that shares all attributes with this optimizer but has only the fallback parameters.
-        part = object.__new__(type(self))
-        part.__dict__.update({k: v for k, v in self.__dict__.items() if k not in ("grad_scale", "found_inf")})
-        as_they_are: list[dict[str, Any]] = []
-        to_convert: list[tuple[dict[str, Any], Tensor, torch.dtype]] = []
-        for number, params in params_of.items():
-            group = self.param_groups[number]
-            for p in params:
-                cautious.check_gradient(type(self).__name__, group, p)
-                if p.grad is not None and p.grad.is_sparse and self._in_blocks(group, p):
-                    raise ValueError(
-                        f"{type(self).__name__}: group {number}: state_dtype cannot be {block_states.CODES} for a "
-                        f"parameter (shape {tuple(p.shape)}) whose sparse gradients torch's implementation steps"
-                    )
-            dtypes = {p: self._common_dtype(group, p) for p in params}
-            as_they_are.append({**group, "params": [p for p in params if dtypes[p] is None]})
-            to_convert += [(group, p, dtype) for p, dtype in dtypes.items() if dtype is not None]
-        with contextlib.ExitStack() as stack:
-            if grad_factor != 1.0 or clip_value != math.inf:
-                all_params = [p for params in params_of.values() for p in params]
-                stack.enter_context(scaled_gradients(all_params, grad_factor, clip_value))
-            if any(group["params"] for group in as_they_are):
-                part.param_groups = as_they_are
-                cautious.step(part)
-            numbers = self._param_numbers() if to_convert else {}
-            for group, p, dtype in to_convert:
-                self._step_converted(part, group, p, dtype, numbers[p])
-
-    def _common_dtype(self, group: dict[str, Any], p: Tensor) -> torch.dtype | None:
-        """Return the dtype to which a parameter and its states are promoted; None if they already have the same dtype.
-
-        torch's implementation does not support states of another dtype than the parameter's.
-        """
-        held = [self.state[p].get(name) for name in self._state_names()] if p in self.state else []
-        dtypes = [state.dtype for state in held if isinstance(state, Tensor)]
-        in_blocks = self._in_blocks(group, p) or any(map(block_states.is_in_blocks, held))
-        if (state_dtype := self._state_dtype(group, p)) is not None:
-            dtypes.append(state_dtype)
-        dtypes = [torch.float32 if dtype == block_states.CODES else dtype for dtype in dtypes]
-        if master_name(group, p) or self._rounds(group, p) or any(self._rounds(group, state) for state in held):
-            dtypes.append(torch.float32)
-        if cautious.masks(group) and torch.finfo(p.dtype).bits == 16:
-            dtypes.append(torch.float32)
-        if all(dtype == p.dtype for dtype in dtypes) and not in_blocks:
-            return None
-        return functools.reduce(torch.promote_types, dtypes, p.dtype)
-
-    def _step_converted(self, part: Native, group: dict[str, Any], p: Tensor, dtype: torch.dtype, number: int) -> None:
-        """Step a parameter by torch's implementation, with parameter, gradient and states converted to ``dtype``.
-
-        ``number`` is the parameter's place among all.
-        """
-        with torch.set_grad_enabled(bool(group.get("differentiable"))):
-            own = self.state.get(p, {})
-            master = master_name(group, p)
-            copy, grad = master_of(p, own, master).to(dtype) if master else p.to(dtype), p.grad
-            copy.grad = None if grad is None else grad.to(dtype)
-            names = self._state_names()
-            state = {name: value for name, value in own.items() if name not in MASTER_NAMES}
-            converted = {name: self._as(dtype, state, name) for name in names if isinstance(state.get(name), Tensor)}
-            part.param_groups = [{**self._group_to_convert(group, p), "params": [copy]}]
-            part.state = defaultdict(dict, {copy: {**state, **converted}})
-            cautious.step(part)
-            stepped = part.state[copy]
-            values = {name: stepped[name] for name in names if isinstance(stepped.get(name), Tensor)}
-            self.state[p].update((name, value) for name, value in stepped.items() if name not in values)
-            if self._counts_rounding(group, p, values):  # before anything is rounded: the random bits depend on it
-                self.state[p]["step"] = self.state[p].get("step", _new_count()) + 1
-            for name, value in values.items():
-                if name in converted and not block_states.is_in_blocks(state[name]):
-                    self._write(group, p, state[name], value, names.index(name), number)
-                elif name in converted or self._in_blocks(group, p):
-                    self._encode(group, p, name, value, number)
-                else:  # created by this step
-                    dtype = value.dtype if p.is_complex() else self._state_dtype(group, p) or p.dtype
-                    if name in self.wide_states:
-                        dtype = torch.promote_types(p.dtype, torch.float32)
-                    self.state[p][name] = torch.empty_like(value, dtype=dtype)
-                    self._write(group, p, self.state[p][name], value, names.index(name), number)
-            if master:
-                write_master(p, self.state[p], master, copy)
-            else:
-                self._write(group, p, p, copy, _core.PARAM_STREAM, number)
 
     def _state_dtype(self, group: dict[str, Any], p: Tensor) -> torch.dtype | None:
         """Return the dtype of a parameter's new states that are not in blocks; None: torch's."""
@@ -652,66 +514,15 @@ class Native(Optimizer):
         """Return whether a parameter's new states are stored in blocks of 8 bits."""
         return group.get("state_dtype") == block_states.CODES and block_states.fits(p)
 
-    def _as(self, dtype: torch.dtype, state: Mapping[str, Any], name: str) -> Tensor:
-        """Return a copy of a state in ``dtype``."""
-        held: Tensor = state[name]
-        if block_states.is_in_blocks(held):
-            held = block_states.decoded(held, state[name + block_states.SUFFIX], name)
-        return held.to(dtype)
-
-    def _encode(self, group: dict[str, Any], p: Tensor, name: str, values: Tensor, number: int) -> None:
-        """Write a state in blocks, which is created if it is missing."""
-        state, scale_name = self.state[p], name + block_states.SUFFIX
-        if not block_states.is_in_blocks(state.get(name)):
-            state[name], state[scale_name] = block_states.new_state(p)
-        stream, key = self._state_names().index(name), self._random_key(group, p, number)
-        block_states.encode(values, name, key, stream, state[name], state[scale_name])
-
-    def _rounds(self, group: dict[str, Any], tensor: object) -> bool:
-        """Return whether a parameter without a master, or a state, is rounded stochastically to 16 bits."""
-        return bool(group.get("stochastic_rounding")) and stochastic.has_16_bits(tensor)
-
-    def _write(
-        self, group: dict[str, Any], p: Tensor, target: Tensor, values: Tensor, stream: int, number: int
-    ) -> None:
-        """Write the new values of a parameter or of a state that is not in blocks."""
-        if not self._rounds(group, target):
-            target.copy_(values)
-            return
-        in_blocks = next(block_states.states_in_blocks(self.state[p]), None)
-        order = p if in_blocks is None else self.state[p][in_blocks]
-        stochastic.write(target, values, order, self._random_key(group, p, number), stream)
-
     def _param_numbers(self) -> dict[Tensor, int]:
         """Return the place of each parameter among all."""
         params = (p for group in self.param_groups for p in group["params"])
         return {p: number for number, p in enumerate(params, self._first_param)}
 
-    def _random_key(self, group: dict[str, Any], p: Tensor, number: int) -> int:
-        """Return the key of a parameter's random bits in the last step. ``number``: its place among all."""
-        return _core.random_key(group.get("rounding_seed", 0), int(self.state[p].get("step", 0)), number)
-
     def _rounds_with_random_bits(self) -> bool:
         """Return whether some group asks for 8-bit states or stochastic rounding."""
         groups = self.param_groups
         return any(g.get("stochastic_rounding") or g.get("state_dtype") == block_states.CODES for g in groups)
-
-    def _counts_rounding(self, group: dict[str, Any], p: Tensor, names: Iterable[str]) -> bool:
-        """Return whether a parameter has a ``step`` only because something is rounded with random bits.
-
-        Args:
-            group: The parameter's group.
-            p: The parameter.
-            names: The states that it has, or will have.
-        """
-        held = self.state.get(p, {})
-        new = block_states.CODES if self._in_blocks(group, p) else self._state_dtype(group, p) or p.dtype
-        dtypes = {held[name].dtype if isinstance(held.get(name), Tensor) else new for name in names}
-        rounds = block_states.CODES in dtypes
-        if group.get("stochastic_rounding") and not p.is_complex():
-            own = set() if master_name(group, p) else {p.dtype}
-            rounds = rounds or bool(stochastic.DTYPES & (dtypes | own))
-        return rounds and not _counts_steps(self.rule)
 
     def _master_names(self) -> dict[Tensor, str]:
         """Return the parameters that have a master, with the name of the state that holds it."""
@@ -729,7 +540,8 @@ class Native(Optimizer):
     @classmethod
     def _cautious_options(cls) -> frozenset[str]:
         """Return which of ``cautious`` and ``cautious_weight_decay`` the optimizer has."""
-        return _masks_of(cls.rule)
+        hyper = RULES[cls.rule].hyper if cls.rule in RULES else []
+        return frozenset(name.rstrip("?!") for name in hyper) & {*cautious.NAMES}
 
     def _decouples_weight_decay(self, group: Mapping[str, Any]) -> bool:
         """Return whether the weight decay of an optimizer that has ``cautious`` is decoupled."""
@@ -744,7 +556,7 @@ class Native(Optimizer):
     @classmethod
     def _state_names(cls) -> list[str]:
         """Return the names of all state tensors that a parameter can have, scalars excluded."""
-        return _state_names_of(cls.rule)
+        return RULES[cls.rule].states
 
     def _explain(self) -> list[tuple[int, int, str, str]]:
         """Return group, index, path and reason of each parameter, for :func:`onepass.explain`."""
@@ -771,9 +583,9 @@ class Native(Optimizer):
             for group, p, grad, state_names, follower_names in wanted:
                 state = self.state[p]
                 own_names = [name for name in state_names if name in self._state_names()]
-                if "step" not in state and self._counts_rounding(group, p, own_names):
+                if "step" not in state and counts_rounding(self, group, p, own_names):
                     created.append((p, "step"))
-                    state["step"] = _new_count()
+                    state["step"] = new_count()
                 for name in scalar_names:
                     if name not in state:
                         created.append((p, name))
@@ -782,7 +594,7 @@ class Native(Optimizer):
                     if state.get(name) is None:
                         created.append((p, name))
                         if name == "step":  # of a rule that does not count, for the random bits
-                            state[name] = _new_count()
+                            state[name] = new_count()
                         elif name in MASTER_NAMES:
                             state[name] = new_master(p, name)
                         elif name in follower_names:
@@ -817,6 +629,11 @@ class Native(Optimizer):
         """Return whether torch keeps the scalars of a parameter on the parameter's device."""
         return bool(group.get("capturable") or group.get("fused"))
 
+    @property
+    def _chooses_device_of_counts(self) -> bool:
+        """Whether the class decides where the scalars are kept, rather than torch's arguments."""
+        return type(self)._counts_on_device is not Native._counts_on_device
+
     def _new_scalar(self, group: dict[str, Any], p: Tensor, name: str) -> Any:
         """Return a new per-parameter scalar, with the dtype and device that torch uses."""
         dtype = scalar_dtype(group.get("fused"))
@@ -839,7 +656,7 @@ class Native(Optimizer):
         saved = super().state_dict()
         for group in saved["param_groups"]:
             if isinstance(state_dtype := group.get("state_dtype"), torch.dtype):
-                group["state_dtype"] = str(state_dtype).removeprefix("torch.")
+                group["state_dtype"] = dtype_name(state_dtype)
         if self._tail is not None and (policy_state := self._tail.policy_state()) is not None:
             saved["param_groups"][0][POLICY_STATE] = policy_state
         return saved
@@ -853,154 +670,8 @@ class Native(Optimizer):
         A ``master`` of this optimizer holds if the checkpoint has none; the parameters are then the masters at the next
         step.
         """
-        saved: dict[str, Any] = {}
-        own: list[dict[str, Any]] = []
-
-        def look(_: Optimizer, final: dict[str, Any]) -> None:
-            saved.update(final)
-            own.extend({name: group.get(name) for name in OWN_KEYS} for group in self.param_groups)
-            self._check_loaded(final, own)
-            if self._tail is not None and self._tail.policy is not None:
-                for group in final["param_groups"]:
-                    if POLICY_STATE in group:  # in a copy: an invalid state raises before anything is loaded
-                        deepcopy(self._tail.policy).load_state_dict(group[POLICY_STATE])
-
-        def restore(_: Optimizer) -> None:
-            numbers = self._param_numbers()
-            policy_state = [group.pop(POLICY_STATE) for group in self.param_groups if POLICY_STATE in group]
-            if policy_state and self._tail is not None:
-                self._tail.load_policy_state(policy_state[0])
-            for saved_group, group, arguments in zip(saved["param_groups"], self.param_groups, own, strict=True):
-                converts = self._converts(saved_group)
-                for name, value in arguments.items():
-                    if value is not None and (name not in saved_group or (name == "state_dtype" and converts)):
-                        group[name] = value
-                forced = arguments["state_dtype"] if converts else None
-                for key, p in zip(saved_group["params"], group["params"], strict=True):
-                    count = self.state[p].get("step") if p in self.state else None
-                    if isinstance(count, Tensor) and self.is_elementwise and not _counts_steps(self.rule):
-                        self.state[p]["step"] = count.cpu()  # which only counts for random bits
-                    master = master_name(group, p)
-                    held = saved["state"].get(key, {})
-                    self._restore_scalars(group, p, held)
-                    for name in self.wide_states:
-                        if isinstance(value := held.get(name), Tensor) and value.is_floating_point():
-                            wide = torch.promote_types(value.dtype, torch.float32)
-                            self.state[p][name] = value.to(device=p.device, dtype=wide)
-                    in_blocks = set(block_states.states_in_blocks(held))
-                    if not (_has_kernels(p.device) or master or in_blocks) or key not in saved["state"]:
-                        continue
-                    if in_blocks and forced is not None and not self._in_blocks(group, p):
-                        held = block_states.decoded_state(held)
-                        for name in in_blocks:
-                            self.state[p][name] = held[name].to(self.state[p][name].device)
-                            del self.state[p][name + block_states.SUFFIX]
-                    is_torchs = not {"state_dtype", "master"} & saved_group.keys()
-                    dtype = self._state_dtype(group, p) if master and is_torchs else forced
-                    if dtype == block_states.CODES:
-                        dtype = None if self._in_blocks(group, p) else self._state_dtype(group, p)
-                    held = {name: value for name, value in held.items() if name not in self.wide_states}
-                    _restore_dtypes(self.state[p], held, self._state_names(), dtype, master)
-                    if forced == block_states.CODES and self._in_blocks(group, p):
-                        for name in self._state_names():
-                            if isinstance(self.state[p].get(name), Tensor) and name not in in_blocks:
-                                self._encode(group, p, name, self.state[p][name], numbers[p])
-            for p in numbers:
-                _lay_out_as(p, self.state.get(p, {}), self._state_names())
-
-        with while_loading(self, look, restore):
+        with states_restored(self):
             super().load_state_dict(state_dict)
-
-    def _converts(self, saved_group: Mapping[str, Any]) -> bool:
-        """Return whether the states of a saved group are converted to this optimizer's ``state_dtype``."""
-        return "state_dtype" in self.defaults or "state_dtype" not in saved_group
-
-    def _check_loaded(self, state_dict: Mapping[str, Any], own: list[dict[str, Any]]) -> None:
-        """Check, before anything is loaded, that the states of a state_dict can be decoded and encoded.
-
-        Args:
-            state_dict: The state_dict.
-            own: The ``OWN_KEYS`` of this optimizer's groups. torch refuses a state_dict with other groups.
-
-        Raises:
-            ValueError: A state does not fit. The message names the parameter.
-        """
-        for number, (saved_group, group, arguments) in enumerate(
-            zip(state_dict["param_groups"], self.param_groups, own, strict=False)
-        ):
-            forced = arguments["state_dtype"] if self._converts(saved_group) else None
-            for index, (key, p) in enumerate(zip(saved_group["params"], group["params"], strict=False)):
-                where = f"{type(self).__name__}: parameter {index} of group {number}"
-                held = state_dict["state"].get(key, {})
-                if not isinstance(held, Mapping):
-                    raise ValueError(f"{where}: its state must be a dict, got {described(held)}")
-                block_states.check(where, held)
-                if forced != block_states.CODES or not block_states.fits(p):
-                    continue
-                for name in self._state_names():
-                    if isinstance(value := held.get(name), Tensor) and not block_states.is_in_blocks(value):
-                        block_states.check_unencoded(where, p, name, value, held.get("step", 0))
-
-    def _restore_scalars(self, group: dict[str, Any], p: Tensor, saved: Mapping[str, Any]) -> None:
-        """Undo torch's cast of the rule's scalars to the parameter's dtype, and put all numbers on one device.
-
-        torch leaves the device of ``step`` as it was saved, unless the group has ``capturable`` or ``fused``. Kernels
-        step a parameter only if all its numbers are on the CPU or on its device.
-        """
-        state = self.state.get(p, {})
-        if not isinstance(count := state.get("step"), Tensor) or not isinstance(saved.get("step"), Tensor):
-            return
-        own = type(self)._counts_on_device is not Native._counts_on_device and p.device.type != "meta"
-        device = (p.device if self._counts_on_device(group) else torch.device("cpu")) if own else count.device
-        if own and _counts_steps(self.rule):
-            state["step"] = count.to(device)
-        for name in _scalar_names(self.rule):
-            held = saved.get(name)
-            if isinstance(held, Tensor) and held.is_floating_point() and isinstance(state.get(name), Tensor):
-                state[name] = held.to(device)
-
-
-@contextlib.contextmanager
-def while_loading(
-    optimizer: Optimizer,
-    look: Callable[[Optimizer, dict[str, Any]], None],
-    restore: Callable[[Optimizer], None],
-) -> Iterator[None]:
-    """Call ``look`` after the user's load pre-hooks, and ``restore`` before the user's load post-hooks."""
-    before = optimizer.register_load_state_dict_pre_hook(look)
-    after = optimizer.register_load_state_dict_post_hook(restore, prepend=True)
-    try:
-        yield
-    finally:
-        before.remove()
-        after.remove()
-
-
-def _lay_out_as(p: Tensor, state: dict[str, Any], names: Sequence[str]) -> None:
-    """Give states the strides of their parameter: those of a channels_last model may have been saved without them.
-
-    Kernels step tensors of different strides several times more slowly.
-    """
-    plain = Tensor, torch.nn.Parameter
-    if type(p) not in plain or p.layout != torch.strided:
-        return
-    for name in names:
-        held = state.get(name)
-        if (
-            isinstance(held, Tensor)
-            and type(held) in plain
-            and held.layout == torch.strided
-            and held.shape == p.shape
-            and held.stride() != p.stride()
-            and held.dtype != block_states.CODES  # whose blocks are in rows
-            and held.device == p.device
-        ):
-            state[name] = torch.empty_like(p, dtype=held.dtype, requires_grad=False).copy_(held)
-
-
-def _new_count() -> Tensor:
-    """Return the ``step`` of a parameter whose rule does not count steps. It is always on the CPU."""
-    return torch.zeros(())
 
 
 def _check_rounding(where: str, group: Mapping[str, Any]) -> None:
@@ -1008,24 +679,3 @@ def _check_rounding(where: str, group: Mapping[str, Any]) -> None:
     check_flag(f"{where}: stochastic_rounding", stochastic)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
         raise ValueError(f"{where}: rounding_seed must be an int >= 0 and below 2**64, got {described(seed)}")
-
-
-def _restore_dtypes(
-    state: dict[str, Any],
-    saved: dict[str, Any],
-    state_names: Collection[str],
-    forced: torch.dtype | None,
-    master: str | None,
-) -> None:
-    """Cast a loaded state to its saved dtypes; tensors in ``state_names`` to ``forced`` instead, unless it is None.
-
-    ``master``: the name of the state that holds the parameter's master; None if it has none.
-    """
-    for name, value in saved.items():
-        if name == "step" or (name == SLOW_PARAM and not master) or not isinstance(value, Tensor):
-            continue
-        if not value.is_floating_point() and name not in MASTER_NAMES:
-            continue
-        dtype = (forced if name in state_names else None) or value.dtype
-        if state[name].dtype != dtype:
-            state[name] = value.to(device=state[name].device, dtype=dtype)

@@ -17,6 +17,7 @@ from torch import Tensor
 from .. import _core
 from .arguments import check_number, number
 from .gradient_norm import is_dtensor, local_part
+from .rules import RULES
 from .torch_private import local_offset
 
 CODES = torch.float8_e4m3fn
@@ -25,22 +26,22 @@ SUFFIX = "_scale"
 BLOCK = 32
 SMALLEST = 4096  # tensors with fewer elements have float32 states
 
-_LARGEST_SCALE = 245  # 2^118, the largest that is written; 255 is NaN
+_LARGEST_SCALE = 245  # 2^118, the largest that is written of a block of numbers
+_NAN_SCALE = 255  # of a block with an element that is NaN or infinite
 
 
 @functools.cache
 def codings() -> dict[str, str]:
     """Return how each state is stored in 8 bits, by its name."""
     found: dict[str, str] = {}
-    for _, states, _, _, kinds in _core.rules().values():
-        found.update(zip(states, kinds, strict=False))
+    for rule in RULES.values():
+        found.update(zip(rule.states, rule.codings, strict=False))
     return found
 
 
-@functools.cache
 def has_codings(rule: str) -> bool:
     """Return whether the states of a rule can have 8 bits."""
-    return rule in _core.rules() and bool(_core.rules()[rule][4])
+    return rule in RULES and bool(RULES[rule].codings)
 
 
 def fits(p: Tensor) -> bool:
@@ -157,8 +158,9 @@ def check(where: str, state: Mapping[str, Any]) -> None:
             )
         if local_part(scales).device.type == "meta":
             continue
-        if bool((local_part(scales).view(torch.uint8) > _LARGEST_SCALE).any()):
-            raise ValueError(f"{where}: its state {name + SUFFIX} has a scale that is NaN or above 2^118")
+        numbers = local_part(scales).view(torch.uint8)
+        if bool(((numbers > _LARGEST_SCALE) & (numbers != _NAN_SCALE)).any()):
+            raise ValueError(f"{where}: its state {name + SUFFIX} has a scale above 2^118")
         if bool((local_part(codes).view(torch.uint8) & 0x7F == 0x7F).any()):
             raise ValueError(f"{where}: its state {name} has a code that is NaN")
 

@@ -169,7 +169,7 @@ class CAME(Native, signatures.CAME):
     def _state_names(cls) -> list[str]:
         return ["exp_avg", *cls.wide_states]
 
-    def _step_with_scaler(self, found_inf: Tensor) -> bool:
+    def _step_with_scaler(self, found_inf: Tensor | int) -> bool:
         return False  # CAME has no GPU kernels
 
     def _new_state(self, group: dict[str, Any], p: Tensor, grad: Tensor, name: str) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .arguments import check_optimizer, module_refused
-from .hooks import evaluate, hooked
+from .hooks import evaluate, hooked, params_of
 from .sam import SAM
 from .torch_private import disable_dynamo
 from .wrapper import Forwarded, loaded_with_hooks, master_names, saved_with_hooks
@@ -99,7 +99,7 @@ class Combined(Optimizer):
             check_optimizer(f"Combined: optimizers[{i}]", optimizer)
             if isinstance(optimizer, SAM | torch.optim.LBFGS):
                 raise TypeError(f"Combined cannot have {type(optimizer).__name__}, whose step needs a closure")
-        params = [p for optimizer in optimizers for p in _params(optimizer)]
+        params = [p for optimizer in optimizers for p in params_of(optimizer)]
         if len(set(params)) < len(params):
             raise ValueError("Combined: two of the optimizers have a parameter in common")
         self.__setstate__({"optimizers": optimizers})
@@ -156,7 +156,7 @@ class Combined(Optimizer):
         with module_refused(f"Combined: group {len(self.param_groups)}", params):
             listed = [params] if isinstance(params, Tensor) else list(params)
         named = [p[1] if isinstance(p, tuple) else p for p in listed]
-        if any(p is q for q in _params(self) for p in named):
+        if any(p is q for q in params_of(self) for p in named):
             raise ValueError("some parameters appear in more than one parameter group")
         self.optimizers[-1].add_param_group(param_group)
 
@@ -229,9 +229,5 @@ class Combined(Optimizer):
 
     def _firsts(self) -> list[int]:
         """Return the number of the first parameter of each optimizer."""
-        counts = [len(_params(optimizer)) for optimizer in self.optimizers]
+        counts = [len(params_of(optimizer)) for optimizer in self.optimizers]
         return [sum(counts[:i]) for i in range(len(counts))]
-
-
-def _params(optimizer: Optimizer) -> list[Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"]]

@@ -11,14 +11,16 @@ from torch import Tensor
 
 from .. import _core
 from . import block_states, interchange
-from .arguments import described
-from .base import OWN_KEYS, STATE_DTYPES
+from .arguments import described, dtype_name
+from .base import STATE_DTYPES
 from .came import CAME
+from .loading import OWN_KEYS
+from .rules import RULES
 
 
 @functools.cache
 def _state_names() -> frozenset[str]:
-    return frozenset(name for _, states, *_ in _core.rules().values() for name in states)
+    return frozenset(name for rule in RULES.values() for name in rule.states)
 
 
 def convert_state_dict(
@@ -94,7 +96,7 @@ def convert_state_dict(
         elif state_dtype is None:
             group.pop("state_dtype", None)
         elif id(group) not in kept:
-            group["state_dtype"] = str(state_dtype).removeprefix("torch.")
+            group["state_dtype"] = dtype_name(state_dtype)
     return {**state_dict, "state": states, "param_groups": groups}
 
 
@@ -129,10 +131,10 @@ def _rule_of(state: frozenset[str], group: frozenset[str]) -> tuple[list[str], b
         return ["exp_avg"], False  # not a rule of this list; its second moments stay float32
     held = state & _state_names()
     found = []
-    for hyper, names, scalars, _, codings in _core.rules().values():
-        if held <= {*names, *scalars}:
-            keys = {name.partition("[")[0].rstrip("?!") for name in hyper} - {*OWN_KEYS}
-            found.append((-len(keys) if keys <= group else 0, not codings, len(names), names))
+    for rule in RULES.values():
+        if held <= {*rule.states, *rule.scalars}:
+            keys = {name.partition("[")[0].rstrip("?!") for name in rule.hyper} - {*OWN_KEYS}
+            found.append((-len(keys) if keys <= group else 0, not rule.codings, len(rule.states), rule.states))
     if not found:
         return sorted(held), held <= block_states.codings().keys()
     _, refuses, _, names = min(found)

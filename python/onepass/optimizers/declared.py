@@ -4,13 +4,14 @@ They take the place of torch's classes among the bases of onepass's, which add t
 """
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from .arguments import HyperTypes, check_hyperparameters, check_number, hyper_types, whole
+from .arguments import HyperTypes, check_hyperparameters, check_number, hyper_types, number, whole
 
 PRODIGY_ESTIMATE = ("d", "d_max")  # keys that all of Prodigy's groups have alike
 
@@ -339,6 +340,12 @@ class MARS(Declared):
         )
 
 
+def check_adjust_lr_fn(where: str, name: object) -> None:
+    """Raise ValueError if NorMuon has no such ``adjust_lr_fn``. The message begins with ``where``."""
+    if name not in (None, "original", "match_rms_adamw"):
+        raise ValueError(f'{where}: adjust_lr_fn must be "original", "match_rms_adamw" or None, got {name!r}')
+
+
 class NorMuon(Declared):
     """The arguments of NorMuon."""
 
@@ -358,8 +365,7 @@ class NorMuon(Declared):
         check_number("NorMuon: beta2", beta2)
         if not 0.0 <= beta2 < 1.0:
             raise ValueError(f"Invalid beta2 value: {beta2}")
-        if adjust_lr_fn not in (None, "original", "match_rms_adamw"):
-            raise ValueError(f"Invalid adjust_lr_fn value: {adjust_lr_fn}")
+        check_adjust_lr_fn("NorMuon", adjust_lr_fn)
         self._declare(
             "muon_momentum",
             params,
@@ -403,6 +409,25 @@ class NovoGrad(Declared):
         )
 
 
+def check_estimate(where: str, group: Mapping[str, Any]) -> None:
+    """Check those hyperparameters of Prodigy's estimate that a group has.
+
+    Raises:
+        TypeError: A value is not a number. The message begins with ``where``.
+        ValueError: A value is out of range.
+    """
+    ranges: dict[str, tuple[str, Callable[[float], bool]]] = {
+        "d_coef": ("above 0 and finite", lambda value: 0.0 < value < math.inf),
+        "growth_rate": (">= 1", lambda value: value >= 1.0),
+        "d_max": (">= 0", lambda value: value >= 0.0),
+    }
+    for name, (wanted, is_valid) in ranges.items():
+        if name in group:
+            check_number(f"{where}: {name}", group[name])
+            if not is_valid(value := number(group[name])):
+                raise ValueError(f"{where}: {name} must be {wanted}, got {value}")
+
+
 class Prodigy(Declared):
     """The arguments of Prodigy."""
 
@@ -424,18 +449,14 @@ class Prodigy(Declared):
         *,
         maximize: bool = False,
     ) -> None:
-        numbers = {"beta3": 0.0 if beta3 is None else beta3, "d0": d0, "d_coef": d_coef, "growth_rate": growth_rate}
-        for name, value in numbers.items():
+        for name, value in {"beta3": 0.0 if beta3 is None else beta3, "d0": d0}.items():
             check_number(f"Prodigy: {name}", value)
         slice_p = whole("Prodigy: slice_p", slice_p)
         if beta3 is not None and not beta3 < 1.0:
             raise ValueError(f"Invalid beta3 value: {beta3}")
         if not 0.0 < d0 < math.inf:
             raise ValueError(f"Invalid d0 value: {d0}")
-        if not 0.0 < d_coef < math.inf:
-            raise ValueError(f"Invalid d_coef value: {d_coef}")
-        if not growth_rate >= 1.0:
-            raise ValueError(f"Invalid growth_rate value: {growth_rate}")
+        check_estimate("Prodigy", {"d_coef": d_coef, "growth_rate": growth_rate})
         if slice_p < 1:
             raise ValueError(f"Invalid slice_p value: {slice_p}")
         self._declare(

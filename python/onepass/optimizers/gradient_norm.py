@@ -70,6 +70,11 @@ def is_dtensor(tensor: Any) -> bool:
     return hasattr(tensor, "device_mesh")
 
 
+def is_plain(tensor: object) -> bool:
+    """Return whether an object is a tensor of no subclass other than ``Parameter``."""
+    return type(tensor) in (Tensor, torch.nn.Parameter)
+
+
 def mesh_of(tensor: Any) -> Any:
     """Return the mesh of a DTensor; None for another tensor."""
     return tensor.device_mesh if is_dtensor(tensor) else None

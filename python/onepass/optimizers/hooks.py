@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias, cast
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from .torch_private import disable_dynamo, global_post_hooks, global_pre_hooks, profiler_enabled
@@ -20,6 +21,20 @@ def unhooked(cls: type[Optimizer]) -> Step:
     while getattr(step, "hooked", False):
         step = step.__wrapped__
     return cast(Step, step)
+
+
+def has_found_inf(optimizer: Optimizer) -> bool:
+    """Return whether GradScaler, in a step of an optimizer that unscales gradients, has found an infinite or NaN one.
+
+    Waits for the GPU. Without any gradient, torch gives the optimizer the int 0 in place of a tensor.
+    """
+    found_inf = getattr(optimizer, "found_inf", None)
+    return found_inf is not None and bool(found_inf)
+
+
+def params_of(optimizer: Optimizer) -> list[Tensor]:
+    """Return all parameters of an optimizer, in the order of its groups."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def evaluate(closure: Callable[[], Any]) -> Any:

@@ -21,8 +21,8 @@ from .arguments import (
     noted,
     whole_at_least,
 )
-from .base import while_loading
 from .hooks import evaluate, hooked, unhooked
+from .loading import while_loading
 
 Closure = Callable[[], Any]
 

@@ -12,14 +12,15 @@ from torch.optim import Optimizer
 
 from .. import _core
 from .arguments import check_keys, check_number, check_optimizer, whole_at_least
-from .base import SLOW_PARAM, Native, new_follower
+from .base import Native, new_follower
 from .combined import Combined
-from .hooks import hooked, unwrapped
+from .hooks import has_found_inf, hooked, params_of, unwrapped
+from .loading import SLOW_PARAM
 from .master import low_bits_kept, master_of, write_master
 from .sam import SAM
 from .tail import Tail
 from .torch_private import disable_dynamo
-from .wrapper import Forwarded, Wrapper, loaded_with_hooks, master_names
+from .wrapper import Forwarded, Wrapper, has_skipped, loaded_with_hooks, master_names
 
 _NO_MASTERS: Mapping[Tensor, str] = {}
 
@@ -179,14 +180,13 @@ class Lookahead(Wrapper):
         """
         if self._lent:
             raise RuntimeError("Lookahead: step() was called within slow_weights()")
-        found_inf = getattr(self, "found_inf", None)
-        if found_inf is not None and found_inf.item():
+        if has_found_inf(self):
             return self._step_wrapped(closure)  # the wrapped optimizer skips this step
         step = self._cycle["step"] + 1
         ends = step >= self.k
         update = SlowWeightUpdate(self.optimizer, self._slow_name, self.alpha if ends else None)
         loss = self._step_natively(closure, update) if self._is_native else self._step_anyhow(closure, update)
-        if not self._has_skipped():
+        if not has_skipped(self.optimizer):
             self._cycle["step"] = 0 if ends else step
         return loss
 
@@ -242,23 +242,15 @@ class Lookahead(Wrapper):
         def watched() -> Any:
             assert closure is not None
             loss = closure()
-            update.before(self._params(), master_names(self.optimizer))
+            update.before(params_of(self), master_names(self.optimizer))
             return loss
 
         if closure is None:
-            update.before(self._params(), master_names(self.optimizer))
+            update.before(params_of(self), master_names(self.optimizer))
         loss = self._step_wrapped(None if closure is None else watched)
-        if not self._has_skipped():
-            update.after(self._params())
+        if not has_skipped(self.optimizer):
+            update.after(params_of(self))
         return loss
-
-    def _has_skipped(self) -> bool:
-        """Return whether the wrapped optimizer has skipped the step that was just called."""
-        tail = getattr(unwrapped(self.optimizer), "_tail", None)
-        if isinstance(tail, Tail) and not tail.may_skip():
-            return False  # without reading the report, which would wait for a GPU
-        report = self.last_step
-        return report is not None and report.skipped
 
     # -- slow weights ------------------------------------------------------------------------------------------------
 
@@ -274,7 +266,7 @@ class Lookahead(Wrapper):
         """
         if self._lent:
             raise RuntimeError("Lookahead: slow_weights() was entered within slow_weights()")
-        slow_params = {p: self._slow_param(p) for p in self._params()}
+        slow_params = {p: self._slow_param(p) for p in params_of(self)}
         pairs = [(p, slow) for p, slow in slow_params.items() if slow is not None]
         fast = [p.detach().clone() for p, _ in pairs]
         self._lent = True
@@ -331,7 +323,8 @@ class Lookahead(Wrapper):
         self._check_saved_slow_params(state_dict)
         self.optimizer.load_state_dict(state_dict)
         self._cycle = cycle
-        if found is None or all(self._slow_param(p) is None for p in self._params()):
+        # A checkpoint before the first gradient has a count, but no states yet.
+        if found is None or (self.state and all(self._slow_param(p) is None for p in params_of(self))):
             self._forget()
         self._share()
 
@@ -341,7 +334,7 @@ class Lookahead(Wrapper):
         Their dtype does not matter: loading converts them.
         """
         keys = (key for group in state_dict["param_groups"] for key in group["params"])
-        for p, key in zip(self._params(), keys, strict=False):  # the wrapped optimizer refuses other numbers of them
+        for p, key in zip(params_of(self), keys, strict=False):  # the wrapped optimizer refuses other numbers of them
             saved = state_dict["state"].get(key)
             slow = saved.get(self._slow_name) if isinstance(saved, Mapping) else None
             if isinstance(slow, Tensor):

@@ -13,6 +13,7 @@ from .. import _core
 from . import signatures
 from .arguments import HyperTypes, check_hyperparameters, number, whole_at_least
 from .base import Native
+from .fallback import step_by_torch
 from .gradient_norm import is_dtensor
 from .hooks import unhooked
 from .torch_operations import batches
@@ -67,7 +68,7 @@ class Orthogonalizing(Native):
 
         return [path(*row) for row in super()._explain()]
 
-    def _step_with_scaler(self, found_inf: Tensor) -> bool:
+    def _step_with_scaler(self, found_inf: Tensor | int) -> bool:
         return False
 
     def _step_natively(self, grad_factor: float) -> None:
@@ -82,13 +83,14 @@ class Orthogonalizing(Native):
             if stepped := [p for p in group["params"] if p.grad is not None]:
                 self._check_params(stepped)  # again, because their data may have been exchanged
                 check_iterations(f"{type(self).__name__}: group {index}", group)
+                self._check_group(group, index)
         items, fallback = self._divide()
         self._check_states(items)
         update = self._slow_weight_update
         if update:
             update.before(p for _, p, _ in items)
         if fallback:
-            self._step_by_torch(fallback, grad_factor)
+            step_by_torch(self, fallback, grad_factor)
         self._create_states([(group, p, grad, self._state_names(), []) for group, p, grad in items], [], [])
         threads = torch.get_num_threads()
         for part in batches([item for item in items if item[1].numel() > 0], SCRATCH, lambda item: item[1].numel()):

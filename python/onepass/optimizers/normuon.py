@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from . import signatures
 from .arguments import HyperTypes, number
+from .declared import check_adjust_lr_fn
 from .muon import Item, Orthogonalizing, orthogonalized
 from .torch_private import adjusted_lr
 
@@ -123,6 +124,10 @@ class NorMuon(Orthogonalizing, signatures.NorMuon):
     @classmethod
     def _hyper_types(cls) -> HyperTypes:
         return {**super()._hyper_types(), "beta2": False}
+
+    def _check_group(self, group: Mapping[str, Any], number: int) -> None:
+        super()._check_group(group, number)
+        check_adjust_lr_fn(f"NorMuon: group {number}", group.get("adjust_lr_fn"))
 
     def _new_state(self, group: dict[str, Any], p: Tensor, grad: Tensor, name: str) -> Tensor:
         if name == "second_momentum_buffer":

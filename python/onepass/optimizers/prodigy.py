@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from . import signatures
 from .arguments import check_number, number, whole
 from .base import Native
-from .declared import PRODIGY_ESTIMATE
+from .declared import PRODIGY_ESTIMATE, check_estimate
 from .gradient_norm import is_dtensor
 from .torch_operations import batches, real, steps, value_of
 from .torch_private import foreach_add_, foreach_copy_, foreach_mul_
@@ -78,12 +78,12 @@ def adapt(optimizer: Optimizer) -> None:
         share = own / lr if group["safeguard_warmup"] else 1.0
         denominator += _total([state["d_denom"] for state in states]) * share
     first = groups[0]
-    d_hat = first["d_coef"] * numerator / denominator if denominator > 0 else math.nan
+    d_hat = number(first["d_coef"]) * numerator / denominator if denominator > 0 else math.nan
     if not math.isfinite(d_hat):
         return
     d = max(first["d"], d_hat) if first["d"] == first["d0"] else first["d"]
-    d_max = max(first["d_max"], d_hat)
-    d = min(d_max, d * first["growth_rate"])
+    d_max = max(number(first["d_max"]), d_hat)
+    d = min(d_max, d * number(first["growth_rate"]))
     for group in groups:
         group.update(zip(PRODIGY_ESTIMATE, (d, d_max), strict=True))
 
@@ -251,6 +251,7 @@ class Prodigy(Native, signatures.Prodigy):
             ValueError: A hyperparameter has an invalid value, or ``d0`` is not that of the other groups.
         """
         added = param_group if isinstance(param_group, dict) else {}  # torch refuses others
+        check_estimate(f"Prodigy: group {len(self.param_groups)}", added)
         _check_first_estimates([*self.param_groups, {**self.defaults, **added}])
         super().add_param_group(param_group)
 
@@ -262,6 +263,7 @@ class Prodigy(Native, signatures.Prodigy):
         return bool(group.get("slice_p", 1) == 1)  # the sums are found there
 
     def _before_step(self) -> Callable[[], None]:
+        check_estimate("Prodigy: group 0", self.param_groups[0])
         slices = list(self._slices())
         before = self._steps()
 

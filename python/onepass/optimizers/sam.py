@@ -12,16 +12,15 @@ from torch.optim import Optimizer
 
 from .. import _core
 from .arguments import check_flag, check_keys, check_number, check_optimizer
-from .gradient_norm import total_norm
-from .hooks import evaluate, hooked
+from .base import STATE_DTYPES
+from .gradient_norm import is_plain, total_norm
+from .hooks import evaluate, hooked, params_of
 from .master import confirm_low_bits, low_bits_are_valid
 from .torch_operations import wide
 from .torch_private import disable_dynamo, foreach_copy_
 from .wrapper import Wrapper, loaded_with_hooks
 
 EPS = 1e-12  # added to the norm
-
-_KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class SAM(Wrapper):
@@ -34,8 +33,8 @@ class SAM(Wrapper):
         \theta + \rho \frac{g}{\|g\| + 10^{-12}}
         \text{, or, if adaptive, } \theta + \rho \frac{\theta^2 g}{\|\theta g\| + 10^{-12}}
 
-    with the 2-norm over all groups. Then it sets the parameters back to the bit, and the wrapped optimizer steps them
-    by the second gradient.
+    with the 2-norm over all groups; the parameters of a group with ``maximize`` move against their gradient. Then it
+    sets the parameters back to the bit, and the wrapped optimizer steps them by the second gradient.
 
     ``step(closure)`` does all of it: the closure resets the gradients, computes the loss and its gradients, and returns
     the loss, as for every optimizer of torch that takes one; it is called twice. Without a closure, call
@@ -140,7 +139,7 @@ class SAM(Wrapper):
             RuntimeError: A gradient is sparse; nothing has been moved.
         """
         self.restore()
-        params = list(dict.fromkeys(self._params()))
+        params = list(dict.fromkeys(params_of(self)))
         grads = [p.grad for p in params]
         if any(grad is not None and grad.layout != torch.strided for grad in grads):
             raise RuntimeError("SAM does not support sparse gradients")
@@ -163,16 +162,12 @@ class SAM(Wrapper):
             self._old[p] = old
         _copy([(self._old[p], p) for p, _ in pairs])
         self._with_low_bits = [p for p, _ in pairs if low_bits_are_valid(p)]
-        rows: list[tuple[Tensor, ...]] = []
-        for p, grad in pairs:
-            if self.adaptive:
-                was = wide(p)  # products of float16 numbers would overflow
-                p.copy_(was + scale * (was.abs() * grad))
-            elif _is_plain(p) and _is_plain(grad) and p.device == grad.device:
-                rows.append((p, grad))
-            else:
-                p.add_(grad, alpha=scale)
-        _core.apply("muon", [0.0, -scale, 0.0], 1.0, rows, 1.0, torch.get_num_threads())  # p = p - -scale * grad
+        maximized = {p for group in self.param_groups if group.get("maximize") for p in group["params"]}
+        for sign, own in (
+            (1.0, [pair for pair in pairs if pair[0] not in maximized]),
+            (-1.0, [pair for pair in pairs if pair[0] in maximized]),
+        ):
+            _add(own, sign * scale, self.adaptive)
         self._moved = [(p, _version(p)) for p, _ in pairs]
 
     @torch.no_grad()
@@ -232,7 +227,7 @@ class SAM(Wrapper):
         """
         if self.state:
             return False
-        grads = [p.grad for p in self._params() if p.grad is not None]
+        grads = [p.grad for p in params_of(self) if p.grad is not None]
         return bool(grads) and not any(bool(grad.any()) for grad in grads)
 
     def _step_scaled(self) -> Any:
@@ -247,10 +242,10 @@ class SAM(Wrapper):
                 return self._step_wrapped()
             finally:
                 del inner.grad_scale, inner.found_inf
-        if found_inf.item():
+        if found_inf:
             return None
         if scale is not None:
-            for p in self._params():
+            for p in params_of(self):
                 if p.grad is not None:
                     p.grad.div_(scale.to(p.grad.device))
         return self._step_wrapped()
@@ -297,22 +292,31 @@ def _version(p: Tensor) -> int:
 
 def _copy(pairs: list[tuple[Tensor, Tensor]]) -> None:
     """Copy the second tensor of each pair to the first."""
-    plain = [pair for pair in pairs if _is_plain(pair[0])]
+    plain = [pair for pair in pairs if _is_for_kernels(pair[0])]
     if plain:
         foreach_copy_([to for to, _ in plain], [source for _, source in plain])
     for to, source in pairs:
-        if not _is_plain(to):  # among them DTensors, for which torch has no foreach copy
+        if not _is_for_kernels(to):  # among them DTensors, for which torch has no foreach copy
             to.copy_(source)
 
 
-def _is_plain(tensor: Tensor) -> bool:
+def _add(pairs: list[tuple[Tensor, Tensor]], scale: float, adaptive: bool) -> None:
+    """Add to each parameter ``scale`` times its gradient or, if adaptive, that times the parameter's magnitude."""
+    rows: list[tuple[Tensor, ...]] = []
+    for p, grad in pairs:
+        if adaptive:
+            was = wide(p)  # products of float16 numbers would overflow
+            p.copy_(was + scale * (was.abs() * grad))
+        elif _is_for_kernels(p) and _is_for_kernels(grad) and p.device == grad.device:
+            rows.append((p, grad))
+        else:
+            p.add_(grad, alpha=scale)
+    _core.apply("muon", [0.0, -scale, 0.0], 1.0, rows, 1.0, torch.get_num_threads())  # p = p - -scale * grad
+
+
+def _is_for_kernels(tensor: Tensor) -> bool:
     """Return whether a kernel takes this tensor."""
-    return (
-        type(tensor) in (Tensor, torch.nn.Parameter)
-        and tensor.dtype in _KERNEL_DTYPES
-        and tensor.device.type == "cpu"
-        and not tensor.is_neg()
-    )
+    return is_plain(tensor) and tensor.dtype in STATE_DTYPES and tensor.device.type == "cpu" and not tensor.is_neg()
 
 
 def _checked(setting: Mapping[str, Any]) -> dict[str, Any]:

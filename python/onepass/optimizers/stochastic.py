@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _core
+from .arguments import dtype_name
 from .block_states import first_element
 from .gradient_norm import is_dtensor, local_part
 
@@ -35,7 +36,7 @@ def write(target: Tensor, values: Tensor, order: Tensor, key: int, stream: int) 
     local = local_part(target.detach())
     ordered = torch.empty_like(local_part(order.detach()), dtype=torch.float32, device="cpu")
     ordered.copy_(local_part(values.detach()))
-    _core.round_stochastically(ordered, str(target.dtype).removeprefix("torch."), key, stream, first)
+    _core.round_stochastically(ordered, dtype_name(target.dtype), key, stream, first)
     local.copy_(ordered)
     if is_dtensor(target):
         torch.autograd.graph.increment_version(target)

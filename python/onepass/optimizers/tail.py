@@ -24,6 +24,7 @@ from ..training.clipping_policies import ClippingPolicy
 from ..training.restoring import Part, Undo
 from .arguments import check_number, described, number
 from .gradient_norm import mesh_of, total_norm
+from .hooks import params_of
 
 if TYPE_CHECKING:
     from .base import Native
@@ -60,9 +61,6 @@ class StepReport(NamedTuple):
 
 
 FOUND_INF = StepReport(skipped=True, reason="GradScaler has found an infinite or NaN gradient")
-_SKIPPED_BY_SCALER = 2  # in a DeviceClipping (csrc/cuda/table.h)
-
-MAX_FOLLOWERS = 2  # of one request
 
 
 class _Requests(NamedTuple):
@@ -138,17 +136,17 @@ class Tail(Part):
         self.policy = max_norm if isinstance(max_norm, ClippingPolicy) else None
         self._limit = math.inf if max_norm is None or self.policy else _limit(f"{name}: max_norm", max_norm)
         self._largest = _is_largest(name, norm_type)
-        self._skip_nonfinite = bool(skip_nonfinite)
+        self._skip_nonfinite = skip_nonfinite
         self.measures = max_norm is not None or self._skip_nonfinite
         self.clip_value = math.inf if clip_value is None else _limit(f"{name}: clip_value", clip_value)
         self.average = average
-        self.zeroes_grads = bool(zero_grad)
+        self.zeroes_grads = zero_grad
         self._report: StepReport | None = None
         self._device_clipping: Tensor | None = None  # in its place, if only the GPU has it: three float64 as bytes
         self._weight = 1.0  # of the averages in this step
         self._last_requests: tuple[tuple[Any, ...], _Requests] | None = None
         self._copy_slots = [] if copy_to is None else _copies_of(name, optimizer, copy_to)
-        self._copied = _all_params(optimizer) if self._copy_slots else []  # the parameter of each copy
+        self._copied = params_of(optimizer) if self._copy_slots else []  # the parameter of each copy
         self._followers: _Followers | None = None
         if average is not None and not isinstance(average, AveragedModel):
             raise TypeError(f"{name}: average must be a onepass.swa_utils.AveragedModel, got {described(average)}")
@@ -158,10 +156,6 @@ class Tail(Part):
                 f"parameters: leave out {asked[0]}. clip_grad_norm_ before the step clips all gradients"
             )
         self._find_followers(optimizer)
-
-    @property
-    def _copy_list(self) -> list[Tensor | None]:
-        return Slots(self._copy_slots).held
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has other parameters, with other ids.
@@ -186,11 +180,11 @@ class Tail(Part):
         before = self._followers
         if before is not None and before.are_those_of(optimizer, self.average):
             return
-        name, params = type(optimizer).__name__, _all_params(optimizer)
+        name, params = type(optimizer).__name__, params_of(optimizer)
         ids = frozenset(map(id, params))
         copied = self._copied if before is None else _exchanged(self._copied, before.params, params)
         copies: dict[int, Tensor] = {}
-        for i, (p, copy) in enumerate(zip(copied, self._copy_list, strict=True)):
+        for i, (p, copy) in enumerate(zip(copied, Slots(self._copy_slots).held, strict=True)):
             if not isinstance(copy, Tensor):
                 raise TypeError(f"{name}: copy_to[{i}] must be a tensor, got {described(copy)}")
             if id(p) in ids:
@@ -279,7 +273,7 @@ class Tail(Part):
 
     def norm_of(self, optimizer: Optimizer, measures: Sequence[float | None] = ()) -> float:
         """Return the norm of all gradients as they are. ``measures``: see :func:`total_norm`."""
-        params = _all_params(optimizer)
+        params = params_of(optimizer)
         return total_norm(params, [p.grad for p in params], self._largest, measures)
 
     # -- the step ----------------------------------------------------------------------------------------------------
@@ -302,12 +296,12 @@ class Tail(Part):
             left: list[list[Tensor]] = result.unfollowed
             if update:
                 update.after(left[0])
-                left = [*left[1:], *([_all_params(optimizer)] * requests.left)]
+                left = [*left[1:], *([params_of(optimizer)] * requests.left)]
             self.follow(optimizer, left)
             if result.unzeroed:
                 self.zero(result.unzeroed)
         elif self.zeroes_grads:
-            self.zero(_all_params(optimizer))
+            self.zero(params_of(optimizer))
         if device_clipping is None:
             self.note(norm, coefficient, skipped)
         else:
@@ -342,14 +336,13 @@ class Tail(Part):
             return self._last_requests[1]
         followers = [*slow, *self.followers()]
         norm = self.norm_request(optimizer)
-        made = functools.partial(
+        made: Callable[..., _core.StepRequest] = functools.partial(
             _core.StepRequest,
             threads=threads,
-            followers=followers[:MAX_FOLLOWERS],
-            clip_value=self.clip_value,
-            zeroes_grads=self.zeroes_grads,
+            followers=followers[: _core.MAX_FOLLOWERS],
+            **self.gradient_arguments(),
         )
-        requests = _Requests(made(grad_factor, norm=norm), norm, made, max(0, len(followers) - MAX_FOLLOWERS))
+        requests = _Requests(made(grad_factor, norm=norm), norm, made, max(0, len(followers) - _core.MAX_FOLLOWERS))
         if not slow:
             self._last_requests = key, requests
         return requests
@@ -363,7 +356,7 @@ class Tail(Part):
             optimizer: The optimizer that has stepped.
             params: For each of ``followers()``, the parameters for which the kernels have not updated it; None: all.
         """
-        left = [_all_params(optimizer)] * 2 if params is None else list(params)
+        left = [params_of(optimizer)] * 2 if params is None else list(params)
         master_names = optimizer._master_names() if any(left) else {}
         assert self._followers is not None
         if self.average is not None:
@@ -398,7 +391,7 @@ class Tail(Part):
         if self._device_clipping.is_cuda:
             torch.cuda.synchronize(self._device_clipping.device)  # the step may have been on any stream
         norm, coefficient, skipped_by = self._device_clipping.view(torch.float64).tolist()
-        if skipped_by == _SKIPPED_BY_SCALER:
+        if skipped_by == _core.SKIPPED_BY_SCALER:
             return FOUND_INF
         return self._report_of(norm, coefficient, bool(skipped_by))
 
@@ -414,23 +407,20 @@ class Tail(Part):
     def note_found_inf(self, optimizer: Optimizer) -> None:
         """Record that GradScaler has found an infinite or NaN gradient, so that the step is skipped."""
         if self.zeroes_grads:
-            self.zero(_all_params(optimizer))
+            self.zero(params_of(optimizer))
         self._report, self._device_clipping = FOUND_INF, None
 
     # -- steps in torch operations -----------------------------------------------------------------------------------
 
-    def around(self, optimizer: Native, grad_factor: float, step: Callable[[float], None]) -> bool:
+    def around(self, optimizer: Native, grad_factor: float, step: Callable[[float], None]) -> None:
         """Make a step that is not one request to the core: everything beside ``step`` in torch operations.
 
         Args:
             optimizer: The optimizer.
             grad_factor: Factor of the gradients.
             step: Steps all parameters; its argument is the factor of the gradients.
-
-        Returns:
-            Whether the step was made rather than skipped.
         """
-        params = _all_params(optimizer)
+        params = params_of(optimizer)
         self._prepare_followers(optimizer)
         norm: float | None = None
         coefficient, skips = 1.0, False
@@ -446,7 +436,6 @@ class Tail(Part):
         if self.zeroes_grads:
             self.zero(params)
         self.note(norm, coefficient, skips)
-        return not skips
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
@@ -508,10 +497,6 @@ def _is_largest(name: str, norm_type: Any) -> bool:
     return bool(norm_type != 2)
 
 
-def _all_params(optimizer: Optimizer) -> list[Tensor]:
-    return list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
-
-
 def _exchanged(copied: list[Tensor], before: list[Tensor], now: list[Tensor]) -> list[Tensor]:
     """Return the parameter of each copy: the new one if another one has taken the parameter's place in the groups."""
     ids_before, ids_now = set(map(id, before)), set(map(id, now))
@@ -522,7 +507,7 @@ def _exchanged(copied: list[Tensor], before: list[Tensor], now: list[Tensor]) ->
 
 def _copies_of(name: str, optimizer: Optimizer, copy_to: Sequence[Tensor] | nn.Module) -> list[Slot]:
     """Return the slot of the copy of each parameter, in the order of the groups. The copies are not checked."""
-    number = len(_all_params(optimizer))
+    number = len(params_of(optimizer))
     slots: dict[int, Slot] = {}
     copies: list[Tensor]
     if isinstance(copy_to, nn.Module):

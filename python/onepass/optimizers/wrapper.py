@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from .hooks import unwrapped
-from .tail import StepReport
+from .tail import StepReport, Tail
 from .torch_private import disable_dynamo
 
 
@@ -93,8 +93,17 @@ class Wrapper(Optimizer):
     def _master_names(self) -> dict[Tensor, str]:
         return master_names(self.optimizer)
 
-    def _params(self) -> Iterator[Tensor]:
-        return (p for group in self.param_groups for p in group["params"])
+
+def has_skipped(optimizer: Optimizer) -> bool:
+    """Return whether an optimizer has skipped the step that was just called; one that has several, if all have."""
+    optimizer = unwrapped(optimizer)
+    if (inner := getattr(optimizer, "_inner", None)) is not None:
+        return all(map(has_skipped, inner()))
+    tail = getattr(optimizer, "_tail", None)
+    if isinstance(tail, Tail) and not tail.may_skip():
+        return False  # without reading the report, which would wait for a GPU
+    report = getattr(optimizer, "last_step", None)
+    return report is not None and bool(report.skipped)
 
 
 def saved_with_hooks(optimizer: Optimizer, save: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -7,6 +7,9 @@ from weakref import finalize, ref
 
 from torch.optim import Optimizer
 
+from ..optimizers.hooks import has_found_inf
+from ..optimizers.wrapper import has_skipped
+
 
 class StepDetector:
     """Records whether an optimizer has stepped, without skipped steps.
@@ -27,7 +30,7 @@ class StepDetector:
 
         def after_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
             detector = reference()
-            if detector is not None and not _was_skipped(optimizer):
+            if detector is not None and not (has_found_inf(optimizer) or has_skipped(optimizer)):
                 detector.stepped = True
 
         # The hook must not remove itself: torch is then iterating over the hooks.
@@ -36,10 +39,3 @@ class StepDetector:
     def __reduce__(self) -> tuple[type[StepDetector], tuple[Optimizer, bool]]:
         # A copied optimizer has no hooks, so the copy of a detector needs a hook of its own.
         return type(self), (self.optimizer, self.stepped)
-
-
-def _was_skipped(optimizer: Optimizer) -> bool:
-    if float(getattr(optimizer, "found_inf", None) or 0.0):
-        return True
-    report = getattr(optimizer, "last_step", None)
-    return report is not None and bool(report.skipped)

@@ -18,6 +18,7 @@ from torch.nn import Module
 from torch.optim import Optimizer, swa_utils
 
 from ..optimizers.arguments import check_number, number
+from ..optimizers.hooks import params_of
 from ..optimizers.master import low_bits_kept
 from .module_tree import ModuleTree
 from .restoring import uninterrupted, without_repeats
@@ -86,7 +87,7 @@ class _Round(NamedTuple):
 
     def has_stepped(self, optimizer: Optimizer) -> bool:
         """Return whether a parameter of an optimizer has been stepped."""
-        return not all(step.params.isdisjoint(map(id, _params(optimizer))) for step in self.steps)
+        return not all(step.params.isdisjoint(map(id, params_of(optimizer))) for step in self.steps)
 
 
 class AveragedModel(swa_utils.AveragedModel):
@@ -477,7 +478,7 @@ class AveragedModel(swa_utils.AveragedModel):
             params: The ids of its parameters, if they are known.
         """
         joined = self._joined_by(optimizer)
-        step = _Step(params or frozenset(map(id, _params(optimizer))), self._living_slots().keys())
+        step = _Step(params or frozenset(map(id, params_of(optimizer))), self._living_slots().keys())
         if joined is None:
             self._set("_round", _Round(self._count(), (step,)))
             self._add_one()
@@ -504,10 +505,6 @@ def _fsdp_modules(module: Module) -> Iterator[Any]:
     fsdp = sys.modules.get("torch.distributed.fsdp")
     kind = getattr(fsdp, "FSDPModule", None)
     return iter(()) if kind is None else (part for part in module.modules() if isinstance(part, kind))
-
-
-def _params(optimizer: Optimizer) -> Iterable[Tensor]:
-    return chain.from_iterable(group["params"] for group in optimizer.param_groups)
 
 
 def _average(pairs: Pairs, n: int, decay: float | None) -> None:

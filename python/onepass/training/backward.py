@@ -10,12 +10,12 @@ from weakref import ref
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 from torch.optim import LBFGS, Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from ..optimizers.base import Native
 from ..optimizers.combined import Combined
+from ..optimizers.gradient_norm import is_plain
 from ..optimizers.hooks import unhooked, unwrapped
 from ..optimizers.torch_private import (
     copy_operator,
@@ -173,7 +173,7 @@ class _Stepper:
     def freed(self) -> FreedGradient | None:
         """Return the gradient's placeholder; None for DTensors, because FSDP would add the next gradient to it."""
         p, freed = self._p, self._freed
-        if type(p) not in (Tensor, Parameter):
+        if not is_plain(p):
             return None
         if freed is None or (freed.shape, freed.dtype, freed.device) != (p.shape, p.dtype, p.device):
             freed = self._freed = FreedGradient.of(p.shape, p.dtype, p.device)

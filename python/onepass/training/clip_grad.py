@@ -10,15 +10,13 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter, utils
+from torch.nn import utils
 
 from .. import _core
 from ..optimizers.base import transform
-from ..optimizers.gradient_norm import combine, is_dtensor, local_part, total_norm
+from ..optimizers.gradient_norm import combine, is_dtensor, is_plain, local_part, total_norm
 
 Tensors: TypeAlias = Tensor | Iterable[Tensor]
-
-_PLAIN = {Tensor, Parameter}
 
 
 def get_total_norm(
@@ -136,7 +134,7 @@ def clip_grads_with_norm_(
         >>> p.grad
         tensor([0.3000, 0.4000])
     """
-    plain = type(total_norm) in _PLAIN and total_norm.device.type == "cpu" and total_norm.ndim == 0
+    plain = is_plain(total_norm) and total_norm.device.type == "cpu" and total_norm.ndim == 0
     if not plain or torch.compiler.is_compiling() or transform():
         return utils.clip_grads_with_norm_(parameters, max_norm, total_norm, foreach)
     grads = [grad for p in _listed(parameters) if (grad := p.grad) is not None]
@@ -200,7 +198,7 @@ def _norm(params: Sequence[Tensor], grads: Sequence[Tensor | None], norm_type: f
     largest = norm_type == math.inf
     measures = _core.measure(grads, largest, torch.get_num_threads())
     known = [measure for measure in measures if measure is not None]
-    spread = not _PLAIN.issuperset(map(type, params)) and any(map(is_dtensor, params))
+    spread = not all(map(is_plain, params)) and any(map(is_dtensor, params))
     if len(known) < len(params):
         triples = zip(params, grads, measures, strict=True)
         others = [grad for p, grad, found in triples if found is None and (grad is not None or p is None)]
@@ -225,7 +223,7 @@ def _can_measure(grad: Any, spread: bool) -> bool:
     if is_dtensor(grad):
         return True
     return (
-        type(grad) in _PLAIN
+        is_plain(grad)
         and (grad.is_sparse or spread)
         and (grad.is_floating_point() or grad.is_complex())
         and grad.device.type != "meta"

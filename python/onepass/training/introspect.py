@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from .. import _core
-from ..optimizers.arguments import hyperparameters
+from ..optimizers.arguments import dtype_name, hyperparameters
 from ..optimizers.base import Native
 from ..optimizers.block_states import SUFFIX
 from ..optimizers.combined import Combined
@@ -115,7 +115,7 @@ def explain(optimizer: Optimizer) -> Explanation:
         name = next(iter(held.get("param_names", [])[index : index + 1]), None)
         shape = () if is_lazy(p) else tuple(p.shape)
         states = _states(p, optimizer.state.get(p, {}))
-        rows.append(Row(group, index, name, shape, str(p.dtype).removeprefix("torch."), path, reason, *states))
+        rows.append(Row(group, index, name, shape, dtype_name(p.dtype), path, reason, *states))
     return Explanation(title, rows, optimizer.param_groups)
 
 
@@ -140,7 +140,7 @@ def _states(p: Tensor, state: Mapping[str, Any]) -> tuple[dict[str, str], int, i
             continue
         local = local_part(value)
         if value.shape == p.shape:
-            dtypes[name] = str(value.dtype).removeprefix("torch.")
+            dtypes[name] = dtype_name(value.dtype)
             in_float32 += 4 * local.numel()
             held += local.nbytes
         elif name.removesuffix(SUFFIX) in state:

@@ -14,8 +14,10 @@ from torch.optim import Optimizer
 
 from .. import _core
 from ..optimizers.arguments import check_optimizer, described, hyperparameters, number, whole_at_least
-from ..optimizers.hooks import unwrapped
+from ..optimizers.gradient_norm import is_dtensor
+from ..optimizers.hooks import has_found_inf, unwrapped
 from ..optimizers.tail import StepReport, Tail
+from ..optimizers.torch_operations import real
 from ..optimizers.torch_private import foreach_norm, foreach_sub_
 from ..optimizers.wrapper import innermost
 
@@ -34,13 +36,12 @@ def _real(t: Tensor) -> Tensor:
     """Return the elements of a tensor, which may be sparse or complex, as a dense real tensor."""
     if t.layout is not torch.strided:
         t = t.coalesce().values() if t.is_sparse else t.to_dense()
-    return torch.view_as_real(t.resolve_conj()) if t.is_complex() else t
+    return real(t)
 
 
-def _place(t: Tensor) -> object:
+def _place(t: Any) -> object:
     """Return a DTensor's mesh and placements; None for other tensors."""
-    # DTensor is not imported, because the import takes most of a second.
-    return (getattr(t, "device_mesh", None), getattr(t, "placements", None)) if hasattr(t, "full_tensor") else None
+    return (t.device_mesh, t.placements) if is_dtensor(t) else None
 
 
 def _each_norm(tensors: Iterable[Tensor]) -> list[Tensor]:
@@ -53,11 +54,11 @@ def _each_norm(tensors: Iterable[Tensor]) -> list[Tensor]:
     for tensor in map(_real, tensors):
         if tensor.numel():
             kinds.setdefault((tensor.device, tensor.dtype, _place(tensor)), []).append(tensor)
-    found = [
+    found: list[Any] = [
         torch.stack(foreach_norm(some, 2, torch.float64 if device.type == "cpu" else _wide(dtype)))
         for (device, dtype, _), some in kinds.items()
     ]
-    return [norms.full_tensor() if hasattr(norms, "full_tensor") else norms for norms in found]
+    return [norms.full_tensor() if is_dtensor(norms) else norms for norms in found]
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -101,7 +102,7 @@ class _Before:
                 raise RuntimeError("during the step, a parameter became one that kernels cannot read")
             return found
         for copies, group in zip(self._copies, self._groups, strict=True):
-            if any(_place(p) is not None for p in group):  # torch does not accept DTensors and others in one call
+            if any(map(is_dtensor, group)):  # torch does not accept DTensors and others in one call
                 for copy, p in zip(copies, group, strict=True):
                     copy.sub_(p)
             elif copies:
@@ -165,8 +166,7 @@ class StepLog:
     def _look(self, optimizer: Optimizer, has_closure: bool) -> _Step | None:
         arrived = time.perf_counter()
         tail = _tail_of(optimizer)
-        found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is not None and found_inf.item():
+        if has_found_inf(optimizer):
             return _Step({}, None, None, arrived) if tail is not None and tail.measures else None
         groups = optimizer.param_groups
         scalars = {

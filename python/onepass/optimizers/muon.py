@@ -216,7 +216,7 @@ def check_iterations(where: str, group: dict[str, Any]) -> None:
     """Raise before anything is written what torch's iterations would raise in the middle of the step.
 
     Raises:
-        TypeError: ``ns_coefficients`` are not numbers.
+        TypeError: ``ns_steps`` is not an integer, or ``ns_coefficients`` are not numbers.
         ValueError: ``ns_steps`` or ``ns_coefficients`` is out of range.
     """
     steps, coefficients = whole_at_least(f"{where}: ns_steps", group["ns_steps"], 0), group["ns_coefficients"]

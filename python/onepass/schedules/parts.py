@@ -231,7 +231,7 @@ class geometric(_Timed):
         return math.pow(self.start, self._left(t)) * math.pow(self.end, self._done(t))
 
 
-def _falls(schedule: exponential | step | multistep) -> None:
+def _require_gamma(schedule: exponential | step | multistep) -> None:
     schedule._require(0.0 < schedule.gamma <= 1.0, "gamma", "> 0 and <= 1")
 
 
@@ -253,7 +253,7 @@ class exponential(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _falls(self)
+        _require_gamma(self)
 
     def _at(self, t: int) -> float:
         return math.pow(self.gamma, t)
@@ -280,7 +280,7 @@ class step(Schedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require(self.every > 0, "every", ">= 1")
-        _falls(self)
+        _require_gamma(self)
 
     def _at(self, t: int) -> float:
         return math.pow(self.gamma, t // self.every)
@@ -306,7 +306,7 @@ class multistep(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _falls(self)
+        _require_gamma(self)
 
     def _at(self, t: int) -> float:
         return math.pow(self.gamma, bisect_right(self.milestones, t))

@@ -22,7 +22,7 @@ from .parts import (
     sqrt,
     warmup,
 )
-from .schedule import Schedule, real
+from .schedule import Schedule, finite_number
 from .schedule_lr import ScheduleLR
 
 __all__ = [
@@ -47,7 +47,7 @@ __all__ = [
 
 def _count(name: str, value: Any) -> float:
     """Return a number >= 0, as an int if it has no fraction."""
-    count = real(name, value)
+    count = finite_number(name, value)
     if count < 0:
         raise ValueError(f"{name} must be >= 0, got {value!r}")
     return int(count) if count.is_integer() else count
@@ -72,7 +72,7 @@ def _part(make: type[Schedule], *args: Any, **kwargs: Any) -> Schedule:
     return part
 
 
-def _rest(steps: float, before: float) -> float:
+def _steps_after(steps: float, before: float) -> float:
     return max(steps - before, 0)
 
 
@@ -113,7 +113,7 @@ def get_constant_schedule_with_warmup(
 def _rise_and_rest(num_warmup_steps: float, num_training_steps: float) -> tuple[Schedule, float]:
     """Return the warm-up, and the number of steps after it."""
     rise = _count("num_warmup_steps", num_warmup_steps)
-    return _part(warmup, rise), _rest(_count("num_training_steps", num_training_steps), rise)
+    return _part(warmup, rise), _steps_after(_count("num_training_steps", num_training_steps), rise)
 
 
 def get_linear_schedule_with_warmup(
@@ -151,7 +151,7 @@ def get_cosine_schedule_with_warmup(
         [0.0, 0.25, 0.5, 0.427, 0.25, 0.073, 0.0]
     """
     rise, rest = _rise_and_rest(num_warmup_steps, num_training_steps)
-    decay = _part(cosine, rest, cycles=real("num_cycles", num_cycles))
+    decay = _part(cosine, rest, cycles=finite_number("num_cycles", num_cycles))
     return ScheduleLR(optimizer, rise >> decay, last_epoch=last_epoch)
 
 
@@ -253,11 +253,11 @@ def get_cosine_with_min_lr_schedule_with_warmup(
     rise, rest = _rise_and_rest(num_warmup_steps, num_training_steps)
 
     def ending(end: float) -> Schedule:
-        return rise >> _part(cosine, rest, end=end, cycles=real("num_cycles", num_cycles))
+        return rise >> _part(cosine, rest, end=end, cycles=finite_number("num_cycles", num_cycles))
 
     if min_lr is None:
-        return ScheduleLR(optimizer, ending(real("min_lr_rate", min_lr_rate)), last_epoch=last_epoch)
-    return ScheduleLR(optimizer, _ending(optimizer, real("min_lr", min_lr), ending), last_epoch=last_epoch)
+        return ScheduleLR(optimizer, ending(finite_number("min_lr_rate", min_lr_rate)), last_epoch=last_epoch)
+    return ScheduleLR(optimizer, _ending(optimizer, finite_number("min_lr", min_lr), ending), last_epoch=last_epoch)
 
 
 def get_wsd_schedule(
@@ -286,7 +286,7 @@ def get_wsd_schedule(
         >>> [round(lr, 3) for lr in scheduler.preview(7)[:, 0].tolist()]
         [0.0, 0.25, 0.5, 0.5, 0.5, 0.25, 0.0]
     """
-    low = real("min_lr_ratio", min_lr_ratio)
+    low = finite_number("min_lr_ratio", min_lr_ratio)
     rise, fall = _count("num_warmup_steps", num_warmup_steps), _count("num_decay_steps", num_decay_steps)
     rises = {
         "linear": _part(warmup, rise, low),
@@ -295,7 +295,7 @@ def get_wsd_schedule(
     }
     falls = {
         "linear": _part(linear, fall, end=low),
-        "cosine": _part(cosine, fall, end=low, cycles=real("num_cycles", num_cycles)),
+        "cosine": _part(cosine, fall, end=low, cycles=finite_number("num_cycles", num_cycles)),
         "1-sqrt": _part(sqrt, fall, end=low),
     }
     for name, chosen in (("warmup_type", warmup_type), ("decay_type", decay_type)):
@@ -304,7 +304,7 @@ def get_wsd_schedule(
     if num_stable_steps is None:
         if num_training_steps is None:
             raise ValueError("num_training_steps, num_stable_steps: one of them must be given")
-        stable = _rest(_count("num_training_steps", num_training_steps), rise + fall)
+        stable = _steps_after(_count("num_training_steps", num_training_steps), rise + fall)
     else:
         stable = _count("num_stable_steps", num_stable_steps)
         if num_training_steps is not None:

@@ -222,6 +222,7 @@ class Prodigy(Native, signatures.Prodigy):
     ``clip_value``, ``skip_nonfinite``, ``average``, ``copy_to``, ``zero_grad``.
 
     Raises:
+        TypeError: A hyperparameter is not a number, or ``slice_p`` is not an integer.
         ValueError: A hyperparameter is out of range, or groups have different ``d0``; or at the step, if ``slice_p`` is
             not 1 and a parameter is a DTensor, or a state does not fit it.
         RuntimeError: At the step, if a gradient is sparse.

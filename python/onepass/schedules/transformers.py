@@ -86,6 +86,17 @@ def _ending(optimizer: Optimizer, rate: float, make: Callable[[float], Schedule]
 def get_constant_schedule(optimizer: Optimizer, last_epoch: int = -1) -> ScheduleLR:
     """Return a scheduler with ``constant()``.
 
+    Args:
+        optimizer: The optimizer whose learning rates are set.
+        last_epoch: Index of the last completed step, if training is resumed without a ``state_dict``; else -1.
+
+    Returns:
+        The scheduler.
+
+    Raises:
+        TypeError: ``optimizer`` is not a ``torch.optim.Optimizer``.
+        KeyError: ``last_epoch`` is given, and a group does not have its initial values.
+
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
         >>> scheduler = onepass.lr_scheduler.get_constant_schedule(optimizer)
@@ -99,6 +110,19 @@ def get_constant_schedule_with_warmup(
     optimizer: Optimizer, num_warmup_steps: float, last_epoch: int = -1
 ) -> ScheduleLR:
     """Return a scheduler with ``warmup(num_warmup_steps) >> constant()``.
+
+    Args:
+        optimizer: The optimizer whose learning rates are set.
+        num_warmup_steps: Number of steps from 0 to the initial rate, >= 0; may be fractional.
+        last_epoch: Index of the last completed step, if training is resumed without a ``state_dict``; else -1.
+
+    Returns:
+        The scheduler.
+
+    Raises:
+        TypeError: ``optimizer`` is not a ``torch.optim.Optimizer``, or a number is not finite.
+        ValueError: ``num_warmup_steps`` is negative.
+        KeyError: ``last_epoch`` is given, and a group does not have its initial values.
 
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
@@ -121,6 +145,20 @@ def get_linear_schedule_with_warmup(
 ) -> ScheduleLR:
     """Return a scheduler with ``warmup(..) >> linear(..)``, which is 0 after ``num_training_steps``.
 
+    Args:
+        optimizer: The optimizer whose learning rates are set.
+        num_warmup_steps: Number of steps from 0 to the initial rate, >= 0; may be fractional.
+        num_training_steps: Number of all steps, including the warm-up, >= 0; may be fractional.
+        last_epoch: Index of the last completed step, if training is resumed without a ``state_dict``; else -1.
+
+    Returns:
+        The scheduler.
+
+    Raises:
+        TypeError: ``optimizer`` is not a ``torch.optim.Optimizer``, or a number is not finite.
+        ValueError: A number of steps is negative.
+        KeyError: ``last_epoch`` is given, and a group does not have its initial values.
+
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
         >>> from onepass.lr_scheduler import get_linear_schedule_with_warmup
@@ -142,6 +180,21 @@ def get_cosine_schedule_with_warmup(
     """Return a scheduler with ``warmup(..) >> cosine(.., cycles=num_cycles)``.
 
     By default, the rate is 0 after ``num_training_steps``.
+
+    Args:
+        optimizer: The optimizer whose learning rates are set.
+        num_warmup_steps: Number of steps from 0 to the initial rate, >= 0; may be fractional.
+        num_training_steps: Number of all steps, including the warm-up, >= 0; may be fractional.
+        num_cycles: Number of whole cosine waves, from the initial rate to 0 and back; 0.5 ends at 0.
+        last_epoch: Index of the last completed step, if training is resumed without a ``state_dict``; else -1.
+
+    Returns:
+        The scheduler.
+
+    Raises:
+        TypeError: ``optimizer`` is not a ``torch.optim.Optimizer``, or a number is not finite.
+        ValueError: A number of steps is negative.
+        KeyError: ``last_epoch`` is given, and a group does not have its initial values.
 
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
@@ -166,6 +219,22 @@ def get_cosine_with_hard_restarts_schedule_with_warmup(
 
     The rate is 0 after ``num_training_steps``.
 
+    Args:
+        optimizer: The optimizer whose learning rates are set.
+        num_warmup_steps: Number of steps from 0 to the initial rate, >= 0; may be fractional.
+        num_training_steps: Number of all steps, including the warm-up, >= 0; may be fractional.
+        num_cycles: Number of falls from the initial rate to 0, each half a cosine wave, > 0. The rate restarts after
+            each but the last.
+        last_epoch: Index of the last completed step, if training is resumed without a ``state_dict``; else -1.
+
+    Returns:
+        The scheduler.
+
+    Raises:
+        TypeError: ``optimizer`` is not a ``torch.optim.Optimizer``, or a number is not finite.
+        ValueError: A number of steps is negative, or ``num_cycles`` is not > 0.
+        KeyError: ``last_epoch`` is given, and a group does not have its initial values.
+
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
         >>> from onepass.lr_scheduler import get_cosine_with_hard_restarts_schedule_with_warmup
@@ -188,8 +257,22 @@ def get_polynomial_decay_schedule_with_warmup(
 ) -> ScheduleLR:
     """Return a scheduler with ``warmup(..) >> polynomial(.., power, end=lr_end / lr)``, with each group's lr.
 
+    Args:
+        optimizer: The optimizer whose learning rates are set.
+        num_warmup_steps: Number of steps from 0 to the initial rate, >= 0; may be fractional.
+        num_training_steps: Number of all steps, including the warm-up, >= 0; may be fractional.
+        lr_end: Last learning rate of each parameter group.
+        power: Exponent of the fraction of the steps that is left, > 0; 1.0 is a straight line.
+        last_epoch: Index of the last completed step, if training is resumed without a ``state_dict``; else -1.
+
+    Returns:
+        The scheduler.
+
     Raises:
-        ValueError: ``lr_end`` is not below the lr of a parameter group whose lr is not 0.
+        TypeError: A number is not finite.
+        ValueError: A number of steps is negative, ``power`` is not > 0, or ``lr_end`` is not below the lr of a
+            parameter group whose lr is not 0.
+        KeyError: ``last_epoch`` is given, and a group does not have its initial values.
 
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
@@ -213,7 +296,20 @@ def get_inverse_sqrt_schedule(
 ) -> ScheduleLR:
     """Return a scheduler with ``warmup(..) >> inverse_sqrt(timescale)``.
 
-    The default timescale is ``num_warmup_steps``, or 10,000 if that is 0.
+    Args:
+        optimizer: The optimizer whose learning rates are set.
+        num_warmup_steps: Number of steps from 0 to the initial rate, >= 0; may be fractional.
+        timescale: Number of steps, > 0: the rate is half the initial rate 3 * timescale steps after the warm-up. None:
+            ``num_warmup_steps``, or 10,000 if that is 0.
+        last_epoch: Index of the last completed step, if training is resumed without a ``state_dict``; else -1.
+
+    Returns:
+        The scheduler.
+
+    Raises:
+        TypeError: ``optimizer`` is not a ``torch.optim.Optimizer``, or a number is not finite.
+        ValueError: ``num_warmup_steps`` is negative, or ``timescale`` is not > 0.
+        KeyError: ``last_epoch`` is given, and a group does not have its initial values.
 
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
@@ -237,10 +333,22 @@ def get_cosine_with_min_lr_schedule_with_warmup(
 ) -> ScheduleLR:
     """Return a scheduler with ``warmup(..) >> cosine(.., end=min_lr_rate)``.
 
-    ``min_lr`` gives the last rate of each parameter group instead of its ratio to the initial rate.
+    Args:
+        optimizer: The optimizer whose learning rates are set.
+        num_warmup_steps: Number of steps from 0 to the initial rate, >= 0; may be fractional.
+        num_training_steps: Number of all steps, including the warm-up, >= 0; may be fractional.
+        num_cycles: Number of whole cosine waves between the initial and the last rate; 0.5 ends at the last rate.
+        last_epoch: Index of the last completed step, if training is resumed without a ``state_dict``; else -1.
+        min_lr: Lowest learning rate, of each parameter group.
+        min_lr_rate: Lowest learning rate as a fraction of the initial rate.
+
+    Returns:
+        The scheduler.
 
     Raises:
-        ValueError: Not exactly one of ``min_lr`` and ``min_lr_rate`` is given.
+        TypeError: A number is not finite.
+        ValueError: A number of steps is negative, or not exactly one of ``min_lr`` and ``min_lr_rate`` is given.
+        KeyError: ``last_epoch`` is given, and a group does not have its initial values.
 
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
@@ -274,10 +382,27 @@ def get_wsd_schedule(
 ) -> ScheduleLR:
     """Return a scheduler with ``warmup(..) >> constant(..) >> cosine(..) >> constant(value=min_lr_ratio)``.
 
-    ``warmup_type`` and ``decay_type`` are "linear", "cosine" or "1-sqrt".
+    Args:
+        optimizer: The optimizer whose learning rates are set.
+        num_warmup_steps: Number of steps of the rise, >= 0; may be fractional.
+        num_decay_steps: Number of steps of the fall, >= 0; may be fractional.
+        num_training_steps: Number of all steps, >= 0; may be fractional. Required without ``num_stable_steps``.
+        num_stable_steps: Number of steps at the initial rate, >= 0. None: what rise and fall leave of
+            ``num_training_steps``.
+        warmup_type: Form of the rise: "linear", "cosine" or "1-sqrt".
+        decay_type: Form of the fall: one of these.
+        min_lr_ratio: First and last rate as a fraction of the initial rate.
+        num_cycles: For ``decay_type="cosine"``: number of whole cosine waves; 0.5 ends at the last rate.
+        last_epoch: Index of the last completed step, if training is resumed without a ``state_dict``; else -1.
+
+    Returns:
+        The scheduler.
 
     Raises:
-        ValueError: Neither ``num_training_steps`` nor ``num_stable_steps`` is given, or a type is unknown.
+        TypeError: ``optimizer`` is not a ``torch.optim.Optimizer``, or a number is not finite.
+        ValueError: A number of steps is negative, neither ``num_training_steps`` nor ``num_stable_steps`` is given,
+            or a type is unknown.
+        KeyError: ``last_epoch`` is given, and a group does not have its initial values.
 
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)

@@ -177,13 +177,13 @@ class Schedule:
 
     def _arguments(self, of: tuple[Field[Any], ...]) -> str:
         """Return the arguments as text: defaults are omitted, and optional arguments after the first are named."""
-        told = []
+        texts = []
         for index, field in enumerate(of):
             value = getattr(self, field.name)
             if value != field.default:
                 required = field.default is MISSING
-                told.append(repr(value) if index == 0 or required else f"{field.name}={value!r}")
-        return ", ".join(told)
+                texts.append(repr(value) if index == 0 or required else f"{field.name}={value!r}")
+        return ", ".join(texts)
 
     def __repr__(self) -> str:
         return f"{self._name()}({self._arguments(fields(self))})"

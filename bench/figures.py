@@ -89,24 +89,24 @@ def size(found: dict[str, Result]) -> str:
     return f"{count(result.elements)} elements in {count(result.tensors)} tensors"
 
 
-def machine(told: dict[str, Any]) -> str:
+def machine(metadata: dict[str, Any]) -> str:
     """Return a short description of the machine."""
-    known = told.get("machine", {})
+    known = metadata.get("machine", {})
     parts = [known.get("processor"), known.get("chosen"), known.get("threads", "").split(" ")[0] + " threads"]
     return ", ".join(part for part in parts if part and part != " threads")
 
 
-def versions(told: dict[str, Any]) -> str:
+def versions(metadata: dict[str, Any]) -> str:
     """Return the versions of onepass, torch, Python and the peers other than torch."""
-    known = told.get("machine", {})
+    known = metadata.get("machine", {})
     names = {"onepass": "onepass", "torch": "torch", "python": "Python"}
     found = [f"{name} {known[key]}" for key, name in names.items() if key in known]
-    return ", ".join(found + [f"{name} {version}" for name, version in told.get("peers", {}).items()])
+    return ", ".join(found + [f"{name} {version}" for name, version in metadata.get("peers", {}).items()])
 
 
-def when(told: dict[str, Any]) -> str:
+def when(metadata: dict[str, Any]) -> str:
     """Return the date and the number of rounds."""
-    date, rounds = told.get("machine", {}).get("date"), told.get("rounds")
+    date, rounds = metadata.get("machine", {}).get("date"), metadata.get("rounds")
     return ", ".join(text for text in (date, rounds and f"medians of {rounds} rounds") if text)
 
 

@@ -33,7 +33,6 @@ from __future__ import annotations
 import argparse
 import functools
 import gc
-import inspect
 import itertools
 import sys
 import time
@@ -65,7 +64,6 @@ SAMPLE = 0.02  # approximate seconds per sample
 
 # Those with a foreach form: the others would be compared with a loop of torch operations.
 SUBJECTS = {s.name: s for s in bench.SUBJECTS if hasattr(torch.optim, s.name) or s.ours in gpu_contenders.FOREACH}
-CAPTURABLE = [name for name in SUBJECTS if "capturable" in inspect.signature(SUBJECTS[name].ours).parameters]
 SOME_CAPTURABLE = ["AdamW", "Adam", "RMSprop", "NAdam", "Adadelta"]
 WITHOUT_FUSED = ["RMSprop", "NAdam", "RAdam", "Adadelta", "Adamax", "Lion"]
 

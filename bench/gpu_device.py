@@ -149,14 +149,14 @@ class Device:
 
     def facts(self) -> dict[str, Any]:
         """Return a description of the device."""
-        told: dict[str, Any] = {"copy rate, GB/s": round(self.copied / self.copy_seconds / 1e9, 1)}
+        metadata: dict[str, Any] = {"copy rate, GB/s": round(self.copied / self.copy_seconds / 1e9, 1)}
         if self.is_gpu:
             properties = torch.cuda.get_device_properties(self.torch)
-            told["GPU"] = f"{properties.name}, {properties.multi_processor_count} multiprocessors"
-            told["L2 cache"] = self.cache
-            told["CUDA of torch"] = torch.version.cuda
-            told["driver"] = driver()
-        return told
+            metadata["GPU"] = f"{properties.name}, {properties.multi_processor_count} multiprocessors"
+            metadata["L2 cache"] = self.cache
+            metadata["CUDA of torch"] = torch.version.cuda
+            metadata["driver"] = driver()
+        return metadata
 
 
 def driver() -> str:

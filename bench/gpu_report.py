@@ -32,9 +32,9 @@ class Both(NamedTuple):
         return self.device.optimizer
 
 
-def is_of_gpu(told: dict[str, Any]) -> bool:
+def is_of_gpu(metadata: dict[str, Any]) -> bool:
     """Return whether a file of results is one of gpu.py."""
-    return "device" in told
+    return "device" in metadata
 
 
 def compared(results: Iterable[Result]) -> list[Both]:
@@ -126,7 +126,7 @@ def training_table(results: Iterable[Result]) -> str:
     return table(["", OURS, *TORCH], [*rows, ["optimizer's share", *shares]])
 
 
-def benchmarks_block(told: dict[str, Any], results: list[Result]) -> str:
+def benchmarks_block(metadata: dict[str, Any], results: list[Result]) -> str:
     """Return the tables of docs/benchmarks.md."""
     found = compared(results)
     large, small = of_workload(found, f"large: {LARGE}"), of_workload(found, f"small: {SMALL}")
@@ -135,7 +135,7 @@ def benchmarks_block(told: dict[str, Any], results: list[Result]) -> str:
     rest = [*of_workload(found, f"capturable: {SMALL}"), *of_workload(found, "small: 10,000.*|groups:.*")]
     training = parts_of_training(results).get("whole step")
     size = f", {figures.count(training.elements)} parameters in {training.tensors} tensors" if training else ""
-    parts = ["## On a GPU", about(told)]
+    parts = ["## On a GPU", about(metadata)]
     for title, text in (
         (f"**Large tensors**{size_of(large)}, times on the device:", device_table(large, "optimizer")),
         ("**Formats**, of the same number of elements:", device_table(formats, "workload")),
@@ -149,13 +149,13 @@ def benchmarks_block(told: dict[str, Any], results: list[Result]) -> str:
         ("**Others**, the host's time counts:", rest_table(rest)),
     ):
         parts += [title, text] if text else []
-    return "\n\n".join([*parts, *waited(told)])
+    return "\n\n".join([*parts, *waited(metadata)])
 
 
-def waited(told: dict[str, Any]) -> Iterator[str]:
+def waited(metadata: dict[str, Any]) -> Iterator[str]:
     """Yield a line of the device times in the tables that include waiting for the host."""
     shown = (f"large: {LARGE}", "graph: ", "tail, one graph: ", "bfloat16", "float")
-    rows = [row for row in told.get("launch-bound", []) if row["workload"].startswith(shown)]
+    rows = [row for row in metadata.get("launch-bound", []) if row["workload"].startswith(shown)]
     if rows:
         texts = (f"{row['optimizer']}, {row['workload']} ({row['contenders']})" for row in rows)
         yield f"Times on the device that include waiting for the host: {'; '.join(texts)}."
@@ -165,9 +165,9 @@ def size_of(found: list[Both]) -> str:
     return f", {figures.size({'': found[0].device})}" if found else ""
 
 
-def about(told: dict[str, Any]) -> str:
+def about(metadata: dict[str, Any]) -> str:
     """Return a line that describes the GPU, versions and date."""
-    device = told["device"]
+    device = metadata["device"]
     gpu = ", ".join(
         text
         for text in (
@@ -178,8 +178,8 @@ def about(told: dict[str, Any]) -> str:
         )
         if text
     )
-    host = told.get("machine", {}).get("processor", "")
-    versions, when = figures.versions(told), figures.when(told)
+    host = metadata.get("machine", {}).get("processor", "")
+    versions, when = figures.versions(metadata), figures.when(metadata)
     return "; ".join(filter(None, [gpu, host and f"host: {host}", versions, when])) + "."
 
 
@@ -209,7 +209,7 @@ def short_rows(results: list[Result]) -> Iterator[list[str]]:
         yield row(f"GPT, {figures.count(r.elements)} parameters, AdamW: {what}", r)
 
 
-def readme_block(told: dict[str, Any], results: list[Result]) -> str:
+def readme_block(metadata: dict[str, Any], results: list[Result]) -> str:
     """Return the table of README.md.
 
     Raises:
@@ -218,4 +218,4 @@ def readme_block(told: dict[str, Any], results: list[Result]) -> str:
     head, rows = ["", "a step", *TORCH, "of a copy's rate"], list(short_rows(results))
     if not rows:
         raise ValueError("the file has no results of a GPU for README.md: large, tail, small, graph or training")
-    return f"On a GPU; times are the device's if nothing else is said. {about(told)}\n\n{table(head, rows)}"
+    return f"On a GPU; times are the device's if nothing else is said. {about(metadata)}\n\n{table(head, rows)}"

@@ -168,28 +168,28 @@ def first_of(results: list[Result], result: Result) -> int:
 
 def report(path: Path | str) -> str:
     """Return all results of a file as Markdown."""
-    told, results = figures.load(path)
+    metadata, results = figures.load(path)
     found = list(dict.fromkeys(map(figures.question, results)))
     asked = [q for q in QUESTIONS if q in found] + [q for q in found if q not in QUESTIONS]
-    parts = [about(told)]
+    parts = [about(metadata)]
     for q in asked:
         parts.append(f"## {QUESTIONS.get(q, q.capitalize())}")
         parts += section([r for r in results if figures.question(r) == q])
-    return "\n\n".join(filter(None, [*parts, *more(told), missing(told)]))
+    return "\n\n".join(filter(None, [*parts, *more(metadata), missing(metadata)]))
 
 
-def more(told: dict[str, Any]) -> Iterator[str]:
+def more(metadata: dict[str, Any]) -> Iterator[str]:
     """Yield the sections of a file's other entries."""
-    for name, what in told.items():
+    for name, what in metadata.items():
         if name in ("machine", "rounds", "quick", "peers", "missing") or not what:
             continue
         yield f"## {QUESTIONS.get(name, name.capitalize())}"
         if name == "states":
-            yield states_table(told)
+            yield states_table(metadata)
         elif isinstance(what, list) and isinstance(what[0], dict):
             yield table(list(what[0]), ([text_of(row.get(key)) for key in what[0]] for row in what))
         elif isinstance(what, dict):
-            yield table(["", "told"], ([key, text_of(value)] for key, value in what.items()))
+            yield table(["", "value"], ([key, text_of(value)] for key, value in what.items()))
         elif isinstance(what, list):
             yield "\n".join(f"- {text}" for text in what)
         else:
@@ -203,14 +203,16 @@ def text_of(value: Any) -> str:
     return "" if value is None else number(value) if isinstance(value, float) else str(value)
 
 
-def about(told: dict[str, Any]) -> str:
+def about(metadata: dict[str, Any]) -> str:
     """Return a line that describes the machine, versions and date."""
-    return "; ".join(filter(None, [figures.machine(told), figures.versions(told), figures.when(told)])) + "."
+    return (
+        "; ".join(filter(None, [figures.machine(metadata), figures.versions(metadata), figures.when(metadata)])) + "."
+    )
 
 
-def missing(told: dict[str, Any]) -> str:
+def missing(metadata: dict[str, Any]) -> str:
     """Return a line of the peers that were not measured, with the reasons."""
-    absent = told.get("missing") or {}
+    absent = metadata.get("missing") or {}
     texts = [f"{name} ({why})" for name, why in absent.items()] if isinstance(absent, dict) else list(absent)
     return f"Not measured: {', '.join(texts)}." if texts else ""
 
@@ -265,12 +267,12 @@ def rest_table(results: Iterable[Result], shown: Sequence[Result]) -> str:
 
 def benchmarks_block(path: Path | str) -> str:
     """Return the tables of docs/benchmarks.md for a file of results."""
-    told, results = figures.load(path)
-    if gpu_report.is_of_gpu(told):
-        return gpu_report.benchmarks_block(told, results)
+    metadata, results = figures.load(path)
+    if gpu_report.is_of_gpu(metadata):
+        return gpu_report.benchmarks_block(metadata, results)
     large, hot = figures.all_classes(results, "large"), figures.all_classes(results, "small: 1000 x 100")
     fresh = figures.all_classes(results, "small", fresh=True)
-    parts = [about(told)]
+    parts = [about(metadata)]
     if large:
         parts += [f"**Large tensors**, {figures.size(large)}:", large_table(large)]
     if hot or fresh:
@@ -283,14 +285,14 @@ def benchmarks_block(path: Path | str) -> str:
         ("**In other frameworks**, the optimizer's step within a training step:", frameworks_table(results)),
     ):
         parts += [title, text] if text else []
-    return "\n\n".join(filter(None, [*parts, missing_frameworks(told), missing(told)]))
+    return "\n\n".join(filter(None, [*parts, missing_frameworks(metadata), missing(metadata)]))
 
 
-def missing_frameworks(told: dict[str, Any]) -> str:
+def missing_frameworks(metadata: dict[str, Any]) -> str:
     """Return why frameworks were not measured."""
     return " ".join(
         f"{why}."
-        for question, _, why in (note.partition(": ") for note in told.get("notes", []))
+        for question, _, why in (note.partition(": ") for note in metadata.get("notes", []))
         if question == "frameworks"
     )
 
@@ -298,9 +300,9 @@ def missing_frameworks(told: dict[str, Any]) -> str:
 # The table of the states.
 
 
-def states_table(told: dict[str, Any], optimizer: str | None = None) -> str:
+def states_table(metadata: dict[str, Any], optimizer: str | None = None) -> str:
     """Return what memory.py has measured, of all optimizers or of one."""
-    shown = [found for found in told["states"] if optimizer in (None, found["optimizer"])]
+    shown = [found for found in metadata["states"] if optimizer in (None, found["optimizer"])]
     rows = [
         [
             *([] if optimizer else [found["optimizer"]]),
@@ -320,8 +322,8 @@ def states_table(told: dict[str, Any], optimizer: str | None = None) -> str:
 
 def states_block(path: Path | str, optimizer: str | None = None) -> str:
     """Return the table of the states, and where it was measured, for a file of results."""
-    told, _ = figures.load(path)
-    return "\n\n".join(filter(None, [about(told), states_table(told, optimizer), missing(told)]))
+    metadata, _ = figures.load(path)
+    return "\n\n".join(filter(None, [about(metadata), states_table(metadata, optimizer), missing(metadata)]))
 
 
 # The table of README.md.
@@ -350,9 +352,9 @@ def readme_block(path: Path | str) -> str:
     Raises:
         ValueError: The file has neither large tensors nor small ones.
     """
-    told, results = figures.load(path)
-    if gpu_report.is_of_gpu(told):
-        return gpu_report.readme_block(told, results)
+    metadata, results = figures.load(path)
+    if gpu_report.is_of_gpu(metadata):
+        return gpu_report.readme_block(metadata, results)
     large, small = figures.all_classes(results, "large"), figures.all_classes(results, "small", fresh=True)
     if not large and not small:
         raise ValueError(f"{path} has neither large tensors nor small ones with new gradients: nothing for README.md")
@@ -364,17 +366,17 @@ def readme_block(path: Path | str) -> str:
         )
         if found
     ]
-    where = ", ".join(filter(None, [figures.machine(told), figures.when(told)]))
+    where = ", ".join(filter(None, [figures.machine(metadata), figures.when(metadata)]))
     return f"{where}. {'; '.join(measured)}.\n\n{short_table(large, small)}"
 
 
-def mark_of(told: dict[str, Any]) -> str:
+def mark_of(metadata: dict[str, Any]) -> str:
     """Return the mark of the blocks that a file of results is shown in."""
-    if "states" in told:
+    if "states" in metadata:
         return STATES_MARK
-    if gpu_report.is_of_gpu(told):
+    if gpu_report.is_of_gpu(metadata):
         return GPU_MARK
-    return AMD_MARK if "AMD" in told.get("machine", {}).get("processor", "") else CPU_MARK
+    return AMD_MARK if "AMD" in metadata.get("machine", {}).get("processor", "") else CPU_MARK
 
 
 def pages(path: Path | str) -> list[tuple[Path, str]]:
@@ -429,8 +431,8 @@ def main(arguments: list[str] | None = None) -> int:
     if args.pictures:
         import charts  # here, because the tables need no matplotlib
 
-        told, results = figures.load(args.file.resolve())
-        for path in charts.draw(told, results, args.pictures):
+        metadata, results = figures.load(args.file.resolve())
+        for path in charts.draw(metadata, results, args.pictures):
             print(f"wrote {path}", file=sys.stderr)
     return 0
 

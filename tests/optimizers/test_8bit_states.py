@@ -1050,10 +1050,21 @@ def test_states_of_bitsandbytes(nested):
 
 def test_conversions_that_there_are_not():
     optimizer, _ = trained()
-    with pytest.raises(ValueError, match="state_dtype must be a floating-point dtype of states, got"):
+    with pytest.raises(
+        ValueError, match=r"^convert_state_dict: state_dtype must be one of \(torch.float32, .* or None, got"
+    ):
         onepass.convert_state_dict(optimizer.state_dict(), torch.int8)
-    with pytest.raises(ValueError, match="layout must be 'torch' or 'bitsandbytes'"):
+    with pytest.raises(ValueError, match=r"^convert_state_dict: layout must be 'torch' or 'bitsandbytes'"):
         onepass.convert_state_dict(optimizer.state_dict(), layout="torchao")
+    for dtype in (torch.bfloat16, CODES):
+        text = f"state_dtype must be None or torch.float32 with layout='bitsandbytes', got {dtype}"
+        with pytest.raises(ValueError, match=f"^convert_state_dict: {text}$"):
+            onepass.convert_state_dict(optimizer.state_dict(), dtype, layout="bitsandbytes")
+    plain, float32 = (
+        onepass.convert_state_dict(optimizer.state_dict(), dtype, layout="bitsandbytes")
+        for dtype in (None, torch.float32)
+    )
+    torch.testing.assert_close(float32, plain, rtol=0, atol=0)
     sgd = onepass.SGD([p := nn.Parameter(torch.zeros(64, 64))], lr=0.1, momentum=0.9)
     p.grad = torch.ones_like(p)
     sgd.step()

@@ -233,10 +233,10 @@ def test_errors():
     with pytest.raises(TypeError, match=r"Combined: optimizers\[1\] must be a torch.optim.Optimizer, got the int 3"):
         onepass.Combined([onepass.SGD([p]), 3])
     for single in (onepass.SGD([p]), 3):
-        with pytest.raises(TypeError, match="Combined: optimizers must be a list of optimizers, got <class "):
+        with pytest.raises(TypeError, match="Combined: optimizers must be a list of optimizers, got the "):
             onepass.Combined(single)
     for needs in (onepass.SAM(onepass.SGD([p])), onepass.LBFGS([p]), torch.optim.LBFGS([p])):
-        with pytest.raises(TypeError, match=f"cannot have {type(needs).__name__}, whose step needs a closure"):
+        with pytest.raises(TypeError, match=f"whose step needs no closure, got {type(needs).__name__}$"):
             onepass.Combined([needs])
     for part in (onepass.SGD([p], skip_nonfinite=True), onepass.SGD([p], copy_to=[torch.ones(2, 2)])):
         with pytest.raises(ValueError, match="Wrap the SGD itself"):
@@ -384,7 +384,7 @@ def test_create_muon_refuses():
     for name, value in {"max_norm": 1.0, "skip_nonfinite": True, "copy_to": net}.items():
         with pytest.raises(ValueError, match=f"create: {name} needs all parameters together"):
             onepass.create("muon", net, **{name: value})
-    with pytest.raises(ValueError, match="no_muon: no parameter has a name like 'x'"):
+    with pytest.raises(ValueError, match=r"^create: no_muon: no parameter has a name like 'x'"):
         onepass.create("muon", net, no_muon=["x"])
     with pytest.raises(TypeError):
         onepass.create("muon", net, betas=(0.9, 0.99))  # AdamW's go into adamw

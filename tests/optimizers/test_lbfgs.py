@@ -603,12 +603,12 @@ def test_groups_must_agree():
 
 
 COUNTS = [
-    ("history_size", 0, "must be an int >= 1, got 0"),
-    ("history_size", -1, "must be an int >= 1, got -1"),
-    ("history_size", "5", "must be an int >= 1, got '5'"),
-    ("max_iter", -1, "must be an int >= 0, got -1"),
-    ("max_iter", 2.5, "must be an int >= 0, got 2.5"),
-    ("max_iter", None, "must be an int >= 0, got None"),
+    ("history_size", 0, "must be >= 1, got 0"),
+    ("history_size", -1, "must be >= 1, got -1"),
+    ("history_size", "5", "must be an integer >= 1, got the str '5'"),
+    ("max_iter", -1, "must be >= 0, got -1"),
+    ("max_iter", 2.5, "must be an integer >= 0, got the float 2.5"),
+    ("max_iter", None, "must be an integer >= 0, got the NoneType None"),
     ("max_eval", -1, "must be >= 0, got -1"),
     ("max_eval", math.nan, "must be >= 0, got nan"),
     ("max_eval", "9", "must be a number, got the str '9'"),

@@ -366,8 +366,8 @@ def test_iterations_that_torch_refuses_are_refused_before_anything_is_written(ch
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"ns_steps": 2.5}, "ns_steps must be an int >= 0, got 2.5"),
-        ({"ns_steps": "5"}, "ns_steps must be an int >= 0, got '5'"),
+        ({"ns_steps": 2.5}, "ns_steps must be an integer >= 0, got the float 2.5"),
+        ({"ns_steps": "5"}, "ns_steps must be an integer >= 0, got the str '5'"),
         ({"ns_coefficients": (1.0, "2", 3.0)}, r"ns_coefficients\[1\] must be a number, got the str '2'"),
         ({"ns_coefficients": 1.0}, "ns_coefficients must be 3 numbers, got the float 1.0"),
     ],

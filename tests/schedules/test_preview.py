@@ -332,10 +332,10 @@ def test_wrong_arguments():
     with pytest.raises(ValueError, match="n must be >= 0, got -1"):
         scheduler.preview(-1)
     for n, got in (
-        (2.5, "2.5"),
-        ("3", "'3'"),
-        (None, "None"),
-        (float("inf"), "inf"),
+        (2.5, "the float 2.5"),
+        ("3", "the str '3'"),
+        (None, "the NoneType None"),
+        (float("inf"), "the float inf"),
     ):
         for call in (scheduler.preview, scheduler.plot):
             with pytest.raises(TypeError, match=f"^n must be an integer >= 0, got {got}$"):
@@ -344,9 +344,9 @@ def test_wrong_arguments():
         assert (scheduler.preview(n) == scheduler.preview(10)).all()
     with pytest.raises(TypeError, match="SGD is not a scheduler"):
         preview(scheduler.optimizer, 3)
-    with pytest.raises(ValueError, match="no scheduler to draw"):
+    with pytest.raises(ValueError, match=r"^plot: schedulers must be at least one scheduler, got none$"):
         plot(n=3)
-    with pytest.raises(ValueError, match="label for each of 1 schedulers, but got 2"):
+    with pytest.raises(ValueError, match=r"^plot: labels must be one label for each of 1 schedulers, got 2$"):
         plot(scheduler, n=3, labels=["a", "b"])
 
 

@@ -487,7 +487,7 @@ def test_the_hook_goes_with_its_scheduler():
 @pytest.mark.parametrize(
     ("make", "error", "why"),
     [
-        (lambda: ScheduleLR(3, S), TypeError, "optimizer: int"),
+        (lambda: ScheduleLR(3, S), TypeError, "^ScheduleLR: optimizer must be a torch.optim.Optimizer, got the int 3$"),
         (
             lambda: ScheduleLR(new(), 3),
             TypeError,

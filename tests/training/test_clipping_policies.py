@@ -377,13 +377,13 @@ def test_an_argument_out_of_range(cls, arguments, message):
     [
         (onepass.ZClip, "alpha", "a number"),
         (onepass.ZClip, "z_thresh", "a number"),
-        (onepass.ZClip, "warmup_steps", "an integer"),
+        (onepass.ZClip, "warmup_steps", "an integer >= 1"),
         (onepass.ZClip, "max_norm", "a number"),
         (onepass.ZClip, "eps", "a number"),
         (onepass.AutoClip, "percentile", "a number"),
-        (onepass.AutoClip, "history", "an integer"),
+        (onepass.AutoClip, "history", "an integer >= 1"),
         (onepass.SkipSpikes, "sigma", "a number"),
-        (onepass.SkipSpikes, "window", "an integer"),
+        (onepass.SkipSpikes, "window", "an integer >= 2"),
         (onepass.SkipSpikes, "max_norm", "a number"),
     ],
 )

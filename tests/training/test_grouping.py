@@ -121,19 +121,21 @@ def test_any_optimizer_takes_them_and_explain_tells():
         ({"weight_decay": -0.1}, "weight_decay must be >= 0, got -0.1"),
         ({"lr": float("nan")}, "lr must be >= 0, got nan"),
         ({"lr": 1.0, "layer_decay": 0.0}, r"layer_decay must be in \(0, 1\], got 0.0"),
-        ({"layer_decay": 0.5}, "say which, by lr"),
-        ({"lr_scale": {"*": 2.0}}, "say which, by lr"),
+        ({"layer_decay": 0.5}, "param_groups: lr must be given with layer_decay or lr_scale, got None"),
+        ({"lr_scale": {"*": 2.0}}, "param_groups: lr must be given with layer_decay or lr_scale, got None"),
         (
             {"lr": 1.0, "lr_scale": {"head.*": 2.0}},
             "no parameter has a name like 'head.*'; the first is 'tokens.weight'",
         ),
         ({"lr": 1.0, "lr_scale": {"*": -2.0}}, "lr_scale of '*' must be >= 0, got -2.0"),
         ({"weight_decay": 0.1, "no_decay": ("biases",)}, "no_decay: no parameter has a name like 'biases'"),
-        ({"weight_decay": 0.1, "no_decay": "bias"}, "is the text 'bias'"),
+        ({"weight_decay": 0.1, "no_decay": "bias"}, r"got the str 'bias': pass \['bias'\]"),
     ],
 )
 def test_bad_arguments(arguments, message):
-    with pytest.raises(ValueError, match=message.replace("*", r"\*")):
+    with pytest.raises(
+        ValueError, match="^param_groups: .*" + message.removeprefix("param_groups: ").replace("*", r"\*")
+    ):
         onepass.param_groups(Transformer(), **arguments)
 
 
@@ -151,20 +153,20 @@ def test_bad_arguments(arguments, message):
         ),
         ({"lr": 1.0, "lr_scale": {"*": "2"}}, "lr_scale of '*' must be a number, got the str '2'"),
         ({"lr": 1.0, "lr_scale": {0: 2.0}}, "lr_scale must have patterns of names for keys, got the int 0"),
-        ({"weight_decay": 0.1, "no_decay": None}, "no_decay must be several of ('bias', 'norm', 'embedding') and"),
-        ({"weight_decay": 0.1, "no_decay": [1]}, "no_decay must be several of ('bias', 'norm', 'embedding') and"),
+        ({"weight_decay": 0.1, "no_decay": None}, "no_decay must be a list of ('bias', 'norm', 'embedding') and"),
+        ({"weight_decay": 0.1, "no_decay": [1]}, "no_decay must be a list of ('bias', 'norm', 'embedding') and"),
     ],
 )
 def test_arguments_of_the_wrong_type(arguments, message):
-    with pytest.raises(TypeError, match="^" + re.escape(message)):
+    with pytest.raises(TypeError, match="^param_groups: " + re.escape(message)):
         onepass.param_groups(Transformer(), **arguments)
 
 
 @pytest.mark.parametrize("name", ["lr", "weight_decay"])
 def test_numbers_that_no_step_can_use(name):
-    with pytest.raises(ValueError, match=f"^{name} must fit a float, got an int of 1329 bits$"):
+    with pytest.raises(ValueError, match=f"^param_groups: {name} must fit a float, got an int of 1329 bits$"):
         onepass.param_groups(Transformer(), **{name: 10**400})
-    with pytest.raises(ValueError, match=rf"^{name} must be one number, got a tensor of shape \[2\]$"):
+    with pytest.raises(ValueError, match=rf"^param_groups: {name} must be one number, got a tensor of shape \[2\]$"):
         onepass.param_groups(Transformer(), **{name: torch.ones(2)})
 
 
@@ -175,7 +177,7 @@ def test_a_tensor_is_a_learning_rate():
 
 
 def test_what_is_no_model_or_has_no_layers():
-    with pytest.raises(TypeError, match=r"must be a torch\.nn\.Module, got a list"):
+    with pytest.raises(TypeError, match=r"^param_groups: model must be a torch\.nn\.Module, got a list"):
         onepass.param_groups([])
     with pytest.raises(ValueError, match="no ModuleList or Sequential"):
         onepass.param_groups(nn.Linear(2, 2), lr=1.0, layer_decay=0.5)
@@ -314,9 +316,9 @@ def test_param_groups_and_the_arguments_of_a_step():
 
 
 def test_create_knows_no_such_name():
-    with pytest.raises(ValueError, match="there is no optimizer 'adamww': did you mean 'adamw'"):
+    with pytest.raises(ValueError, match=r"^create: there is no optimizer 'adamww': did you mean 'adamw'"):
         onepass.create("adamww", [torch.zeros(1)])
-    with pytest.raises(ValueError, match="there is no optimizer 'zzz': there are adabelief, "):
+    with pytest.raises(ValueError, match=r"^create: there is no optimizer 'zzz': there are adabelief, "):
         onepass.create("zzz", [torch.zeros(1)])
 
 
@@ -342,6 +344,15 @@ def test_create_groups_the_parameters_of_a_module_only(arguments):
     text = f"create: {name} needs a torch.nn.Module for params, got the generator: pass the model, not its parameters()"
     with pytest.raises(TypeError, match=f"^{re.escape(text)}$"):
         onepass.create("adamw", nn.Linear(2, 2).parameters(), **arguments)
+
+
+@pytest.mark.parametrize("arguments", [{"no_muon": ["x"]}, {"adamw": {"lr": 0.1}}])
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_create_divides_a_module_for_muon_only(name, arguments):
+    params = nn.Linear(2, 2) if name == "adamw" else [nn.Parameter(torch.ones(2, 2))]
+    text = f"create: {next(iter(arguments))} is only for muon and normuon, with a module"
+    with pytest.raises(TypeError, match=f"^{text}$"):
+        onepass.create(name, params, **arguments)
 
 
 @pytest.mark.parametrize("module", [nn.LSTM(3, 4, 2), nn.GRU(3, 4), nn.MultiheadAttention(4, 2, add_bias_kv=True)])

@@ -283,8 +283,8 @@ def test_optimizers_of_torchs_are_told_of_as_well(cls):
 
 def test_what_is_no_optimizer():
     for what in (torch.nn.Linear(2, 2), torch.nn.Linear(2, 2).parameters(), None, onepass.AdamW):
-        text = f"optimizer must be a torch.optim.Optimizer, got a {type(what).__name__}"
-        with pytest.raises(TypeError, match=f"^{re.escape(text)}$"):
+        text = f"explain: optimizer must be a torch.optim.Optimizer, got the {type(what).__name__} "
+        with pytest.raises(TypeError, match=f"^{re.escape(text)}"):
             onepass.explain(what)
 
 

@@ -367,10 +367,10 @@ def print_nothing(*_):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"interval": 0}, ValueError, "interval must be an int >= 1, got 0"),
-        ({"interval": 2.5}, ValueError, "interval must be an int >= 1, got 2.5"),
-        ({"interval": True}, ValueError, "interval must be an int >= 1, got True"),
-        ({"first_step": -1}, ValueError, "first_step must be an int >= 0, got -1"),
+        ({"interval": 0}, ValueError, "interval must be >= 1, got 0"),
+        ({"interval": 2.5}, TypeError, "interval must be an integer >= 1, got the float 2.5"),
+        ({"interval": True}, TypeError, "interval must be an integer >= 1, got the bool True"),
+        ({"first_step": -1}, ValueError, "first_step must be >= 0, got -1"),
         ({"writer": object()}, TypeError, "add_scalar.*got the object"),
         ({"optimizer": 3}, TypeError, "log_to: optimizer must be a torch.optim.Optimizer, got the int 3"),
     ],

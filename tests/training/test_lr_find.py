@@ -819,15 +819,15 @@ def test_progress_goes_to_standard_error_if_wanted(capsys):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"start": 0.0}, "start and end must satisfy 0 < start < end, got 0.0 and 10.0"),
-        ({"start": 1.0, "end": 0.5}, "start and end must satisfy 0 < start < end, got 1.0 and 0.5"),
-        ({"end": math.inf}, "start and end must satisfy 0 < start < end, got 1e-07 and inf"),
-        ({"steps": 1}, "steps must be >= 2, got 1"),
-        ({"ramp": "cosine"}, "ramp must be 'exponential' or 'linear', got 'cosine'"),
-        ({"smoothing": 1.0}, r"smoothing must be in \[0, 1\), got 1.0"),
-        ({"diverges_at": 1.0}, "diverges_at must be > 1, got 1.0"),
-        ({"diverges_at": math.nan}, "diverges_at must be > 1, got nan"),
-        ({"accumulate": 0}, "accumulate must be >= 1, got 0"),
+        ({"start": 0.0}, "lr_find: start and end must satisfy 0 < start < end, got 0.0 and 10.0"),
+        ({"start": 1.0, "end": 0.5}, "lr_find: start and end must satisfy 0 < start < end, got 1.0 and 0.5"),
+        ({"end": math.inf}, "lr_find: start and end must satisfy 0 < start < end, got 1e-07 and inf"),
+        ({"steps": 1}, "lr_find: steps must be >= 2, got 1"),
+        ({"ramp": "cosine"}, "lr_find: ramp must be 'exponential' or 'linear', got 'cosine'"),
+        ({"smoothing": 1.0}, r"lr_find: smoothing must be in \[0, 1\), got 1.0"),
+        ({"diverges_at": 1.0}, "lr_find: diverges_at must be > 1, got 1.0"),
+        ({"diverges_at": math.nan}, "lr_find: diverges_at must be > 1, got nan"),
+        ({"accumulate": 0}, "lr_find: accumulate must be >= 1, got 0"),
     ],
 )
 def test_arguments_out_of_their_ranges(kwargs, message):
@@ -835,10 +835,10 @@ def test_arguments_out_of_their_ranges(kwargs, message):
         find_on_quadratic(**kwargs)
 
 
-@pytest.mark.parametrize("loss_fn", [None, cross_entropy])
-def test_the_loss_comes_from_one_of_two(loss_fn):
+@pytest.mark.parametrize(("loss_fn", "got"), [(None, "neither"), (cross_entropy, "both")])
+def test_the_loss_comes_from_one_of_two(loss_fn, got):
     model, optimizer = trained()
-    with pytest.raises(TypeError, match="either loss_fn or forward"):
+    with pytest.raises(TypeError, match=f"^lr_find: pass exactly one of loss_fn and forward, got {got}$"):
         lr_find(model, optimizer, loss_fn, batches(), forward=None if loss_fn is None else lambda *_: None)
 
 
@@ -855,7 +855,9 @@ def test_the_loss_comes_from_one_of_two(loss_fn):
 def test_batches_that_are_no_pairs(batch, what):
     model, optimizer = trained()
     before = everything(model, optimizer)
-    text = rf"loader must give pairs \(inputs, targets\) for loss_fn, got a {what}: use forward=, which computes"
+    text = (
+        rf"lr_find: loader must give pairs \(inputs, targets\) for loss_fn, got a {what}: use forward=, which computes"
+    )
     with pytest.raises(ValueError, match=f"^{text}"):
         lr_find(model, optimizer, cross_entropy, [batch], progress=False)
     assert everything(model, optimizer) == before
@@ -873,7 +875,11 @@ def test_batches_that_are_no_pairs(batch, what):
             ValueError,
             r"must return the loss as one number, got a tensor of shape \[9\]",
         ),
-        (lambda loss: loss.detach(), ValueError, "returned a loss that does not depend on a parameter"),
+        (
+            lambda loss: loss.detach(),
+            ValueError,
+            "must return a loss that depends on a parameter that requires a gradient, got one",
+        ),
     ],
 )
 def test_losses_that_are_none(name, change, kind, what):
@@ -884,45 +890,44 @@ def test_losses_that_are_none(name, change, kind, what):
         "forward": (None, lambda m, batch: change(cross_entropy(m(batch[0]), batch[1]))),
     }
     loss_fn, forward = functions[name]
-    with pytest.raises(kind, match=f"^{name} {what}"):
+    with pytest.raises(kind, match=f"^lr_find: {name} {what}"):
         lr_find(model, optimizer, loss_fn, batches(), forward=forward, progress=False)
     assert everything(model, optimizer) == before
 
 
 def test_arguments_in_each_others_places():
     model, optimizer = trained()
-    text = r"lr_find\(model, optimizer, ...\) takes a torch.nn.Module and an optimizer, got a AdamW and a Net"
+    text = r"lr_find: model and optimizer must be a torch.nn.Module and an optimizer, got a AdamW and a Net"
     with pytest.raises(TypeError, match=f"^{text}$"):
         lr_find(optimizer, model, cross_entropy, batches())
     with pytest.raises(TypeError, match="got a Net and a generator"):
         lr_find(model, model.parameters(), cross_entropy, batches())
-    with pytest.raises(TypeError, match=r"^loss_fn must be a function, got the list "):
+    with pytest.raises(TypeError, match=r"^lr_find: loss_fn must be a function, got the list "):
         lr_find(model, optimizer, batches(), cross_entropy)
-    with pytest.raises(TypeError, match=r"^loader must give batches, got the function "):
+    with pytest.raises(TypeError, match=r"^lr_find: loader must give batches, got the function "):
         lr_find(model, optimizer, cross_entropy, cross_entropy)
 
 
 def test_an_optimizer_of_another_model():
     model, _ = trained()
     _, other = trained()
-    with pytest.raises(
-        ValueError, match=r"^optimizer has none of the model's parameters: it was made for another model$"
-    ):
+    text = "lr_find: optimizer must have parameters of model, but has none: it was made for another model"
+    with pytest.raises(ValueError, match=f"^{text}$"):
         lr_find(model, other, cross_entropy, batches())
 
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({"steps": 10.5}, "steps must be an integer, got the float 10.5"),
-        ({"accumulate": "2"}, "accumulate must be an integer, got the str '2'"),
+        ({"steps": 10.5}, "steps must be an integer >= 2, got the float 10.5"),
+        ({"accumulate": "2"}, "accumulate must be an integer >= 1, got the str '2'"),
         ({"start": "1e-7"}, "start must be a number, got the str '1e-7'"),
         ({"smoothing": None}, "smoothing must be a number, got the NoneType None"),
         ({"diverges_at": "4"}, "diverges_at must be a number, got the str '4'"),
     ],
 )
 def test_arguments_of_the_wrong_type(arguments, text):
-    with pytest.raises(TypeError, match=f"^{text}"):
+    with pytest.raises(TypeError, match=f"^lr_find: {text}"):
         find_on_quadratic(**arguments)
 
 
@@ -933,7 +938,7 @@ def test_a_whole_number_of_steps_may_be_a_float():
 def test_loaders_that_do_not_suffice():
     model, optimizer = trained()
     before = everything(model, optimizer)
-    with pytest.raises(ValueError, match="loader is empty"):
+    with pytest.raises(ValueError, match="lr_find: loader must have a batch, but is empty"):
         lr_find(model, optimizer, cross_entropy, [], progress=False)
     with pytest.raises(ValueError, match="only 5 batches and cannot be restarted"):
         lr_find(model, optimizer, cross_entropy, iter(batches()), progress=False)
@@ -943,12 +948,12 @@ def test_loaders_that_do_not_suffice():
 def test_a_group_without_a_learning_rate_and_a_lazy_module():
     model, optimizer = trained()
     optimizer.param_groups[0]["lr"] = None
-    with pytest.raises(ValueError, match="group 0 of AdamW has no learning rate"):
+    with pytest.raises(ValueError, match="lr_find: group 0 of AdamW must have a learning rate"):
         lr_find(model, optimizer, cross_entropy, batches())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some versions of torch warn that lazy modules may change
         lazy = nn.LazyLinear(3)
-    with pytest.raises(ValueError, match="parameter weight is to be initialized"):
+    with pytest.raises(ValueError, match="lr_find: the parameters of model must be initialized, but weight is not"):
         lr_find(lazy, trained()[1], cross_entropy, batches())
 
 

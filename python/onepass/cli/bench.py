@@ -342,12 +342,12 @@ def as_json(results: list[Result], rounds: int, **more: Any) -> str:
         for r in results
     ]
     machine = {**known, "date": time.strftime("%Y-%m-%d")}
-    told = {"machine": machine, "rounds": rounds, **more}
+    metadata = {"machine": machine, "rounds": rounds, **more}
     lines = ",\n  ".join(json.dumps(row) for row in rows)
-    return json.dumps(told, indent=1)[:-2] + f',\n "results": [\n  {lines}\n ]\n}}\n'
+    return json.dumps(metadata, indent=1)[:-2] + f',\n "results": [\n  {lines}\n ]\n}}\n'
 
 
 def from_json(text: str) -> tuple[dict[str, Any], list[Result]]:
     """Return the contents of a file written with :func:`as_json`: everything but the results, and the results."""
-    told = json.loads(text)
-    return told, [Result(**row) for row in told.pop("results")]
+    metadata = json.loads(text)
+    return metadata, [Result(**row) for row in metadata.pop("results")]

@@ -27,11 +27,11 @@ def _cuda_devices() -> str:
     """Return the GPUs that torch sees; where the kernels cannot run, with the reason."""
     if not torch.cuda.is_available():
         return "none seen by torch"
-    told = []
+    names = []
     for device in range(torch.cuda.device_count()):
         why = _core.cuda_refusal(device)
-        told.append(torch.cuda.get_device_name(device) + (f" (not for our kernels: {why})" if why else ""))
-    return ", ".join(told)
+        names.append(torch.cuda.get_device_name(device) + (f" (not for our kernels: {why})" if why else ""))
+    return ", ".join(names)
 
 
 def facts() -> dict[str, str]:

@@ -43,7 +43,9 @@ class Adadelta(Native, signatures.Adadelta):
     ``clip_value``, ``skip_nonfinite``, ``average``, ``copy_to``, ``zero_grad``.
 
     Raises:
+        TypeError: A hyperparameter is not a number.
         ValueError: A hyperparameter is out of range.
+        RuntimeError: At the step, if a gradient is sparse.
 
     Example:
         >>> model = torch.nn.Linear(4, 2)

@@ -78,6 +78,7 @@ class Adafactor(Native, signatures.Adafactor):
     ``skip_nonfinite``, ``average``, ``copy_to``, ``zero_grad``.
 
     Raises:
+        TypeError: A hyperparameter is not a number.
         ValueError: A hyperparameter is out of range.
         RuntimeError: At the step, if a parameter is complex or a gradient sparse.
 

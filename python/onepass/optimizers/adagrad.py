@@ -83,6 +83,7 @@ class Adagrad(Native, signatures.Adagrad):
     ``clip_value``, ``skip_nonfinite``, ``average``, ``copy_to``, ``zero_grad``.
 
     Raises:
+        TypeError: A hyperparameter is not a number.
         ValueError: A hyperparameter is out of range.
         RuntimeError: At the step, if a gradient is sparse and weight decay is neither 0 nor decoupled.
 

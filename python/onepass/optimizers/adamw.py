@@ -49,6 +49,7 @@ class AdamW(Adam, signatures.AdamW):  # as torch's AdamW is a subclass of its Ad
     ``average``, ``copy_to``, ``zero_grad``.
 
     Raises:
+        TypeError: A hyperparameter is not a number.
         ValueError: A hyperparameter is out of range.
         RuntimeError: At the step, if a gradient is sparse and its parameter complex, not contiguous or not on the CPU.
 

@@ -75,6 +75,7 @@ class AdEMAMix(Native, signatures.AdEMAMix):
     ``average``, ``copy_to``, ``zero_grad``.
 
     Raises:
+        TypeError: A hyperparameter is not a number.
         ValueError: A hyperparameter is out of range.
         RuntimeError: At the step, if a gradient is sparse.
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Module
@@ -54,32 +55,26 @@ def check_number(what: str, value: object) -> None:
             raise TypeError(f"{what} must be a number, got {described(value)}") from None
 
 
-def whole(what: str, value: Any) -> int:
-    """Return an argument as an int; a float without a fraction, such as 1e4, and NumPy's integers are accepted.
+def whole_at_least(what: str, value: Any, least: int) -> int:
+    """Return an argument that is an integer as an int.
+
+    NumPy's integers, and floats without a fraction, such as 1e4 and 0.1 * 50, are accepted.
 
     Raises:
         TypeError: The argument is not an integer, or is a bool.
+        ValueError: The argument is less than ``least``.
     """
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    try:
-        if not isinstance(value, bool):
-            return operator.index(value)
-    except TypeError:
-        pass
-    raise TypeError(f"{what} must be an integer, got {described(value)}")
-
-
-def whole_at_least(what: str, value: Any, least: int) -> int:
-    """Return an argument as an int, as :func:`whole` does.
-
-    Raises:
-        ValueError: The argument is not an integer, or is less than ``least``.
-    """
-    with contextlib.suppress(TypeError):
-        if (found := whole(what, value)) >= least:
-            return found
-    raise ValueError(f"{what} must be an int >= {least}, got {value!r}")
+    found = None
+    if isinstance(value, float | np.floating):
+        found = int(value) if value.is_integer() else None
+    elif not isinstance(value, bool):
+        with contextlib.suppress(TypeError):
+            found = operator.index(value)
+    if found is None:
+        raise TypeError(f"{what} must be an integer >= {least}, got {described(value)}")
+    if found < least:
+        raise ValueError(f"{what} must be >= {least}, got {found}")
+    return found
 
 
 def check_flag(what: str, value: object) -> None:

@@ -210,7 +210,7 @@ class Native(Optimizer):
                     distance from the lower number divided by the distance between the two numbers. Parameters with a
                     master are rounded to nearest. A parameter group may have a value of its own.
                 rounding_seed: Seed of the random bits of stochastic rounding, of 16 bits and of 8-bit states
-                    (:doc:`/8bit_states`): an int >= 0 and below 2**64. None: 0.
+                    (:doc:`/8bit_states`): an integer >= 0 and below 2**64. None: 0.
                 cautious: Whether an element is updated only if its update has the sign of its gradient; the updates of
                     these elements are then larger (:doc:`/cautious`). A parameter group may have a value of its own.
                 cautious_weight_decay: Whether a decoupled weight decay leaves out the elements that the update moves
@@ -321,7 +321,7 @@ class Native(Optimizer):
         name = type(self).__name__
         if state_dtype != block_states.CODES:
             known = (*STATE_DTYPES, block_states.CODES)
-            raise ValueError(f"Invalid state_dtype: {state_dtype}; it must be one of {known} or None")
+            raise ValueError(f"{name}: state_dtype must be one of {known} or None, got {state_dtype!r}")
         if not block_states.has_codings(self.rule):
             raise ValueError(f"{name}: state_dtype cannot be {state_dtype}, because {name} has no 8-bit states")
 
@@ -678,4 +678,4 @@ def _check_rounding(where: str, group: Mapping[str, Any]) -> None:
     seed, stochastic = group.get("rounding_seed", 0), group.get("stochastic_rounding", False)
     check_flag(f"{where}: stochastic_rounding", stochastic)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
-        raise ValueError(f"{where}: rounding_seed must be an int >= 0 and below 2**64, got {described(seed)}")
+        raise ValueError(f"{where}: rounding_seed must be an integer >= 0 and below 2**64, got {described(seed)}")

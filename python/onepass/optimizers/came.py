@@ -144,6 +144,7 @@ class CAME(Native, signatures.CAME):
     ``skip_nonfinite``, ``average``, ``copy_to``, ``zero_grad``.
 
     Raises:
+        TypeError: A hyperparameter is not a number.
         ValueError: A hyperparameter is out of range.
         RuntimeError: At the step, if a parameter is complex or a gradient sparse.
 

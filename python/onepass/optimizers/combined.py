@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .arguments import check_optimizer, module_refused
+from .arguments import check_optimizer, described, module_refused
 from .hooks import evaluate, hooked, params_of
 from .sam import SAM
 from .torch_private import disable_dynamo
@@ -91,14 +91,17 @@ class Combined(Optimizer):
 
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:
         if not isinstance(optimizers, Iterable):
-            raise TypeError(f"Combined: optimizers must be a list of optimizers, got {type(optimizers)}")
+            raise TypeError(f"Combined: optimizers must be a list of optimizers, got {described(optimizers)}")
         optimizers = list(optimizers)
         if not optimizers:
             raise ValueError("Combined: optimizers must have at least one optimizer, got none")
         for i, optimizer in enumerate(optimizers):
             check_optimizer(f"Combined: optimizers[{i}]", optimizer)
             if isinstance(optimizer, SAM | torch.optim.LBFGS):
-                raise TypeError(f"Combined cannot have {type(optimizer).__name__}, whose step needs a closure")
+                raise TypeError(
+                    f"Combined: optimizers[{i}] must be an optimizer whose step needs no closure, "
+                    f"got {type(optimizer).__name__}"
+                )
         params = [p for optimizer in optimizers for p in params_of(optimizer)]
         if len(set(params)) < len(params):
             raise ValueError("Combined: two of the optimizers have a parameter in common")

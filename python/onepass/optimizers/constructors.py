@@ -12,13 +12,15 @@ from torch.optim import Optimizer
 def constructor(
     cls: type[Optimizer], declared: Callable[..., None], construct: Callable[..., None]
 ) -> Callable[..., None]:
-    """Return the constructor of a class, with the arguments of another constructor and onepass's keyword-only ones.
+    """Return a constructor for a class.
+
+    It has the arguments of ``declared``, and the keyword-only arguments of the methods ``_take_arguments``.
 
     Args:
-        cls: The class. Its method ``_take_arguments`` is called last, with onepass's arguments. These are the
-            keyword-only arguments that the methods of this name in ``cls`` and its bases declare.
-        declared: The constructor that declares and checks all other arguments.
-        construct: Called first, with the optimizer and the arguments of ``declared``.
+        cls: The class. Its method ``_take_arguments`` is called last, with the arguments that the methods of this name
+            in ``cls`` and its bases declare as keyword-only.
+        declared: The constructor whose signature declares all other arguments.
+        construct: Called first, with the optimizer and the arguments of ``declared``, which it checks.
     """
     parameters = list(inspect.signature(declared).parameters.values())
     take_arguments: Callable[..., None] = cls._take_arguments  # type: ignore[attr-defined]

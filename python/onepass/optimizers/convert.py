@@ -48,8 +48,9 @@ def convert_state_dict(
         A new ``state_dict``.
 
     Raises:
-        ValueError: ``state_dtype`` or ``layout`` is none of these, 8-bit states have no fitting scales, states are
-            neither of Adam nor of Lion with ``layout="bitsandbytes"``, or an option of timm or apex has no counterpart.
+        ValueError: ``state_dtype`` or ``layout`` is none of these, 8-bit states have no fitting scales, or an option of
+            timm or apex has no counterpart. With ``layout="bitsandbytes"``: ``state_dtype`` is neither None nor
+            torch.float32, or states are neither of Adam nor of Lion.
 
     Example:
         >>> optimizer = onepass.AdamW(torch.nn.Linear(64, 64).parameters(), state_dtype=torch.float8_e4m3fn)
@@ -62,9 +63,17 @@ def convert_state_dict(
         torch.float32
     """
     if state_dtype is not None and state_dtype not in (*STATE_DTYPES, block_states.CODES):
-        raise ValueError(f"state_dtype must be a floating-point dtype of states, got {described(state_dtype)}")
+        known = (*STATE_DTYPES, block_states.CODES)
+        raise ValueError(
+            f"convert_state_dict: state_dtype must be one of {known} or None, got {described(state_dtype)}"
+        )
     if layout not in ("torch", "bitsandbytes"):
-        raise ValueError(f"layout must be 'torch' or 'bitsandbytes', got {described(layout)}")
+        raise ValueError(f"convert_state_dict: layout must be 'torch' or 'bitsandbytes', got {described(layout)}")
+    if layout == "bitsandbytes" and state_dtype not in (None, torch.float32):
+        raise ValueError(
+            "convert_state_dict: state_dtype must be None or torch.float32 with layout='bitsandbytes', got "
+            f"{state_dtype}"
+        )
     state_dict = interchange.of_other_packages(state_dict)
     groups = [dict(group) for group in state_dict["param_groups"]]
     numbers = {key: number for number, key in enumerate(key for group in groups for key in group["params"])}

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from .arguments import HyperTypes, check_hyperparameters, check_number, hyper_types, number, whole
+from .arguments import HyperTypes, check_hyperparameters, check_number, hyper_types, number, whole_at_least
 
 PRODIGY_ESTIMATE = ("d", "d_max")  # keys that all of Prodigy's groups have alike
 
@@ -451,14 +451,12 @@ class Prodigy(Declared):
     ) -> None:
         for name, value in {"beta3": 0.0 if beta3 is None else beta3, "d0": d0}.items():
             check_number(f"Prodigy: {name}", value)
-        slice_p = whole("Prodigy: slice_p", slice_p)
+        slice_p = whole_at_least("Prodigy: slice_p", slice_p, 1)
         if beta3 is not None and not beta3 < 1.0:
             raise ValueError(f"Invalid beta3 value: {beta3}")
         if not 0.0 < d0 < math.inf:
             raise ValueError(f"Invalid d0 value: {d0}")
         check_estimate("Prodigy", {"d_coef": d_coef, "growth_rate": growth_rate})
-        if slice_p < 1:
-            raise ValueError(f"Invalid slice_p value: {slice_p}")
         self._declare(
             "prodigy",
             params,

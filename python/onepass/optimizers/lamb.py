@@ -40,10 +40,8 @@ class LAMB(Native, signatures.LAMB):
     with the 2-norms of the whole tensor. The trust ratio :math:`\|\theta\| / \|u\|` is 1 if either norm is 0.
 
     The paper does not adapt biases and the scales of normalization: give them a group with ``trust_ratio=False``, and
-    usually with ``weight_decay=0``. The authors' experiments clip the gradients to a
-    norm of 1: ``max_norm=1``.
-
-    timm's and NVIDIA's LAMB clip so by default, and do not adapt tensors without weight decay.
+    usually with ``weight_decay=0``. The authors' experiments clip the gradients to a norm of 1: ``max_norm=1``. timm's
+    and NVIDIA's LAMB do so by default, and do not adapt tensors without weight decay.
 
     Source: You et al. 2020, "Large Batch Optimization for Deep Learning: Training BERT in 76 minutes",
     arXiv:1904.00962, algorithm 2.
@@ -68,6 +66,7 @@ class LAMB(Native, signatures.LAMB):
     ``clip_value``, ``skip_nonfinite``, ``average``, ``copy_to``, ``zero_grad``.
 
     Raises:
+        TypeError: A hyperparameter is not a number.
         ValueError: A hyperparameter is out of range.
         RuntimeError: At the step, if a gradient is sparse.
 

@@ -54,6 +54,7 @@ class LaProp(Native, signatures.LaProp):
     ``average``, ``copy_to``, ``zero_grad``.
 
     Raises:
+        TypeError: A hyperparameter is not a number.
         ValueError: A hyperparameter is out of range.
         RuntimeError: At the step, if a gradient is sparse.
 

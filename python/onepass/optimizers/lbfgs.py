@@ -304,6 +304,7 @@ class LBFGS(torch.optim.LBFGS):
             class has this argument from torch 2.14 on.
 
     Raises:
+        TypeError: A hyperparameter is not a number, or ``max_iter`` or ``history_size`` is not an integer.
         ValueError: A hyperparameter is out of range; or, at the step, ``maximize`` is set, kernels cannot step a
             parameter, and torch's class does not have ``maximize``.
 
@@ -368,7 +369,7 @@ class LBFGS(torch.optim.LBFGS):
         """Add a parameter group; after the first step, this resets the history.
 
         Raises:
-            TypeError: A hyperparameter of the group is not a number.
+            TypeError: A hyperparameter of the group is not a number, or not an integer.
             ValueError: An argument other than ``lr`` differs from that of the first group.
         """
         where = f"LBFGS: group {len(self.param_groups)}"
@@ -635,7 +636,7 @@ def _counts(where: str, group: Mapping[str, Any]) -> dict[str, Any]:
     ``max_eval`` may have a fraction or be infinite, as in torch: it is only compared.
 
     Raises:
-        TypeError: ``max_eval`` is not a number.
+        TypeError: ``max_eval`` is not a number, or one of the others is not an integer.
         ValueError: One of them is out of range. With ``history_size=0``, torch raises in the second iteration.
     """
     check_number(f"{where}: max_eval", group["max_eval"])

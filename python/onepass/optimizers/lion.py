@@ -31,8 +31,8 @@ class Lion(Native, signatures.Lion):
         \theta_t &= \theta_{t-1} - \gamma (\operatorname{sign}(c_t) + \lambda \theta_{t-1}) \\
         m_t &= \beta_2 m_{t-1} + (1 - \beta_2) g_t
 
-    with :math:`\operatorname{sign}(0) = 0`; for a complex parameter, the signs of real and
-    imaginary part are taken separately.
+    with :math:`\operatorname{sign}(0) = 0`. For a complex parameter, the signs of real and imaginary part are taken
+    separately.
 
     A sparse gradient updates only the rows that it has entries for: average, weight decay and parameter. All other rows
     are not changed and do not decay.
@@ -56,6 +56,7 @@ class Lion(Native, signatures.Lion):
     ``average``, ``copy_to``, ``zero_grad``.
 
     Raises:
+        TypeError: A hyperparameter is not a number.
         ValueError: A hyperparameter is out of range.
         RuntimeError: At the step, if a gradient is sparse and its parameter complex, not contiguous or not on the CPU.
 

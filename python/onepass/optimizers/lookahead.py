@@ -110,7 +110,8 @@ class Lookahead(Wrapper):
         alpha: Blend factor :math:`\alpha` of the slow weights, in [0, 1].
 
     Raises:
-        TypeError: ``optimizer`` is not a ``torch.optim.Optimizer``, or ``alpha`` is not a number.
+        TypeError: ``optimizer`` is not a ``torch.optim.Optimizer``, ``k`` is not an integer, or ``alpha`` is not a
+            number.
         ValueError: ``k`` or ``alpha`` is out of range, or ``optimizer`` wraps an optimizer that has ``average`` or
             ``copy_to``. (Lookahead can wrap that optimizer itself.)
 
@@ -313,7 +314,10 @@ class Lookahead(Wrapper):
         alpha.
 
         Raises:
-            ValueError: The state_dict does not match this optimizer; nothing has been loaded.
+            TypeError: ``k`` or ``step`` in the state_dict is not an integer, or ``alpha`` is not a number.
+            ValueError: The state_dict does not match this optimizer.
+
+        A state_dict with which it raises has not been loaded.
         """
         loaded_with_hooks(self, state_dict, self._load)
 

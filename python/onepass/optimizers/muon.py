@@ -182,6 +182,7 @@ class Muon(Orthogonalizing, signatures.Muon):
     ``zero_grad``.
 
     Raises:
+        TypeError: A hyperparameter is not a number.
         ValueError: A hyperparameter is out of range, or a parameter is not a matrix.
         RuntimeError: At the step, if a parameter is complex or a gradient sparse.
 
@@ -218,7 +219,7 @@ def check_iterations(where: str, group: dict[str, Any]) -> None:
     """Raise before anything is written what torch's iterations would raise in the middle of the step.
 
     Raises:
-        TypeError: ``ns_coefficients`` are not numbers.
+        TypeError: ``ns_steps`` is not an integer, or ``ns_coefficients`` are not numbers.
         ValueError: ``ns_steps`` or ``ns_coefficients`` is out of range.
     """
     steps, coefficients = whole_at_least(f"{where}: ns_steps", group["ns_steps"], 0), group["ns_coefficients"]

@@ -50,7 +50,9 @@ class NAdam(Native, signatures.NAdam):
     ``average``, ``copy_to``, ``zero_grad``.
 
     Raises:
+        TypeError: A hyperparameter is not a number.
         ValueError: A hyperparameter is out of range.
+        RuntimeError: At the step, if a gradient is sparse.
 
     Example:
         >>> model = torch.nn.Linear(4, 2)

@@ -106,6 +106,7 @@ class NorMuon(Orthogonalizing, signatures.NorMuon):
     ``zero_grad``.
 
     Raises:
+        TypeError: A hyperparameter is not a number.
         ValueError: A hyperparameter is out of range, or a parameter is not a matrix.
         RuntimeError: At the step, if a parameter is complex or a gradient sparse.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from . import signatures
-from .arguments import check_number, number, whole
+from .arguments import check_number, number, whole_at_least
 from .base import Native
 from .declared import PRODIGY_ESTIMATE, check_estimate
 from .gradient_norm import is_dtensor
@@ -222,6 +222,7 @@ class Prodigy(Native, signatures.Prodigy):
     ``clip_value``, ``skip_nonfinite``, ``average``, ``copy_to``, ``zero_grad``.
 
     Raises:
+        TypeError: A hyperparameter is not a number, or ``slice_p`` is not an integer.
         ValueError: A hyperparameter is out of range, or groups have different ``d0``; or at the step, if ``slice_p`` is
             not 1 and a parameter is a DTensor, or a state does not fit it.
         RuntimeError: At the step, if a gradient is sparse.
@@ -292,9 +293,7 @@ class Prodigy(Native, signatures.Prodigy):
         masters = self._master_names()
         for index, group in enumerate(self.param_groups):
             where = f"Prodigy: group {index}"
-            every = whole(f"{where}: slice_p", group.get("slice_p", 1))
-            if every < 1:
-                raise ValueError(f"{where}: slice_p must be >= 1, got {every}")
+            every = whole_at_least(f"{where}: slice_p", group.get("slice_p", 1), 1)
             alike: dict[tuple[torch.dtype, torch.dtype, torch.device], list[Tensor]] = {}
             for p in group["params"] if every != 1 else ():
                 if p.grad is None or p.grad.is_sparse:

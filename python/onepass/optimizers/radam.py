@@ -49,7 +49,9 @@ class RAdam(Native, signatures.RAdam):
     ``average``, ``copy_to``, ``zero_grad``.
 
     Raises:
+        TypeError: A hyperparameter is not a number.
         ValueError: A hyperparameter is out of range.
+        RuntimeError: At the step, if a gradient is sparse.
 
     Example:
         >>> model = torch.nn.Linear(4, 2)

@@ -185,6 +185,8 @@ class SAM(Wrapper):
     def second_step(self, zero_grad: bool = False) -> None:
         """Set the parameters back and step the wrapped optimizer; the same as ``step()`` after ``first_step()``.
 
+        For code that calls this method of the authors' implementation.
+
         Args:
             zero_grad: Whether to reset the gradients then.
         """

@@ -72,6 +72,7 @@ class ScheduleFreeAdamW(ScheduleFree, signatures.ScheduleFreeAdamW):
     ``clip_value``, ``skip_nonfinite``, ``average``, ``copy_to``, ``zero_grad``.
 
     Raises:
+        TypeError: A hyperparameter is not a number.
         ValueError: A hyperparameter is out of range.
         RuntimeError: At the step, if a gradient is sparse, or after ``eval()`` without ``train()``.
 

@@ -31,14 +31,9 @@ class ScheduleFreeSGD(ScheduleFree, signatures.ScheduleFreeSGD):
         x_t &= (1 - c_t) x_{t-1} + c_t z_t \\
         y_t &= (1 - \mu) z_t + \mu x_t
 
-    The parameters are at :math:`y_t`, where the next gradient is taken. Call ``optimizer.eval()`` before evaluating or
-    saving the model: it sets them to :math:`x_t`. Call ``optimizer.train()`` before training on: it restores
-    :math:`y_t` bit for bit. A ``state_dict`` may be saved in either mode, and contains the mode; load it with a model
-    that was saved in the same mode. Before evaluating a model with batch normalization, update its statistics at
-    :math:`x_t` (:func:`torch.optim.swa_utils.update_bn`). No scheduler is needed; a constant ``lr`` after the warm-up
-    is usual. ``average`` and ``copy_to`` follow :math:`y_t`, and so do the slow weights of :class:`Lookahead`, which
-    moves :math:`y_t` without :math:`z_t`. Save and load distributed checkpoints (torch.distributed.checkpoint) only
-    after ``train()``: they cannot load the state that holds :math:`y_t` after ``eval()``.
+    The parameters are at :math:`y_t`, where the next gradient is taken: call ``optimizer.eval()`` before evaluating or
+    saving the model, and ``optimizer.train()`` before training on. :class:`ScheduleFreeAdamW` describes both modes, and
+    what holds for checkpoints, batch normalization, ``average``, ``copy_to`` and :class:`Lookahead`.
 
     The public implementation derives :math:`x` from :math:`y` and back, which loses bits each time, starts in the other
     mode, and writes to the gradient.
@@ -64,6 +59,7 @@ class ScheduleFreeSGD(ScheduleFree, signatures.ScheduleFreeSGD):
     ``clip_value``, ``skip_nonfinite``, ``average``, ``copy_to``, ``zero_grad``.
 
     Raises:
+        TypeError: A hyperparameter is not a number.
         ValueError: A hyperparameter is out of range.
         RuntimeError: At the step, if a gradient is sparse, or after ``eval()`` without ``train()``.
 

@@ -51,7 +51,9 @@ class SGD(Native, signatures.SGD):
     ``zero_grad``.
 
     Raises:
+        TypeError: A hyperparameter is not a number.
         ValueError: A hyperparameter is out of range.
+        RuntimeError: At the step, if a gradient is sparse and weight decay is not 0.
 
     Example:
         >>> model = torch.nn.Linear(4, 2)

@@ -45,6 +45,7 @@ class SparseAdam(Native, signatures.SparseAdam):
     ``clip_value``, ``skip_nonfinite``, ``average``, ``copy_to``, ``zero_grad``.
 
     Raises:
+        TypeError: A hyperparameter is not a number.
         ValueError: A hyperparameter is out of range, or a parameter is sparse or complex; at the step, if an index is
             out of bounds.
         RuntimeError: At the step, if a gradient is dense.

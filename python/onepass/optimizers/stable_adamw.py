@@ -63,6 +63,7 @@ class StableAdamW(Native, signatures.StableAdamW):
     ``clip_value``, ``skip_nonfinite``, ``average``, ``copy_to``, ``zero_grad``.
 
     Raises:
+        TypeError: A hyperparameter is not a number.
         ValueError: A hyperparameter is out of range.
         RuntimeError: At the step, if a gradient is sparse.
 

@@ -463,7 +463,7 @@ def _coefficient(policy: ClippingPolicy, norm: float) -> float:
     return coefficient
 
 
-# The modules of torch that make optimizers of a part of the parameters of a step.
+# The modules of torch that construct optimizers for a part of the parameters.
 _MAKERS_OF_PARTS = {
     "torch.distributed.optim.zero_redundancy_optimizer": "ZeroRedundancyOptimizer",
     "torch.distributed.optim.apply_optimizer_in_backward": "_apply_optimizer_in_backward",
@@ -471,9 +471,9 @@ _MAKERS_OF_PARTS = {
 
 
 def _maker_of_parts() -> str | None:
-    """Return the name of what makes this optimizer of a part of the parameters only; None if it is the user's code.
+    """Return the name of what in torch constructs this optimizer for a part of the parameters; None if nothing does.
 
-    Such an optimizer cannot know it but from who calls its constructor.
+    Only the call stack of the constructor tells.
     """
     frame = sys._getframe()
     while frame is not None:

@@ -27,6 +27,12 @@ def parse(text: str) -> Schedule:
     with numbers as arguments (for milestones, a list of numbers), positional or named; ``>>``; parentheses; and the
     methods clamp, repeat, scale, shift and take.
 
+    Args:
+        text: The text, as ``repr`` of a schedule returns it; line breaks and spaces have no effect.
+
+    Returns:
+        The schedule.
+
     Raises:
         ValueError: The text is not a schedule. The message shows the position and the allowed names.
         TypeError: ``text`` is not a string.

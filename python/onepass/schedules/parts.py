@@ -64,6 +64,10 @@ class constant(Schedule):
         steps: Number of steps; None: without end, so that no part can follow.
         value: The value.
 
+    Raises:
+        TypeError: ``steps`` is not an integer, or ``value`` is not a finite number.
+        ValueError: ``steps`` is negative.
+
     Example:
         >>> from onepass.schedules import constant
         >>> schedule = constant(3, value=0.5)
@@ -87,6 +91,10 @@ class linear(_Timed):
         start: The value at t = 0.
         end: The value at t = steps.
 
+    Raises:
+        TypeError: ``steps`` is not an integer, or another argument is not a finite number.
+        ValueError: ``steps`` is negative.
+
     Example:
         >>> from onepass.schedules import linear
         >>> schedule = linear(4, end=0.2)
@@ -108,6 +116,10 @@ class warmup(_Timed):
     Args:
         steps: Number of steps from start to 1.
         start: The value at t = 0.
+
+    Raises:
+        TypeError: ``steps`` is not an integer, or another argument is not a finite number.
+        ValueError: ``steps`` is negative.
 
     Example:
         >>> from onepass.schedules import warmup
@@ -134,6 +146,10 @@ class cosine(_Timed):
         end: The value after half a wave: by default, at t = steps.
         cycles: Number of waves; 0.5 is half a wave.
 
+    Raises:
+        TypeError: ``steps`` is not an integer, or another argument is not a finite number.
+        ValueError: ``steps`` is negative.
+
     Example:
         >>> from onepass.schedules import cosine
         >>> schedule = cosine(4)
@@ -158,6 +174,10 @@ class polynomial(_Timed):
         power: The exponent, > 0.
         start: The value at t = 0.
         end: The value at t = steps.
+
+    Raises:
+        TypeError: ``steps`` is not an integer, or another argument is not a finite number.
+        ValueError: ``steps`` is negative, or ``power`` is not > 0.
 
     Example:
         >>> from onepass.schedules import polynomial
@@ -188,6 +208,10 @@ class sqrt(_Timed):
         start: The value at t = 0.
         end: The value at t = steps.
 
+    Raises:
+        TypeError: ``steps`` is not an integer, or another argument is not a finite number.
+        ValueError: ``steps`` is negative.
+
     Example:
         >>> from onepass.schedules import sqrt
         >>> schedule = sqrt(4)
@@ -212,6 +236,10 @@ class geometric(_Timed):
         start: The value at t = 0, > 0.
         end: The value at t = steps, > 0.
 
+    Raises:
+        TypeError: ``steps`` is not an integer, or another argument is not a finite number.
+        ValueError: ``steps`` is negative, or ``start`` or ``end`` is not > 0.
+
     Example:
         >>> from onepass.schedules import geometric
         >>> schedule = geometric(2, end=0.01)
@@ -231,7 +259,7 @@ class geometric(_Timed):
         return math.pow(self.start, self._left(t)) * math.pow(self.end, self._done(t))
 
 
-def _falls(schedule: exponential | step | multistep) -> None:
+def _require_gamma(schedule: exponential | step | multistep) -> None:
     schedule._require(0.0 < schedule.gamma <= 1.0, "gamma", "> 0 and <= 1")
 
 
@@ -241,6 +269,10 @@ class exponential(Schedule):
 
     Args:
         gamma: The factor per step, > 0 and <= 1.
+
+    Raises:
+        TypeError: ``gamma`` is not a finite number.
+        ValueError: ``gamma`` is not in (0, 1].
 
     Example:
         >>> from onepass.schedules import exponential
@@ -253,7 +285,7 @@ class exponential(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _falls(self)
+        _require_gamma(self)
 
     def _at(self, t: int) -> float:
         return math.pow(self.gamma, t)
@@ -266,6 +298,10 @@ class step(Schedule):
     Args:
         every: Number of steps between two changes, at least 1.
         gamma: The factor of each change, > 0 and <= 1.
+
+    Raises:
+        TypeError: ``every`` is not an integer, or ``gamma`` is not a finite number.
+        ValueError: ``every`` is less than 1, or ``gamma`` is not in (0, 1].
 
     Example:
         >>> from onepass.schedules import step
@@ -280,7 +316,7 @@ class step(Schedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require(self.every > 0, "every", ">= 1")
-        _falls(self)
+        _require_gamma(self)
 
     def _at(self, t: int) -> float:
         return math.pow(self.gamma, t // self.every)
@@ -294,6 +330,10 @@ class multistep(Schedule):
         milestones: The steps at which the value changes, in ascending order.
         gamma: The factor of each change, > 0 and <= 1.
 
+    Raises:
+        TypeError: ``milestones`` are not integers, or ``gamma`` is not a finite number.
+        ValueError: ``milestones`` are negative or not in ascending order, or ``gamma`` is not in (0, 1].
+
     Example:
         >>> from onepass.schedules import multistep
         >>> schedule = multistep([2, 3], gamma=0.5)
@@ -306,7 +346,7 @@ class multistep(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _falls(self)
+        _require_gamma(self)
 
     def _at(self, t: int) -> float:
         return math.pow(self.gamma, bisect_right(self.milestones, t))
@@ -321,6 +361,10 @@ class inverse_sqrt(Schedule):
 
     Args:
         timescale: Number of steps, at least 1. The value is 1/2 at t = 3 * timescale.
+
+    Raises:
+        TypeError: ``timescale`` is not an integer.
+        ValueError: ``timescale`` is less than 1.
 
     Example:
         >>> from onepass.schedules import inverse_sqrt
@@ -351,6 +395,10 @@ class restarts(Schedule):
         mult: Ratio of the lengths of a cycle and the one before it (torch's T_mult), at least 1.
         start: The value at the beginning of a cycle.
         end: The value at the end of a cycle.
+
+    Raises:
+        TypeError: ``period`` or ``mult`` is not an integer, or another argument is not a finite number.
+        ValueError: ``period`` or ``mult`` is less than 1.
 
     Example:
         >>> from onepass.schedules import restarts
@@ -391,6 +439,10 @@ class hard_restarts(_Timed):
         start: The value at the beginning of a cycle.
         end: The value at the end of a cycle.
 
+    Raises:
+        TypeError: ``steps`` or ``cycles`` is not an integer, or another argument is not a finite number.
+        ValueError: ``steps`` is negative, or ``cycles`` is less than 1.
+
     Example:
         >>> from onepass.schedules import hard_restarts
         >>> schedule = hard_restarts(4, cycles=2)
@@ -425,6 +477,10 @@ class one_cycle(_Timed):
         peak: Fraction of the steps in which the value rises, in [0, 1] (torch's pct_start).
         start: The value at t = 0 (torch's 1 / div_factor).
         end: The value at t = steps - 1 (torch's 1 / (div_factor * final_div_factor)).
+
+    Raises:
+        TypeError: ``steps`` is not an integer, or another argument is not a finite number.
+        ValueError: ``steps`` is less than 1, or ``peak`` is not in [0, 1].
 
     Example:
         >>> from onepass.schedules import one_cycle
@@ -462,6 +518,10 @@ class function(Schedule):
         f: Returns the value at a step. It must depend on the step only.
         steps: The step from which on the value is constant; None: without end.
 
+    Raises:
+        TypeError: ``f`` is not callable, or ``steps`` is not an integer.
+        ValueError: ``steps`` is negative.
+
     Example:
         >>> from onepass.schedules import function
         >>> schedule = function(lambda t: 1 / (t + 1))
@@ -492,6 +552,10 @@ def wsd(warmup_steps: int, stable_steps: int, decay_steps: int, end: float = 0.0
         stable_steps: Number of steps at 1.
         decay_steps: Number of steps from 1 to ``end``.
         end: The last value.
+
+    Raises:
+        TypeError: A number of steps is not an integer, or ``end`` is not a finite number.
+        ValueError: A number of steps is negative.
 
     Example:
         >>> from onepass.schedules import wsd

@@ -53,11 +53,11 @@ def plot(
         >>> figure = onepass.plot(scheduler, n=100, path=folder / "schedule.png")
     """
     if not schedulers:
-        raise ValueError("no scheduler to draw")
+        raise ValueError("plot: schedulers must be at least one scheduler, got none")
     if labels is None:
         labels = [type(scheduler).__name__ for scheduler in schedulers]
     if len(labels) != len(schedulers):
-        raise ValueError(f"expected a label for each of {len(schedulers)} schedulers, but got {len(labels)}")
+        raise ValueError(f"plot: labels must be one label for each of {len(schedulers)} schedulers, got {len(labels)}")
     n = step_count("n", n)
     assumed = None if metrics is None else list(islice(metrics, max(n - 1, 0)))  # a list: read several times
     tables = [preview(scheduler, n, assumed) for scheduler in schedulers]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, fields
@@ -13,6 +12,8 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
+from ..optimizers.arguments import whole_at_least
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -21,22 +22,10 @@ if TYPE_CHECKING:
 
 def step_count(name: str, value: Any) -> int:
     """Return an argument that is a number of steps; raise TypeError or ValueError if it is not an integer >= 0."""
-    # Floats without a fraction are accepted, for 1e4 and 0.1 * total.
-    whole = isinstance(value, float | np.floating) and value.is_integer()
-    return _index(name, int(value) if whole else value)
+    return whole_at_least(name, value, 0)
 
 
-def _index(name: str, value: Any) -> int:
-    try:
-        count = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer >= 0, got {value!r}") from None
-    if count < 0:
-        raise ValueError(f"{name} must be >= 0, got {count}")
-    return count
-
-
-def real(name: str, value: Any) -> float:
+def finite_number(name: str, value: Any) -> float:
     """Return an argument as a float; raise TypeError if it is not a finite number."""
     try:
         number = math.nan if isinstance(value, str) else float(value)
@@ -73,8 +62,8 @@ def _schedule(name: str, value: Any) -> Schedule:
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "int": step_count,
     "int | None": lambda name, value: None if value is None else step_count(name, value),
-    "float": real,
-    "float | None": lambda name, value: None if value is None else real(name, value),
+    "float": finite_number,
+    "float | None": lambda name, value: None if value is None else finite_number(name, value),
     "tuple[int, ...]": _milestones,
     "Callable[[int], float]": _function,
     "Schedule": _schedule,
@@ -144,7 +133,7 @@ class Schedule:
             if t.dtype.kind not in "iu":
                 raise TypeError(f"t must be integers >= 0, got an array of {t.dtype}")
             return np.fromiter(map(self, t.ravel().tolist()), np.float64, t.size).reshape(t.shape)
-        return self._held(_index("t", t))
+        return self._held(step_count("t", t))
 
     def _held(self, t: int) -> float:
         """Return the value at any step >= 0."""
@@ -188,13 +177,13 @@ class Schedule:
 
     def _arguments(self, of: tuple[Field[Any], ...]) -> str:
         """Return the arguments as text: defaults are omitted, and optional arguments after the first are named."""
-        told = []
+        texts = []
         for index, field in enumerate(of):
             value = getattr(self, field.name)
             if value != field.default:
                 required = field.default is MISSING
-                told.append(repr(value) if index == 0 or required else f"{field.name}={value!r}")
-        return ", ".join(told)
+                texts.append(repr(value) if index == 0 or required else f"{field.name}={value!r}")
+        return ", ".join(texts)
 
     def __repr__(self) -> str:
         return f"{self._name()}({self._arguments(fields(self))})"

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from ..optimizers.arguments import put_number
+from ..optimizers.arguments import check_optimizer, put_number
 from ..optimizers.hooks import unwrapped
 from .previewed import Previewed
 from .rates import copied, initial_lr, initial_value
@@ -81,8 +81,7 @@ class ScheduleLR(Previewed, LRScheduler):
         count_skipped: bool = True,
         last_epoch: int = -1,
     ) -> None:
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"optimizer: {type(optimizer).__name__} is not an Optimizer")
+        check_optimizer("ScheduleLR: optimizer", optimizer)
         groups = optimizer.param_groups
         self.schedules = schedules_of_groups("schedule", schedule, len(groups))
         # Otherwise the rates come from a loaded optimizer, or were changed by another scheduler.

@@ -3,7 +3,10 @@
 DOCSTRINGS = {
     "LambdaLR": """Multiply the initial rate by a function of the step: ``lr(t) = lr(0) lr_lambda(t)``.
 
-    For the arguments see :class:`torch.optim.lr_scheduler.LambdaLR`.
+    Args:
+        optimizer: The optimizer whose learning rates are set.
+        lr_lambda: The function of the step; or a list of functions, one for each parameter group.
+        last_epoch: Index of the last completed step, if training is resumed without a ``state_dict``; else -1.
 
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
@@ -13,7 +16,10 @@ DOCSTRINGS = {
     """,
     "MultiplicativeLR": """Multiply the rate by a function of the step in each step: ``lr(t) = lr(t - 1) lr_lambda(t)``.
 
-    For the arguments see :class:`torch.optim.lr_scheduler.MultiplicativeLR`.
+    Args:
+        optimizer: The optimizer whose learning rates are set.
+        lr_lambda: The function of the step; or a list of functions, one for each parameter group.
+        last_epoch: Index of the last completed step, if training is resumed without a ``state_dict``; else -1.
 
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
@@ -23,7 +29,11 @@ DOCSTRINGS = {
     """,
     "StepLR": """Multiply the rate by ``gamma`` every ``step_size`` steps: ``lr(t) = lr(0) gamma ** (t // step_size)``.
 
-    For the arguments see :class:`torch.optim.lr_scheduler.StepLR`.
+    Args:
+        optimizer: The optimizer whose learning rates are set.
+        step_size: Number of steps between two changes.
+        gamma: The factor.
+        last_epoch: Index of the last completed step, if training is resumed without a ``state_dict``; else -1.
 
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
@@ -33,7 +43,11 @@ DOCSTRINGS = {
     """,
     "MultiStepLR": """Multiply the rate by ``gamma`` at each milestone: ``lr(t) = lr(0) gamma ** k`` after k milestones.
 
-    For the arguments see :class:`torch.optim.lr_scheduler.MultiStepLR`.
+    Args:
+        optimizer: The optimizer whose learning rates are set.
+        milestones: The steps at which the rate changes, in ascending order.
+        gamma: The factor.
+        last_epoch: Index of the last completed step, if training is resumed without a ``state_dict``; else -1.
 
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
@@ -43,7 +57,11 @@ DOCSTRINGS = {
     """,
     "ConstantLR": """Multiply the rate by ``factor`` for ``total_iters`` steps: ``factor lr(0)``, then ``lr(0)``.
 
-    For the arguments see :class:`torch.optim.lr_scheduler.ConstantLR`.
+    Args:
+        optimizer: The optimizer whose learning rates are set.
+        factor: The factor, in [0, 1].
+        total_iters: Number of steps with the factor.
+        last_epoch: Index of the last completed step, if training is resumed without a ``state_dict``; else -1.
 
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
@@ -53,7 +71,10 @@ DOCSTRINGS = {
     """,
     "ExponentialLR": """Multiply the rate by ``gamma`` in each step: ``lr(t) = lr(0) gamma ** t``.
 
-    For the arguments see :class:`torch.optim.lr_scheduler.ExponentialLR`.
+    Args:
+        optimizer: The optimizer whose learning rates are set.
+        gamma: The factor.
+        last_epoch: Index of the last completed step, if training is resumed without a ``state_dict``; else -1.
 
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
@@ -66,9 +87,23 @@ DOCSTRINGS = {
     With the fraction x of the way from base_lr to max_lr: ``base_lr + (max_lr - base_lr) x s``. s is 1
     (``"triangular"``), ``2 ** (1 - cycle)`` (``"triangular2"``) or ``gamma ** t`` (``"exp_range"``).
 
-    For the arguments see :class:`torch.optim.lr_scheduler.CyclicLR`.
-
     Source: Smith, "Cyclical Learning Rates for Training Neural Networks", arXiv:1506.01186.
+
+    Args:
+        optimizer: The optimizer whose learning rates are set.
+        base_lr: Lowest rate; a list has one for each parameter group.
+        max_lr: Highest rate; a list has one for each parameter group.
+        step_size_up: Number of steps from ``base_lr`` to ``max_lr``.
+        step_size_down: Number of steps back; None: ``step_size_up``.
+        mode: ``"triangular"``, ``"triangular2"`` or ``"exp_range"``; ignored with ``scale_fn``.
+        gamma: The factor per step of ``"exp_range"``.
+        scale_fn: Function that returns s, instead of ``mode``.
+        scale_mode: What ``scale_fn`` is called with: ``"cycle"``, the number of the cycle from 1, or ``"iterations"``,
+            the step.
+        cycle_momentum: Whether ``momentum``, or the first of ``betas``, moves against the rate.
+        base_momentum: Lowest momentum.
+        max_momentum: Highest momentum.
+        last_epoch: Index of the last completed step, if training is resumed without a ``state_dict``; else -1.
 
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5, momentum=0.9)
@@ -81,10 +116,24 @@ DOCSTRINGS = {
     Each phase is ``a + (b - a) (1 - cos(pi x)) / 2`` from a to b, with x from 0 to 1, or linear. ``total_steps`` is
     the number of steps, of which ``pct_start`` is the share of the rise.
 
-    For the arguments see :class:`torch.optim.lr_scheduler.OneCycleLR`.
-
     Source: Smith and Topin, "Super-Convergence: Very Fast Training of Neural Networks Using Large Learning Rates",
     arXiv:1708.07120.
+
+    Args:
+        optimizer: The optimizer whose learning rates are set.
+        max_lr: Highest rate; a list has one for each parameter group.
+        total_steps: Number of steps. None: ``epochs * steps_per_epoch``.
+        epochs: Number of epochs; ignored with ``total_steps``.
+        steps_per_epoch: Steps per epoch; ignored with ``total_steps``.
+        pct_start: Fraction of the steps in which the rate rises, in [0, 1].
+        anneal_strategy: Form of the phases: ``"cos"`` or ``"linear"``.
+        cycle_momentum: Whether ``momentum``, or the first of ``betas``, moves against the rate.
+        base_momentum: Lowest momentum; a list has one for each parameter group.
+        max_momentum: Highest momentum; a list has one for each parameter group.
+        div_factor: ``max_lr`` divided by the initial rate.
+        final_div_factor: The initial rate divided by the last one.
+        three_phase: Whether the rate falls as long as it rose, to the initial rate, and from there to the last one.
+        last_epoch: Index of the last completed step, if training is resumed without a ``state_dict``; else -1.
 
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5, momentum=0.9)

@@ -14,7 +14,18 @@ class ReduceLROnPlateau(LRScheduler, lr_scheduler.ReduceLROnPlateau):
     """Multiply the rate by ``factor`` when a metric has not improved for more than ``patience`` steps.
 
     It may be a part of :class:`SequentialLR` and :class:`ChainedScheduler`, whose ``step(metrics)`` then takes the
-    metric. For the arguments see :class:`torch.optim.lr_scheduler.ReduceLROnPlateau`.
+    metric.
+
+    Args:
+        optimizer: The optimizer whose learning rates are set.
+        mode: ``"min"`` if lower metrics are better, ``"max"`` if higher ones are.
+        factor: The factor of a reduction, below 1.
+        patience: Number of steps without an improvement that are tolerated.
+        threshold: Smallest improvement that counts.
+        threshold_mode: ``"rel"``: the threshold is a fraction of the best metric. ``"abs"``: it is a difference.
+        cooldown: Number of steps after a reduction in which ``patience`` is not counted.
+        min_lr: Lowest rate; a list has one for each parameter group.
+        eps: A reduction by no more than this is not made.
 
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
@@ -49,9 +60,14 @@ class ReduceLROnPlateau(LRScheduler, lr_scheduler.ReduceLROnPlateau):
 class SWALR(LRScheduler, swa_utils.SWALR):
     """Anneal the optimizer's rate to ``swa_lr`` in ``anneal_epochs`` steps, then hold it, for weight averaging.
 
-    For the arguments see :class:`torch.optim.swa_utils.SWALR`.
-
     Source: Izmailov et al., "Averaging Weights Leads to Wider Optima and Better Generalization", arXiv:1803.05407.
+
+    Args:
+        optimizer: The optimizer whose learning rates are set.
+        swa_lr: Last rate; a list has one for each parameter group.
+        anneal_epochs: Number of steps to it; 0: it is set in the first step.
+        anneal_strategy: ``"cos"``: half a cosine wave. ``"linear"``: a straight line.
+        last_epoch: Index of the last completed step, if training is resumed without a ``state_dict``; else -1.
 
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
@@ -65,10 +81,16 @@ class CosineAnnealingWarmRestarts(LRScheduler, lr_scheduler.CosineAnnealingWarmR
     """Cosine annealing to ``eta_min``, restarted every ``T_0 T_mult ** i`` steps for i = 0, 1, 2, ...
 
     ``eta_min + (lr(0) - eta_min) (1 + cos(pi T_cur / T_i)) / 2``, where ``T_cur`` is the number of steps since the last
-    restart, and ``T_i = T_0 T_mult ** i``. For the arguments see
-    :class:`torch.optim.lr_scheduler.CosineAnnealingWarmRestarts`.
+    restart, and ``T_i = T_0 T_mult ** i``.
 
     Source: Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", arXiv:1608.03983.
+
+    Args:
+        optimizer: The optimizer whose learning rates are set.
+        T_0: Number of steps until the first restart.
+        T_mult: Factor of that number after each restart, an integer >= 1.
+        eta_min: Lowest rate.
+        last_epoch: Index of the last completed step, if training is resumed without a ``state_dict``; else -1.
 
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)

@@ -22,7 +22,7 @@ from .parts import (
     sqrt,
     warmup,
 )
-from .schedule import Schedule, real
+from .schedule import Schedule, finite_number
 from .schedule_lr import ScheduleLR
 
 __all__ = [
@@ -47,7 +47,7 @@ __all__ = [
 
 def _count(name: str, value: Any) -> float:
     """Return a number >= 0, as an int if it has no fraction."""
-    count = real(name, value)
+    count = finite_number(name, value)
     if count < 0:
         raise ValueError(f"{name} must be >= 0, got {value!r}")
     return int(count) if count.is_integer() else count
@@ -72,7 +72,7 @@ def _part(make: type[Schedule], *args: Any, **kwargs: Any) -> Schedule:
     return part
 
 
-def _rest(steps: float, before: float) -> float:
+def _steps_after(steps: float, before: float) -> float:
     return max(steps - before, 0)
 
 
@@ -85,6 +85,17 @@ def _ending(optimizer: Optimizer, rate: float, make: Callable[[float], Schedule]
 
 def get_constant_schedule(optimizer: Optimizer, last_epoch: int = -1) -> ScheduleLR:
     """Return a scheduler with ``constant()``.
+
+    Args:
+        optimizer: The optimizer whose learning rates are set.
+        last_epoch: Index of the last completed step, if training is resumed without a ``state_dict``; else -1.
+
+    Returns:
+        The scheduler.
+
+    Raises:
+        TypeError: ``optimizer`` is not a ``torch.optim.Optimizer``.
+        KeyError: ``last_epoch`` is given, and a group does not have its initial values.
 
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
@@ -100,6 +111,19 @@ def get_constant_schedule_with_warmup(
 ) -> ScheduleLR:
     """Return a scheduler with ``warmup(num_warmup_steps) >> constant()``.
 
+    Args:
+        optimizer: The optimizer whose learning rates are set.
+        num_warmup_steps: Number of steps from 0 to the initial rate, >= 0; may be fractional.
+        last_epoch: Index of the last completed step, if training is resumed without a ``state_dict``; else -1.
+
+    Returns:
+        The scheduler.
+
+    Raises:
+        TypeError: ``optimizer`` is not a ``torch.optim.Optimizer``, or a number is not finite.
+        ValueError: ``num_warmup_steps`` is negative.
+        KeyError: ``last_epoch`` is given, and a group does not have its initial values.
+
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
         >>> scheduler = onepass.lr_scheduler.get_constant_schedule_with_warmup(optimizer, num_warmup_steps=2)
@@ -113,13 +137,27 @@ def get_constant_schedule_with_warmup(
 def _rise_and_rest(num_warmup_steps: float, num_training_steps: float) -> tuple[Schedule, float]:
     """Return the warm-up, and the number of steps after it."""
     rise = _count("num_warmup_steps", num_warmup_steps)
-    return _part(warmup, rise), _rest(_count("num_training_steps", num_training_steps), rise)
+    return _part(warmup, rise), _steps_after(_count("num_training_steps", num_training_steps), rise)
 
 
 def get_linear_schedule_with_warmup(
     optimizer: Optimizer, num_warmup_steps: float, num_training_steps: float, last_epoch: int = -1
 ) -> ScheduleLR:
     """Return a scheduler with ``warmup(..) >> linear(..)``, which is 0 after ``num_training_steps``.
+
+    Args:
+        optimizer: The optimizer whose learning rates are set.
+        num_warmup_steps: Number of steps from 0 to the initial rate, >= 0; may be fractional.
+        num_training_steps: Number of all steps, including the warm-up, >= 0; may be fractional.
+        last_epoch: Index of the last completed step, if training is resumed without a ``state_dict``; else -1.
+
+    Returns:
+        The scheduler.
+
+    Raises:
+        TypeError: ``optimizer`` is not a ``torch.optim.Optimizer``, or a number is not finite.
+        ValueError: A number of steps is negative.
+        KeyError: ``last_epoch`` is given, and a group does not have its initial values.
 
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
@@ -143,6 +181,21 @@ def get_cosine_schedule_with_warmup(
 
     By default, the rate is 0 after ``num_training_steps``.
 
+    Args:
+        optimizer: The optimizer whose learning rates are set.
+        num_warmup_steps: Number of steps from 0 to the initial rate, >= 0; may be fractional.
+        num_training_steps: Number of all steps, including the warm-up, >= 0; may be fractional.
+        num_cycles: Number of whole cosine waves, from the initial rate to 0 and back; 0.5 ends at 0.
+        last_epoch: Index of the last completed step, if training is resumed without a ``state_dict``; else -1.
+
+    Returns:
+        The scheduler.
+
+    Raises:
+        TypeError: ``optimizer`` is not a ``torch.optim.Optimizer``, or a number is not finite.
+        ValueError: A number of steps is negative.
+        KeyError: ``last_epoch`` is given, and a group does not have its initial values.
+
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
         >>> from onepass.lr_scheduler import get_cosine_schedule_with_warmup
@@ -151,7 +204,7 @@ def get_cosine_schedule_with_warmup(
         [0.0, 0.25, 0.5, 0.427, 0.25, 0.073, 0.0]
     """
     rise, rest = _rise_and_rest(num_warmup_steps, num_training_steps)
-    decay = _part(cosine, rest, cycles=real("num_cycles", num_cycles))
+    decay = _part(cosine, rest, cycles=finite_number("num_cycles", num_cycles))
     return ScheduleLR(optimizer, rise >> decay, last_epoch=last_epoch)
 
 
@@ -165,6 +218,22 @@ def get_cosine_with_hard_restarts_schedule_with_warmup(
     """Return a scheduler with ``warmup(..) >> hard_restarts(.., cycles=num_cycles)``.
 
     The rate is 0 after ``num_training_steps``.
+
+    Args:
+        optimizer: The optimizer whose learning rates are set.
+        num_warmup_steps: Number of steps from 0 to the initial rate, >= 0; may be fractional.
+        num_training_steps: Number of all steps, including the warm-up, >= 0; may be fractional.
+        num_cycles: Number of falls from the initial rate to 0, each half a cosine wave, > 0. The rate restarts after
+            each but the last.
+        last_epoch: Index of the last completed step, if training is resumed without a ``state_dict``; else -1.
+
+    Returns:
+        The scheduler.
+
+    Raises:
+        TypeError: ``optimizer`` is not a ``torch.optim.Optimizer``, or a number is not finite.
+        ValueError: A number of steps is negative, or ``num_cycles`` is not > 0.
+        KeyError: ``last_epoch`` is given, and a group does not have its initial values.
 
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
@@ -188,8 +257,22 @@ def get_polynomial_decay_schedule_with_warmup(
 ) -> ScheduleLR:
     """Return a scheduler with ``warmup(..) >> polynomial(.., power, end=lr_end / lr)``, with each group's lr.
 
+    Args:
+        optimizer: The optimizer whose learning rates are set.
+        num_warmup_steps: Number of steps from 0 to the initial rate, >= 0; may be fractional.
+        num_training_steps: Number of all steps, including the warm-up, >= 0; may be fractional.
+        lr_end: Last learning rate of each parameter group.
+        power: Exponent of the fraction of the steps that is left, > 0; 1.0 is a straight line.
+        last_epoch: Index of the last completed step, if training is resumed without a ``state_dict``; else -1.
+
+    Returns:
+        The scheduler.
+
     Raises:
-        ValueError: ``lr_end`` is not below the lr of a parameter group whose lr is not 0.
+        TypeError: A number is not finite.
+        ValueError: A number of steps is negative, ``power`` is not > 0, or ``lr_end`` is not below the lr of a
+            parameter group whose lr is not 0.
+        KeyError: ``last_epoch`` is given, and a group does not have its initial values.
 
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
@@ -213,7 +296,20 @@ def get_inverse_sqrt_schedule(
 ) -> ScheduleLR:
     """Return a scheduler with ``warmup(..) >> inverse_sqrt(timescale)``.
 
-    The default timescale is ``num_warmup_steps``, or 10,000 if that is 0.
+    Args:
+        optimizer: The optimizer whose learning rates are set.
+        num_warmup_steps: Number of steps from 0 to the initial rate, >= 0; may be fractional.
+        timescale: Number of steps, > 0: the rate is half the initial rate 3 * timescale steps after the warm-up. None:
+            ``num_warmup_steps``, or 10,000 if that is 0.
+        last_epoch: Index of the last completed step, if training is resumed without a ``state_dict``; else -1.
+
+    Returns:
+        The scheduler.
+
+    Raises:
+        TypeError: ``optimizer`` is not a ``torch.optim.Optimizer``, or a number is not finite.
+        ValueError: ``num_warmup_steps`` is negative, or ``timescale`` is not > 0.
+        KeyError: ``last_epoch`` is given, and a group does not have its initial values.
 
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
@@ -237,10 +333,22 @@ def get_cosine_with_min_lr_schedule_with_warmup(
 ) -> ScheduleLR:
     """Return a scheduler with ``warmup(..) >> cosine(.., end=min_lr_rate)``.
 
-    ``min_lr`` gives the last rate of each parameter group instead of its ratio to the initial rate.
+    Args:
+        optimizer: The optimizer whose learning rates are set.
+        num_warmup_steps: Number of steps from 0 to the initial rate, >= 0; may be fractional.
+        num_training_steps: Number of all steps, including the warm-up, >= 0; may be fractional.
+        num_cycles: Number of whole cosine waves between the initial and the last rate; 0.5 ends at the last rate.
+        last_epoch: Index of the last completed step, if training is resumed without a ``state_dict``; else -1.
+        min_lr: Lowest learning rate, of each parameter group.
+        min_lr_rate: Lowest learning rate as a fraction of the initial rate.
+
+    Returns:
+        The scheduler.
 
     Raises:
-        ValueError: Not exactly one of ``min_lr`` and ``min_lr_rate`` is given.
+        TypeError: A number is not finite.
+        ValueError: A number of steps is negative, or not exactly one of ``min_lr`` and ``min_lr_rate`` is given.
+        KeyError: ``last_epoch`` is given, and a group does not have its initial values.
 
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
@@ -253,11 +361,11 @@ def get_cosine_with_min_lr_schedule_with_warmup(
     rise, rest = _rise_and_rest(num_warmup_steps, num_training_steps)
 
     def ending(end: float) -> Schedule:
-        return rise >> _part(cosine, rest, end=end, cycles=real("num_cycles", num_cycles))
+        return rise >> _part(cosine, rest, end=end, cycles=finite_number("num_cycles", num_cycles))
 
     if min_lr is None:
-        return ScheduleLR(optimizer, ending(real("min_lr_rate", min_lr_rate)), last_epoch=last_epoch)
-    return ScheduleLR(optimizer, _ending(optimizer, real("min_lr", min_lr), ending), last_epoch=last_epoch)
+        return ScheduleLR(optimizer, ending(finite_number("min_lr_rate", min_lr_rate)), last_epoch=last_epoch)
+    return ScheduleLR(optimizer, _ending(optimizer, finite_number("min_lr", min_lr), ending), last_epoch=last_epoch)
 
 
 def get_wsd_schedule(
@@ -274,10 +382,27 @@ def get_wsd_schedule(
 ) -> ScheduleLR:
     """Return a scheduler with ``warmup(..) >> constant(..) >> cosine(..) >> constant(value=min_lr_ratio)``.
 
-    ``warmup_type`` and ``decay_type`` are "linear", "cosine" or "1-sqrt".
+    Args:
+        optimizer: The optimizer whose learning rates are set.
+        num_warmup_steps: Number of steps of the rise, >= 0; may be fractional.
+        num_decay_steps: Number of steps of the fall, >= 0; may be fractional.
+        num_training_steps: Number of all steps, >= 0; may be fractional. Required without ``num_stable_steps``.
+        num_stable_steps: Number of steps at the initial rate, >= 0. None: what rise and fall leave of
+            ``num_training_steps``.
+        warmup_type: Form of the rise: "linear", "cosine" or "1-sqrt".
+        decay_type: Form of the fall: one of these.
+        min_lr_ratio: First and last rate as a fraction of the initial rate.
+        num_cycles: For ``decay_type="cosine"``: number of whole cosine waves; 0.5 ends at the last rate.
+        last_epoch: Index of the last completed step, if training is resumed without a ``state_dict``; else -1.
+
+    Returns:
+        The scheduler.
 
     Raises:
-        ValueError: Neither ``num_training_steps`` nor ``num_stable_steps`` is given, or a type is unknown.
+        TypeError: ``optimizer`` is not a ``torch.optim.Optimizer``, or a number is not finite.
+        ValueError: A number of steps is negative, neither ``num_training_steps`` nor ``num_stable_steps`` is given,
+            or a type is unknown.
+        KeyError: ``last_epoch`` is given, and a group does not have its initial values.
 
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
@@ -286,7 +411,7 @@ def get_wsd_schedule(
         >>> [round(lr, 3) for lr in scheduler.preview(7)[:, 0].tolist()]
         [0.0, 0.25, 0.5, 0.5, 0.5, 0.25, 0.0]
     """
-    low = real("min_lr_ratio", min_lr_ratio)
+    low = finite_number("min_lr_ratio", min_lr_ratio)
     rise, fall = _count("num_warmup_steps", num_warmup_steps), _count("num_decay_steps", num_decay_steps)
     rises = {
         "linear": _part(warmup, rise, low),
@@ -295,7 +420,7 @@ def get_wsd_schedule(
     }
     falls = {
         "linear": _part(linear, fall, end=low),
-        "cosine": _part(cosine, fall, end=low, cycles=real("num_cycles", num_cycles)),
+        "cosine": _part(cosine, fall, end=low, cycles=finite_number("num_cycles", num_cycles)),
         "1-sqrt": _part(sqrt, fall, end=low),
     }
     for name, chosen in (("warmup_type", warmup_type), ("decay_type", decay_type)):
@@ -304,7 +429,7 @@ def get_wsd_schedule(
     if num_stable_steps is None:
         if num_training_steps is None:
             raise ValueError("num_training_steps, num_stable_steps: one of them must be given")
-        stable = _rest(_count("num_training_steps", num_training_steps), rise + fall)
+        stable = _steps_after(_count("num_training_steps", num_training_steps), rise + fall)
     else:
         stable = _count("num_stable_steps", num_stable_steps)
         if num_training_steps is not None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from ..optimizers.arguments import check_optimizer
 from ..optimizers.base import Native
 from ..optimizers.combined import Combined
 from ..optimizers.gradient_norm import is_plain
@@ -283,8 +284,7 @@ def step_in_backward(optimizer: Optimizer) -> StepInBackward:
         False
         >>> handle.remove()
     """
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got a {type(optimizer).__name__}")
+    check_optimizer("step_in_backward: optimizer", optimizer)
     optimizer = unwrapped(optimizer)
     together = isinstance(optimizer, Native) and not optimizer.is_separable
     if together or isinstance(optimizer, Combined | LBFGS | Wrapper):

@@ -48,7 +48,12 @@ def create(name: str, params: nn.Module | ParamsT, **arguments: Any) -> Optimize
         params: A module, whose named parameters are used, or any ``params`` that the optimizer's class accepts.
         **arguments: Further arguments of the class. For a module, ``no_decay``, ``layer_decay`` and ``lr_scale`` are
             also accepted and are passed to :func:`onepass.param_groups`. With ``no_decay`` and without
-            ``weight_decay``, the other parameters have the class's default ``weight_decay``.
+            ``weight_decay``, the other parameters have the class's default ``weight_decay``. For ``"muon"`` and
+            ``"normuon"`` with a module, also ``no_muon``: patterns of the names of matrices that AdamW steps, as in
+            ``lr_scale``; and ``adamw``: a dict of arguments of AdamW.
+
+    Returns:
+        An optimizer of that class; :class:`onepass.Combined` for ``"muon"`` and ``"normuon"`` with a module.
 
     ``create("muon", model)`` and ``create("normuon", model)`` are for whole models, while :class:`onepass.Muon` and
     :class:`onepass.NorMuon` step matrices only: they return :class:`onepass.Combined` of that optimizer, for the
@@ -61,7 +66,8 @@ def create(name: str, params: nn.Module | ParamsT, **arguments: Any) -> Optimize
     unless it is given, so that one ``lr`` suits both (Liu et al. 2025, arXiv:2502.16982).
 
     Raises:
-        TypeError: ``name`` is not a string, or ``no_decay``, ``layer_decay`` or ``lr_scale`` is given without a module.
+        TypeError: ``name`` is not a string; ``no_decay``, ``layer_decay`` or ``lr_scale`` is given without a module;
+            or ``no_muon`` or ``adamw`` is given without a module, or for another optimizer.
         ValueError: There is no optimizer of that name, an argument is out of range, or an argument needs all
             parameters in one optimizer (such as ``max_norm``), which ``create("muon", model)`` divides.
 
@@ -71,7 +77,7 @@ def create(name: str, params: nn.Module | ParamsT, **arguments: Any) -> Optimize
         >>> [group["weight_decay"] for group in optimizer.param_groups]
         [0.1, 0.0]
     """
-    found = optimizer_named(name)
+    found = optimizer_named(name, "create: ")
     grouping: dict[str, Any] = {
         key: arguments.pop(key) for key in ("no_decay", "layer_decay", "lr_scale") if key in arguments
     }
@@ -91,6 +97,9 @@ def create(name: str, params: nn.Module | ParamsT, **arguments: Any) -> Optimize
             f"create: {next(iter(grouping))} needs a torch.nn.Module for params, got the {type(params).__name__}: pass "
             "the model, not its parameters()"
         )
+    for key in ("no_muon", "adamw"):
+        if key in arguments:
+            raise TypeError(f"create: {key} is only for muon and normuon, with a module")
     optimizer: Optimizer = found(params, **arguments)
     return optimizer
 
@@ -130,8 +139,8 @@ def _muon_and_adamw(
     return Combined(parts)
 
 
-def optimizer_named(name: str) -> type[Any]:
-    """Return the class of an optimizer, given a name that :func:`create` accepts.
+def optimizer_named(name: str, prefix: str = "") -> type[Any]:
+    """Return the class of an optimizer, given a name that :func:`create` accepts. Messages begin with ``prefix``.
 
     Raises:
         TypeError: ``name`` is not a string.
@@ -140,13 +149,13 @@ def optimizer_named(name: str) -> type[Any]:
     if not isinstance(name, str):
         is_class = inspect.isclass(name)
         got = f"the class {name.__name__}, which makes an optimizer when it is called" if is_class else described(name)
-        raise TypeError(f"create: name must be the name of an optimizer, such as 'adamw', got {got}")
+        raise TypeError(f"{prefix}name must be the name of an optimizer, such as 'adamw', got {got}")
     wanted = name.lower().replace("_", "").replace("-", "")
     known = {found.__name__.lower(): found for found in optimizers()}
     if wanted not in known:
         close = difflib.get_close_matches(wanted, known, 1)
         hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
-        raise ValueError(f"there is no optimizer {name!r}: {hint}")
+        raise ValueError(f"{prefix}there is no optimizer {name!r}: {hint}")
     return known[wanted]
 
 

@@ -127,6 +127,10 @@ def clip_grads_with_norm_(
         total_norm: The norm, a tensor of shape ().
         foreach: For compatibility; used only where torch's function is called.
 
+    Raises:
+        TypeError: ``total_norm`` is not a tensor.
+        RuntimeError: ``total_norm`` has several elements.
+
     Example:
         >>> p = torch.nn.Parameter(torch.zeros(2))
         >>> p.grad = torch.tensor([3.0, 4.0])

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
 from torch import Tensor
 
-from ..optimizers.arguments import check_number, described, number, whole
+from ..optimizers.arguments import check_number, described, number, whole_at_least
 from .sorted_values import SortedValues
 
 Mode = Literal["reciprocal", "mean", "max"]
@@ -124,12 +124,6 @@ class _Policy:
             raise ValueError(f"{self._name}: {name} must be finite and > 0, got {found}")
         return found
 
-    def _at_least(self, least: int, name: str, value: int) -> int:
-        found = whole(f"{self._name}: {name}", value)
-        if found < least:
-            raise ValueError(f"{self._name}: {name} must be >= {least}, got {found}")
-        return found
-
     def _norms_of(self, state: Mapping[str, Any], key: str) -> array[float]:
         """Return a list of norms from a ``state_dict``, checked."""
         found = state[key]
@@ -205,7 +199,7 @@ class ZClip(_Policy):
             never spikes.
 
     Raises:
-        TypeError: An argument is not a number.
+        TypeError: An argument is not a number, or ``warmup_steps`` is not an integer.
         ValueError: An argument is out of range.
 
     Example:
@@ -235,7 +229,7 @@ class ZClip(_Policy):
         if not 0.0 <= self.alpha < 1.0:
             raise ValueError(f"ZClip: alpha must be in [0, 1), got {self.alpha}")
         self.z_thresh = self._positive("z_thresh", z_thresh)
-        self.warmup_steps = self._at_least(1, "warmup_steps", warmup_steps)
+        self.warmup_steps = whole_at_least("ZClip: warmup_steps", warmup_steps, 1)
         if mode not in get_args(Mode):
             raise ValueError(f"ZClip: mode must be one of {get_args(Mode)}, got {mode!r}")
         self.mode: Mode = mode
@@ -314,7 +308,7 @@ class AutoClip(_Policy):
         history: Number of the last norms to take the percentile of, at least 1; None for all.
 
     Raises:
-        TypeError: An argument is not a number.
+        TypeError: An argument is not a number, or ``history`` is not an integer.
         ValueError: An argument is out of range.
 
     Example:
@@ -331,7 +325,7 @@ class AutoClip(_Policy):
         self.percentile = self._number("percentile", percentile)
         if not 0.0 <= self.percentile <= 100.0:
             raise ValueError(f"AutoClip: percentile must be in [0, 100], got {self.percentile}")
-        self.history = None if history is None else self._at_least(1, "history", history)
+        self.history = None if history is None else whole_at_least("AutoClip: history", history, 1)
         self._set(array("d"))
 
     def _set(self, norms: array[float]) -> None:
@@ -396,7 +390,7 @@ class SkipSpikes(_Policy):
         max_norm: Clip the norms of the other steps to this number, > 0; None to leave them as they are.
 
     Raises:
-        TypeError: An argument is not a number.
+        TypeError: An argument is not a number, or ``window`` is not an integer.
         ValueError: An argument is out of range.
 
     Example:
@@ -415,7 +409,7 @@ class SkipSpikes(_Policy):
 
     def __init__(self, sigma: float = 6.0, window: int = 128, max_norm: float | None = None) -> None:
         self.sigma = self._positive("sigma", sigma)
-        self.window = self._at_least(2, "window", window)
+        self.window = whole_at_least("SkipSpikes: window", window, 2)
         self.max_norm = None if max_norm is None else self._positive("max_norm", max_norm)
         self._norms: deque[float] = deque(maxlen=self.window)
 

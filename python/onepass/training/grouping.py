@@ -73,18 +73,18 @@ def param_groups(
         >>> optimizer = onepass.AdamW(groups, lr=1e-3)
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got a {type(model).__name__}")
+        raise TypeError(f"param_groups: model must be a torch.nn.Module, got a {type(model).__name__}")
     for name, value in (("lr", lr), ("weight_decay", weight_decay), ("layer_decay", layer_decay)):
         if value is not None:
-            check_number(name, value)
+            check_number(f"param_groups: {name}", value)
     for name, value in (("lr", lr), ("weight_decay", weight_decay)):
         if value is not None and not value >= 0.0:
-            raise ValueError(f"{name} must be >= 0, got {value}")
+            raise ValueError(f"param_groups: {name} must be >= 0, got {value}")
     if layer_decay is not None and not 0.0 < layer_decay <= 1.0:
-        raise ValueError(f"layer_decay must be in (0, 1], got {layer_decay}")
+        raise ValueError(f"param_groups: layer_decay must be in (0, 1], got {layer_decay}")
     scales_by_name = _checked_scales(lr_scale)
     if lr is None and (layer_decay is not None or scales_by_name):
-        raise ValueError("layer_decay and lr_scale scale a learning rate: say which, by lr")
+        raise ValueError("param_groups: lr must be given with layer_decay or lr_scale, got None")
     no_decay = _checked_patterns(no_decay)
 
     params = dict(model.named_parameters())
@@ -95,7 +95,7 @@ def param_groups(
         for name, layer in layers.items():
             scales[name] *= layer_decay ** (max(layers.values()) - layer)
     for pattern, scale in scales_by_name.items():
-        for name in _matches(params, pattern, "lr_scale"):
+        for name in _matches(params, pattern, "param_groups: lr_scale"):
             scales[name] *= scale
 
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
@@ -116,22 +116,22 @@ def _checked_scales(lr_scale: Mapping[str, float] | None) -> Mapping[str, float]
         return {}
     if not isinstance(lr_scale, Mapping):
         raise TypeError(
-            "lr_scale must be a mapping of patterns of names to factors, such as {'head.*': 10.0}, got "
+            "param_groups: lr_scale must be a mapping of patterns of names to factors, such as {'head.*': 10.0}, got "
             f"{described(lr_scale)}"
         )
     for pattern, scale in lr_scale.items():
         if not isinstance(pattern, str):
-            raise TypeError(f"lr_scale must have patterns of names for keys, got {described(pattern)}")
-        check_number(f"lr_scale of {pattern!r}", scale)
+            raise TypeError(f"param_groups: lr_scale must have patterns of names for keys, got {described(pattern)}")
+        check_number(f"param_groups: lr_scale of {pattern!r}", scale)
         if not scale >= 0.0:
-            raise ValueError(f"lr_scale of {pattern!r} must be >= 0, got {scale}")
+            raise ValueError(f"param_groups: lr_scale of {pattern!r} must be >= 0, got {scale}")
     return lr_scale
 
 
 def _checked_patterns(no_decay: Iterable[str]) -> tuple[str, ...]:
-    wanted = f"no_decay must be several of {KINDS} and patterns of names"
+    wanted = f"param_groups: no_decay must be a list of {KINDS} and patterns of names"
     if isinstance(no_decay, str):
-        raise ValueError(f"{wanted}, but is the text {no_decay!r}")
+        raise ValueError(f"{wanted}, got {described(no_decay)}: pass [{no_decay!r}]")
     patterns = tuple(no_decay) if isinstance(no_decay, Iterable) else None
     if patterns is None or not all(isinstance(pattern, str) for pattern in patterns):
         raise TypeError(f"{wanted}, got {described(no_decay)}")
@@ -151,7 +151,7 @@ def _exempt(model: nn.Module, params: Mapping[str, Tensor], no_decay: Collection
     """Yield the names of the parameters without weight decay."""
     for pattern in no_decay:
         if pattern not in KINDS:
-            yield from _matches(params, pattern, "no_decay")
+            yield from _matches(params, pattern, "param_groups: no_decay")
     first_names = {p: name for name, p in params.items()}  # a tied parameter has the roles of all its owners
     for module in model.modules():
         kind = type(module).__name__
@@ -174,7 +174,7 @@ def hidden_matrices(model: nn.Module, others: Iterable[str] = ()) -> Iterator[st
         others: Patterns of the names of further parameters that are left out.
     """
     params = dict(model.named_parameters())
-    left_out = {name for pattern in others for name in _matches(params, pattern, "no_muon")}
+    left_out = {name for pattern in others for name in _matches(params, pattern, "create: no_muon")}
     first_names = {p: name for name, p in params.items()}
     for module in (*_heads(model), *filter(_is_embedding, model.modules())):
         left_out |= {first_names[p] for p in module.parameters()}
@@ -219,7 +219,7 @@ def _layers(model: nn.Module, params: Mapping[str, Tensor]) -> dict[str, int]:
     outside = counted - inside
     if len(inside) < len(outside):
         raise ValueError(
-            f"layer_decay: the longest list of the model, {longest!r}, has only {len(inside)} of its "
+            f"param_groups: layer_decay: the longest list of the model, {longest!r}, has only {len(inside)} of its "
             f"{len(inside) + len(outside)} parameters, so it does not give the depth of each; scale the learning rates "
             "by name, with lr_scale"
         )
@@ -236,14 +236,16 @@ def _longest(lists: Mapping[str, tuple[str, ...]]) -> tuple[str, tuple[str, ...]
     """Return the list with the most layers, and the prefixes of the parameter names of its layers."""
     length = max(map(len, lists.values()), default=0)
     if length == 0:
-        raise ValueError("layer_decay: the model has no ModuleList or Sequential, along which layers could be counted")
+        raise ValueError(
+            "param_groups: layer_decay: the model has no ModuleList or Sequential, along which layers could be counted"
+        )
     longest = [prefix for prefix, begins in lists.items() if len(begins) == length]
     # A list inside a layer of another list does not count.
     longest = [prefix for prefix in longest if not any(f"{prefix}.".startswith(lists[other]) for other in longest)]
     if len(longest) > 1:
         names = ", ".join(map(repr, longest[:-1])) + f" and {longest[-1]!r}"
         raise ValueError(
-            f"layer_decay: the lists {names} have equally many layers ({length}), so it is not clear along which to "
-            "count; scale the learning rates by name, with lr_scale"
+            f"param_groups: layer_decay: the lists {names} have equally many layers ({length}), so it is not clear "
+            "along which to count; scale the learning rates by name, with lr_scale"
         )
     return longest[0], lists[longest[0]]

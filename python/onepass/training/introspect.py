@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from .. import _core
-from ..optimizers.arguments import dtype_name, hyperparameters
+from ..optimizers.arguments import described, dtype_name, hyperparameters
 from ..optimizers.base import Native
 from ..optimizers.block_states import SUFFIX
 from ..optimizers.combined import Combined
@@ -53,8 +53,8 @@ class Explanation(list[Row]):
     def __str__(self) -> str:
         lines = [self.title]
         for index, group in enumerate(self.groups):
-            told = ", ".join(f"{name} {value:g}" for name, value in group.items())
-            lines.append(f"  group {index}: {told}" if told else f"  group {index}")
+            text = ", ".join(f"{name} {value:g}" for name, value in group.items())
+            lines.append(f"  group {index}: {text}" if text else f"  group {index}")
             for row in (row for row in self if row.group == index):
                 name = f" {row.name}" if row.name else ""
                 what = f"    parameter {row.index}{name}: {row.dtype} {list(row.shape)}"
@@ -92,7 +92,7 @@ def explain(optimizer: Optimizer) -> Explanation:
         ['kernel', 'kernel']
     """
     if not hasattr(unwrapped(optimizer), "param_groups"):
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got a {type(optimizer).__name__}")
+        raise TypeError(f"explain: optimizer must be a torch.optim.Optimizer, got {described(optimizer)}")
     optimizer = innermost(optimizer)
     if isinstance(optimizer, Combined):
         return _of_all(optimizer)

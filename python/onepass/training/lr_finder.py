@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from ..optimizers.arguments import check_number, described, put_number, whole
+from ..optimizers.arguments import check_number, described, put_number, whole_at_least
 from .figure import axes_to_fill, figure_of
 from .progress import Bar
 from .restoring import restored
@@ -41,7 +41,9 @@ METHODS = {
 class LRRangeTest:
     """The result of a learning rate range test: losses by learning rate, and the suggested learning rates.
 
-    Attributes:
+    The attributes have the names of the arguments.
+
+    Args:
         lrs: Learning rate of each step, of the group with the largest one. float64, increasing.
         losses: Loss before each step, float64. The effect of the step at ``lrs[i]`` is in ``losses[i + 1]``. The last
             loss may be NaN or infinite.
@@ -87,7 +89,7 @@ class LRRangeTest:
             ValueError: There is no such method, or nothing to suggest. The message gives the reason.
         """
         if method not in METHODS:
-            raise ValueError(f"method must be one of {tuple(METHODS)}, got {method!r}")
+            raise ValueError(f"suggestion: method must be one of {tuple(METHODS)}, got {method!r}")
         if why := self._why_none():
             raise ValueError(f"no learning rate to suggest: {why}")
         lrs, smoothed = self._curve
@@ -237,9 +239,8 @@ def lr_find(
     ``last_step``), attributes of modules (train or eval mode), the random number generators of torch, Python and NumPy,
     and a ``DataLoader``'s own generator. Training then starts or continues as if there had been no test, and attached
     schedulers are not affected. This also holds if an exception or Ctrl-C (KeyboardInterrupt) ends the test; it is
-    raised again. Not restored are what hooks have stored elsewhere, and the batches taken from an iterator that cannot
-    be restarted. During the test, parameters, buffers, states, averages and copies take twice their
-    memory.
+    raised again. What hooks have stored elsewhere is not restored, nor are the batches taken from an iterator that
+    cannot be restarted. During the test, parameters, buffers, states, averages and copies take twice their memory.
 
     Source: Smith 2017, "Cyclical Learning Rates for Training Neural Networks", arXiv:1506.01186, section 3.3.
 
@@ -289,32 +290,37 @@ def lr_find(
     """
     if not isinstance(model, nn.Module) or not hasattr(optimizer, "param_groups"):
         raise TypeError(
-            "lr_find(model, optimizer, ...) takes a torch.nn.Module and an optimizer, "
+            "lr_find: model and optimizer must be a torch.nn.Module and an optimizer, "
             f"got a {type(model).__name__} and a {type(optimizer).__name__}"
         )
     if (loss_fn is None) == (forward is None):
-        raise TypeError("lr_find takes either loss_fn or forward")
+        got = "neither" if loss_fn is None else "both"
+        raise TypeError(f"lr_find: pass exactly one of loss_fn and forward, got {got}")
     for name, function in (("loss_fn", loss_fn), ("forward", forward)):
         if function is not None and not callable(function):
-            raise TypeError(f"{name} must be a function, got {described(function)}")
+            raise TypeError(f"lr_find: {name} must be a function, got {described(function)}")
     if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
-        raise TypeError(f"loader must give batches, got {described(loader)}")
+        raise TypeError(f"lr_find: loader must give batches, got {described(loader)}")
     numbers = {"start": start, "end": end, "smoothing": smoothing, "diverges_at": diverges_at}
     for name, value in numbers.items():
-        check_number(name, value)
-    steps, accumulate = whole("steps", steps), whole("accumulate", accumulate)
+        check_number(f"lr_find: {name}", value)
+    steps = whole_at_least("lr_find: steps", steps, 2)
+    accumulate = whole_at_least("lr_find: accumulate", accumulate, 1)
     if not 0.0 <= smoothing < 1.0:
-        raise ValueError(f"smoothing must be in [0, 1), got {smoothing}")
+        raise ValueError(f"lr_find: smoothing must be in [0, 1), got {smoothing}")
     if not diverges_at > 1.0:
-        raise ValueError(f"diverges_at must be > 1, got {diverges_at}")
-    if accumulate < 1:
-        raise ValueError(f"accumulate must be >= 1, got {accumulate}")
+        raise ValueError(f"lr_find: diverges_at must be > 1, got {diverges_at}")
     for name, p in model.named_parameters():
         if is_lazy(p):
-            raise ValueError(f"parameter {name} is to be initialized by the first batch: run one through the model")
+            raise ValueError(
+                f"lr_find: the parameters of model must be initialized, but {name} is not: run a batch through "
+                "the model"
+            )
     own = {id(p) for p in model.parameters()}
     if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
-        raise ValueError("optimizer has none of the model's parameters: it was made for another model")
+        raise ValueError(
+            "lr_find: optimizer must have parameters of model, but has none: it was made for another model"
+        )
     lrs = _rates(start, end, steps, ramp)
     ratios = _ratios(optimizer)
     if device is None:
@@ -361,7 +367,7 @@ def _pair(batch: Any) -> tuple[Any, Any]:
             return inputs, targets
     size = f" of {len(batch)}" if hasattr(batch, "__len__") else ""
     raise ValueError(
-        f"loader must give pairs (inputs, targets) for loss_fn, got a {type(batch).__name__}{size}: "
+        f"lr_find: loader must give pairs (inputs, targets) for loss_fn, got a {type(batch).__name__}{size}: "
         "use forward=, which computes the loss from the model and a batch"
     )
 
@@ -369,31 +375,36 @@ def _pair(batch: Any) -> tuple[Any, Any]:
 def _checked_loss(function: str, loss: Any) -> Tensor:
     """Return the loss, after checking that it is one number that autograd can differentiate."""
     if not isinstance(loss, Tensor):
-        raise TypeError(f"{function} must return the loss as a tensor, got {described(loss)}")
+        raise TypeError(f"lr_find: {function} must return the loss as a tensor, got {described(loss)}")
     if loss.numel() != 1:
-        raise ValueError(f"{function} must return the loss as one number, got a tensor of shape {list(loss.shape)}")
+        raise ValueError(
+            f"lr_find: {function} must return the loss as one number, got a tensor of shape {list(loss.shape)}"
+        )
     if not loss.requires_grad:
-        raise ValueError(f"{function} returned a loss that does not depend on a parameter that requires a gradient")
+        raise ValueError(
+            f"lr_find: {function} must return a loss that depends on a parameter that requires a gradient, got one "
+            "that does not"
+        )
     return loss
 
 
 def _rates(start: float, end: float, steps: int, ramp: str) -> Floats:
     if not 0.0 < start < end < math.inf:
-        raise ValueError(f"start and end must satisfy 0 < start < end, got {start} and {end}")
-    if steps < 2:
-        raise ValueError(f"steps must be >= 2, got {steps}")
+        raise ValueError(f"lr_find: start and end must satisfy 0 < start < end, got {start} and {end}")
     if ramp == "exponential":
         return np.geomspace(start, end, steps)
     if ramp == "linear":
         return np.linspace(start, end, steps)
-    raise ValueError(f"ramp must be 'exponential' or 'linear', got {ramp!r}")
+    raise ValueError(f"lr_find: ramp must be 'exponential' or 'linear', got {ramp!r}")
 
 
 def _ratios(optimizer: Optimizer) -> list[float]:
     """Return each group's learning rate relative to the largest."""
     for i, group in enumerate(optimizer.param_groups):
         if group.get("lr") is None:
-            raise ValueError(f"group {i} of {type(optimizer).__name__} has no learning rate ('lr') to set")
+            raise ValueError(
+                f"lr_find: group {i} of {type(optimizer).__name__} must have a learning rate ('lr'), but has none"
+            )
     for name in ("lr", "initial_lr"):
         rates = [float(group.get(name, 0.0)) for group in optimizer.param_groups]
         if max(rates) > 0:
@@ -434,9 +445,11 @@ def _endless(loader: Iterable[Any]) -> Generator[Any, None, None]:
             taken += 1
             yield batch
         if taken == before == 0:
-            raise ValueError("loader is empty: it has no batch to train on")
+            raise ValueError("lr_find: loader must have a batch, but is empty")
         if taken == before:
-            raise ValueError(f"loader has only {taken} batches and cannot be restarted: pass a list or a DataLoader")
+            raise ValueError(
+                f"lr_find: loader has only {taken} batches and cannot be restarted: pass a list or a DataLoader"
+            )
 
 
 def _generators(loader: Any) -> list[torch.Generator]:

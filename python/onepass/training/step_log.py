@@ -312,7 +312,8 @@ def log_to(
         The log. ``remove()`` or the end of a ``with`` block ends it.
 
     Raises:
-        TypeError: ``writer`` has no ``add_scalar``, or ``optimizer`` is not a ``torch.optim.Optimizer``.
+        TypeError: ``writer`` has no ``add_scalar``, ``optimizer`` is not a ``torch.optim.Optimizer``, or ``interval``
+            or ``first_step`` is not an integer.
         ValueError: ``interval`` or ``first_step`` is out of range.
 
     Example:

@@ -8,6 +8,7 @@
 
 #include "bindings/apply.h"
 #include "bindings/ownership.h"
+#include "bindings/param_reader.h"
 #include "layout.h"
 #include "overlap.h"
 #include "rules/math.h"
@@ -79,7 +80,10 @@ std::vector<PyObject*> pointers_to(const auto&... lists) {
   return pointers;
 }
 
-std::int64_t version_of(const py::handle& tensor) { return tensor.attr("_version").cast<std::int64_t>(); }
+// Whether a tensor is known not to have been changed since it had a version. Inference tensors have none.
+bool is_unchanged(const py::object& tensor, std::int64_t version) {
+  return version >= 0 && version_of(tensor.ptr()) == version;
+}
 
 }  // namespace
 
@@ -273,14 +277,16 @@ bool Lbfgs::knows(const Objects& all_y, const Objects& all_s) const {
   if (held_.size() != all_y.size() || held_.size() != all_s.size()) return false;
   for (std::size_t k = 0; k < held_.size(); ++k) {
     const HeldPair& held = held_[k];
-    if (!held.y.is(all_y[k]) || !held.s.is(all_s[k]) || version_of(held.y) != held.y_version ||
-        version_of(held.s) != held.s_version)
+    if (!held.y.is(all_y[k]) || !held.s.is(all_s[k]) || !is_unchanged(held.y, held.y_version) ||
+        !is_unchanged(held.s, held.s_version))
       return false;
   }
   return true;
 }
 
-void Lbfgs::hold(const py::object& y, const py::object& s) { held_.push_back({y, s, version_of(y), version_of(s)}); }
+void Lbfgs::hold(const py::object& y, const py::object& s) {
+  held_.push_back({y, s, version_of(y.ptr()), version_of(s.ptr())});
+}
 
 // Computes the products of a history that this object has not made: from a checkpoint, or another optimizer.
 void Lbfgs::learn(const Objects& all_y, const Objects& all_s) {

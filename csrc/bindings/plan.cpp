@@ -246,7 +246,10 @@ py::object Plan::step(const py::object& optimizer, const StepRequest& request) {
       if (!work.missing.empty())
         throw std::runtime_error(label_ + ": states that _create_states has created are missing from optimizer.state");
       // Whether kernels can step a parameter may depend on the formats of its new states.
-      if (!work.fallback.empty() && !request.fallback_stepped) return fallback_result(work, request);
+      if (!work.fallback.empty() && !request.fallback_stepped) {
+        discard_states_of_fallbacks(optimizer, work, created);
+        return fallback_result(work, request);
+      }
     }
     if (result.clipping) work.scale_gradients(result.clipping->coefficient);
     list_written(work, request, written);
@@ -256,13 +259,26 @@ py::object Plan::step(const py::object& optimizer, const StepRequest& request) {
     if (!created.empty()) optimizer.attr("_discard_states")(created);
     throw;
   }
-  finish(work, written);
+  note_written(work, written);
   for (const std::size_t k : work.fallback) the_stats.torch[params_[k].reason] += 1;
   if (request.followers.empty() && !request.zeroes_grads && !request.norm) return complete_result();
   result.stepped = true;
   for (std::size_t f = 0; f < request.followers.size(); ++f) result.unfollowed.append(unfollowed(work, f));
   if (request.zeroes_grads) result.unzeroed = unzeroed(work);
   return result.to_python();
+}
+
+// Discards the states that were created for parameters that torch's implementation steps: it would read them, although
+// some are not initialized.
+void Plan::discard_states_of_fallbacks(const py::object& optimizer, const StepWork& work, const py::list& created) {
+  py::list unused;
+  for (const py::handle& item : created) {
+    const PyObject* const param = PyTuple_GET_ITEM(item.ptr(), 0);
+    if (std::ranges::any_of(work.fallback, [&](std::size_t k) { return work.params[k].ptr() == param; }))
+      unused.append(item);
+  }
+  optimizer.attr("_discard_states")(unused);
+  states_moved_ = true;
 }
 
 // Returns the result that names the parameters that torch's implementation has to step first.
@@ -395,7 +411,7 @@ void Plan::list_written(const StepWork& work, const StepRequest& request, py::li
 }
 
 // Does what follows a step: it writes counts that are no tensors, and increments the versions of what was written.
-void Plan::finish(const StepWork& work, const py::list& written) {
+void Plan::note_written(const StepWork& work, const py::list& written) {
   for (const Scalar& scalar : work.scalars)
     if (scalar.dict != nullptr)
       py::handle(scalar.dict)[names().step] = py::reinterpret_steal<py::object>(PyLong_FromDouble(scalar.value));

@@ -65,6 +65,8 @@ class Plan {
   void read(const pybind11::object& optimizer, const StepRequest& request, StepWork& work);
   void create_states(const pybind11::object& optimizer, const StepRequest& request, StepWork& work,
                      const pybind11::list& created);
+  void discard_states_of_fallbacks(const pybind11::object& optimizer, const StepWork& work,
+                                   const pybind11::list& created);
   bool take_scaler(const StepRequest& request, StepWork& work);
   pybind11::object fallback_result(StepWork& work, const StepRequest& request) const;
   pybind11::list measures(StepWork& work, const StepRequest& request) const;
@@ -74,7 +76,7 @@ class Plan {
   bool may_skip_on_gpu(const StepWork& work, const StepRequest& request) const;
   bool stays_on_gpu(const StepWork& work, const StepRequest& request) const;
   void list_written(const StepWork& work, const StepRequest& request, pybind11::list& written) const;
-  void finish(const StepWork& work, const pybind11::list& written);
+  void note_written(const StepWork& work, const pybind11::list& written);
   void remember_versions(const StepWork& work) const;
   pybind11::list named(const std::vector<std::size_t>& numbers) const;
   pybind11::list unfollowed(const StepWork& work, std::size_t follower) const;

@@ -209,8 +209,11 @@ std::size_t ParamReader::scalars_of(const Param& param) const {
 
 bool ParamReader::read_scalars(Reading& r) {
   const std::size_t count = scalars_of(r.param);
-  if (count > 0 && r.param.state == nullptr) r.missing = true;
-  for (std::size_t n = 0; n < count && !r.missing; ++n)
+  if (r.param.state == nullptr) {
+    r.missing = r.missing || count > 0;
+    return true;
+  }
+  for (std::size_t n = 0; n < count; ++n)  // also if a state is missing: what kernels cannot read is known before
     if (!read_scalar(r, info_.counts_steps ? names_.scalars[n] : names().step, r.scalars[n])) return false;
   if (!info_.counts_steps && r.scalars[0].on_gpu) return r.fall_back("state step that is on a GPU");
   return true;

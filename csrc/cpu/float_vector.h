@@ -145,9 +145,11 @@ ONEPASS_INLINE VectorPair joined(Halves lower, Halves upper) {
 // Return and store masters, of which the parameter has the high bits (LowBits, formats/low_bits.h).
 ONEPASS_INLINE VectorPair load_joined(const std::byte* high, const std::byte* low) {
   using SignedHalves [[gnu::vector_size(sizeof(Halves))]] = std::int16_t;
+  const auto upper = load_bytes<Halves>(high);
   const auto lower = load_bytes<Halves>(low);
   const auto borrow = std::bit_cast<Halves>(std::bit_cast<SignedHalves>(lower) >> 15);  // -1 where it is negative
-  return joined(lower, load_bytes<Halves>(high) + borrow);
+  const Halves kept = (upper << 1) == 0 ? ~borrow : Halves{} - 1;
+  return joined(lower & kept, upper + (borrow & kept));
 }
 
 ONEPASS_INLINE void store_split(std::byte* high, std::byte* low, VectorPair masters) {

@@ -30,10 +30,13 @@ struct LowBits {
     return static_cast<std::uint16_t>(is_nan(bits) ? 0U : bits);
   }
 
-  // Returns the master. `high` has the value of the bfloat16 number.
+  // Returns the master. `high` has the value of the bfloat16 number. Beside a zero, negative low bits are of a number
+  // that the zero has replaced unnoticed: they would make it NaN.
   ONEPASS_INLINE static float join(float high, std::uint16_t low) {
-    const std::uint32_t signed_low = low - ((low & 0x8000U) << 1);
-    return std::bit_cast<float>(std::bit_cast<std::uint32_t>(high) + signed_low);
+    const auto bits = std::bit_cast<std::uint32_t>(high);
+    const std::uint32_t sign = low & 0x8000U;
+    const bool replaced = (bits << 1) == 0 && sign != 0;
+    return std::bit_cast<float>(replaced ? bits : bits + low - (sign << 1));
   }
 };
 

@@ -240,6 +240,12 @@ TEST_CASE("a float32 number is restored from its low bits and the bfloat16 numbe
   CHECK(wrong == 0);
 }
 
+TEST_CASE("negative low bits beside a zero do not count") {
+  for (const std::uint32_t zero : {0x00000000U, 0x80000000U})
+    for (const std::uint16_t low : {std::uint16_t{0x8000}, std::uint16_t{0xffff}, std::uint16_t{0xbe77}})
+      CHECK(std::bit_cast<std::uint32_t>(LowBits::join(std::bit_cast<float>(zero), low)) == zero);
+}
+
 TEST_CASE("ties are rounded away from zero, so that no two numbers have the same bits") {
   struct {
     std::uint32_t master;

@@ -137,8 +137,9 @@ float master_at(Problem& problem, const std::vector<std::int64_t>& index, float 
   const std::int64_t at = offset_of(index, own.strides);
   const std::int64_t there = offset_of(index, held.strides);
   if (problem.master == Master::low_bits) {
-    const std::int64_t joined =
-        std::int64_t{bits_at(own, at)} * 0x10000 + static_cast<std::int16_t>(bits_at(held, there));
+    const auto low = static_cast<std::int16_t>(bits_at(held, there));
+    if (param == 0.0F && low < 0) return param;  // the master of another number
+    const std::int64_t joined = std::int64_t{bits_at(own, at)} * 0x10000 + low;
     return std::bit_cast<float>(static_cast<std::uint32_t>(joined));
   }
   const auto master = load<float>(held, there);

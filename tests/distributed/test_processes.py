@@ -229,6 +229,39 @@ def test_norms_are_those_of_whole_tensors(processes, name, world):
     processes(world, norms_of_whole_tensors, name)
 
 
+def fewer_rows_than_processes(name, shapes, rtol, atol):
+    for shape in shapes:
+        torch.manual_seed(len(shape))
+        whole = torch.nn.Parameter(torch.randn(shape))
+        mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+        sharded = torch.nn.Parameter(distribute_tensor(whole.detach(), mesh, [Shard(0)]))
+        ours, alone = (getattr(onepass, name)([p], lr=1e-3) for p in (sharded, whole))
+        for step in range(3):
+            torch.manual_seed(step)
+            whole.grad = torch.randn(shape)
+            sharded.grad = distribute_tensor(whole.grad, mesh, [Shard(0)])
+            ours.step()
+            alone.step()
+            torch.testing.assert_close(sharded.detach().full_tensor(), whole.detach(), rtol=rtol, atol=atol)
+            for key, value in alone.state[whole].items():
+                held = ours.state[sharded][key]
+                held = held.full_tensor() if isinstance(held, DTensor) else held
+                torch.testing.assert_close(held, value, rtol=1e3 * rtol, atol=atol)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize(
+    ("name", "shapes", "rtol", "atol"),
+    [
+        ("CAME", [(1, 4), (1, 1), (1, 3, 4), (3, 5), (2, 8), (3,)], 1e-6, 1e-7),
+        ("NorMuon", [(1, 4), (1, 1), (3, 5), (2, 8)], 1e-4, 1e-5),  # its iterations are in bfloat16
+    ],
+)
+def test_fewer_rows_than_processes(processes, world, name, shapes, rtol, atol):
+    """torch's operations then place results otherwise than their operands."""
+    processes(world, fewer_rows_than_processes, name, shapes, rtol, atol)
+
+
 def sam(adaptive):
     sharded, whole = shard(net()), net()
     ours = onepass.SAM(onepass.SGD(sharded.parameters(), lr=0.1), rho=0.5, adaptive=adaptive)

@@ -103,3 +103,18 @@ def test_other_keys_of_groups_stay(name):
     converted = onepass.convert_state_dict(saved)
     assert converted["param_groups"] == saved["param_groups"]
     assert str(converted["state"]) == str(saved["state"])
+
+
+def test_counts_do_not_depend_on_the_default_dtype():
+    group = {"lr": 1e-3, "bias_correction": True, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
+    saved = {
+        "state": {0: {"exp_avg": torch.zeros(2, 8), "exp_avg_sq": torch.ones(2, 8)}},
+        "param_groups": [{**group, "step": 1001, "params": [0]}],
+    }
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        step = onepass.convert_state_dict(saved)["state"][0]["step"]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert step.dtype == torch.float32
+    assert step == 1001

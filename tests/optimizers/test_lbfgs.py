@@ -1206,3 +1206,41 @@ def test_compile_leaves_the_step_alone():
     torch.compile(lambda: problem.optimizer.step(problem.closure), backend="eager")()
     expected.step()
     assert_same(problem.flat(), expected.flat())
+
+
+@pytest.mark.parametrize("line_search_fn", [None, "strong_wolfe"])
+@pytest.mark.parametrize("made_within", [False, True])
+def test_inference_mode(line_search_fn, made_within):
+    """Its tensors count no versions."""
+
+    def run(context):
+        with torch.inference_mode(made_within and context):
+            p = Parameter(torch.linspace(-1.0, 1.0, 6), requires_grad=False)
+        optimizer = onepass.LBFGS([p], lr=0.5, max_iter=3, line_search_fn=line_search_fn)
+        factors = torch.arange(1.0, 7.0)
+
+        def closure():
+            p.grad = 2 * p.detach() * factors
+            return (p.detach().square() * factors).sum()
+
+        with torch.inference_mode(context):
+            losses = [float(optimizer.step(closure)) for _ in range(4)]
+        return losses, bits(p)
+
+    assert run(True) == run(False)
+
+
+def test_numbers_are_on_the_parameters_device():
+    p = Parameter(torch.linspace(-1.0, 1.0, 6))
+    optimizer = onepass.LBFGS([p], lr=0.5, max_iter=3)
+
+    def closure():
+        p.grad = 2 * p.detach()
+        return p.detach().square().sum()
+
+    with torch.device("meta"):
+        for _ in range(3):
+            optimizer.step(closure)
+    state = optimizer.state[p]
+    assert state["H_diag"].device.type == "cpu"
+    assert {x.device.type for name in ("ro", "al") for x in state[name] if x is not None} == {"cpu"}

@@ -697,3 +697,37 @@ def test_a_group_of_float16_parameters_is_refused_by_split_masters(given, named)
     assert len(optimizer.param_groups) == 1
     optimizer.add_param_group({**group, "master": "float32"})
     assert optimizer.param_groups[1]["params"] == [half]
+
+
+def zeroed_by_data(p):
+    p.data.zero_()
+
+
+def pruned(p):
+    p.data.mul_(torch.arange(p.numel()).view(p.shape) % 2)
+
+
+def exchanged(p):
+    p.data = torch.zeros_like(p)
+
+
+@pytest.mark.parametrize("change", [zeroed_by_data, pruned, exchanged])
+@pytest.mark.parametrize("shape", [(5,), (1100,), (7, 300)], ids=str)
+@pytest.mark.parametrize("by_torch", [False, True])
+def test_zeros_that_are_written_unnoticed(change, shape, by_torch):
+    """Negative low bits beside them would make NaN."""
+    p = leaves(torch.bfloat16, [shape])[0]
+    if by_torch:
+        p = nn.Parameter(p.detach().as_subclass(type("Subclass", (torch.Tensor,), {})))
+    optimizer = onepass.SGD([p], lr=1e-3, master="split")
+    for step in range(3):
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+        if step == 0:
+            assert (optimizer.state[p]["master_low"] < 0).any()
+            change(p)
+            zeros = (p.detach() == 0).as_subclass(torch.Tensor)
+    assert torch.isfinite(p).all()
+    assert zeros.any()
+    want = torch.tensor(-2e-3).to(torch.bfloat16)
+    assert (p.detach().as_subclass(torch.Tensor)[zeros] == want).all()

@@ -674,3 +674,54 @@ def test_explained():
         p.grad = torch.ones_like(p)
     assert {row.path for row in onepass.explain(optimizer)} == {"kernel"}
     assert not optimizer.state
+
+
+def junk(like):
+    """Leaves NaN in memory that is about to be used again."""
+    held = [torch.full_like(like, math.nan) for _ in range(20)]
+    del held
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+def default_dtype(request):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(request.param)
+    yield request.param
+    torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("name", ["SGD", "Lion", "Signum"])
+def test_the_count_does_not_depend_on_the_default_dtype(name, default_dtype):
+    p = nn.Parameter(torch.ones(4096, dtype=torch.bfloat16))
+    optimizer = (
+        getattr(onepass, name)([p], lr=1e-5, momentum=0.9, stochastic_rounding=True)
+        if name != "Lion"
+        else (onepass.Lion([p], lr=1e-5, stochastic_rounding=True))
+    )
+    twin = copy.deepcopy(optimizer)
+    torch.set_default_dtype(torch.float32)
+    (q,) = twin.param_groups[0]["params"]
+    q.grad = torch.ones_like(q)
+    twin.step()
+    torch.set_default_dtype(default_dtype)
+    junk(p)
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert optimizer.state[p]["step"].dtype == torch.float32
+    assert bits(p) == bits(q)
+    for key, value in twin.state[q].items():
+        assert bits(optimizer.state[p][key]) == bits(value)
+    assert {row.path for row in onepass.explain(optimizer)} == {"kernel"}
+
+
+@pytest.mark.parametrize("count", [torch.tensor(5), 5.0, torch.tensor(5.0, dtype=torch.bfloat16)])
+def test_a_momentum_that_begins_anew_beside_a_count_that_kernels_cannot_read(count):
+    """torch's implementation steps it. It must not take a new momentum, of which nothing is written, for an old one."""
+    p = nn.Parameter(torch.ones(4096, dtype=torch.bfloat16))
+    optimizer = onepass.SGD([p], lr=1e-5, momentum=0.9, stochastic_rounding=True)
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    optimizer.state[p].update(step=count, momentum_buffer=None)
+    junk(p)
+    optimizer.step()
+    assert (optimizer.state[p]["momentum_buffer"] == 1).all()

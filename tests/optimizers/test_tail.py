@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from onepass.swa_utils import AveragedModel
 from reference import ROUNDING, bits, numbers
 from torch import nn
+from torch.distributed.checkpoint import state_dict as dcp
 
 WITH_TAIL = [row for row in ROWS if row.ours is not onepass.LBFGS]
 SHAPES = [(), (5,), (4, 3), (2, 0), (2, 3, 4, 5), (1100,), (70, 300)]
@@ -394,7 +395,7 @@ def test_resuming_with_a_policy(policy, tmp_path):
     second, three = make()
     second.data.copy_(loaded["p"])
     three.load_state_dict(loaded["optimizer"])
-    assert "clipping_policy" not in three.param_groups[0]
+    assert three.param_groups[0]["clipping_policy"] == ""
     train(second, three, range(40, 60))
     assert bits(second) == bits(whole)
     assert three.last_step == one.last_step
@@ -402,6 +403,78 @@ def test_resuming_with_a_policy(policy, tmp_path):
     for other in (torch.optim.AdamW([second], lr=1.0), onepass.AdamW([second], lr=1.0)):
         other.load_state_dict(loaded["optimizer"])
         assert other.param_groups[0]["lr"] == 0.1
+
+
+@pytest.mark.parametrize("form", [{}, {"full_state_dict": True}, {"flatten_optimizer_state_dict": True}], ids=str)
+@pytest.mark.parametrize("policy", [onepass.ZClip, onepass.AutoClip, onepass.SkipSpikes])
+def test_a_policy_in_distributed_checkpoints(policy, form):
+    options = dcp.StateDictOptions(**form)
+
+    def make():
+        torch.manual_seed(0)
+        model = nn.Linear(4, 3)
+        return model, onepass.AdamW(model.parameters(), lr=0.1, max_norm=policy())
+
+    def train(model, optimizer, steps):
+        for step in steps:
+            torch.manual_seed(step)
+            for p in model.parameters():
+                p.grad = torch.randn(p.shape) * (30.0 if step % 7 == 5 else 1.0)
+            optimizer.step()
+
+    model, one = make()
+    train(model, one, range(5))
+    saved = copy.deepcopy(dcp.get_optimizer_state_dict(model, one, options=options))
+    resumed, two = make()
+    resumed.load_state_dict(model.state_dict())
+    dcp.set_optimizer_state_dict(resumed, two, saved, options=options)
+    assert two._tail.policy.state_dict() == one._tail.policy.state_dict()
+    for each in ((model, one), (resumed, two)):
+        train(*each, range(5, 30))
+    assert two.last_step == one.last_step
+    assert [bits(p) for p in resumed.parameters()] == [bits(p) for p in model.parameters()]
+
+
+@pytest.mark.parametrize("wrap", [lambda opt: opt, lambda opt: onepass.Lookahead(opt, k=3)], ids=["", "Lookahead"])
+@pytest.mark.parametrize("name", ["SGD", "Lion"])  # Adam's bias correction counts that step, as torch's does
+def test_the_step_by_which_distributed_checkpoints_create_states(name, wrap):
+    """It moves no average, no policy and no cycle."""
+
+    def run(asks):
+        torch.manual_seed(0)
+        model = nn.Linear(4, 3)
+        average = AveragedModel(model, decay=0.5)
+        optimizer = wrap(getattr(onepass, name)(model.parameters(), lr=0.1, max_norm=onepass.ZClip(), average=average))
+        if asks:
+            dcp.get_optimizer_state_dict(model, optimizer)
+        for step in range(4):
+            torch.manual_seed(step)
+            for p in model.parameters():
+                p.grad = torch.randn(p.shape)
+            optimizer.step()
+            average.update_parameters(model)
+        inner = optimizer.optimizer if hasattr(optimizer, "optimizer") else optimizer
+        averages = [bits(p) for p in average.parameters()]
+        cycle = optimizer.param_groups[0].get("lookahead")
+        params = [bits(p) for p in model.parameters()]
+        return params, averages, int(average.n_averaged), inner._tail.policy.state_dict(), cycle
+
+    assert run(asks=True) == run(asks=False)
+
+
+def test_parts_that_fsdp_does_not_describe_are_refused():
+    import torch.distributed.fsdp
+
+    p = nn.Parameter(torch.ones(3))
+    optimizer = onepass.AdamW([p], max_norm=1.0)
+    p.grad = torch.ones(3)
+    optimizer.step()
+    p._fsdp_flattened = True  # as FullyShardedDataParallel marks its parameters
+    before = bits(p)
+    with pytest.raises(ValueError, match="AdamW: max_norm needs whole parameters or DTensors"):
+        optimizer.step()
+    assert bits(p) == before
+    onepass.AdamW([p], zero_grad=True).step()
 
 
 def test_an_invalid_policy_state_loads_nothing():

@@ -449,3 +449,17 @@ def test_a_checkpoint_right_after_a_group_was_added(case, order):
         assert numbers(resumed.optimizer) == numbers(running.optimizer), t
         step(running, t)
         step(resumed, t)
+
+
+def test_a_part_of_a_sequence_that_has_not_begun_writes_no_momentum():
+    """Also one that was constructed with a last_epoch."""
+
+    def momentum_after_loading(library):
+        opt = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1, momentum=0.5)
+        opt.param_groups[0]["initial_lr"] = 0.1
+        parts = [library.StepLR(opt, 2), library.CyclicLR(opt, 0.01, 0.2, step_size_up=2, last_epoch=2)]
+        sequence = library.SequentialLR(opt, parts, [3])
+        sequence.load_state_dict(copy.deepcopy(sequence.state_dict()))
+        return opt.param_groups[0]["momentum"]
+
+    assert momentum_after_loading(onepass.lr_scheduler) == momentum_after_loading(torch.optim.lr_scheduler)

@@ -34,8 +34,8 @@ from .arguments import (
 )
 from .constructors import constructor
 from .fallback import counts_rounding, new_count, step_by_torch
-from .hooks import Step, evaluate, has_found_inf, hooked
-from .loading import OWN_KEYS, POLICY_STATE, states_restored
+from .hooks import Step, evaluate, has_found_inf, hooked, only_creates_states
+from .loading import OWN_KEYS, POLICY_STATE, packed, states_restored
 from .master import NAMES as MASTER_NAMES
 from .master import check_master, forget_low_bits, master_name, master_of, new_master
 from .rules import RULES
@@ -297,6 +297,8 @@ class Native(Optimizer):
         asked = (max_norm, clip_value, average, copy_to)
         if skip_nonfinite or zero_grad or any(argument is not None for argument in asked):
             self._tail = tail
+            if tail.policy is not None:
+                self.param_groups[0].setdefault(POLICY_STATE, "")
             # GradScaler then calls step() also to skip it, so that the gradients are zeroed and the report is written.
             if self._tail.measures or self._tail.zeroes_grads:
                 self._step_supports_amp_scaling = True
@@ -460,16 +462,20 @@ class Native(Optimizer):
                 f"{type(self).__name__}: stochastic rounding and 8-bit states need kernels, which {transformed_by} "
                 "does not see"
             )
-        elif self._tail:
-            self._tail.around(self, grad_factor, functools.partial(self._step_by_torch_alone, transformed_by))
+        elif tail := self._tail_of_step():
+            tail.around(self, grad_factor, functools.partial(self._step_by_torch_alone, transformed_by))
         else:
             self._step_by_torch_alone(transformed_by, grad_factor)
+
+    def _tail_of_step(self) -> Tail | None:
+        """Return what the step does beside the update; None in a step that only creates states."""
+        return None if self._tail is None or only_creates_states(self) else self._tail
 
     def _step_natively(self, grad_factor: float) -> None:
         """Step all parameters by kernels, and by torch's implementation those that no kernel covers."""
         update, threads = self._slow_weight_update, torch.get_num_threads()
-        if self._tail is not None:
-            self._tail.step(self, grad_factor, threads)
+        if (tail := self._tail_of_step()) is not None:
+            tail.step(self, grad_factor, threads)
             return
         made = functools.partial(_core.StepRequest, grad_factor, threads, update.followers if update else [])
         is_plain = grad_factor == 1.0 and update is None
@@ -658,7 +664,7 @@ class Native(Optimizer):
             if isinstance(state_dtype := group.get("state_dtype"), torch.dtype):
                 group["state_dtype"] = dtype_name(state_dtype)
         if self._tail is not None and (policy_state := self._tail.policy_state()) is not None:
-            saved["param_groups"][0][POLICY_STATE] = policy_state
+            saved["param_groups"][0][POLICY_STATE] = packed(policy_state)
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

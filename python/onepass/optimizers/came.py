@@ -13,7 +13,7 @@ from . import signatures
 from .arguments import HyperTypes, number
 from .base import Native
 from .declared import CAME_TYPES
-from .torch_operations import check, norm_of, value_of, wide
+from .torch_operations import check, norm_of, value_of, wide, write
 
 _OF_MATRIX = ["exp_avg_sq_row", "exp_avg_sq_col", "exp_avg", "exp_avg_res_row", "exp_avg_res_col"]
 _OF_VECTOR = ["exp_avg_sq", "exp_avg"]
@@ -41,7 +41,7 @@ def _new_state(p: Tensor, name: str, dtype: torch.dtype | None = None) -> Tensor
 
 
 def _averaged(moments: Tensor, squares: Tensor, beta: float) -> Tensor:
-    return moments.mul_(beta).add_((1 - beta) * squares)
+    return write(moments, moments * beta + (1 - beta) * squares)
 
 
 def _divided(values: Tensor, squares: Tensor, rows: Tensor, columns: Tensor, beta: float) -> Tensor:
@@ -63,12 +63,12 @@ def _update(group: Mapping[str, Any], p: Tensor, grad: Tensor, state: Mapping[st
     rms = value_of(norm_of(update)) / p.numel() ** 0.5
     update = update / max(1.0, rms / number(group["clip_threshold"]))
     m = state["exp_avg"]
-    m.copy_(wide(m).lerp(update, 1 - beta1))
+    write(m, wide(m).lerp(update, 1 - beta1))
     change = wide(m)
     if p.ndim > 1:
         residual = (update - change).square() + eps2
         change = _divided(change, residual, state["exp_avg_res_row"], state["exp_avg_res_col"], beta3)
-    p.copy_(wide(p) * (1 - lr * number(group["weight_decay"])) - lr * change)
+    write(p, wide(p) * (1 - lr * number(group["weight_decay"])) - lr * change)
 
 
 @torch.no_grad()

@@ -156,8 +156,8 @@ def _as(dtype: torch.dtype, state: Mapping[str, Any], name: str) -> Tensor:
 
 
 def new_count() -> Tensor:
-    """Return the ``step`` of a parameter whose rule does not count steps. It is always on the CPU."""
-    return torch.zeros(())
+    """Return the ``step`` of a parameter whose rule does not count steps: float32 on the CPU, whatever the defaults."""
+    return torch.zeros((), dtype=torch.float32, device="cpu")
 
 
 def counts_rounding(optimizer: Native, group: dict[str, Any], p: Tensor, names: Iterable[str]) -> bool:

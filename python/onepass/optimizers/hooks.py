@@ -32,6 +32,23 @@ def has_found_inf(optimizer: Optimizer) -> bool:
     return found_inf is not None and bool(found_inf)
 
 
+def only_creates_states(optimizer: Optimizer) -> bool:
+    """Return whether the next step is one by which torch.distributed.checkpoint makes an optimizer create its states.
+
+    There are no states yet, and all learning rates and gradients are zero.
+    """
+    rates = [group.get("lr") for group in optimizer.param_groups]
+    if optimizer.state or any(rate is None or not _is_known_zero(rate) for rate in rates):
+        return False
+    grads = [p.grad for p in params_of(optimizer) if p.grad is not None]
+    return bool(grads) and not any(bool(grad.any()) for grad in grads)
+
+
+def _is_known_zero(rate: Any) -> bool:
+    """Return whether a learning rate is zero; False for a tensor on a GPU, for which a step must not wait."""
+    return not (isinstance(rate, Tensor) and not rate.is_cpu) and float(rate) == 0.0
+
+
 def params_of(optimizer: Optimizer) -> list[Tensor]:
     """Return all parameters of an optimizer, in the order of its groups."""
     return [p for group in optimizer.param_groups for p in group["params"]]

@@ -20,6 +20,11 @@ _BLOCK = 256  # elements that share a scale
 _WITHIN = "__bnb_optimizer_quant_state__"  # the states are within this key in later versions
 
 
+def _scalar(value: float | Tensor) -> Tensor:
+    """Return a number as the kernels read it: in float32 on the CPU, whatever torch's defaults are."""
+    return torch.tensor(float(value), dtype=torch.float32, device="cpu")
+
+
 def of_bitsandbytes(state: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     """Return a state with torch's names; one of bitsandbytes is decoded to float32."""
     if isinstance(within := state.get(_WITHIN), Mapping):
@@ -32,7 +37,7 @@ def of_bitsandbytes(state: Mapping[str, Any], where: str) -> Mapping[str, Any]:
         if name in names:
             made[names[name]] = _dequantized(value, state, name.removeprefix("state"), where)
         elif name == "step":
-            made[name] = torch.tensor(float(value))
+            made[name] = _scalar(value)
     if "exp_avg_sq" not in made:
         made.pop("step", None)  # Lion's
     return made
@@ -75,7 +80,7 @@ def _of_schedulefree(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
         numbers = {"step": group["k"], "lr_max": max(group["lr_max"], 0.0), "weight_sum": group["weight_sum"]}
         for key in group["params"]:
             if key in states:
-                scalars = {name: torch.tensor(float(value)) for name, value in numbers.items()}
+                scalars = {name: _scalar(value) for name, value in numbers.items()}
                 states[key] = {**scalars, **states[key]}
         dropped = ("k", "lr_max", "weight_sum", "scheduled_lr", "foreach")
         kept = {name: value for name, value in group.items() if name not in dropped}
@@ -104,8 +109,8 @@ def _of_prodigyopt(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
             if group["slice_p"] == 1:
                 s, p0 = s.reshape(shape), p0.reshape(shape)
             states[key] = {
-                "step": torch.tensor(float(state["step"])),
-                "d_numerator": torch.tensor(float(group["d_numerator"] if key == bearer else 0.0)),
+                "step": _scalar(state["step"]),
+                "d_numerator": _scalar(group["d_numerator"] if key == bearer else 0.0),
                 "d_denom": s.abs().sum(dtype=torch.float32),
                 "exp_avg": state.get("exp_avg", torch.zeros_like(state["exp_avg_sq"])),
                 "exp_avg_sq": state["exp_avg_sq"],
@@ -256,5 +261,5 @@ def _state_of(state: Mapping[str, Any], layout: _Layout, group: Mapping[str, Any
     if layout.name == "apex's FusedAdagrad":
         step = 0.0  # counts only for lr_decay
     if step is not None:
-        made["step"] = torch.tensor(float(step))  # one for each parameter
+        made["step"] = _scalar(step)  # one for each parameter
     return made

@@ -522,8 +522,8 @@ class LBFGS(torch.optim.LBFGS):
                 )
                 if taken is not None:
                     ro, h_diag = taken
-                    state["ro"] = [*state["ro"], torch.tensor(ro, dtype=point.gradient.dtype)][-history_size:]
-                    state["H_diag"] = torch.tensor(h_diag, dtype=point.gradient.dtype)
+                    state["ro"] = [*state["ro"], _like(point.gradient, ro)][-history_size:]
+                    state["H_diag"] = _like(point.gradient, h_diag)
             d = native.buffer()
             slope, norm, size, alpha = native.direction(state["old_dirs"], state["old_stps"], point.gradient, d)
             state.update(d=d, t=0.0, prev_flat_grad=point.gradient, prev_loss=point.loss)
@@ -567,7 +567,7 @@ class LBFGS(torch.optim.LBFGS):
             ):
                 break
         if alpha is not None and state["n_iter"] > 1:
-            als = torch.tensor(alpha, dtype=point.gradient.dtype).unbind()
+            als = _like(point.gradient, alpha).unbind()
             state["al"] = [*als, *[None] * (history_size - len(als))]
 
     def _go_back(self, run: _Run, state: dict[str, Any], x: Tensor) -> None:
@@ -656,6 +656,11 @@ def _first_of(param_groups: list[dict[str, Any]]) -> Any:
 def _maximizes(group: dict[str, Any]) -> bool:
     """Return a group's ``maximize``, which groups of a torch before 2.14 do not have."""
     return bool(group.get("maximize", False))
+
+
+def _like(vector: Tensor, values: float | list[float]) -> Tensor:
+    """Return numbers as a tensor of the vector's dtype and device."""
+    return torch.tensor(values, dtype=vector.dtype, device=vector.device)
 
 
 def _forget(state: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
@@ -22,12 +23,27 @@ from .rules import RULES, has_kernels
 if TYPE_CHECKING:
     from .base import Native
 
-POLICY_STATE = "clipping_policy"  # the key of its state in the first group of a state_dict
+# The key of a clipping policy's state in the first group of a state_dict. The optimizer's own first group has it too,
+# with "", because torch.distributed.checkpoint loads only keys that are there.
+POLICY_STATE = "clipping_policy"
 
 SLOW_PARAM = "slow_param"  # the state that holds Lookahead's slow weights
 
 # Keys of groups that torch's classes do not have, each only if its argument was given.
 OWN_KEYS = ("state_dtype", "master", "stochastic_rounding", "rounding_seed", *cautious.NAMES)
+
+
+def packed(policy_state: dict[str, Any]) -> Any:
+    """Return the state of a policy as a string, which torch.distributed.checkpoint keeps whole, if JSON can hold it."""
+    with contextlib.suppress(TypeError, ValueError):
+        text = json.dumps(policy_state)
+        if json.loads(text) == policy_state:
+            return text
+    return policy_state
+
+
+def _unpacked(value: Any) -> Any:
+    return json.loads(value) if isinstance(value, str) and value else value
 
 
 @contextlib.contextmanager
@@ -58,8 +74,9 @@ def states_restored(optimizer: Native) -> Iterator[None]:
         _check(optimizer, final, own)
         if optimizer._tail is not None and optimizer._tail.policy is not None:
             for group in final["param_groups"]:
-                if POLICY_STATE in group:  # in a copy: an invalid state raises before anything is loaded
-                    deepcopy(optimizer._tail.policy).load_state_dict(group[POLICY_STATE])
+                if state := _unpacked(group.get(POLICY_STATE)):
+                    # In a copy: an invalid state raises before anything is loaded.
+                    deepcopy(optimizer._tail.policy).load_state_dict(state)
 
     with while_loading(optimizer, look, lambda _: _restore(optimizer, saved, own)):
         yield
@@ -100,9 +117,11 @@ def _converts(optimizer: Native, saved_group: Mapping[str, Any]) -> bool:
 
 def _restore(optimizer: Native, saved: Mapping[str, Any], own: list[dict[str, Any]]) -> None:
     """Restore the optimizer's arguments, and the states of its parameters, from a state_dict that torch has loaded."""
-    policy_state = [group.pop(POLICY_STATE) for group in optimizer.param_groups if POLICY_STATE in group]
-    if policy_state and optimizer._tail is not None:
-        optimizer._tail.load_policy_state(policy_state[0])
+    packed_states = [group.pop(POLICY_STATE) for group in optimizer.param_groups if POLICY_STATE in group]
+    if optimizer._tail is not None and optimizer._tail.policy is not None:
+        optimizer.param_groups[0][POLICY_STATE] = ""
+        if packed_states and (policy_state := _unpacked(packed_states[0])):
+            optimizer._tail.load_policy_state(policy_state)
     numbers = optimizer._param_numbers()
     for saved_group, group, arguments in zip(saved["param_groups"], optimizer.param_groups, own, strict=True):
         converts = _converts(optimizer, saved_group)

@@ -14,7 +14,7 @@ from .. import _core
 from .arguments import check_keys, check_number, check_optimizer, whole_at_least
 from .base import Native, new_follower
 from .combined import Combined
-from .hooks import has_found_inf, hooked, params_of, unwrapped
+from .hooks import has_found_inf, hooked, only_creates_states, params_of, unwrapped
 from .loading import SLOW_PARAM
 from .master import low_bits_kept, master_of, write_master
 from .sam import SAM
@@ -183,11 +183,12 @@ class Lookahead(Wrapper):
             raise RuntimeError("Lookahead: step() was called within slow_weights()")
         if has_found_inf(self):
             return self._step_wrapped(closure)  # the wrapped optimizer skips this step
+        counts = not only_creates_states(self)
         step = self._cycle["step"] + 1
         ends = step >= self.k
         update = SlowWeightUpdate(self.optimizer, self._slow_name, self.alpha if ends else None)
         loss = self._step_natively(closure, update) if self._is_native else self._step_anyhow(closure, update)
-        if not has_skipped(self.optimizer):
+        if counts and not has_skipped(self.optimizer):
             self._cycle["step"] = 0 if ends else step
         return loss
 

@@ -88,7 +88,9 @@ def _locally(function: Callable[[Tensor, Tensor], Tensor], p: Tensor, held: Tens
 
 
 def _joined(p: Tensor, low: Tensor) -> Tensor:
-    return (p.to(torch.float32).view(torch.int32) + low).view(torch.float32)
+    # As LowBits::join (csrc/formats/low_bits.h): beside a zero, negative low bits do not count.
+    own = p.to(torch.float32)
+    return torch.where((own == 0) & (low < 0), own, (own.view(torch.int32) + low).view(torch.float32))
 
 
 def _unless_changed(p: Tensor, master: Tensor) -> Tensor:

@@ -72,10 +72,10 @@ class Orthogonalizing(Native):
         return False
 
     def _step_natively(self, grad_factor: float) -> None:
-        if self._tail is None:
+        if (tail := self._tail_of_step()) is None:
             self._step_parts(grad_factor)
         else:
-            self._tail.around(self, grad_factor, self._step_parts)
+            tail.around(self, grad_factor, self._step_parts)
 
     def _step_parts(self, grad_factor: float) -> None:
         for index, group in enumerate(self.param_groups):

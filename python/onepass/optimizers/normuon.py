@@ -13,6 +13,7 @@ from . import signatures
 from .arguments import HyperTypes, number
 from .declared import check_adjust_lr_fn
 from .muon import Item, Orthogonalizing, orthogonalized
+from .torch_operations import write
 from .torch_private import adjusted_lr
 
 _MATCHING = "match_rms_adamw"
@@ -30,7 +31,7 @@ def _normalized(group: Mapping[str, Any], ortho: Tensor, second_momentum: Tensor
     wide = ortho.to(dtype)
     squares = wide.square().mean(-1, keepdim=True)
     moments = torch.lerp(second_momentum.to(dtype), squares, 1 - group["beta2"])
-    second_momentum.copy_(moments)
+    write(second_momentum, moments)
     factors = 1 / (moments.sqrt() + _TINY)
     # Means of squares over the whole matrix, of which each row has as many elements.
     rms = (squares * factors.square()).mean().sqrt().clamp_min(_TINY)
@@ -63,7 +64,7 @@ def _torch_step(self: Optimizer) -> None:
             if not p.numel():
                 continue
             change = _normalized(group, orthogonalized(group, update), state["second_momentum_buffer"])
-            p.mul_(1 - lr * group["weight_decay"]).sub_(_rate(group, lr, p.shape) * change)
+            write(p, p * (1 - lr * group["weight_decay"]) - _rate(group, lr, p.shape) * change)
 
 
 class NorMuon(Orthogonalizing, signatures.NorMuon):

@@ -14,8 +14,9 @@ from .. import _core
 from .arguments import check_flag, check_keys, check_number, check_optimizer
 from .base import STATE_DTYPES
 from .gradient_norm import is_plain, total_norm
-from .hooks import evaluate, hooked, params_of
+from .hooks import evaluate, hooked, only_creates_states, params_of
 from .master import confirm_low_bits, low_bits_are_valid
+from .stochastic import has_16_bits
 from .torch_operations import wide
 from .torch_private import disable_dynamo, foreach_copy_
 from .wrapper import Wrapper, loaded_with_hooks
@@ -208,7 +209,7 @@ class SAM(Wrapper):
             RuntimeError: There is neither a closure nor a first step.
         """
         if closure is None:
-            if not self._begun and not self._is_first_and_empty():
+            if not self._begun and not only_creates_states(self):
                 raise RuntimeError("SAM: step() needs a closure, or first_step() before the second backward pass")
             self.restore()
             return self._step_scaled()
@@ -221,16 +222,6 @@ class SAM(Wrapper):
             self.restore()
         self._step_scaled()
         return loss
-
-    def _is_first_and_empty(self) -> bool:
-        """Return whether there are no states and only zero gradients.
-
-        torch.distributed.checkpoint makes such a step to create the states.
-        """
-        if self.state:
-            return False
-        grads = [p.grad for p in params_of(self) if p.grad is not None]
-        return bool(grads) and not any(bool(grad.any()) for grad in grads)
 
     def _step_scaled(self) -> Any:
         """Step the wrapped optimizer by gradients that GradScaler may have left scaled, or skip the step for it."""
@@ -311,6 +302,8 @@ def _add(pairs: list[tuple[Tensor, Tensor]], scale: float, adaptive: bool) -> No
             p.copy_(was + scale * (was.abs() * grad))
         elif _is_for_kernels(p) and _is_for_kernels(grad) and p.device == grad.device:
             rows.append((p, grad))
+        elif has_16_bits(p):  # torch would round the scale to 16 bits
+            p.copy_(wide(p) + scale * wide(grad))
         else:
             p.add_(grad, alpha=scale)
     _core.apply("muon", [0.0, -scale, 0.0], 1.0, rows, 1.0, torch.get_num_threads())  # p = p - -scale * grad

@@ -171,6 +171,8 @@ class Tail(Part):
 
     def _prepare_followers(self, optimizer: Optimizer) -> None:
         """Find the followers and the weight of the averages for the next step."""
+        if self.measures and _FSDP1 in sys.modules:
+            _refuse_flattened(type(optimizer).__name__, self.whole_step_arguments()[0], params_of(optimizer))
         self._find_followers(optimizer)
         if self.average is not None:
             self._weight = self.average._step_weight(optimizer)
@@ -461,6 +463,18 @@ def _coefficient(policy: ClippingPolicy, norm: float) -> float:
             f"{type(policy).__name__}.coefficient({norm}) must return a finite number >= 0, got {coefficient}"
         )
     return coefficient
+
+
+_FSDP1 = "torch.distributed.fsdp.fully_sharded_data_parallel"
+
+
+def _refuse_flattened(name: str, argument: str, params: Iterable[Tensor]) -> None:
+    """Raise ValueError for parameters of FSDP1: each process has a part of them, but no DTensor says so."""
+    if any(hasattr(p, "_fsdp_flattened") for p in params):
+        raise ValueError(
+            f"{name}: {argument} needs whole parameters or DTensors, but FullyShardedDataParallel gives each process "
+            f"parts without saying of what: use fully_shard, or leave out {argument}"
+        )
 
 
 # The modules of torch that construct optimizers for a part of the parameters.

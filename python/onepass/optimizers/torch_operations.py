@@ -111,6 +111,13 @@ def wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def write(target: Tensor, values: Tensor) -> Tensor:
+    """Write values into a tensor in place, and return it. Operations on DTensors may have placed them otherwise."""
+    if is_dtensor(target) and values.placements != target.placements:  # type: ignore[attr-defined]
+        values = values.redistribute(placements=target.placements)  # type: ignore[attr-defined]
+    return target.copy_(values)
+
+
 def sign(x: Tensor) -> Tensor:
     """Return the sign as the kernels compute it: NaN for NaN."""
     return torch.where(x.isnan(), x, x.sign())

@@ -42,6 +42,8 @@ def finished_and_active_leaves(scheduler: Any) -> tuple[list[Any], list[Any]]:
     active: list[Any] = []
     current = bisect_right(scheduler._milestones, scheduler.last_epoch) if hasattr(scheduler, "_milestones") else None
     for index, part in enumerate(scheduler._schedulers):
+        if current is not None and index > current:
+            break  # not started
         earlier, now = finished_and_active_leaves(part)
         finished += earlier
         (active if current in (None, index) else finished).extend(now)

@@ -71,12 +71,10 @@ class LRScheduler(Previewed, lr_scheduler.LRScheduler):
         groups = self.optimizer.param_groups
         before = [{key: copied(group[key]) for key in _SCHEDULED_KEYS if key in group} for group in groups]
         super().load_state_dict(dict(state_dict))  # a copy, because torch's classes remove keys from it
-        if was_loaded(self.optimizer):
-            # Undo what the parts of a composition have written into the groups while they were loaded.
-            for group, values in zip(groups, before, strict=True):
-                group.update((key, _restored(group[key], value)) for key, value in values.items())
-            return
-        if "_last_lr" not in state_dict:
+        # Undo what the parts of a composition, also those that have not started, have written while they were loaded.
+        for group, values in zip(groups, before, strict=True):
+            group.update((key, _restored(group[key], value)) for key, value in values.items())
+        if was_loaded(self.optimizer) or "_last_lr" not in state_dict:
             return
         finished, active = finished_and_active_leaves(self)
         for leaf in finished + active:

@@ -242,6 +242,9 @@ def lr_find(
     raised again. What hooks have stored elsewhere is not restored, nor are the batches taken from an iterator that
     cannot be restarted. During the test, parameters, buffers, states, averages and copies take twice their memory.
 
+    With several processes, all have to call this function, and their losses have to be equal (the mean over the
+    processes), so that they stop at the same step.
+
     Source: Smith 2017, "Cyclical Learning Rates for Training Neural Networks", arXiv:1506.01186, section 3.3.
 
     Args:

@@ -34,7 +34,7 @@ def round_stochastically(values: Tensor, format: str, key: int, stream: int, fir
 
 MAX_FOLLOWERS: int
 PARAM_STREAM: int
-SKIPPED_BY_SCALER: int
+SKIPPED_BY_SCALER: float
 
 def random_key(seed: int, step: int, param: int) -> int: ...
 def cuda_built() -> str: ...

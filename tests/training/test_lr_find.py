@@ -16,7 +16,7 @@ from matplotlib import pyplot
 from onepass import LRRangeTest, lr_find
 from onepass.cli import lr_find as lr_find_command
 from onepass.cli.demo import ARGUMENTS, CLASSES, digits
-from onepass.optimizers.tail import Tail
+from onepass.optimizers.tail import Slots, Tail
 from onepass.swa_utils import AveragedModel
 from onepass.training import lr_finder
 from onepass.training.restoring import restored
@@ -426,7 +426,7 @@ def test_averages_copies_policies_and_the_last_step_are_as_before(make, steps, i
     moved = set()
 
     def loss_fn(output, target):
-        copies = [*tail._copy_list, *([] if average is None else average.parameters())]
+        copies = [*Slots(tail._copy_slots).held, *([] if average is None else average.parameters())]
         moved.add((*map(bits, copies), str(tail.policy and tail.policy.state_dict())))
         return cross_entropy(output, target)
 
@@ -446,7 +446,7 @@ def test_averages_and_policies_go_on_as_if_there_had_been_no_test(make):
                 lr_find(model, optimizer, Failing(4), batches(), steps=9, progress=False)
             lr_find(model, optimizer, cross_entropy, batches(), steps=9, progress=False)
         train(model, optimizer, batches(), 4)
-        copies = tail._copy_list
+        copies = Slots(tail._copy_slots).held
         if tail.average is not None:
             tail.average.update_parameters(model)
             copies = [*copies, *tail.average.state_dict().values()]

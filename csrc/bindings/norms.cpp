@@ -140,6 +140,7 @@ bool is_writable(PyObject* tensor) {
 bool any_overlap(const std::vector<TensorView>& views) {
   std::vector<MemoryRange> ranges;
   std::list<Spacing> spacings;
+  ranges.reserve(views.size());
   for (std::size_t i = 0; i < views.size(); ++i) ranges.push_back(memory_of(views[i], i, spacings));
   return !find_overlaps(ranges).empty();
 }

@@ -411,7 +411,7 @@ def test_random_bits_beside_float64_are_left_to_torch(gpu, states):
         assert not result.stepped
         assert result.fallback == [(0, 0, "stochastic rounding beside a float64 parameter on a GPU")]
         assert torch.equal(p.detach().cpu(), start)
-        assert optimizer.state[p]["step"] == 0
+        assert not optimizer.state  # torch's implementation creates its own
 
 
 @each_8bit_row

@@ -37,8 +37,7 @@ def only_creates_states(optimizer: Optimizer) -> bool:
 
     There are no states yet, and all learning rates and gradients are zero.
     """
-    rates = [group.get("lr") for group in optimizer.param_groups]
-    if optimizer.state or any(rate is None or not _is_known_zero(rate) for rate in rates):
+    if optimizer.state or not all(_is_known_zero(group.get("lr")) for group in optimizer.param_groups):
         return False
     grads = [p.grad for p in params_of(optimizer) if p.grad is not None]
     return bool(grads) and not any(bool(grad.any()) for grad in grads)
@@ -46,7 +45,7 @@ def only_creates_states(optimizer: Optimizer) -> bool:
 
 def _is_known_zero(rate: Any) -> bool:
     """Return whether a learning rate is zero; False for a tensor on a GPU, for which a step must not wait."""
-    return not (isinstance(rate, Tensor) and not rate.is_cpu) and float(rate) == 0.0
+    return rate is not None and not (isinstance(rate, Tensor) and not rate.is_cpu) and float(rate) == 0.0
 
 
 def params_of(optimizer: Optimizer) -> list[Tensor]:

@@ -44,7 +44,10 @@ class LaneSums {
     }
     auto* of_sum = lanes;
     const auto add_rest = [&](auto&& value) {
-      for (std::int64_t lane = 0; i + lane < n; ++lane) (*of_sum)[lane] = plus((*of_sum)[lane], value(i + lane));
+      for (std::int64_t lane = 0; i + lane < n; ++lane) {
+        (*of_sum)[lane] = plus((*of_sum)[lane], value(i + lane));
+        asm volatile("");  // not vectorised: that would be more code, and no faster
+      }
       ++of_sum;
     };
     (add_rest(values), ...);

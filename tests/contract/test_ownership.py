@@ -266,3 +266,28 @@ def test_a_group_that_refers_to_the_optimizer_is_collected():
     del opt, holder
     gc.collect()
     assert alive() is None
+
+
+@pytest.mark.parametrize("has_policy", [False, True])
+def test_what_a_step_that_measures_holds_is_collected(has_policy):
+    """The step's request is kept. It must not hold the parameters, or a policy that refers to the optimizer."""
+
+    class Policy:
+        def coefficient(self, norm):
+            return 0.5
+
+        def state_dict(self):
+            return {}
+
+        def load_state_dict(self, state):
+            pass
+
+    policy = Policy()
+    opt = onepass.AdamW(leaves(SMALL, torch.float32), max_norm=policy if has_policy else 1.0)
+    policy.optimizer = opt
+    give_gradients(params_of(opt), 0)
+    opt.step()
+    alive = [weakref.ref(opt), weakref.ref(params_of(opt)[0])]
+    del opt, policy
+    gc.collect()
+    assert [reference() for reference in alive] == [None, None]

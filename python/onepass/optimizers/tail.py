@@ -257,12 +257,14 @@ class Tail(Part):
 
         def norm_of(measures: list[float | None]) -> float:
             stepped, tail = held(), held_tail()
-            assert stepped is not None and tail is not None
+            assert stepped is not None
+            assert tail is not None
             return tail.norm_of(stepped, measures)
 
         def coefficient(norm: float) -> float:
             tail = held_tail()
-            assert tail is not None and tail.policy is not None
+            assert tail is not None
+            assert tail.policy is not None
             return _coefficient(tail.policy, norm)
 
         policy = None if self.policy is None else coefficient

@@ -55,8 +55,9 @@ Format format_of(const FlatTensors& tensors) {
 // Returns a flat vector as an operand; nullopt if it does not fit these tensors.
 std::optional<Operand> operand_of(const py::object& vector, const FlatTensors& tensors) {
   TensorView view;
-  const bool fits = torch().dlpack.view(vector.ptr(), view) && view.ndim == 1 && view.format == format_of(tensors) &&
-                    view.shape[0] == tensors.length() && (view.shape[0] < 2 || view.strides[0] == 1);
+  const bool fits = torch().dlpack.view(vector.ptr(), view) && view.on_cpu && view.ndim == 1 &&
+                    view.format == format_of(tensors) && view.shape[0] == tensors.length() &&
+                    (view.shape[0] < 2 || view.strides[0] == 1);
   return fits ? std::optional(Operand{view.data, *view.format}) : std::nullopt;
 }
 

@@ -416,8 +416,6 @@ void ParamReader::add_job(Reading& r) {
       if (job.operands[k].data != nullptr || k < kFirstState) flat = flat && r.has_strides_of_param(k);
     driver_.locate_elements(work_, job, r.views, flat);
   }
-  work_.used.push_back(r.local);
-  work_.used.push_back(r.gradient.readable.ptr());
   if (r.own().cuda < 0) {
     work_.jobs.push_back(job);
   } else {
@@ -452,6 +450,8 @@ ParamReader::Outcome ParamReader::read(Param& param, std::size_t number, bool& m
     return Outcome::fallback;
   }
   if (!is_aligned(r)) return fall_back();
+  work_.used.push_back(r.local);
+  work_.used.push_back(r.gradient.readable.ptr());  // measured without the GIL also if a state is missing
   measure_gradient(r);
   if (r.missing) return Outcome::missing_state;
   const bool here = r.own().cuda < 0 && param.group->device < 0;

@@ -240,13 +240,18 @@ py::object Plan::step(const py::object& optimizer, const StepRequest& request) {
   }
   try {
     if (!work.missing.empty()) {
+      const std::vector<std::size_t> stepped_by_torch = work.fallback;
       create_states(optimizer, request, work, created);
       work.restart();
       read_until_stable(request, work);
       if (!work.missing.empty())
         throw std::runtime_error(label_ + ": states that _create_states has created are missing from optimizer.state");
       // Whether kernels can step a parameter may depend on the formats of its new states.
-      if (!work.fallback.empty() && !request.fallback_stepped) {
+      std::vector<std::size_t> new_fallback = work.fallback;
+      std::erase_if(new_fallback,
+                    [&](std::size_t k) { return std::ranges::find(stepped_by_torch, k) != stepped_by_torch.end(); });
+      if (!new_fallback.empty()) {
+        work.fallback = std::move(new_fallback);
         discard_states_of_fallbacks(optimizer, work, created);
         return fallback_result(work, request);
       }

@@ -38,8 +38,10 @@ class Plan {
 
   // Reads the optimizer, checks everything, creates missing states, and steps all parameters. Returns a StepResult.
   // If torch's implementation has to step some parameters, nothing is done and the result names them, with the measures
-  // of the others' gradients; a second request with `fallback_stepped` steps the others. With GradScaler's values,
-  // nothing is done unless the whole step is made and counted on their GPU. On an exception nothing has been written.
+  // of the others' gradients; a second request with `fallback_stepped` steps the others. Its result may name more
+  // parameters, if new states do not have the formats of kernels; then the request is repeated. With GradScaler's
+  // values, nothing is done unless the whole step is made and counted on their GPU. On an exception nothing has been
+  // written.
   pybind11::object step(const pybind11::object& optimizer, const StepRequest& request);
 
   // Returns (group, index) of the parameters with gradients that kernels can step, and (group, index, reason) of the

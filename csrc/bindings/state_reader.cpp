@@ -69,9 +69,9 @@ const py::str& master_name(Master master) { return master == Master::low_bits ? 
 
 // Reads the master. Low bits are zeroed if the parameter has been changed since they were valid: it is the new master.
 bool ParamReader::read_master(Reading& r) {
+  static const std::string kLowLabel = "its state master_low", kWholeLabel = "its state master";
   const bool split = r.param.master == Master::low_bits;
-  if (!read_state(r, kMaster, master_name(r.param.master), split ? "its state master_low" : "its state master"))
-    return false;
+  if (!read_state(r, kMaster, master_name(r.param.master), split ? kLowLabel : kWholeLabel)) return false;
   if (!split || r.missing || request_.only_reads) return true;
   const std::int64_t version = work_.versions[r.number];
   if (version < 0) return true;
@@ -158,7 +158,7 @@ bool ParamReader::read_state(Reading& r, std::size_t operand, const py::str& nam
 bool ParamReader::read_scales(Reading& r, std::size_t operand, const std::string& what) {
   const std::size_t state = operand - kFirstState;
   const TensorView& codes = r.views[operand];
-  const std::string scales_text = what + "_scale";
+  const auto scales_text = [&] { return what + "_scale"; };  // for messages
   const std::int64_t rows = codes.ndim > 0 ? codes.shape[0] : 0;
   std::int64_t length = 1;
   for (int d = 1; d < codes.ndim; ++d) length *= codes.shape[d];
@@ -168,15 +168,15 @@ bool ParamReader::read_scales(Reading& r, std::size_t operand, const std::string
   if (scales == nullptr)
     fail(r.param, what + " has 8 bits, but its state " + std::string(names_.scales[state]) + " is missing");
   if (r.is_shard()) {
-    if (!is_dtensor(scales)) fail(r.param, scales_text + " is not a DTensor");
+    if (!is_dtensor(scales)) fail(r.param, scales_text() + " is not a DTensor");
     scales = work_.locals.emplace_back(local_of(scales)).ptr();
   }
-  if (!is_plain(scales)) fail(r.param, scales_text + " is a " + type_name(scales));
+  if (!is_plain(scales)) fail(r.param, scales_text() + " is a " + type_name(scales));
   TensorView view;
   const std::int64_t in_row = (length + kBlockLength - 1) / kBlockLength;
   if (!torch().dlpack.view(scales, view) || !view.float8_e8m0fnu || !same_device(view, codes) || view.ndim != 2 ||
       view.shape[0] != rows || view.shape[1] != in_row || !is_row_major(shape_of(view), strides_of(view)))
-    fail(r.param, scales_text + " must be a contiguous tensor of torch.float8_e8m0fnu with shape (" +
+    fail(r.param, scales_text() + " must be a contiguous tensor of torch.float8_e8m0fnu with shape (" +
                       std::to_string(rows) + ", " + std::to_string(in_row) +
                       "), on the parameter's device; it has shape " + shape_text(scales) + " and dtype " +
                       text_of(scales, "dtype"));

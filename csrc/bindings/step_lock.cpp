@@ -15,9 +15,14 @@ StepMutex::StepMutex() : mutex_(std::make_unique<std::mutex>()), forks_(fork_cou
 
 void StepMutex::lock() {
   if (forks_ != fork_count()) {
-    if (owner_ != std::thread::id() && owner_ != fork_survivor()) {
-      // The owner is a thread of the parent. A locked mutex must not be destroyed.
-      [[maybe_unused]] const auto* abandoned = std::exchange(mutex_, std::make_unique<std::mutex>()).release();
+    if (owner_ != fork_survivor()) {
+      if (mutex_->try_lock()) {
+        mutex_->unlock();
+      } else {
+        // A thread of the parent has locked it, and may not have had the GIL yet to become the owner. A locked mutex
+        // must not be destroyed.
+        [[maybe_unused]] const auto* abandoned = std::exchange(mutex_, std::make_unique<std::mutex>()).release();
+      }
       owner_ = {};
     }
     forks_ = fork_count();

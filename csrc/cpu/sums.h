@@ -46,7 +46,7 @@ class LaneSums {
     const auto add_rest = [&](auto&& value) {
       for (std::int64_t lane = 0; i + lane < n; ++lane) {
         (*of_sum)[lane] = plus((*of_sum)[lane], value(i + lane));
-        asm volatile("");  // not vectorised: that would be more code, and no faster
+        asm volatile("");  // not vectorized: that would be more code, and no faster
       }
       ++of_sum;
     };

@@ -1,5 +1,7 @@
 #include "cpu/two_loop.h"
 
+#include <utility>
+
 namespace onepass {
 
 double weighted(const Found& found, std::size_t pair, Products::Sum which, std::span<const double> weights) {

@@ -17,7 +17,8 @@ namespace onepass::cuda {
 constexpr std::uint64_t fingerprint() {
   std::uint64_t hash = 0xcbf29ce484222325U;
   const auto add = [&](std::uint64_t value) { hash = (hash ^ value) * 0x100000001b3U; };
-  for (const std::size_t size : {sizeof(Header), sizeof(Row), sizeof(Counter), sizeof(Decision), sizeof(SmallTable)})
+  for (const std::size_t size : {sizeof(Header), sizeof(Row), sizeof(Counter), sizeof(Decision), sizeof(SmallTable),
+                                 sizeof(StochasticWords), sizeof(SumWords)})
     add(size);
   const auto add_rule = [&](std::string_view name, std::size_t constants) {
     for (const char letter : name) add(static_cast<unsigned char>(letter));

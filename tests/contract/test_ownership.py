@@ -252,6 +252,69 @@ def test_a_child_forked_while_another_thread_steps_can_step():
     assert int(in_a_process(code)) == 4
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_child_forked_before_a_waiting_thread_has_the_gil_can_step():
+    code = """
+    import os, threading, time, torch, onepass, warnings
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    p = torch.nn.Parameter(torch.zeros(1 << 24))
+    p.grad = torch.ones_like(p)
+    opt = onepass.SGD([p], lr=1.0)
+    def step_later():
+        time.sleep(0.002)
+        opt.step()
+    fine = 0
+    for _ in range(10):
+        thread = threading.Thread(target=step_later)
+        thread.start()
+        opt.step()  # releases the GIL; the other thread then waits for the end of this step
+        child = os.fork()
+        if child == 0:
+            opt.step()
+            os._exit(0)
+        for _ in range(200):
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                fine += status == 0
+                break
+            time.sleep(0.02)
+        else:
+            os.kill(child, 9)
+            os.waitpid(child, 0)
+        thread.join()
+    print(fine)
+    """
+    assert int(in_a_process(code)) == 10
+
+
+def test_a_gradient_that_a_first_step_measures_may_be_replaced():
+    """The states do not exist yet, so there are no jobs, but the gradient is read without the GIL."""
+    code = """
+    import threading, time, torch, onepass
+    torch.set_num_threads(1)
+    fine = 0
+    for _ in range(3):
+        p = torch.nn.Parameter(torch.zeros(1 << 26, dtype=torch.bfloat16))
+        p.grad = torch.ones_like(p)
+        other = torch.ones_like(p)
+        opt = onepass.AdamW([p], lr=1e-3, max_norm=1.0)
+        begun = threading.Event()
+        def replace():
+            begun.wait()
+            time.sleep(0.002)
+            p.grad.data = other  # frees what the step measures
+        thread = threading.Thread(target=replace)
+        thread.start()
+        begun.set()
+        opt.step()
+        thread.join()
+        fine += opt.last_step.grad_norm == 8192.0
+    print(fine)
+    """
+    assert int(in_a_process(code)) == 3
+
+
 def test_a_group_that_refers_to_the_optimizer_is_collected():
     class Holder:
         pass
@@ -266,3 +329,28 @@ def test_a_group_that_refers_to_the_optimizer_is_collected():
     del opt, holder
     gc.collect()
     assert alive() is None
+
+
+@pytest.mark.parametrize("has_policy", [False, True])
+def test_what_a_step_that_measures_holds_is_collected(has_policy):
+    """The step's request is kept. It must not hold the parameters, or a policy that refers to the optimizer."""
+
+    class Policy:
+        def coefficient(self, norm):
+            return 0.5
+
+        def state_dict(self):
+            return {}
+
+        def load_state_dict(self, state):
+            pass
+
+    policy = Policy()
+    opt = onepass.AdamW(leaves(SMALL, torch.float32), max_norm=policy if has_policy else 1.0)
+    policy.optimizer = opt
+    give_gradients(params_of(opt), 0)
+    opt.step()
+    alive = [weakref.ref(opt), weakref.ref(params_of(opt)[0])]
+    del opt, policy
+    gc.collect()
+    assert [reference() for reference in alive] == [None, None]

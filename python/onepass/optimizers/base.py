@@ -503,8 +503,12 @@ class Native(Optimizer):
         clip_value: float = math.inf,
     ) -> _core.StepResult:
         """Step the fallback parameters by torch's implementation, and then the others by kernels."""
-        step_by_torch(self, fallback, grad_factor, clip_value)
-        return self._plan.step(self, request)
+        while True:
+            step_by_torch(self, fallback, grad_factor, clip_value)
+            result = self._plan.step(self, request)
+            if result.stepped:
+                return result
+            fallback = result.fallback  # more of them, because of the formats of states that the step has created
 
     def _state_dtype(self, group: dict[str, Any], p: Tensor) -> torch.dtype | None:
         """Return the dtype of a parameter's new states that are not in blocks; None: torch's."""

@@ -251,16 +251,24 @@ class Tail(Part):
         """Return what the step measures; None if it measures nothing."""
         if not self.measures:
             return None
-        # The request is kept for the next step. A strong reference would be part of a cycle that Python cannot find.
-        held = weakref.ref(optimizer)
+        # The request is kept for the next step. Strong references to this object, which holds the parameters, or to the
+        # policy, which may hold the optimizer, would be part of a cycle that Python cannot find.
+        held, held_tail = weakref.ref(optimizer), weakref.ref(self)
 
         def norm_of(measures: list[float | None]) -> float:
-            stepped = held()
+            stepped, tail = held(), held_tail()
             assert stepped is not None
-            return self.norm_of(stepped, measures)
+            assert tail is not None
+            return tail.norm_of(stepped, measures)
 
-        coefficient = None if self.policy is None else functools.partial(_coefficient, self.policy)
-        return _core.NormRequest(self._largest, self._limit, self._skip_nonfinite, coefficient, norm_of)
+        def coefficient(norm: float) -> float:
+            tail = held_tail()
+            assert tail is not None
+            assert tail.policy is not None
+            return _coefficient(tail.policy, norm)
+
+        policy = None if self.policy is None else coefficient
+        return _core.NormRequest(self._largest, self._limit, self._skip_nonfinite, policy, norm_of)
 
     def clipping(
         self,

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class StepReport(NamedTuple):
-    """What the last step of an optimizer did: the value of ``optimizer.last_step``.
+    """The report of an optimizer's last step: the value of ``optimizer.last_step``.
 
     Attributes:
         grad_norm: Norm of all gradients, unscaled and before clipping. None if the step did not measure it: without
@@ -110,7 +110,7 @@ class _Followers(NamedTuple):
 
 
 class Tail(Part):
-    """What a step does beside the update, for the arguments of :meth:`Native._take_arguments`.
+    """The parts of a step other than the update, for the arguments of :meth:`Native._take_arguments`.
 
     Attributes:
         measures: Whether the step measures the norm of the gradients.

@@ -58,8 +58,7 @@ class ReduceLROnPlateau(LRScheduler, lr_scheduler.ReduceLROnPlateau):
 
 
 class SWALR(LRScheduler, swa_utils.SWALR):
-    """Change the optimizer's rate to ``swa_lr`` in ``anneal_epochs`` steps, then keep it constant, for weight
-    averaging.
+    """Change the rate to ``swa_lr`` in ``anneal_epochs`` steps and keep it constant, for weight averaging.
 
     Source: Izmailov et al., "Averaging Weights Leads to Wider Optima and Better Generalization", arXiv:1803.05407.
 

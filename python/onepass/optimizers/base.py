@@ -161,7 +161,7 @@ class Native(Optimizer):
     # Set by Lookahead during its step, else None.
     _slow_weight_update: SlowWeightUpdate | None = None
 
-    # What a step does beside the update; None if no argument asks for it.
+    # The tail of a step; None if no argument needs it.
     _tail: Tail | None = None
 
     # Number of the first parameter, counted over all groups of the whole optimizer. The random bits of stochastic
@@ -285,7 +285,7 @@ class Native(Optimizer):
         for number, group in enumerate(self.param_groups):
             self._check_group(group, number)
             self._check_params(group["params"])
-        tail = Tail(  # made also if nothing asks for it, because it checks norm_type
+        tail = Tail(  # made even if not needed, because it checks norm_type
             self,
             max_norm=max_norm,
             norm_type=norm_type,
@@ -469,7 +469,7 @@ class Native(Optimizer):
             self._step_by_torch_alone(transformed_by, grad_factor)
 
     def _tail_of_step(self) -> Tail | None:
-        """Return what the step does beside the update; None in a step that only creates states."""
+        """Return the tail of the step; None in a step that only creates states."""
         return None if self._tail is None or only_creates_states(self) else self._tail
 
     def _step_natively(self, grad_factor: float) -> None:
@@ -527,7 +527,7 @@ class Native(Optimizer):
         return {p: number for number, p in enumerate(params, self._first_param)}
 
     def _rounds_with_random_bits(self) -> bool:
-        """Return whether some group asks for 8-bit states or stochastic rounding."""
+        """Return whether a group has 8-bit states or stochastic rounding."""
         groups = self.param_groups
         return any(g.get("stochastic_rounding") or g.get("state_dtype") == block_states.CODES for g in groups)
 
@@ -583,7 +583,7 @@ class Native(Optimizer):
 
         Args:
             wanted: Group, parameter, gradient, and the names of the states and of the followers that the step needs.
-            scalar_names: The scalars that each parameter has beside its states: ``step``, and those of the rule.
+            scalar_names: The scalars that each parameter has in addition to states: ``step``, and those of the rule.
             created: Parameter and name of each state are appended, for :meth:`_discard_states`.
         """
         try:  # each is listed before it is created, because Ctrl-C may come between the two

@@ -29,7 +29,7 @@ Item = tuple[dict[str, Any], Tensor, Tensor]
 
 
 class Orthogonalizing(Native):
-    """What Muon and its variants share: steps of matrices, whose momentum torch's matrix products orthogonalize."""
+    """The base of Muon and its variants: steps of matrices whose momentum torch's matrix products orthogonalize."""
 
     rule = "muon_momentum"
     is_elementwise = False

@@ -187,7 +187,7 @@ class Prodigy(Native, signatures.Prodigy):
     - Its denominator has :math:`d_t \epsilon`, which takes a second pass; the paper and this class have
       :math:`d_{t-1} \epsilon`.
     - If a tensor has no gradient, its share of :math:`r` decays, and :math:`\|s\|_1` leaves it out. In this class, both
-      shares stay as they are.
+      shares do not change.
     - With :math:`\beta_1 = 0` it multiplies the gradient by :math:`d_t`, not by :math:`d_{t-1}`.
     - It refuses groups with different ``lr``, except 0.
 

@@ -274,7 +274,7 @@ class Tail(Part):
         return norm, *request.clipping(norm)
 
     def norm_of(self, optimizer: Optimizer, measures: Sequence[float | None] = ()) -> float:
-        """Return the norm of all gradients as they are. ``measures``: see :func:`total_norm`."""
+        """Return the norm of all gradients, not unscaled. ``measures``: see :func:`total_norm`."""
         params = params_of(optimizer)
         return total_norm(params, [p.grad for p in params], self._largest, measures)
 
@@ -415,7 +415,7 @@ class Tail(Part):
     # -- steps in torch operations -----------------------------------------------------------------------------------
 
     def around(self, optimizer: Native, grad_factor: float, step: Callable[[float], None]) -> None:
-        """Make a step that is not one request to the core: everything beside ``step`` in torch operations.
+        """Make a step that is not one request to the core: everything but ``step`` in torch operations.
 
         Args:
             optimizer: The optimizer.

@@ -69,7 +69,7 @@ class ClippingPolicy(Protocol):
 
 
 class _Policy:
-    """What the three policies share: norms that are not finite change nothing; the form of a ``state_dict``."""
+    """The base of the three policies: norms that are not finite change nothing; the form of a ``state_dict``."""
 
     _name: ClassVar[str]
     _arguments: ClassVar[tuple[str, ...]]  # of the constructor
@@ -375,7 +375,7 @@ class SkipSpikes(_Policy):
         \end{cases}
 
     or 1 instead of the second line if ``max_norm`` is None. The step is skipped if the coefficient is 0: parameters,
-    states and step counts stay as they are.
+    states and step counts are not changed.
 
     No step is skipped before there are :math:`n / 2 - 1` norms (63 by default), and at least 2. The norms of skipped
     steps enter the history, so that only a few steps are skipped if norms rise and stay high. A norm that is NaN or

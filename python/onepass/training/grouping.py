@@ -50,7 +50,7 @@ def param_groups(
             weight decay applies to all parameters and ``no_decay`` has no effect.
         no_decay: Parameters without weight decay: ``"bias"`` (named ``bias``, ``bias_*`` or ``*_bias``), ``"norm"``
             (those of normalization layers), ``"embedding"`` (those of ``nn.Embedding`` and ``nn.EmbeddingBag``), or
-            patterns of names as in ``lr_scale``. A class of your own is recognized as a norm or an embedding if its
+            patterns of names as in ``lr_scale``. Your own class is recognized as a norm or an embedding if its
             name ends in ``Norm``, ``Embedding`` or ``Embeddings``. A tied parameter has the roles of all its owners.
         layer_decay: Factor :math:`d` per layer, in (0, 1].
         lr_scale: Factors by pattern of the parameter's name, such as ``{"head.*": 10.0}``. The wildcards are those of

@@ -39,7 +39,7 @@ class Row:
     state_bytes: int = 0
     """Bytes of these states and of the scales of 8-bit states, in this process."""
     float32_bytes: int = 0
-    """What they would be if these states were float32."""
+    """Their size in bytes if they were float32."""
 
 
 class Explanation(list[Row]):

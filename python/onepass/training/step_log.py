@@ -114,7 +114,7 @@ class _Before:
 
 
 class _Step(NamedTuple):
-    """What is known before a step that will be logged."""
+    """The values that are recorded before a logged step."""
 
     scalars: dict[str, float]
     before: _Before | None  # None: GradScaler will skip the step
@@ -207,7 +207,7 @@ class StepLog:
 
 
 def _tail_of(optimizer: Optimizer) -> Tail | None:
-    """Return what an optimizer's steps do beside the update; for a wrapper, that of the wrapped optimizer."""
+    """Return the tail of an optimizer's steps; for a wrapper, that of the wrapped optimizer."""
     return getattr(innermost(optimizer), "_tail", None)
 
 
@@ -317,7 +317,7 @@ def log_to(
         ValueError: ``interval`` or ``first_step`` is out of range.
 
     Example:
-        >>> class Writer:  # in place of torch.utils.tensorboard.SummaryWriter("runs/1")
+        >>> class Writer:  # instead of torch.utils.tensorboard.SummaryWriter("runs/1")
         ...     def add_scalar(self, tag, value, step):
         ...         tags.append(tag)
         >>> tags = []

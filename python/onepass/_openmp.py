@@ -46,7 +46,7 @@ def library_of(function: Any) -> str:
 def share() -> None:
     """Make the functions of torch's OpenMP runtime visible to the compiled module.
 
-    The module is not linked to an OpenMP library: a second one would have threads of its own, which compete with
+    The module is not linked to an OpenMP library: a second one would have its own threads, which compete with
     torch's. torch loads its runtime for all on x86-64, but for itself alone on aarch64. A runtime that is already
     visible to all, as one in ``LD_PRELOAD``, is used instead.
 

@@ -1,24 +1,26 @@
 """torch's learning rate schedulers, with previews and composition.
 
-Each class is a subclass of the torch class of the same name: arguments, errors, attributes, ``state_dict`` and rates
-are torch's. Each has the methods ``preview`` and ``plot`` (:func:`onepass.preview`, :func:`onepass.plot`). The
-schedulers work with torch's optimizers and with onepass's. Six classes differ from torch's, as their documentation
+Each class is a subclass of the torch class of the same name, with torch's arguments, errors, attributes, ``state_dict``
+and rates, and with the additional methods ``preview`` and ``plot`` (:func:`onepass.preview`, :func:`onepass.plot`). The
+schedulers work with the optimizers of torch and of onepass. Six classes differ from torch's, as their documentation
 describes: :class:`SequentialLR`, :class:`ChainedScheduler`, :class:`ReduceLROnPlateau`, :class:`CosineAnnealingLR`,
 :class:`LinearLR`, :class:`PolynomialLR`.
 
 **Resuming with state_dicts.** After ``load_state_dict`` of optimizer and scheduler, the rates are those of an
 uninterrupted run. The optimizer may be loaded before or after the scheduler is created, or after the scheduler is
 loaded. ``state_dict()["_last_lr"]`` has the current rates of the parameter groups. ``load_state_dict`` writes these
-rates into the groups, and the momentum or betas that :class:`OneCycleLR` and :class:`CyclicLR` set. It does not if the
-optimizer was loaded after the scheduler was created, because the groups then already have the rates of the optimizer's
-state, or rates that were set since. So several schedulers on one optimizer may be loaded in any order. In torch's state
-of one of several schedulers, ``_last_lr`` has the rate that this scheduler set, not the current one. To load such
-states, create the schedulers before the optimizer is loaded, as torch's documentation requires.
+rates into the groups, and the momentum or betas that :class:`OneCycleLR` and :class:`CyclicLR` set. It does not write
+them if the optimizer was loaded after the scheduler was created, because the groups then already have the rates of the
+optimizer's state, or rates that were set since. So several schedulers on one optimizer may be loaded in any order. If
+torch saved the state of one of several schedulers, its ``_last_lr`` has the rate that this scheduler set, not the
+current one. To load such states, create the schedulers before the optimizer is loaded, as torch's documentation
+requires.
 
 **Adding parameter groups.** If a scheduler has the same argument for all groups, its next step includes a group that
-was added later (``add_param_group``). The group's ``initial_lr``, if it has none, is set to its current rate. Otherwise
-that step raises a ValueError that names the group, and changes nothing. :class:`CyclicLR` always raises;
-:class:`OneCycleLR` and :class:`SWALR` raise unless the group has the keys that they read.
+was added later (``add_param_group``); if the group has no ``initial_lr``, this is set to its current rate. If the
+arguments differ by group, the next step raises a ValueError that names the added group, and changes nothing.
+:class:`CyclicLR` always raises; :class:`OneCycleLR` and :class:`SWALR` raise unless the group has the keys that they
+read.
 
 **Resuming without the scheduler's state_dict.** ``last_epoch`` counts calls of ``step()``, usually one per epoch, and
 one per batch for :class:`OneCycleLR` and :class:`CyclicLR`. After n calls, load the optimizer's state_dict and pass

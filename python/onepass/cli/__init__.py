@@ -1,1 +1,1 @@
-"""The commands of ``python -m onepass``, and what times a step."""
+"""The commands of ``python -m onepass``, and the timing harness."""

@@ -61,7 +61,7 @@ def moved_by(rows: list[list[Tensor]], measured: Sequence[list[Tensor]] = ()) ->
 
 
 def runs(rows: list[list[Tensor]], measured: Sequence[list[Tensor]] = ()) -> dict[str, Run]:
-    """Return a function for each loop that runs it on these arrays of float32; :func:`fastest` knows the names."""
+    """Return a function for each loop that runs it on these arrays of float32; :func:`fastest` uses the names."""
 
     def run(loop: str) -> Run:
         return lambda: _traffic.add(loop, rows, torch.get_num_threads(), list(measured))

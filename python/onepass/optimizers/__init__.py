@@ -1,1 +1,1 @@
-"""The optimizers, and what they share."""
+"""The optimizers, and the modules that they share."""

@@ -34,8 +34,8 @@ class AdaBelief(Native, signatures.AdaBelief):
         \theta_t &= \theta_{t-1} - \gamma \lambda \theta_{t-1}
                     - \gamma \frac{m_t / (1 - \beta_1^t)}{\sqrt{s_t / (1 - \beta_2^t)} + \epsilon}
 
-    The authors' implementation and timm's rectify the step as RAdam by default. This class follows the paper and does
-    not.
+    The implementations of the authors and of timm rectify the step as RAdam does, by default. This class follows the
+    paper and does not.
 
     Source: Zhuang et al. 2020, arXiv:2010.07468, algorithm 2.
 
@@ -44,7 +44,7 @@ class AdaBelief(Native, signatures.AdaBelief):
             float64, bfloat16, float16 and their complex dtypes on CPUs and GPUs; torch operations step others.
         lr: Learning rate :math:`\gamma`; a float, or a tensor of one element.
         betas: Decay rates :math:`\beta_1, \beta_2` of the two averages, in [0, 1).
-        eps: :math:`\epsilon`, added to the variance in each step, and to the denominator.
+        eps: :math:`\epsilon`, added to the variance in each step and to the denominator.
         weight_decay: :math:`\lambda`, decoupled.
         maximize: Ascend instead of descend.
         capturable: Keep the step count on the GPU, so that a CUDA graph can capture the step.

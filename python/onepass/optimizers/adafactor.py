@@ -50,7 +50,7 @@ class Adafactor(Native, signatures.Adafactor):
         \alpha_t &= \max(\epsilon_2, \operatorname{RMS}(\theta_{t-1})) \min(\gamma, 1 / \sqrt{t}) \\
         \theta_t &= \theta_{t-1} - \gamma \lambda \theta_{t-1} - \alpha_t U_t / \max(1, \operatorname{RMS}(U_t) / d)
 
-    A vector has :math:`V_t = V_{t-1} + w_t (G_t \odot G_t - V_{t-1})` instead. RMS is the root mean square over the
+    For a vector, :math:`V_t = V_{t-1} + w_t (G_t \odot G_t - V_{t-1})` instead. RMS is the root mean square over the
     whole parameter. All sums are accumulated in float64, in an order that depends only on the parameter's shape.
 
     An empty parameter is not changed; torch's class divides by zero there.

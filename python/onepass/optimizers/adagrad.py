@@ -56,7 +56,7 @@ class Adagrad(Native, signatures.Adagrad):
         \theta_t &= \theta_{t-1} - \gamma_t \lambda \theta_{t-1} \text{ (if decoupled)}
                     - \gamma_t \frac{g_t'}{\sqrt{s_t} + \epsilon}
 
-    A sparse gradient updates only the rows that it has entries for. Weight decay must then be decoupled, and applies to
+    A sparse gradient updates only the rows that have entries. Weight decay must then be decoupled, and applies to
     these rows only. torch's class has no decoupled weight decay.
 
     Source: Duchi, Hazan and Singer 2011, "Adaptive Subgradient Methods for Online Learning and Stochastic

@@ -10,7 +10,7 @@ from .hooks import unhooked
 
 
 class Adamax(Native, signatures.Adamax):
-    r"""Adamax, Adam with the infinity norm, a drop-in replacement for :class:`torch.optim.Adamax`.
+    r"""Adamax (Adam with the infinity norm), a drop-in replacement for :class:`torch.optim.Adamax`.
 
     At step :math:`t`, with the gradient :math:`g_t` (negated with ``maximize``), element by element:
 

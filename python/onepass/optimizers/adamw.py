@@ -21,9 +21,9 @@ class AdamW(Adam, signatures.AdamW):  # as torch's AdamW is a subclass of its Ad
         \theta_t &= \theta_{t-1} - \gamma \lambda \theta_{t-1}
                     - \gamma \frac{m_t / (1 - \beta_1^t)}{\sqrt{w_t / (1 - \beta_2^t)} + \epsilon}
 
-    A sparse gradient, which torch's class does not support, updates only the rows that it has entries for: averages,
-    weight decay and parameter. All other rows are not changed and do not decay. The step count :math:`t` is that of the
-    whole parameter.
+    A sparse gradient, which torch's class does not support, updates only the rows that have entries: their averages and
+    their parameter, including the weight decay. All other rows are not changed and do not decay. The step count
+    :math:`t` is that of the whole parameter.
 
     Source: Loshchilov and Hutter 2019, arXiv:1711.05101.
 

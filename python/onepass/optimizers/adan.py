@@ -45,8 +45,8 @@ class Adan(Native, signatures.Adan):
         \theta_t &= (\theta_{t-1} - u_t) / (1 + \gamma \lambda)
                     \text{, or } (1 - \gamma \lambda) \theta_{t-1} - u_t \text{ with } \texttt{no\_prox}
 
-    The betas are decay rates, as in the authors' implementation; the paper's are 1 less them. The states have the names
-    of that implementation: ``neg_pre_grad`` is the last gradient, negated.
+    The betas are decay rates, as in the authors' implementation; the paper's betas are 1 minus these. The states are
+    named as in that implementation: ``neg_pre_grad`` is the last gradient, negated.
 
     Source: Xie et al. 2022, arXiv:2208.06677, algorithm 1.
 
@@ -57,7 +57,7 @@ class Adan(Native, signatures.Adan):
         betas: Decay rates :math:`\beta_1, \beta_2, \beta_3`, in [0, 1).
         eps: :math:`\epsilon`, added to the denominator.
         weight_decay: :math:`\lambda`, decoupled.
-        no_prox: Decay as AdamW, before the update, instead of by a proximal step after it.
+        no_prox: Decay before the update, as AdamW does, instead of by a proximal step after it.
         maximize: Ascend instead of descend.
         capturable: Keep the step count on the GPU, so that a CUDA graph can capture the step.
         state_dtype: dtype of the states: torch.float32, float64, bfloat16 or float16; None: the parameter's.

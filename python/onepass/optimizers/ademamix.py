@@ -48,9 +48,10 @@ class AdEMAMix(Native, signatures.AdEMAMix):
 
     In the first ``alpha_warmup`` steps :math:`\alpha(t)` grows linearly from 0 to :math:`\alpha`. In the first
     ``beta3_warmup`` steps the half-life of :math:`m'` grows linearly from that of :math:`\beta_1` to that of
-    :math:`\beta_3`. Both are functions of ``state["step"]``, so a resumed run goes on exactly.
+    :math:`\beta_3`. Both are functions of ``state["step"]``, so a resumed run continues exactly.
 
-    Some implementations correct the bias of the slow average, or let :math:`\beta_3` itself grow linearly.
+    Some implementations correct the bias of the slow average, or let :math:`\beta_3` itself grow linearly; this class
+    does neither.
 
     Source: Pagliardini et al. 2024, arXiv:2409.03137, algorithm 1.
 

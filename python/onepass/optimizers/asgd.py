@@ -24,8 +24,8 @@ class ASGD(Native, signatures.ASGD):
         \eta_{t+1} &= \frac{\gamma}{(1 + \mathrm{lambd} \, \gamma t)^\alpha}, \qquad
         \mu_{t+1} = \frac{1}{\max(1, t - t_0)}
 
-    with :math:`\eta_1 = \gamma` and :math:`\mu_1 = 1`. The average :math:`\bar\theta_t` is the state ``ax``. A change
-    of the learning rate takes effect one step late, as in torch: the next step still uses the old rate.
+    with :math:`\eta_1 = \gamma` and :math:`\mu_1 = 1`. The average :math:`\bar\theta_t` is the state ``ax``. As in
+    torch, a change of the learning rate takes effect one step later: the next step still uses the old rate.
 
     Source: Polyak and Juditsky 1992, "Acceleration of stochastic approximation by averaging".
 

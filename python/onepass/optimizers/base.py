@@ -1,8 +1,8 @@
 """Base class of onepass's optimizers: a step that runs in the compiled core.
 
 :class:`Native` precedes a ``torch.optim`` class in the bases of each optimizer. Everything but the step (constructor,
-parameter groups, hooks, state names, ``state_dict``) is torch's. The step reads the optimizer, steps in one call of the
-core the parameters that the kernels cover, and falls back to torch's implementation for the others.
+parameter groups, hooks, state names, ``state_dict``) is torch's. The step is one call of the core for all parameters
+that the kernels cover; torch's implementation steps the others.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ class Native(Optimizer):
     # Set by Lookahead during its step, else None.
     _slow_weight_update: SlowWeightUpdate | None = None
 
-    # What a step does beside the update; None if no argument asks for it.
+    # The tail of a step; None if no argument needs it.
     _tail: Tail | None = None
 
     # Number of the first parameter, counted over all groups of the whole optimizer. The random bits of stochastic
@@ -182,15 +182,16 @@ class Native(Optimizer):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             """Create the optimizer.
 
-            The arguments are those of the class, and these, which every optimizer but :class:`LBFGS` has. Without them
-            a step does what torch's does. ``optimizer.last_step`` reports what a step with them did.
+            The arguments are those of the class, and these, which every optimizer but :class:`LBFGS` has. Without them,
+            a step computes the same as torch's. With those of the tail of a step, ``optimizer.last_step`` reports what
+            the step did.
 
             Args:
                 master: Whether 16-bit parameters have float32 master weights (:doc:`/master_weights`). ``"split"``: for
                     bfloat16 parameters, the state ``master_low`` holds the low 16 bits of the masters. ``"float32"``:
                     for bfloat16 and float16 parameters, the state ``master`` holds the masters. The other states are
                     then in float32, unless ``state_dtype`` is given. Other parameters have no master. A parameter group
-                    may have a value of its own. None: no masters.
+                    may have its own value. None: no masters.
                 max_norm: Largest norm of all gradients together, a number >= 0. The gradients are multiplied by
                     ``min(1, max_norm / (norm + 1e-6))`` as the step reads them; ``.grad`` is not modified. Or a
                     :class:`ClippingPolicy`, which chooses the factor. None: gradients are not multiplied.
@@ -202,19 +203,19 @@ class Native(Optimizer):
                     step changes no parameter, state, step count, average, copy or policy.
                 average: An :class:`onepass.swa_utils.AveragedModel` of the model. Each step moves the averages of the
                     optimizer's parameters.
-                copy_to: Tensors with the shapes of the parameters, in the order of the groups, or a module that has
-                    such parameters. Each step writes the new parameters to them, converted to their dtypes.
-                zero_grad: Whether each step, also a skipped one, sets the gradients to zero in place.
+                copy_to: Tensors with the shapes of the parameters, in the order of the groups, or a module with such
+                    parameters. Each step writes the new parameters to these tensors, converted to their dtypes.
+                zero_grad: Whether each step, including a skipped one, sets the gradients to zero in place.
                 stochastic_rounding: Whether 16-bit parameters and states are rounded stochastically
                     (:doc:`/stochastic_rounding`), instead of to the nearest number: up with a probability that is the
                     distance from the lower number divided by the distance between the two numbers. Parameters with a
-                    master are rounded to nearest. A parameter group may have a value of its own.
-                rounding_seed: Seed of the random bits of stochastic rounding, of 16 bits and of 8-bit states
+                    master are rounded to nearest. A parameter group may have its own value.
+                rounding_seed: Seed of the random bits of stochastic rounding, also of 8-bit states
                     (:doc:`/8bit_states`): an integer >= 0 and below 2**64. None: 0.
-                cautious: Whether an element is updated only if its update has the sign of its gradient; the updates of
-                    these elements are then larger (:doc:`/cautious`). A parameter group may have a value of its own.
+                cautious: Whether an element is updated only if its update has the sign of its gradient; the remaining
+                    updates are then larger (:doc:`/cautious`). A parameter group may have its own value.
                 cautious_weight_decay: Whether a decoupled weight decay leaves out the elements that the update moves
-                    away from zero (:doc:`/cautious`). A parameter group may have a value of its own.
+                    away from zero (:doc:`/cautious`). A parameter group may have its own value.
 
             Raises:
                 TypeError: ``max_norm`` or ``clip_value`` is not a number, ``average`` not an ``AveragedModel``, an
@@ -284,7 +285,7 @@ class Native(Optimizer):
         for number, group in enumerate(self.param_groups):
             self._check_group(group, number)
             self._check_params(group["params"])
-        tail = Tail(  # made also if nothing asks for it, because it checks norm_type
+        tail = Tail(  # made even if not needed, because it checks norm_type
             self,
             max_norm=max_norm,
             norm_type=norm_type,
@@ -350,8 +351,8 @@ class Native(Optimizer):
             TypeError: A hyperparameter is not a number, or not a sequence of numbers, or ``stochastic_rounding``,
                 ``cautious`` or ``cautious_weight_decay`` is not a bool.
             ValueError: A hyperparameter has too many or too few numbers, ``state_dtype`` is not a supported dtype,
-                ``master`` does not fit, ``rounding_seed`` is out of range, or the optimizer does not have ``cautious``
-                or ``cautious_weight_decay``.
+                ``master`` is not valid for the group, ``rounding_seed`` is out of range, or the optimizer does not have
+                ``cautious`` or ``cautious_weight_decay``.
         """
         number = len(self.param_groups)
         group = param_group if isinstance(param_group, dict) else {}  # torch refuses others
@@ -468,7 +469,7 @@ class Native(Optimizer):
             self._step_by_torch_alone(transformed_by, grad_factor)
 
     def _tail_of_step(self) -> Tail | None:
-        """Return what the step does beside the update; None in a step that only creates states."""
+        """Return the tail of the step; None in a step that only creates states."""
         return None if self._tail is None or only_creates_states(self) else self._tail
 
     def _step_natively(self, grad_factor: float) -> None:
@@ -530,7 +531,7 @@ class Native(Optimizer):
         return {p: number for number, p in enumerate(params, self._first_param)}
 
     def _rounds_with_random_bits(self) -> bool:
-        """Return whether some group asks for 8-bit states or stochastic rounding."""
+        """Return whether a group has 8-bit states or stochastic rounding."""
         groups = self.param_groups
         return any(g.get("stochastic_rounding") or g.get("state_dtype") == block_states.CODES for g in groups)
 
@@ -586,7 +587,7 @@ class Native(Optimizer):
 
         Args:
             wanted: Group, parameter, gradient, and the names of the states and of the followers that the step needs.
-            scalar_names: The scalars that each parameter has beside its states: ``step``, and those of the rule.
+            scalar_names: The scalars that each parameter has in addition to states: ``step``, and those of the rule.
             created: Parameter and name of each state are appended, for :meth:`_discard_states`.
         """
         try:  # each is listed before it is created, because Ctrl-C may come between the two
@@ -674,11 +675,11 @@ class Native(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state_dict of this class or of torch's.
 
-        As ``torch.optim.Optimizer.load_state_dict``, except that states keep the dtype in which they were saved (torch
-        casts them to the parameter's dtype). If this optimizer was constructed with a ``state_dtype``, the states are
-        converted to it, also from and to 8 bits, except those that are always float32 or wider (CAME's second moments).
-        A ``master`` of this optimizer holds if the checkpoint has none; the parameters are then the masters at the next
-        step.
+        Differs from ``torch.optim.Optimizer.load_state_dict`` in that states keep the dtype in which they were saved
+        (torch casts them to the parameter's dtype). If this optimizer was constructed with a ``state_dtype``, the
+        states are converted to it, including from and to 8 bits, except those that are always float32 or wider (CAME's
+        second moments). If the checkpoint has no ``master``, this optimizer keeps its own, and the parameters are the
+        masters in the next step.
         """
         with states_restored(self):
             super().load_state_dict(state_dict)

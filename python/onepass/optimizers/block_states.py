@@ -45,7 +45,7 @@ def has_codings(rule: str) -> bool:
 
 
 def fits(p: Tensor) -> bool:
-    """Return whether the states of a parameter are stored in blocks, if its group asks for 8 bits."""
+    """Return whether the states of a parameter are stored in blocks, if its group has 8-bit states."""
     return not p.is_complex() and p.ndim >= 2 and p.numel() >= SMALLEST
 
 
@@ -86,7 +86,7 @@ def decoded(codes: Tensor, scales: Tensor, name: str) -> Tensor:
 
 
 def decoded_state(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a state with float32 values in place of codes and scales."""
+    """Return a state with float32 values instead of codes and scales."""
     in_blocks = set(states_in_blocks(state))
     scales = {name + SUFFIX for name in in_blocks}
     return {

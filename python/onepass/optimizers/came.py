@@ -98,7 +98,7 @@ def _torch_step(self: Optimizer) -> None:
 
 
 class CAME(Native, signatures.CAME):
-    r"""CAME: Adafactor with momentum, which is divided by the root of a factored average of (update - momentum)^2.
+    r"""CAME: Adafactor with momentum that is divided by the root of a factored average of (update - momentum)^2.
 
     With the gradient :math:`G_t` (negated with ``maximize``), a matrix of :math:`n` rows and :math:`m` columns, or a
     batch of such matrices:
@@ -115,21 +115,22 @@ class CAME(Native, signatures.CAME):
         \theta_t &= \theta_{t-1} - \gamma \lambda \theta_{t-1}
                     - \gamma M_t / \sqrt{R'_t C'_t / (\tfrac{1}{n} 1_n^\top R'_t)}
 
-    A vector has :math:`V_t = \beta_2 V_{t-1} + (1 - \beta_2) (G_t \odot G_t + \epsilon_1)` and
+    For a vector, :math:`V_t = \beta_2 V_{t-1} + (1 - \beta_2) (G_t \odot G_t + \epsilon_1)` and
     :math:`U_t = G_t / \sqrt{V_t}` instead, and :math:`\theta_t = \theta_{t-1} - \gamma \lambda \theta_{t-1} - \gamma
-    M_t`. RMS is the root mean square over the whole parameter. No average is corrected for its bias.
+    M_t`. RMS is the root mean square over the whole parameter. The averages have no bias correction.
 
-    The state of a matrix has one number for each of its elements (``exp_avg``), where Adam's has two. An empty
+    The states of a matrix have about one number for each element (``exp_avg``), where Adam's have two. An empty
     parameter is not changed.
 
     Source: Luo et al. 2023, "CAME: Confidence-guided Adaptive Memory Efficient Optimization", arXiv:2307.02047,
-    algorithm 2. The authors' ``exp_avg_sq_row`` and its like lack the dimension of size 1 that they have here.
+    algorithm 2. The authors' ``exp_avg_sq_row`` and the other row and column states lack the dimension of size 1 that
+    they have here.
 
     Args:
         params: Parameters, named parameters, or parameter groups, of any shape and strides. The kernels step float32,
             float64, bfloat16 and float16 on the CPU; torch operations step others, tensors on GPUs, and DTensors.
-        lr: Learning rate :math:`\gamma`; a float, or a tensor of one element. The authors use a third of AdamW's, or as
-            much.
+        lr: Learning rate :math:`\gamma`; a float, or a tensor of one element. The authors use AdamW's rate, or a third
+            of it.
         eps: :math:`\epsilon_1` and :math:`\epsilon_2`, which keep the second moments of gradients and of residuals
             above 0.
         clip_threshold: :math:`d`, the largest RMS of an update, above 0.
@@ -137,8 +138,8 @@ class CAME(Native, signatures.CAME):
         weight_decay: :math:`\lambda`, decoupled.
         maximize: Ascend instead of descend.
         state_dtype: dtype of ``exp_avg``: torch.float32, float64, bfloat16 or float16; None: the parameter's. The other
-            states are float32, of a float64 parameter float64. Kernels go on with the ``exp_avg`` that they have
-            rounded to its dtype; torch operations may round it last.
+            states are float32, or float64 for float64 parameters. Kernels use ``exp_avg`` after it has been rounded to
+            its dtype; torch operations may round it at the end.
 
     Further arguments, documented at ``__init__`` and in :doc:`/step_tail`: ``max_norm``, ``norm_type``, ``clip_value``,
     ``skip_nonfinite``, ``average``, ``copy_to``, ``zero_grad``.

@@ -1,4 +1,4 @@
-"""Cautious updates and cautious weight decay, in torch operations: of parameters that no kernel covers.
+"""Cautious updates and cautious weight decay of parameters that no kernel covers, in torch operations.
 
 The kernels have them in csrc/rules/cautious.h.
 """
@@ -51,7 +51,7 @@ def check_gradient(name: str, group: Mapping[str, Any], p: Tensor) -> None:
     """Check, before anything is written, that torch operations can step a parameter.
 
     Raises:
-        RuntimeError: Its gradient is sparse, and the group asks for masks.
+        RuntimeError: Its gradient is sparse, and its group has masks.
     """
     if masks(group) and p.grad is not None and p.grad.is_sparse:
         asked = " and ".join(each for each in NAMES if group.get(each))
@@ -59,7 +59,7 @@ def check_gradient(name: str, group: Mapping[str, Any], p: Tensor) -> None:
 
 
 def masks(group: Mapping[str, Any]) -> bool:
-    """Return whether a group asks for either."""
+    """Return whether a group has either argument."""
     return any(group.get(name) for name in NAMES)
 
 
@@ -78,7 +78,7 @@ def step(part: Native) -> None:
 def _step_group(part: Native, group: dict[str, Any], states: Mapping[Tensor, dict[str, Any]]) -> None:
     """Step a group with masks.
 
-    ``torch_step`` steps zeros in place of the parameters, without weight decay. They are then the negated updates.
+    ``torch_step`` steps zeros instead of the parameters, without weight decay. They are then the negated updates.
     """
     decoupled = part._decouples_weight_decay(group)
     stand_ins: list[tuple[Tensor, Tensor, Tensor]] = []  # each with its parameter and gradient

@@ -56,15 +56,15 @@ class _States(MutableMapping[Tensor, Any]):
 
 
 class Combined(Optimizer):
-    r"""Several optimizers in one, each with parameters of its own: Muon for matrices and AdamW for the rest, say.
+    r"""Several optimizers in one, each with its own parameters: Muon for matrices and AdamW for the rest, for example.
 
     ``param_groups`` are the groups of the first optimizer, then those of the second, and so on, so that learning rate
     schedulers and checkpoints see one optimizer. The ``state_dict`` has torch's form, with the parameters numbered in
     the order of the groups. ``step`` steps one optimizer after the other. Arguments such as ``max_norm`` belong to each
-    optimizer, and concern its parameters alone. ``create("muon", model)`` makes one of Muon and AdamW.
+    optimizer, and affect only its parameters. ``create("muon", model)`` returns a combination of Muon and AdamW.
 
-    torch's ``OneCycleLR`` and ``CyclicLR`` need ``cycle_momentum=False``, unless all have the same kind of momentum.
-    The methods ``train()`` and ``eval()`` of the Schedule-Free classes are those of the optimizer itself, which is in
+    torch's ``OneCycleLR`` and ``CyclicLR`` need ``cycle_momentum=False``, unless all optimizers have the same kind of
+    momentum. Call the methods ``train()`` and ``eval()`` of a Schedule-Free class on that optimizer, an element of
     ``optimizers``.
 
     Args:

@@ -28,19 +28,19 @@ def convert_state_dict(
 ) -> dict[str, Any]:
     """Return the ``state_dict`` of an optimizer, with its states in another dtype.
 
-    The result loads into the optimizer of onepass that has this ``state_dtype``, and, unless that is
-    ``torch.float8_e4m3fn``, into torch's class. The given ``state_dict`` may be of onepass, of torch, of an 8-bit Adam,
-    AdamW or Lion of bitsandbytes, whose states are recognized by their names and decoded, or of the packages
-    schedulefree, prodigyopt, timm and apex, for the class of onepass that steps alike (:doc:`/compatibility` lists
-    them). It is not changed; values that need no conversion are shared. Masters are kept as they are.
+    The result loads into the optimizer of onepass that has this ``state_dtype`` and, unless the dtype is
+    ``torch.float8_e4m3fn``, into torch's class. The given ``state_dict`` may be one of onepass, of torch, of an Adam,
+    AdamW or Lion of bitsandbytes (8-bit states are decoded), or of the packages schedulefree, prodigyopt, timm and apex
+    (:doc:`/compatibility` lists their optimizers). It is not changed; values that need no conversion are shared.
+    Masters are not converted.
 
     Args:
-        state_dict: What ``optimizer.state_dict()`` returned, or ``torch.load`` of it.
+        state_dict: The result of ``optimizer.state_dict()``, or of ``torch.load`` of it.
         state_dtype: dtype of the states: torch.float32, float64, bfloat16, float16, or float8_e4m3fn (see
             :doc:`/8bit_states`). Tensors of integers, scalars, and the states of optimizers that cannot have 8 bits
-            stay as they are. StableAdamW cannot, but has the names of Adam's states: do not ask for 8 bits.
-            None: float32 where states have 8 bits, and otherwise as they are. The groups then have no key
-            ``state_dtype``. Other keys of onepass stay; torch's class ignores them.
+            stay as they are. StableAdamW is one of them, but its states have the names of Adam's and would be
+            converted: do not convert them to 8 bits. None: 8-bit states become float32, others stay as they are, and
+            the groups have no key ``state_dtype``. Other keys of onepass stay; torch's class ignores them.
         layout: ``"torch"``: the names of torch's states. ``"bitsandbytes"``: ``state1`` and ``state2``, as the Adam,
             AdamW and Lion of bitsandbytes read them, in float32 (its own 8-bit codes are not written).
 
@@ -48,9 +48,9 @@ def convert_state_dict(
         A new ``state_dict``.
 
     Raises:
-        ValueError: ``state_dtype`` or ``layout`` is none of these, 8-bit states have no fitting scales, or an option of
-            timm or apex has no counterpart. With ``layout="bitsandbytes"``: ``state_dtype`` is neither None nor
-            torch.float32, or states are neither of Adam nor of Lion.
+        ValueError: ``state_dtype`` or ``layout`` is none of these, 8-bit states have no scales or wrong ones, or an
+            option of timm or apex has no counterpart. With ``layout="bitsandbytes"``: ``state_dtype`` is neither None
+            nor torch.float32, or states are neither of Adam nor of Lion.
 
     Example:
         >>> optimizer = onepass.AdamW(torch.nn.Linear(64, 64).parameters(), state_dtype=torch.float8_e4m3fn)

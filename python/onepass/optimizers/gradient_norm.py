@@ -22,12 +22,12 @@ def total_norm(
 ) -> float:
     """Return the 2-norm or the largest magnitude of all gradients, measured in float64.
 
-    Tensors that are replicated over processes count once, and so do plain tensors beside DTensors. All processes of a
-    mesh have to call this, with the same parameters in the same order. They get the same number, also if a tensor that
-    should be replicated differs: where processes communicate, the first one's part counts, and a number that is not
-    finite on any of them. A process outside a mesh does not know the gradients there, and counts only the others.
+    Tensors that are replicated over processes count once, and so do plain tensors together with DTensors. All processes
+    of a mesh must call this, with the same parameters in the same order. They get the same number, even if a tensor
+    that should be replicated differs: of communicating processes, the first one's part counts, and so does a number
+    that is not finite on any of them. A process outside a mesh counts only the gradients that are not on this mesh.
 
-    There is one all-reduce for each dimension of each mesh over which a tensor is spread, of one number for each
+    There is one all-reduce for each dimension of each mesh over which a tensor is sharded, of one number for each
     combination of such dimensions.
 
     Args:

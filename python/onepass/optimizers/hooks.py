@@ -26,7 +26,7 @@ def unhooked(cls: type[Optimizer]) -> Step:
 def has_found_inf(optimizer: Optimizer) -> bool:
     """Return whether GradScaler, in a step of an optimizer that unscales gradients, has found an infinite or NaN one.
 
-    Waits for the GPU. Without any gradient, torch gives the optimizer the int 0 in place of a tensor.
+    Waits for the GPU. Without any gradient, torch gives the optimizer the int 0 instead of a tensor.
     """
     found_inf = getattr(optimizer, "found_inf", None)
     return found_inf is not None and bool(found_inf)

@@ -27,7 +27,7 @@ def _torch_step(group: Mapping[str, Any], p: Tensor, grad: Tensor, state: Mappin
 
 
 class LAMB(Native, signatures.LAMB):
-    r"""LAMB: Adam with decoupled weight decay, whose change of each tensor is proportional to the tensor's norm.
+    r"""LAMB: Adam with decoupled weight decay, with an update of each tensor that is proportional to the tensor's norm.
 
     At step :math:`t`, with the gradient :math:`g_t` (negated with ``maximize``):
 
@@ -54,7 +54,7 @@ class LAMB(Native, signatures.LAMB):
         betas: Decay rates :math:`\beta_1, \beta_2` of the two averages, in [0, 1).
         eps: :math:`\epsilon`, added to the denominator.
         weight_decay: :math:`\lambda`, decoupled.
-        trust_ratio: Whether the change is proportional to the norm of the tensor. False: the ratio is 1.
+        trust_ratio: Whether the update is proportional to the norm of the tensor. False: the ratio is 1.
         trust_clip: Whether the ratio is at most 1.
         maximize: Ascend instead of descend.
         capturable: Keep the step count on the GPU, so that a CUDA graph can capture the step.

@@ -31,8 +31,8 @@ class LaProp(Native, signatures.LaProp):
         m_t &= \beta_1 m_{t-1} + (1 - \beta_1) \frac{g_t}{\sqrt{v_t / (1 - \beta_2^t)} + \epsilon} \\
         \theta_t &= \theta_{t-1} - \gamma \lambda \theta_{t-1} - \frac{\gamma}{1 - \beta_1^t} m_t
 
-    The authors' implementation multiplies the momentum by the learning rate, so that a changed rate acts only later,
-    and its weight decay does not depend on the learning rate.
+    In the authors' implementation, the learning rate is part of the momentum, so a changed rate takes effect gradually,
+    and the weight decay does not depend on the learning rate.
 
     Source: Ziyin et al. 2020, arXiv:2002.04839, algorithm 1.
 

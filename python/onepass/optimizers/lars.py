@@ -26,7 +26,7 @@ def _torch_step(group: Mapping[str, Any], p: Tensor, grad: Tensor, state: Mappin
 
 
 class LARS(Native, signatures.LARS):
-    r"""LARS: SGD with momentum, whose gradient of each tensor is scaled to the tensor's norm.
+    r"""LARS: SGD with momentum, with the gradient of each tensor scaled to the tensor's norm.
 
     With the gradient :math:`g_t` (negated with ``maximize``):
 
@@ -35,10 +35,10 @@ class LARS(Native, signatures.LARS):
         b_t &= \mu b_{t-1} + r_t (g_t + \lambda \theta_{t-1}) \\
         \theta_t &= \theta_{t-1} - \gamma b_t
 
-    with the 2-norms of the whole tensor; :math:`r_t` is 1 if either norm is 0. With ``nesterov``, the change is
-    :math:`r_t (g_t + \lambda \theta_{t-1}) + \mu b_t` instead of :math:`b_t`.
+    with the 2-norms of the whole tensor; :math:`r_t` is 1 if either norm is 0. With ``nesterov``, :math:`b_t` in the
+    last line is replaced by :math:`r_t (g_t + \lambda \theta_{t-1}) + \mu b_t`.
 
-    As in torch's SGD, and unlike in the paper, the learning rate is outside of the buffer: a change of ``lr`` also
+    As in torch's SGD, and unlike in the paper, the learning rate is not part of the buffer: a change of ``lr`` also
     applies to the gradients that are already in the buffer. Biases and the scales of normalization are usually not
     adapted: give them a group with ``trust_ratio=False`` and ``weight_decay=0``.
 

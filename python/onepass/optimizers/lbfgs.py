@@ -268,8 +268,8 @@ class LBFGS(torch.optim.LBFGS):
             \qquad \rho_i = 1 / (s_i \cdot y_i)
 
     from the oldest pair to the newest. The initial matrix is :math:`\gamma D`, where
-    :math:`\gamma = s \cdot y / y \cdot D y` is computed from the newest pair. The step length :math:`t_k` is ``lr``, in
-    the very first iteration ``lr`` times :math:`\min(1, 1 / \|d\|_1)`. It is the first trial of the line search.
+    :math:`\gamma = s \cdot y / y \cdot D y` is computed from the newest pair. The step length :math:`t_k` is ``lr``, or
+    in the very first iteration ``lr`` times :math:`\min(1, 1 / \|d\|_1)`. With a line search, it is the first trial.
 
     Sources: Nocedal and Wright 2006, "Numerical Optimization", algorithms 7.4 (two-loop recursion), 3.5 and 3.6 (line
     search). The recursion works on inner products as in Chen et al. 2014, "Large-scale L-BFGS using MapReduce", so it
@@ -283,9 +283,9 @@ class LBFGS(torch.optim.LBFGS):
     **A loss or gradient that is NaN or infinite** never changes the parameters or the state. The line search treats
     such a trial as one of infinite loss and tries half the step length. If no trial is accepted, or if there is no line
     search, the step ends with the parameters of the last finite point, and the history is reset. A step without a line
-    search does not evaluate the point that its last iteration moves to. If the next step finds that the loss there is
-    not finite, and the parameters have not been changed since, it restores the previous point. After an exception in
-    the closure, too, the parameters are those of the last finite point.
+    search does not evaluate the last point to which it moves. If the next step finds that the loss there is not finite,
+    and the parameters have not been changed since, it restores the previous point. After an exception in the closure,
+    the parameters are also those of the last finite point.
 
     Args:
         params: Parameters, named parameters, or parameter groups, of any shape and strides. The kernels step float32,
@@ -295,7 +295,7 @@ class LBFGS(torch.optim.LBFGS):
         max_iter: Largest number of iterations in a step.
         max_eval: Number of closure evaluations after which a step starts no further iteration; None:
             ``max_iter * 1.25``.
-        tolerance_grad: A step ends when no element of the gradient is larger in magnitude.
+        tolerance_grad: A step ends when no element of the gradient is larger than this in magnitude.
         tolerance_change: A step ends when an iteration changes the loss by less than this, or no parameter by more, or
             when the directional derivative is greater than ``-tolerance_change``.
         history_size: Number of pairs kept. A pair takes two vectors of the parameters' size; a step needs about 7 more.
@@ -393,8 +393,8 @@ class LBFGS(torch.optim.LBFGS):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state_dict of this class or of torch's.
 
-        As ``torch.optim.Optimizer.load_state_dict``, except that vectors keep the dtype in which they were saved; torch
-        casts them to that of the first parameter. A checkpoint without ``maximize`` minimizes.
+        Differs from ``torch.optim.Optimizer.load_state_dict`` in that vectors keep the dtype in which they were saved;
+        torch casts them to that of the first parameter. A checkpoint without ``maximize`` minimizes the loss.
         """
         saved: dict[str, Any] = {}
 

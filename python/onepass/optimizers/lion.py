@@ -34,8 +34,8 @@ class Lion(Native, signatures.Lion):
     with :math:`\operatorname{sign}(0) = 0`. For a complex parameter, the signs of real and imaginary part are taken
     separately.
 
-    A sparse gradient updates only the rows that it has entries for: average, weight decay and parameter. All other rows
-    are not changed and do not decay.
+    A sparse gradient updates only the rows that have entries: their average and their parameter, including the weight
+    decay. All other rows are not changed and do not decay.
 
     Source: Chen et al. 2023, "Symbolic Discovery of Optimization Algorithms", arXiv:2302.06675, algorithm 2.
 

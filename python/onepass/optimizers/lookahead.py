@@ -79,28 +79,28 @@ class SlowWeightUpdate:
 
 
 class Lookahead(Wrapper):
-    r"""Lookahead: slow weights, which are blended with the parameters of another optimizer every k steps.
+    r"""Lookahead: slow weights that are blended with the parameters of another optimizer every k steps.
 
-    The wrapped optimizer steps the parameters :math:`\theta` (the fast weights). At every :math:`k`-th step, element by
-    element,
+    The wrapped optimizer steps the parameters :math:`\theta` (the fast weights). After every :math:`k`-th step, element
+    by element,
 
     .. math::
         \phi &= \phi + \alpha (\theta - \phi) \\
         \theta &= \phi
 
-    The initial slow weights :math:`\phi` are the parameter before the first step in which it has a gradient. The slow
-    weights do not affect the wrapped optimizer's own states.
+    The initial slow weights :math:`\phi` are the values of the parameter before the first step in which it has a
+    gradient. The slow weights do not affect the wrapped optimizer's own states.
 
-    The kernels compute the :math:`k`-th step in one pass, for which they read and write one more state. There,
-    :math:`\theta` is not rounded to the parameter's dtype before :math:`\phi` is computed. torch operations update the
-    slow weights of parameters that have no gradient in that step, or that are stepped by torch's implementation.
+    The kernels compute the :math:`k`-th step in one pass, and read and write the slow weights as one more state. They
+    compute :math:`\phi` before :math:`\theta` is rounded to the parameter's dtype. torch operations update the slow
+    weights of parameters that have no gradient in that step, or that torch's implementation steps.
 
     Lookahead is itself an optimizer, and works with learning rate schedulers, ``torch.amp.GradScaler`` and checkpoints.
     ``param_groups``, ``state`` and ``defaults`` are the wrapped optimizer's. The slow weights are the state
     ``slow_param``, in the parameter's dtype (float32 if it has a master). Each group has the key ``lookahead``: one
     dict, shared by all groups, of ``k``, ``alpha`` and the ``step`` within the cycle. A ``state_dict`` is that of the
-    wrapped optimizer plus these. Each of the two can load the other's state_dict; loading one without slow weights
-    starts a new cycle. Steps that a GradScaler skips do not count.
+    wrapped optimizer plus these. Lookahead and the wrapped optimizer can load each other's state_dict; loading one
+    without slow weights starts a new cycle. Skipped steps do not count.
 
     Source: Zhang et al. 2019, "Lookahead Optimizer: k steps forward, 1 step back", arXiv:1907.08610, algorithm 1.
 
@@ -258,7 +258,7 @@ class Lookahead(Wrapper):
 
     @contextlib.contextmanager
     def slow_weights(self) -> Iterator[None]:
-        """Replace the parameters by the slow weights within this context, to evaluate or save the model.
+        """Set the parameters to the slow weights within this context, to evaluate or save the model.
 
         Parameters without slow weights are not changed. All parameters are restored at exit, also after an exception.
         The context needs memory for one more copy of the parameters.
@@ -311,14 +311,13 @@ class Lookahead(Wrapper):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state_dict of this class, including k, alpha and step, or of the wrapped optimizer's class.
 
-        A state_dict without slow weights starts a new cycle; one of the wrapped class keeps this optimizer's k and
-        alpha.
+        A state_dict without slow weights starts a new cycle; with one of the wrapped class, k and alpha do not change.
 
         Raises:
             TypeError: ``k`` or ``step`` in the state_dict is not an integer, or ``alpha`` is not a number.
             ValueError: The state_dict does not match this optimizer.
 
-        A state_dict with which it raises has not been loaded.
+        If it raises, nothing has been loaded.
         """
         loaded_with_hooks(self, state_dict, self._load)
 

@@ -45,9 +45,9 @@ class MARS(Native, signatures.MARS):
     with the 2-norm of the whole tensor, and the learning rate :math:`\eta`. This is the approximate form:
     :math:`g_{t-1}` is the gradient of the last step, not the gradient of this step's batch at the last parameters.
 
-    The authors' implementation steps vectors (biases, the scales of normalization) by AdamW; so does a group with
-    ``gamma=0`` and ``clip_correction=False``. It also takes the gradient before the first to be 0, so that
-    :math:`c_1 = (1 + \gamma \beta_1 / (1 - \beta_1)) g_1`. timm's begins as this one.
+    The authors' implementation steps vectors (biases, the scales of normalization) by AdamW; a group with ``gamma=0``
+    and ``clip_correction=False`` does the same. It also takes :math:`g_0 = 0`, so that
+    :math:`c_1 = (1 + \gamma \beta_1 / (1 - \beta_1)) g_1`. timm's first step is that of this class.
 
     Source: Yuan et al. 2024, "MARS: Unleashing the Power of Variance Reduction for Training Large Models",
     arXiv:2411.10438, algorithms 1 and 2.

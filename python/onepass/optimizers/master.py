@@ -88,7 +88,7 @@ def _locally(function: Callable[[Tensor, Tensor], Tensor], p: Tensor, held: Tens
 
 
 def _joined(p: Tensor, low: Tensor) -> Tensor:
-    # As LowBits::join (csrc/formats/low_bits.h): beside a zero, negative low bits do not count.
+    # As LowBits::join (csrc/formats/low_bits.h): if the parameter is zero, negative low bits do not count.
     own = p.to(torch.float32)
     return torch.where((own == 0) & (low < 0), own, (own.view(torch.int32) + low).view(torch.float32))
 

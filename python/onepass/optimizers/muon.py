@@ -29,7 +29,7 @@ Item = tuple[dict[str, Any], Tensor, Tensor]
 
 
 class Orthogonalizing(Native):
-    """What Muon and its variants share: steps of matrices, whose momentum torch's matrix products orthogonalize."""
+    """The base of Muon and its variants: steps of matrices whose momentum torch's matrix products orthogonalize."""
 
     rule = "muon_momentum"
     is_elementwise = False
@@ -154,11 +154,11 @@ class Muon(Orthogonalizing, signatures.Muon):
     matrix products; the element-wise operations run in the kernels. The rate :math:`\gamma'` is
     :math:`\gamma \sqrt{\max(1, n / m)}` or, to match the RMS of AdamW's updates, :math:`0.2 \gamma \sqrt{\max(n, m)}`.
 
-    :func:`onepass.create` makes an optimizer of a whole model: ``create("muon", model)`` steps the other parameters by
-    AdamW.
+    For a whole model, :func:`onepass.create` returns an optimizer that steps the other parameters by AdamW:
+    ``create("muon", model)``.
 
-    Two differences from torch's class: without Nesterov momentum, the iterations do not overwrite a bfloat16 momentum
-    buffer (torch normalizes it in place); an empty parameter is not changed (torch divides by zero).
+    There are two differences from torch's class. Without Nesterov momentum, the iterations do not overwrite a bfloat16
+    momentum buffer (torch normalizes it in place). An empty parameter is not changed (torch divides by zero).
 
     Sources: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks",
     https://kellerjordan.github.io/posts/muon/; Liu et al. 2025, "Muon is Scalable for LLM Training", arXiv:2502.16982.

@@ -12,7 +12,7 @@ from .hooks import unhooked
 
 
 class NAdam(Native, signatures.NAdam):
-    r"""NAdam, Adam with Nesterov momentum, a drop-in replacement for :class:`torch.optim.NAdam`.
+    r"""NAdam (Adam with Nesterov momentum), a drop-in replacement for :class:`torch.optim.NAdam`.
 
     At step :math:`t`, with the gradient :math:`g_t` (negated with ``maximize``), element by element:
 

@@ -79,9 +79,9 @@ class NorMuon(Orthogonalizing, signatures.NorMuon):
         \theta_t &= \theta_{t-1} - \gamma \lambda \theta_{t-1}
                     - 0.2 \gamma \frac{\sqrt{n m}}{\|\hat O_t\|_F} \hat O_t
 
-    so the root mean square of an update is :math:`0.2 \gamma`, as of AdamW's. With ``adjust_lr_fn="original"`` it is
-    that of Muon's, as in the authors' implementation: the factor is
-    :math:`\gamma \sqrt{\max(1, n / m)} \, \|O_t\|_F / \|\hat O_t\|_F`.
+    so the root mean square of an update is :math:`0.2 \gamma`, as with AdamW. With ``adjust_lr_fn="original"`` it is
+    that of Muon's update, as in the authors' implementation: the factor is :math:`\gamma \sqrt{\max(1, n / m)} \,
+    \|O_t\|_F / \|\hat O_t\|_F`.
 
     The iterations and the normalization run in torch operations, the other element-wise operations in the kernels.
 
@@ -96,7 +96,7 @@ class NorMuon(Orthogonalizing, signatures.NorMuon):
         beta2: :math:`\beta_2`, in [0, 1).
         nesterov: Nesterov momentum.
         ns_coefficients: :math:`a, b, c` of the iterations.
-        eps: The least norm by which the iterations divide.
+        eps: Smallest norm by which the iterations divide.
         ns_steps: Number of iterations, less than 100.
         adjust_lr_fn: ``"match_rms_adamw"`` (the default, also None) or ``"original"``.
         state_dtype: dtype of ``momentum_buffer`` and of ``second_momentum_buffer``, which has one number for each row:

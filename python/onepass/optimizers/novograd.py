@@ -28,7 +28,7 @@ def _torch_step(group: Mapping[str, Any], p: Tensor, grad: Tensor, state: Mappin
 
 
 class NovoGrad(Native, signatures.NovoGrad):
-    r"""NovoGrad: momentum of gradients that are divided by their norm, with one second moment for each tensor.
+    r"""NovoGrad: momentum of gradients that are divided by their averaged norm, with one second moment for each tensor.
 
     At step :math:`t`, with the gradient :math:`g_t` (negated with ``maximize``) and its 2-norm over the whole tensor:
 
@@ -37,8 +37,8 @@ class NovoGrad(Native, signatures.NovoGrad):
         m_t &= \beta_1 m_{t-1} + a \left( \frac{g_t}{\sqrt{v_t} + \epsilon} + \lambda \theta_{t-1} \right) \\
         \theta_t &= \theta_{t-1} - \gamma m_t
 
-    with :math:`a = 1 - \beta_1` if ``grad_averaging``, else 1. The states are half of Adam's: :math:`v` is one number
-    for each tensor.
+    with :math:`a = 1 - \beta_1` if ``grad_averaging``, else 1. The states take half the memory of Adam's, because
+    :math:`v` is one number for each tensor.
 
     Source: Ginsburg et al. 2019, "Stochastic Gradient Methods with Layer-wise Adaptive Moments for Training of Deep
     Networks", arXiv:1905.11286, algorithm 1.

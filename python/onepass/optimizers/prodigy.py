@@ -155,10 +155,11 @@ class _Slices:
 
 
 class Prodigy(Native, signatures.Prodigy):
-    r"""Prodigy: Adam, with a step size that is the estimated distance from the first parameters to the solution.
+    r"""Prodigy: Adam with a step size that is the estimated distance from the initial parameters to the solution.
 
-    ``lr`` multiplies the estimate :math:`d`: leave it at 1, with or without a schedule. At step :math:`t`, with the
-    gradient :math:`g_t` (negated with ``maximize``), :math:`\beta_3 = \sqrt{\beta_2}` and the decay :math:`\lambda`:
+    So no learning rate has to be chosen: ``lr`` multiplies the estimate :math:`d`; leave it at 1, with or without a
+    schedule. At step :math:`t`, with the gradient :math:`g_t` (negated with ``maximize``),
+    :math:`\beta_3 = \sqrt{\beta_2}` and the decay :math:`\lambda`:
 
     .. math::
         m_t &= \beta_1 m_{t-1} + (1 - \beta_1) d_{t-1} g_t \\
@@ -170,22 +171,23 @@ class Prodigy(Native, signatures.Prodigy):
         \hat d_t &= c \, r_t / \|s_t\|_1 \\
         d_t &= \max(d_{t-1}, \hat d_t)
 
-    The product in :math:`r` and the 1-norm of :math:`s` are sums over all tensors of all groups. All groups have
-    :math:`d` as ``d``, and the largest :math:`\hat d` as ``d_max``.
+    The product in :math:`r` and the 1-norm of :math:`s` are sums over all tensors of all groups. In each group, the key
+    ``d`` is :math:`d`, and ``d_max`` is the largest :math:`\hat d`.
 
     Groups may have different ``lr``. Each parameter then counts as if it were measured in units of its ``lr``: with
-    :math:`\gamma` the largest ``lr`` and :math:`\gamma_g` a group's own, the group's steps and its :math:`s` have
-    :math:`\gamma_g`, and :math:`r` has :math:`\gamma`. A group whose ``lr`` is 0 does not count.
+    the largest ``lr`` :math:`\gamma` and a group's own :math:`\gamma_g`, the formulas of the group's steps and of its
+    :math:`s` have :math:`\gamma_g`, and the formula of :math:`r` has :math:`\gamma`. A group with an ``lr`` of 0 does
+    not count.
 
-    Parameters of 16 bits need a ``master``: without one, the first steps of :math:`d_0` are lost in rounding, and the
-    estimate does not grow.
+    16-bit parameters need a ``master``: without one, the first steps, of length :math:`d_0`, are lost in rounding, and
+    the estimate does not grow.
 
-    Differences of the package prodigyopt:
+    The package prodigyopt differs in these points:
 
     - Its denominator has :math:`d_t \epsilon`, which takes a second pass; the paper and this class have
       :math:`d_{t-1} \epsilon`.
     - If a tensor has no gradient, its share of :math:`r` decays, and :math:`\|s\|_1` leaves it out. In this class, both
-      shares stay as they are.
+      shares do not change.
     - With :math:`\beta_1 = 0` it multiplies the gradient by :math:`d_t`, not by :math:`d_{t-1}`.
     - It refuses groups with different ``lr``, except 0.
 
@@ -195,12 +197,12 @@ class Prodigy(Native, signatures.Prodigy):
     Args:
         params: Parameters, named parameters, or parameter groups, of any shape and strides. The kernels step float32,
             float64, bfloat16, float16 and their complex dtypes on CPUs and GPUs; torch operations step others, and
-            DTensors, whose sums are those of the whole tensors. Processes that hold different parameters
-            (ZeroRedundancyOptimizer) have estimates of their own.
+            DTensors, whose sums are those of the whole tensors. With ZeroRedundancyOptimizer, each process has its own
+            estimate.
         lr: Factor :math:`\gamma` of the step size; a float, or a tensor of one element.
         betas: Decay rates :math:`\beta_1, \beta_2`, in [0, 1).
         beta3: Decay rate :math:`\beta_3` of the estimate, in [0, 1); None: :math:`\sqrt{\beta_2}`.
-        eps: :math:`\epsilon`, which :math:`d` multiplies before it is added to the denominator.
+        eps: :math:`\epsilon`, which is multiplied by :math:`d` and added to the denominator.
         weight_decay: :math:`\lambda`.
         decouple: Whether the weight decay is decoupled, as in AdamW; False: it is added to the gradient, as in Adam.
         use_bias_correction: Whether :math:`\gamma` is multiplied by Adam's
@@ -208,14 +210,14 @@ class Prodigy(Native, signatures.Prodigy):
         safeguard_warmup: Whether :math:`s` has no :math:`\gamma`, which keeps the estimate small while a schedule warms
             up.
         d0: First estimate :math:`d_0`, above 0; the same in all groups.
-        d_coef: Factor :math:`c` of the estimate. This is what to tune. The first group's is used.
-        growth_rate: Largest factor by which :math:`d` grows in one step, at least 1. The first group's is used.
-        slice_p: Measure :math:`r` and :math:`s` on every ``slice_p``-th element of the flattened tensors, in torch
-            operations: the states ``s`` and ``p0`` are smaller by this factor. It cannot change after the first step.
-            Not for DTensors.
+        d_coef: Factor :math:`c` of the estimate; tune this instead of ``lr``. The first group's value is used.
+        growth_rate: Largest factor by which :math:`d` grows in one step, at least 1. The first group's value is used.
+        slice_p: Compute :math:`r` and :math:`s` from every ``slice_p``-th element of the flattened tensors, in torch
+            operations, so that the states ``s`` and ``p0`` are smaller by this factor. It cannot be changed after the
+            first step, and must be 1 for DTensors.
         maximize: Ascend instead of descend.
         state_dtype: dtype of the states: torch.float32, float64, bfloat16 or float16; None: the parameter's, and
-            float32 for 16-bit parameters. In float16, :math:`d^2` is zero as long as :math:`d` is small.
+            float32 for 16-bit parameters. In float16, :math:`d^2` rounds to zero as long as :math:`d` is small.
 
     Further arguments, documented at ``__init__``: ``master`` (see :doc:`/master_weights`), ``stochastic_rounding`` and
     ``rounding_seed`` (see :doc:`/stochastic_rounding`), and those of :doc:`/step_tail`: ``max_norm``, ``norm_type``,

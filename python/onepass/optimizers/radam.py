@@ -10,7 +10,7 @@ from .hooks import unhooked
 
 
 class RAdam(Native, signatures.RAdam):
-    r"""RAdam, Adam with a rectified learning rate, a drop-in replacement for :class:`torch.optim.RAdam`.
+    r"""RAdam (Adam with a rectified learning rate), a drop-in replacement for :class:`torch.optim.RAdam`.
 
     At step :math:`t`, with the gradient :math:`g_t` (negated with ``maximize``), element by element:
 

@@ -26,8 +26,8 @@ class Rprop(Native, signatures.Rprop):
         \theta_t &= \theta_{t-1} - \operatorname{sign}(g_t') s_t
 
     with :math:`s_0 = \gamma`. The learning rate affects the first step only. The sign of NaN is zero, as in torch. The
-    kernels flush denormal numbers to zero, so an element with a denormal gradient does not move; torch moves it by a
-    whole step size.
+    kernels flush denormal numbers to zero, so an element with a denormal gradient does not move; in torch, it moves by
+    a whole step size.
 
     Sources: Riedmiller and Braun 1993, "A direct adaptive method for faster backpropagation learning: the RPROP
     algorithm"; this variant: Igel and Hüsken 2003, "Empirical evaluation of the improved Rprop learning algorithms".

@@ -1,4 +1,4 @@
-"""What the core has: element-wise rules (not for Adafactor, CAME and LBFGS), and devices with kernels."""
+"""The element-wise rules of the core (without Adafactor, CAME and LBFGS), and the devices with kernels."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from .. import _core
 
 
 class Rule(NamedTuple):
-    """What the optimizers and the conversions of checkpoints know of a rule."""
+    """The data of a rule that the optimizers and the conversions of checkpoints use."""
 
     hyper: list[str]  # keys of a group, as in csrc/rules/table.h: "lr", "betas[0]", "momentum?", "nesterov!"
     states: list[str]
-    scalars: list[str]  # that each parameter has beside its step
+    scalars: list[str]  # that each parameter has in addition to its step
     counts_steps: bool
     codings: list[str]  # of each state in 8 bits; empty: they cannot have 8 bits
 

@@ -25,7 +25,7 @@ EPS = 1e-12  # added to the norm
 
 
 class SAM(Wrapper):
-    r"""Sharpness-aware minimization: steps any optimizer by the gradient at a nearby point of higher loss.
+    r"""Sharpness-aware minimization (SAM): step any optimizer with the gradient at a nearby point of higher loss.
 
     With the gradient :math:`g` of all parameters :math:`\theta` together, each step evaluates the loss a second time,
     at
@@ -34,25 +34,25 @@ class SAM(Wrapper):
         \theta + \rho \frac{g}{\|g\| + 10^{-12}}
         \text{, or, if adaptive, } \theta + \rho \frac{\theta^2 g}{\|\theta g\| + 10^{-12}}
 
-    with the 2-norm over all groups; the parameters of a group with ``maximize`` move against their gradient. Then it
-    sets the parameters back to the bit, and the wrapped optimizer steps them by the second gradient.
+    with the 2-norm over all groups; the parameters of a group with ``maximize`` move against their gradient. Then the
+    parameters are restored, bit for bit, and the wrapped optimizer steps them with the second gradient.
 
-    ``step(closure)`` does all of it: the closure resets the gradients, computes the loss and its gradients, and returns
-    the loss, as for every optimizer of torch that takes one; it is called twice. Without a closure, call
-    ``first_step()`` after the first backward pass, and ``step()`` after the second one. This is also the way to use
-    ``torch.amp.GradScaler``; the direction of the first step does not depend on the loss scale.
+    ``step(closure)`` does all of this. It calls the closure twice, which resets the gradients, computes the loss and
+    its gradients, and returns the loss, as for every optimizer of torch that takes a closure. Without a closure, call
+    ``first_step()`` after the first backward pass, and ``step()`` after the second one. Use this form with
+    ``torch.amp.GradScaler``; the first step does not depend on the loss scale.
 
     The kernels measure the norm in one pass over the gradients, and move the parameters in a second pass; if adaptive,
-    torch operations move them. A copy of the parameters is kept between steps. On a GPU the first step waits for the
+    torch operations do this. A copy of the parameters is kept between steps. On a GPU the first step waits for the
     norm.
 
     SAM is itself an optimizer, and works with schedulers and checkpoints. ``param_groups``, ``state`` and ``defaults``
     are the wrapped optimizer's, and so is the ``state_dict``, whose groups have the key ``sam``: ``rho`` and
-    ``adaptive``. Each of the two can load the other's state_dict. Arguments such as ``max_norm`` and ``average`` belong
-    to the wrapped optimizer, and concern its step alone.
+    ``adaptive``. SAM and the wrapped optimizer can load each other's state_dict. Arguments such as ``max_norm`` and
+    ``average`` belong to the wrapped optimizer, and affect only its step.
 
-    With DistributedDataParallel, each process normally moves by the mean gradient. The authors move each by the
-    gradient of its own batch: call the first backward pass within ``model.no_sync()``.
+    With DistributedDataParallel, each process normally moves by the mean gradient. In the authors' method, each process
+    moves by the gradient of its own batch: for this, call the first backward pass within ``model.no_sync()``.
 
     Sources: Foret et al. 2021, "Sharpness-Aware Minimization for Efficiently Improving Generalization",
     arXiv:2010.01412; adaptive: Kwon et al. 2021, "ASAM", arXiv:2102.11600, without its constant added to
@@ -113,7 +113,7 @@ class SAM(Wrapper):
 
     @property
     def rho(self) -> float:
-        """Length of the first step. It can be set, also while training."""
+        """Length of the first step. It can be set during training."""
         return float(self._setting["rho"])
 
     @rho.setter
@@ -131,10 +131,10 @@ class SAM(Wrapper):
     def first_step(self, zero_grad: bool = False) -> None:
         """Move the parameters that have a gradient to the nearby point of higher loss.
 
-        If they are there already, they are first set back. If the norm is not finite, they stay where they are.
+        If they are already there, they are first restored. If the norm is not finite, they are not moved.
 
         Args:
-            zero_grad: Whether to reset the gradients then.
+            zero_grad: Whether to reset the gradients afterwards.
 
         Raises:
             RuntimeError: A gradient is sparse; nothing has been moved.
@@ -173,9 +173,9 @@ class SAM(Wrapper):
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Set the parameters back, to the bit, to where they were before ``first_step()``; else do nothing.
+        """Restore the parameters, bit for bit, to their values before ``first_step()``; without one, do nothing.
 
-        Parameters that have been changed since stay as they are.
+        Parameters that have been changed since then are not restored.
         """
         same = [p for p, version in self._moved if _version(p) == version]
         _copy([(p, self._old[p]) for p in same])
@@ -184,12 +184,12 @@ class SAM(Wrapper):
         self._begun, self._moved, self._with_low_bits = False, [], []
 
     def second_step(self, zero_grad: bool = False) -> None:
-        """Set the parameters back and step the wrapped optimizer; the same as ``step()`` after ``first_step()``.
+        """Restore the parameters and step the wrapped optimizer; the same as ``step()`` after ``first_step()``.
 
         For code that calls this method of the authors' implementation.
 
         Args:
-            zero_grad: Whether to reset the gradients then.
+            zero_grad: Whether to reset the gradients afterwards.
         """
         self.step()
         if zero_grad:

@@ -1,4 +1,4 @@
-"""What the Schedule-Free optimizers share: two points for each parameter, one to train at and one to evaluate at."""
+"""The base of the Schedule-Free optimizers: two points for each parameter, one for training and one for evaluation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ScheduleFree(Native):
     def eval(self) -> None:
         """Set the parameters to ``x``, the weighted mean of all ``z``. Call this before evaluating or saving the model.
 
-        The states keep ``y``, the point to train at, until :meth:`train`. A second call does nothing.
+        The states keep ``y``, the point for training, until :meth:`train`. A second call does nothing.
         """
         for p, state, master, momentum in self._moved_to(train_mode=False):
             state[TRAIN_POINT] = p.detach().clone() if master is None else master_of(p, state, master)
@@ -35,10 +35,10 @@ class ScheduleFree(Native):
 
     @torch.no_grad()
     def train(self) -> None:
-        """Set the parameters back to the point to train at, to the bit. A second call does nothing.
+        """Restore the parameters to the point for training, bit for bit. A second call does nothing.
 
-        Elements that were changed after :meth:`eval`, for example by loading a model, are taken as the new point to
-        evaluate at, from which the point to train at follows.
+        Elements that were changed after :meth:`eval`, for example by loading a model, are taken as the new point for
+        evaluation, from which the point for training is computed.
         """
         for p, state, master, momentum in self._moved_to(train_mode=True):
             y = _between(wide(p), state["z"], 1 - momentum)

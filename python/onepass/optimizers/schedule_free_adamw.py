@@ -23,7 +23,7 @@ def _torch_step(group: Mapping[str, Any], p: Tensor, grad: Tensor, state: Mappin
 
 
 class ScheduleFreeAdamW(ScheduleFree, signatures.ScheduleFreeAdamW):
-    r"""Schedule-Free AdamW: a weighted mean of all points in place of a schedule and of a momentum.
+    r"""Schedule-Free AdamW: a weighted mean of all points instead of a schedule and of momentum.
 
     At step :math:`t`, with the gradient :math:`g_t` at :math:`y_{t-1}` (negated with ``maximize``), element by element,
     and :math:`x_0 = y_0 = z_0` the initial parameter:
@@ -36,18 +36,22 @@ class ScheduleFreeAdamW(ScheduleFree, signatures.ScheduleFreeAdamW):
         x_t &= (1 - c_t) x_{t-1} + c_t z_t \\
         y_t &= (1 - \beta_1) z_t + \beta_1 x_t
 
-    The parameters are at :math:`y_t`, where the next gradient is taken. Call ``optimizer.eval()`` before evaluating or
-    saving the model: it sets them to :math:`x_t`. Call ``optimizer.train()`` before training on: it restores
-    :math:`y_t` bit for bit. A ``state_dict`` may be saved in either mode, and contains the mode; load it with a model
-    that was saved in the same mode. Before evaluating a model with batch normalization, update its statistics at
-    :math:`x_t` (:func:`torch.optim.swa_utils.update_bn`). No scheduler is needed; a constant ``lr`` after the warm-up
-    is usual. ``average`` and ``copy_to`` follow :math:`y_t`, and so do the slow weights of :class:`Lookahead`, which
-    moves :math:`y_t` without :math:`z_t`. Save and load distributed checkpoints (torch.distributed.checkpoint) only
-    after ``train()``: they cannot load the state that holds :math:`y_t` after ``eval()``.
+    During training the parameters are at :math:`y_t`, where the next gradient is computed. Call ``optimizer.eval()``
+    before evaluating or saving the model: it sets the parameters to :math:`x_t`. Call ``optimizer.train()`` before
+    continuing training: it restores :math:`y_t` bit for bit. No scheduler is needed; a constant ``lr`` after the
+    warm-up is usual.
 
-    The paper multiplies :math:`\gamma_t` by :math:`\sqrt{1 - \beta_2^t}` instead of dividing :math:`v_t`; this is the
-    form of the authors' implementation since version 1.3. That one derives :math:`x` from :math:`y` and back, which
-    loses bits each time, starts in the other mode, and writes to the gradient.
+    - A ``state_dict`` may be saved in either mode, and contains the mode; load it with a model that was saved in the
+      same mode. Save and load distributed checkpoints (torch.distributed.checkpoint) only after ``train()``: they
+      cannot load the state that holds :math:`y_t` after ``eval()``.
+    - Before evaluating a model with batch normalization, update its statistics at :math:`x_t`
+      (:func:`torch.optim.swa_utils.update_bn`).
+    - ``average`` and ``copy_to`` follow :math:`y_t`, and so do the slow weights of :class:`Lookahead`, which moves
+      :math:`y_t` without :math:`z_t`.
+
+    The paper multiplies :math:`\gamma_t` by :math:`\sqrt{1 - \beta_2^t}` instead of dividing :math:`v_t`; this class
+    has the form of the authors' implementation since version 1.3. That implementation computes :math:`x` from :math:`y`
+    and back, which loses bits each time, starts in evaluation mode, and writes to the gradient.
 
     Source: Defazio et al. 2024, "The Road Less Scheduled", arXiv:2405.15682, algorithm 1.
 
@@ -55,7 +59,7 @@ class ScheduleFreeAdamW(ScheduleFree, signatures.ScheduleFreeAdamW):
         params: Parameters, named parameters, or parameter groups, of any shape and strides. The kernels step float32,
             float64, bfloat16, float16 and their complex dtypes on CPUs and GPUs; torch operations step others.
         lr: Learning rate :math:`\gamma`; a float, or a tensor of one element.
-        betas: :math:`\beta_1`, the share of the mean in the point where gradients are taken, in (0, 1), and
+        betas: :math:`\beta_1`, the share of the mean in the point where gradients are computed, in (0, 1), and
             :math:`\beta_2`, the decay rate of the average of squares, in [0, 1).
         eps: :math:`\epsilon`, added to the denominator.
         weight_decay: :math:`\lambda`, at :math:`y`, decoupled from the average of squares.
@@ -82,7 +86,7 @@ class ScheduleFreeAdamW(ScheduleFree, signatures.ScheduleFreeAdamW):
         >>> model(torch.ones(8, 4)).sum().backward()
         >>> optimizer.step()
         >>> optimizer.eval()  # now evaluate, or save the model
-        >>> optimizer.train()  # now train on
+        >>> optimizer.train()  # now continue training
         >>> sorted(optimizer.state[model.weight])
         ['exp_avg_sq', 'lr_max', 'step', 'weight_sum', 'z']
     """

@@ -31,7 +31,7 @@ def _torch_step(group: Mapping[str, Any], p: Tensor, grad: Tensor, state: Mappin
 
 
 class ScheduleFreeRAdam(ScheduleFree, signatures.ScheduleFreeRAdam):
-    r"""Schedule-Free RAdam: Schedule-Free AdamW with RAdam's rectification in place of a warm-up.
+    r"""Schedule-Free RAdam: Schedule-Free AdamW with RAdam's rectification instead of a warm-up.
 
     At step :math:`t`, with the gradient :math:`g_t` at :math:`y_{t-1}` (negated with ``maximize``), element by element,
     and :math:`x_0 = y_0 = z_0` the initial parameter:
@@ -48,12 +48,14 @@ class ScheduleFreeRAdam(ScheduleFree, signatures.ScheduleFreeRAdam):
         x_t &= (1 - c_t) x_{t-1} + c_t z_t \\
         y_t &= (1 - \beta_1) z_t + \beta_1 x_t
 
-    The parameters are at :math:`y_t`, where the next gradient is taken: call ``optimizer.eval()`` before evaluating or
-    saving the model, and ``optimizer.train()`` before training on. :class:`ScheduleFreeAdamW` describes both modes, and
-    what holds for checkpoints, batch normalization, ``average``, ``copy_to`` and :class:`Lookahead`.
+    During training the parameters are at :math:`y_t`, where the next gradient is computed. Call ``optimizer.eval()``
+    before evaluating or saving the model, and ``optimizer.train()`` before continuing training.
+    :class:`ScheduleFreeAdamW` describes both modes, and their effect on checkpoints, batch normalization, ``average``,
+    ``copy_to`` and :class:`Lookahead`.
 
-    The paper does not have this optimizer; the formula is that of the authors' implementation. That one derives
-    :math:`x` from :math:`y` and back, which loses bits each time, starts in the other mode, and writes to the gradient.
+    The paper does not have this optimizer; the formula is that of the authors' implementation. That implementation
+    computes :math:`x` from :math:`y` and back, which loses bits each time, starts in evaluation mode, and writes to the
+    gradient.
 
     Sources: Defazio et al. 2024, "The Road Less Scheduled", arXiv:2405.15682; Liu et al. 2020, arXiv:1908.03265.
 
@@ -61,14 +63,14 @@ class ScheduleFreeRAdam(ScheduleFree, signatures.ScheduleFreeRAdam):
         params: Parameters, named parameters, or parameter groups, of any shape and strides. The kernels step float32,
             float64, bfloat16, float16 and their complex dtypes on CPUs and GPUs; torch operations step others.
         lr: Learning rate :math:`\gamma`; a float, or a tensor of one element.
-        betas: :math:`\beta_1`, the share of the mean in the point where gradients are taken, in (0, 1), and
+        betas: :math:`\beta_1`, the share of the mean in the point where gradients are computed, in (0, 1), and
             :math:`\beta_2`, the decay rate of the average of squares, in [0, 1).
         eps: :math:`\epsilon`, added to the denominator.
         weight_decay: :math:`\lambda`, at :math:`y`, decoupled from the average of squares.
         r: Exponent of the step in the weights of the mean, >= 0.
         weight_lr_power: :math:`q`, exponent of the learning rate in the weights of the mean, >= 0.
-        silent_sgd_phase: Whether the parameters stay while the rectification is undefined (4 steps with the default
-            betas). False: they are stepped by Schedule-Free SGD.
+        silent_sgd_phase: Whether the parameters are not changed while the rectification is undefined (4 steps with the
+            default betas). False: Schedule-Free SGD steps them.
         maximize: Ascend instead of descend.
         capturable: Keep the step count and the scalars on the GPU, so that a CUDA graph can capture the step.
         state_dtype: dtype of ``z`` and ``exp_avg_sq``: torch.float32, float64, bfloat16 or float16; None: the
@@ -89,7 +91,7 @@ class ScheduleFreeRAdam(ScheduleFree, signatures.ScheduleFreeRAdam):
         >>> model(torch.ones(8, 4)).sum().backward()
         >>> optimizer.step()
         >>> optimizer.eval()  # now evaluate, or save the model
-        >>> optimizer.train()  # now train on
+        >>> optimizer.train()  # now continue training
         >>> sorted(optimizer.state[model.weight])
         ['exp_avg_sq', 'lr_max', 'step', 'weight_sum', 'z']
     """

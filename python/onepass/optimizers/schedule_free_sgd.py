@@ -19,7 +19,7 @@ def _torch_step(group: Mapping[str, Any], p: Tensor, grad: Tensor, state: Mappin
 
 
 class ScheduleFreeSGD(ScheduleFree, signatures.ScheduleFreeSGD):
-    r"""Schedule-Free SGD: a weighted mean of all points in place of a schedule of the learning rate.
+    r"""Schedule-Free SGD: a weighted mean of all points instead of a schedule of the learning rate.
 
     At step :math:`t`, with the gradient :math:`g_t` at :math:`y_{t-1}` (negated with ``maximize``), element by element,
     and :math:`x_0 = y_0 = z_0` the initial parameter:
@@ -31,12 +31,13 @@ class ScheduleFreeSGD(ScheduleFree, signatures.ScheduleFreeSGD):
         x_t &= (1 - c_t) x_{t-1} + c_t z_t \\
         y_t &= (1 - \mu) z_t + \mu x_t
 
-    The parameters are at :math:`y_t`, where the next gradient is taken: call ``optimizer.eval()`` before evaluating or
-    saving the model, and ``optimizer.train()`` before training on. :class:`ScheduleFreeAdamW` describes both modes, and
-    what holds for checkpoints, batch normalization, ``average``, ``copy_to`` and :class:`Lookahead`.
+    During training the parameters are at :math:`y_t`, where the next gradient is computed. Call ``optimizer.eval()``
+    before evaluating or saving the model, and ``optimizer.train()`` before continuing training.
+    :class:`ScheduleFreeAdamW` describes both modes, and their effect on checkpoints, batch normalization, ``average``,
+    ``copy_to`` and :class:`Lookahead`.
 
-    The public implementation derives :math:`x` from :math:`y` and back, which loses bits each time, starts in the other
-    mode, and writes to the gradient.
+    The authors' implementation computes :math:`x` from :math:`y` and back, which loses bits each time, starts in
+    evaluation mode, and writes to the gradient.
 
     Source: Defazio et al. 2024, "The Road Less Scheduled", arXiv:2405.15682.
 
@@ -44,7 +45,7 @@ class ScheduleFreeSGD(ScheduleFree, signatures.ScheduleFreeSGD):
         params: Parameters, named parameters, or parameter groups, of any shape and strides. The kernels step float32,
             float64, bfloat16, float16 and their complex dtypes on CPUs and GPUs; torch operations step others.
         lr: Learning rate :math:`\gamma`; a float, or a tensor of one element.
-        momentum: :math:`\mu`, the share of the mean in the point where gradients are taken, in (0, 1).
+        momentum: :math:`\mu`, the share of the mean in the point where gradients are computed, in (0, 1).
         weight_decay: :math:`\lambda`, at :math:`y`.
         warmup_steps: :math:`T_{\text{warmup}}`, >= 0. 0: no warm-up.
         r: Exponent of the step in the weights of the mean, >= 0.
@@ -69,7 +70,7 @@ class ScheduleFreeSGD(ScheduleFree, signatures.ScheduleFreeSGD):
         >>> model(torch.ones(8, 4)).sum().backward()
         >>> optimizer.step()
         >>> optimizer.eval()  # now evaluate, or save the model
-        >>> optimizer.train()  # now train on
+        >>> optimizer.train()  # now continue training
         >>> sorted(optimizer.state[model.weight])
         ['lr_max', 'step', 'weight_sum', 'z']
     """

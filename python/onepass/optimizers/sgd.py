@@ -24,8 +24,8 @@ class SGD(Native, signatures.SGD):
         d_t &= g_t' + \mu b_t \text{ with nesterov, else } b_t \text{ (without momentum } g_t') \\
         \theta_t &= \theta_{t-1} - \gamma d_t
 
-    A sparse gradient is stepped by a kernel if there is neither momentum nor weight decay. The kernel updates only the
-    rows that the gradient has entries for; the result is that of the equal dense gradient.
+    A kernel steps a parameter with a sparse gradient if there is no momentum; otherwise torch's implementation does.
+    The kernel updates only the rows that have entries; the result is that of the equal dense gradient.
 
     Source: Sutskever et al. 2013, "On the importance of initialization and momentum in deep learning", in the form that
     torch uses (the learning rate is not part of the momentum buffer).

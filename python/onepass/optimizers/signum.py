@@ -30,10 +30,11 @@ class Signum(Native, signatures.Signum):
     with :math:`\operatorname{sign}(0) = 0`; for a complex parameter, the signs of real and imaginary part are taken
     separately. ``momentum=0`` is signSGD. Tiger is Signum with ``momentum=0.965`` and ``weight_decay=0.01``.
 
-    A sparse gradient updates only the rows that it has entries for: buffer, weight decay and parameter. All other rows
-    are not changed and do not decay.
+    A sparse gradient updates only the rows that have entries: their momentum and their parameter, including the weight
+    decay. All other rows are not changed and do not decay.
 
-    Some implementations have ``momentum * m + g``, whose sign is the same, and add the weight decay to the gradient.
+    Some implementations compute the momentum as ``momentum * m + g``, which has the same sign, and add the weight decay
+    to the gradient.
 
     Source: Bernstein et al. 2018, "signSGD: Compressed Optimisation for Non-Convex Problems", arXiv:1802.04434,
     algorithm 2.

@@ -15,8 +15,8 @@ from .hooks import unhooked
 class SparseAdam(Native, signatures.SparseAdam):
     r"""Adam for sparse gradients, a drop-in replacement for :class:`torch.optim.SparseAdam`.
 
-    At the parameter's step :math:`t`, with the gradient :math:`g_t` (negated with ``maximize``), for the elements that
-    the gradient has entries for:
+    At the parameter's step :math:`t`, with the gradient :math:`g_t` (negated with ``maximize``), for the elements for
+    which the gradient has entries:
 
     .. math::
         m_t &= \beta_1 m_{t-1} + (1 - \beta_1) g_t \\

@@ -27,7 +27,7 @@ def _torch_step(group: Mapping[str, Any], p: Tensor, grad: Tensor, state: Mappin
 
 
 class StableAdamW(Native, signatures.StableAdamW):
-    r"""StableAdamW: AdamW with the update clipping of Adafactor, which lowers the learning rate of a tensor.
+    r"""StableAdamW: AdamW with Adafactor's update clipping: a lower learning rate for tensors with large updates.
 
     At step :math:`t`, with the gradient :math:`g_t` (negated with ``maximize``):
 
@@ -39,7 +39,7 @@ class StableAdamW(Native, signatures.StableAdamW):
         \theta_t &= \theta_{t-1} - \frac{\gamma}{r_t}
                     \Bigl(\frac{m_t}{\sqrt{v_t} + \epsilon} + \lambda \theta_{t-1}\Bigr)
 
-    with the mean over the whole tensor. The averages include the bias correction, so this class does not continue with
+    with the mean over the whole tensor. The averages include the bias correction, so this class cannot continue with
     the states of Adam or AdamW.
 
     Source: Wortsman et al. 2023, "Stable and low-precision training for large-scale vision-language models",

@@ -13,7 +13,7 @@ from .arguments import dtype_name
 from .block_states import first_element
 from .gradient_norm import is_dtensor, local_part
 
-DTYPES = frozenset({torch.bfloat16, torch.float16})  # of what is rounded stochastically, beside 8-bit states
+DTYPES = frozenset({torch.bfloat16, torch.float16})  # that are rounded stochastically, in addition to 8-bit states
 
 
 def has_16_bits(tensor: object) -> bool:

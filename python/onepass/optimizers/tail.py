@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class StepReport(NamedTuple):
-    """What the last step of an optimizer did: the value of ``optimizer.last_step``.
+    """The report of an optimizer's last step: the value of ``optimizer.last_step``.
 
     Attributes:
         grad_norm: Norm of all gradients, unscaled and before clipping. None if the step did not measure it: without
@@ -110,7 +110,7 @@ class _Followers(NamedTuple):
 
 
 class Tail(Part):
-    """What a step does beside the update, for the arguments of :meth:`Native._take_arguments`.
+    """The parts of a step other than the update, for the arguments of :meth:`Native._take_arguments`.
 
     Attributes:
         measures: Whether the step measures the norm of the gradients.
@@ -282,7 +282,7 @@ class Tail(Part):
         return norm, *request.clipping(norm)
 
     def norm_of(self, optimizer: Optimizer, measures: Sequence[float | None] = ()) -> float:
-        """Return the norm of all gradients as they are. ``measures``: see :func:`total_norm`."""
+        """Return the norm of all gradients, not unscaled. ``measures``: see :func:`total_norm`."""
         params = params_of(optimizer)
         return total_norm(params, [p.grad for p in params], self._largest, measures)
 
@@ -423,7 +423,7 @@ class Tail(Part):
     # -- steps in torch operations -----------------------------------------------------------------------------------
 
     def around(self, optimizer: Native, grad_factor: float, step: Callable[[float], None]) -> None:
-        """Make a step that is not one request to the core: everything beside ``step`` in torch operations.
+        """Make a step that is not one request to the core: everything but ``step`` in torch operations.
 
         Args:
             optimizer: The optimizer.

@@ -1,4 +1,4 @@
-"""Steps in torch operations, for optimizers that torch does not have: of parameters that no kernel covers."""
+"""Steps of parameters that no kernel covers in torch operations, for optimizers that torch does not have."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def steps(
         counts: Whether each parameter has a ``step``.
         copies: Those of the states that begin as copies of the parameter. An optimizer that has such states has float32
             states for 16-bit parameters.
-        scalars: Names of the scalars that each parameter has beside ``step``. They begin as 0.
+        scalars: Names of the scalars that each parameter has in addition to ``step``. They begin as 0.
     """
 
     def decorate(update: Update) -> Step:
@@ -67,7 +67,7 @@ def steps(
                     grad = (-p.grad if group["maximize"] else p.grad).to(dtype)
                     held = {each: real(state[each]) for each in names} | {each: state[each] for each in scalars}
                     count = float(state["step"]) if counts else 0.0
-                    # p itself, unless it is 16 bits beside float32 states, or torch conjugates or negates it lazily.
+                    # p itself, unless it has 16 bits and float32 states, or torch conjugates or negates it lazily.
                     own = p.resolve_conj().resolve_neg().to(dtype)
                     update(group, real(own), real(grad), held, count)
                     if own is not p:
@@ -95,7 +95,7 @@ def check(name: str, optimizer: Optimizer) -> None:
 
 
 def _number(value: Any) -> Any:
-    """Return a hyperparameter with floats in place of tensors, which need not broadcast to the parameter."""
+    """Return a hyperparameter with floats instead of tensors, which need not broadcast to the parameter."""
     if isinstance(value, tuple | list):
         return [_number(each) for each in value]
     return number(value) if isinstance(value, Tensor) else value

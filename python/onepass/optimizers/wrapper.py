@@ -1,4 +1,4 @@
-"""What optimizers that wrap another one share."""
+"""The base of the optimizers that wrap another one."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Wrapper(Optimizer):
 
     @property
     def last_step(self) -> StepReport | None:
-        """What the last step of the wrapped optimizer did: its ``last_step``; None if it has none."""
+        """The report of the wrapped optimizer's last step: its ``last_step``; None if it has none."""
         return getattr(innermost(self), "last_step", None)
 
     def zero_grad(self, set_to_none: bool = True) -> None:

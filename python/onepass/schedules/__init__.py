@@ -1,6 +1,6 @@
 r"""Schedules: pure functions of the step, composed from parts.
 
-A schedule returns a factor for each step :math:`t = 0, 1, 2, \ldots`, and depends on the step only.
+A schedule returns a factor for each step :math:`t = 0, 1, 2, \ldots`, which depends on the step only.
 :class:`~onepass.ScheduleLR` multiplies the optimizer's initial learning rate by that factor::
 
     from onepass.schedules import cosine, parse, warmup

@@ -18,8 +18,8 @@ from .torch_base import LRScheduler
 class CosineAnnealingLR(LRScheduler, lr_scheduler.CosineAnnealingLR):
     """Cosine annealing: ``eta_min + (lr(0) - eta_min) (1 + cos(pi t / T_max)) / 2``; periodic after ``T_max``.
 
-    If an earlier scheduler has reduced the optimizer's rate to ``eta_min``, a new one starts at the value of the
-    formula: the optimizer's ``initial_lr`` or, with ``last_epoch``, that of a later step. torch's class stays at
+    If an earlier scheduler has reduced the optimizer's rate to ``eta_min``, a new scheduler starts at the value of the
+    formula: the optimizer's ``initial_lr`` or, with ``last_epoch``, the rate of a later step. torch's class stays at
     ``eta_min``.
 
     Args:
@@ -48,7 +48,7 @@ class CosineAnnealingLR(LRScheduler, lr_scheduler.CosineAnnealingLR):
 class LinearLR(LRScheduler, lr_scheduler.LinearLR):
     """Linear change from ``start_factor lr(0)`` to ``end_factor lr(0)`` in ``total_iters`` steps, then constant.
 
-    On an optimizer whose rate is zero, a new one starts at the value of the formula; torch's class stays at zero.
+    On an optimizer whose rate is zero, it starts at the value of the formula; torch's class stays at zero.
 
     Args:
         optimizer: The optimizer whose rates are set.
@@ -84,7 +84,7 @@ class LinearLR(LRScheduler, lr_scheduler.LinearLR):
 class PolynomialLR(LRScheduler, lr_scheduler.PolynomialLR):
     """Polynomial decay: ``lr(0) (1 - t / total_iters) ** power``, then zero.
 
-    On an optimizer whose rate is zero, a new one starts at the value of the formula; torch's class stays at zero.
+    On an optimizer whose rate is zero, it starts at the value of the formula; torch's class stays at zero.
 
     Args:
         optimizer: The optimizer whose rates are set.

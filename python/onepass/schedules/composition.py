@@ -59,18 +59,18 @@ class Composition(LRScheduler):
 
 
 class SequentialLR(Composition, lr_scheduler.SequentialLR):
-    """Several schedulers in sequence: at each milestone the next one starts, from the optimizer's initial rates.
+    """Several schedulers in sequence: at each milestone the next scheduler starts from the optimizer's initial rates.
 
     Differences from torch's class:
 
     - ``last_epoch=n`` resumes a run after n steps (n is the attribute ``last_epoch`` of the interrupted scheduler),
       whichever part is active. The parts are passed as for a new run, and stepped n times. torch's class starts with
       the first part for every n.
-    - Parts may be :class:`ReduceLROnPlateau`, torch's or onepass's. ``step(metrics)`` passes the metric to the plateau
-      that is active. A ``step()`` without a metric counts towards the milestones, but does not change a plateau's rate.
-      So a warm-up may be stepped per batch and the plateau per epoch.
-    - Parts may be sequences and chains, which start when they become active. In torch's class, such a part is one step
-      ahead if it is the first, and raises otherwise.
+    - Parts may be :class:`ReduceLROnPlateau`, torch's or onepass's. ``step(metrics)`` passes the metric to the active
+      plateau. A ``step()`` without a metric counts towards the milestones, but does not change a plateau's rate. So a
+      warm-up may be stepped per batch and the plateau per epoch.
+    - Parts may be :class:`SequentialLR` and :class:`ChainedScheduler`, which start when they become active. In torch's
+      class, such a part is one step ahead if it is the first, and raises an error otherwise.
 
     Args:
         optimizer: The optimizer whose rates are set.
@@ -133,10 +133,11 @@ class ChainedScheduler(Composition, lr_scheduler.ChainedScheduler):
     Differences from torch's class:
 
     - Links may be :class:`ReduceLROnPlateau`, torch's or onepass's, in any order. The rate is then that of the other
-      links times the factors by which the plateaus have reduced it so far. This includes links that compute the rate
-      from the step alone (:class:`LambdaLR`, :class:`OneCycleLR`, ...); stepped by hand, these undo a plateau's
-      reductions. ``step(metrics)`` passes the metric to the plateaus; ``step()`` steps the other links only.
-    - Links may be sequences and chains.
+      links times the factors by which the plateaus have reduced it so far. This also holds for links that compute the
+      rate from the step alone (:class:`LambdaLR`, :class:`OneCycleLR`, ...). Stepped without ``ChainedScheduler``,
+      these undo a plateau's reductions. ``step(metrics)`` passes the metric to the plateaus; ``step()`` steps the other
+      links only.
+    - Links may be :class:`SequentialLR` and :class:`ChainedScheduler`.
 
     Args:
         schedulers: The links, all on one optimizer.

@@ -82,7 +82,7 @@ def plot(
     return figure_of(filled)
 
 
-# With more lines than this, the legend is beside the axes, and the colors follow the order of the lines.
+# With more lines than this, the legend is next to the axes, and the colors follow the order of the lines.
 _IN_AXES = 8
 _IN_LEGEND = 24  # largest number of lines in that legend, evenly spaced
 

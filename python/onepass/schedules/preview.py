@@ -21,8 +21,8 @@ def preview(scheduler: LRScheduler, n: int, metrics: Iterable[float] | None = No
     """Return the learning rates of the next ``n`` steps, without changing the scheduler or its optimizer.
 
     A copy of the scheduler is stepped on a stand-in for the optimizer with the same hyperparameters. Functions and
-    objects that the scheduler uses are copied with their state, including closures. Models, parameters, data sets, data
-    loaders and arrays of more than 64 KiB to which they refer are not copied. State in global variables is not copied.
+    objects that the scheduler uses are copied with their state, including closures. These are not copied: models,
+    parameters, data sets, data loaders, arrays of more than 64 KiB, and state in global variables.
 
     Args:
         scheduler: Any scheduler, also torch's and your own subclasses.

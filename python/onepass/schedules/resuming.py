@@ -1,4 +1,4 @@
-"""What ``load_state_dict`` of torch's schedulers does in addition to torch's method."""
+"""The additions to ``load_state_dict`` of torch's schedulers."""
 
 from __future__ import annotations
 

@@ -41,15 +41,15 @@ class ScheduleLR(Previewed, LRScheduler):
         plateau: Arguments of ``torch.optim.lr_scheduler.ReduceLROnPlateau``, such as ``{"patience": 3}``. The plateau
             reduces base_lr when a metric stops improving, and the schedule multiplies the reduced base_lr. So
             ``min_lr`` and ``eps`` refer to base_lr.
-        count_skipped: Whether ``step()`` advances the schedule if the optimizer has not stepped since the last call,
-            because GradScaler has found an inf, or because the optimizer has skipped the step
-            (``optimizer.last_step.skipped``). False needs a hook on the optimizer's step, which waits for the GPU if
+        count_skipped: Whether ``step()`` advances the schedule even if the optimizer has not stepped since the last
+            call, because GradScaler has found an infinite gradient, or because the optimizer has skipped the step
+            (``optimizer.last_step.skipped``). False adds a hook to the optimizer's step, which waits for the GPU if
             GradScaler's ``found_inf`` or the optimizer's norm is there.
         last_epoch: -1 for a new run. To resume after n calls of ``step()`` without a state_dict, pass n - 1, as for
             torch's schedulers, with an optimizer whose state has been loaded. The plateau is then reset.
 
     ``base_lrs`` may be assigned; the plateau's reductions remain in effect. If all groups have the same schedule, a
-    parameter group that is added later is scheduled from the next step on, with its values then as base values.
+    parameter group that is added later is scheduled from the next step on; its values at that time are the base values.
 
     In addition to torch's ``initial_lr``, the parameter groups get ``initial_weight_decay``, ``initial_momentum`` and
     ``initial_betas`` if these are scheduled.
@@ -60,7 +60,7 @@ class ScheduleLR(Previewed, LRScheduler):
             a scheduled hyperparameter; a beta would leave [0, 1).
         KeyError: ``last_epoch`` is given, and a group does not have its initial values.
 
-    A constructor or method that raises has changed neither the scheduler nor the optimizer.
+    If the constructor or a method raises, neither the scheduler nor the optimizer has been changed.
 
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
@@ -262,7 +262,7 @@ class ScheduleLR(Previewed, LRScheduler):
             metrics: Metric for the plateau; None: the plateau is not updated.
 
         Raises:
-            ValueError: There are metrics but no plateau; a beta would leave [0, 1); a parameter group was added for
+            ValueError: There are metrics but no plateau, a beta would leave [0, 1), or a parameter group was added for
                 which there is no schedule. Nothing has been changed.
         """
         if metrics is not None:
@@ -287,7 +287,7 @@ class ScheduleLR(Previewed, LRScheduler):
         return self._plateau
 
     def feed(self, metrics: SupportsFloat) -> None:
-        """Pass a metric to the plateau without advancing the schedule, for validation that is rarer than steps.
+        """Pass a metric to the plateau without advancing the schedule, for validation that is less frequent than steps.
 
         Args:
             metrics: Metric for the plateau.
@@ -394,14 +394,14 @@ class ScheduleLR(Previewed, LRScheduler):
         """Load the state of a ScheduleLR, and set the optimizer's hyperparameters to the values of that state.
 
         Args:
-            state_dict: State of a ScheduleLR. If its schedules differ from those of this one, this method warns, and
-                those of this one are used. If its base values differ, this method warns, and those of the state are
-                used; to change a rate, assign ``base_lrs`` afterwards. If only one of the two has a plateau, the
+            state_dict: State of a ScheduleLR. If its schedules differ from those of this scheduler, this method warns,
+                and this scheduler keeps its own. If its base values differ, this method warns, and the state's values
+                are used; to change a rate, assign ``base_lrs`` afterwards. If only one of the two has a plateau, the
                 plateau is reset.
 
         Raises:
-            ValueError: The state is of another class, another number of parameter groups, or other hyperparameters; a
-                beta would leave [0, 1). Nothing has been changed.
+            ValueError: The state is that of another class, or has another number of parameter groups or other
+                hyperparameters; or a beta would leave [0, 1). Nothing has been changed.
         """
         extended = self._with_added_groups()
         loaded, lrs, values = extended._loaded(state_dict)

@@ -23,9 +23,9 @@ class ReduceLROnPlateau(LRScheduler, lr_scheduler.ReduceLROnPlateau):
         patience: Number of steps without an improvement that are tolerated.
         threshold: Smallest improvement that counts.
         threshold_mode: ``"rel"``: the threshold is a fraction of the best metric. ``"abs"``: it is a difference.
-        cooldown: Number of steps after a reduction in which ``patience`` is not counted.
+        cooldown: Number of steps after a reduction in which steps without an improvement are not counted.
         min_lr: Lowest rate; a list has one for each parameter group.
-        eps: A reduction by no more than this is not made.
+        eps: A reduction of the rate by this or less is not made.
 
     Example:
         >>> optimizer = onepass.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
@@ -58,14 +58,14 @@ class ReduceLROnPlateau(LRScheduler, lr_scheduler.ReduceLROnPlateau):
 
 
 class SWALR(LRScheduler, swa_utils.SWALR):
-    """Anneal the optimizer's rate to ``swa_lr`` in ``anneal_epochs`` steps, then hold it, for weight averaging.
+    """Change the rate to ``swa_lr`` in ``anneal_epochs`` steps and keep it constant, for weight averaging.
 
     Source: Izmailov et al., "Averaging Weights Leads to Wider Optima and Better Generalization", arXiv:1803.05407.
 
     Args:
         optimizer: The optimizer whose learning rates are set.
         swa_lr: Last rate; a list has one for each parameter group.
-        anneal_epochs: Number of steps to it; 0: it is set in the first step.
+        anneal_epochs: Number of steps to ``swa_lr``; 0: it is set in the first step.
         anneal_strategy: ``"cos"``: half a cosine wave. ``"linear"``: a straight line.
         last_epoch: Index of the last completed step, if training is resumed without a ``state_dict``; else -1.
 

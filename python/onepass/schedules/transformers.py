@@ -387,10 +387,10 @@ def get_wsd_schedule(
         num_warmup_steps: Number of steps of the rise, >= 0; may be fractional.
         num_decay_steps: Number of steps of the fall, >= 0; may be fractional.
         num_training_steps: Number of all steps, >= 0; may be fractional. Required without ``num_stable_steps``.
-        num_stable_steps: Number of steps at the initial rate, >= 0. None: what rise and fall leave of
-            ``num_training_steps``.
+        num_stable_steps: Number of steps at the initial rate, >= 0. None: ``num_training_steps`` minus the steps of
+            rise and fall.
         warmup_type: Form of the rise: "linear", "cosine" or "1-sqrt".
-        decay_type: Form of the fall: one of these.
+        decay_type: Form of the fall: one of the same.
         min_lr_ratio: First and last rate as a fraction of the initial rate.
         num_cycles: For ``decay_type="cosine"``: number of whole cosine waves; 0.5 ends at the last rate.
         last_epoch: Index of the last completed step, if training is resumed without a ``state_dict``; else -1.

@@ -1,4 +1,4 @@
-"""Averages of a model's parameters, which an optimizer may move in its own step."""
+"""Averages of a model's parameters, which an optimizer can move in its own step."""
 
 from __future__ import annotations
 
@@ -91,9 +91,9 @@ class _Round(NamedTuple):
 
 
 class AveragedModel(swa_utils.AveragedModel):
-    r"""A copy of a model, whose parameters are averages of the model's parameters over the steps.
+    r"""A copy of a model whose parameters are averages of the model's parameters over the steps.
 
-    After :math:`n` averaged steps, the next one moves each average :math:`\bar\theta` towards its parameter
+    After :math:`n` averaged steps, the next step moves each average :math:`\bar\theta` towards its parameter
     :math:`\theta`:
 
     .. math::
@@ -110,8 +110,8 @@ class AveragedModel(swa_utils.AveragedModel):
     The averages have the dtypes of the model. ``AveragedModel(model, ...).float()`` averages a bfloat16 or float16
     model in float32. With 16-bit averages and a decay near 1, the changes are below the rounding error and are lost.
 
-    ``state_dict`` has the keys of torch's class, and each class loads the other's. It does not hold ``decay`` and the
-    warm-up, which are arguments of the constructor; a pickle holds them.
+    ``state_dict`` has the keys of torch's class, and each class loads the other's. It does not contain the arguments of
+    the constructor, such as ``decay``; a pickle contains them.
 
     Sources: Polyak and Juditsky 1992, "Acceleration of stochastic approximation by averaging"; Izmailov et al. 2018,
     "Averaging Weights Leads to Wider Optima and Better Generalization", arXiv:1803.05407. The warm-up is that of timm's
@@ -127,7 +127,7 @@ class AveragedModel(swa_utils.AveragedModel):
         use_buffers: Whether buffers are averaged; otherwise they are copied.
         decay: Decay :math:`d` of an exponential moving average, in [0, 1]. None: the mean of all parameters so far,
             with equal weights.
-        warmup: Whether the decay increases from 0 to ``decay``, so that early parameters are forgotten sooner. With
+        warmup: Whether the decay increases from 0 to ``decay``, so that early parameters lose their weight sooner. With
             the default :math:`\gamma` and :math:`p`, it reaches 0.999 after 31,600 steps.
         warmup_gamma: Time scale :math:`\gamma` of the warm-up in steps, > 0.
         warmup_power: Exponent :math:`p` of the warm-up, > 0.
@@ -136,8 +136,8 @@ class AveragedModel(swa_utils.AveragedModel):
         AssertionError: Both ``avg_fn`` and ``multi_avg_fn`` are given.
         TypeError: ``decay``, ``warmup_gamma`` or ``warmup_power`` is not a number.
         ValueError: One of them is out of range; ``decay`` is given with ``avg_fn`` or ``multi_avg_fn``; ``warmup``
-            without ``decay``; or the model is one of ``fully_shard``, which cannot be copied: make the average first,
-            then call ``fully_shard`` on both.
+            without ``decay``; or ``fully_shard`` was applied to the model, which can then not be copied: create the
+            average first, then call ``fully_shard`` on both.
 
     Example:
         >>> model = torch.nn.Linear(4, 1)
@@ -216,9 +216,9 @@ class AveragedModel(swa_utils.AveragedModel):
     def update_parameters(self, model: Module) -> None:
         """Move the averages towards the parameters of a model, and copy or average its buffers.
 
-        If an optimizer moves averages in its steps, this method does the rest of the step that the optimizer has just
-        made: it moves the averages of parameters that are not the optimizer's, and updates the buffers. It changes
-        nothing if the optimizer has made no step since the last call, because the step was skipped, for example.
+        If an optimizer moves averages in its steps, this method does the rest: it moves the averages of parameters that
+        are not the optimizer's, and updates the buffers. It changes nothing if the optimizer has made no step since the
+        last call, for example because the step was skipped.
 
         Args:
             model: The model, or a wrapper of it. Its parameters are matched by their order.
@@ -308,10 +308,10 @@ class AveragedModel(swa_utils.AveragedModel):
 
     @contextlib.contextmanager
     def swapped(self, model: Module) -> Iterator[None]:
-        """Give the averages to the parameters and buffers of a model within this context, to evaluate or save it.
+        """Set the parameters and buffers of a model to the averages within this context, to evaluate or save the model.
 
         The values are converted to the model's dtypes and devices and written in place. At exit, also after an
-        exception, all parameters and buffers have their former values again, bit by bit. The context needs memory for
+        exception, all parameters and buffers get their former values back, bit for bit. The context needs memory for
         one more copy of the model. Train or eval mode is not changed.
 
         The buffers are those of the average. ``update_parameters`` copies them from the model; for batch normalization

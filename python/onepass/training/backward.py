@@ -1,4 +1,4 @@
-"""Updates within the backward pass: each gradient is used as soon as it is complete, and then freed."""
+"""Steps within the backward pass: each gradient is used as soon as it is complete, and then freed."""
 
 from __future__ import annotations
 
@@ -234,10 +234,11 @@ class _Stepper:
 def step_in_backward(optimizer: Optimizer) -> StepInBackward:
     """Update each parameter within ``backward()`` as soon as its gradient is complete, and free the gradient.
 
-    Only one gradient is held at a time. The result is bitwise that of ``optimizer.step()`` after ``backward()``.
-    States, groups and hyperparameters stay in the optimizer, so schedulers, ``state_dict`` and ``zero_grad`` work as
-    before. The training loop need not change: ``optimizer.step()`` finds no gradients, updates nothing, and calls the
-    step hooks, which ``backward()`` does not call. So ``ScheduleLR`` with ``count_skipped=False`` needs that call.
+    Only one gradient is held at a time, which saves nearly the memory of all gradients. The result has the same bits as
+    ``optimizer.step()`` after ``backward()``. States, groups and hyperparameters stay in the optimizer, so schedulers,
+    ``state_dict`` and ``zero_grad`` work as before. The training loop need not change: ``optimizer.step()`` finds no
+    gradients, updates nothing, and calls the step hooks, which ``backward()`` does not call. ``ScheduleLR`` with
+    ``count_skipped=False`` needs these hooks, and so the call.
 
     ::
 
@@ -251,17 +252,18 @@ def step_in_backward(optimizer: Optimizer) -> StepInBackward:
                     loss_of(model, micro_batch).backward()
             loss_of(model, micro_batches[-1]).backward()
 
-    Code that needs gradients after the backward pass does not work with it: clipping by the global norm,
-    ``GradScaler``, :func:`log_to`, and DistributedDataParallel, which averages gradients later. ``fully_shard`` works,
-    because it averages them before. To clip, use a hook of the parameter, by value or by the norm of one gradient.
+    Code that needs gradients after the backward pass does not work: clipping by the global norm, ``GradScaler``,
+    :func:`log_to`, and DistributedDataParallel, which averages gradients later. ``fully_shard`` works, because it
+    averages them earlier. To clip by value, use the optimizer's ``clip_value``; to clip by the norm of one gradient,
+    use a hook of the parameter.
 
     Using a freed gradient raises: ``.grad`` holds a placeholder until ``zero_grad()``, ``optimizer.step()`` or the next
     gradient. For a DTensor, ``.grad`` is None. Parameters that are added to the optimizer or unfrozen are included from
     the next ``optimizer.step()`` on.
 
-    One mistake is not detected: a parameter used in several blocks under ``torch.utils.checkpoint`` with
+    One error is not detected: a parameter that is used in several blocks under ``torch.utils.checkpoint`` with
     ``use_reentrant=True``. Each block then has its own backward pass, so the parameter is updated once per block, with
-    that block's part of the gradient. With ``use_reentrant=False`` the gradient is complete before the update.
+    this block's part of the gradient. With ``use_reentrant=False`` the gradient is complete before the update.
 
     Args:
         optimizer: Any optimizer of onepass or torch that needs no closure and steps each parameter separately.

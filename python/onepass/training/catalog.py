@@ -42,6 +42,21 @@ def list_optimizers() -> list[str]:
 def create(name: str, params: nn.Module | ParamsT, **arguments: Any) -> Optimizer:
     """Return a new optimizer, given the name of its class.
 
+    :class:`onepass.Muon` and :class:`onepass.NorMuon` step matrices only. For whole models, ``create("muon", model)``
+    and ``create("normuon", model)`` return :class:`onepass.Combined` of that optimizer, for the matrices of hidden
+    layers, and of AdamW, for all other parameters:
+
+    - parameters that are not matrices;
+    - those of embeddings (:class:`torch.nn.Embedding`, :class:`torch.nn.EmbeddingBag`, and classes whose name ends in
+      ``Embedding`` or ``Embeddings``);
+    - those of the head (the module that ``model.get_output_embeddings()`` or ``model.get_classifier()`` returns, or
+      else the last :class:`torch.nn.Linear`);
+    - those whose names match a pattern in ``no_muon``.
+
+    A tied parameter has the roles of all its owners. The arguments are those of Muon or NorMuon. AdamW gets those that
+    it also has, such as ``lr`` and ``weight_decay``, and those of the dict ``adamw``. ``adjust_lr_fn`` is
+    ``"match_rms_adamw"`` unless it is given, so that one ``lr`` suits both (Liu et al. 2025, arXiv:2502.16982).
+
     Args:
         name: Name of the optimizer, such as ``"adamw"``; see :func:`list_optimizers`. Case, ``_`` and ``-`` are
             ignored.
@@ -49,27 +64,17 @@ def create(name: str, params: nn.Module | ParamsT, **arguments: Any) -> Optimize
         **arguments: Further arguments of the class. For a module, ``no_decay``, ``layer_decay`` and ``lr_scale`` are
             also accepted and are passed to :func:`onepass.param_groups`. With ``no_decay`` and without
             ``weight_decay``, the other parameters have the class's default ``weight_decay``. For ``"muon"`` and
-            ``"normuon"`` with a module, also ``no_muon``: patterns of the names of matrices that AdamW steps, as in
-            ``lr_scale``; and ``adamw``: a dict of arguments of AdamW.
+            ``"normuon"`` with a module, ``no_muon`` (patterns of the names of matrices that AdamW steps, as in
+            ``lr_scale``) and ``adamw`` (a dict of arguments of AdamW) are also accepted.
 
     Returns:
         An optimizer of that class; :class:`onepass.Combined` for ``"muon"`` and ``"normuon"`` with a module.
 
-    ``create("muon", model)`` and ``create("normuon", model)`` are for whole models, while :class:`onepass.Muon` and
-    :class:`onepass.NorMuon` step matrices only: they return :class:`onepass.Combined` of that optimizer, for the
-    weights of hidden layers that are matrices, and of AdamW for the rest: other parameters; those of embeddings
-    (:class:`torch.nn.Embedding`, :class:`torch.nn.EmbeddingBag`, and classes whose name ends in ``Embedding`` or
-    ``Embeddings``); those of the head (the module that ``model.get_output_embeddings()`` or ``model.get_classifier()``
-    returns, or else the last :class:`torch.nn.Linear`); and those whose names match a pattern in ``no_muon``. A tied
-    parameter has the roles of all its owners. Arguments are those of Muon or NorMuon. AdamW has those that both take,
-    such as ``lr`` and ``weight_decay``, and those of the dict ``adamw``. ``adjust_lr_fn`` is ``"match_rms_adamw"``
-    unless it is given, so that one ``lr`` suits both (Liu et al. 2025, arXiv:2502.16982).
-
     Raises:
         TypeError: ``name`` is not a string; ``no_decay``, ``layer_decay`` or ``lr_scale`` is given without a module;
             or ``no_muon`` or ``adamw`` is given without a module, or for another optimizer.
-        ValueError: There is no optimizer of that name, an argument is out of range, or an argument needs all
-            parameters in one optimizer (such as ``max_norm``), which ``create("muon", model)`` divides.
+        ValueError: There is no optimizer of that name, an argument is out of range, or ``create("muon", model)`` gets
+            an argument that needs all parameters in one optimizer, such as ``max_norm``.
 
     Example:
         >>> model = torch.nn.Linear(4, 2)

@@ -1,4 +1,4 @@
-"""torch.nn.utils' functions that clip gradients outside of a step, in two passes over the gradients."""
+"""The functions of torch.nn.utils that clip gradients outside of a step, in two passes over the gradients."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ def get_total_norm(
 ) -> Tensor:
     """Return the norm of all tensors as one vector, as :func:`torch.nn.utils.get_total_norm`.
 
-    The 2-norm and the largest magnitude (``norm_type=inf``) are measured in float64, in one pass. Beyond torch's
-    function, DTensors on different meshes, DTensors beside plain tensors, sparse tensors and, with ``inf``, empty
-    tensors are supported. The norm of DTensors is a plain tensor with the norm of all processes' parts; all processes
-    have to call this function. Other norms, and tensors on a GPU without DTensors, are measured by torch's function.
+    The 2-norm and the largest magnitude (``norm_type=inf``) are computed in float64, in one pass. In addition to
+    torch's function, this one supports DTensors on different meshes, DTensors together with plain tensors, sparse
+    tensors and, with ``inf``, empty tensors. The norm of DTensors is a plain tensor with the norm of all processes'
+    parts; all processes must call this function. Torch's function computes other norms, and those of tensors on a GPU
+    without DTensors.
 
     Args:
         tensors: Tensors of any dtypes and shapes, or a single tensor.
@@ -36,8 +37,8 @@ def get_total_norm(
         foreach: For compatibility; used only where torch's function is called.
 
     Returns:
-        The norm, a tensor of shape () on the first tensor's device. Its dtype is the promoted dtype of all tensors. In
-        a dtype of 16 bits it is rounded once, from float64.
+        The norm, a tensor of shape () on the first tensor's device. Its dtype is the promoted dtype of all tensors. A
+        norm of 16 bits is rounded once, from float64.
 
     Raises:
         RuntimeError: The norm is not finite and ``error_if_nonfinite`` is set.
@@ -66,16 +67,15 @@ def clip_grad_norm_(
     """Clip the norm of all gradients in place, as :func:`torch.nn.utils.clip_grad_norm_`.
 
     All gradients are multiplied by the coefficient ``min(1, max_norm / (norm + 1e-6))``. If it is 1, nothing is
-    written. The norm is that of :func:`get_total_norm`, which also says where torch's function is called. The
-    coefficient is computed in float64 from the norm in float64, also for gradients of 16 bits, whose norm torch's
-    function rounds to their dtype. Numbers below the normal range of float32 (of float64 for float64 gradients) become
-    0.
+    written. The norm is that of :func:`get_total_norm`; torch's function is called in the same cases. The coefficient
+    is computed in float64 from the norm in float64; torch's function rounds the norm to the dtype of the gradients.
+    Numbers below the normal range of float32 (of float64 for float64 gradients) become 0.
 
-    The optimizer's argument ``max_norm=`` gives the same parameters in less time, and leaves the gradients as they are.
+    The optimizer's argument ``max_norm=`` gives the same parameters in less time, and does not modify the gradients.
 
     Args:
-        parameters: Parameters, or a single one. Those without a gradient are ignored. A gradient that occurs twice
-            counts and is multiplied twice, as in torch.
+        parameters: Parameters, or a single one. Those without a gradient are ignored. A gradient that occurs twice is
+            counted and multiplied twice, as in torch.
         max_norm: Largest norm.
         norm_type: Order of the norm.
         error_if_nonfinite: Whether to raise an error if the norm is NaN or infinite. Nothing is written then. Otherwise
@@ -116,7 +116,7 @@ def clip_grad_norm_(
 def clip_grads_with_norm_(
     parameters: Tensors, max_norm: float, total_norm: Tensor, foreach: bool | None = None
 ) -> None:
-    """Clip gradients in place by a norm that is known, as :func:`torch.nn.utils.clip_grads_with_norm_`.
+    """Clip gradients in place by a known norm, as :func:`torch.nn.utils.clip_grads_with_norm_`.
 
     The coefficient ``min(1, max_norm / (total_norm + 1e-6))`` is computed in the dtype of ``total_norm``, as in torch.
     If it is 1, nothing is written. Torch's function is called if ``total_norm`` is not on the CPU.
@@ -151,9 +151,10 @@ def clip_grads_with_norm_(
 def clip_grad_value_(parameters: Tensors, clip_value: float, foreach: bool | None = None) -> None:
     """Clamp gradients in place to [-clip_value, clip_value], as :func:`torch.nn.utils.clip_grad_value_`.
 
-    Torch's function is called for gradients that are not on the CPU. Beyond torch's function, DTensors on different
-    meshes, DTensors beside plain tensors, limits beyond the range of the gradients' dtype, and parameters of which none
-    has a gradient are supported. Numbers below the normal range of float32 (of float64 for float64 gradients) become 0.
+    In addition to torch's function, this one supports DTensors on different meshes, DTensors together with plain
+    tensors, limits beyond the range of the gradients' dtype, and parameters of which none has a gradient. Numbers below
+    the normal range of float32 (of float64 for float64 gradients) become 0. Torch's function is called for gradients
+    that are not on the CPU.
 
     Args:
         parameters: Parameters, or a single one. Those without a gradient are ignored.

@@ -1,4 +1,4 @@
-"""Clipping policies: objects that choose, from the history of gradient norms, the factor of each step's gradients."""
+"""Clipping policies: objects that choose the factor of each step's gradients from the history of gradient norms."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Mode = Literal["reciprocal", "mean", "max"]
 
 @runtime_checkable
 class ClippingPolicy(Protocol):
-    """What the argument ``max_norm=`` of an optimizer takes instead of a number.
+    """The protocol of objects that an optimizer accepts as ``max_norm=`` instead of a number.
 
     In each step the optimizer measures the norm of all gradients, calls :meth:`coefficient` once, and multiplies the
     gradients by the result. The optimizer's ``state_dict`` contains the policy's. In distributed training every process
-    has a policy of its own, and all of them are given the same norms.
+    has its own policy, and all policies receive the same norms.
 
     Any class with these three methods is a policy; it need not derive from this one. :class:`ZClip`,
     :class:`AutoClip` and :class:`SkipSpikes` are policies.
@@ -69,7 +69,7 @@ class ClippingPolicy(Protocol):
 
 
 class _Policy:
-    """What the three policies share: norms that are not finite change nothing; the form of a ``state_dict``."""
+    """The base of the three policies: norms that are not finite change nothing; the form of a ``state_dict``."""
 
     _name: ClassVar[str]
     _arguments: ClassVar[tuple[str, ...]]  # of the constructor
@@ -170,9 +170,9 @@ class ZClip(_Policy):
 
     The coefficient is 1 if :math:`g_t^* = g_t`, else :math:`\min(1, g_t^* / (g_t + 10^{-6}))`.
 
-    A norm that is NaN or infinite has the coefficient 1 and changes nothing; it does not count as a warm-up step. While
-    :math:`\sigma = 0` (all norms were equal) no norm is clipped: the formula would clip all later norms to their mean,
-    and a mean of 0 would stop training.
+    A norm that is NaN or infinite has the coefficient 1 and changes nothing; it does not count as a warm-up step. As
+    long as :math:`\sigma = 0` (all norms were equal), no norm is clipped: the formula would clip all later norms to
+    their mean, and a mean of 0 would stop training.
 
     With ``mode="reciprocal"`` and ``"mean"``, norms that rise suddenly and stay high are clipped to about the old mean
     for as long as they stay high, because the statistics contain only the clipped norms. ``mode="max"`` follows such a
@@ -181,8 +181,8 @@ class ZClip(_Policy):
     The authors' implementation (github.com/bluorion-com/ZClip) has other names and defaults: ``mode="zscore"`` with
     ``clip_option="adaptive_scaling"`` is ``mode="reciprocal"`` here, ``clip_option="mean"`` is ``mode="mean"``,
     ``mode="percentile"`` is ``mode="max"``, and ``max_grad_norm`` is ``max_norm``. It differs from the paper: it also
-    clips every norm to ``max_grad_norm=1.0`` by default, and one NaN makes its mean NaN for ever, after which it finds
-    no spike.
+    clips every norm to ``max_grad_norm=1.0`` by default, and after one NaN its mean remains NaN, so that it finds no
+    further spike.
 
     Source: Kumar et al. 2025, "ZClip: Adaptive Spike Mitigation for LLM Pre-Training", arXiv:2504.02507.
 
@@ -193,8 +193,8 @@ class ZClip(_Policy):
             ``max_norm`` clips.
         mode: ``"reciprocal"``: :math:`\xi(z) = z_\text{thres}^2 / z`. ``"mean"``: :math:`\xi(z) = 0`. ``"max"``:
             :math:`\xi(z) = z_\text{thres}`.
-        max_norm: Upper bound of the clipped norm, > 0, in all steps; None for no bound. The statistics do not contain
-            its effect.
+        max_norm: Upper bound of the clipped norm, > 0, in all steps; None for no bound. It does not affect the
+            statistics.
         eps: :math:`\epsilon`, added to the standard deviation, at least 0. Norms that are not much larger than this are
             never spikes.
 
@@ -289,12 +289,12 @@ class AutoClip(_Policy):
     .. math::
         c_t = \min\left(1, \frac{\operatorname{percentile}_p(G_t)}{g_t + 10^{-6}}\right)
 
-    The history contains the norms before clipping, and that of this step. The percentile is interpolated linearly, as
-    by ``numpy.percentile``. By default the history is that of the whole run, and takes 16 bytes a step. With a million
-    norms, a step takes about 10 us.
+    The history contains the norms before clipping, including that of this step. The percentile is interpolated
+    linearly, as by ``numpy.percentile``. By default the history is that of the whole run, and takes 16 bytes per step.
+    With a million norms, a step takes about 10 us.
 
-    A norm that is NaN or infinite has the coefficient 1 and does not enter the history. Neither does a norm of 0: a
-    tenth of such norms would set the threshold to 0.
+    A norm that is NaN or infinite has the coefficient 1 and does not enter the history. Neither does a norm of 0: if a
+    tenth of the norms were 0, the threshold would be 0.
 
     The authors' first implementation (autoclip.py of github.com/pseeth/autoclip) is the algorithm of the paper, and one
     NaN in its history makes all later gradients NaN. Their package ``autoclip`` differs from the paper: it clips each
@@ -305,7 +305,7 @@ class AutoClip(_Policy):
 
     Args:
         percentile: :math:`p`, in [0, 100].
-        history: Number of the last norms to take the percentile of, at least 1; None for all.
+        history: Number of last norms from which the percentile is computed, at least 1; None for all.
 
     Raises:
         TypeError: An argument is not a number, or ``history`` is not an integer.
@@ -375,19 +375,19 @@ class SkipSpikes(_Policy):
         \end{cases}
 
     or 1 instead of the second line if ``max_norm`` is None. The step is skipped if the coefficient is 0: parameters,
-    states and step counts stay as they are.
+    states and step counts are not changed.
 
     No step is skipped before there are :math:`n / 2 - 1` norms (63 by default), and at least 2. The norms of skipped
-    steps enter the history, so that norms that rise and stay high are skipped for a few steps only. A norm that is NaN
-    or infinite has the coefficient 1 and does not enter the history; ``skip_nonfinite=True`` skips its step.
+    steps enter the history, so that only a few steps are skipped if norms rise and stay high. A norm that is NaN or
+    infinite has the coefficient 1 and does not enter the history; ``skip_nonfinite=True`` skips its step.
 
-    Source: ``SkipStepOptimizer`` of OLMo-core (github.com/allenai/OLMo-core). It also looks at the loss, in the same
-    way. There, one NaN skips all steps until it has left the history.
+    Source: ``SkipStepOptimizer`` of OLMo-core (github.com/allenai/OLMo-core), which also applies this rule to the loss.
+    There, after one NaN all steps are skipped until it has left the history.
 
     Args:
         sigma: :math:`k`, > 0.
         window: Number :math:`n` of norms, at least 2.
-        max_norm: Clip the norms of the other steps to this number, > 0; None to leave them as they are.
+        max_norm: Number to which the norms of the other steps are clipped, > 0; None: they are not clipped.
 
     Raises:
         TypeError: An argument is not a number, or ``window`` is not an integer.

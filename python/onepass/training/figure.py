@@ -1,4 +1,4 @@
-"""Where a plot is drawn: into given axes, a file, or a window."""
+"""The targets of a plot: given axes, a file, or a window."""
 
 from __future__ import annotations
 

@@ -34,10 +34,10 @@ def param_groups(
     matches. Its weight decay is ``weight_decay``, or 0 if ``no_decay`` selects it.
 
     Layers are counted along the longest ``ModuleList`` or ``Sequential`` of the model (the blocks of a transformer).
-    Parameters before it in ``named_parameters()`` are layer 0, its modules are layers 1, 2, ..., and parameters after
-    it are the last layer. The list must hold at least half of the model's parameter tensors; in a ResNet, whose blocks
-    are in several lists, none does. If any list has a parameter that requires a gradient, lists without one (a frozen
-    teacher) and frozen parameters outside the list are not counted.
+    Parameters before this list in ``named_parameters()`` are layer 0, its modules are layers 1, 2, ..., and parameters
+    after it are the last layer. The list must contain at least half of the model's parameter tensors. (In a ResNet,
+    whose blocks are in several lists, none does.) If any list has a parameter that requires a gradient, lists without
+    one (a frozen teacher) and frozen parameters outside the list are not counted.
 
     Sources of layer-wise decay: Clark et al. 2020, "ELECTRA", arXiv:2003.10555; Bao et al. 2022, "BEiT",
     arXiv:2106.08254.
@@ -49,8 +49,8 @@ def param_groups(
         weight_decay: Weight decay of the parameters that ``no_decay`` does not select. If None, the optimizer's own
             weight decay applies to all parameters and ``no_decay`` has no effect.
         no_decay: Parameters without weight decay: ``"bias"`` (named ``bias``, ``bias_*`` or ``*_bias``), ``"norm"``
-            (parameters of normalization layers), ``"embedding"`` (of ``nn.Embedding`` and ``nn.EmbeddingBag``), and
-            patterns of names as in ``lr_scale``. A class of your own is recognized as a norm or an embedding if its
+            (those of normalization layers), ``"embedding"`` (those of ``nn.Embedding`` and ``nn.EmbeddingBag``), or
+            patterns of names as in ``lr_scale``. Your own class is recognized as a norm or an embedding if its
             name ends in ``Norm``, ``Embedding`` or ``Embeddings``. A tied parameter has the roles of all its owners.
         layer_decay: Factor :math:`d` per layer, in (0, 1].
         lr_scale: Factors by pattern of the parameter's name, such as ``{"head.*": 10.0}``. The wildcards are those of

@@ -25,7 +25,7 @@ from .backward import freed_aside
 
 @dataclass(frozen=True)
 class Row:
-    """The path of one parameter."""
+    """The implementation that steps one parameter."""
 
     group: int
     index: int
@@ -39,11 +39,11 @@ class Row:
     state_bytes: int = 0
     """Bytes of these states and of the scales of 8-bit states, in this process."""
     float32_bytes: int = 0
-    """What they would be if these states were float32."""
+    """Their size in bytes if they were float32."""
 
 
 class Explanation(list[Row]):
-    """A list of :class:`Row`, one per parameter in order. ``str()`` of it is a table."""
+    """A list of :class:`Row`, one per parameter in order. ``str()`` returns a table."""
 
     def __init__(self, title: str, rows: list[Row], groups: list[dict[str, Any]]) -> None:
         super().__init__(rows)
@@ -68,9 +68,7 @@ class Explanation(list[Row]):
 
 
 def explain(optimizer: Optimizer) -> Explanation:
-    """Report which implementation would step each parameter of an optimizer now, and why.
-
-    Nothing is changed.
+    """Report which implementation would step each parameter of an optimizer now, and why. Change nothing.
 
     Args:
         optimizer: Any optimizer. For an optimizer of torch, every path is ``"torch"``. For Lookahead, SAM and the
@@ -78,9 +76,9 @@ def explain(optimizer: Optimizer) -> Explanation:
             process's share.
 
     Returns:
-        One row per parameter. ``path`` is ``"kernel"`` (``reason`` names the GPU, if there is one), ``"torch"``
-        (``reason`` says why the kernels cannot step the parameter), or ``"error"`` (``reason`` is the message that a
-        step would raise). ``states`` names the formats of the states. Printed, the rows are a table.
+        One row per parameter. ``path`` is ``"kernel"`` (``reason`` names the GPU, if the parameter is on one),
+        ``"torch"`` (``reason`` says why the kernels cannot step the parameter), or ``"error"`` (``reason`` is the
+        message that a step would raise). ``states`` has the formats of the states. Printed, the rows are a table.
 
     Raises:
         TypeError: ``optimizer`` is not an optimizer.
@@ -149,7 +147,7 @@ def _states(p: Tensor, state: Mapping[str, Any]) -> tuple[dict[str, str], int, i
 
 
 def stats() -> dict[str, dict[str, Any]]:
-    """Return the numbers of tensors stepped since import.
+    """Return how many tensors each implementation has stepped since the import.
 
     Returns:
         ``{"kernel": {backend: count}, "torch": {reason: count}}``. A parameter counts once per step.

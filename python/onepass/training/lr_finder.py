@@ -39,12 +39,12 @@ METHODS = {
 
 @dataclass(frozen=True, eq=False)
 class LRRangeTest:
-    """The result of a learning rate range test: losses by learning rate, and the suggested learning rates.
+    """The result of a learning rate range test: the losses by learning rate, and the suggested rates.
 
     The attributes have the names of the arguments.
 
     Args:
-        lrs: Learning rate of each step, of the group with the largest one. float64, increasing.
+        lrs: Learning rate of each step, in the group with the largest rate. float64, increasing.
         losses: Loss before each step, float64. The effect of the step at ``lrs[i]`` is in ``losses[i + 1]``. The last
             loss may be NaN or infinite.
         smoothed: Bias-corrected exponential running average of ``losses``.
@@ -68,8 +68,8 @@ class LRRangeTest:
     def suggestion(self, method: Literal["steepest", "minimum", "valley"] = "steepest") -> float:
         r"""Return a learning rate to train with, from the smoothed loss :math:`s` as a function of :math:`\eta`.
 
-        The steps before the :math:`1 / (1 - \text{smoothing})`-th are ignored: they average fewer losses and are
-        noisier. A loss that is not finite is ignored, too.
+        The steps before the :math:`1 / (1 - \text{smoothing})`-th are ignored, because their averages contain few
+        losses and are noisy. A loss that is not finite is ignored, too.
 
         There is no suggestion in three cases: the smoothed loss did not fall; it was lowest at the last rate, so no
         rate was too large; or it fell by less than 7 standard deviations of the batches' noise. Losses of pure noise
@@ -86,7 +86,7 @@ class LRRangeTest:
                 (``fastai.callback.schedule.valley``), and the least sensitive to single outliers.
 
         Raises:
-            ValueError: There is no such method, or nothing to suggest. The message gives the reason.
+            ValueError: There is no such method, or there is no suggestion; the message gives the reason.
         """
         if method not in METHODS:
             raise ValueError(f"suggestion: method must be one of {tuple(METHODS)}, got {method!r}")
@@ -141,7 +141,7 @@ class LRRangeTest:
         return math.sqrt(variance * (1 - self.smoothing) / (1 + self.smoothing))
 
     def suggestions(self) -> dict[str, float]:
-        """Return the suggestion of each method; empty if there is nothing to suggest (:meth:`suggestion`)."""
+        """Return the suggestion of each method; empty if there is no suggestion (:meth:`suggestion`)."""
         try:
             return {method: self.suggestion(method) for method in METHODS}  # type: ignore[arg-type]
         except ValueError:
@@ -162,10 +162,10 @@ class LRRangeTest:
         return f"{title}\n{textwrap.indent(text_table(rows, '<><'), '  ')}"
 
     def plot(self, ax: Axes | None = None, path: str | PathLike[str] | None = None) -> Figure:
-        """Plot the losses over the learning rate, with the suggestions.
+        """Plot the losses against the learning rate, with the suggestions.
 
         Args:
-            ax: Axes to draw into. By default a new figure is made.
+            ax: Axes to draw into; by default, those of a new figure.
             path: File to save the figure to. Its suffix gives the format (.svg, .pdf, ...); without a suffix, PNG. With
                 neither ``path`` nor ``ax`` the figure is shown by :func:`matplotlib.pyplot.show`.
 
@@ -234,25 +234,25 @@ def lr_find(
     The test ends early, as diverged, when :math:`l_i` is not finite, or when :math:`s_i` exceeds the lowest :math:`s`
     so far, :math:`s^*`, by more than ``(diverges_at - 1)`` :math:`|s^*|`.
 
-    Afterwards everything is restored, bitwise and in place: parameters and buffers, gradients, the optimizer's groups
-    and states, what its steps change beside them (averages, copies, the statistics of a clipping policy,
-    ``last_step``), attributes of modules (train or eval mode), the random number generators of torch, Python and NumPy,
-    and a ``DataLoader``'s own generator. Training then starts or continues as if there had been no test, and attached
-    schedulers are not affected. This also holds if an exception or Ctrl-C (KeyboardInterrupt) ends the test; it is
-    raised again. What hooks have stored elsewhere is not restored, nor are the batches taken from an iterator that
-    cannot be restarted. During the test, parameters, buffers, states, averages and copies take twice their memory.
+    Afterwards everything is restored in place, bit for bit: parameters and buffers, gradients, the optimizer's groups
+    and states, averages, copies, the statistics of a clipping policy, ``last_step``, attributes of modules (train or
+    eval mode), the random number generators of torch, Python and NumPy, and a ``DataLoader``'s own generator. Training
+    then starts or continues as if there had been no test, and attached schedulers are not affected. This also holds if
+    an exception or Ctrl-C (KeyboardInterrupt) ends the test; the exception is raised again. Data that hooks have stored
+    elsewhere is not restored, nor are batches that were taken from an iterator that cannot be restarted. During the
+    test, parameters, buffers, states, averages and copies take twice their memory.
 
-    With several processes, all have to call this function, and their losses have to be equal (the mean over the
-    processes), so that they stop at the same step.
+    With several processes, all must call this function, and their losses must be equal (the mean over the processes),
+    so that they stop at the same step.
 
     Source: Smith 2017, "Cyclical Learning Rates for Training Neural Networks", arXiv:1506.01186, section 3.3.
 
     Args:
         model: The model, on its device. If it is in eval mode, the test switches it to train mode; else each submodule
             keeps its mode.
-        optimizer: Any optimizer whose ``step`` accepts a closure. Groups keep the ratios of their learning rates, and
-            :math:`\eta` is the largest of them. If all are 0, as at the beginning of a warm-up, the ratios are those of
-            ``initial_lr``.
+        optimizer: Any optimizer whose ``step`` accepts a closure. The ratios between the learning rates of the groups
+            are kept, and :math:`\eta` is the largest rate. If all rates are 0, as at the beginning of a warm-up, the
+            ratios are those of ``initial_lr``.
         loss_fn: Function of the model's output and the targets that returns the loss. None if ``forward`` is given.
         loader: Batches ``(inputs, targets)``. It is restarted when it ends.
         start: First learning rate, > 0.

@@ -114,7 +114,7 @@ class _Before:
 
 
 class _Step(NamedTuple):
-    """What is known before a step that will be logged."""
+    """The values that are recorded before a logged step."""
 
     scalars: dict[str, float]
     before: _Before | None  # None: GradScaler will skip the step
@@ -207,7 +207,7 @@ class StepLog:
 
 
 def _tail_of(optimizer: Optimizer) -> Tail | None:
-    """Return what an optimizer's steps do beside the update; for a wrapper, that of the wrapped optimizer."""
+    """Return the tail of an optimizer's steps; for a wrapper, that of the wrapped optimizer."""
     return getattr(innermost(optimizer), "_tail", None)
 
 
@@ -258,8 +258,8 @@ def log_to(
 ) -> StepLog:
     r"""Log an optimizer's steps as scalars for TensorBoard.
 
-    Each step whose number is a multiple of ``interval`` writes these scalars under that number. G is the index of a
-    parameter group: 0, 1, ...
+    At each step whose number is a multiple of ``interval``, these scalars are written with the number of the step. G is
+    the index of a parameter group: 0, 1, ...
 
     - ``PREFIX/lr/G``: learning rate of the step.
     - ``PREFIX/weight_decay/G``: weight decay, where the optimizer has one.
@@ -269,36 +269,36 @@ def log_to(
     - ``PREFIX/update_to_weight/G``: :math:`\|\theta' - \theta\| / \|\theta\|` over the parameters of the group that
       require a gradient or have one, with :math:`\theta` before the step and :math:`\theta'` after it. Not written
       where :math:`\theta = 0`.
-    - ``PREFIX/grad_norm``: :math:`\|g\|` over the gradients of all groups as the step gets them (after
-      ``clip_grad_norm_``), without GradScaler's scale. With a closure, over the gradients after the step.
+    - ``PREFIX/grad_norm``: :math:`\|g\|` over the gradients of all groups before the step (after ``clip_grad_norm_``),
+      without GradScaler's scale. With a closure, over the gradients after the step.
     - ``PREFIX/clip_coefficient``, ``PREFIX/skipped``: factor by which the step has clipped the gradients, and whether
       it was skipped (1, else 0). Written if the optimizer measures the norm of the gradients (``max_norm``,
-      ``skip_nonfinite``). Then ``grad_norm`` is the norm of its ``last_step``, before the step's clipping and of its
-      ``norm_type``, and needs no further pass over the gradients.
+      ``skip_nonfinite``). Then ``grad_norm`` is the norm in its ``last_step``, which is measured before clipping and
+      has its ``norm_type``, and needs no further pass over the gradients.
     - ``PREFIX/step_seconds``: time of ``step()`` in seconds, including a closure.
     - ``PREFIX/iteration_seconds``: mean time from one step to the next in seconds (forward, backward, data) since the
-      last logged step, without the time of the log itself.
+      last logged step, without the time of logging itself.
 
-    Norms are Euclidean, except that of an optimizer with ``norm_type=inf``; on a CPU they are summed in double. The
-    norms of DTensors are those of the whole tensors, so every process of their mesh must log the same steps; all write
-    the same values.
+    Norms are Euclidean, except ``grad_norm`` of an optimizer with ``norm_type=inf``; on a CPU they are summed in
+    double. The norms of DTensors are those of the whole tensors, so every process of their mesh must log the same
+    steps; all write the same values.
 
-    Steps that are not logged are only counted. A logged step costs a copy of the parameters (its memory is kept for the
-    next one) and a pass over parameters and gradients: some 0.1 ms for a small model, and some 0.5 ms more in
-    ``SummaryWriter``. Where a training step takes less than a millisecond, a larger interval keeps the cost below 5 %.
-    On a GPU a logged step waits for the GPU at its end, and ``step_seconds`` is the time to launch.
+    Steps that are not logged are only counted. A logged step copies the parameters (the memory of the copy is reused)
+    and makes a pass over parameters and gradients. This takes about 0.1 ms for a small model, and about 0.5 ms more in
+    ``SummaryWriter``. If a training step takes less than a millisecond, a larger interval keeps the cost below 5 %. On
+    a GPU, a logged step waits for the GPU at its end, and ``step_seconds`` is the time of the launch.
 
     Logging changes neither the result of a step nor the optimizer's ``state_dict``. It uses torch's step hooks, which
     are not copied or pickled with the optimizer. If several logs of one optimizer write the same step, the times of
     each include the work of the others. A step that raises is not counted, except if the writer raised.
 
-    Of a step that an optimizer skips, only ``grad_norm``, ``clip_coefficient`` and ``skipped`` are written. Of a step
-    that GradScaler skips, ``clip_coefficient`` and ``skipped`` are written if the optimizer measures the norm, else
-    nothing. It is counted if ``step()`` is called for it: with ``fused=True``, or with an argument such as
-    ``max_norm``, the scaler calls ``step()``, which then changes no parameter.
+    For a step that the optimizer skips, only ``grad_norm``, ``clip_coefficient`` and ``skipped`` are written. For a
+    step that GradScaler skips, ``clip_coefficient`` and ``skipped`` are written if the optimizer measures the norm,
+    else nothing. Such a step is counted if the scaler calls ``step()``, as it does with ``fused=True`` or an argument
+    such as ``max_norm``.
 
-    With ``zero_grad=True``, the gradients are zero after the step. So ``grad_norm`` is not written for a step with a
-    closure, unless the optimizer measures the norm: ``max_norm=math.inf`` measures and does not clip.
+    With ``zero_grad=True`` and a closure, ``grad_norm`` is written only if the optimizer measures the norm, because the
+    gradients are zero after the step. ``max_norm=math.inf`` measures the norm and does not clip.
 
     Args:
         writer: A ``torch.utils.tensorboard.SummaryWriter`` (``pip install onepass[tensorboard]``), or any object with
@@ -317,7 +317,7 @@ def log_to(
         ValueError: ``interval`` or ``first_step`` is out of range.
 
     Example:
-        >>> class Writer:  # in place of torch.utils.tensorboard.SummaryWriter("runs/1")
+        >>> class Writer:  # instead of torch.utils.tensorboard.SummaryWriter("runs/1")
         ...     def add_scalar(self, tag, value, step):
         ...         tags.append(tag)
         >>> tags = []

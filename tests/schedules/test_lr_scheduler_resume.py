@@ -397,6 +397,30 @@ def test_a_state_of_another_number_of_schedulers_changes_nothing():
     assert str(scheduler.state_dict()) == before
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_state_of_one_scheduler_is_not_that_of_a_composition(nested):
+    def one(opt):
+        return OURS.ExponentialLR(opt, 0.9)
+
+    def several(opt):
+        return OURS.ChainedScheduler([one(opt), one(opt)])
+
+    def within(make):
+        return lambda opt: OURS.SequentialLR(opt, [one(opt), make(opt)], [2])
+
+    for saved, made, why in (
+        (one, several, "has no schedulers, but this ChainedScheduler has 2"),
+        (several, one, "has 2 schedulers, but this ExponentialLR has no schedulers"),
+    ):
+        running, scheduler = ((within(make) if nested else make)(optimizer()) for make in (saved, made))
+        for t in range(3):
+            advance(running, t)
+        before = str([scheduler.state_dict(), scheduler.optimizer.param_groups])
+        with pytest.raises(ValueError, match=f"^state_dict {why}"):
+            scheduler.load_state_dict(running.state_dict())
+        assert str([scheduler.state_dict(), scheduler.optimizer.param_groups]) == before
+
+
 def test_copies_resume_as_well():
     for how in (copy.deepcopy, lambda x: x):
         running = OURS.PolynomialLR(optimizer(), 9)

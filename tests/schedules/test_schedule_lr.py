@@ -520,7 +520,11 @@ def test_the_hook_goes_with_its_scheduler():
         (lambda: ScheduleLR(new(), S, last_epoch=1.5), TypeError, "ScheduleLR: last_epoch must be an integer >= -1"),
         (lambda: ScheduleLR(new(), S, last_epoch="x"), TypeError, "ScheduleLR: last_epoch must be an integer >= -1"),
         (lambda: ScheduleLR(new(), S, last_epoch=-7), ValueError, "ScheduleLR: last_epoch must be >= -1, got -7"),
-        (lambda: ScheduleLR(new(), S, count_skipped="no"), TypeError, "count_skipped must be True or False, got .*'no'"),
+        (
+            lambda: ScheduleLR(new(), S, count_skipped="no"),
+            TypeError,
+            "count_skipped must be True or False, got .*'no'",
+        ),
         (lambda: ScheduleLR(new(), S, plateau={}).step("x"), TypeError, "metrics must be a number, got the str 'x'"),
         (lambda: ScheduleLR(new(), S, plateau={}).feed(None), TypeError, "metrics must be a number, got the NoneType"),
         (lambda: ScheduleLR(new(), S, plateau={}).feed(torch.ones(2)), ValueError, "metrics must be one number"),
@@ -1114,6 +1118,17 @@ def test_schedules_that_differ_by_a_part_of_a_step_are_told_apart():
             lambda o: family.get_polynomial_decay_schedule_with_warmup(o, 3, 9, power=0),
             ValueError,
             "power must be > 0, got 0",
+        ),
+        (
+            lambda o: family.get_polynomial_decay_schedule_with_warmup(o, 3, 9, lr_end="x"),
+            TypeError,
+            "lr_end must be a finite number, got 'x'",
+        ),
+        (lambda o: family.get_polynomial_decay_schedule_with_warmup(3, 3, 9), TypeError, "optimizer must be a torch"),
+        (
+            lambda o: family.get_cosine_with_min_lr_schedule_with_warmup(3, 3, 9, min_lr=0.1),
+            TypeError,
+            "optimizer must be a torch",
         ),
     ],
 )

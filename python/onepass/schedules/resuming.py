@@ -24,14 +24,15 @@ def check_state(scheduler: Any, state: dict[str, Any]) -> None:
         raise ValueError(
             f"state_dict has {len(state['_last_lr'])} parameter groups, but the optimizer of this {name} has {groups}"
         )
-    if "_schedulers" in state and hasattr(scheduler, "_schedulers"):
-        if len(state["_schedulers"]) != len(scheduler._schedulers):
-            raise ValueError(
-                f"state_dict has {len(state['_schedulers'])} schedulers, "
-                f"but this {name} has {len(scheduler._schedulers)}"
-            )
-        for part, part_state in zip(scheduler._schedulers, state["_schedulers"], strict=True):
-            check_state(part, part_state)
+    saved, parts = state.get("_schedulers"), getattr(scheduler, "_schedulers", None)
+    if (held := _schedulers(saved)) != (own := _schedulers(parts)):
+        raise ValueError(f"state_dict has {held}, but this {name} has {own}")
+    for part, part_state in zip(parts or (), saved or (), strict=True):
+        check_state(part, part_state)
+
+
+def _schedulers(parts: list[Any] | None) -> str:
+    return "no schedulers" if parts is None else f"{len(parts)} schedulers"
 
 
 def finished_and_active_leaves(scheduler: Any) -> tuple[list[Any], list[Any]]:

@@ -487,3 +487,30 @@ def test_a_part_of_a_sequence_that_has_not_begun_writes_no_momentum():
         return opt.param_groups[0]["momentum"]
 
     assert momentum_after_loading(onepass.lr_scheduler) == momentum_after_loading(torch.optim.lr_scheduler)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_hyperparameters_of_a_part_that_has_finished(order):
+    """A group that was added after the part, and a number that was set by hand, are not those of the schedule."""
+
+    def make(opt):
+        decayed = ScheduleLR(opt, "cosine(20)", weight_decay="linear(9, end=0.5)")
+        return [OURS.SequentialLR(opt, [decayed, OURS.ExponentialLR(opt, 0.9)], [3])]
+
+    def decays(opt):
+        return [group["weight_decay"] for group in opt.param_groups]
+
+    def new(groups):
+        return onepass.SGD([{"params": [torch.nn.Parameter(torch.ones(2))]} for _ in range(groups)], weight_decay=0.1)
+
+    opt = new(1)
+    (running,) = make(opt)
+    run(running, 5)
+    opt.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))], "weight_decay": 0.1})
+    run(running, 2)
+    assert decays(opt)[0] < decays(opt)[1] == 0.1
+    for by_hand in (None, 0.3):
+        if by_hand is not None:
+            opt.param_groups[0]["weight_decay"] = by_hand
+        resumed, _ = resume(order, lambda: new(2), make, saved(opt, running))
+        assert decays(resumed) == decays(opt)

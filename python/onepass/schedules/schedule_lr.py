@@ -260,11 +260,11 @@ class ScheduleLR(Previewed, LRScheduler):
         for number, each in enumerate(values):
             self._hyperparameters[number].write(groups, each)
 
-    def _write_hyperparameters(self) -> None:
-        """Set all scheduled hyperparameters but the rate; none before the first step of a part of a sequence."""
-        if self.last_epoch >= 0:
-            for hyperparameter in self._hyperparameters:
-                hyperparameter.write(self.optimizer.param_groups, hyperparameter.values(self.last_epoch))
+    def _write_hyperparameters(self, state_dict: dict[str, Any]) -> None:
+        """Set all scheduled hyperparameters but the rate, as ``load_state_dict``; none if this has not started."""
+        _, _, values = self._loaded(state_dict)
+        for hyperparameter, each in zip(self._hyperparameters, values, strict=False):
+            hyperparameter.write(self.optimizer.param_groups, each)
 
     def step(self, metrics: SupportsFloat | None = None) -> None:
         """Advance the schedule by one step. Call this after the optimizer's step.

@@ -4,8 +4,10 @@ import copy
 import inspect
 import itertools
 import math
+import pickle
 import subprocess
 import sys
+import warnings
 
 import onepass
 import pytest
@@ -452,6 +454,35 @@ def test_nested():
         assert opt.param_groups[0]["lr"] == pytest.approx(0.1 * lr * (0.99**t if t < 3 else 0.99), rel=1e-12, abs=0), t
         opt.step()
         scheduler.step(1.0)
+
+
+@pytest.mark.parametrize("inner", ["SequentialLR", "ChainedScheduler"])
+@pytest.mark.parametrize("first", [True, False])
+def test_compositions_of_torch_as_parts(inner, first):
+    """Also where they have parts of their own that are compositions."""
+
+    def make(m, opt):
+        parts = [
+            m.LinearLR(opt, 0.25, total_iters=3),
+            m.ChainedScheduler([m.StepLR(opt, 2), m.ExponentialLR(opt, 0.9)]),
+        ]
+        part = m.SequentialLR(opt, parts, [2]) if inner == "SequentialLR" else m.ChainedScheduler(parts)
+        both = [part, m.ExponentialLR(opt, 0.5)]
+        return part, OURS.SequentialLR(opt, both if first else both[::-1], [4])
+
+    _, ours = make(OURS, optimizer())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's chain has stepped its links already
+        part, theirs = make(TORCH, optimizer())
+    expected = run(ours, 12)
+    assert run(theirs, 5) == expected[:5]
+    copied = pickle.loads(pickle.dumps(theirs))
+    assert run(theirs, 7, 5) == expected[5:]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a copied optimizer has not been stepped
+        assert run(copied, 7, 5) == expected[5:]
+    assert part.get_last_lr() == theirs._schedulers[0 if first else 1].get_last_lr()
+    assert type(part) is getattr(TORCH, inner)
 
 
 def nested_first(m, opt):

@@ -498,6 +498,37 @@ def test_chain_as_first_part_of_a_sequence():
     assert [row[0][0] for row in run(theirs, 4)] == pytest.approx([0.009, 0.0081, 0.00729, 0.006561], rel=1e-12, abs=0)
 
 
+@pytest.mark.parametrize("library", [OURS, TORCH])
+@pytest.mark.parametrize("case", ["plateau", "chain", "sequence", "computed"])
+def test_a_plateau_reduces_a_rate_of_several_groups_once(case, library):
+    """The groups hold the same tensor: the default of an optimizer."""
+
+    def make(opt):
+        plateau = library.ReduceLROnPlateau(opt, patience=0, factor=0.5)
+        if case == "plateau":
+            return OURS.ReduceLROnPlateau(opt, patience=0, factor=0.5)
+        if case == "sequence":
+            return OURS.SequentialLR(opt, [OURS.LinearLR(opt, 0.5, total_iters=2), plateau], [2])
+        first = OURS.ExponentialLR(opt, 0.9) if case == "chain" else OURS.LambdaLR(opt, lambda t: 1 / (1 + t))
+        return OURS.ChainedScheduler([first, plateau])
+
+    rates = []
+    for shared in (True, False):
+        lr = torch.tensor(0.1, dtype=torch.float64)
+        opt = torch.optim.AdamW([{"params": [torch.nn.Parameter(torch.ones(2))]} for _ in range(2)], lr=lr)
+        for group in opt.param_groups if not shared else ():
+            group["lr"] = lr.clone()
+        scheduler = make(opt)
+        rates.append([])
+        for _ in range(6):
+            rates[-1].append([group["lr"].item() for group in opt.param_groups])
+            opt.step()
+            scheduler.step(1.0)
+        assert (opt.param_groups[0]["lr"] is lr) == (opt.param_groups[1]["lr"] is lr) == shared
+    assert rates[0] == rates[1]
+    assert rates[0][-1][0] < rates[0][0][0]
+
+
 def test_sequence_in_a_sequence():
     def make(m, opt):
         inner = m.SequentialLR(opt, [m.ConstantLR(opt, 0.5, 30), m.ExponentialLR(opt, 0.9)], [2])

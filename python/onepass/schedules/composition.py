@@ -11,7 +11,7 @@ from torch.optim import Optimizer, lr_scheduler
 from ..optimizers.arguments import put_number
 from .added_groups import remember_groups
 from .plateau_part import PlateauPart, reset_to_initial_lr
-from .rates import current_lrs, initial_lr
+from .rates import current_lrs, initial_lr, own_tensors
 from .torch_base import LRScheduler
 
 # Bound at import, because users may replace torch's names by onepass's.
@@ -184,14 +184,16 @@ class ChainedScheduler(Composition, lr_scheduler.ChainedScheduler):
     def _step_with_reductions(self, reductions: list[float]) -> None:
         groups = self.optimizer.param_groups
         reductions = reductions + [1.0] * (len(groups) - len(reductions))  # 1 for groups that were added
-        for group, reduction in zip(groups, reductions, strict=True):
-            if reduction > 0.0:
-                group["lr"] = put_number(group["lr"], group["lr"] / reduction)
+        with own_tensors(self.optimizer):
+            for group, reduction in zip(groups, reductions, strict=True):
+                if reduction > 0.0:
+                    group["lr"] = put_number(group["lr"], group["lr"] / reduction)
         for link in self._schedulers:
             if not isinstance(link, PlateauPart):
                 link.step()
-        for group, reduction in zip(groups, reductions, strict=True):
-            group["lr"] = put_number(group["lr"], group["lr"] * reduction)
+        with own_tensors(self.optimizer):
+            for group, reduction in zip(groups, reductions, strict=True):
+                group["lr"] = put_number(group["lr"], group["lr"] * reduction)
         before = current_lrs(self.optimizer)
         for link in self._schedulers:
             if isinstance(link, PlateauPart):

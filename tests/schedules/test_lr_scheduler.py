@@ -498,6 +498,20 @@ def test_chain_as_first_part_of_a_sequence():
     assert [row[0][0] for row in run(theirs, 4)] == pytest.approx([0.009, 0.0081, 0.00729, 0.006561], rel=1e-12, abs=0)
 
 
+def test_a_link_that_raises_leaves_the_reductions_of_a_plateau():
+    opt = optimizer()
+    links = [OURS.OneCycleLR(opt, 0.8, total_steps=5, cycle_momentum=False), plateau(OURS, opt)]
+    scheduler = OURS.ChainedScheduler(links)
+    for _ in range(5):
+        opt.step()
+        scheduler.step(1.0)
+    before = numbers(opt)
+    assert scheduler._reductions[0] < 1.0
+    with pytest.raises(ValueError, match="total steps is 5"):
+        scheduler.step(1.0)
+    assert numbers(opt) == before
+
+
 @pytest.mark.parametrize("library", [OURS, TORCH])
 @pytest.mark.parametrize("case", ["plateau", "chain", "sequence", "computed"])
 def test_a_plateau_reduces_a_rate_of_several_groups_once(case, library):

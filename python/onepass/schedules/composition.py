@@ -188,12 +188,14 @@ class ChainedScheduler(Composition, lr_scheduler.ChainedScheduler):
             for group, reduction in zip(groups, reductions, strict=True):
                 if reduction > 0.0:
                     group["lr"] = put_number(group["lr"], group["lr"] / reduction)
-        for link in self._schedulers:
-            if not isinstance(link, PlateauPart):
-                link.step()
-        with own_tensors(self.optimizer):
-            for group, reduction in zip(groups, reductions, strict=True):
-                group["lr"] = put_number(group["lr"], group["lr"] * reduction)
+        try:
+            for link in self._schedulers:
+                if not isinstance(link, PlateauPart):
+                    link.step()
+        finally:  # also if a link raises, as OneCycleLR does after its last step
+            with own_tensors(self.optimizer):
+                for group, reduction in zip(groups, reductions, strict=True):
+                    group["lr"] = put_number(group["lr"], group["lr"] * reduction)
         before = current_lrs(self.optimizer)
         for link in self._schedulers:
             if isinstance(link, PlateauPart):

@@ -117,11 +117,11 @@ class _Reader:
 
     def _value(self, node: ast.expr) -> Any:
         match node:
-            case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
+            case ast.Constant(value=number) if type(number) in (int, float):  # a bool is an int
                 return number
             case ast.Constant(value=None):
                 return None
-            case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)):
+            case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=number)) if type(number) in (int, float):
                 return -number
             case ast.List(elts=elements) | ast.Tuple(elts=elements):
                 return tuple(self._value(element) for element in elements)

@@ -379,6 +379,13 @@ def test_create_muon_takes_defaults():
         onepass.create("muon", net, max_norm=0.0)
 
 
+def test_create_muon_reads_an_iterator_of_patterns_once():
+    net, _ = twins()
+    roles = ["bias", "norm", "embedding"]
+    listed, iterated = (onepass.create("muon", net, no_decay=each) for each in (roles, iter(roles)))
+    assert str(iterated.state_dict()) == str(listed.state_dict())
+
+
 def test_create_muon_refuses():
     net, _ = twins()
     for name, value in {"max_norm": 1.0, "skip_nonfinite": True, "copy_to": net}.items():
@@ -386,8 +393,17 @@ def test_create_muon_refuses():
             onepass.create("muon", net, **{name: value})
     with pytest.raises(ValueError, match=r"^create: no_muon: no parameter has a name like 'x'"):
         onepass.create("muon", net, no_muon=["x"])
-    with pytest.raises(TypeError):
-        onepass.create("muon", net, betas=(0.9, 0.99))  # AdamW's go into adamw
+    with pytest.raises(ValueError, match=r"^create: no_muon must be a list of patterns .*: pass \['pla\*'\]$"):
+        onepass.create("muon", net, no_muon="pla*")
+    for no_muon in (None, 3, [3]):
+        with pytest.raises(TypeError, match=r"^create: no_muon must be a list of patterns of names, got the"):
+            onepass.create("muon", net, no_muon=no_muon)
+    for adamw in (None, [1], "lr"):
+        with pytest.raises(TypeError, match=r"^create: adamw must be a dict of arguments of AdamW, got the"):
+            onepass.create("muon", net, adamw=adamw)
+    for module in (net, nn.LayerNorm(3)):  # which has no matrices
+        with pytest.raises(TypeError, match=r"^create: Muon has no argument 'betas'$"):
+            onepass.create("muon", module, betas=(0.9, 0.99))  # AdamW's go into adamw
     with pytest.raises(ValueError, match="empty parameter list"):
         onepass.create("muon", nn.ReLU())
     assert isinstance(onepass.create("muon", [net.head.weight]), onepass.Muon)

@@ -4,8 +4,10 @@ import copy
 import inspect
 import itertools
 import math
+import pickle
 import subprocess
 import sys
+import warnings
 
 import onepass
 import pytest
@@ -454,6 +456,35 @@ def test_nested():
         scheduler.step(1.0)
 
 
+@pytest.mark.parametrize("inner", ["SequentialLR", "ChainedScheduler"])
+@pytest.mark.parametrize("first", [True, False])
+def test_compositions_of_torch_as_parts(inner, first):
+    """Also where they have parts of their own that are compositions."""
+
+    def make(m, opt):
+        parts = [
+            m.LinearLR(opt, 0.25, total_iters=3),
+            m.ChainedScheduler([m.StepLR(opt, 2), m.ExponentialLR(opt, 0.9)]),
+        ]
+        part = m.SequentialLR(opt, parts, [2]) if inner == "SequentialLR" else m.ChainedScheduler(parts)
+        both = [part, m.ExponentialLR(opt, 0.5)]
+        return part, OURS.SequentialLR(opt, both if first else both[::-1], [4])
+
+    _, ours = make(OURS, optimizer())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's chain has stepped its links already
+        part, theirs = make(TORCH, optimizer())
+    expected = run(ours, 12)
+    assert run(theirs, 5) == expected[:5]
+    copied = pickle.loads(pickle.dumps(theirs))
+    assert run(theirs, 7, 5) == expected[5:]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a copied optimizer has not been stepped
+        assert run(copied, 7, 5) == expected[5:]
+    assert part.get_last_lr() == theirs._schedulers[0 if first else 1].get_last_lr()
+    assert type(part) is getattr(TORCH, inner)
+
+
 def nested_first(m, opt):
     return m.SequentialLR(opt, [CHAININGS["chain"](m, opt), m.ExponentialLR(opt, 0.5)], [4])
 
@@ -465,6 +496,51 @@ def test_chain_as_first_part_of_a_sequence():
     with pytest.warns(UserWarning, match="before `optimizer.step"):
         theirs = nested_first(TORCH, optimizer())
     assert [row[0][0] for row in run(theirs, 4)] == pytest.approx([0.009, 0.0081, 0.00729, 0.006561], rel=1e-12, abs=0)
+
+
+def test_a_link_that_raises_leaves_the_reductions_of_a_plateau():
+    opt = optimizer()
+    links = [OURS.OneCycleLR(opt, 0.8, total_steps=5, cycle_momentum=False), plateau(OURS, opt)]
+    scheduler = OURS.ChainedScheduler(links)
+    for _ in range(5):
+        opt.step()
+        scheduler.step(1.0)
+    before = numbers(opt)
+    assert scheduler._reductions[0] < 1.0
+    with pytest.raises(ValueError, match="total steps is 5"):
+        scheduler.step(1.0)
+    assert numbers(opt) == before
+
+
+@pytest.mark.parametrize("library", [OURS, TORCH])
+@pytest.mark.parametrize("case", ["plateau", "chain", "sequence", "computed"])
+def test_a_plateau_reduces_a_rate_of_several_groups_once(case, library):
+    """The groups hold the same tensor: the default of an optimizer."""
+
+    def make(opt):
+        plateau = library.ReduceLROnPlateau(opt, patience=0, factor=0.5)
+        if case == "plateau":
+            return OURS.ReduceLROnPlateau(opt, patience=0, factor=0.5)
+        if case == "sequence":
+            return OURS.SequentialLR(opt, [OURS.LinearLR(opt, 0.5, total_iters=2), plateau], [2])
+        first = OURS.ExponentialLR(opt, 0.9) if case == "chain" else OURS.LambdaLR(opt, lambda t: 1 / (1 + t))
+        return OURS.ChainedScheduler([first, plateau])
+
+    rates = []
+    for shared in (True, False):
+        lr = torch.tensor(0.1, dtype=torch.float64)
+        opt = torch.optim.AdamW([{"params": [torch.nn.Parameter(torch.ones(2))]} for _ in range(2)], lr=lr)
+        for group in opt.param_groups if not shared else ():
+            group["lr"] = lr.clone()
+        scheduler = make(opt)
+        rates.append([])
+        for _ in range(6):
+            rates[-1].append([group["lr"].item() for group in opt.param_groups])
+            opt.step()
+            scheduler.step(1.0)
+        assert (opt.param_groups[0]["lr"] is lr) == (opt.param_groups[1]["lr"] is lr) == shared
+    assert rates[0] == rates[1]
+    assert rates[0][-1][0] < rates[0][0][0]
 
 
 def test_sequence_in_a_sequence():

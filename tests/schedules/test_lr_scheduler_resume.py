@@ -397,6 +397,30 @@ def test_a_state_of_another_number_of_schedulers_changes_nothing():
     assert str(scheduler.state_dict()) == before
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_state_of_one_scheduler_is_not_that_of_a_composition(nested):
+    def one(opt):
+        return OURS.ExponentialLR(opt, 0.9)
+
+    def several(opt):
+        return OURS.ChainedScheduler([one(opt), one(opt)])
+
+    def within(make):
+        return lambda opt: OURS.SequentialLR(opt, [one(opt), make(opt)], [2])
+
+    for saved, made, why in (
+        (one, several, "has no schedulers, but this ChainedScheduler has 2"),
+        (several, one, "has 2 schedulers, but this ExponentialLR has no schedulers"),
+    ):
+        running, scheduler = ((within(make) if nested else make)(optimizer()) for make in (saved, made))
+        for t in range(3):
+            advance(running, t)
+        before = str([scheduler.state_dict(), scheduler.optimizer.param_groups])
+        with pytest.raises(ValueError, match=f"^state_dict {why}"):
+            scheduler.load_state_dict(running.state_dict())
+        assert str([scheduler.state_dict(), scheduler.optimizer.param_groups]) == before
+
+
 def test_copies_resume_as_well():
     for how in (copy.deepcopy, lambda x: x):
         running = OURS.PolynomialLR(optimizer(), 9)
@@ -463,3 +487,30 @@ def test_a_part_of_a_sequence_that_has_not_begun_writes_no_momentum():
         return opt.param_groups[0]["momentum"]
 
     assert momentum_after_loading(onepass.lr_scheduler) == momentum_after_loading(torch.optim.lr_scheduler)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_hyperparameters_of_a_part_that_has_finished(order):
+    """A group that was added after the part, and a number that was set by hand, are not those of the schedule."""
+
+    def make(opt):
+        decayed = ScheduleLR(opt, "cosine(20)", weight_decay="linear(9, end=0.5)")
+        return [OURS.SequentialLR(opt, [decayed, OURS.ExponentialLR(opt, 0.9)], [3])]
+
+    def decays(opt):
+        return [group["weight_decay"] for group in opt.param_groups]
+
+    def new(groups):
+        return onepass.SGD([{"params": [torch.nn.Parameter(torch.ones(2))]} for _ in range(groups)], weight_decay=0.1)
+
+    opt = new(1)
+    (running,) = make(opt)
+    run(running, 5)
+    opt.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))], "weight_decay": 0.1})
+    run(running, 2)
+    assert decays(opt)[0] < decays(opt)[1] == 0.1
+    for by_hand in (None, 0.3):
+        if by_hand is not None:
+            opt.param_groups[0]["weight_decay"] = by_hand
+        resumed, _ = resume(order, lambda: new(2), make, saved(opt, running))
+        assert decays(resumed) == decays(opt)

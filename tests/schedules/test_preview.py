@@ -348,6 +348,8 @@ def test_wrong_arguments():
         plot(n=3)
     with pytest.raises(ValueError, match=r"^plot: labels must be one label for each of 1 schedulers, got 2$"):
         plot(scheduler, n=3, labels=["a", "b"])
+    with pytest.raises(TypeError, match=r"^plot: labels must be a list of labels, got the str 'ab'$"):
+        plot(scheduler, scheduler, n=3, labels="ab")
 
 
 def lines(ax):

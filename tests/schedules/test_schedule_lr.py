@@ -517,6 +517,17 @@ def test_the_hook_goes_with_its_scheduler():
         (lambda: ScheduleLR(new(), S).feed(1.0), ValueError, "metrics: "),
         (lambda: ScheduleLR(new(), S, last_epoch=3), KeyError, "initial_lr"),
         (lambda: ScheduleLR(new(), S, weight_decay=S, last_epoch=3), KeyError, "initial_weight_decay"),
+        (lambda: ScheduleLR(new(), S, last_epoch=1.5), TypeError, "ScheduleLR: last_epoch must be an integer >= -1"),
+        (lambda: ScheduleLR(new(), S, last_epoch="x"), TypeError, "ScheduleLR: last_epoch must be an integer >= -1"),
+        (lambda: ScheduleLR(new(), S, last_epoch=-7), ValueError, "ScheduleLR: last_epoch must be >= -1, got -7"),
+        (
+            lambda: ScheduleLR(new(), S, count_skipped="no"),
+            TypeError,
+            "count_skipped must be True or False, got .*'no'",
+        ),
+        (lambda: ScheduleLR(new(), S, plateau={}).step("x"), TypeError, "metrics must be a number, got the str 'x'"),
+        (lambda: ScheduleLR(new(), S, plateau={}).feed(None), TypeError, "metrics must be a number, got the NoneType"),
+        (lambda: ScheduleLR(new(), S, plateau={}).feed(torch.ones(2)), ValueError, "metrics must be one number"),
         (
             lambda: ScheduleLR(new(onepass.AdamW), S, betas=(None, constant(value=1.01))),
             ValueError,
@@ -970,6 +981,31 @@ def test_base_lrs_that_are_set_beside_a_plateau_take_effect(in_place):
     assert [g["lr"] for g in other.param_groups] == [0.4, 0.1]
 
 
+@pytest.mark.parametrize("bases", [[0.4], [0.4, 0.3, 0.2]])
+@pytest.mark.parametrize("plateau", [None, {"patience": 0}])
+def test_base_lrs_of_another_number_change_nothing(bases, plateau):
+    opt = new(groups=2)
+    scheduler = ScheduleLR(opt, S, plateau=plateau)
+    run(opt, scheduler, 2)
+    before = str(scheduler.state_dict())
+    valid, scheduler.base_lrs = scheduler.base_lrs, bases
+    for call in (scheduler.step, *((lambda: scheduler.feed(1.0), lambda: scheduler.step(1.0)) if plateau else ())):
+        with pytest.raises(ValueError, match=f"^base_lrs must have one rate for each of 2 .*, got {len(bases)}$"):
+            call()
+    scheduler.base_lrs = valid
+    assert str(scheduler.state_dict()) == before
+
+
+def test_a_run_is_not_resumed_at_a_step_that_is_none():
+    opt = new()
+    ScheduleLR(opt, S)
+    before = hypers(opt)
+    for last_epoch in (-2, 1.5):
+        with pytest.raises((TypeError, ValueError), match="last_epoch"):
+            ScheduleLR(opt, S, last_epoch=last_epoch)
+        assert hypers(opt) == before
+
+
 def test_base_lrs_that_are_set_before_the_plateau_has_done_anything():
     opt = new()
     scheduler = ScheduleLR(opt, S, plateau={"patience": 3})
@@ -1082,6 +1118,17 @@ def test_schedules_that_differ_by_a_part_of_a_step_are_told_apart():
             lambda o: family.get_polynomial_decay_schedule_with_warmup(o, 3, 9, power=0),
             ValueError,
             "power must be > 0, got 0",
+        ),
+        (
+            lambda o: family.get_polynomial_decay_schedule_with_warmup(o, 3, 9, lr_end="x"),
+            TypeError,
+            "lr_end must be a finite number, got 'x'",
+        ),
+        (lambda o: family.get_polynomial_decay_schedule_with_warmup(3, 3, 9), TypeError, "optimizer must be a torch"),
+        (
+            lambda o: family.get_cosine_with_min_lr_schedule_with_warmup(3, 3, 9, min_lr=0.1),
+            TypeError,
+            "optimizer must be a torch",
         ),
     ],
 )

@@ -315,6 +315,8 @@ def test_parse(text, expected):
         ("cosine(*x)", 8, "expected a number"),
         ("cosine('3')", 8, "expected a number"),
         ("cosine(True)", 8, "expected a number"),
+        ("cosine(-True)", 8, "expected a number"),
+        ("cosine(3).scale(-None)", 17, "expected a number"),
         ("cosine(3j)", 8, "expected a number"),
         ("cosine(1 + 1)", 8, "expected a number"),
         ("cosine(__import__('os'))", 8, "expected a number"),

@@ -632,3 +632,8 @@ def near_a_threshold(reference, norm):
         before = np.array(reference.norms[:-1])
         return abs(norm - before.mean() - reference.sigma * before.std(ddof=1)) < 1e-9 * norm
     return isinstance(reference, PlainZClip) and reference.var < 1e-18 * reference.mean**2
+
+
+def test_a_class_is_not_a_policy():
+    with pytest.raises(TypeError, match=r"^SGD: max_norm must be a number or a policy, got the .*ZClip"):
+        onepass.SGD([torch.nn.Parameter(torch.ones(2))], max_norm=onepass.ZClip)

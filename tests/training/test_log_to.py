@@ -518,6 +518,19 @@ def test_gradients_that_the_step_zeroes(arguments, has_closure):
     assert ("optimizer/skipped" in writer.at(0)) == ("max_norm" in arguments)
 
 
+@pytest.mark.parametrize("wrap", [lambda opt: opt, onepass.Lookahead, lambda opt: onepass.Combined([opt])])
+@pytest.mark.parametrize("has_closure", [False, True])
+def test_gradients_that_a_part_of_combined_zeroes(wrap, has_closure):
+    kept, zeroed = Parameter(torch.ones(2)), Parameter(torch.ones(2))
+    opt = wrap(onepass.Combined([onepass.SGD([kept], lr=0.1), onepass.SGD([zeroed], lr=0.1, zero_grad=True)]))
+    kept.grad, zeroed.grad = torch.tensor([3.0, 0.0]), torch.tensor([4.0, 0.0])
+    writer = Recorder()
+    onepass.log_to(writer, opt, interval=1)
+    opt.step((lambda: 7.0) if has_closure else None)
+    assert not zeroed.grad.any()
+    assert writer.at(0).get("optimizer/grad_norm") == (None if has_closure else 5.0)
+
+
 @pytest.mark.parametrize("arguments", [{"clip_value": 0.1}, {"zero_grad": True}], ids=lambda each: next(iter(each)))
 def test_an_optimizer_that_does_not_measure_is_logged_as_any_other(arguments):
     opt = onepass.AdamW(two_groups(torch.float32), lr=0.1, **arguments)

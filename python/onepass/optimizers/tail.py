@@ -133,6 +133,8 @@ class Tail(Part):
         zero_grad: bool,
     ) -> None:
         name = type(optimizer).__name__
+        if isinstance(max_norm, type):  # a policy's class has the methods of a policy
+            raise TypeError(f"{name}: max_norm must be a number or a policy, got {described(max_norm)}")
         self.policy = max_norm if isinstance(max_norm, ClippingPolicy) else None
         self._limit = math.inf if max_norm is None or self.policy else _limit(f"{name}: max_norm", max_norm)
         self._largest = _is_largest(name, norm_type)

@@ -11,14 +11,16 @@ from torch.optim import Optimizer, lr_scheduler
 from ..optimizers.arguments import put_number
 from .added_groups import remember_groups
 from .plateau_part import PlateauPart, reset_to_initial_lr
-from .rates import current_lrs, initial_lr
+from .rates import current_lrs, initial_lr, own_tensors
 from .torch_base import LRScheduler
 
 # Bound at import, because users may replace torch's names by onepass's.
 TorchScheduler = lr_scheduler.LRScheduler
 TorchPlateau = lr_scheduler.ReduceLROnPlateau
-_step_sequence = lr_scheduler.SequentialLR.step
-_step_chain = lr_scheduler.ChainedScheduler.step
+TorchSequence = lr_scheduler.SequentialLR
+TorchChain = lr_scheduler.ChainedScheduler
+_step_sequence = TorchSequence.step
+_step_chain = TorchChain.step
 
 
 class Composition(LRScheduler):
@@ -69,8 +71,8 @@ class SequentialLR(Composition, lr_scheduler.SequentialLR):
     - Parts may be :class:`ReduceLROnPlateau`, torch's or onepass's. ``step(metrics)`` passes the metric to the active
       plateau. A ``step()`` without a metric counts towards the milestones, but does not change a plateau's rate. So a
       warm-up may be stepped per batch and the plateau per epoch.
-    - Parts may be :class:`SequentialLR` and :class:`ChainedScheduler`, which start when they become active. In torch's
-      class, such a part is one step ahead if it is the first, and raises an error otherwise.
+    - Parts may be :class:`SequentialLR` and :class:`ChainedScheduler`, torch's or onepass's, which start when they become
+      active. In torch's class, such a part is one step ahead if it is the first, and raises an error otherwise.
 
     Args:
         optimizer: The optimizer whose rates are set.
@@ -99,7 +101,7 @@ class SequentialLR(Composition, lr_scheduler.SequentialLR):
         milestones: list[int],
         last_epoch: int = -1,
     ) -> None:
-        super().__init__(optimizer, _with_plateaus_wrapped(schedulers), milestones)
+        super().__init__(optimizer, _as_parts(schedulers), milestones)
         remember_groups(optimizer)
         stepped = getattr(optimizer, "_opt_called", False)
         optimizer._opt_called = True  # type: ignore[attr-defined]  # otherwise the first of these steps warns
@@ -137,7 +139,7 @@ class ChainedScheduler(Composition, lr_scheduler.ChainedScheduler):
       rate from the step alone (:class:`LambdaLR`, :class:`OneCycleLR`, ...). Stepped without ``ChainedScheduler``,
       these undo a plateau's reductions. ``step(metrics)`` passes the metric to the plateaus; ``step()`` steps the other
       links only.
-    - Links may be :class:`SequentialLR` and :class:`ChainedScheduler`.
+    - Links may be :class:`SequentialLR` and :class:`ChainedScheduler`, torch's or onepass's.
 
     Args:
         schedulers: The links, all on one optimizer.
@@ -159,7 +161,7 @@ class ChainedScheduler(Composition, lr_scheduler.ChainedScheduler):
     _reductions: list[float] | None = None  # the plateaus' factor of each group; None without plateaus
 
     def __init__(self, schedulers: Sequence[lr_scheduler.LRScheduler], optimizer: Optimizer | None = None) -> None:
-        super().__init__(_with_plateaus_wrapped(schedulers), optimizer)
+        super().__init__(_as_parts(schedulers), optimizer)
         remember_groups(self.optimizer)
         if any(isinstance(link, PlateauPart) for link in self._schedulers):
             self._reductions = [1.0] * len(self.optimizer.param_groups)
@@ -183,14 +185,18 @@ class ChainedScheduler(Composition, lr_scheduler.ChainedScheduler):
     def _step_with_reductions(self, reductions: list[float]) -> None:
         groups = self.optimizer.param_groups
         reductions = reductions + [1.0] * (len(groups) - len(reductions))  # 1 for groups that were added
-        for group, reduction in zip(groups, reductions, strict=True):
-            if reduction > 0.0:
-                group["lr"] = put_number(group["lr"], group["lr"] / reduction)
-        for link in self._schedulers:
-            if not isinstance(link, PlateauPart):
-                link.step()
-        for group, reduction in zip(groups, reductions, strict=True):
-            group["lr"] = put_number(group["lr"], group["lr"] * reduction)
+        with own_tensors(self.optimizer):
+            for group, reduction in zip(groups, reductions, strict=True):
+                if reduction > 0.0:
+                    group["lr"] = put_number(group["lr"], group["lr"] / reduction)
+        try:
+            for link in self._schedulers:
+                if not isinstance(link, PlateauPart):
+                    link.step()
+        finally:  # also if a link raises, as OneCycleLR does after its last step
+            with own_tensors(self.optimizer):
+                for group, reduction in zip(groups, reductions, strict=True):
+                    group["lr"] = put_number(group["lr"], group["lr"] * reduction)
         before = current_lrs(self.optimizer)
         for link in self._schedulers:
             if isinstance(link, PlateauPart):
@@ -215,6 +221,18 @@ def _start_part(part: Any) -> None:
     part._initial_step()
 
 
-def _with_plateaus_wrapped(schedulers: Sequence[Any]) -> list[Any]:
-    """Return the schedulers, with each plateau in a :class:`PlateauPart`."""
-    return [PlateauPart(s) if isinstance(s, TorchPlateau) else s for s in schedulers]
+def _as_parts(schedulers: Sequence[Any]) -> list[Any]:
+    """Return the schedulers, with each plateau in a :class:`PlateauPart`, and torch's compositions as onepass's."""
+    return list(map(_as_part, schedulers))
+
+
+def _as_part(scheduler: Any) -> Any:
+    if isinstance(scheduler, TorchPlateau):
+        return PlateauPart(scheduler)
+    kinds = {TorchSequence: SequentialLR, TorchChain: ChainedScheduler}
+    if (kind := kinds.get(type(scheduler))) is None:
+        return scheduler
+    part: Any = object.__new__(kind)
+    part.__dict__ = scheduler.__dict__  # shared, so that torch's object remains the part
+    part._schedulers = _as_parts(scheduler._schedulers)
+    return part

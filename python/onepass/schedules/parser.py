@@ -117,12 +117,18 @@ class _Reader:
 
     def _value(self, node: ast.expr) -> Any:
         match node:
-            case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
+            case ast.Constant(value=int() | float() as number) if _is_number(number):
                 return number
             case ast.Constant(value=None):
                 return None
-            case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)):
+            case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)) if _is_number(
+                number
+            ):
                 return -number
             case ast.List(elts=elements) | ast.Tuple(elts=elements):
                 return tuple(self._value(element) for element in elements)
         raise self._refused_at(node, "expected a number")
+
+
+def _is_number(value: int | float) -> bool:
+    return not isinstance(value, bool)

@@ -7,7 +7,7 @@ from typing import Any, SupportsFloat
 from torch.optim import Optimizer
 
 from ..optimizers.arguments import put_number
-from .rates import current_lrs, initial_lr
+from .rates import current_lrs, initial_lr, own_tensors
 
 
 class PlateauPart:
@@ -23,7 +23,8 @@ class PlateauPart:
     def step(self) -> None:
         """Pass the metric of this step to the plateau, if there is one."""
         if self.metrics is not None:
-            self.plateau.step(self.metrics)
+            with own_tensors(self.optimizer):
+                self.plateau.step(self.metrics)
 
     def get_last_lr(self) -> list[Any]:
         """Return the current rates of the groups."""

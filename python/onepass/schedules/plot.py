@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch.optim.lr_scheduler import LRScheduler
 
+from ..optimizers.arguments import described
 from ..training.figure import axes_to_fill, figure_of
 from .preview import preview
 from .schedule import step_count
@@ -45,6 +46,7 @@ def plot(
 
     Raises:
         ImportError: matplotlib is not installed; ``pip install onepass[plots]`` installs it.
+        TypeError: ``labels`` is a string.
         ValueError: There is no scheduler, or not one label for each. Exceptions of :func:`preview` are passed on.
 
     Example:
@@ -54,6 +56,8 @@ def plot(
     """
     if not schedulers:
         raise ValueError("plot: schedulers must be at least one scheduler, got none")
+    if isinstance(labels, str):
+        raise TypeError(f"plot: labels must be a list of labels, got {described(labels)}")
     if labels is None:
         labels = [type(scheduler).__name__ for scheduler in schedulers]
     if len(labels) != len(schedulers):

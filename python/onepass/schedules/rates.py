@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
+
+from ..optimizers.arguments import put_number
 
 
 def copied(value: Any) -> Any:
@@ -18,6 +22,27 @@ def copied(value: Any) -> Any:
 def current_lrs(optimizer: Optimizer) -> list[Any]:
     """Return the learning rates of all groups."""
     return [copied(group["lr"]) for group in optimizer.param_groups]
+
+
+@contextlib.contextmanager
+def own_tensors(optimizer: Optimizer) -> Iterator[None]:
+    """Give each group a tensor of its own as its learning rate within this context, if groups share one.
+
+    So what changes the rate of one group after the other changes a shared tensor once.
+    """
+    groups = optimizer.param_groups
+    lrs = [group["lr"] for group in groups]
+    tensors = [id(lr) for lr in lrs if isinstance(lr, Tensor)]
+    if len(set(tensors)) == len(tensors):
+        yield
+        return
+    for group, lr in zip(groups, lrs, strict=True):
+        group["lr"] = copied(lr)
+    try:
+        yield
+    finally:
+        for group, lr in zip(groups, lrs, strict=True):
+            group["lr"] = put_number(lr, group["lr"])
 
 
 def initial_value(key: str, number: int, group: dict[str, Any], last_epoch: int) -> Any:

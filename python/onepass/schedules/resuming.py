@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
@@ -24,36 +24,43 @@ def check_state(scheduler: Any, state: dict[str, Any]) -> None:
         raise ValueError(
             f"state_dict has {len(state['_last_lr'])} parameter groups, but the optimizer of this {name} has {groups}"
         )
-    if "_schedulers" in state and hasattr(scheduler, "_schedulers"):
-        if len(state["_schedulers"]) != len(scheduler._schedulers):
-            raise ValueError(
-                f"state_dict has {len(state['_schedulers'])} schedulers, "
-                f"but this {name} has {len(scheduler._schedulers)}"
-            )
-        for part, part_state in zip(scheduler._schedulers, state["_schedulers"], strict=True):
-            check_state(part, part_state)
+    saved, parts = state.get("_schedulers"), getattr(scheduler, "_schedulers", None)
+    if (held := _schedulers(saved)) != (own := _schedulers(parts)):
+        raise ValueError(f"state_dict has {held}, but this {name} has {own}")
+    for part, part_state in zip(parts or (), saved or (), strict=True):
+        check_state(part, part_state)
 
 
-def finished_and_active_leaves(scheduler: Any) -> tuple[list[Any], list[Any]]:
+def _schedulers(parts: list[Any] | None) -> str:
+    return "no schedulers" if parts is None else f"{len(parts)} schedulers"
+
+
+Leaf: TypeAlias = tuple[Any, dict[str, Any]]  # a scheduler that is not a composition, and its state
+
+
+def finished_and_active_leaves(scheduler: Any, state: dict[str, Any]) -> tuple[list[Leaf], list[Leaf]]:
     """Return the finished leaves of a scheduler, in the order of their last steps, and the active leaves."""
     if not hasattr(scheduler, "_schedulers"):
-        return [], leaf_schedulers(scheduler)
-    finished: list[Any] = []
-    active: list[Any] = []
+        return [], [(leaf, state) for leaf in leaf_schedulers(scheduler)]
+    finished: list[Leaf] = []
+    active: list[Leaf] = []
     current = bisect_right(scheduler._milestones, scheduler.last_epoch) if hasattr(scheduler, "_milestones") else None
-    for index, part in enumerate(scheduler._schedulers):
+    for index, (part, part_state) in enumerate(zip(scheduler._schedulers, state["_schedulers"], strict=True)):
         if current is not None and index > current:
             break  # not started
-        earlier, now = finished_and_active_leaves(part)
+        earlier, now = finished_and_active_leaves(part, part_state)
         finished += earlier
         (active if current in (None, index) else finished).extend(now)
     return finished, active
 
 
-def write_momentum(scheduler: Any) -> None:
-    """Write the momentum or betas at ``last_epoch`` into the groups, if the scheduler sets them."""
+def write_momentum(scheduler: Any, state: dict[str, Any]) -> None:
+    """Write the momentum or betas at ``last_epoch`` into the groups, if the scheduler sets them.
+
+    For a ScheduleLR, write all of its hyperparameters but the rate, with the values of its state.
+    """
     if isinstance(scheduler, ScheduleLR):
-        scheduler._write_hyperparameters()
+        scheduler._write_hyperparameters(state)
         return
     if not getattr(scheduler, "cycle_momentum", False):
         return

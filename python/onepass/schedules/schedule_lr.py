@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from ..optimizers.arguments import check_optimizer, put_number
+from ..optimizers.arguments import check_flag, check_number, check_optimizer, put_number, whole_at_least
 from ..optimizers.hooks import unwrapped
 from .previewed import Previewed
 from .rates import copied, initial_lr, initial_value
@@ -57,7 +57,7 @@ class ScheduleLR(Previewed, LRScheduler):
     Raises:
         TypeError: An argument is of the wrong type.
         ValueError: A text is not a schedule; the number of schedules is not that of groups; the optimizer does not have
-            a scheduled hyperparameter; a beta would leave [0, 1).
+            a scheduled hyperparameter; a beta would leave [0, 1); ``last_epoch`` is less than -1.
         KeyError: ``last_epoch`` is given, and a group does not have its initial values.
 
     If the constructor or a method raises, neither the scheduler nor the optimizer has been changed.
@@ -82,6 +82,8 @@ class ScheduleLR(Previewed, LRScheduler):
         last_epoch: int = -1,
     ) -> None:
         check_optimizer("ScheduleLR: optimizer", optimizer)
+        check_flag("ScheduleLR: count_skipped", count_skipped)
+        last_epoch = whole_at_least("ScheduleLR: last_epoch", last_epoch, -1)
         groups = optimizer.param_groups
         self.schedules = schedules_of_groups("schedule", schedule, len(groups))
         # Otherwise the rates come from a loaded optimizer, or were changed by another scheduler.
@@ -195,10 +197,19 @@ class ScheduleLR(Previewed, LRScheduler):
         except (TypeError, ValueError) as error:
             raise type(error)(f"plateau: {error}") from None
 
+    def _checked_bases(self) -> list[float | Tensor]:
+        """Return base_lrs, which may have been assigned; raise ValueError if they are too few or too many."""
+        if len(self.base_lrs) != len(self.schedules):
+            raise ValueError(
+                f"base_lrs must have one rate for each of {len(self.schedules)} parameter groups, "
+                f"got {len(self.base_lrs)}"
+            )
+        return self.base_lrs
+
     def _reduced_bases(self, plateau: ReduceLROnPlateau) -> list[float | Tensor]:
         """Return base_lrs reduced by the plateau. If base_lrs were assigned, the plateau's factor is kept."""
         groups = plateau.optimizer.param_groups
-        for group, base in zip(groups, map(float, self.base_lrs), strict=True):
+        for group, base in zip(groups, map(float, self._checked_bases()), strict=True):
             if group["initial_lr"] != base:
                 factor = group["lr"] / group["initial_lr"] if group["initial_lr"] else 1.0
                 group.update(lr=base * factor, initial_lr=base)
@@ -207,7 +218,7 @@ class ScheduleLR(Previewed, LRScheduler):
 
     def get_lr(self) -> list[float | Tensor]:
         """Return the learning rate of each group at step ``last_epoch``."""
-        bases = self.base_lrs if self._plateau is None else self._reduced_bases(self._plateau)
+        bases = self._checked_bases() if self._plateau is None else self._reduced_bases(self._plateau)
         return list(map(mul, bases, factors_at(self.schedules, self.last_epoch)))
 
     def _computed(self, t: int) -> tuple[list[float | Tensor], list[list[float]]]:
@@ -249,11 +260,11 @@ class ScheduleLR(Previewed, LRScheduler):
         for number, each in enumerate(values):
             self._hyperparameters[number].write(groups, each)
 
-    def _write_hyperparameters(self) -> None:
-        """Set all scheduled hyperparameters but the rate; none before the first step of a part of a sequence."""
-        if self.last_epoch >= 0:
-            for hyperparameter in self._hyperparameters:
-                hyperparameter.write(self.optimizer.param_groups, hyperparameter.values(self.last_epoch))
+    def _write_hyperparameters(self, state_dict: dict[str, Any]) -> None:
+        """Set all scheduled hyperparameters but the rate, as ``load_state_dict``; none if this has not started."""
+        _, _, values = self._loaded(state_dict)
+        for hyperparameter, each in zip(self._hyperparameters, values, strict=False):
+            hyperparameter.write(self.optimizer.param_groups, each)
 
     def step(self, metrics: SupportsFloat | None = None) -> None:
         """Advance the schedule by one step. Call this after the optimizer's step.
@@ -262,12 +273,13 @@ class ScheduleLR(Previewed, LRScheduler):
             metrics: Metric for the plateau; None: the plateau is not updated.
 
         Raises:
-            ValueError: There are metrics but no plateau, a beta would leave [0, 1), or a parameter group was added for
-                which there is no schedule. Nothing has been changed.
+            TypeError: ``metrics`` is not a number. Nothing has been changed.
+            ValueError: There are metrics but no plateau, a beta would leave [0, 1), a parameter group was added for
+                which there is no schedule, or ``base_lrs`` has another number of rates. Nothing has been changed.
         """
         if metrics is not None:
             self._require_plateau()
-            metrics = float(metrics)  # which may raise
+            check_number("metrics", metrics)
         detector = self._step_detector
         # A sequence starts this part by step(). The start does not depend on the optimizer.
         advances = detector is None or detector.stepped or self.last_epoch < 0
@@ -293,10 +305,12 @@ class ScheduleLR(Previewed, LRScheduler):
             metrics: Metric for the plateau.
 
         Raises:
-            ValueError: There is no plateau, or a parameter group was added for which there is no schedule. Nothing has
-                been changed.
+            TypeError: ``metrics`` is not a number. Nothing has been changed.
+            ValueError: There is no plateau; a parameter group was added for which there is no schedule; ``base_lrs``
+                has another number of rates. Nothing has been changed.
         """
         self._require_plateau()
+        check_number("metrics", metrics)
         self._include_added_groups(self.last_epoch)
         plateau = self._require_plateau()  # including a group replaces it
         self._reduced_bases(plateau)

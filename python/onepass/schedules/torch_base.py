@@ -76,9 +76,9 @@ class LRScheduler(Previewed, lr_scheduler.LRScheduler):
             group.update((key, _restored(group[key], value)) for key, value in values.items())
         if was_loaded(self.optimizer) or "_last_lr" not in state_dict:
             return
-        finished, active = finished_and_active_leaves(self)
-        for leaf in finished + active:
-            write_momentum(leaf)
+        finished, active = finished_and_active_leaves(self, state_dict)
+        for leaf, leaf_state in finished + active:
+            write_momentum(leaf, leaf_state)
         for group, lr in zip(groups, state_dict["_last_lr"], strict=True):
             group["lr"] = put_number(group["lr"], lr if isinstance(group["lr"], Tensor) else as_number(lr))
         self._last_lr = current_lrs(self.optimizer)

@@ -7,6 +7,7 @@ from typing import SupportsFloat
 from torch.optim import lr_scheduler, swa_utils
 
 from .added_groups import remember_groups
+from .rates import own_tensors
 from .torch_base import LRScheduler
 
 
@@ -14,7 +15,7 @@ class ReduceLROnPlateau(LRScheduler, lr_scheduler.ReduceLROnPlateau):
     """Multiply the rate by ``factor`` when a metric has not improved for more than ``patience`` steps.
 
     It may be a part of :class:`SequentialLR` and :class:`ChainedScheduler`, whose ``step(metrics)`` then takes the
-    metric.
+    metric. A rate that is one tensor of several groups is multiplied once; torch's class multiplies it for each group.
 
     Args:
         optimizer: The optimizer whose learning rates are set.
@@ -51,7 +52,8 @@ class ReduceLROnPlateau(LRScheduler, lr_scheduler.ReduceLROnPlateau):
         """
         before = dict(self.__dict__) if self.default_min_lr is None else {}
         try:
-            super().step(metrics, epoch)
+            with own_tensors(self.optimizer):
+                super().step(metrics, epoch)
         except RuntimeError:
             self.__dict__.update(before)
             raise

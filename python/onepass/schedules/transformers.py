@@ -12,6 +12,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from ..optimizers.arguments import check_optimizer
 from .parts import (
     constant,
     cosine,
@@ -76,9 +77,14 @@ def _steps_after(steps: float, before: float) -> float:
     return max(steps - before, 0)
 
 
+def _initial_rates(optimizer: Optimizer) -> list[float]:
+    check_optimizer("optimizer", optimizer)
+    return [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
+
+
 def _ending(optimizer: Optimizer, rate: float, make: Callable[[float], Schedule]) -> list[Schedule]:
     """Return a schedule for each group that ends at ``rate``; ``make`` takes the last factor."""
-    bases = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
+    bases = _initial_rates(optimizer)
     made = {base: make(rate / base if base else 0.0) for base in bases}
     return [made[base] for base in bases]
 
@@ -269,7 +275,7 @@ def get_polynomial_decay_schedule_with_warmup(
         The scheduler.
 
     Raises:
-        TypeError: A number is not finite.
+        TypeError: ``optimizer`` is not a ``torch.optim.Optimizer``, or a number is not finite.
         ValueError: A number of steps is negative, ``power`` is not > 0, or ``lr_end`` is not below the lr of a
             parameter group whose lr is not 0.
         KeyError: ``last_epoch`` is given, and a group does not have its initial values.
@@ -281,8 +287,8 @@ def get_polynomial_decay_schedule_with_warmup(
         [0.0, 0.25, 0.5, 0.4, 0.3, 0.2, 0.1]
     """
     rise, rest = _rise_and_rest(num_warmup_steps, num_training_steps)
-    for number, group in enumerate(optimizer.param_groups):
-        lr = float(group.get("initial_lr", group["lr"]))
+    lr_end = finite_number("lr_end", lr_end)
+    for number, lr in enumerate(_initial_rates(optimizer)):
         if lr and not lr > lr_end:
             raise ValueError(f"lr_end must be below the lr of each parameter group, got {lr_end}; that of group "
                              f"{number} is {lr}")  # fmt: skip
@@ -346,7 +352,7 @@ def get_cosine_with_min_lr_schedule_with_warmup(
         The scheduler.
 
     Raises:
-        TypeError: A number is not finite.
+        TypeError: ``optimizer`` is not a ``torch.optim.Optimizer``, or a number is not finite.
         ValueError: A number of steps is negative, or not exactly one of ``min_lr`` and ``min_lr_rate`` is given.
         KeyError: ``last_epoch`` is given, and a group does not have its initial values.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch.optim.optimizer import ParamsT
 
 from ..optimizers.arguments import described
 from ..optimizers.muon import Orthogonalizing
-from .grouping import hidden_matrices, param_groups
+from .grouping import checked_patterns, hidden_matrices, param_groups
 from .table import markdown_table
 
 
@@ -72,7 +72,8 @@ def create(name: str, params: nn.Module | ParamsT, **arguments: Any) -> Optimize
 
     Raises:
         TypeError: ``name`` is not a string; ``no_decay``, ``layer_decay`` or ``lr_scale`` is given without a module;
-            or ``no_muon`` or ``adamw`` is given without a module, or for another optimizer.
+            ``no_muon`` or ``adamw`` is given without a module, or for another optimizer; or an argument has the wrong
+            type.
         ValueError: There is no optimizer of that name, an argument is out of range, or ``create("muon", model)`` gets
             an argument that needs all parameters in one optimizer, such as ``max_norm``.
 
@@ -121,7 +122,15 @@ def _muon_and_adamw(
                 f"create: {name} needs all parameters together, but {muon.__name__} and AdamW step a part each: "
                 "make onepass.Combined yourself to pass it to one of them"
             )
-    no_muon, adamw = arguments.pop("no_muon", ()), arguments.pop("adamw", {})
+    no_muon = checked_patterns("create: no_muon must be a list of patterns of names", arguments.pop("no_muon", ()))
+    adamw = arguments.pop("adamw", {})
+    if not isinstance(adamw, Mapping):
+        raise TypeError(f"create: adamw must be a dict of arguments of AdamW, got {described(adamw)}")
+    if unknown := [key for key in arguments if key not in inspect.signature(muon).parameters]:
+        # The class would refuse it, but a model without matrices needs none.
+        raise TypeError(f"create: {muon.__name__} has no argument {unknown[0]!r}")
+    if isinstance(no_decay := grouping.get("no_decay"), Iterator):  # it is read twice
+        grouping["no_decay"] = list(no_decay)
     arguments = {"lr": 1e-3, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw", **arguments}
     of_both = inspect.signature(AdamW).parameters.keys() - {"eps"}
     for_adamw = {**{key: value for key, value in arguments.items() if key in of_both}, **adamw}

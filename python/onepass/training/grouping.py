@@ -85,7 +85,7 @@ def param_groups(
     scales_by_name = _checked_scales(lr_scale)
     if lr is None and (layer_decay is not None or scales_by_name):
         raise ValueError("param_groups: lr must be given with layer_decay or lr_scale, got None")
-    no_decay = _checked_patterns(no_decay)
+    no_decay = checked_patterns(f"param_groups: no_decay must be a list of {KINDS} and patterns of names", no_decay)
 
     params = dict(model.named_parameters())
     exempt = set() if weight_decay is None else set(_exempt(model, params, no_decay))
@@ -128,14 +128,14 @@ def _checked_scales(lr_scale: Mapping[str, float] | None) -> Mapping[str, float]
     return lr_scale
 
 
-def _checked_patterns(no_decay: Iterable[str]) -> tuple[str, ...]:
-    wanted = f"param_groups: no_decay must be a list of {KINDS} and patterns of names"
-    if isinstance(no_decay, str):
-        raise ValueError(f"{wanted}, got {described(no_decay)}: pass [{no_decay!r}]")
-    patterns = tuple(no_decay) if isinstance(no_decay, Iterable) else None
-    if patterns is None or not all(isinstance(pattern, str) for pattern in patterns):
-        raise TypeError(f"{wanted}, got {described(no_decay)}")
-    return patterns
+def checked_patterns(wanted: str, patterns: Iterable[str]) -> tuple[str, ...]:
+    """Return patterns of names as a tuple; raise an error whose message begins with ``wanted`` if they are not."""
+    if isinstance(patterns, str):
+        raise ValueError(f"{wanted}, got {described(patterns)}: pass [{patterns!r}]")
+    listed = tuple(patterns) if isinstance(patterns, Iterable) else None
+    if listed is None or not all(isinstance(pattern, str) for pattern in listed):
+        raise TypeError(f"{wanted}, got {described(patterns)}")
+    return listed
 
 
 def _matches(params: Mapping[str, Tensor], pattern: str, argument: str) -> list[str]:

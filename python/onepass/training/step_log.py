@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from .. import _core
 from ..optimizers.arguments import check_optimizer, described, hyperparameters, number, whole_at_least
+from ..optimizers.combined import Combined
 from ..optimizers.gradient_norm import is_dtensor
 from ..optimizers.hooks import has_found_inf, unwrapped
 from ..optimizers.tail import StepReport, Tail
@@ -198,7 +199,7 @@ class StepLog:
                 scalars["iteration_seconds"] += seconds / (self.step - self._last[0])
             if report is not None:
                 scalars |= _reported(report)
-            elif step.grad_norm is not None or tail is None or not tail.zeroes_grads:
+            elif step.grad_norm is not None or not _zeroes_grads(optimizer):
                 scalars["grad_norm"] = _unscaled(optimizer, step.grad_norm)
             scalars |= _update_to_weight(step.before)
         for name, value in scalars.items():
@@ -209,6 +210,15 @@ class StepLog:
 def _tail_of(optimizer: Optimizer) -> Tail | None:
     """Return the tail of an optimizer's steps; for a wrapper, that of the wrapped optimizer."""
     return getattr(innermost(optimizer), "_tail", None)
+
+
+def _zeroes_grads(optimizer: Optimizer) -> bool:
+    """Return whether an optimizer's steps zero gradients; those of Combined, if an optimizer in it does."""
+    optimizer = innermost(optimizer)
+    if isinstance(optimizer, Combined):
+        return any(map(_zeroes_grads, optimizer.optimizers))
+    tail = _tail_of(optimizer)
+    return tail is not None and tail.zeroes_grads
 
 
 def _reported(report: StepReport) -> dict[str, float]:

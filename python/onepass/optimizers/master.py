@@ -125,6 +125,16 @@ def remember_low_bits(p: Tensor) -> None:
         _core.remember_version(p, p._version)
 
 
+def state_to_save(p: Tensor, state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the state of a parameter as it is saved or copied: low bits that are not valid are zeros.
+
+    Whoever loads them takes them as valid (:func:`forget_low_bits`).
+    """
+    if not isinstance(state, Mapping) or not isinstance(low := state.get(LOW_BITS), Tensor) or low_bits_are_valid(p):
+        return state
+    return {**state, LOW_BITS: torch.zeros_like(low, memory_format=torch.preserve_format)}
+
+
 def forget_low_bits(params: Iterable[Tensor]) -> None:
     """Take the low bits of parameters as valid, whatever has happened to the parameters until now."""
     for p in params:

@@ -141,6 +141,20 @@ def forget_low_bits(params: Iterable[Tensor]) -> None:
         _core.master_versions.pop(id(p), None)
 
 
+def low_bits_versions(params: Iterable[Tensor]) -> dict[Tensor, int | None]:
+    """Return the version to which the low bits of each parameter belong; None if they are valid for any."""
+    return {p: _core.master_versions.get(id(p)) for p in params}
+
+
+def set_low_bits_versions(versions: Mapping[Tensor, int | None]) -> None:
+    """Set what :func:`low_bits_versions` has returned."""
+    for p, version in versions.items():
+        if version is None:
+            _core.master_versions.pop(id(p), None)
+        else:
+            _core.remember_version(p, version)
+
+
 def confirm_low_bits(p: Tensor) -> None:
     """Take the low bits of a parameter, if it has any, as those of its present value."""
     if id(p) in _core.master_versions:

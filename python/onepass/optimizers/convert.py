@@ -99,6 +99,10 @@ def convert_state_dict(
                 states[key] = dict(held)
                 kept.add(id(group))
     for group in groups:
+        if state_dtype == block_states.CODES and not any(key in states for key in group["params"]):
+            _, has_codings = _rule_of(frozenset(), frozenset(group))
+            if not has_codings:
+                kept.add(id(group))
         if layout == "bitsandbytes":
             for name in OWN_KEYS:
                 group.pop(name, None)
@@ -129,6 +133,14 @@ def _converted(state: Mapping[str, Any], dtype: torch.dtype | None, key: int, na
     return made
 
 
+# The states of optimizers that have no rule of their own, by an option that only their groups have: Adafactor; Muon and
+# NorMuon.
+_NOT_RULES = {
+    "beta2_decay": ["row_var", "col_var", "variance"],
+    "ns_coefficients": ["momentum_buffer", "second_momentum_buffer"],
+}
+
+
 @functools.cache
 def _rule_of(state: frozenset[str], group: frozenset[str]) -> tuple[list[str], bool]:
     """Return the names of the states of the rule that a state with these keys is of, and whether they can have 8 bits.
@@ -136,8 +148,11 @@ def _rule_of(state: frozenset[str], group: frozenset[str]) -> tuple[list[str], b
     Of several rules it is the one of whose hyperparameters the group has the most, if it has all; of these, one whose
     states can have 8 bits, and that has the fewest.
     """
-    if state and state <= {"exp_avg", *CAME.wide_states} and group >= {"clip_threshold", "betas"}:
+    if state <= {"exp_avg", *CAME.wide_states} and group >= {"clip_threshold", "betas"}:
         return ["exp_avg"], False  # not a rule of this list; its second moments stay float32
+    for option, names in _NOT_RULES.items():
+        if option in group:
+            return names, False
     held = state & _state_names()
     found = []
     for rule in RULES.values():

@@ -1064,7 +1064,7 @@ def test_what_is_converted_loads(row, dtype):
         optimizer, params = created()
         for p in params * steps:
             p.grad = torch.ones_like(p).to_sparse(1) if row.wants_sparse else torch.ones_like(p)
-        optimizer.step()
+        onepass.Lookahead(optimizer, k=1).step()  # which adds a state of its own
         converted = onepass.convert_state_dict(optimizer.state_dict(), dtype)
         other, params = created()
         other.load_state_dict(converted)
@@ -1103,4 +1103,13 @@ def test_conversions_that_there_are_not():
     spoiled = copy.deepcopy(optimizer.state_dict())
     del spoiled["state"][0]["exp_avg_scale"]
     with pytest.raises(ValueError, match="state of parameter 0: its state exp_avg has 8 bits"):
+        onepass.convert_state_dict(spoiled)
+    for step in (math.nan, -1.0, "text", None, torch.ones(2)):
+        spoiled = copy.deepcopy(sgd.state_dict())
+        spoiled["state"][0]["step"] = step
+        with pytest.raises((TypeError, ValueError), match=r"^state of parameter 0: its state step must be"):
+            onepass.convert_state_dict(spoiled, CODES)
+    spoiled["state"][0] = None
+    text = r"^convert_state_dict: state of parameter 0 must be a dict, got the NoneType"
+    with pytest.raises(ValueError, match=text):
         onepass.convert_state_dict(spoiled)

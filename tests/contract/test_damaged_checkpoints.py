@@ -15,6 +15,7 @@ import pytest
 import torch
 from cases import ELEMENTWISE, for_rows
 from contract import assert_close, leaves, params_of, snapshot, train
+from onepass.optimizers.base import Native
 
 DAMAGES = int(os.environ.get("ONEPASS_DAMAGES", "25"))  # of each optimizer
 
@@ -89,9 +90,13 @@ def damage(saved, draw):
 
 def outcome(opt, saved):
     """Loads and steps. Returns the error, and the optimizer's parameters and states after what went well."""
+    held, groups = copy.deepcopy(opt.state_dict()["state"]), repr(opt.param_groups)
     try:
         opt.load_state_dict(copy.deepcopy(saved))
     except Exception as error:
+        if isinstance(opt, Native):  # nothing was loaded; torch's class has loaded a part
+            assert_close(opt.state_dict()["state"], held, rtol=0, atol=0, equal_nan=True)
+            assert repr(opt.param_groups) == groups
         return error, "load", None
     before = [p.detach().clone() for p in params_of(opt)]
     for step in (3, 4):
@@ -147,6 +152,40 @@ def compare(ours, theirs):
         dtypes = {value.dtype for value in ours.state.get(p, {}).values() if isinstance(value, torch.Tensor)}
         if q.isfinite().all() and not dtypes & {torch.float16, torch.bfloat16}:
             assert_close(p.detach(), q.detach(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["AdamW", "NAdam", "RMSprop", "Rprop", "Adagrad"])
+def test_torchs_class_refuses_it_after_it_has_replaced_the_states(name):
+    """Of the first state it looks whether it has a tensor as `step`, and takes the others to have it then."""
+    p = torch.nn.Parameter(torch.ones(3).bfloat16())
+    q = torch.nn.Parameter(torch.ones(3).bfloat16())
+    opt = getattr(onepass, name)([p, q], master="split", max_norm=onepass.ZClip())
+    for _ in range(3):
+        p.grad, q.grad = torch.ones(3).bfloat16(), torch.full((3,), 0.3).bfloat16()
+        opt.step()
+    saved = copy.deepcopy(opt.state_dict())
+    saved["param_groups"][0]["lr"] = 5.0
+    saved["state"][0]["step"], saved["state"][1]["step"] = 3.0, None
+    with torch.no_grad():
+        q.mul_(0.5)  # its low bits are not valid then
+    twin = copy.deepcopy(opt)
+    with pytest.raises((TypeError, KeyError)):
+        opt.load_state_dict(saved)
+    for each in (opt, twin):
+        for x in params_of(each):
+            x.grad = torch.ones(3).bfloat16()
+        each.step()
+    assert_close(snapshot(opt), snapshot(twin), rtol=0, atol=0)
+    assert repr(opt.state_dict()["param_groups"]) == repr(twin.state_dict()["param_groups"])
+
+
+def test_a_policy_whose_state_is_no_json():
+    opt = onepass.AdamW(leaves(), max_norm=onepass.ZClip())
+    train(opt, 1)
+    saved = opt.state_dict()
+    saved["param_groups"][0]["clipping_policy"] = "text"
+    with pytest.raises(ValueError, match="AdamW: group 0: clipping_policy must be the state of a policy as JSON, got"):
+        opt.load_state_dict(saved)
 
 
 @pytest.mark.parametrize("name", ["AdamW", "LBFGS", "Prodigy"])

@@ -1048,6 +1048,36 @@ def test_states_of_bitsandbytes(nested):
         onepass.convert_state_dict(theirs)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, CODES], ids=str)
+@pytest.mark.parametrize("row", [row for row in ROWS if row.name != "LBFGS"], ids=lambda row: row.name)
+def test_what_is_converted_loads(row, dtype):
+    """Into the class of the checkpoint, also before its first step; with the dtypes of one with this state_dtype."""
+    if row.name == "StableAdamW" and dtype == CODES:
+        pytest.skip("its checkpoints look like those of Adam")
+
+    def created(**arguments):
+        shapes = [(), (70, 64), (5,)] if not row.takes_matrices else [(70, 64), (64, 4)]
+        params = [torch.ones(shape, requires_grad=True) for shape in shapes if shape or not row.wants_sparse]
+        return row.ours(params, **row.full, **arguments), params
+
+    for steps in (0, 1):
+        optimizer, params = created()
+        for p in params * steps:
+            p.grad = torch.ones_like(p).to_sparse(1) if row.wants_sparse else torch.ones_like(p)
+        onepass.Lookahead(optimizer, k=1).step()  # which adds a state of its own
+        converted = onepass.convert_state_dict(optimizer.state_dict(), dtype)
+        other, params = created()
+        other.load_state_dict(converted)
+        if dtype == CODES and row.name not in NAMES_8BIT:
+            assert "state_dtype" not in other.param_groups[0]
+            continue
+        wanted, others = created(state_dtype=dtype)
+        wanted.load_state_dict(optimizer.state_dict())
+        for p, q in zip(params, others, strict=True):
+            for name, value in wanted.state.get(q, {}).items():
+                assert not isinstance(value, torch.Tensor) or other.state[p][name].dtype == value.dtype, name
+
+
 def test_conversions_that_there_are_not():
     optimizer, _ = trained()
     with pytest.raises(
@@ -1073,4 +1103,13 @@ def test_conversions_that_there_are_not():
     spoiled = copy.deepcopy(optimizer.state_dict())
     del spoiled["state"][0]["exp_avg_scale"]
     with pytest.raises(ValueError, match="state of parameter 0: its state exp_avg has 8 bits"):
+        onepass.convert_state_dict(spoiled)
+    for step in (math.nan, -1.0, "text", None, torch.ones(2)):
+        spoiled = copy.deepcopy(sgd.state_dict())
+        spoiled["state"][0]["step"] = step
+        with pytest.raises((TypeError, ValueError), match=r"^state of parameter 0: its state step must be"):
+            onepass.convert_state_dict(spoiled, CODES)
+    spoiled["state"][0] = None
+    text = r"^convert_state_dict: state of parameter 0 must be a dict, got the NoneType"
+    with pytest.raises(ValueError, match=text):
         onepass.convert_state_dict(spoiled)

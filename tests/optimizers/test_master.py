@@ -8,6 +8,7 @@ import copy
 import gc
 import io
 import math
+import pickle
 
 import numpy as np
 import onepass
@@ -418,6 +419,25 @@ def test_resumed(row, master, dtype):
             resumed.load_state_dict(checkpoint)
         assert_same(resumed, twin)
     run(row, resumed, twin, range(3, 5))
+
+
+@for_masters
+@pytest.mark.parametrize("way", ["state_dict", "deepcopy", "pickle"])
+def test_saved_after_a_change(master, way):
+    """What is resumed has the low bits that the next step would have taken: none, of a changed parameter."""
+    optimizer, twin, params = pair(ADAMW, master, torch.bfloat16)
+    run(ADAMW, optimizer, twin, range(3))
+    held = [optimizer.state[p][NAMES[master]].clone() for p in params]
+    change(params[:3], twins_of(twin)[:3])
+    if way == "state_dict":
+        resumed = onepass.AdamW([nn.Parameter(p.detach().clone()) for p in params], **ADAMW.full, master=master)
+        resumed.load_state_dict(saved_and_read(optimizer))
+    else:
+        resumed = copy.deepcopy(optimizer) if way == "deepcopy" else pickle.loads(pickle.dumps(optimizer))
+    for p, before in zip(params, held, strict=True):  # saving changes nothing
+        assert torch.equal(optimizer.state[p][NAMES[master]], before)
+    run(ADAMW, resumed, copy.deepcopy(twin), range(3, 5))
+    run(ADAMW, optimizer, twin, range(3, 5))
 
 
 @for_masters

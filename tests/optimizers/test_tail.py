@@ -352,6 +352,17 @@ def test_a_policy_is_not_asked_about_norms_that_are_not_finite():
     assert policy.norms == []
 
 
+@pytest.mark.parametrize("coefficient", [None, "1", torch.ones(2)], ids=str)
+def test_a_policy_must_return_a_number(coefficient):
+    p = nn.Parameter(torch.ones(3))
+    optimizer = onepass.AdamW([p], lr=0.1, max_norm=Recorder(coefficient))
+    p.grad = torch.ones(3)
+    with pytest.raises((TypeError, ValueError), match=r"Recorder.coefficient\(1.73.*\) must be"):
+        optimizer.step()
+    assert torch.equal(p, torch.ones(3))
+    assert not optimizer.state
+
+
 @pytest.mark.parametrize("coefficient", [math.nan, -0.5, math.inf])
 def test_a_policy_must_return_a_finite_coefficient(coefficient):
     p = nn.Parameter(torch.ones(3))
@@ -810,6 +821,24 @@ def test_copied_optimizers_follow_the_copied_module(through):
 REFUSED_REPLACEMENTS = {
     "average_shape": ("average", lambda: nn.Parameter(torch.zeros(1)), ValueError, "average of parameter 3 has shape"),
     "copy_shape": ("copy_to", lambda: nn.Parameter(torch.zeros(1)), ValueError, r"copy_to\[3\] has shape \[1\]"),
+    "average_expanded": (
+        "average",
+        lambda: nn.Parameter(torch.zeros(1).expand(4)),
+        ValueError,
+        "average of parameter 3 must have memory for each of its elements",
+    ),
+    "copy_expanded": (
+        "copy_to",
+        lambda: nn.Parameter(torch.zeros(1).expand(4)),
+        ValueError,
+        r"copy_to\[3\] must have memory for each of its elements",
+    ),
+    "copy_sparse": (
+        "copy_to",
+        lambda: nn.Parameter(torch.zeros(4).to_sparse()),
+        ValueError,
+        r"copy_to\[3\] must be torch.strided, as its parameter is, got torch.sparse_coo",
+    ),
     "copy_none": ("copy_to", lambda: None, TypeError, r"copy_to\[3\] must be a tensor, got the NoneType None"),
 }
 
@@ -823,11 +852,16 @@ def test_replacements_that_do_not_fit_change_nothing(case, of_param):
     optimizer = onepass.AdamW(model.parameters(), lr=0.1, **{argument: follower})
     step_by_ones(optimizer)
     (follower.module if argument == "average" else follower)[1].bias = new()
-    before = [t.clone() for t in (*model.parameters(), *follower.parameters(), *all_states(optimizer))]
+
+    def values():
+        tensors = (*model.parameters(), *follower.parameters(), *all_states(optimizer))
+        return [t.detach().to_dense().clone() for t in tensors]
+
+    before = values()
     for _ in range(2):
         with pytest.raises(error, match=f"AdamW: {message}"):
             step_by_ones(optimizer)
-    assert_same_bits([*model.parameters(), *follower.parameters(), *all_states(optimizer)], before)
+    assert_same_bits(values(), before)
 
 
 def test_an_exchanged_parameter_of_another_shape_changes_nothing():
@@ -1073,12 +1107,16 @@ def test_without_the_arguments_nothing_is_reported():
         ({"max_norm": -1.0}, ValueError, "AdamW: max_norm must be >= 0, got -1.0"),
         ({"max_norm": math.nan}, ValueError, "AdamW: max_norm must be >= 0, got nan"),
         ({"max_norm": "1"}, TypeError, "AdamW: max_norm must be a number"),
+        ({"max_norm": onepass.ZClip}, TypeError, "AdamW: max_norm must be a number, got the "),
+        ({"max_norm": 1.0, "norm_type": torch.ones(2)}, ValueError, "AdamW: norm_type must be 2 or inf"),
         ({"max_norm": 1.0, "norm_type": 1}, ValueError, "AdamW: norm_type must be 2 or inf"),
         ({"clip_value": -0.5}, ValueError, "AdamW: clip_value must be >= 0, got -0.5"),
         ({"average": nn.Linear(2, 2)}, TypeError, "AdamW: average must be a onepass.swa_utils.AveragedModel"),
         ({"average": AveragedModel(nn.Linear(2, 2))}, ValueError, "AdamW: average has no averages of this optimizer"),
         ({"copy_to": [torch.zeros(2, 2)]}, ValueError, "AdamW: copy_to must have 2 tensors"),
         ({"copy_to": [torch.zeros(2, 2), torch.zeros(3)]}, ValueError, r"copy_to\[1\] has shape \[3\], its"),
+        ({"copy_to": 3}, TypeError, "AdamW: copy_to must be tensors or a module, got the int 3"),
+        ({"copy_to": [torch.zeros(1).expand(2, 2), torch.zeros(2)]}, ValueError, r"copy_to\[0\] must have memory"),
         ({"copy_to": [torch.zeros(2, 2), None]}, TypeError, r"copy_to\[1\] must be a tensor"),
     ],
 )

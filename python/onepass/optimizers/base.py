@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -37,7 +38,7 @@ from .fallback import counts_rounding, new_count, step_by_torch
 from .hooks import Step, evaluate, has_found_inf, hooked, only_creates_states
 from .loading import OWN_KEYS, POLICY_STATE, packed, states_restored
 from .master import NAMES as MASTER_NAMES
-from .master import check_master, forget_low_bits, master_name, master_of, new_master
+from .master import check_master, forget_low_bits, master_name, master_of, new_master, state_to_save
 from .rules import RULES
 from .tail import StepReport, Tail
 from .torch_private import (
@@ -372,6 +373,9 @@ class Native(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
+        if names := self._master_names():
+            own = {p: state_to_save(p, held) if p in names else held for p, held in self.state.items()}
+            state["state"] = defaultdict(dict, own)
         if self._tail is not None:
             state["_tail"] = self._tail.__getstate__()  # a pickle names no Tail
             if hasattr(self, "_step_supports_amp_scaling"):
@@ -665,6 +669,11 @@ class Native(Optimizer):
         The first group has the state of a clipping policy, if ``max_norm`` is one.
         """
         saved = super().state_dict()
+        if names := self._master_names():
+            for group, saved_group in zip(self.param_groups, saved["param_groups"], strict=False):
+                for p, key in zip(group["params"], saved_group["params"], strict=False):
+                    if p in names and (held := saved["state"].get(key)) is not None:
+                        saved["state"][key] = state_to_save(p, held)
         for group in saved["param_groups"]:
             if isinstance(state_dtype := group.get("state_dtype"), torch.dtype):
                 group["state_dtype"] = dtype_name(state_dtype)

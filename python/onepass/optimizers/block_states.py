@@ -185,9 +185,15 @@ def check_unencoded(where: str, p: Tensor, name: str, values: Tensor, step: obje
             f"can be stored in 8 bits, but has {values.layout} and {tuple(values.shape)}"
         )
     _check_rows(p)
+    step_count(where, step)
+
+
+def step_count(where: str, step: object) -> int:
+    """Return a saved step count, on which random bits depend. Arguments and errors: see :func:`check_unencoded`."""
     check_number(f"{where}: its state step", step)
     if not 0 <= (count := number(step)) < 2**63:  # type: ignore[arg-type]
         raise ValueError(f"{where}: its state step must be >= 0 and finite, got {count}")
+    return int(count)
 
 
 def states_in_blocks(state: Mapping[str, Any]) -> Iterator[str]:

@@ -13,7 +13,6 @@ from .. import _core
 from . import block_states, interchange
 from .arguments import described, dtype_name
 from .base import STATE_DTYPES
-from .came import CAME
 from .loading import OWN_KEYS
 from .rules import RULES
 
@@ -82,14 +81,18 @@ def convert_state_dict(
     kept: set[int] = set()  # groups whose states cannot have 8 bits
     for key, state in state_dict["state"].items():
         where = f"state of parameter {key}"
+        if not isinstance(state, Mapping):
+            raise ValueError(f"convert_state_dict: {where} must be a dict, got {described(state)}")
         block_states.check(where, state)
         group = group_of.get(key, {})
         held = interchange.of_bitsandbytes(state, where)
         if layout == "bitsandbytes":
             states[key] = interchange.for_bitsandbytes(block_states.decoded_state(held), where)
         else:
-            step: Any = held.get("step", 0)
-            random_key = _core.random_key(group.get("rounding_seed", 0), int(step), numbers.get(key, 0))
+            random_key = 0
+            if state_dtype == block_states.CODES:
+                step = block_states.step_count(where, held.get("step", 0))
+                random_key = _core.random_key(group.get("rounding_seed", 0), step, numbers.get(key, 0))
             names, has_codings = _rule_of(frozenset(held), frozenset(group))
             if state_dtype != block_states.CODES:
                 states[key] = _converted(block_states.decoded_state(held), state_dtype, random_key, names)
@@ -99,6 +102,10 @@ def convert_state_dict(
                 states[key] = dict(held)
                 kept.add(id(group))
     for group in groups:
+        if state_dtype == block_states.CODES and not any(key in states for key in group["params"]):
+            _, has_codings = _rule_of(frozenset(), frozenset(group))
+            if not has_codings:
+                kept.add(id(group))
         if layout == "bitsandbytes":
             for name in OWN_KEYS:
                 group.pop(name, None)
@@ -129,6 +136,14 @@ def _converted(state: Mapping[str, Any], dtype: torch.dtype | None, key: int, na
     return made
 
 
+# The states of optimizers that have no rule of their own, by an option that only their groups have: Adafactor; Muon and
+# NorMuon.
+_NOT_RULES = {
+    "beta2_decay": ["row_var", "col_var", "variance"],
+    "ns_coefficients": ["momentum_buffer", "second_momentum_buffer"],
+}
+
+
 @functools.cache
 def _rule_of(state: frozenset[str], group: frozenset[str]) -> tuple[list[str], bool]:
     """Return the names of the states of the rule that a state with these keys is of, and whether they can have 8 bits.
@@ -136,8 +151,11 @@ def _rule_of(state: frozenset[str], group: frozenset[str]) -> tuple[list[str], b
     Of several rules it is the one of whose hyperparameters the group has the most, if it has all; of these, one whose
     states can have 8 bits, and that has the fewest.
     """
-    if state and state <= {"exp_avg", *CAME.wide_states} and group >= {"clip_threshold", "betas"}:
-        return ["exp_avg"], False  # not a rule of this list; its second moments stay float32
+    if group >= {"clip_threshold", "betas"}:
+        return ["exp_avg"], False  # CAME, not a rule of this list; its second moments stay float32
+    for option, names in _NOT_RULES.items():
+        if option in group:
+            return names, False
     held = state & _state_names()
     found = []
     for rule in RULES.values():

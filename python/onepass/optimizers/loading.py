@@ -16,8 +16,9 @@ from . import block_states, cautious
 from .arguments import described
 from .fallback import encode
 from .gradient_norm import is_plain
+from .hooks import params_of
 from .master import NAMES as MASTER_NAMES
-from .master import master_name
+from .master import low_bits_versions, master_name, set_low_bits_versions
 from .rules import RULES, has_kernels
 
 if TYPE_CHECKING:
@@ -42,8 +43,16 @@ def packed(policy_state: dict[str, Any]) -> Any:
     return policy_state
 
 
-def _unpacked(value: Any) -> Any:
-    return json.loads(value) if isinstance(value, str) and value else value
+def _unpacked(optimizer: Optimizer, value: Any) -> Any:
+    if not isinstance(value, str) or not value:
+        return value
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise ValueError(
+            f"{type(optimizer).__name__}: group 0: {POLICY_STATE} must be the state of a policy as JSON, got "
+            f"{described(value)}"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -52,11 +61,32 @@ def while_loading(
     look: Callable[[Optimizer, dict[str, Any]], None],
     restore: Callable[[Optimizer], None],
 ) -> Iterator[None]:
-    """Call ``look`` after the user's load pre-hooks, and ``restore`` before the user's load post-hooks."""
-    before = optimizer.register_load_state_dict_pre_hook(look)
-    after = optimizer.register_load_state_dict_post_hook(restore, prepend=True)
+    """Call ``look`` after the user's load pre-hooks, and ``restore`` before the user's load post-hooks.
+
+    If torch or ``restore`` raises, the optimizer keeps its groups and states: torch's classes check a part of the
+    states after they have replaced them.
+    """
+    held: dict[str, Any] = {}
+    versions: dict[Tensor, int | None] = {}
+
+    def begin(_: Optimizer, final: dict[str, Any]) -> None:
+        look(optimizer, final)
+        versions.update(low_bits_versions(params_of(optimizer)))
+        held.update(state=optimizer.state, param_groups=optimizer.param_groups)
+
+    def end(_: Optimizer) -> None:
+        restore(optimizer)
+        held.clear()
+
+    before = optimizer.register_load_state_dict_pre_hook(begin)
+    after = optimizer.register_load_state_dict_post_hook(end, prepend=True)
     try:
         yield
+    except BaseException:
+        if held:
+            optimizer.__dict__.update(held)
+            set_low_bits_versions(versions)
+        raise
     finally:
         before.remove()
         after.remove()
@@ -74,7 +104,7 @@ def states_restored(optimizer: Native) -> Iterator[None]:
         _check(optimizer, final, own)
         if optimizer._tail is not None and optimizer._tail.policy is not None:
             for group in final["param_groups"]:
-                if state := _unpacked(group.get(POLICY_STATE)):
+                if state := _unpacked(optimizer, group.get(POLICY_STATE)):
                     # In a copy: an invalid state raises before anything is loaded.
                     deepcopy(optimizer._tail.policy).load_state_dict(state)
 
@@ -118,10 +148,6 @@ def _converts(optimizer: Native, saved_group: Mapping[str, Any]) -> bool:
 def _restore(optimizer: Native, saved: Mapping[str, Any], own: list[dict[str, Any]]) -> None:
     """Restore the optimizer's arguments, and the states of its parameters, from a state_dict that torch has loaded."""
     packed_states = [group.pop(POLICY_STATE) for group in optimizer.param_groups if POLICY_STATE in group]
-    if optimizer._tail is not None and optimizer._tail.policy is not None:
-        optimizer.param_groups[0][POLICY_STATE] = ""
-        if packed_states and (policy_state := _unpacked(packed_states[0])):
-            optimizer._tail.load_policy_state(policy_state)
     numbers = optimizer._param_numbers()
     for saved_group, group, arguments in zip(saved["param_groups"], optimizer.param_groups, own, strict=True):
         converts = _converts(optimizer, saved_group)
@@ -137,6 +163,10 @@ def _restore(optimizer: Native, saved: Mapping[str, Any], own: list[dict[str, An
                 _restore_states(optimizer, group, p, held, None if p.is_complex() else forced, is_torchs, numbers[p])
     for p in numbers:
         _lay_out_as(p, optimizer.state.get(p, {}), optimizer._state_names())
+    if optimizer._tail is not None and optimizer._tail.policy is not None:
+        optimizer.param_groups[0][POLICY_STATE] = ""
+        if packed_states and (policy_state := _unpacked(optimizer, packed_states[0])):
+            optimizer._tail.load_policy_state(policy_state)
 
 
 def _restore_scalars(optimizer: Native, group: dict[str, Any], p: Tensor, saved: Mapping[str, Any]) -> None:

@@ -125,10 +125,34 @@ def remember_low_bits(p: Tensor) -> None:
         _core.remember_version(p, p._version)
 
 
+def state_to_save(p: Tensor, state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the state of a parameter as it is saved or copied: low bits that are not valid are zeros.
+
+    Whoever loads them takes them as valid (:func:`forget_low_bits`).
+    """
+    if not isinstance(state, Mapping) or not isinstance(low := state.get(LOW_BITS), Tensor) or low_bits_are_valid(p):
+        return state
+    return {**state, LOW_BITS: torch.zeros_like(low, memory_format=torch.preserve_format)}
+
+
 def forget_low_bits(params: Iterable[Tensor]) -> None:
     """Take the low bits of parameters as valid, whatever has happened to the parameters until now."""
     for p in params:
         _core.master_versions.pop(id(p), None)
+
+
+def low_bits_versions(params: Iterable[Tensor]) -> dict[Tensor, int | None]:
+    """Return the version to which the low bits of each parameter belong; None if they are valid for any."""
+    return {p: _core.master_versions.get(id(p)) for p in params}
+
+
+def set_low_bits_versions(versions: Mapping[Tensor, int | None]) -> None:
+    """Set what :func:`low_bits_versions` has returned."""
+    for p, version in versions.items():
+        if version is None:
+            _core.master_versions.pop(id(p), None)
+        else:
+            _core.remember_version(p, version)
 
 
 def confirm_low_bits(p: Tensor) -> None:

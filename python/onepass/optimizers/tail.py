@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from ..training.averaged_model import AveragedModel, Slot, Slots, parameter_slot
 from ..training.clipping_policies import ClippingPolicy
 from ..training.restoring import Part, Undo
 from .arguments import check_number, described, number
-from .gradient_norm import mesh_of, total_norm
+from .gradient_norm import local_part, mesh_of, total_norm
 from .hooks import params_of
 
 if TYPE_CHECKING:
@@ -467,7 +467,9 @@ class Tail(Part):
 
 
 def _coefficient(policy: ClippingPolicy, norm: float) -> float:
-    coefficient = float(policy.coefficient(norm))
+    coefficient = policy.coefficient(norm)
+    check_number(f"{type(policy).__name__}.coefficient({norm})", coefficient)
+    coefficient = number(coefficient)
     if not 0.0 <= coefficient < math.inf:
         raise ValueError(
             f"{type(policy).__name__}.coefficient({norm}) must return a finite number >= 0, got {coefficient}"
@@ -516,7 +518,8 @@ def _limit(what: str, value: Any) -> float:
 
 
 def _is_largest(name: str, norm_type: Any) -> bool:
-    if norm_type not in (2, math.inf, "inf"):
+    is_one = not isinstance(norm_type, Tensor) or norm_type.numel() == 1
+    if not is_one or norm_type not in (2, math.inf, "inf"):
         raise ValueError(f"{name}: norm_type must be 2 or inf, got {described(norm_type)}")
     return bool(norm_type != 2)
 
@@ -549,17 +552,31 @@ def _copies_of(name: str, optimizer: Optimizer, copy_to: Sequence[Tensor] | nn.M
                 f"{name}: copy_to: the parameters of the module cannot be matched with {len(groups)} parameter groups. "
                 "Make the optimizer from named_parameters(), or pass a list of tensors in the order of the groups"
             )
-    else:
+    elif isinstance(copy_to, Iterable):
         copies = [*copy_to]
+    else:
+        raise TypeError(f"{name}: copy_to must be tensors or a module, got {described(copy_to)}")
     if len(copies) != number:
         raise ValueError(f"{name}: copy_to must have {number} tensors, one for each parameter, got {len(copies)}")
     return [slots.get(id(copy), ({0: copy}, 0)) for copy in copies]
 
 
 def _check_follower(what: str, follower: Tensor, p: Tensor) -> None:
-    """Check that a tensor can follow a parameter: it has its shape, and both or neither are DTensors of one mesh."""
+    """Check that a tensor can follow a parameter.
+
+    It has its shape and layout, each element has memory of its own, and both or neither are DTensors of one mesh.
+    """
     if follower.shape != p.shape:
         raise ValueError(f"{what} has shape {list(follower.shape)}, its parameter {list(p.shape)}")
+    if follower.layout != p.layout:
+        raise ValueError(f"{what} must be {p.layout}, as its parameter is, got {follower.layout}")
+    local = local_part(follower.detach())
+    if (
+        local.layout == torch.strided
+        and local.numel()
+        and any(n > 1 and not step for n, step in zip(local.shape, local.stride(), strict=True))
+    ):
+        raise ValueError(f"{what} must have memory for each of its elements, got an expanded tensor: clone() it")
     mesh = mesh_of(p)
     if mesh_of(follower) != mesh:
         expected = "a plain tensor, as its parameter is" if mesh is None else f"a DTensor over its parameter's {mesh}"

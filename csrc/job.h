@@ -106,10 +106,11 @@ struct Job {
     return rounding.stochastic && is_rounded && size_of(operands[operand].format) == 2;
   }
 
-  // clip_value in float32. A larger one limits nothing.
-  float narrow_clip_value() const {
-    return clip_value > double{std::numeric_limits<float>::max()} ? std::numeric_limits<float>::infinity()
-                                                                  : static_cast<float>(clip_value);
+  // Returns clip_value in the type of the arithmetic. A larger one than its numbers limits nothing.
+  template <class T>
+  T clip_value_as() const {
+    return clip_value > double{std::numeric_limits<T>::max()} ? std::numeric_limits<T>::infinity()
+                                                              : static_cast<T>(clip_value);
   }
 
   std::int64_t bytes_per_element() const {

@@ -229,14 +229,19 @@ py::object Plan::step(const py::object& optimizer, const StepRequest& request) {
   read(optimizer, request, work);
   if (request.has_scaler() && !take_scaler(request, work)) return StepResult().to_python();
   if (!work.fallback.empty() && !request.fallback_stepped) return fallback_result(work, request);
-  StepResult result;
   std::optional<Owned> owned;
+  std::optional<Clipping> clipping;
+  py::object device_clipping = py::none();
   if (request.norm && stays_on_gpu(work, request)) {
     owned.emplace(work.used);
-    result.device_clipping = clip_on_gpu(work, request);
+    device_clipping = clip_on_gpu(work, request);
   } else if (request.norm) {
-    result.clipping = clip(work, request, owned);
-    if (result.clipping->skips) return result.to_python();
+    clipping = clip(work, request, owned);
+    if (clipping->skips) {
+      StepResult skipped;
+      skipped.clipping = clipping;
+      return skipped.to_python();
+    }
   }
   try {
     if (!work.missing.empty()) {
@@ -256,7 +261,7 @@ py::object Plan::step(const py::object& optimizer, const StepRequest& request) {
         return fallback_result(work, request);
       }
     }
-    if (result.clipping) work.scale_gradients(result.clipping->coefficient);
+    if (clipping) work.scale_gradients(clipping->coefficient);
     list_written(work, request, written);
     for (const std::size_t k : work.fallback) the_stats.torch.try_emplace(params_[k].reason);
     driver_->run(work, request.threads);
@@ -267,7 +272,10 @@ py::object Plan::step(const py::object& optimizer, const StepRequest& request) {
   note_written(work, written);
   for (const std::size_t k : work.fallback) the_stats.torch[params_[k].reason] += 1;
   if (request.followers.empty() && !request.zeroes_grads && !request.norm) return complete_result();
+  StepResult result;
   result.stepped = true;
+  result.clipping = clipping;
+  result.device_clipping = std::move(device_clipping);
   for (std::size_t f = 0; f < request.followers.size(); ++f) result.unfollowed.append(unfollowed(work, f));
   if (request.zeroes_grads) result.unzeroed = unzeroed(work);
   return result.to_python();

@@ -131,7 +131,7 @@ void run_in_tiles(Apply rule, const Job& job, std::int64_t begin, std::int64_t e
     const bool has_master = std::is_same_v<T, float> && job.master != Master::none;
     if constexpr (std::is_same_v<T, float>)
       if (has_master) read_master(job, at, n, tiles[kParam]);
-    if (clamps) scale_and_clamp(static_cast<T>(job.grad_factor), static_cast<T>(job.clip_value), tiles[kGrad], n);
+    if (clamps) scale_and_clamp(static_cast<T>(job.grad_factor), job.clip_value_as<T>(), tiles[kGrad], n);
     rule(clamps ? clamped : job, data, n, 0);
     if (job.rounding.stochastic)
       for (std::size_t k = 0; k < kFirstFollower; ++k)

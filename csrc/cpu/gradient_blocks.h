@@ -20,10 +20,11 @@ struct GradientBlock {
 
 class GradientBlocks {
  public:
-  // Each element is read or written `passes` times.
-  GradientBlocks(std::span<const Job> jobs, std::int64_t elements, int passes) {
+  // Each element is read or written `passes` times. With `only`, the other jobs have no blocks.
+  GradientBlocks(std::span<const Job> jobs, std::int64_t elements, int passes, bool Job::* only = nullptr) {
     blocks_.reserve(jobs.size());
     for (const Job& job : jobs) {
+      if (only != nullptr && !(job.*only)) continue;
       const std::int64_t size = passes * static_cast<std::int64_t>(size_of(job.operands[kGrad].format));
       for (std::int64_t begin = 0; begin < job.length; begin += elements) {
         const std::int64_t end = std::min(begin + elements, job.length);

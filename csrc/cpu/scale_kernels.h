@@ -51,7 +51,7 @@ void scale(const Job& job, std::int64_t begin, std::int64_t end) {
     T* values = in_place ? reinterpret_cast<T*>(grad.data) + at : tile;
     if (!in_place) decode(job, kGrad, at, n, tile);
     if (clamps) {
-      scale_and_clamp(factor, static_cast<T>(job.clip_value), values, n);
+      scale_and_clamp(factor, job.clip_value_as<T>(), values, n);
     } else {
       multiply(factor, values, n);
     }

@@ -4,7 +4,6 @@
 #include <array>
 #include <cstddef>
 #include <cstring>
-#include <iterator>
 #include <vector>
 
 #include "cpu/dispatch.h"
@@ -79,46 +78,67 @@ void for_share(std::span<const Job> jobs, std::int64_t total, int index, int cou
 
 constexpr std::int64_t kSumBlock = 16'384;  // elements
 
-// Makes the sums of the jobs that take sums. Returns the jobs that are left to step; those with sums have constants of
-// their own. If the update does not depend on the sums, each block is stepped right after it is summed, while it is in
-// the cache, and its job is not returned.
-std::vector<Job> with_sums(RuleId rule, std::span<const Job> jobs, int threads,
-                           std::vector<ConstantsBuffer>& constants) {
+// Steps all jobs of a rule whose update, or whose scalars, depend on sums. A tensor that is one block is stepped right
+// after it is summed, while it is in the cache, and so is each block if the update itself does not depend on the sums.
+// Returns the jobs that are left to step; those with sums have constants of their own.
+std::vector<Job> step_with_sums(RuleId rule, std::span<const Job> jobs, int threads,
+                                std::vector<ConstantsBuffer>& constants) {
   const RuleInfo& info = info_of(rule);
   const Kernels& kernels = active_isa().kernels;
   const Tuning& tuning = active_tuning();
-  std::vector<Job> summed;
-  std::ranges::copy_if(jobs, std::back_inserter(summed), &Job::takes_sums);
   // A state that is stored in blocks is divided where such a block begins.
   const auto division = [](const Job& job, std::int64_t at) {
     return job.blocks.row_length == 0 || at == job.length ? at : job.blocks.block_begin(at);
   };
-  const GradientBlocks blocks(summed, kSumBlock, static_cast<int>(kFirstState + info.state_names.size()));
+  const GradientBlocks blocks(jobs, kSumBlock, static_cast<int>(kFirstState + info.state_names.size()),
+                              &Job::takes_sums);
+  const auto is_one_block = [](const Job& job) { return job.length > 0 && job.length <= kSumBlock; };
+  const auto is_left = [&](const Job& job) {
+    return !job.takes_sums || (!info.sums_only_for_scalars && !is_one_block(job));
+  };
+  using Sums = std::array<double, kMaxSums>;
+  const auto complete = [&](const Job& job, const Sums& sums, ConstantsBuffer& own) {
+    std::memcpy(own.bytes, job.constants, info.constants_size[job.wide ? 1 : 0]);
+    info.use_sums(job.wide, sums.data(), static_cast<double>(job.length), own.bytes, job.scalars);
+  };
+
   // All memory is taken before anything is written.
-  std::vector<std::array<double, kMaxSums>> of_blocks(blocks.all().size());
+  std::vector<Sums> of_blocks(blocks.all().size());
   std::vector<Job> left;
-  left.reserve(jobs.size());
-  constants.resize(summed.size());
+  const auto count = static_cast<std::size_t>(std::ranges::count_if(jobs, is_left));
+  left.reserve(count);
+  constants.resize(count);
   blocks.run(threads, [&](std::size_t number, const GradientBlock& block) {
-    const SumsKernel* const of_rules = kernels.of_type(block.job->wide).sums;
-    const std::int64_t begin = division(*block.job, block.begin), end = division(*block.job, block.end);
-    of_rules[static_cast<int>(rule)](*block.job, begin, end, of_blocks[number].data());
-    if (info.sums_only_for_scalars) kernels.run(rule, *block.job, begin, end, tuning);
+    const Job& job = *block.job;
+    const SumsKernel* const of_rules = kernels.of_type(job.wide).sums;
+    const std::int64_t begin = division(job, block.begin), end = division(job, block.end);
+    of_rules[static_cast<int>(rule)](job, begin, end, of_blocks[number].data());
+    if (is_left(job)) return;
+    ConstantsBuffer own;
+    Job stepped = job;
+    if (is_one_block(job)) {
+      complete(job, of_blocks[number], own);
+      stepped.constants = own.bytes;
+    }
+    kernels.run(rule, stepped, begin, end, tuning);
   });
 
   const StepMode mode;  // so that the constants do not depend on the caller's rounding mode
-  std::size_t number = 0, block = 0;
-  for (Job job : jobs) {
-    if (job.takes_sums) {
-      std::array<double, kMaxSums> sums{};
-      for (; block < of_blocks.size() && blocks.all()[block].job == &summed[number]; ++block)
-        for (std::size_t k = 0; k < info.sums; ++k) sums[k] += of_blocks[block][k];
-      std::byte* const own = constants[number++].bytes;
-      std::memcpy(own, job.constants, info.constants_size[job.wide ? 1 : 0]);
-      info.use_sums(job.wide, sums.data(), static_cast<double>(job.length), own, job.scalars);
-      job.constants = own;
+  std::size_t block = 0;
+  for (const Job& job : jobs) {
+    Sums sums{};
+    for (; block < of_blocks.size() && blocks.all()[block].job == &job; ++block)
+      for (std::size_t k = 0; k < info.sums; ++k) sums[k] += of_blocks[block][k];
+    if (is_left(job)) {
+      left.push_back(job);
+      if (!job.takes_sums) continue;
+      ConstantsBuffer& own = constants[left.size() - 1];
+      complete(job, sums, own);
+      left.back().constants = own.bytes;
+    } else if (!is_one_block(job)) {
+      ConstantsBuffer unused;  // the scalars alone are left to compute
+      complete(job, sums, unused);
     }
-    if (!(job.takes_sums && info.sums_only_for_scalars)) left.push_back(job);
   }
   return left;
 }
@@ -131,7 +151,7 @@ void run_step(RuleId rule, std::span<const Job> jobs, int threads) {
   std::vector<ConstantsBuffer> constants;
   std::vector<Job> left;
   if (std::ranges::any_of(jobs, &Job::takes_sums)) {
-    left = with_sums(rule, jobs, threads, constants);
+    left = step_with_sums(rule, jobs, threads, constants);
     jobs = left;
   }
   std::int64_t total = 0;

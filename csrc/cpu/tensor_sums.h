@@ -69,7 +69,7 @@ void sum_up(const Job& job, std::int64_t begin, std::int64_t end, double* sums) 
     }
     if constexpr (std::is_same_v<T, float>)
       if (job.master != Master::none) read_master(job, at, n, tiles[kParam]);
-    if (clamps) scale_and_clamp(static_cast<T>(job.grad_factor), static_cast<T>(job.clip_value), tiles[kGrad], n);
+    if (clamps) scale_and_clamp(static_cast<T>(job.grad_factor), job.clip_value_as<T>(), tiles[kGrad], n);
     add_sums<Rule, T>(constants, clamps ? T(1) : static_cast<T>(job.grad_factor), arrays, n, lanes,
                       std::make_index_sequence<Rule::sums>{}, std::make_index_sequence<Rule::state_names.size()>{});
   }

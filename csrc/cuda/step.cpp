@@ -444,7 +444,7 @@ struct Step {
         header = common;
         header.grad_factor = std::abs(job.grad_factor);
         header.clip_value = job.clip_value;
-        header.narrow_clip_value = job.narrow_clip_value();
+        header.narrow_clip_value = job.clip_value_as<float>();
         std::ranges::copy(job.followers, header.followers);
         header.workspace = constants;
       }

@@ -71,8 +71,8 @@ class SequentialLR(Composition, lr_scheduler.SequentialLR):
     - Parts may be :class:`ReduceLROnPlateau`, torch's or onepass's. ``step(metrics)`` passes the metric to the active
       plateau. A ``step()`` without a metric counts towards the milestones, but does not change a plateau's rate. So a
       warm-up may be stepped per batch and the plateau per epoch.
-    - Parts may be :class:`SequentialLR` and :class:`ChainedScheduler`, torch's or onepass's, which start when they become
-      active. In torch's class, such a part is one step ahead if it is the first, and raises an error otherwise.
+    - Parts may be :class:`SequentialLR` and :class:`ChainedScheduler`, torch's or onepass's, which start when they
+      become active. In torch's class, such a part is one step ahead if it is the first, and raises an error otherwise.
 
     Args:
         optimizer: The optimizer whose rates are set.

@@ -573,6 +573,10 @@ def checked_step(row, optimizer, roundings: float = 4) -> None:
                 if row.sums:  # of ratios, which moving all elements together leaves as they are
                     change = abs(exact[""] - old_p)
                     room = room + error * np.where(np.isfinite(change), change, 0.0)
+                if h.get("centered") and name in ("", "momentum_buffer"):  # divided by the root of a difference
+                    squares, square = exact["square_avg"], exact["grad_avg"] ** 2
+                    lost = np.where(squares > square, squares / (squares - square), 1.0)
+                    room = room + error * lost * (abs(want) if name else abs(want - old))
                 room = np.where(np.isfinite(want) & there, room, 0.0)
                 got = numbers(held[name] if name else p)
                 low, high = stored(want - room, dtypes[name]), stored(want + room, dtypes[name])

@@ -261,6 +261,7 @@ py::object Plan::step(const py::object& optimizer, const StepRequest& request) {
         return fallback_result(work, request);
       }
     }
+    if (!work.changed.empty()) zero_low_bits(request, work);
     if (clipping) work.scale_gradients(clipping->coefficient);
     list_written(work, request, written);
     for (const std::size_t k : work.fallback) the_stats.torch.try_emplace(params_[k].reason);
@@ -279,6 +280,18 @@ py::object Plan::step(const py::object& optimizer, const StepRequest& request) {
   for (std::size_t f = 0; f < request.followers.size(); ++f) result.unfollowed.append(unfollowed(work, f));
   if (request.zeroes_grads) result.unzeroed = unzeroed(work);
   return result.to_python();
+}
+
+// Zeroes the low bits of the parameters that were changed since these were valid: each is its new master. Then reads
+// all parameters once more. Not earlier, because a step that is skipped, or fails, changes no state.
+void Plan::zero_low_bits(const StepRequest& request, StepWork& work) {
+  for (const std::size_t k : work.changed) {
+    py::handle(lookup(params_[k].state, names().master_low)).attr("zero_")();
+    remember_version(work.params[k].ptr(), work.versions[k]);
+  }
+  work.restart();
+  read_until_stable(request, work);
+  if (!work.missing.empty()) throw std::runtime_error(label_ + ": the optimizer was changed while step() was reading it");
 }
 
 // Discards the states that were created for parameters that torch's implementation steps: it would read them, although

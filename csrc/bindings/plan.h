@@ -67,6 +67,7 @@ class Plan {
   void read(const pybind11::object& optimizer, const StepRequest& request, StepWork& work);
   void create_states(const pybind11::object& optimizer, const StepRequest& request, StepWork& work,
                      const pybind11::list& created);
+  void zero_low_bits(const StepRequest& request, StepWork& work);
   void discard_states_of_fallbacks(const pybind11::object& optimizer, const StepWork& work,
                                    const pybind11::list& created);
   bool take_scaler(const StepRequest& request, StepWork& work);

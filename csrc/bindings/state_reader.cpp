@@ -67,7 +67,7 @@ std::optional<std::int64_t> known_version(PyObject* param) {
 
 const py::str& master_name(Master master) { return master == Master::low_bits ? names().master_low : names().master; }
 
-// Reads the master. Low bits are zeroed if the parameter has been changed since they were valid: it is the new master.
+// Reads the master. Notes whether the parameter has been changed since the low bits were valid.
 bool ParamReader::read_master(Reading& r) {
   static const std::string kLowLabel = "its state master_low", kWholeLabel = "its state master";
   const bool split = r.param.master == Master::low_bits;
@@ -75,10 +75,7 @@ bool ParamReader::read_master(Reading& r) {
   if (!split || r.missing || request_.only_reads) return true;
   const std::int64_t version = work_.versions[r.number];
   if (version < 0) return true;
-  if (known_version(r.object).value_or(version) == version) return true;
-  py::handle(lookup(r.param.state, names().master_low)).attr("zero_")();
-  remember_version(r.object, version);
-  work_.ran_python = true;
+  if (known_version(r.object).value_or(version) != version) work_.changed.push_back(r.number);
   return true;
 }
 

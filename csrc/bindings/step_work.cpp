@@ -86,6 +86,7 @@ void StepWork::restart() {
   stepped.clear();
   missing.clear();
   fallback.clear();
+  changed.clear();
   used.clear();
   measured.clear();
   measured_params.clear();

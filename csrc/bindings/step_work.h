@@ -128,6 +128,7 @@ struct StepWork {
   std::vector<std::size_t> stepped;   // parameters with a job
   std::vector<std::size_t> missing;   // parameters that lack a state
   std::vector<std::size_t> fallback;  // parameters that torch's implementation steps
+  std::vector<std::size_t> changed;   // parameters that were changed since the low bits of their masters were valid
   std::vector<PyObject*> used;        // the objects whose memory jobs, measures and scalars use
 
   // The gradients that kernels measure: jobs that have only a gradient. On the CPU also the numbers of their

@@ -389,6 +389,28 @@ def test_a_skipped_step_keeps_the_masters(master):
     run(ADAMW, optimizer, twin, range(2, 4))
 
 
+@for_masters
+@pytest.mark.parametrize("ends", ["skipped", "error"])
+def test_a_step_that_is_not_made_changes_no_master_of_a_changed_parameter(ends, master):
+    optimizer, twin, params = pair(ADAMW, master, torch.bfloat16, max_norm=1e9, skip_nonfinite=True)
+    run(ADAMW, optimizer, twin, range(2))
+    change(params, twins_of(twin))
+    held = [optimizer.state[p][NAMES[master]].clone() for p in params]
+    if ends == "skipped":
+        params[1].grad = torch.full_like(params[1], math.inf)
+        optimizer.step()
+        assert optimizer.last_step.skipped
+    else:
+        exp_avg = optimizer.state[params[-1]]["exp_avg"]
+        optimizer.state[params[-1]]["exp_avg"] = exp_avg.unsqueeze(0)
+        with pytest.raises(ValueError, match="exp_avg"):
+            optimizer.step()
+        optimizer.state[params[-1]]["exp_avg"] = exp_avg
+    for p, before in zip(params, held, strict=True):
+        assert torch.equal(optimizer.state[p][NAMES[master]], before)
+    run(ADAMW, optimizer, twin, range(2, 4))
+
+
 # -- checkpoints -----------------------------------------------------------------------------------------------------
 
 

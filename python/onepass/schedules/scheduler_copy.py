@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import gc
-from collections.abc import Iterator
+import importlib.util
+from collections.abc import Callable, Iterator
 from io import IOBase
 from types import CellType, FunctionType, ModuleType
 from typing import Any
@@ -17,6 +17,25 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 
 from .step_detector import StepDetector
+
+
+def _own_deepcopy() -> Callable[[Any, dict[int, Any]], Any]:
+    """Return deepcopy of a second instance of the module ``copy``, which looks functions up in the memo.
+
+    Since Python 3.14, that of ``copy`` returns functions as they are.
+    """
+    spec = importlib.util.find_spec("copy")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if hasattr(module, "_atomic_types"):
+        module._atomic_types -= {FunctionType}
+        module._deepcopy_dispatch[FunctionType] = lambda function, memo: function
+    return module.deepcopy  # type: ignore[no-any-return]
+
+
+_deepcopy = _own_deepcopy()
 
 
 class _StandIn(Optimizer):
@@ -60,16 +79,16 @@ def copy_of_scheduler(scheduler: LRScheduler) -> Any:
     for x in optimizers:
         for group in x.param_groups:
             copies[id(group["params"])] = group["params"]
-        copies[id(x)] = _StandIn(x, [copy.deepcopy(group, copies) for group in x.param_groups])
+        copies[id(x)] = _StandIn(x, [_deepcopy(group, copies) for group in x.param_groups])
     for x in functions:
         function = copies[id(x)]
-        function.__defaults__ = copy.deepcopy(x.__defaults__, copies)
-        function.__kwdefaults__ = copy.deepcopy(x.__kwdefaults__, copies)
-        function.__dict__.update(copy.deepcopy(x.__dict__, copies))
+        function.__defaults__ = _deepcopy(x.__defaults__, copies)
+        function.__kwdefaults__ = _deepcopy(x.__kwdefaults__, copies)
+        function.__dict__.update(_deepcopy(x.__dict__, copies))
     for original, cell in cells.values():
         for value in _contents(original):
-            cell.cell_contents = copy.deepcopy(value, copies)
-    return copy.deepcopy(scheduler, copies)
+            cell.cell_contents = _deepcopy(value, copies)
+    return _deepcopy(scheduler, copies)
 
 
 def _reach(scheduler: LRScheduler) -> list[Any]:

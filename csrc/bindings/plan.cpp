@@ -291,7 +291,8 @@ void Plan::zero_low_bits(const StepRequest& request, StepWork& work) {
   }
   work.restart();
   read_until_stable(request, work);
-  if (!work.missing.empty()) throw std::runtime_error(label_ + ": the optimizer was changed while step() was reading it");
+  if (!work.missing.empty())
+    throw std::runtime_error(label_ + ": the optimizer was changed while step() was reading it");
 }
 
 // Discards the states that were created for parameters that torch's implementation steps: it would read them, although

@@ -27,7 +27,7 @@ def _own_deepcopy() -> Callable[[Any, dict[int, Any]], Any]:
     spec = importlib.util.find_spec("copy")
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if hasattr(module, "_atomic_types"):
         module._atomic_types -= {FunctionType}

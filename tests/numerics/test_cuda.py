@@ -414,6 +414,25 @@ def test_random_bits_beside_float64_are_left_to_torch(gpu, states):
         assert not optimizer.state  # torch's implementation creates its own
 
 
+def test_a_second_request_names_what_new_states_leave_to_torch(gpu):
+    """torch's implementation has stepped the first parameters, and has to step another because of its states."""
+    (memory,) = gpu.put([torch.ones(64)])
+    shared = [memory[:40].detach().requires_grad_(), memory[24:].detach().requires_grad_()]
+    (wide,) = gpu.put([torch.ones(64, 128).double().requires_grad_()])
+    optimizer = onepass.AdamW([*shared, wide], state_dtype=torch.bfloat16, stochastic_rounding=True)
+    for p in optimizer.param_groups[0]["params"]:
+        p.grad = torch.ones_like(p)
+    found = []
+    for fallback_stepped in (False, True):
+        request = onepass._core.StepRequest(1.0, 1, fallback_stepped=fallback_stepped)
+        with gpu.on():
+            result = optimizer._plan.step(optimizer, request)
+        assert not result.stepped
+        found.append([index for _, index, _ in result.fallback])
+    assert found == [[0, 1], [2]]
+    assert wide not in optimizer.state
+
+
 @each_8bit_row
 def test_stochastic_rounding_beside_8_bit_states(gpu, row):
     params = [*rows_of_blocks(torch.bfloat16), *with_scalars_and_short_rows(torch.bfloat16)]

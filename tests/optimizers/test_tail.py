@@ -1107,7 +1107,7 @@ def test_without_the_arguments_nothing_is_reported():
         ({"max_norm": -1.0}, ValueError, "AdamW: max_norm must be >= 0, got -1.0"),
         ({"max_norm": math.nan}, ValueError, "AdamW: max_norm must be >= 0, got nan"),
         ({"max_norm": "1"}, TypeError, "AdamW: max_norm must be a number"),
-        ({"max_norm": onepass.ZClip}, TypeError, "AdamW: max_norm must be a number, got the "),
+        ({"max_norm": onepass.ZClip}, TypeError, "AdamW: max_norm must be a number or a policy, got the "),
         ({"max_norm": 1.0, "norm_type": torch.ones(2)}, ValueError, "AdamW: norm_type must be 2 or inf"),
         ({"max_norm": 1.0, "norm_type": 1}, ValueError, "AdamW: norm_type must be 2 or inf"),
         ({"clip_value": -0.5}, ValueError, "AdamW: clip_value must be >= 0, got -0.5"),

@@ -374,7 +374,7 @@ class Native(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
         if names := self._master_names():
-            own = {p: state_to_save(p, held) if p in names else held for p, held in self.state.items()}
+            own = {p: self._state_to_save(p, held) if p in names else held for p, held in self.state.items()}
             state["state"] = defaultdict(dict, own)
         if self._tail is not None:
             state["_tail"] = self._tail.__getstate__()  # a pickle names no Tail
@@ -662,6 +662,10 @@ class Native(Optimizer):
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
+    def _state_to_save(self, p: Tensor, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the state of a parameter that has a master, as it is saved or copied."""
+        return state_to_save(p, state)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state_dict, in the form of torch's class.
 
@@ -673,7 +677,7 @@ class Native(Optimizer):
             for group, saved_group in zip(self.param_groups, saved["param_groups"], strict=False):
                 for p, key in zip(group["params"], saved_group["params"], strict=False):
                     if p in names and (held := saved["state"].get(key)) is not None:
-                        saved["state"][key] = state_to_save(p, held)
+                        saved["state"][key] = self._state_to_save(p, held)
         for group in saved["param_groups"]:
             if isinstance(state_dtype := group.get("state_dtype"), torch.dtype):
                 group["state_dtype"] = dtype_name(state_dtype)

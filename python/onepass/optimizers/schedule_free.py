@@ -33,6 +33,11 @@ class ScheduleFree(Native):
             state[TRAIN_POINT] = p.detach().clone() if master is None else master_of(p, state, master)
             p.copy_(_evaluated(state, momentum))
 
+    def _state_to_save(self, p: Tensor, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        if isinstance(state, Mapping) and TRAIN_POINT in state:
+            return state  # low bits of the point for training, which eval() has replaced
+        return super()._state_to_save(p, state)
+
     @torch.no_grad()
     def train(self) -> None:
         """Restore the parameters to the point for training, bit for bit. A second call does nothing.

@@ -1,6 +1,5 @@
 """What README says and the package knows better."""
 
-import importlib.metadata
 import inspect
 import re
 from pathlib import Path
@@ -48,15 +47,6 @@ def test_the_package_of_the_cuda_kernels_has_the_version_of_onepass():
     (version,) = re.findall(r'^version = "(.+?)"', own, re.M)
     assert re.findall(r'^version = "(.+?)"', kernels, re.M) == [version]
     assert f'dependencies = ["onepass=={version}"]' in kernels
-
-
-def test_the_page_of_an_index_has_no_links_to_files():
-    """The description in the package's metadata, made when it was built."""
-    shown = importlib.metadata.metadata("onepass").get_payload()
-    assert shown.startswith("# onepass\n\n`onepass` is a drop-in replacement")
-    assert re.findall(r"\]\((?!https?:)", shown) == []
-    assert "\n## Install\n" in shown
-    assert re.findall(r"\]\((?!https?:)", README.read_text())
 
 
 def test_an_extra_does_not_compile_onepass_again():

@@ -212,6 +212,21 @@ def test_lbfgs_in_two_threads_makes_one_step_after_the_other():
     assert_same(snapshot(opt), snapshot(alone))
 
 
+# For programs that fork. A child that does not end is killed.
+ENDS_WELL = """
+import os, time
+def ends_well(child, seconds):
+    for _ in range(50 * seconds):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return status == 0
+        time.sleep(0.02)
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    return False
+"""
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_child_forked_while_another_thread_steps_can_step():
     code = """
@@ -236,20 +251,12 @@ def test_a_child_forked_while_another_thread_steps_can_step():
             before = p[:4].clone()
             opt.step()
             os._exit(0 if (p[:4] < before).all() else 1)
-        for _ in range(500):
-            done, status = os.waitpid(child, os.WNOHANG)
-            if done:
-                fine += status == 0
-                break
-            time.sleep(0.02)
-        else:
-            os.kill(child, 9)
-            os.waitpid(child, 0)
+        fine += ends_well(child, seconds=10)
     over.set()
     thread.join()
     print(fine)
     """
-    assert int(in_a_process(code)) == 4
+    assert int(in_a_process(ENDS_WELL + textwrap.dedent(code))) == 4
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
@@ -273,19 +280,11 @@ def test_a_child_forked_before_a_waiting_thread_has_the_gil_can_step():
         if child == 0:
             opt.step()
             os._exit(0)
-        for _ in range(200):
-            done, status = os.waitpid(child, os.WNOHANG)
-            if done:
-                fine += status == 0
-                break
-            time.sleep(0.02)
-        else:
-            os.kill(child, 9)
-            os.waitpid(child, 0)
+        fine += ends_well(child, seconds=4)
         thread.join()
     print(fine)
     """
-    assert int(in_a_process(code)) == 10
+    assert int(in_a_process(ENDS_WELL + textwrap.dedent(code))) == 10
 
 
 def test_a_gradient_that_a_first_step_measures_may_be_replaced():

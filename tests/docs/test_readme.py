@@ -11,6 +11,7 @@ from cases import ROWS
 from onepass.training import catalog
 
 README = Path(__file__).parents[2] / "README.md"
+PYPROJECT = README.parent / "pyproject.toml"
 TABLE = r"<!-- python -m onepass info --optimizers -->\n(.*?)\n<!-- end -->"
 
 
@@ -43,10 +44,18 @@ def test_a_record_replaces_that_of_the_same_platform_and_versions(tmp_path, monk
 
 
 def test_the_package_of_the_cuda_kernels_has_the_version_of_onepass():
-    own, kernels = ((README.parent / path).read_text() for path in ("pyproject.toml", "cuda/pyproject.toml"))
+    own, kernels = (path.read_text() for path in (PYPROJECT, README.parent / "cuda" / "pyproject.toml"))
     (version,) = re.findall(r'^version = "(.+?)"', own, re.M)
     assert re.findall(r'^version = "(.+?)"', kernels, re.M) == [version]
     assert f'dependencies = ["onepass=={version}"]' in kernels
+
+
+def test_the_description_of_the_package_is_part_of_readme():
+    """But not README itself, whose links are relative to the repository."""
+    (text,) = re.findall(r'^\[project.readme\]\n.*?"""\n(.*?)"""', PYPROJECT.read_text(), re.M | re.S)
+    assert "](" not in text
+    for paragraph in text.strip().split("\n\n"):
+        assert paragraph in README.read_text()
 
 
 def test_an_extra_does_not_compile_onepass_again():

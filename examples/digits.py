@@ -35,27 +35,9 @@ def plain(kind: Callable[..., Optimizer], **options: Any) -> Make:
     return lambda model, lr: kind(model.parameters(), lr=lr, **options)
 
 
-def of_matrices(kind: Callable[..., Optimizer]) -> Make:
-    """Return what makes a Muon for the hidden layer's matrix, with an AdamW for the rest that steps whenever Muon does.
-
-    With ``match_rms_adamw`` Muon's updates are as large as AdamW's, so both have the same learning rate.
-    """
-
-    def make(model: nn.Module, lr: float) -> Optimizer:
-        matrices = [p for p in model.parameters() if p.dim() == 2][:-1]  # without the output layer's
-        others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
-        optimizer = kind(matrices, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
-        adamw = onepass.AdamW(others, lr=lr)
-
-        def follow(*_: object) -> None:
-            adamw.param_groups[0]["lr"] = optimizer.param_groups[0]["lr"]
-            adamw.step()
-            adamw.zero_grad()
-
-        optimizer.register_step_post_hook(follow)
-        return optimizer
-
-    return make
+def of_whole_model(name: str) -> Make:
+    """Return what makes a Muon or NorMuon for the hidden layer's matrix, with an AdamW for the rest."""
+    return lambda model, lr: onepass.create(name, model, lr=lr, weight_decay=0.01)
 
 
 def lookahead(make: Make) -> Make:
@@ -101,8 +83,8 @@ ENTRIES = (
     Entry("ScheduleFreeRAdam", plain(onepass.ScheduleFreeRAdam)),
     Entry("Adafactor", plain(onepass.Adafactor)),
     Entry("CAME", plain(onepass.CAME)),
-    Entry("Muon", of_matrices(onepass.Muon)),
-    Entry("NorMuon", of_matrices(onepass.NorMuon)),
+    Entry("Muon", of_whole_model("muon")),
+    Entry("NorMuon", of_whole_model("normuon")),
     Entry("Rprop", plain(onepass.Rprop), own_lr=0.01),
     Entry("LBFGS, batch 512", plain(onepass.LBFGS, max_iter=4, line_search_fn="strong_wolfe"), own_lr=1.0, batch=512),
 )

@@ -33,6 +33,14 @@ def test_every_public_name_is_in_the_reference(module):
     assert {*module.__all__, *functions} <= named
 
 
+@pytest.mark.parametrize(("folder", "page"), [("cpu", "kernels"), ("cuda", "cuda"), ("bindings", "bindings")])
+def test_the_page_of_a_folder_has_each_of_its_files(folder, page):
+    """In the first column of its table, with or without the suffix."""
+    rows = re.findall(r"^\| (`.*?) \|", (ROOT / "docs" / "design" / f"{page}.md").read_text(), re.M)
+    named = {name.split(".")[0] for row in rows for name in re.findall(r"`([\w.]+)`", row)}
+    assert {path.stem for path in (ROOT / "csrc" / folder).iterdir()} <= named
+
+
 @pytest.mark.parametrize("page", [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")], ids=lambda page: page.name)
 def test_links_lead_to_files(page):
     """And to headings of them, where a link names one."""

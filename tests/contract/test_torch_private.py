@@ -40,8 +40,16 @@ def chain() -> Any:
     return lr_scheduler.ChainedScheduler([lr_scheduler.StepLR(base, 2), lr_scheduler.StepLR(base, 3)], base)
 
 
+def scheduled() -> Any:
+    base = optimizer()
+    scheduler = lr_scheduler.StepLR(base, 2)
+    base.step()
+    scheduler.step()
+    return base
+
+
 OBJECTS: dict[str, Callable[[], Any]] = {
-    "torch.optim.Optimizer": optimizer,
+    "torch.optim.Optimizer": scheduled,
     "torch.optim.lr_scheduler.StepLR": of("StepLR", 2),
     "torch.optim.lr_scheduler.SequentialLR": sequence,
     "torch.optim.lr_scheduler.ChainedScheduler": chain,

@@ -124,6 +124,7 @@ def local_offset(dtensor: Tensor) -> tuple[int, ...]:
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     # Hooks of one optimizer, which onepass's step, state_dict and load_state_dict call.
     "torch.optim.Optimizer": (
+        "_opt_called",  # set by the first step of an optimizer that has a scheduler, which warns otherwise
         "_optimizer_step_pre_hooks",
         "_optimizer_step_post_hooks",
         "_optimizer_state_dict_pre_hooks",

@@ -100,7 +100,7 @@ bool is_cuda_known(int device) {
 std::string cuda_refusal(int device) {
   const cuda::Backend* const backend = loaded().backend;
   if (backend == nullptr)
-    return "no CUDA kernels are installed: compile onepass where there is nvcc, or install onepass-cuda";
+    return "no CUDA kernels are installed: compile onepass with ONEPASS_CUDA=on, or install onepass-cuda";
   if (const auto known = loaded().refusals.find(device); known != loaded().refusals.end()) return known->second;
   const OnDevice on(device);
   const char* const why = backend->unusable();

@@ -797,6 +797,32 @@ def test_log_to_tells_norms_of_whole_tensors(processes, library, world):
     processes(world, log_to, library, 2)
 
 
+def log_to_without_gradients(missing):
+    """The second process lacks gradients that the first one has."""
+    mesh = init_device_mesh("cpu", (2,))
+    params = [
+        Parameter(distribute_tensor(torch.ones(shape), mesh, [place]))
+        for shape, place in (((3, 4), Shard(0)), ((2, 2), Replicate()), ((5,), Shard(0)))
+    ]
+    counted = 0  # elements of the gradients, which are 2
+    for i, p in enumerate(params):
+        lacks = i in missing
+        counted += p.numel() if not lacks or p.placements[0].is_replicate() else -(-p.shape[0] // 2) * p[0].numel()
+        if not lacks or dist.get_rank() == 0:
+            p.grad = distribute_tensor(torch.full(p.shape, 2.0), mesh, p.placements, src_data_rank=None)
+    notes, opt = Notes(), onepass.SGD(params, lr=0.1)
+    with onepass.log_to(notes, opt, interval=1):
+        opt.step()
+    assert_equal(notes["optimizer/grad_norm", 0], 2 * counted**0.5)
+    return notes["optimizer/grad_norm", 0]
+
+
+@pytest.mark.parametrize("missing", [{2}, {0, 2}, {0, 1, 2}])
+def test_log_to_without_gradients_on_one_process(processes, missing):
+    first, second = processes(2, log_to_without_gradients, missing)
+    assert first == second
+
+
 def log_to_tensor_parallel():
     model = parallelize_module(Block(), init_device_mesh("cpu", (2,)), PLAN)
     ours, theirs = classes("AdamW")

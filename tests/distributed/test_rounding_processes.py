@@ -173,6 +173,27 @@ def other_placements(way):
         assert not optimizer.state
 
 
+def refused_before_anything_is_written(options):
+    """Parameters before the one that cannot have 8-bit states are not stepped either."""
+    torch.set_default_dtype(torch.float32)
+    mesh = init_device_mesh("cpu", (2,))
+    spread = [((8, 8), Shard(0)), ((64, 128), Shard(0)), ((64, 128), Shard(1))]
+    params = [nn.Parameter(distribute_tensor(torch.ones(shape), mesh, [place])) for shape, place in spread]
+    for p in params:
+        p.grad = distribute_tensor(torch.ones(p.shape), mesh, p.placements)
+    optimizer = onepass.AdamW(params, state_dtype=CODES, **options)
+    with pytest.raises(ValueError, match="sharded along dimension 0 only"):
+        optimizer.step()
+    assert all(torch.equal(local(p), torch.ones_like(local(p))) for p in params)
+    assert not optimizer.state
+
+
+# Kernels step the parameters of the first, torch's implementation those of the second.
+@pytest.mark.parametrize("options", [{}, {"cautious": True}], ids=["kernels", "torch"])
+def test_refused_before_anything_is_written(processes, options):
+    processes(2, refused_before_anything_is_written, options)
+
+
 @each_way
 def test_other_placements(processes, way):
     processes(2, other_placements, way)

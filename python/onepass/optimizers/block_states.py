@@ -69,7 +69,7 @@ def new_state(p: Tensor) -> tuple[Tensor, Tensor]:
         ValueError: The parameter is a DTensor that does not hold whole rows.
     """
     local = local_part(p.detach())
-    _check_rows(p)
+    check_rows(p)
     codes = torch.zeros_like(local, dtype=CODES, memory_format=torch.preserve_format)
     if not _has_rows(codes):
         codes = codes.contiguous()
@@ -184,7 +184,7 @@ def check_unencoded(where: str, p: Tensor, name: str, values: Tensor, step: obje
             f"{where}: its state {name} must be strided and have the parameter's shape {tuple(p.shape)}, so that it "
             f"can be stored in 8 bits, but has {values.layout} and {tuple(values.shape)}"
         )
-    _check_rows(p)
+    check_rows(p)
     step_count(where, step)
 
 
@@ -196,17 +196,22 @@ def step_count(where: str, step: object) -> int:
     return int(count)
 
 
-def states_in_blocks(state: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the names of the states that are stored in blocks."""
-    return (name for name, value in state.items() if is_in_blocks(value))
+def check_rows(p: Tensor) -> None:
+    """Check that the states of a parameter can be stored in blocks: no block may be in two processes.
 
-
-def _check_rows(p: Tensor) -> None:
+    Raises:
+        ValueError: The parameter is a DTensor that does not hold whole rows.
+    """
     if is_dtensor(p) and first_row(p) is None:
         raise ValueError(
             "state_dtype=torch.float8_e4m3fn needs DTensors that are sharded along dimension 0 only, but a parameter "
             f"has placements {p.placements}"  # type: ignore[attr-defined]
         )
+
+
+def states_in_blocks(state: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the names of the states that are stored in blocks."""
+    return (name for name, value in state.items() if is_in_blocks(value))
 
 
 def _has_rows(codes: Tensor) -> bool:

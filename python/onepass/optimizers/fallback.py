@@ -71,6 +71,8 @@ def _check(optimizer: Native, number: int, params: Iterable[Tensor]) -> None:
             raise ValueError(f"{name}: group {number}: {option} cannot be given with differentiable=True")
     for p in params:
         cautious.check_gradient(name, group, p)
+        if optimizer._in_blocks(group, p):
+            block_states.check_rows(p)
         if p.grad is not None and p.grad.is_sparse and optimizer._in_blocks(group, p):
             raise ValueError(
                 f"{name}: group {number}: state_dtype cannot be {block_states.CODES} for a parameter "

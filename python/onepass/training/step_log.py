@@ -15,8 +15,8 @@ from torch.optim import Optimizer
 from .. import _core
 from ..optimizers.arguments import check_optimizer, described, hyperparameters, number, whole_at_least
 from ..optimizers.combined import Combined
-from ..optimizers.gradient_norm import is_dtensor
-from ..optimizers.hooks import has_found_inf, unwrapped
+from ..optimizers.gradient_norm import is_dtensor, total_norm
+from ..optimizers.hooks import has_found_inf, params_of, unwrapped
 from ..optimizers.tail import StepReport, Tail
 from ..optimizers.torch_operations import real
 from ..optimizers.torch_private import foreach_norm, foreach_sub_
@@ -259,7 +259,10 @@ def _unscaled(optimizer: Optimizer, grad_norm: _Norm | None) -> float:
 
 
 def _grad_norm(optimizer: Optimizer) -> _Norm:
-    grads = (p.grad for group in optimizer.param_groups for p in group["params"])
+    params = params_of(optimizer)
+    grads = [p.grad for p in params]
+    if any(map(is_dtensor, params)):  # a process may lack gradients that others have, and must communicate all the same
+        return total_norm(params, grads, largest=False)
     return _norm([grad for grad in grads if grad is not None])
 
 

@@ -1048,6 +1048,22 @@ def test_states_of_bitsandbytes(nested):
         onepass.convert_state_dict(theirs)
 
 
+def test_states_for_bitsandbytes_are_contiguous():
+    """Its steps make parameters contiguous, and its GPU kernels read states in the order of memory."""
+    params = [torch.randn(3, 4, 2, 2).to(memory_format=torch.channels_last), torch.randn(70, 64).t()]
+    params = [nn.Parameter(p) for p in params]
+    optimizer = onepass.AdamW(params)
+    for p in params:
+        p.grad = torch.randn(p.shape)
+    optimizer.step()
+    saved = onepass.convert_state_dict(optimizer.state_dict(), layout="bitsandbytes")
+    for number, p in enumerate(params):
+        for name, ours in (("state1", "exp_avg"), ("state2", "exp_avg_sq")):
+            state, want = saved["state"][number][name], optimizer.state[p][ours]
+            assert not want.is_contiguous()
+            assert torch.equal(state.as_strided((p.numel(),), (1,)), want.flatten())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, CODES], ids=str)
 @pytest.mark.parametrize("row", [row for row in ROWS if row.name != "LBFGS"], ids=lambda row: row.name)
 def test_what_is_converted_loads(row, dtype):

@@ -198,6 +198,22 @@ def test_explain():
     ]
 
 
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0)])
+def test_empty_parameters(shape):
+    """They stay, and the others are stepped as without them, also from states that are there."""
+    stepped = []
+    for shapes in ([shape, (2, 4)], [(2, 4)]):
+        params = [torch.ones(each, requires_grad=True) for each in shapes]
+        optimizer = onepass.NorMuon(params)
+        for number in range(3):
+            for p in params:
+                p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(number))
+            with only_kernels(len(params)):
+                optimizer.step()
+        stepped.append(bits(params[-1].detach()))
+    assert stepped[0] == stepped[1] != bits(torch.ones(2, 4))
+
+
 def test_a_state_that_does_not_fit_is_refused_before_anything_is_written():
     p, q = torch.ones(3, 4, requires_grad=True), torch.ones(2, 5, requires_grad=True)
     optimizer = onepass.NorMuon([p, q])

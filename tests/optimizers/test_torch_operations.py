@@ -46,6 +46,22 @@ def test_a_refused_parameter_leaves_all_as_they_were(row):
     assert not optimizer.state.get(first)
 
 
+@for_rows(OWN)
+def test_a_group_without_maximize(row):
+    """Checkpoints of bitsandbytes have none. The kernels read its absence as False, and so do torch operations."""
+    stepped = []
+    for lacks in (False, True):
+        p = torch.linspace(-1, 1, 12).reshape(4, 3).as_subclass(type("Subclass", (torch.Tensor,), {})).requires_grad_()
+        optimizer = row.ours([p], **row.full)
+        if lacks:
+            optimizer.param_groups[0].pop("maximize", None)  # NorMuon has none
+        for number in range(3):
+            p.grad = torch.randn(4, 3, generator=torch.Generator().manual_seed(number)).as_subclass(type(p))
+            optimizer.step()
+        stepped.append(bits(p.detach()))
+    assert stepped[0] == stepped[1] != bits(torch.linspace(-1, 1, 12).reshape(4, 3))
+
+
 @for_rows(row for row in OWN if row.ours.copies)
 @pytest.mark.parametrize("state_dtype", [None, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

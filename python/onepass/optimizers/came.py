@@ -94,7 +94,7 @@ def _torch_step(self: Optimizer) -> None:
                 if name not in state:
                     state[name] = _new_state(p, name)
             if p.numel():
-                _update(group, p, -p.grad if group["maximize"] else p.grad, state)
+                _update(group, p, -p.grad if group.get("maximize") else p.grad, state)
 
 
 class CAME(Native, signatures.CAME):

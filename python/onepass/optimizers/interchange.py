@@ -62,7 +62,8 @@ def for_bitsandbytes(state: Mapping[str, Any], where: str) -> dict[str, Any]:
     made: dict[str, Any] = {"step": int(state["step"]) if "step" in state else 0}
     for name, ours in (("state1", "exp_avg"), ("state2", "exp_avg_sq")):
         if ours in state:
-            made[name] = state[ours].to(torch.float32)
+            # On GPUs it reads states in the order of memory, beside parameters that it has made contiguous.
+            made[name] = state[ours].to(torch.float32).contiguous()
     return made
 
 

@@ -139,10 +139,11 @@ class NorMuon(Orthogonalizing, signatures.NorMuon):
     def _check_states(self, items: list[Item]) -> None:
         for _, p, _ in items:
             held = self.state.get(p, {}).get("second_momentum_buffer")
-            if held is not None and (held.shape != (len(p), 1) or held.device != p.device):
+            shape = len(p), min(1, p.shape[1])  # as _new_second_momentum makes it
+            if held is not None and (held.shape != shape or held.device != p.device):
                 raise ValueError(
                     f"NorMuon: the state second_momentum_buffer of a parameter of shape {tuple(p.shape)} on {p.device} "
-                    f"must have shape {(len(p), 1)}, got {tuple(held.shape)} on {held.device}"
+                    f"must have shape {shape}, got {tuple(held.shape)} on {held.device}"
                 )
 
     def _descent(self, group: dict[str, Any], p: Tensor, ortho: Tensor) -> tuple[Tensor, float]:

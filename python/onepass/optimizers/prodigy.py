@@ -124,7 +124,7 @@ class _Slices:
         for state, first in zip(own, self.values.split(self.sizes), strict=True):
             if "s" not in state:
                 state["s"], state["p0"] = (torch.zeros_like(first, dtype=self.dtype), first.to(self.dtype, copy=True))
-        grads = (self.grads * (-factor if group["maximize"] else factor)).clamp_(-limit, limit)
+        grads = (self.grads * (-factor if group.get("maximize") else factor)).clamp_(-limit, limit)
         if group["weight_decay"] and not group["decouple"]:
             grads += group["weight_decay"] * self.values
         kept, weights, own_weights = zip(*(_weights(group, float(state["step"])) for state in own), strict=True)

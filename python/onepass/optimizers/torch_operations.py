@@ -64,7 +64,7 @@ def steps(
                             state[each] = new(p, memory_format=torch.preserve_format).to(dtype)
                     if counts:
                         state["step"] += 1
-                    grad = (-p.grad if group["maximize"] else p.grad).to(dtype)
+                    grad = (-p.grad if group.get("maximize") else p.grad).to(dtype)
                     held = {each: real(state[each]) for each in names} | {each: state[each] for each in scalars}
                     count = float(state["step"]) if counts else 0.0
                     # p itself, unless it has 16 bits and float32 states, or torch conjugates or negates it lazily.

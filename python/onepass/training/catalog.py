@@ -119,8 +119,8 @@ def _muon_and_adamw(
     for name, default in {"max_norm": None, "skip_nonfinite": False, "average": None, "copy_to": None}.items():
         if arguments.get(name, default) is not default:
             raise ValueError(
-                f"create: {name} needs all parameters together, but {muon.__name__} and AdamW step a part each: "
-                "make onepass.Combined yourself to pass it to one of them"
+                f"create: {name} needs all parameters together, but {muon.__name__} and AdamW each step only a part: "
+                "leave it out, or create both and combine them by onepass.Combined"
             )
     no_muon = checked_patterns("create: no_muon must be a list of patterns of names", arguments.pop("no_muon", ()))
     adamw = arguments.pop("adamw", {})

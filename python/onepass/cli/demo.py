@@ -427,8 +427,8 @@ def main(args: argparse.Namespace) -> int:
     plan = [f", {task.steps} steps; loss by frequencies alone {task.untaught:.2f}" for task in tasks]
     print("\n" + table([a + b for a, b in zip(heads, plan, strict=True)], results))
     print(
-        "Losses in nats. Parameters apart from those of the first run: largest difference, then distance relative to\n"
-        "the distance from the start. torch's two forms differ by rounding alone; compare onepass with that.\n"
+        "Losses in nats. Parameters apart: the largest difference from the first run, and the distance from it\n"
+        "relative to the distance from the start. torch's two forms differ by rounding alone; so should onepass.\n"
     )
 
     draw_png(args.out / "demo.png", f"{args.optimizer} on {where}", tasks, heads, results)

@@ -147,7 +147,9 @@ class Tail(Part):
         self.average = average
         self.zeroes_grads = zero_grad
         self._report: StepReport | None = None
-        self._device_clipping: Tensor | None = None  # in its place, if only the GPU has it: three float64 as bytes
+        self._device_clipping: Tensor | None = (
+            None  # instead of _report, if only the GPU has it: three float64 as bytes
+        )
         self._weight = 1.0  # of the averages in this step
         self._last_requests: tuple[tuple[Any, ...], _Requests] | None = None
         self._copy_slots = [] if copy_to is None else _copies_of(name, optimizer, copy_to)
@@ -485,11 +487,11 @@ _FSDP1 = "torch.distributed.fsdp.fully_sharded_data_parallel"
 
 
 def _refuse_flattened(name: str, argument: str, params: Iterable[Tensor]) -> None:
-    """Raise ValueError for parameters of FSDP1: each process has a part of them, but no DTensor says so."""
+    """Raise ValueError for parameters of FSDP1: each process has flattened parts of them, which are not DTensors."""
     if any(hasattr(p, "_fsdp_flattened") for p in params):
         raise ValueError(
             f"{name}: {argument} needs whole parameters or DTensors, but FullyShardedDataParallel gives each process "
-            f"parts without saying of what: use fully_shard, or leave out {argument}"
+            f"flattened parts of parameters: use fully_shard, or leave out {argument}"
         )
 
 
@@ -501,9 +503,9 @@ _MAKERS_OF_PARTS = {
 
 
 def _maker_of_parts() -> str | None:
-    """Return the name of what in torch constructs this optimizer for a part of the parameters; None if nothing does.
+    """Return the class or function of torch that constructs this optimizer for a part of the parameters, or None.
 
-    Only the call stack of the constructor tells.
+    It is found in the call stack of the constructor.
     """
     frame = sys._getframe()
     while frame is not None:

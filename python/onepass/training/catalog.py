@@ -51,7 +51,8 @@ def create(name: str, params: nn.Module | ParamsT, **arguments: Any) -> Optimize
       ``Embedding`` or ``Embeddings``);
     - those of the head (the module that ``model.get_output_embeddings()`` or ``model.get_classifier()`` returns, or
       else the last :class:`torch.nn.Linear`);
-    - those whose names match a pattern in ``no_muon``.
+    - those whose names match a pattern in ``no_muon``, such as positional embeddings that are plain
+      :class:`torch.nn.Parameter` matrices.
 
     A tied parameter has the roles of all its owners. The arguments are those of Muon or NorMuon. AdamW gets those that
     it also has, such as ``lr`` and ``weight_decay``, and those of the dict ``adamw``. ``adjust_lr_fn`` is

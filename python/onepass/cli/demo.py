@@ -56,7 +56,9 @@ CHECK, APART_FACTOR, APART_RELATIVE, LOSS_RELATIVE, LOSS_NATS = 10, 10.0, 1e-4, 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``python -m onepass demo`` to the parser."""
-    parser.add_argument("--out", type=Path, default=Path("demo-results"), metavar="DIR", help="folder for the results")
+    parser.add_argument(
+        "--out", type=Path, default=Path("demo-results"), metavar="DIR", help="folder; default: demo-results"
+    )
     parser.add_argument("--optimizer", type=plain_name, choices=sorted(CLASSES), default="adamw", help="default: adamw")
     parser.add_argument("--seed", type=int, default=0, help="seed of initial parameters and batches; default: 0")
     parser.add_argument("--threads", type=int, help="number of CPU threads; default: torch's")

@@ -1,8 +1,8 @@
-// Two options of rules with a momentum. With u, by which the rule would lower p without its decoupled weight decay:
+// Two options of rules with a momentum. Let u be what the rule subtracts from p, without a decoupled weight decay:
 //
-//   cautious (Liang et al. 2024, arXiv:2411.16085, algorithm 1): where u * g > 0, u is multiplied by n / max(k, n /
-//   1000), if that is so for k of the tensor's n elements. Elsewhere u is 0. g includes a weight decay that is coupled.
-//   The paper has n / (k + 1), its code this factor.
+//   cautious (Liang et al. 2024, arXiv:2411.16085, algorithm 1): u becomes 0 unless u * g > 0. The remaining elements,
+//   k of the tensor's n, are multiplied by n / max(k, n / 1000), the factor of the authors' code; the paper has
+//   n / (k + 1). g includes a coupled weight decay.
 //
 //   cautious_weight_decay (Chen et al. 2025, arXiv:2510.12402, algorithm 1): a decoupled weight decay is left out where
 //   u * p < 0.

@@ -54,7 +54,7 @@ inline constexpr int kBlockLength = 32;  // elements of an 8-bit state that shar
 
 // How a state is stored in 8 bits (formats/microscaling.h).
 enum class Coding : std::uint8_t {
-  none,           // not at all: it is no average
+  none,           // not in 8 bits: the state is not an average
   signed_values,  // by its value
   magnitudes,     // by its value, which is not negative, and which a step divides by
   squares,        // by its root, which a step divides by

@@ -1096,6 +1096,9 @@ def test_what_is_converted_loads(row, dtype):
 
 def test_conversions_that_there_are_not():
     optimizer, _ = trained()
+    for bad in ({}, torch.nn.Linear(2, 2).state_dict(), optimizer):
+        with pytest.raises(ValueError, match=r"state_dict must be a dict with the keys state, param_groups, got"):
+            onepass.convert_state_dict(bad)
     with pytest.raises(
         ValueError, match=r"^convert_state_dict: state_dtype must be one of \(torch.float32, .* or None, got"
     ):

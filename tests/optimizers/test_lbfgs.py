@@ -297,6 +297,12 @@ def test_rate_zero(search):
     assert_good(problem)
 
 
+def test_a_step_without_a_closure_has_torchs_message():
+    for cls in (onepass.LBFGS, torch.optim.LBFGS):
+        with pytest.raises(TypeError, match=r"LBFGS.step\(\) missing 1 required positional argument: 'closure'"):
+            cls([torch.nn.Parameter(torch.ones(2))]).step()
+
+
 def test_only_strong_wolfe():
     problem = quadratic(LBFGS, line_search_fn="armijo")
     before = problem.flat().clone()

@@ -412,7 +412,7 @@ def test_errors():
     for needs in (onepass.SAM(onepass.SGD(params)), onepass.LBFGS(params), torch.optim.LBFGS(params)):
         with pytest.raises(TypeError, match=f"SAM cannot wrap {type(needs).__name__}, whose step needs a closure"):
             onepass.SAM(needs)
-    with pytest.raises(ValueError, match="Lookahead cannot wrap SAM: wrap this Lookahead in it"):
+    with pytest.raises(ValueError, match=r"Lookahead cannot wrap SAM: use SAM\(Lookahead\(optimizer\)\)"):
         onepass.Lookahead(onepass.SAM(onepass.SGD(params)))
     for rho in (-0.1, float("inf"), float("nan")):
         with pytest.raises(ValueError, match=r"^SAM: rho must be >= 0 and finite"):

@@ -20,6 +20,7 @@ from onepass.swa_utils import AveragedModel
 from reference import ROUNDING, bits, numbers
 from torch import nn
 from torch.distributed.checkpoint import state_dict as dcp
+from torch.optim import swa_utils
 
 WITH_TAIL = [row for row in ROWS if row.ours is not onepass.LBFGS]
 SHAPES = [(), (5,), (4, 3), (2, 0), (2, 3, 4, 5), (1100,), (70, 300)]
@@ -357,7 +358,7 @@ def test_a_policy_must_return_a_number(coefficient):
     p = nn.Parameter(torch.ones(3))
     optimizer = onepass.AdamW([p], lr=0.1, max_norm=Recorder(coefficient))
     p.grad = torch.ones(3)
-    with pytest.raises((TypeError, ValueError), match=r"Recorder.coefficient\(1.73.*\) must be"):
+    with pytest.raises((TypeError, ValueError), match=r"Recorder.coefficient\(1.73.*\): the result must be"):
         optimizer.step()
     assert torch.equal(p, torch.ones(3))
     assert not optimizer.state
@@ -1107,11 +1108,12 @@ def test_without_the_arguments_nothing_is_reported():
         ({"max_norm": -1.0}, ValueError, "AdamW: max_norm must be >= 0, got -1.0"),
         ({"max_norm": math.nan}, ValueError, "AdamW: max_norm must be >= 0, got nan"),
         ({"max_norm": "1"}, TypeError, "AdamW: max_norm must be a number"),
-        ({"max_norm": onepass.ZClip}, TypeError, "AdamW: max_norm must be a number or a policy, got the "),
+        ({"max_norm": onepass.ZClip}, TypeError, r"must be a number or a policy, got the class ZClip: pass ZClip\(\)$"),
         ({"max_norm": 1.0, "norm_type": torch.ones(2)}, ValueError, "AdamW: norm_type must be 2 or inf"),
         ({"max_norm": 1.0, "norm_type": 1}, ValueError, "AdamW: norm_type must be 2 or inf"),
         ({"clip_value": -0.5}, ValueError, "AdamW: clip_value must be >= 0, got -0.5"),
         ({"average": nn.Linear(2, 2)}, TypeError, "AdamW: average must be a onepass.swa_utils.AveragedModel"),
+        ({"average": swa_utils.AveragedModel(nn.Linear(2, 2))}, TypeError, "got torch's AveragedModel$"),
         ({"average": AveragedModel(nn.Linear(2, 2))}, ValueError, "AdamW: average has no averages of this optimizer"),
         ({"copy_to": [torch.zeros(2, 2)]}, ValueError, "AdamW: copy_to must have 2 tensors"),
         ({"copy_to": [torch.zeros(2, 2), torch.zeros(3)]}, ValueError, r"copy_to\[1\] has shape \[3\], its"),
@@ -1123,6 +1125,12 @@ def test_without_the_arguments_nothing_is_reported():
 def test_invalid_arguments(arguments, error, message):
     with pytest.raises(error, match=message):
         onepass.AdamW(nn.Linear(2, 2).parameters(), **arguments)
+
+
+def test_a_parameter_cannot_be_its_own_copy():
+    model = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"^AdamW: copy_to\[0\] must be another tensor than its parameter"):
+        onepass.AdamW(model.parameters(), copy_to=model)
 
 
 def test_copy_to_a_module_of_several_groups_needs_names():

@@ -342,8 +342,10 @@ def test_wrong_arguments():
                 call(n)
     for n in (1e1, np.float32(10), np.int64(10)):  # the numbers that schedules take
         assert (scheduler.preview(n) == scheduler.preview(10)).all()
-    with pytest.raises(TypeError, match="SGD is not a scheduler"):
+    with pytest.raises(TypeError, match=r"^scheduler must be a learning rate scheduler, got the SGD "):
         preview(scheduler.optimizer, 3)
+    with pytest.raises(TypeError, match=r"got the cosine cosine\(3\): pass ScheduleLR\(optimizer, schedule\)$"):
+        preview(onepass.schedules.cosine(3), 3)
     with pytest.raises(ValueError, match=r"^plot: schedulers must be at least one scheduler, got none$"):
         plot(n=3)
     with pytest.raises(ValueError, match=r"^plot: labels must be one label for each of 1 schedulers, got 2$"):

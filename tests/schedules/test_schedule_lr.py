@@ -491,7 +491,7 @@ def test_the_hook_goes_with_its_scheduler():
         (
             lambda: ScheduleLR(new(), 3),
             TypeError,
-            "schedule: must be a Schedule of .*, or the text of one, got the int 3$",
+            "schedule must be a Schedule of .*, or the text of one, got the int 3$",
         ),
         (
             lambda: ScheduleLR(new(), lambda t: 1.0),
@@ -499,8 +499,16 @@ def test_the_hook_goes_with_its_scheduler():
             "got the function <f.*: schedules.function.*LambdaLR takes",
         ),
         (lambda: ScheduleLR(new(), "cosin(3)"), ValueError, "schedule: at position 1, there is no part 'cosin'"),
-        (lambda: ScheduleLR(new(groups=3), [S, S]), ValueError, "schedule: there are 2 schedules for 3"),
-        (lambda: ScheduleLR(new(), S, weight_decay=[S, S]), ValueError, "weight_decay: there are 2 schedules for 1"),
+        (
+            lambda: ScheduleLR(new(groups=3), [S, S]),
+            ValueError,
+            "schedule must be .* for each of 3 parameter groups, got 2",
+        ),
+        (
+            lambda: ScheduleLR(new(), S, weight_decay=[S, S]),
+            ValueError,
+            "weight_decay must be .* for each of 1 .*, got 2",
+        ),
         (lambda: ScheduleLR(new(), S, betas=(S, S)), ValueError, "betas: parameter group 0 has no such beta"),
         (lambda: ScheduleLR(new(onepass.AdamW), S, betas=(S, S, S)), ValueError, "betas: parameter group 0"),
         (lambda: ScheduleLR(new(onepass.AdamW), S, betas=S), TypeError, "betas must be a tuple"),
@@ -513,6 +521,11 @@ def test_the_hook_goes_with_its_scheduler():
         (lambda: ScheduleLR(new(onepass.Rprop), S, weight_decay=S), ValueError, "weight_decay: parameter group 0"),
         (lambda: ScheduleLR(new(), S, plateau={"patient": 3}), TypeError, "plateau: .*patient"),
         (lambda: ScheduleLR(new(), S, plateau={"factor": 3}), ValueError, "plateau: "),
+        (
+            lambda: ScheduleLR(new(), S, plateau=True),
+            TypeError,
+            "plateau must be a dict of arguments .*got the bool True",
+        ),
         (lambda: ScheduleLR(new(), S).step(1.0), ValueError, "metrics: "),
         (lambda: ScheduleLR(new(), S).feed(1.0), ValueError, "metrics: "),
         (lambda: ScheduleLR(new(), S, last_epoch=3), KeyError, "initial_lr"),

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import types
 from weakref import ref
 
 import onepass
@@ -125,7 +126,7 @@ def test_a_gradient_that_is_gone_cannot_be_used(use):
     for t in range(3):
         plain(models[0], opts[0], t)
         in_backward(models[1], opts[1], t)
-        with pytest.raises(RuntimeError, match=r"step_in_backward has used and freed.*cannot work with it"):
+        with pytest.raises(RuntimeError, match=r"step_in_backward has used and freed.*does not work"):
             USES[use](models[1], opts[1])
     assert_equal(opts)
 
@@ -416,6 +417,33 @@ def test_what_it_cannot_work_with():
         with pytest.raises(RuntimeError, match="takes no closure while the optimizer steps in backward"):
             call()
     assert_same(snapshot(opt), before)
+
+
+def test_a_second_call_and_a_log_are_refused_until_remove():
+    model = net()
+    opt = onepass.SGD(model.parameters(), lr=0.1)
+    handle = onepass.step_in_backward(opt)
+    for _ in range(2):  # the error registers nothing
+        with pytest.raises(ValueError, match="this SGD already steps in backward: call remove"):
+            onepass.step_in_backward(opt)
+    with pytest.raises(ValueError, match="log_to: this SGD steps in backward"):
+        onepass.log_to(types.SimpleNamespace(add_scalar=print), opt)
+    in_backward(model, opt, 0)
+    handle.remove()
+    onepass.step_in_backward(opt).remove()
+
+
+def test_each_optimizer_of_a_combination_can_step_in_backward():
+    models = net(), net()
+    opts = [onepass.create("muon", model, lr=0.01) for model in models]
+    with pytest.raises(TypeError, match=r"Combined steps by other optimizers.*for each of its optimizers"):
+        onepass.step_in_backward(opts[1])
+    for opt in opts[1].optimizers:
+        onepass.step_in_backward(opt)
+    for t in range(3):
+        plain(models[0], opts[0], t)
+        in_backward(models[1], opts[1], t)
+    assert all(map(torch.equal, models[0].parameters(), models[1].parameters()))
 
 
 def test_an_error_names_the_parameter():

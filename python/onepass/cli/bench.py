@@ -296,7 +296,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="small sizes and few rounds, to check that it works")
     parser.add_argument("--rounds", type=int, default=None, help="samples of each contender; default: 5 (3 if quick)")
     parser.add_argument("--threads", type=int, default=None, help="number of CPU threads; default: torch's")
-    parser.add_argument("--optimizers", nargs="+", type=class_name, choices=names, default=names, help="default: all")
+    parser.add_argument(
+        "--optimizers",
+        nargs="+",
+        type=class_name,
+        choices=names,
+        default=names,
+        metavar="NAME",
+        help=f"the optimizers to measure; default: all ({', '.join(names)})",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all times to this file")
 
 

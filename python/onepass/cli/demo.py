@@ -56,7 +56,9 @@ CHECK, APART_FACTOR, APART_RELATIVE, LOSS_RELATIVE, LOSS_NATS = 10, 10.0, 1e-4, 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``python -m onepass demo`` to the parser."""
-    parser.add_argument("--out", type=Path, default=Path("demo-results"), metavar="DIR", help="folder for the results")
+    parser.add_argument(
+        "--out", type=Path, default=Path("demo-results"), metavar="DIR", help="folder; default: demo-results"
+    )
     parser.add_argument("--optimizer", type=plain_name, choices=sorted(CLASSES), default="adamw", help="default: adamw")
     parser.add_argument("--seed", type=int, default=0, help="seed of initial parameters and batches; default: 0")
     parser.add_argument("--threads", type=int, help="number of CPU threads; default: torch's")
@@ -427,8 +429,8 @@ def main(args: argparse.Namespace) -> int:
     plan = [f", {task.steps} steps; loss by frequencies alone {task.untaught:.2f}" for task in tasks]
     print("\n" + table([a + b for a, b in zip(heads, plan, strict=True)], results))
     print(
-        "Losses in nats. Parameters apart from those of the first run: largest difference, then distance relative to\n"
-        "the distance from the start. torch's two forms differ by rounding alone; compare onepass with that.\n"
+        "Losses in nats. Parameters apart: the largest difference from the first run, and the distance from it\n"
+        "relative to the distance from the start. torch's two forms differ by rounding alone; so should onepass.\n"
     )
 
     draw_png(args.out / "demo.png", f"{args.optimizer} on {where}", tasks, heads, results)

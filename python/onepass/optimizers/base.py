@@ -109,7 +109,7 @@ def _check_capture(optimizer: Native) -> None:
         return
     if "capturable" in optimizer.param_groups[0]:
         check_capturable(optimizer)
-    # Not Adafactor and CAME, which kernels do not step there.
+    # Not Adafactor and CAME, which kernels do not step on a GPU.
     elif optimizer.rule in RULES and RULES[optimizer.rule].counts_steps:
         raise RuntimeError(f"{type(optimizer).__name__} cannot be captured in a CUDA graph: {optimizer.not_capturable}")
 
@@ -513,7 +513,7 @@ class Native(Optimizer):
             result = self._plan.step(self, request)
             if result.stepped:
                 return result
-            fallback = result.fallback  # more of them, because of the formats of states that the step has created
+            fallback = result.fallback  # more parameters, because of the dtypes of states that the step has created
 
     def _state_dtype(self, group: dict[str, Any], p: Tensor) -> torch.dtype | None:
         """Return the dtype of a parameter's new states that are not in blocks; None: torch's."""

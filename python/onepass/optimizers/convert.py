@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import _core
 from . import block_states, interchange
-from .arguments import described, dtype_name
+from .arguments import check_keys, described, dtype_name
 from .base import STATE_DTYPES
 from .loading import OWN_KEYS
 from .rules import RULES
@@ -47,9 +47,10 @@ def convert_state_dict(
         A new ``state_dict``.
 
     Raises:
-        ValueError: ``state_dtype`` or ``layout`` is none of these, 8-bit states have no scales or wrong ones, or an
-            option of timm or apex has no counterpart. With ``layout="bitsandbytes"``: ``state_dtype`` is neither None
-            nor torch.float32, or states are neither of Adam nor of Lion.
+        ValueError: ``state_dict`` is not that of an optimizer, ``state_dtype`` or ``layout`` is none of these, 8-bit
+            states have no scales or wrong ones, or an option of timm or apex has no counterpart. With
+            ``layout="bitsandbytes"``: ``state_dtype`` is neither None nor torch.float32, or states are neither of Adam
+            nor of Lion.
 
     Example:
         >>> optimizer = onepass.AdamW(torch.nn.Linear(64, 64).parameters(), state_dtype=torch.float8_e4m3fn)
@@ -73,6 +74,7 @@ def convert_state_dict(
             "convert_state_dict: state_dtype must be None or torch.float32 with layout='bitsandbytes', got "
             f"{state_dtype}"
         )
+    check_keys("convert_state_dict: state_dict", state_dict, ("state", "param_groups"))
     state_dict = interchange.of_other_packages(state_dict)
     groups = [dict(group) for group in state_dict["param_groups"]]
     numbers = {key: number for number, key in enumerate(key for group in groups for key in group["params"])}

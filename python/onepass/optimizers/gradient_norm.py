@@ -24,8 +24,8 @@ def total_norm(
 
     Tensors that are replicated over processes count once, and so do plain tensors together with DTensors. All processes
     of a mesh must call this, with the same parameters in the same order. They get the same number, even if a tensor
-    that should be replicated differs: of communicating processes, the first one's part counts, and so does a number
-    that is not finite on any of them. A process outside a mesh counts only the gradients that are not on this mesh.
+    that should be replicated differs between them: the first process's tensor counts, and NaN and infinity count on
+    every process. A process outside a mesh counts only the gradients that are not on this mesh.
 
     There is one all-reduce for each dimension of each mesh over which a tensor is sharded, of one number for each
     combination of such dimensions.
@@ -152,10 +152,10 @@ def _over_processes(at_place: dict[_Place, float], largest: bool) -> list[float]
 
 def _over_dimension(numbers: list[float], spread: list[bool], largest: bool, mesh: Any, dim: int) -> list[float]:
     """Combine numbers over one dimension of a mesh: those of tensors that are spread over it, or replicated."""
-    if largest:  # a maximum over processes may lose NaN, so that is a number of its own
+    if largest:  # a maximum over processes may lose NaN, so a second number says whether there is one
         sent = [math.inf if math.isnan(number) else number for number in numbers]
         sent += [float(math.isnan(number)) for number in numbers]
-    else:  # others than the first add 0 to what is replicated, or NaN
+    else:  # for replicated tensors, all processes but the first send 0, or NaN if theirs is not finite
         is_first = mesh.get_local_rank(dim) == 0
         sent = [number if parts or is_first else 0.0 * number for number, parts in zip(numbers, spread, strict=True)]
     reduced = torch.tensor(sent, dtype=torch.float64, device=mesh.device_type)

@@ -123,5 +123,6 @@ def hooked(update: Step, owner: str, profiled: Step | None = None) -> Step:
     # torch.compile would trace the step up to the compiled core, and warn that it cannot trace the core.
     untraced = disable_dynamo(step)
     step.__name__, step.__qualname__ = "step", f"{owner}.step"  # pickle finds the method by its qualified name
+    update.__qualname__ = profiled.__qualname__ = step.__qualname__  # the name in errors about its arguments
     cast(Any, step).hooked = True  # torch does not wrap a step with this mark
     return step

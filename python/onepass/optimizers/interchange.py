@@ -98,7 +98,8 @@ def _of_prodigyopt(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
     if not all(group.keys() >= {"k", "d0", "d_numerator", "slice_p"} for group in groups):
         return state_dict
     states = dict(state_dict["state"])
-    # The numerator is of all tensors. One has all of it, of a group whose learning rate is not 0: others do not count.
+    # prodigyopt has one numerator for all tensors. Here one tensor gets all of it. Its group has a learning rate other
+    # than 0, because groups with 0 do not count.
     counting = sorted(groups, key=lambda group: group["lr"] == 0)
     bearer = next((key for group in counting for key in group["params"] if key in states), None)
     made = []
@@ -106,7 +107,7 @@ def _of_prodigyopt(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
         for key in (key for key in group["params"] if key in states):
             state = states[key]
             s, shape = state["s"], state["exp_avg_sq"].shape
-            p0 = state["p0"].expand(s.shape).clone()  # of zeros it has one
+            p0 = state["p0"].expand(s.shape).clone()  # prodigyopt keeps a single 0 for zeros
             if group["slice_p"] == 1:
                 s, p0 = s.reshape(shape), p0.reshape(shape)
             states[key] = {

@@ -203,7 +203,7 @@ class Lookahead(Wrapper):
         """
         inner = _optimizers_within(self.optimizer)
         if sam := next((each for each in inner if isinstance(each, SAM)), None):
-            raise ValueError(f"Lookahead cannot wrap {type(sam).__name__}: wrap this Lookahead in it")
+            raise ValueError(f"Lookahead cannot wrap {type(sam).__name__}: use SAM(Lookahead(optimizer))")
         if self._is_native:
             return
         is_combined = any(isinstance(each, Combined) for each in inner)

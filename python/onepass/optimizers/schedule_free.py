@@ -95,7 +95,7 @@ class ScheduleFree(Native):
                 group["train_mode"] = True  # before the first step all points are the same
                 continue
             raise RuntimeError(
-                f"{type(self).__name__}: the parameters are at the point to evaluate at, since eval(): call "
+                f"{type(self).__name__}: eval() has moved the parameters to the point to evaluate at: call "
                 "optimizer.train() before the forward pass of a training step"
             )
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.optim import Optimizer
+from torch.optim import Optimizer, swa_utils
 
 from .. import _core
 from ..training.averaged_model import AveragedModel, Slot, Slots, parameter_slots
@@ -134,7 +134,10 @@ class Tail(Part):
     ) -> None:
         name = type(optimizer).__name__
         if isinstance(max_norm, type):  # a policy's class has the methods of a policy
-            raise TypeError(f"{name}: max_norm must be a number or a policy, got {described(max_norm)}")
+            raise TypeError(
+                f"{name}: max_norm must be a number or a policy, got the class {max_norm.__name__}: pass "
+                f"{max_norm.__name__}()"
+            )
         self.policy = max_norm if isinstance(max_norm, ClippingPolicy) else None
         self._limit = math.inf if max_norm is None or self.policy else _limit(f"{name}: max_norm", max_norm)
         self._largest = _is_largest(name, norm_type)
@@ -144,14 +147,17 @@ class Tail(Part):
         self.average = average
         self.zeroes_grads = zero_grad
         self._report: StepReport | None = None
-        self._device_clipping: Tensor | None = None  # in its place, if only the GPU has it: three float64 as bytes
+        self._device_clipping: Tensor | None = (
+            None  # instead of _report, if only the GPU has it: three float64 as bytes
+        )
         self._weight = 1.0  # of the averages in this step
         self._last_requests: tuple[tuple[Any, ...], _Requests] | None = None
         self._copy_slots = [] if copy_to is None else _copies_of(name, optimizer, copy_to)
         self._copied = params_of(optimizer) if self._copy_slots else []  # the parameter of each copy
         self._followers: _Followers | None = None
         if average is not None and not isinstance(average, AveragedModel):
-            raise TypeError(f"{name}: average must be a onepass.swa_utils.AveragedModel, got {described(average)}")
+            got = "torch's AveragedModel" if isinstance(average, swa_utils.AveragedModel) else described(average)
+            raise TypeError(f"{name}: average must be a onepass.swa_utils.AveragedModel, got {got}")
         if (maker := _maker_of_parts()) and (asked := self.whole_step_arguments()):
             raise ValueError(
                 f"{name}: {asked[0]} needs all gradients of a step, but {maker} gives each optimizer only some of the "
@@ -202,8 +208,8 @@ class Tail(Part):
             average_slots, averages = self.average._living_slots(), self.average._averages_of(params)
             if not averages:
                 raise ValueError(
-                    f"{name}: average has no averages of this optimizer's parameters: pass that of the model that is "
-                    "trained. If both are copies or were unpickled, call average.update_parameters(model) first"
+                    f"{name}: average has no averages of this optimizer's parameters: pass the average of the model "
+                    "that is trained. After a copy or an unpickling, call average.update_parameters(model) first"
                 )
             for i, p in enumerate(params):
                 if (averaged := averages.get(id(p))) is not None and not (is_lazy(averaged) or is_lazy(p)):
@@ -468,7 +474,7 @@ class Tail(Part):
 
 def _coefficient(policy: ClippingPolicy, norm: float) -> float:
     coefficient = policy.coefficient(norm)
-    check_number(f"{type(policy).__name__}.coefficient({norm})", coefficient)
+    check_number(f"{type(policy).__name__}.coefficient({norm}): the result", coefficient)
     coefficient = number(coefficient)
     if not 0.0 <= coefficient < math.inf:
         raise ValueError(
@@ -481,11 +487,11 @@ _FSDP1 = "torch.distributed.fsdp.fully_sharded_data_parallel"
 
 
 def _refuse_flattened(name: str, argument: str, params: Iterable[Tensor]) -> None:
-    """Raise ValueError for parameters of FSDP1: each process has a part of them, but no DTensor says so."""
+    """Raise ValueError for parameters of FSDP1: each process has flattened parts of them, which are not DTensors."""
     if any(hasattr(p, "_fsdp_flattened") for p in params):
         raise ValueError(
             f"{name}: {argument} needs whole parameters or DTensors, but FullyShardedDataParallel gives each process "
-            f"parts without saying of what: use fully_shard, or leave out {argument}"
+            f"flattened parts of parameters: use fully_shard, or leave out {argument}"
         )
 
 
@@ -497,9 +503,9 @@ _MAKERS_OF_PARTS = {
 
 
 def _maker_of_parts() -> str | None:
-    """Return the name of what in torch constructs this optimizer for a part of the parameters; None if nothing does.
+    """Return the class or function of torch that constructs this optimizer for a part of the parameters, or None.
 
-    Only the call stack of the constructor tells.
+    It is found in the call stack of the constructor.
     """
     frame = sys._getframe()
     while frame is not None:
@@ -566,6 +572,8 @@ def _check_follower(what: str, follower: Tensor, p: Tensor) -> None:
 
     It has its shape and layout, each element has memory of its own, and both or neither are DTensors of one mesh.
     """
+    if follower is p:
+        raise ValueError(f"{what} must be another tensor than its parameter, got the parameter")
     if follower.shape != p.shape:
         raise ValueError(f"{what} has shape {list(follower.shape)}, its parameter {list(p.shape)}")
     if follower.layout != p.layout:

@@ -1,4 +1,4 @@
-"""Steps of parameters that no kernel covers in torch operations, for optimizers that torch does not have."""
+"""Steps in torch operations of parameters that no kernel covers, for optimizers that torch does not have."""
 
 from __future__ import annotations
 

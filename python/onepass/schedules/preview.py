@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch.optim.lr_scheduler import LRScheduler
 
-from .schedule import step_count
+from ..optimizers.arguments import described
+from .schedule import Schedule, step_count
 from .scheduler_copy import copy_of_scheduler
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ def preview(scheduler: LRScheduler, n: int, metrics: Iterable[float] | None = No
         [0.5, 0.5, 0.25, 0.25, 0.125]
     """
     if not hasattr(scheduler, "optimizer"):
-        raise TypeError(f"{type(scheduler).__name__} is not a scheduler: it has no optimizer")
+        hint = ": pass ScheduleLR(optimizer, schedule)" if isinstance(scheduler, Schedule) else ""
+        raise TypeError(f"scheduler must be a learning rate scheduler, got {described(scheduler)}{hint}")
     n = step_count("n", n)
     assumed = _steps(scheduler, n - 1, metrics)
     trial = copy_of_scheduler(scheduler)

@@ -28,7 +28,7 @@ def current_lrs(optimizer: Optimizer) -> list[Any]:
 def own_tensors(optimizer: Optimizer) -> Iterator[None]:
     """Give each group a tensor of its own as its learning rate within this context, if groups share one.
 
-    So what changes the rate of one group after the other changes a shared tensor once.
+    Code that changes the rate of each group in turn then changes a shared tensor once, not once for each group.
     """
     groups = optimizer.param_groups
     lrs = [group["lr"] for group in groups]

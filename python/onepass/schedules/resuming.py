@@ -72,7 +72,7 @@ def write_momentum(scheduler: Any, state: dict[str, Any]) -> None:
 
 
 def set_last_lr(state: dict[str, Any], lrs: list[Any]) -> None:
-    """Set ``_last_lr`` of a state and of the states of its parts, torch's included."""
+    """Set ``_last_lr`` of a state and of the states of its parts, including parts of torch's classes."""
     state["_last_lr"] = lrs
     for part in state.get("_schedulers", []):
         if "_last_lr" in part:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from ..optimizers.arguments import check_flag, check_number, check_optimizer, put_number, whole_at_least
+from ..optimizers.arguments import check_flag, check_number, check_optimizer, described, put_number, whole_at_least
 from ..optimizers.hooks import unwrapped
 from .previewed import Previewed
 from .rates import copied, initial_lr, initial_value
@@ -192,6 +192,11 @@ class ScheduleLR(Previewed, LRScheduler):
 
     def _new_plateau(self, options: Mapping[str, Any]) -> ReduceLROnPlateau:
         """Return torch's ReduceLROnPlateau on an optimizer whose only content is base_lrs."""
+        if not isinstance(options, Mapping):
+            raise TypeError(
+                f"plateau must be a dict of arguments of ReduceLROnPlateau, such as {{'patience': 3}}, got "
+                f"{described(options)}"
+            )
         try:
             return ReduceLROnPlateau(SGD(list(map(_plateau_group, self.base_lrs))), **options)
         except (TypeError, ValueError) as error:

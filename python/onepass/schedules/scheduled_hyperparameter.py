@@ -20,7 +20,9 @@ def schedules_of_groups(name: str, schedules: Schedules, groups: int) -> list[Sc
     if isinstance(schedules, Schedule | str) or not isinstance(schedules, Sequence):
         return [_as_schedule(name, schedules)] * groups
     if len(schedules) != groups:
-        raise ValueError(f"{name}: there are {len(schedules)} schedules for {groups} parameter groups")
+        raise ValueError(
+            f"{name} must be one schedule, or one for each of {groups} parameter groups, got {len(schedules)}"
+        )
     return [_as_schedule(name, schedule) for schedule in schedules]
 
 
@@ -38,7 +40,7 @@ def _as_schedule(name: str, schedule: Schedule | str) -> Schedule:
             else ""
         )
         raise TypeError(
-            f"{name}: must be a Schedule of onepass.schedules, such as warmup(500) >> cosine(10_000), or the text of "
+            f"{name} must be a Schedule of onepass.schedules, such as warmup(500) >> cosine(10_000), or the text of "
             f"one, got {described(schedule)}{hint}"
         )
     return schedule

@@ -61,7 +61,7 @@ class FreedGradient(Tensor):
             return cls.of(args[0].shape, made.get("dtype") or args[0].dtype, made.get("device") or args[0].device)
         raise RuntimeError(
             f"{func} reads a gradient that onepass.step_in_backward has used and freed within backward(): code that "
-            "needs gradients afterwards (clip_grad_norm_, GradScaler, DistributedDataParallel) cannot work with it"
+            "needs gradients afterwards (clip_grad_norm_, GradScaler, log_to, DistributedDataParallel) does not work"
         )
 
 
@@ -231,6 +231,12 @@ class _Stepper:
         return None
 
 
+def steps_in_backward(optimizer: Optimizer) -> bool:
+    """Return whether :func:`step_in_backward` is active for an optimizer."""
+    hooks = unwrapped(optimizer)._optimizer_step_pre_hooks.values()
+    return any(isinstance(getattr(hook, "__self__", None), StepInBackward) for hook in hooks)
+
+
 def step_in_backward(optimizer: Optimizer) -> StepInBackward:
     """Update each parameter within ``backward()`` as soon as its gradient is complete, and free the gradient.
 
@@ -274,7 +280,8 @@ def step_in_backward(optimizer: Optimizer) -> StepInBackward:
     Raises:
         TypeError: ``optimizer`` is not a ``torch.optim.Optimizer``, or it uses all parameters together (LBFGS,
             Lookahead, Prodigy, SAM), or it steps by other optimizers (Combined, ZeroRedundancyOptimizer).
-        ValueError: The optimizer has an argument that needs all parameters of a step at once, such as ``max_norm``.
+        ValueError: The optimizer has an argument that needs all parameters of a step at once, such as ``max_norm``; or
+            it already steps in backward.
         RuntimeError: Later, from ``optimizer.step(closure)`` and from any use of a freed gradient.
 
     Example:
@@ -288,8 +295,13 @@ def step_in_backward(optimizer: Optimizer) -> StepInBackward:
     """
     check_optimizer("step_in_backward: optimizer", optimizer)
     optimizer = unwrapped(optimizer)
+    if isinstance(optimizer, Combined):
+        raise TypeError(
+            f"{type(optimizer).__name__} steps by other optimizers, so it cannot step in backward: call "
+            "step_in_backward for each of its optimizers"
+        )
     together = isinstance(optimizer, Native) and not optimizer.is_separable
-    if together or isinstance(optimizer, Combined | LBFGS | Wrapper):
+    if together or isinstance(optimizer, LBFGS | Wrapper):
         raise TypeError(f"{type(optimizer).__name__} uses all parameters together, so it cannot step in backward")
     for name, value in vars(optimizer).items():
         if isinstance(value, Optimizer):  # its step would step all parameters
@@ -301,6 +313,11 @@ def step_in_backward(optimizer: Optimizer) -> StepInBackward:
     if tail is not None and (names := tail.whole_step_arguments()):
         raise ValueError(
             f"{type(optimizer).__name__}: {names[0]} needs all parameters of a step at once, but step_in_backward "
-            f"steps only one at a time: create the optimizer without {names[0]}"
+            f"steps one parameter at a time: create the optimizer without {names[0]}"
+        )
+    if steps_in_backward(optimizer):
+        raise ValueError(
+            f"step_in_backward: this {type(optimizer).__name__} already steps in backward: call remove() on the handle "
+            "that the first call returned"
         )
     return StepInBackward(optimizer)

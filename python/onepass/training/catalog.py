@@ -51,7 +51,8 @@ def create(name: str, params: nn.Module | ParamsT, **arguments: Any) -> Optimize
       ``Embedding`` or ``Embeddings``);
     - those of the head (the module that ``model.get_output_embeddings()`` or ``model.get_classifier()`` returns, or
       else the last :class:`torch.nn.Linear`);
-    - those whose names match a pattern in ``no_muon``.
+    - those whose names match a pattern in ``no_muon``, such as positional embeddings that are plain
+      :class:`torch.nn.Parameter` matrices.
 
     A tied parameter has the roles of all its owners. The arguments are those of Muon or NorMuon. AdamW gets those that
     it also has, such as ``lr`` and ``weight_decay``, and those of the dict ``adamw``. ``adjust_lr_fn`` is
@@ -119,8 +120,8 @@ def _muon_and_adamw(
     for name, default in {"max_norm": None, "skip_nonfinite": False, "average": None, "copy_to": None}.items():
         if arguments.get(name, default) is not default:
             raise ValueError(
-                f"create: {name} needs all parameters together, but {muon.__name__} and AdamW step a part each: "
-                "make onepass.Combined yourself to pass it to one of them"
+                f"create: {name} needs all parameters together, but {muon.__name__} and AdamW each step only a part: "
+                "leave it out, or create both and combine them by onepass.Combined"
             )
     no_muon = checked_patterns("create: no_muon must be a list of patterns of names", arguments.pop("no_muon", ()))
     adamw = arguments.pop("adamw", {})

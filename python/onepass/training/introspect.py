@@ -78,10 +78,11 @@ def explain(optimizer: Optimizer) -> Explanation:
     Returns:
         One row per parameter. ``path`` is ``"kernel"`` (``reason`` names the GPU, if the parameter is on one),
         ``"torch"`` (``reason`` says why the kernels cannot step the parameter), or ``"error"`` (``reason`` is the
-        message that a step would raise). ``states`` has the formats of the states. Printed, the rows are a table.
+        message that a step would raise). Errors that torch's implementation raises are not predicted. ``states`` has
+        the dtypes of the states. Printed, the rows are a table.
 
     Raises:
-        TypeError: ``optimizer`` is not an optimizer.
+        TypeError: ``optimizer`` is not an optimizer, or a hyperparameter of a group is not a number.
 
     Example:
         >>> model = torch.nn.Linear(4, 2)

@@ -32,7 +32,7 @@ Floats: TypeAlias = "NDArray[np.float64]"
 # The methods that suggest a learning rate, and how tables and plots describe them.
 METHODS = {
     "steepest": "where the smoothed loss falls fastest",
-    "minimum": "a tenth of where it is lowest",
+    "minimum": "a tenth of the rate where it is lowest",
     "valley": "in the middle of its longest fall",
 }
 
@@ -128,7 +128,10 @@ class LRRangeTest:
             return f"the loss was lowest at the last rate, {lrs[-1]:.2e}: raise end"
         fall, noise = smoothed[0] - smoothed[lowest], self._noise(left_out + lowest)
         if fall < 7 * noise:
-            return f"the loss fell by {fall:.2g}, where its noise is {noise:.2g}: raise accumulate, smoothing or steps"
+            return (
+                f"the loss fell by {fall:.2g}, less than 7 times its noise of {noise:.2g}: raise accumulate, smoothing "
+                "or steps"
+            )
         return ""
 
     def _noise(self, end: int) -> float:

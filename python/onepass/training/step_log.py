@@ -21,6 +21,7 @@ from ..optimizers.tail import StepReport, Tail
 from ..optimizers.torch_operations import real
 from ..optimizers.torch_private import foreach_norm, foreach_sub_
 from ..optimizers.wrapper import innermost
+from .backward import steps_in_backward
 
 
 class Writer(Protocol):
@@ -327,7 +328,8 @@ def log_to(
     Raises:
         TypeError: ``writer`` has no ``add_scalar``, ``optimizer`` is not a ``torch.optim.Optimizer``, or ``interval``
             or ``first_step`` is not an integer.
-        ValueError: ``interval`` or ``first_step`` is out of range.
+        ValueError: ``interval`` or ``first_step`` is out of range, or ``optimizer`` steps in backward
+            (:func:`step_in_backward`).
 
     Example:
         >>> class Writer:  # instead of torch.utils.tensorboard.SummaryWriter("runs/1")
@@ -347,4 +349,9 @@ def log_to(
     check_optimizer("log_to: optimizer", optimizer)
     interval = whole_at_least("log_to: interval", interval, 1)
     first_step = whole_at_least("log_to: first_step", first_step, 0)
+    if steps_in_backward(optimizer):
+        raise ValueError(
+            f"log_to: this {type(optimizer).__name__} steps in backward, so its step() has no gradients and no updates "
+            "to log"
+        )
     return StepLog(writer, unwrapped(optimizer), interval, prefix, first_step)

@@ -15,6 +15,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from cases import ALONE, ELEMENTWISE, ROW, ROWS, SCALARS
 from contract import CLOSE
+from onepass.swa_utils import AveragedModel
 from placements import own_of_both, whole
 from reference import bits, only_kernels, params_of
 from torch.distributed.checkpoint import state_dict as dcp_state
@@ -839,6 +840,51 @@ def log_to_tensor_parallel():
 
 def test_log_to_of_plain_parameters_and_dtensors(processes):
     processes(2, log_to_tensor_parallel)
+
+
+class StopTest(Exception):
+    pass
+
+
+def lr_find(kind):
+    """A model goes on as one that was not tested, also if a forward pass has gathered parameters."""
+    x, y = torch.linspace(-1, 1, 12).view(4, 3), torch.ones(4, 2)
+    ends = []
+    for is_tested in (False, True):
+        model = shard(net())
+        average = AveragedModel(net(), decay=0.9)
+        shard(average.module)
+        average.update_parameters(model)
+        opt = onepass.AdamW(model.parameters(), average=average)
+        train(model, opt, range(2))
+        losses = []
+
+        def loss_fn(output, target, losses=losses):
+            losses.append((output - target).square().mean())
+            if kind == "after an exception" and len(losses) == 3:
+                raise StopTest
+            return losses[-1]
+
+        if kind == "after a forward pass":
+            with torch.no_grad():
+                model(x)
+                average(x)
+        if is_tested:
+            with pytest.raises(StopTest) if kind == "after an exception" else contextlib.nullcontext():
+                onepass.lr_find(model, opt, loss_fn, [(x, y)], steps=4, progress=False)
+            assert losses
+        with torch.no_grad():
+            outputs = [model(x), average(x)]
+        for part in (model, average.module):
+            part.reshard()
+        train(model, opt, range(2, 4))
+        ends.append((outputs, contents(opt), [whole(p) for p in average.module.parameters()]))
+    assert_equal(*ends, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["after a step", "after a forward pass", "after an exception"])
+def test_lr_find(processes, kind):
+    processes(2, lr_find, kind)
 
 
 def scaled(overflows, fused):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any
 
@@ -64,3 +65,14 @@ def _is_plain(modules: list[Module]) -> bool:
 
 def _values(dicts: list[dict[str, Any]]) -> Iterable[Any]:
     return chain.from_iterable(d.values() for d in dicts)
+
+
+def is_fsdp_module(thing: object) -> bool:
+    """Return whether ``fully_shard`` was applied to an object, without importing ``torch.distributed.fsdp``."""
+    kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
+    return kind is not None and isinstance(thing, kind)
+
+
+def fsdp_modules(module: Module) -> Iterator[Any]:
+    """Yield the parts of a module to which ``fully_shard`` was applied."""
+    return filter(is_fsdp_module, module.modules())

@@ -312,6 +312,43 @@ def test_both_points_of_schedule_free(processes, name):
     processes(2, both_points, name)
 
 
+def evaluated(name):
+    """Evaluations between the steps, as docs/frameworks/fsdp.md describes them, do not change the training."""
+    ends = []
+    for is_sharded in (True, False):
+        model = net()
+        if is_sharded:
+            shard(model)
+        params = list(model.parameters())
+        opt = onepass.Lookahead(onepass.SGD(params, lr=0.01), k=2) if name == "Lookahead" else ROW[name].ours(params)
+        seen = []
+
+        def evaluate(model=model, seen=seen, is_sharded=is_sharded):
+            with torch.no_grad():
+                seen.append(model(torch.ones(1, 3)))
+            if is_sharded:
+                model.reshard()
+
+        for step in range(4):
+            train(model, opt, [step])
+            evaluate()
+            if name == "Lookahead":
+                with opt.slow_weights():
+                    evaluate()
+            else:
+                opt.eval()
+                evaluate()
+                opt.train()
+            evaluate()
+        ends.append((seen, contents(opt)))
+    assert_equal(*ends)
+
+
+@pytest.mark.parametrize("name", ["ScheduleFreeAdamW", "ScheduleFreeSGD", "Lookahead"])
+def test_evaluation_between_the_steps(processes, name):
+    processes(2, evaluated, name)
+
+
 # -- checkpoints -----------------------------------------------------------------------------------------------------
 
 LIBRARIES = {"onepass": onepass, "torch": torch.optim}

@@ -886,11 +886,12 @@ class StopTest(Exception):
 def lr_find(kind):
     """A model goes on as one that was not tested, also if a forward pass has gathered parameters."""
     x, y = torch.linspace(-1, 1, 12).view(4, 3), torch.ones(4, 2)
+    spread = fully_shard if kind == "after a forward pass" else shard  # all in one part, so that all are gathered
     ends = []
     for is_tested in (False, True):
-        model = shard(net())
+        model = spread(net())
         average = AveragedModel(net(), decay=0.9)
-        shard(average.module)
+        spread(average.module)
         average.update_parameters(model)
         opt = onepass.AdamW(model.parameters(), average=average)
         train(model, opt, range(2))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import chain
 from typing import Any
 
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn import Module
 
@@ -73,6 +74,8 @@ def is_fsdp_module(thing: object) -> bool:
     return kind is not None and isinstance(thing, kind)
 
 
-def fsdp_modules(module: Module) -> Iterator[Any]:
-    """Yield the parts of a module to which ``fully_shard`` was applied."""
-    return filter(is_fsdp_module, module.modules())
+def reshard(module: Module) -> None:
+    """Set parameters that a forward pass of ``fully_shard`` has gathered, which are copies, to this process's parts."""
+    if dist.is_available() and dist.is_initialized():  # without which nothing is sharded, and no walk is needed
+        for part in filter(is_fsdp_module, module.modules()):
+            part.reshard()  # type: ignore[operator]

@@ -15,6 +15,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from cases import ALONE, ELEMENTWISE, ROW, ROWS, SCALARS
 from contract import CLOSE
+from onepass.swa_utils import AveragedModel
 from placements import own_of_both, whole
 from reference import bits, only_kernels, params_of
 from torch.distributed.checkpoint import state_dict as dcp_state
@@ -309,6 +310,43 @@ def both_points(name):
 @pytest.mark.parametrize("name", ["ScheduleFreeAdamW", "ScheduleFreeSGD"])
 def test_both_points_of_schedule_free(processes, name):
     processes(2, both_points, name)
+
+
+def evaluated(name):
+    """Evaluations between the steps, as docs/frameworks/fsdp.md describes them, do not change the training."""
+    ends = []
+    for is_sharded in (True, False):
+        model = net()
+        if is_sharded:
+            shard(model)
+        params = list(model.parameters())
+        opt = onepass.Lookahead(onepass.SGD(params, lr=0.01), k=2) if name == "Lookahead" else ROW[name].ours(params)
+        seen = []
+
+        def evaluate(model=model, seen=seen, is_sharded=is_sharded):
+            with torch.no_grad():
+                seen.append(model(torch.ones(1, 3)))
+            if is_sharded:
+                model.reshard()
+
+        for step in range(4):
+            train(model, opt, [step])
+            evaluate()
+            if name == "Lookahead":
+                with opt.slow_weights():
+                    evaluate()
+            else:
+                opt.eval()
+                evaluate()
+                opt.train()
+            evaluate()
+        ends.append((seen, contents(opt)))
+    assert_equal(*ends)
+
+
+@pytest.mark.parametrize("name", ["ScheduleFreeAdamW", "ScheduleFreeSGD", "Lookahead"])
+def test_evaluation_between_the_steps(processes, name):
+    processes(2, evaluated, name)
 
 
 # -- checkpoints -----------------------------------------------------------------------------------------------------
@@ -839,6 +877,52 @@ def log_to_tensor_parallel():
 
 def test_log_to_of_plain_parameters_and_dtensors(processes):
     processes(2, log_to_tensor_parallel)
+
+
+class StopTest(Exception):
+    pass
+
+
+def lr_find(kind):
+    """A model goes on as one that was not tested, also if a forward pass has gathered parameters."""
+    x, y = torch.linspace(-1, 1, 12).view(4, 3), torch.ones(4, 2)
+    spread = fully_shard if kind == "after a forward pass" else shard  # all in one part, so that all are gathered
+    ends = []
+    for is_tested in (False, True):
+        model = spread(net())
+        average = AveragedModel(net(), decay=0.9)
+        spread(average.module)
+        average.update_parameters(model)
+        opt = onepass.AdamW(model.parameters(), average=average)
+        train(model, opt, range(2))
+        losses = []
+
+        def loss_fn(output, target, losses=losses):
+            losses.append((output - target).square().mean())
+            if kind == "after an exception" and len(losses) == 3:
+                raise StopTest
+            return losses[-1]
+
+        if kind == "after a forward pass":
+            with torch.no_grad():
+                model(x)
+                average(x)
+        if is_tested:
+            with pytest.raises(StopTest) if kind == "after an exception" else contextlib.nullcontext():
+                onepass.lr_find(model, opt, loss_fn, [(x, y)], steps=4, progress=False)
+            assert losses
+        with torch.no_grad():
+            outputs = [model(x), average(x)]
+        for part in (model, average.module):
+            part.reshard()
+        train(model, opt, range(2, 4))
+        ends.append((outputs, contents(opt), [whole(p) for p in average.module.parameters()]))
+    assert_equal(*ends, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["after a step", "after a forward pass", "after an exception"])
+def test_lr_find(processes, kind):
+    processes(2, lr_find, kind)
 
 
 def scaled(overflows, fused):

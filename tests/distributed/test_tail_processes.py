@@ -696,8 +696,8 @@ class Rooted(nn.Module):
         return self.outer(torch.tanh(self.norm(self.inner(x))))
 
 
-def averaged_fsdp():
-    """The average is made first, then both are sharded. Evaluation within ``swapped`` leaves nothing behind."""
+def averaged_fsdp(in_step):
+    """The average is made first, then both are sharded. An evaluation leaves nothing behind."""
     x = torch.linspace(-1, 1, 12).view(4, 3)
     ends = []
     for sharded in (True, False):
@@ -707,13 +707,16 @@ def averaged_fsdp():
             for each in (model, average.module):
                 fully_shard(each.inner)
                 fully_shard(each)
-        opt = onepass.AdamW(model.parameters(), lr=0.05, max_norm=0.5, average=average, zero_grad=True)
+        arguments = {"average": average} if in_step else {}
+        opt = onepass.AdamW(model.parameters(), lr=0.05, max_norm=0.5, zero_grad=True, **arguments)
         losses = []
         for step in range(4):
             (model(x + step) ** 2).sum().backward()
             opt.step()
             assert opt.last_step.coefficient < 1.0
             assert not any(own(p.grad).count_nonzero() for p in model.parameters())
+            with torch.no_grad():
+                losses += [float(model(x).sum()), float(average(x).sum())]
             average.update_parameters(model)
             model.eval()
             with torch.no_grad():
@@ -728,8 +731,9 @@ def averaged_fsdp():
     torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-11)
 
 
-def test_average_of_fsdp(processes):
-    processes(2, averaged_fsdp)
+@pytest.mark.parametrize("in_step", [True, False])
+def test_average_of_fsdp(processes, in_step):
+    processes(2, averaged_fsdp, in_step)
 
 
 def refused_followers():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import operator
-import sys
 import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -20,7 +19,7 @@ from torch.optim import Optimizer, swa_utils
 from ..optimizers.arguments import check_number, number
 from ..optimizers.hooks import params_of
 from ..optimizers.master import low_bits_kept
-from .module_tree import ModuleTree
+from .module_tree import ModuleTree, is_fsdp_module, reshard
 from .restoring import uninterrupted, without_repeats
 
 AvgFn = Callable[[Tensor, Tensor, Tensor | int], Tensor]
@@ -194,7 +193,7 @@ class AveragedModel(swa_utils.AveragedModel):
         for name, value in (("warmup_gamma", warmup_gamma), ("warmup_power", warmup_power)):
             if not 0.0 < value < math.inf:
                 raise ValueError(f"AveragedModel: {name} must be > 0 and finite, got {value}")
-        if any(_fsdp_modules(model)):
+        if any(map(is_fsdp_module, model.modules())):
             raise ValueError(
                 "AveragedModel: a model of fully_shard cannot be copied: make the average first, then call "
                 "fully_shard on the model and, in the same way, on average.module"
@@ -228,6 +227,8 @@ class AveragedModel(swa_utils.AveragedModel):
             ValueError: The model has more or fewer buffers than the average.
         """
         self._check_not_swapped("update_parameters")
+        reshard(model)
+        reshard(self.module)
         self._bind(model)
         opened = self._open_round()
         if opened is not None:
@@ -327,8 +328,8 @@ class AveragedModel(swa_utils.AveragedModel):
                 has been changed.
         """
         self._check_not_swapped("swapped")
-        for part in chain(_fsdp_modules(model), _fsdp_modules(self.module)):
-            part.reshard()  # parameters that a forward pass has gathered are copies
+        reshard(model)
+        reshard(self.module)
         pairs = _matched(model, self.module)
         addresses = [_alias(tensor) for (_, _, tensor), _ in pairs]
         memory = [without_repeats(tensor) for tensor in addresses]
@@ -344,8 +345,7 @@ class AveragedModel(swa_utils.AveragedModel):
             finally:
                 with uninterrupted(), torch.no_grad():
                     self._is_swapped = False
-                    for part in _fsdp_modules(model):
-                        part.reshard()
+                    reshard(model)
                     for tensor, value in zip(memory, before, strict=True):
                         tensor.copy_(value)
                     for address, ((owner, name, tensor), _) in zip(addresses, pairs, strict=True):
@@ -498,13 +498,6 @@ class AveragedModel(swa_utils.AveragedModel):
 def _checked(name: str, value: float) -> float:
     check_number(f"AveragedModel: {name}", value)
     return number(value)
-
-
-def _fsdp_modules(module: Module) -> Iterator[Any]:
-    """Yield the parts of a module to which ``fully_shard`` was applied."""
-    fsdp = sys.modules.get("torch.distributed.fsdp")
-    kind = getattr(fsdp, "FSDPModule", None)
-    return iter(()) if kind is None else (part for part in module.modules() if isinstance(part, kind))
 
 
 def _average(pairs: Pairs, n: int, decay: float | None) -> None:

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from ..optimizers.arguments import check_number, described, put_number, whole_at_least
 from .figure import axes_to_fill, figure_of
+from .module_tree import reshard
 from .progress import Bar
 from .restoring import restored
 from .table import text_table
@@ -322,6 +323,7 @@ def lr_find(
                 f"lr_find: the parameters of model must be initialized, but {name} is not: run a batch through "
                 "the model"
             )
+    reshard(model)
     own = {id(p) for p in model.parameters()}
     if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
         raise ValueError(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from itertools import chain
 from typing import Any
 
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn import Module
 
@@ -64,3 +66,16 @@ def _is_plain(modules: list[Module]) -> bool:
 
 def _values(dicts: list[dict[str, Any]]) -> Iterable[Any]:
     return chain.from_iterable(d.values() for d in dicts)
+
+
+def is_fsdp_module(thing: object) -> bool:
+    """Return whether ``fully_shard`` was applied to an object, without importing ``torch.distributed.fsdp``."""
+    kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
+    return kind is not None and isinstance(thing, kind)
+
+
+def reshard(module: Module) -> None:
+    """Set parameters that a forward pass of ``fully_shard`` has gathered, which are copies, to this process's parts."""
+    if dist.is_available() and dist.is_initialized():  # without which nothing is sharded, and no walk is needed
+        for part in filter(is_fsdp_module, module.modules()):
+            part.reshard()  # type: ignore[operator]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..optimizers.master import confirm_low_bits, low_bits_are_valid
+from .module_tree import is_fsdp_module
 
 Undo = Callable[[], None]
 
@@ -41,7 +42,11 @@ def restored(*roots: object, generators: Iterable[torch.Generator] = ()) -> Iter
         roots: Modules, optimizers, containers and tensors from which all others are reached.
         generators: Random number generators in addition to the default ones.
     """
-    undos = [*_random_states(generators), *_contents(roots)]
+    # Parameters that a forward pass of FSDP has gathered are copies, whose memory the next backward pass frees.
+    reshards: list[Undo] = [thing.reshard for thing in _reached(roots) if is_fsdp_module(thing)]
+    for reshard in reshards:
+        reshard()
+    undos = [*reshards, *_random_states(generators), *_contents(roots)]
     try:
         yield
     finally:
@@ -69,38 +74,44 @@ def _later(function: Callable[..., object], *args: object) -> Undo:
 
 def _contents(roots: Iterable[object]) -> Iterator[Undo]:
     """Yield the functions that restore everything that can be reached from the roots."""
+    for thing in _reached(roots):
+        if isinstance(thing, torch.jit.ScriptModule):
+            yield from (_later(module.train, module.training) for module in thing.modules())  # children after parents
+        elif isinstance(thing, Part):
+            yield from thing.undos()
+        elif isinstance(thing, Tensor):
+            yield _tensor(thing)
+        elif isinstance(thing, dict | list | set):
+            content: Any = dict(thing) if isinstance(thing, dict) else [*thing]
+            yield _container(thing, content)
+
+
+def _reached(roots: Iterable[object]) -> Iterator[Any]:
+    """Yield everything that can be reached from the roots; containers and tensors once."""
     seen: dict[int, object] = {}  # by id; the objects are held, so that no id is used again
     pending = list(roots)
     while pending:
         thing = pending.pop()
         if isinstance(thing, torch.jit.ScriptModule):  # its parameters are not Python attributes
             pending.extend([*thing.parameters(), *thing.buffers()])
-            yield from (_later(module.train, module.training) for module in thing.modules())  # children after parents
-        if isinstance(thing, Part):
-            yield from thing.undos()
         if isinstance(thing, nn.Module | Optimizer | Part):
+            yield thing
             thing = vars(thing)
         if id(thing) in seen:
             continue
         if isinstance(thing, Tensor):
             if thing.is_inference():  # training cannot write it
                 continue
-            yield _tensor(thing)
             if thing.is_leaf:
                 pending.append(thing.grad)
         elif isinstance(thing, dict):
-            yield _container(thing, dict(thing))
             pending.extend(thing.values())
-        elif isinstance(thing, list):
-            yield _container(thing, list(thing))
+        elif isinstance(thing, list | tuple):
             pending.extend(thing)
-        elif isinstance(thing, set):
-            yield _container(thing, set(thing))
-        elif isinstance(thing, tuple):
-            pending.extend(thing)
-        else:
+        elif not isinstance(thing, set):
             continue
         seen[id(thing)] = thing
+        yield thing
 
 
 def _container(container: Any, content: Any) -> Undo:

@@ -349,6 +349,8 @@ REFUSED_OF_TIMM = {  # part of the message -> optimizer, arguments
     "amsgrad of timm's NvNovoGrad": (timm.optim.NvNovoGrad, {"amsgrad": True}),
     f"{NOT_CONVERTED}$": (timm.optim.LaProp, {}),
     f"{NOT_CONVERTED}(?#AdamP)": (timm.optim.AdamP, {}),
+    f"{NOT_CONVERTED}(?#Muon)": (timm.optim.Muon, {}),
+    f"{NOT_CONVERTED}(?#NAdamLegacy)": (timm.optim.NAdamLegacy, {}),
     f"{NOT_CONVERTED}(?#NAdamW)": (timm.optim.NAdamW, {}),
     f"{NOT_CONVERTED}(?#RMSpropTF)": (timm.optim.RMSpropTF, {}),
     f"{NOT_CONVERTED}(?#SGDW)": (timm.optim.SGDW, {}),

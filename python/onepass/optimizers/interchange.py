@@ -199,6 +199,8 @@ _KEYS_OF_TIMM = (
     "max_lr_snapshot",
     "decoupled_decay",
     "lr_in_momentum",
+    "normalize_spatial",
+    "schedule_decay",
     "wd_ratio",
 )
 

@@ -239,6 +239,37 @@ def test_a_checkpoint_of_prodigyopt(arguments, still):
         torch.testing.assert_close(q, p, rtol=1e-4, atol=1e-3 * first.param_groups[0]["d"])
 
 
+def test_a_checkpoint_of_prodigyopt_before_a_tensor_is_frozen():
+    """The estimate is that of our own run from the beginning: no share of it outlives the gradients that it is of."""
+    generator = torch.Generator().manual_seed(0)
+    goals = [torch.randn(shape, generator=generator) for shape in [(8,), (64, 33), (70,)]]
+    theirs, ours = ([Parameter(goal + 1) for goal in goals] for _ in range(2))
+    arguments = {"d0": 1e-4, "betas": (0.9, 0.9)}
+    first, whole = prodigyopt.Prodigy(theirs, **arguments), onepass.Prodigy(ours, **arguments)
+
+    def step(optimizer, params, number, frozen):
+        noise = torch.Generator().manual_seed(number)
+        for place, (p, goal) in enumerate(zip(params, goals, strict=True)):
+            grad = p.detach() - goal + 0.02 * torch.randn(p.shape, generator=noise)
+            p.grad = None if place < frozen else grad
+        optimizer.step()
+
+    for number in range(20):
+        step(first, theirs, number, 0)
+        step(whole, ours, number, 0)
+    own = [Parameter(p.detach().clone()) for p in theirs]
+    second = onepass.Prodigy(own)
+    second.load_state_dict(onepass.convert_state_dict(copy.deepcopy(first.state_dict())))
+    for number in range(20, 200):
+        for optimizer, params in ((whole, ours), (second, own)):
+            optimizer.param_groups[0]["lr"] *= 0.9
+            step(optimizer, params, number, 1)
+    d = whole.param_groups[0]["d"]
+    assert second.param_groups[0]["d"] == pytest.approx(d, rel=1e-4)
+    for p, q in zip(ours, own, strict=True):
+        torch.testing.assert_close(q, p, rtol=1e-4, atol=1e-3 * d)
+
+
 # Name -> ours, theirs, and the arguments of theirs. Ours has other defaults, and takes its options of the checkpoint.
 OF_TIMM = {
     "AdaBelief": (onepass.AdaBelief, timm.optim.AdaBelief, {"rectify": False, "eps": 1e-8, "weight_decay": 0.1}),
@@ -318,6 +349,8 @@ REFUSED_OF_TIMM = {  # part of the message -> optimizer, arguments
     "amsgrad of timm's NvNovoGrad": (timm.optim.NvNovoGrad, {"amsgrad": True}),
     f"{NOT_CONVERTED}$": (timm.optim.LaProp, {}),
     f"{NOT_CONVERTED}(?#AdamP)": (timm.optim.AdamP, {}),
+    f"{NOT_CONVERTED}(?#Muon)": (timm.optim.Muon, {}),
+    f"{NOT_CONVERTED}(?#NAdamLegacy)": (timm.optim.NAdamLegacy, {}),
     f"{NOT_CONVERTED}(?#NAdamW)": (timm.optim.NAdamW, {}),
     f"{NOT_CONVERTED}(?#RMSpropTF)": (timm.optim.RMSpropTF, {}),
     f"{NOT_CONVERTED}(?#SGDW)": (timm.optim.SGDW, {}),

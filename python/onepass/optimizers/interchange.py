@@ -98,12 +98,14 @@ def _of_prodigyopt(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
     if not all(group.keys() >= {"k", "d0", "d_numerator", "slice_p"} for group in groups):
         return state_dict
     states = dict(state_dict["state"])
-    # prodigyopt has one numerator for all tensors. Here one tensor gets all of it. Its group has a learning rate other
-    # than 0, because groups with 0 do not count.
-    counting = sorted(groups, key=lambda group: group["lr"] == 0)
-    bearer = next((key for group in counting for key in group["params"] if key in states), None)
+    # The numerator is of all tensors. Each gets a part of it like its part of the denominator, because neither changes
+    # while a tensor has no gradient. Tensors whose learning rate is 0 do not count.
+    counting = [key for group in groups if group["lr"] != 0 for key in group["params"] if key in states]
+    sums = {key: float(state["s"].abs().sum(dtype=torch.float64)) for key, state in states.items()}
+    total = sum(sums[key] for key in counting or states)
     made = []
     for group in groups:
+        part = group["d_numerator"] / total if total and (group["lr"] != 0 or not counting) else 0.0
         for key in (key for key in group["params"] if key in states):
             state = states[key]
             s, shape = state["s"], state["exp_avg_sq"].shape
@@ -112,8 +114,8 @@ def _of_prodigyopt(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
                 s, p0 = s.reshape(shape), p0.reshape(shape)
             states[key] = {
                 "step": _scalar(state["step"]),
-                "d_numerator": _scalar(group["d_numerator"] if key == bearer else 0.0),
-                "d_denom": s.abs().sum(dtype=torch.float32),
+                "d_numerator": _scalar(part * sums[key]),
+                "d_denom": _scalar(sums[key]),
                 "exp_avg": state.get("exp_avg", torch.zeros_like(state["exp_avg_sq"])),
                 "exp_avg_sq": state["exp_avg_sq"],
                 "s": s,
@@ -197,6 +199,8 @@ _KEYS_OF_TIMM = (
     "max_lr_snapshot",
     "decoupled_decay",
     "lr_in_momentum",
+    "normalize_spatial",
+    "schedule_decay",
     "wd_ratio",
 )
 

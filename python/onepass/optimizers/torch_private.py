@@ -1,4 +1,4 @@
-"""All private names of torch that onepass uses, each with the reason and the versions that have it.
+"""All private names of torch that onepass uses, each with the reason and the first version that has it.
 
 Other modules import these names from here. If torch lacks one, the import fails with an error that names it. Private
 attributes of torch's objects, which cannot be imported, are listed in ``ATTRIBUTES``.
@@ -31,7 +31,7 @@ def _find(module: str, *paths: str) -> Any:
     raise ImportError(f"torch {torch.__version__} has no {module}.{' or '.join(paths)}, which onepass uses")
 
 
-# torch.compile traces a step up to the compiled core and warns; the step must run untraced. 2.1 to 2.13.
+# torch.compile traces a step up to the compiled core and warns; the step must run untraced. Since 2.1.
 _disable_dynamo = _find("torch._compile", "_disable_dynamo")
 
 
@@ -40,14 +40,14 @@ def disable_dynamo(function: F) -> F:
     return cast(F, _disable_dynamo(function))
 
 
-# onepass's step calls all hooks, because torch's wrapper costs as much as the step of a small model. 2.2 to 2.13.
+# onepass's step calls all hooks, because torch's wrapper costs as much as the step of a small model. Since 2.2.
 global_pre_hooks: dict[int, Callable[..., Any]] = _find("torch.optim.optimizer", "_global_optimizer_pre_hooks")
 global_post_hooks: dict[int, Callable[..., Any]] = _find("torch.optim.optimizer", "_global_optimizer_post_hooks")
 
-# Whether a profiler runs; only then is torch's wrapper used. 1.12 to 2.13.
+# Whether a profiler runs; only then is torch's wrapper used. Since 1.12.
 profiler_enabled = _find("torch._C._autograd", "_profiler_enabled")
 
-# The dtype of a new `step` state. 2.3 to 2.13.
+# The dtype of a new `step` state. Since 2.3.
 scalar_dtype = _find("torch.optim.optimizer", "_get_scalar_dtype")
 
 # Raises if a step that is not capturable is captured into a CUDA graph. 2.10 has it under the second name.
@@ -57,7 +57,7 @@ check_capturable = _find(
     "Optimizer._cuda_graph_capture_health_check",
 )
 
-# Active function transforms and tracers (torch.func, make_fx), which do not see kernels. 2.0 to 2.13.
+# Active function transforms and tracers (torch.func, make_fx), which do not see kernels. Since 2.0.
 interpreter = _find("torch._C._functorch", "peek_interpreter_stack")
 dispatch_modes = _find("torch._C", "_len_torch_dispatch_stack")
 _dispatch_mode = _find("torch._C", "_get_dispatch_mode")
@@ -75,12 +75,12 @@ def is_in_forward_mode() -> bool:
     return forward_ad._current_level >= 0
 
 
-# Muon's Newton-Schulz iterations and learning rate, which torch computes. 2.9 to 2.13.
+# Muon's Newton-Schulz iterations and learning rate, which torch computes. Since 2.9.
 muon = import_module("torch.optim._muon")
 newton_schulz: Callable[..., Tensor] = _find("torch.optim._muon", "_zeropower_via_newtonschulz")
 adjusted_lr: Callable[..., float] = _find("torch.optim._muon", "_adjust_lr")
 
-# Makes a subclass tensor over the same memory, used as the placeholder of a freed gradient. 1.0 to 2.13.
+# Makes a subclass tensor over the same memory, used as the placeholder of a freed gradient. Since 1.0.
 _make_subclass = _find("torch", "Tensor._make_subclass")
 
 
@@ -89,7 +89,7 @@ def make_subclass(cls: type[T], tensor: Tensor) -> T:
     return cast(T, _make_subclass(cls, tensor))
 
 
-# Multi-tensor operations, as torch.optim uses them. 1.9 to 2.13.
+# Multi-tensor operations, as torch.optim uses them. Since 1.9.
 foreach_add_ = _find("torch", "_foreach_add_")
 foreach_copy_ = _find("torch", "_foreach_copy_")
 foreach_mul_ = _find("torch", "_foreach_mul_")
@@ -97,15 +97,15 @@ foreach_norm = _find("torch", "_foreach_norm")
 foreach_sub_ = _find("torch", "_foreach_sub_")
 foreach_zero_ = _find("torch", "_foreach_zero_")
 
-# Two operators, to recognize them in __torch_dispatch__: zero_grad with foreach, and `.to(...)`. 1.13 to 2.13.
+# Two operators, to recognize them in __torch_dispatch__: zero_grad with foreach, and `.to(...)`. Since 1.13.
 foreach_zero_operator = _find("torch", "ops.aten._foreach_zero_.default")
 copy_operator = _find("torch", "ops.aten._to_copy.default")
 
-# Base class of all batch norms. 1.0 to 2.13.
+# Base class of all batch norms. Since 1.0.
 NormBase = _find("torch.nn.modules.batchnorm", "_NormBase")
 
 # The index of the current GPU, by a function in C: it runs no Python code, in which another thread could free the
-# tensors of a step. 1.0 to 2.13, if torch was built with CUDA.
+# tensors of a step. Since 1.0, if torch was built with CUDA.
 current_device: Callable[[], int] = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
 
 # The DLPack exchange API, by which the core reads a tensor's address; None before 2.10.
@@ -113,7 +113,7 @@ dlpack_exchange_api: object = getattr(torch.Tensor, "__dlpack_c_exchange_api__",
 
 
 def local_offset(dtensor: Tensor) -> tuple[int, ...]:
-    """Return the indices in the whole tensor of the first element of a DTensor's local part. 2.2 to 2.13."""
+    """Return the indices in the whole tensor of the first element of a DTensor's local part. Since 2.2."""
     find = _find("torch.distributed.tensor._utils", "compute_local_shape_and_global_offset")  # a slow import
     _, offset = find(dtensor.shape, dtensor.device_mesh, dtensor.placements)  # type: ignore[attr-defined]
     return tuple(offset)

@@ -76,6 +76,7 @@ def is_fsdp_module(thing: object) -> bool:
 
 def reshard(module: Module) -> None:
     """Set parameters that a forward pass of ``fully_shard`` has gathered, which are copies, to this process's parts."""
-    if dist.is_available() and dist.is_initialized():  # without which nothing is sharded, and no walk is needed
-        for part in filter(is_fsdp_module, module.modules()):
-            part.reshard()  # type: ignore[operator]
+    if "torch.distributed.fsdp" not in sys.modules or not dist.is_initialized():  # the walk would take a while
+        return
+    for part in filter(is_fsdp_module, module.modules()):
+        part.reshard()  # type: ignore[operator]

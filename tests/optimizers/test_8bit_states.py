@@ -1068,9 +1068,6 @@ def test_states_for_bitsandbytes_are_contiguous():
 @pytest.mark.parametrize("row", [row for row in ROWS if row.name != "LBFGS"], ids=lambda row: row.name)
 def test_what_is_converted_loads(row, dtype):
     """Into the class of the checkpoint, also before its first step; with the dtypes of one with this state_dtype."""
-    if row.name == "StableAdamW" and dtype == CODES:
-        pytest.skip("its checkpoints look like those of Adam")
-
     def created(**arguments):
         shapes = [(), (70, 64), (5,)] if not row.takes_matrices else [(70, 64), (64, 4)]
         params = [torch.ones(shape, requires_grad=True) for shape in shapes if shape or not row.wants_sparse]
@@ -1083,6 +1080,10 @@ def test_what_is_converted_loads(row, dtype):
         onepass.Lookahead(optimizer, k=1).step()  # which adds a state of its own
         converted = onepass.convert_state_dict(optimizer.state_dict(), dtype)
         other, params = created()
+        if row.name == "StableAdamW" and dtype == CODES:  # its checkpoints look like those of Adam
+            with pytest.raises(ValueError, match="because StableAdamW has no 8-bit states"):
+                other.load_state_dict(converted)
+            continue
         other.load_state_dict(converted)
         if dtype == CODES and row.name not in NAMES_8BIT:
             assert "state_dtype" not in other.param_groups[0]

@@ -1068,6 +1068,7 @@ def test_states_for_bitsandbytes_are_contiguous():
 @pytest.mark.parametrize("row", [row for row in ROWS if row.name != "LBFGS"], ids=lambda row: row.name)
 def test_what_is_converted_loads(row, dtype):
     """Into the class of the checkpoint, also before its first step; with the dtypes of one with this state_dtype."""
+
     def created(**arguments):
         shapes = [(), (70, 64), (5,)] if not row.takes_matrices else [(70, 64), (64, 4)]
         params = [torch.ones(shape, requires_grad=True) for shape in shapes if shape or not row.wants_sparse]

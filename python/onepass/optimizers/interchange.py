@@ -98,8 +98,8 @@ def _of_prodigyopt(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
     if not all(group.keys() >= {"k", "d0", "d_numerator", "slice_p"} for group in groups):
         return state_dict
     states = dict(state_dict["state"])
-    # The numerator is of all tensors. Each gets a part of it like its part of the denominator, because neither changes
-    # while a tensor has no gradient. Tensors whose learning rate is 0 do not count.
+    # prodigyopt has one numerator for all tensors. Each gets its share of it: that which it has of the denominator,
+    # because neither changes while a tensor has no gradient. Tensors whose learning rate is 0 do not count.
     counting = [key for group in groups if group["lr"] != 0 for key in group["params"] if key in states]
     sums = {key: float(state["s"].abs().sum(dtype=torch.float64)) for key, state in states.items()}
     total = sum(sums[key] for key in counting or states)

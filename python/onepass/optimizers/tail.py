@@ -147,9 +147,8 @@ class Tail(Part):
         self.average = average
         self.zeroes_grads = zero_grad
         self._report: StepReport | None = None
-        self._device_clipping: Tensor | None = (
-            None  # instead of _report, if only the GPU has it: three float64 as bytes
-        )
+        # Instead of _report, if only the GPU has the norm: three float64 as bytes.
+        self._device_clipping: Tensor | None = None
         self._weight = 1.0  # of the averages in this step
         self._last_requests: tuple[tuple[Any, ...], _Requests] | None = None
         self._copy_slots = [] if copy_to is None else _copies_of(name, optimizer, copy_to)

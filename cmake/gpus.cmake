@@ -7,7 +7,7 @@ function(onepass_gpus result)
     return()
   endif()
   execute_process(COMMAND ${nvidia_smi} --query-gpu=compute_cap --format=csv,noheader
-    OUTPUT_VARIABLE reported RESULT_VARIABLE failed ERROR_QUIET)
+    OUTPUT_VARIABLE reported RESULT_VARIABLE failed ERROR_QUIET TIMEOUT 10)
   if(failed)
     return()
   endif()

@@ -140,9 +140,7 @@ def test_lookahead_differs_from_the_fifth_step_on(task, name, lr):
 def test_every_optimizer_is_run_or_said_to_be_left_out(task):
     model = task.build()
     made = [each.make(model, 0.1) for each in ENTRIES]
-    run = {
-        type(part).__name__ for each in made for part in getattr(each, "optimizers", [each])
-    }  # the parts of Combined
+    run = {type(part).__name__ for each in made for part in getattr(each, "optimizers", [each])}
     classes = {
         name
         for name in onepass.__all__

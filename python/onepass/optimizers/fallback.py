@@ -71,9 +71,10 @@ def _check(optimizer: Native, number: int, params: Iterable[Tensor]) -> None:
             raise ValueError(f"{name}: group {number}: {option} cannot be given with differentiable=True")
     for p in params:
         cautious.check_gradient(name, group, p)
-        if optimizer._in_blocks(group, p):
-            block_states.check_rows(p)
-        if p.grad is not None and p.grad.is_sparse and optimizer._in_blocks(group, p):
+        if not optimizer._in_blocks(group, p):
+            continue
+        block_states.check_rows(p)
+        if p.grad is not None and p.grad.is_sparse:
             raise ValueError(
                 f"{name}: group {number}: state_dtype cannot be {block_states.CODES} for a parameter "
                 f"(shape {tuple(p.shape)}) whose sparse gradients torch's implementation steps"

@@ -257,7 +257,6 @@ bool ParamReader::choose_constants_device(Reading& r) {
   if (!counts_there && group.device < 0 && !takes_sums) return true;
   if (takes_sums && !counts_there && info_.sums_set_scalars)
     return r.fall_back("state " + std::string(info_.scalar_names[0]) + " that is not on the GPU");
-  if (takes_sums && r.job().blocks.row_length != 0) return r.fall_back("8-bit states on a GPU, in a step with sums");
 
   cuda::DeviceJob& device_job = r.device_job;
   device_job.hyper = &group.device_hyper;

@@ -4,6 +4,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <limits>
 #include <optional>
 #include <stdexcept>
@@ -283,9 +284,9 @@ std::vector<std::uint64_t> as_words(const Words& words) {
   return all;
 }
 
-// Returns the words that follow the addresses of a job that is rounded with random bits; none for other jobs.
-std::vector<std::uint64_t> stochastic_words(const DeviceJob& device_job, bool counts_steps) {
-  const Job& job = device_job.job;
+// Returns the words of a job that is rounded with random bits; none for other jobs. `job`: that of `device_job`, or its
+// summed_job.
+std::vector<std::uint64_t> stochastic_words(const DeviceJob& device_job, const Job& job, bool counts_steps) {
   const Rounding& rounding = job.rounding;
   if (!is_stochastic(job)) return {};
   const Number& counted = device_job.numbers[0];
@@ -310,7 +311,7 @@ std::vector<std::uint64_t> stochastic_words(const DeviceJob& device_job, bool co
   return as_words(words);
 }
 
-// Returns the words that follow the addresses of a job over which sums are made.
+// Returns the words of a job over which sums are made, which begin at the address `sums`.
 std::vector<std::uint64_t> sum_words(const DeviceJob& device_job, std::uint64_t sums) {
   SumWords words{.sums = sums, .scalars = {}, .formats = 0};
   for (std::size_t s = 0; s < kMaxScalars; ++s) {
@@ -331,24 +332,29 @@ Job summed_job(Job job) {
 // Returns the row of such a job. Its vectors begin at its first element, wherever that is in memory.
 Row summed_row_of(const Job& job) {
   Row row = row_of(job);
+  if (row.access == Access::stochastic) return row;
   row.phase = 0;
   row.aligned = aligned_from(job, static_cast<unsigned>(16 / (job.wide ? sizeof(double) : sizeof(float))), 0).operands;
   return row;
 }
 
-// Returns the number of blocks of such a row.
+// Returns the number of chunks of a job that is rounded with random bits.
+std::uint64_t stochastic_chunks_of(const Job& job, std::uint32_t chunk) {
+  const std::int64_t row_length = row_length_of(job);
+  const std::int64_t in_row = (row_length + kBlockLength - 1) / kBlockLength;
+  const std::int64_t in_chunk = chunk / kBlockLength;
+  return static_cast<std::uint64_t>((job.length / row_length * in_row + in_chunk - 1) / in_chunk);
+}
+
+// Returns the number of blocks of a row over which sums are made.
 std::uint64_t summed_blocks_of(const Job& job, std::uint32_t chunk) {
+  if (job.blocks.row_length != 0) return std::max<std::uint64_t>(stochastic_chunks_of(job, chunk), 1);
   return static_cast<std::uint64_t>((std::max<std::int64_t>(job.length, 1) + chunk - 1) / chunk);
 }
 
 // Returns the number of blocks of a row.
 std::uint64_t blocks_of(const Job& job, const Row& row, std::uint32_t chunk) {
-  if (row.access == Access::stochastic) {
-    const std::int64_t row_length = row_length_of(job);
-    const std::int64_t in_row = (row_length + kBlockLength - 1) / kBlockLength;
-    const std::int64_t in_chunk = chunk / kBlockLength;
-    return static_cast<std::uint64_t>((job.length / row_length * in_row + in_chunk - 1) / in_chunk);
-  }
+  if (row.access == Access::stochastic) return stochastic_chunks_of(job, chunk);
   return static_cast<std::uint64_t>((std::max<std::int64_t>(row.length - row.phase, 1) + chunk - 1) / chunk);
 }
 
@@ -430,8 +436,8 @@ struct Step {
       Row row = summed ? summed_row_of(job) : row_of(job);
       const Pointers pointers(job);
       const std::vector<std::uint64_t> layout = layout_words(job);
-      const std::vector<std::uint64_t> extra =
-          summed ? sum_words(device_job, sums) : stochastic_words(device_job, info_of(rule).counts_steps);
+      std::vector<std::uint64_t> extra = stochastic_words(device_job, job, info_of(rule).counts_steps);
+      if (summed) std::ranges::copy(sum_words(device_job, sums), std::back_inserter(extra));
       const std::uint64_t blocks = summed ? summed_blocks_of(job, common.chunk) : blocks_of(job, row, common.chunk);
       if (summed) sums += blocks * info_of(rule).sums * sizeof(double);
       // The header of a table holds for all of its rows.

@@ -25,6 +25,12 @@ inline constexpr int kPlayed = 1;  // lanes whose work a thread does
 inline constexpr int kPlayed = kLanes;
 #endif
 
+// Returns how many of a block's elements are the share of a lane. `rest`: the elements from the block's first on.
+ONEPASS_INLINE int count_of_lane(std::int64_t rest, int lane) {
+  const std::int64_t own = rest - lane * kOwn;
+  return own < 0 ? 0 : own > kOwn ? kOwn : static_cast<int>(own);
+}
+
 // Returns the largest value of the eight threads of a block.
 ONEPASS_INLINE std::uint32_t largest_of_lanes(std::uint32_t own) {
 #ifdef __CUDA_ARCH__
@@ -202,8 +208,7 @@ struct StochasticStepper {
     std::uint32_t largest[kStates == 0 ? 1 : kStates] = {};
 #pragma unroll
     for (int played = 0; played < kPlayed; ++played) {
-      const std::int64_t own = rest - (lane + played) * kOwn;
-      counts[played] = own < 0 ? 0 : own > kOwn ? kOwn : static_cast<int>(own);
+      counts[played] = count_of_lane(rest, lane + played);
       const std::int64_t at = begin + (lane + played) * kOwn;
       if (counts[played] == 0) continue;
       load(at, block, counts[played], values[played]);
@@ -251,32 +256,35 @@ struct StochasticStepper {
   }
 };
 
-// Does the work of thread `thread` of block `block`, of rows that are rounded with random bits.
+// Returns the words of a row that is rounded with random bits, or has states in blocks.
+template <class TableType>
+ONEPASS_INLINE const StochasticWords& stochastic_words(const TableType& table, const Row& row) {
+  return *reinterpret_cast<const StochasticWords*>(table.words + row.pointers + operands_of(row));
+}
+
 template <class Rule, class TableType>
-ONEPASS_INLINE void step_stochastic_chunk(const TableType& table, std::uint32_t block, std::uint32_t thread) {
-  const Header& header = table.header;
-  const Row row = reinterpret_cast<const Row*>(table.words)[find_row(table, block)];
-  const bool skipped = is_skipped(header);
-  if (skipped && row.zeroes_grad == 0) return;
-  const auto stepper = stepper_of<Rule, float>(table, row);
-  const auto& words = *reinterpret_cast<const StochasticWords*>(table.words + row.pointers + operands_of(row));
-  double step = 0.0;
-  if (words.step_format == cuda::kValue) {
-    step = static_cast<double>(words.step);
-  } else {
-    step = read_number(&words.step, words.step_format, 0);
-  }
+ONEPASS_INLINE StochasticStepper<Rule> stochastic_stepper_of(const TableType& table,
+                                                             const Stepper<Rule, float>& stepper, std::uint64_t key) {
+  const Row& row = stepper.row;
+  const StochasticWords& words = stochastic_words(table, row);
   unsigned codes = 0;
   for (std::size_t state = 0; state < kMaxStates; ++state)
     if (words.scales[state] != 0) codes |= 1U << (kFirstState + state);
-  const StochasticStepper<Rule> own{
+  return {
       .stepper = stepper,
       .words = words,
       .layout = row.has_layout != 0 ? table.words + row.layout : nullptr,
-      .key = random_key(words.seed, static_cast<std::uint64_t>(step), words.param),
+      .key = key,
       .vectors = (row.held & ~row.aligned & ~codes) == 0,
   };
+}
 
+// Calls visit(row, column, number, lane) for the blocks of 32 elements in the share of thread `thread` of block
+// `block`. Such a block has the elements of row `row` from `column` on, and `lane` is the thread's place among its
+// threads.
+template <class Visit>
+ONEPASS_INLINE void for_each_block(const Header& header, const Row& row, const StochasticWords& words,
+                                   std::uint32_t block, std::uint32_t thread, Visit&& visit) {
   const auto length = static_cast<std::int64_t>(words.row_length);
   const std::int64_t in_row = (length + kBlockLength - 1) / kBlockLength;
   const std::int64_t all = row.length / length * in_row;
@@ -287,15 +295,36 @@ ONEPASS_INLINE void step_stochastic_chunk(const TableType& table, std::uint32_t 
   if (lane % kPlayed != 0) return;
   for (std::int64_t at = begin + thread / kLanes; at < end; at += cuda::kThreads / kLanes) {
     const std::int64_t own_row = at / in_row;
-    const std::int64_t column = (at - own_row * in_row) * kBlockLength;
-    if (!skipped) own.step(own_row, column, at, lane);
-    if (row.zeroes_grad != 0)
-      for (int played = 0; played < kPlayed; ++played) {
-        const std::int64_t rest = length - column - (lane + played) * kOwn;
-        const int count = rest < 0 ? 0 : rest > kOwn ? kOwn : static_cast<int>(rest);
-        own.zero_gradient(own_row * length + column + (lane + played) * kOwn, count);
-      }
+    visit(own_row, (at - own_row * in_row) * kBlockLength, at, lane);
   }
+}
+
+// Does the work of thread `thread` of block `block`, of rows that are rounded with random bits.
+template <class Rule, class TableType>
+ONEPASS_INLINE void step_stochastic_chunk(const TableType& table, std::uint32_t block, std::uint32_t thread) {
+  const Header& header = table.header;
+  const Row row = reinterpret_cast<const Row*>(table.words)[find_row(table, block)];
+  const bool skipped = is_skipped(header);
+  if (skipped && row.zeroes_grad == 0) return;
+  const auto stepper = stepper_of<Rule, float>(table, row);
+  const StochasticWords& words = stochastic_words(table, row);
+  double step = 0.0;
+  if (words.step_format == cuda::kValue) {
+    step = static_cast<double>(words.step);
+  } else {
+    step = read_number(&words.step, words.step_format, 0);
+  }
+  const auto own =
+      stochastic_stepper_of(table, stepper, random_key(words.seed, static_cast<std::uint64_t>(step), words.param));
+  const auto length = static_cast<std::int64_t>(words.row_length);
+  for_each_block(header, row, words, block, thread,
+                 [&](std::int64_t own_row, std::int64_t column, std::int64_t number, int lane) {
+                   if (!skipped) own.step(own_row, column, number, lane);
+                   if (row.zeroes_grad == 0) return;
+                   for (int played = 0; played < kPlayed; ++played)
+                     own.zero_gradient(own_row * length + column + (lane + played) * kOwn,
+                                       count_of_lane(length - column, lane + played));
+                 });
 }
 
 }  // namespace onepass::inline ONEPASS_TARGET

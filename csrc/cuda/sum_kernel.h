@@ -14,6 +14,7 @@
 
 #include "cuda/kernel.h"
 #include "cuda/norm_kernel.h"
+#include "cuda/stochastic_kernel.h"
 
 namespace onepass::inline ONEPASS_TARGET {
 
@@ -26,7 +27,9 @@ struct Sums {
 
 template <class TableType>
 ONEPASS_INLINE const SumWords& sum_words(const TableType& table, const Row& row) {
-  return *reinterpret_cast<const SumWords*>(table.words + row.pointers + operands_of(row));
+  int before = operands_of(row);
+  if (row.access == Access::stochastic) before += static_cast<int>(sizeof(StochasticWords) / sizeof(std::uint64_t));
+  return *reinterpret_cast<const SumWords*>(table.words + row.pointers + before);
 }
 
 // Adds the terms of the i-th elements of all operands. A state that the row does not have is zero.
@@ -41,23 +44,53 @@ ONEPASS_INLINE void add_terms(const Stepper<Rule, T>& stepper, const T (&values)
    ...);
 }
 
+// The same with all sums and states.
+template <class Rule, class T, int Count>
+ONEPASS_INLINE void add_terms(const Stepper<Rule, T>& stepper, const T (&values)[kOperands<Rule>][Count], int i,
+                              Sums<Rule>& sums) {
+  add_terms(stepper, values, i, sums, std::make_index_sequence<Rule::sums>{},
+            std::make_index_sequence<Rule::state_names.size()>{});
+}
+
+// Sums the share of one thread of the block's chunk of a row that has states in blocks.
+template <class Rule, class TableType>
+ONEPASS_INLINE Sums<Rule> sum_blocks(const TableType& table, const Row& row, std::uint32_t block,
+                                     std::uint32_t thread) {
+  const auto stepper = stepper_of<Rule, float>(table, row);
+  const auto own = stochastic_stepper_of(table, stepper, 0);
+  const auto length = static_cast<std::int64_t>(own.words.row_length);
+  Sums<Rule> sums;
+  for_each_block(table.header, row, own.words, block, thread,
+                 [&](std::int64_t own_row, std::int64_t column, std::int64_t number, int lane) {
+#pragma unroll
+                   for (int played = 0; played < kPlayed; ++played) {
+                     const int count = count_of_lane(length - column, lane + played);
+                     if (count == 0) continue;
+                     typename StochasticStepper<Rule>::Values values = {};
+                     own.load(own_row * length + column + (lane + played) * kOwn, number, count, values);
+#pragma unroll
+                     for (int i = 0; i < kOwn; ++i)
+                       if (i < count) add_terms(stepper, values, i, sums);
+                   }
+                 });
+  return sums;
+}
+
 // Sums the share of one thread of the block's chunk of a row, which has no followers.
 template <class Rule, class T, class TableType>
 ONEPASS_INLINE Sums<Rule> sum_chunk(const TableType& table, std::uint32_t block, std::uint32_t thread) {
   constexpr int width = kWidth<T>;
   const Row row = reinterpret_cast<const Row*>(table.words)[find_row(table, block)];
+  if constexpr (sizeof(T) == sizeof(float) && has_codings<Rule>)
+    if (row.access == Access::stochastic) return sum_blocks<Rule>(table, row, block, thread);
   const auto stepper = stepper_of<Rule, T>(table, row);
   const Share share(row, table.header.chunk, block, width);
   Sums<Rule> sums;
-  const auto add = [&]<int Count>(const T(&values)[kOperands<Rule>][Count], int i) {
-    add_terms(stepper, values, i, sums, std::make_index_sequence<Rule::sums>{},
-              std::make_index_sequence<Rule::state_names.size()>{});
-  };
   const auto add_element = [&](std::int64_t at, const std::uint64_t* layout) {
     std::int64_t offsets[kOperands<Rule> + 1];
     T values[kOperands<Rule>][1] = {};
     stepper.read_element(at, layout, offsets, values);
-    add(values, 0);
+    add_terms(stepper, values, 0, sums);
   };
   const std::uint64_t* layout = row.has_layout != 0 ? table.words + row.layout : nullptr;
   const bool in_vectors = row.access != Access::elements;
@@ -69,7 +102,7 @@ ONEPASS_INLINE Sums<Rule> sum_chunk(const TableType& table, std::uint32_t block,
       if constexpr (sizeof(T) == sizeof(float))
         if (stepper.has_master()) stepper.join_vector(at, values[kParam]);
 #pragma unroll
-      for (int i = 0; i < width; ++i) add(values, i);
+      for (int i = 0; i < width; ++i) add_terms(stepper, values, i, sums);
     } else {
 #pragma unroll 1
       for (int i = 0; i < width && at + i < share.end; ++i) add_element(at + i, layout);

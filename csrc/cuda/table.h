@@ -62,8 +62,8 @@ struct StochasticWords {
   std::uint64_t step_format;         // kValue: a number
 };
 
-// The words of a row over which a rule has sums, which follow the addresses of its operands. Its constants are in the
-// workspace.
+// The words of a row over which a rule has sums, which follow the addresses of its operands and, if it has states in
+// blocks, its StochasticWords. Its constants are in the workspace.
 struct SumWords {
   std::uint64_t sums;                  // address of the sums of its blocks, each as many doubles as the rule has sums
   std::uint64_t scalars[kMaxScalars];  // addresses of the rule's scalars

@@ -98,6 +98,7 @@ struct Job {
   Blocks blocks;
   Rounding rounding;
   bool takes_sums = false;    // the update, or the scalars after it, depend on sums over the whole tensor
+  std::int64_t whole = 0;     // elements of the tensor of which the job is a shard, if takes_sums; 0: it is no shard
   double* scalars = nullptr;  // where a rule whose scalars depend on sums writes their values after the step
 
   // Whether the step rounds an operand of 16 bits stochastically.

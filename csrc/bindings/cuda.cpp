@@ -70,23 +70,6 @@ const cuda::Backend& backend_for(int device) {
   return *loaded().backend;
 }
 
-constexpr const char* kNotExported = "torch does not export its own memory";
-
-// Memory on a GPU, null if none is needed. It belongs to torch's allocator, which gives it only to later work on the
-// same stream.
-struct Workspace {
-  Workspace(std::size_t size, int device) {
-    if (size == 0) return;
-    tensor = torch().workspace(size, device);
-    TensorView view;
-    if (!torch().dlpack.view(tensor.ptr(), view)) throw std::runtime_error(kNotExported);
-    data = view.data;
-  }
-
-  py::object tensor;
-  std::byte* data = nullptr;
-};
-
 }  // namespace
 
 void forget_cuda() { delete std::exchange(the_loaded, nullptr); }
@@ -125,7 +108,7 @@ OnDevice::~OnDevice() {  // NOLINT(bugprone-exception-escape): converting an int
 }
 
 void step_on_cuda(RuleId rule, int device, std::span<const cuda::DeviceJob> jobs, const cuda::Inputs& inputs,
-                  std::span<PyObject* const> used) {
+                  std::span<PyObject* const> used, const py::list& summed_shards) {
   const cuda::Backend& backend = backend_for(device);
   const std::size_t size = cuda::workspace_size(backend, rule, jobs, device);
   // Python code may run here, in which other threads may free the memory of jobs. References keep it valid.
@@ -133,8 +116,12 @@ void step_on_cuda(RuleId rule, int device, std::span<const cuda::DeviceJob> jobs
   if (size != 0 || torch().current_device().cast<int>() != device) owned.emplace(used);
   const Workspace workspace(size, device);
   const OnDevice on(device);
+  const auto add_up_totals = [&] {
+    torch().add_up_sums(summed_shards, workspace.tensor.attr("narrow")(0, 0, cuda::totals_size(rule, jobs)));
+  };
   // Launches are short, so the GIL is kept: usually there are no references.
-  cuda::run_step(backend, rule, jobs, inputs, workspace.data, device, torch().dlpack.current_stream(device));
+  cuda::run_step(backend, rule, jobs, inputs, workspace.data, device, torch().dlpack.current_stream(device),
+                 add_up_totals);
 }
 
 DecidedClipping decide_on_cuda(int device, Measure what, std::span<const Job> gradients, const NormLimits& limits,
@@ -154,10 +141,8 @@ DecidedClipping decide_on_cuda(int device, Measure what, std::span<const Job> gr
 
 double norm_of(const DecidedClipping& clipping) {
   const py::object here = clipping.tensor.attr("cpu")();
-  TensorView view;
-  if (!torch().dlpack.view(here.ptr(), view)) throw std::runtime_error(kNotExported);
   double norm = 0.0;
-  std::memcpy(&norm, view.data + offsetof(cuda::DeviceClipping, norm), sizeof norm);
+  std::memcpy(&norm, data_of(here) + offsetof(cuda::DeviceClipping, norm), sizeof norm);
   return norm;
 }
 

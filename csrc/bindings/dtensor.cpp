@@ -65,6 +65,7 @@ void Spread::read(PyObject* dtensor) {
   known_ = {};
   first_row_.reset();
   first_element_.reset();
+  elements_.reset();
   own_ = std::move(spec);
 }
 
@@ -99,6 +100,14 @@ std::int64_t Spread::first_element(PyObject* param, bool& ran_python) {
     first_element_ = call_block_states("first_element", param).cast<std::int64_t>();
   }
   return *first_element_;
+}
+
+std::int64_t Spread::elements(PyObject* param, bool& ran_python) {
+  if (!elements_) {
+    ran_python = true;
+    elements_ = py::handle(param).attr("numel")().cast<std::int64_t>();
+  }
+  return *elements_;
 }
 
 }  // namespace onepass

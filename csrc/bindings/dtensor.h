@@ -43,6 +43,9 @@ class Spread {
   // `ran_python` if Python code has run.
   std::int64_t first_element(PyObject* param, bool& ran_python);
 
+  // Returns the number of elements of the whole parameter, likewise.
+  std::int64_t elements(PyObject* param, bool& ran_python);
+
  private:
   struct Compared {
     pybind11::object spec;
@@ -53,6 +56,7 @@ class Spread {
   std::array<Compared, kAllOperands> known_;
   std::optional<std::int64_t> first_row_;
   std::optional<std::int64_t> first_element_;
+  std::optional<std::int64_t> elements_;
 };
 
 }  // namespace onepass

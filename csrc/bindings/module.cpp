@@ -21,7 +21,8 @@ PYBIND11_MODULE(_core, m) {
   m.attr("__version__") = ONEPASS_VERSION;
 
   m.def("set_torch", &set_torch, py::arg("tensor_type"), py::arg("parameter_type"), py::arg("increment_version"),
-        py::arg("exchange_api"), py::arg("workspace"), py::arg("current_device"), py::arg("set_device"),
+        py::arg("exchange_api"), py::arg("workspace"), py::arg("add_up_sums"), py::arg("current_device"),
+        py::arg("set_device"),
         "Set what the core uses of torch. A later call replaces all of it, and the CUDA kernels are imported again "
         "when they are next needed. Raises ImportError if torch has no DLPack exchange API.");
   m.def(

@@ -66,8 +66,7 @@ std::string ParamReader::unsupported_reason(Param& param, std::size_t number) {
 
 std::string ParamReader::unsupported_reason(Reading& r) const {
   const bool plain = is_plain(r.object);
-  // There are no kernels for sums over tensors in several processes.
-  const bool sharded = !plain && is_dtensor(r.object) && driver_.takes_shards() && !r.param.group->takes_sums;
+  const bool sharded = !plain && is_dtensor(r.object) && driver_.takes_shards();
   r.local = sharded ? work_.locals.emplace_back(local_of(r.object)).ptr() : r.object;
   if (r.param.group->differentiable) return "differentiable=True";
   if (!plain && !sharded) return "tensor subclass " + type_name(r.object);
@@ -97,7 +96,10 @@ bool ParamReader::read_own(Reading& r) {
   job.length = elements_of(own);
   job.blocks = {};
   job.rounding = {};
-  if (r.is_shard()) param.spread.read(r.object);
+  if (r.is_shard()) {
+    param.spread.read(r.object);
+    if (param.group->takes_sums) job.whole = param.spread.elements(r.object, work_.ran_python) * (own.complex ? 2 : 1);
+  }
   param.master = job.master = Master::none;
   if (size_of(*own.format) == 2 && !own.complex && driver_.takes_followers()) {
     if (param.group->master == Master::low_bits && *own.format != Format::bfloat16)
@@ -415,6 +417,7 @@ void ParamReader::add_job(Reading& r) {
       if (job.operands[k].data != nullptr || k < kFirstState) flat = flat && r.has_strides_of_param(k);
     driver_.locate_elements(work_, job, r.views, flat);
   }
+  if (job.takes_sums && job.whole != 0) work_.summed_shards[r.own().cuda].push_back(r.number);
   if (r.own().cuda < 0) {
     work_.jobs.push_back(job);
   } else {

@@ -1,14 +1,20 @@
 #include "bindings/rule_driver.h"
 
+#include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <optional>
 #include <span>
+#include <vector>
 
 #include "bindings/cuda.h"
 #include "bindings/factored_rule_driver.h"
 #include "bindings/ownership.h"
+#include "bindings/torch.h"
 #include "cpu/step.h"
 #include "layout.h"
+
+namespace py = pybind11;
 
 namespace onepass {
 namespace {
@@ -39,10 +45,31 @@ class ElementwiseRuleDriver final : public RuleDriver {
   }
 
  private:
+  void add_up_shards(StepWork& work, int threads) const override {
+    const py::list dtensors = work.summed_shards_on(-1);
+    if (dtensors.empty()) return;
+    std::vector<Job> shards;
+    std::ranges::copy_if(work.jobs, std::back_inserter(shards), [](const Job& job) { return job.whole != 0; });
+    std::vector<double> sums;
+    run_without_python(work.bytes(), work.used, [&] { sums = sum_shards(rule_, shards, threads); });
+    const std::size_t bytes = sums.size() * sizeof(double);
+    const Workspace workspace(bytes, -1);
+    std::memcpy(workspace.data, sums.data(), bytes);
+    torch().add_up_sums(dtensors, workspace.tensor);
+    std::memcpy(sums.data(), workspace.data, bytes);
+    const double* own = sums.data();
+    for (Job& job : work.jobs) {
+      if (job.whole == 0) continue;
+      complete_shard(rule_, job, own, work.constants.emplace_back());
+      own += info().sums;
+    }
+  }
+
   void run_on_cpu(const StepWork& work, int threads) override { run_step(rule_, work.jobs, threads); }
 
   void run_on_cuda(const StepWork& work) override {
-    for (const auto& [device, jobs] : work.device_jobs) step_on_cuda(rule_, device, jobs, work.inputs, work.used);
+    for (const auto& [device, jobs] : work.device_jobs)
+      step_on_cuda(rule_, device, jobs, work.inputs, work.used, work.summed_shards_on(device));
   }
 
   RuleId rule_;
@@ -62,9 +89,12 @@ void write(const Scalar& scalar) {
 }  // namespace
 
 void RuleDriver::run(StepWork& work, int threads) {
-  // Launching on a GPU may run Python code. References keep the memory of what is stepped after it valid.
+  // Communicating, or launching on a GPU, may run Python code. References keep the memory of what is stepped after it
+  // valid.
   std::optional<Owned> owned;
-  if (work.device_jobs.size() + (work.jobs.empty() ? 0 : 1) > 1) owned.emplace(work.used);
+  if (!work.summed_shards.empty() || work.device_jobs.size() + (work.jobs.empty() ? 0 : 1) > 1)
+    owned.emplace(work.used);
+  add_up_shards(work, threads);
   run_on_cuda(work);
   run_without_python(work.bytes(), work.used, [&] {
     work.coalesce_rows();

@@ -42,6 +42,8 @@ class RuleDriver {
   void run(StepWork& work, int threads);
 
  private:
+  // Makes the constants on the CPU that depend on sums over DTensors. May run Python code.
+  virtual void add_up_shards(StepWork& /*work*/, int /*threads*/) const {}
   virtual void run_on_cpu(const StepWork& work, int threads) = 0;  // needs no GIL
   virtual void run_on_cuda(const StepWork& work) = 0;
 

@@ -84,6 +84,7 @@ void StepWork::restart() {
   scalars.clear();
   late_scalars.clear();
   stepped.clear();
+  summed_shards.clear();
   missing.clear();
   fallback.clear();
   changed.clear();
@@ -114,6 +115,13 @@ void StepWork::scale_gradients(double factor) {
   for (FactoredJob& job : factored_jobs) job.grad_factor *= factor;
   for (auto& [device, own] : device_jobs)
     for (cuda::DeviceJob& job : own) job.job.grad_factor *= factor;
+}
+
+py::list StepWork::summed_shards_on(int device) const {
+  py::list dtensors;
+  if (const auto found = summed_shards.find(device); found != summed_shards.end())
+    for (const std::size_t k : found->second) dtensors.append(params[k]);
+  return dtensors;
 }
 
 std::int64_t StepWork::bytes() const {

@@ -124,8 +124,10 @@ struct StepWork {
   std::map<int, std::vector<cuda::DeviceJob>> device_jobs;
   std::vector<FactoredJob> factored_jobs;  // Adafactor's and CAME's, in place of `jobs`
   cuda::Inputs inputs;
-  std::vector<Scalar> scalars;        // written after the step
-  std::vector<std::size_t> stepped;   // parameters with a job
+  std::vector<Scalar> scalars;       // written after the step
+  std::vector<std::size_t> stepped;  // parameters with a job
+  // Those with sums over shards (Job::whole), in the order of their jobs, on the CPU (-1) and on each GPU.
+  std::map<int, std::vector<std::size_t>> summed_shards;
   std::vector<std::size_t> missing;   // parameters that lack a state
   std::vector<std::size_t> fallback;  // parameters that torch's implementation steps
   std::vector<std::size_t> changed;   // parameters that were changed since the low bits of their masters were valid
@@ -158,6 +160,9 @@ struct StepWork {
 
   // Coalesces the rows of sparse gradients, unless that has been done, and sets the lengths of their jobs.
   void coalesce_rows();
+
+  // Returns the DTensors with sums over shards on a device.
+  pybind11::list summed_shards_on(int device) const;
 
   std::int64_t bytes() const;
 

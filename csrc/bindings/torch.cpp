@@ -1,5 +1,6 @@
 #include "bindings/torch.h"
 
+#include <stdexcept>
 #include <utility>
 
 #include "bindings/cuda.h"
@@ -32,11 +33,13 @@ py::object get_member(PyObject* member, PyObject* object) {
 }
 
 void set_torch(py::object tensor_type, py::object parameter_type, py::object increment_version,
-               const py::object& exchange_api, py::object workspace, py::object current_device, py::object set_device) {
+               const py::object& exchange_api, py::object workspace, py::object add_up_sums, py::object current_device,
+               py::object set_device) {
   Torch given{.tensor_type = std::move(tensor_type),
               .parameter_type = std::move(parameter_type),
               .increment_version = std::move(increment_version),
               .workspace = std::move(workspace),
+              .add_up_sums = std::move(add_up_sums),
               .current_device = std::move(current_device),
               .set_device = std::move(set_device),
               .dlpack = DlpackReader(exchange_api)};
@@ -49,6 +52,18 @@ void set_torch(py::object tensor_type, py::object parameter_type, py::object inc
 }
 
 Torch& torch() { return *the_torch; }
+
+std::byte* data_of(const py::object& tensor) {
+  TensorView view;
+  if (!torch().dlpack.view(tensor.ptr(), view)) throw std::runtime_error("torch does not export its own memory");
+  return view.data;
+}
+
+Workspace::Workspace(std::size_t size, int device) {
+  if (size == 0) return;
+  tensor = torch().workspace(size, device);
+  data = data_of(tensor);
+}
 
 bool is_tensor(PyObject* object) { return PyObject_IsInstance(object, torch().tensor_type.ptr()) == 1; }
 

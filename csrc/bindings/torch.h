@@ -3,6 +3,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <cstddef>
 #include <string>
 
 #include "bindings/dlpack.h"
@@ -13,7 +14,8 @@ struct Torch {
   pybind11::object tensor_type;
   pybind11::object parameter_type;
   pybind11::object increment_version;
-  pybind11::object workspace;       // (bytes, GPU) -> a tensor of so many bytes
+  pybind11::object workspace;       // (bytes, GPU or -1) -> a tensor of so many bytes
+  pybind11::object add_up_sums;     // (DTensors, the bytes of sums over their parts): adds these up over processes
   pybind11::object current_device;  // () -> the index of the current GPU; written in C
   pybind11::object set_device;      // (GPU) -> None
   DlpackReader dlpack;
@@ -22,9 +24,21 @@ struct Torch {
 // Called by the Python layer. A later call replaces all of it, the module with the CUDA kernels included; only the two
 // types must stay the same.
 void set_torch(pybind11::object tensor_type, pybind11::object parameter_type, pybind11::object increment_version,
-               const pybind11::object& exchange_api, pybind11::object workspace, pybind11::object current_device,
-               pybind11::object set_device);
+               const pybind11::object& exchange_api, pybind11::object workspace, pybind11::object add_up_sums,
+               pybind11::object current_device, pybind11::object set_device);
 Torch& torch();
+
+// Returns the memory of a tensor that torch made for the core.
+std::byte* data_of(const pybind11::object& tensor);
+
+// Memory on a GPU, on the CPU if `device` is negative; null if none is needed. It belongs to torch's allocator, which
+// gives it only to later work on the same stream.
+struct Workspace {
+  Workspace(std::size_t size, int device);
+
+  pybind11::object tensor;
+  std::byte* data = nullptr;
+};
 
 // Whether its type is torch.Tensor or Parameter, not another subclass.
 bool is_plain(PyObject* tensor);

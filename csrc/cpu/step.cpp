@@ -78,6 +78,46 @@ void for_share(std::span<const Job> jobs, std::int64_t total, int index, int cou
 
 constexpr std::int64_t kSumBlock = 16'384;  // elements
 
+using Sums = std::array<double, kMaxSums>;
+
+// The blocks of the tensors that sums are over. With `only`, the other jobs have none.
+GradientBlocks summed_blocks(const RuleInfo& info, std::span<const Job> jobs, bool Job::* only = nullptr) {
+  return {jobs, kSumBlock, static_cast<int>(kFirstState + info.state_names.size()), only};
+}
+
+// The elements of a block. A state that is stored in blocks is divided where such a block begins.
+struct Range {
+  explicit Range(const GradientBlock& block)
+      : begin(division(*block.job, block.begin)), end(division(*block.job, block.end)) {}
+  static std::int64_t division(const Job& job, std::int64_t at) {
+    return job.blocks.row_length == 0 || at == job.length ? at : job.blocks.block_begin(at);
+  }
+  std::int64_t begin, end;
+};
+
+Sums sum_block(RuleId rule, const GradientBlock& block) {
+  const Range range(block);
+  const SumsKernel* const of_rules = active_isa().kernels.of_type(block.job->wide).sums;
+  Sums sums{};
+  of_rules[static_cast<int>(rule)](*block.job, range.begin, range.end, sums.data());
+  return sums;
+}
+
+// Adds up the sums of a job's blocks, which begin at number `block`, and advances it.
+Sums sum_of_job(const RuleInfo& info, const Job& job, const GradientBlocks& blocks, const std::vector<Sums>& of_blocks,
+                std::size_t& block) {
+  Sums sums{};
+  for (; block < of_blocks.size() && blocks.all()[block].job == &job; ++block)
+    for (std::size_t k = 0; k < info.sums; ++k) sums[k] += of_blocks[block][k];
+  return sums;
+}
+
+// Completes a job's constants with its sums, and writes its scalars.
+void complete(const RuleInfo& info, const Job& job, const double* sums, ConstantsBuffer& own) {
+  std::memcpy(own.bytes, job.constants, info.constants_size[job.wide ? 1 : 0]);
+  info.use_sums(job.wide, sums, static_cast<double>(job.whole != 0 ? job.whole : job.length), own.bytes, job.scalars);
+}
+
 // Steps all jobs of a rule whose update, or whose scalars, depend on sums. A tensor that is one block is stepped right
 // after it is summed, while it is in the cache, and so is each block if the update itself does not depend on the sums.
 // Returns the jobs that are left to step; those with sums have constants of their own.
@@ -86,20 +126,10 @@ std::vector<Job> step_with_sums(RuleId rule, std::span<const Job> jobs, int thre
   const RuleInfo& info = info_of(rule);
   const Kernels& kernels = active_isa().kernels;
   const Tuning& tuning = active_tuning();
-  // A state that is stored in blocks is divided where such a block begins.
-  const auto division = [](const Job& job, std::int64_t at) {
-    return job.blocks.row_length == 0 || at == job.length ? at : job.blocks.block_begin(at);
-  };
-  const GradientBlocks blocks(jobs, kSumBlock, static_cast<int>(kFirstState + info.state_names.size()),
-                              &Job::takes_sums);
+  const GradientBlocks blocks = summed_blocks(info, jobs, &Job::takes_sums);
   const auto is_one_block = [](const Job& job) { return job.length > 0 && job.length <= kSumBlock; };
   const auto is_left = [&](const Job& job) {
     return !job.takes_sums || (!info.sums_only_for_scalars && !is_one_block(job));
-  };
-  using Sums = std::array<double, kMaxSums>;
-  const auto complete = [&](const Job& job, const Sums& sums, ConstantsBuffer& own) {
-    std::memcpy(own.bytes, job.constants, info.constants_size[job.wide ? 1 : 0]);
-    info.use_sums(job.wide, sums.data(), static_cast<double>(job.length), own.bytes, job.scalars);
   };
 
   // All memory is taken before anything is written.
@@ -110,40 +140,59 @@ std::vector<Job> step_with_sums(RuleId rule, std::span<const Job> jobs, int thre
   constants.resize(count);
   blocks.run(threads, [&](std::size_t number, const GradientBlock& block) {
     const Job& job = *block.job;
-    const SumsKernel* const of_rules = kernels.of_type(job.wide).sums;
-    const std::int64_t begin = division(job, block.begin), end = division(job, block.end);
-    of_rules[static_cast<int>(rule)](job, begin, end, of_blocks[number].data());
+    of_blocks[number] = sum_block(rule, block);
     if (is_left(job)) return;
     ConstantsBuffer own;
     Job stepped = job;
     if (is_one_block(job)) {
-      complete(job, of_blocks[number], own);
+      complete(info, job, of_blocks[number].data(), own);
       stepped.constants = own.bytes;
     }
-    kernels.run(rule, stepped, begin, end, tuning);
+    const Range range(block);
+    kernels.run(rule, stepped, range.begin, range.end, tuning);
   });
 
   const StepMode mode;  // so that the constants do not depend on the caller's rounding mode
   std::size_t block = 0;
   for (const Job& job : jobs) {
-    Sums sums{};
-    for (; block < of_blocks.size() && blocks.all()[block].job == &job; ++block)
-      for (std::size_t k = 0; k < info.sums; ++k) sums[k] += of_blocks[block][k];
+    const Sums sums = sum_of_job(info, job, blocks, of_blocks, block);
     if (is_left(job)) {
       left.push_back(job);
       if (!job.takes_sums) continue;
       ConstantsBuffer& own = constants[left.size() - 1];
-      complete(job, sums, own);
+      complete(info, job, sums.data(), own);
       left.back().constants = own.bytes;
     } else if (!is_one_block(job)) {
       ConstantsBuffer unused;  // the scalars alone are left to compute
-      complete(job, sums, unused);
+      complete(info, job, sums.data(), unused);
     }
   }
   return left;
 }
 
 }  // namespace
+
+std::vector<double> sum_shards(RuleId rule, std::span<const Job> shards, int threads) {
+  const RuleInfo& info = info_of(rule);
+  const GradientBlocks blocks = summed_blocks(info, shards);
+  std::vector<Sums> of_blocks(blocks.all().size());
+  blocks.run(threads,
+             [&](std::size_t number, const GradientBlock& block) { of_blocks[number] = sum_block(rule, block); });
+  std::vector<double> all;
+  std::size_t block = 0;
+  for (const Job& shard : shards) {
+    const Sums sums = sum_of_job(info, shard, blocks, of_blocks, block);
+    all.insert(all.end(), sums.begin(), sums.begin() + static_cast<std::ptrdiff_t>(info.sums));
+  }
+  return all;
+}
+
+void complete_shard(RuleId rule, Job& shard, const double* sums, ConstantsBuffer& constants) {
+  const StepMode mode;  // so that the constants do not depend on the caller's rounding mode
+  complete(info_of(rule), shard, sums, constants);
+  shard.constants = constants.bytes;
+  shard.takes_sums = false;
+}
 
 void run_step(RuleId rule, std::span<const Job> jobs, int threads) {
   const Kernels& kernels = active_isa().kernels;

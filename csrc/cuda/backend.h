@@ -35,7 +35,8 @@ enum class Work : int {
   step,             // each block steps a chunk of a row
   step_stochastic,  // the same for rows that are rounded with random bits
   sum,              // each block sums a chunk of a row
-  complete,         // each block completes the constants of a row with the sums of its blocks
+  total,            // each block adds up the sums of a row's blocks
+  complete,         // each block completes the constants of a row with these sums
   // Each block measures a chunk of a row whose only operand is a gradient:
   sum_of_squares,
   largest_magnitude,
@@ -65,6 +66,7 @@ inline std::uint32_t blocks_of(Work work, const LargeTable& table) {
   switch (work) {
     case Work::prepare:
       return (table.header.rows + kThreads - 1) / kThreads;
+    case Work::total:
     case Work::complete:
       return table.header.rows;
     default:

@@ -39,15 +39,16 @@ const Kernels& kernels_of<double>();
 
 // The kernels of a rule whose update depends on sums over its tensor, with a large table as the argument; null for
 // other rules.
-struct SumPair {
+struct SumKernels {
   const void* sum = nullptr;
+  const void* total = nullptr;
   const void* complete = nullptr;
 };
 template <class T>
-SumPair sum_kernels_of(RuleId rule);
+SumKernels sum_kernels_of(RuleId rule);
 template <>
-SumPair sum_kernels_of<float>(RuleId rule);
+SumKernels sum_kernels_of<float>(RuleId rule);
 template <>
-SumPair sum_kernels_of<double>(RuleId rule);
+SumKernels sum_kernels_of<double>(RuleId rule);
 
 }  // namespace onepass::cuda

@@ -20,7 +20,7 @@ const char* text_of(cudaError_t error) {
 }
 
 const Kernels& kernels(bool wide) { return wide ? kernels_of<double>() : kernels_of<float>(); }
-SumPair sum_kernels(RuleId rule, bool wide) {
+SumKernels sum_kernels(RuleId rule, bool wide) {
   return wide ? sum_kernels_of<double>(rule) : sum_kernels_of<float>(rule);
 }
 
@@ -60,6 +60,8 @@ const void* kernel_of(Work work, RuleId rule, bool wide, bool small) {
       return stochastic_kernel_of(rule);
     case Work::sum:
       return sum_kernels(rule, wide).sum;
+    case Work::total:
+      return sum_kernels(rule, wide).total;
     case Work::complete:
       return sum_kernels(rule, wide).complete;
     case Work::sum_of_squares:
@@ -78,7 +80,8 @@ const char* launch_kernel(const void* kernel, unsigned blocks, const void* argum
 
 const char* launch(Work work, RuleId rule, bool wide, const LargeTable& table, void* stream) {
   // A small table is the beginning of a large one.
-  const bool has_small = work != Work::step_stochastic && work != Work::sum && work != Work::complete;
+  const bool has_small =
+      work == Work::prepare || work == Work::step || work == Work::sum_of_squares || work == Work::largest_magnitude;
   const bool small = has_small && size_of(table) <= sizeof(SmallTable);
   return launch_kernel(kernel_of(work, rule, wide, small), blocks_of(work, table), &table, stream);
 }

@@ -311,9 +311,9 @@ std::vector<std::uint64_t> stochastic_words(const DeviceJob& device_job, const J
   return as_words(words);
 }
 
-// Returns the words of a job over which sums are made, which begin at the address `sums`.
-std::vector<std::uint64_t> sum_words(const DeviceJob& device_job, std::uint64_t sums) {
-  SumWords words{.sums = sums, .scalars = {}, .formats = 0};
+// Returns the words of a job over which sums are made, with the addresses of its blocks' sums and of its own.
+std::vector<std::uint64_t> sum_words(const DeviceJob& device_job, std::uint64_t sums, std::uint64_t totals) {
+  SumWords words{.sums = sums, .totals = totals, .scalars = {}, .formats = 0};
   for (std::size_t s = 0; s < kMaxScalars; ++s) {
     words.scalars[s] = number_word(device_job.numbers[1 + s]);
     words.formats |= number_format(device_job.numbers[1 + s]) << (4 * s);
@@ -345,6 +345,12 @@ std::uint64_t stochastic_chunks_of(const Job& job, std::uint32_t chunk) {
   const std::int64_t in_chunk = chunk / kBlockLength;
   return static_cast<std::uint64_t>((job.length / row_length * in_row + in_chunk - 1) / in_chunk);
 }
+
+// Whether the sums that a job depends on are over a tensor of which it is a shard.
+bool is_summed_shard(const Job& job) { return job.takes_sums && job.whole != 0; }
+
+// Returns the bytes of a rule's sums.
+std::size_t sums_size(RuleId rule) { return info_of(rule).sums * sizeof(double); }
 
 // Returns the number of blocks of a row over which sums are made.
 std::uint64_t summed_blocks_of(const Job& job, std::uint32_t chunk) {
@@ -413,33 +419,44 @@ struct Step {
     flush();
   }
 
-  // Launches one kind of work for all jobs of this arithmetic type that have it: Work::step, Work::step_stochastic, or
-  // Work::sum, after which the constants are completed. Returns the address behind the sums, which begin at `sums`.
-  std::uint64_t launch_all(Work work, bool wide, std::uint64_t workspace, std::uint64_t sums = 0) const {
+  // Launches one kind of work for all jobs of this arithmetic type that have it. Work::sum: sums over tensors, after
+  // which their constants are completed. Work::total: sums over shards. Work::complete: shards' constants are
+  // completed. `totals`: where the sums over shards begin. Returns the address behind the blocks' sums, which begin at
+  // `sums`.
+  std::uint64_t launch_all(Work work, bool wide, std::uint64_t workspace, std::uint64_t totals = 0,
+                           std::uint64_t sums = 0) const {
     const std::size_t slot = constants_words(rule, wide) * sizeof(std::uint64_t);
+    const bool sums_up = work == Work::sum || work == Work::total;
     Builder<Row> rows;
     Header header;
     const auto flush = [&] {
       if (rows.empty()) return;
       const LargeTable& table = rows.close(header);
-      launch(work, wide, table);
-      if (work == Work::sum) launch(Work::complete, wide, table);
+      if (sums_up) launch(Work::sum, wide, table);
+      launch(work == Work::sum ? Work::complete : work, wide, table);
     };
     for (const DeviceJob& device_job : jobs) {
       const auto& [own, hyper, numbers] = device_job;
+      const std::uint64_t total = is_summed_shard(own) ? std::exchange(totals, totals + sums_size(rule)) : 0;
       if (own.wide != wide) continue;
       const std::uint64_t constants = hyper != nullptr ? std::exchange(workspace, workspace + slot) : 0;
       if (!takes_part(work, own)) continue;
       std::optional<Job> summed;
-      if (work == Work::sum) summed = summed_job(own);
+      if (sums_up || work == Work::complete) summed = summed_job(own);
       const Job& job = summed ? *summed : own;
       Row row = summed ? summed_row_of(job) : row_of(job);
       const Pointers pointers(job);
       const std::vector<std::uint64_t> layout = layout_words(job);
       std::vector<std::uint64_t> extra = stochastic_words(device_job, job, info_of(rule).counts_steps);
-      if (summed) std::ranges::copy(sum_words(device_job, sums), std::back_inserter(extra));
-      const std::uint64_t blocks = summed ? summed_blocks_of(job, common.chunk) : blocks_of(job, row, common.chunk);
-      if (summed) sums += blocks * info_of(rule).sums * sizeof(double);
+      std::uint64_t blocks = summed ? summed_blocks_of(job, common.chunk) : blocks_of(job, row, common.chunk);
+      if (sums_up) {
+        std::ranges::copy(sum_words(device_job, sums, total), std::back_inserter(extra));
+        sums += blocks * sums_size(rule);
+      } else if (summed) {  // the whole tensor, as one block whose sums are known
+        std::ranges::copy(sum_words(device_job, total, 0), std::back_inserter(extra));
+        row.length = job.whole;
+        blocks = 1;
+      }
       // The header of a table holds for all of its rows.
       const bool alike = std::abs(job.grad_factor) == header.grad_factor && job.clip_value == header.clip_value &&
                          follows_as(job, header) && (hyper != nullptr) == (header.workspace != 0);
@@ -469,7 +486,8 @@ struct Step {
 
   // Sums over an empty tensor are zero, and its scalars are advanced.
   static bool takes_part(Work work, const Job& job) {
-    if (work == Work::sum) return job.takes_sums;
+    if (work == Work::sum) return job.takes_sums && !is_summed_shard(job);
+    if (work == Work::total || work == Work::complete) return is_summed_shard(job);
     return job.length > 0 && is_stochastic(job) == (work == Work::step_stochastic);
   }
 };
@@ -497,8 +515,13 @@ std::size_t workspace_size(const Backend& backend, RuleId rule, std::span<const 
   if (!take_sums(jobs)) return size;
   const std::uint32_t chunk = chunk_of(backend, jobs, device);
   for (const DeviceJob& job : jobs)
-    if (job.job.takes_sums) size += summed_blocks_of(job.job, chunk) * info_of(rule).sums * sizeof(double);
-  return size;
+    if (job.job.takes_sums) size += summed_blocks_of(job.job, chunk) * sums_size(rule);
+  return size + totals_size(rule, jobs);
+}
+
+std::size_t totals_size(RuleId rule, std::span<const DeviceJob> jobs) {
+  const auto shards = std::ranges::count_if(jobs, [](const DeviceJob& job) { return is_summed_shard(job.job); });
+  return static_cast<std::size_t>(shards) * sums_size(rule);
 }
 
 std::uint32_t chunk_length(std::int64_t elements, int multiprocessors) {
@@ -509,20 +532,29 @@ std::uint32_t chunk_length(std::int64_t elements, int multiprocessors) {
 }
 
 void run_step(const Backend& backend, RuleId rule, std::span<const DeviceJob> jobs, const Inputs& inputs,
-              std::byte* workspace, int device, void* stream) {
+              std::byte* workspace, int device, void* stream, const std::function<void()>& add_up_totals) {
   Step step{.backend = backend, .rule = rule, .jobs = jobs, .common = {}, .device = device, .stream = stream};
   step.common.chunk = chunk_of(backend, jobs, device);
   step.common.grad_scale = address(inputs.grad_scale);
   step.common.found_inf = address(inputs.found_inf);
   step.common.clipping = address(inputs.clipping);
 
-  const std::uint64_t narrow = address(workspace);
+  const std::uint64_t totals = address(workspace);
+  const std::uint64_t narrow = totals + totals_size(rule, jobs);
   const std::uint64_t wide = narrow + constants_size(rule, jobs, false);
   step.count(false, narrow);
   step.count(true, wide);
   if (take_sums(jobs)) {
-    const std::uint64_t sums = step.launch_all(Work::sum, false, narrow, wide + constants_size(rule, jobs, true));
-    step.launch_all(Work::sum, true, wide, sums);
+    std::uint64_t sums = wide + constants_size(rule, jobs, true);
+    for (const Work work : {Work::sum, Work::total}) {
+      sums = step.launch_all(work, false, narrow, totals, sums);
+      sums = step.launch_all(work, true, wide, totals, sums);
+    }
+    if (narrow != totals) {
+      add_up_totals();
+      step.launch_all(Work::complete, false, narrow, totals);
+      step.launch_all(Work::complete, true, wide, totals);
+    }
   }
   step.launch_all(Work::step, false, narrow);
   step.launch_all(Work::step_stochastic, false, narrow);

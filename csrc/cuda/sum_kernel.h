@@ -134,6 +134,15 @@ ONEPASS_INLINE double add_blocks(const TableType& table, std::uint32_t number, s
   return sum;
 }
 
+// Writes the sums of a row that is a shard.
+template <class Rule, class TableType>
+ONEPASS_INLINE void write_totals(const TableType& table, std::uint32_t number, const Sums<Rule>& sums) {
+  const Row row = reinterpret_cast<const Row*>(table.words)[number];
+  auto* target = at_address<double>(sum_words(table, row).totals);
+#pragma unroll
+  for (std::size_t which = 0; which < Rule::sums; ++which) target[which] = sums.values[which];
+}
+
 // Completes the constants of a row, and writes the rule's scalars after this step. One thread does this.
 template <class Rule, class T, class TableType>
 ONEPASS_INLINE void complete_row(const TableType& table, std::uint32_t number, const Sums<Rule>& sums) {

@@ -32,19 +32,31 @@ __global__ void __launch_bounds__(cuda::kThreads, 2) sum_kernel(const __grid_con
   if (threadIdx.x == 0) write_sums(table, blockIdx.x, sums);
 }
 
-template <class Rule, class T>
-__global__ void __launch_bounds__(cuda::kThreads) complete_kernel(const __grid_constant__ cuda::LargeTable table) {
+// Returns the sums of a row. Only the first thread gets them.
+template <class Rule>
+__device__ Sums<Rule> sums_of_row(const cuda::LargeTable& table, std::uint32_t row) {
   Sums<Rule> own;
 #pragma unroll
-  for (std::size_t k = 0; k < Rule::sums; ++k) own.values[k] = add_blocks<Rule>(table, blockIdx.x, k, threadIdx.x);
-  const Sums<Rule> sums = sums_of_block(own);
+  for (std::size_t k = 0; k < Rule::sums; ++k) own.values[k] = add_blocks<Rule>(table, row, k, threadIdx.x);
+  return sums_of_block(own);
+}
+
+template <class Rule, class T>
+__global__ void __launch_bounds__(cuda::kThreads) total_kernel(const __grid_constant__ cuda::LargeTable table) {
+  const Sums<Rule> sums = sums_of_row<Rule>(table, blockIdx.x);
+  if (threadIdx.x == 0) write_totals(table, blockIdx.x, sums);
+}
+
+template <class Rule, class T>
+__global__ void __launch_bounds__(cuda::kThreads) complete_kernel(const __grid_constant__ cuda::LargeTable table) {
+  const Sums<Rule> sums = sums_of_row<Rule>(table, blockIdx.x);
   if (threadIdx.x == 0) complete_row<Rule, T>(table, blockIdx.x, sums);
 }
 
 template <class Rule, class T>
-cuda::SumPair sum_pair_of() {
+cuda::SumKernels kernels_of_sums() {
   if constexpr (requires { Rule::sums; }) {
-    return {reinterpret_cast<const void*>(&sum_kernel<Rule, T>),
+    return {reinterpret_cast<const void*>(&sum_kernel<Rule, T>), reinterpret_cast<const void*>(&total_kernel<Rule, T>),
             reinterpret_cast<const void*>(&complete_kernel<Rule, T>)};
   } else {
     return {};
@@ -56,13 +68,13 @@ cuda::SumPair sum_pair_of() {
 namespace onepass::cuda {
 
 template <>
-SumPair sum_kernels_of<ONEPASS_REAL>(RuleId rule) {
-  static const SumPair kPairs[] = {
-#define ONEPASS_X(name, Type) sum_pair_of<Type, ONEPASS_REAL>(),
+SumKernels sum_kernels_of<ONEPASS_REAL>(RuleId rule) {
+  static const SumKernels kKernels[] = {
+#define ONEPASS_X(name, Type) kernels_of_sums<Type, ONEPASS_REAL>(),
       ONEPASS_RULES(ONEPASS_X)
 #undef ONEPASS_X
   };
-  return kPairs[static_cast<int>(rule)];
+  return kKernels[static_cast<int>(rule)];
 }
 
 }  // namespace onepass::cuda

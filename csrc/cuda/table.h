@@ -66,6 +66,7 @@ struct StochasticWords {
 // blocks, its StochasticWords. Its constants are in the workspace.
 struct SumWords {
   std::uint64_t sums;                  // address of the sums of its blocks, each as many doubles as the rule has sums
+  std::uint64_t totals;                // of a shard: address of the sums over it
   std::uint64_t scalars[kMaxScalars];  // addresses of the rule's scalars
   std::uint64_t formats;               // four bits for each scalar
 };

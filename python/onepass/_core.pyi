@@ -13,6 +13,7 @@ def set_torch(
     increment_version: Callable[[Any], None],
     exchange_api: object,
     workspace: Callable[[int, int], Tensor],
+    add_up_sums: Callable[[Sequence[Tensor], Tensor], None],
     current_device: Callable[[], int],
     set_device: Callable[[int], None],
 ) -> None: ...

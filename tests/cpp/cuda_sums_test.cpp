@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <utility>
 #include <vector>
 
 #include "cuda/step.h"
@@ -185,6 +186,57 @@ TEST_CASE("many tensors, more than a table has room for, with and without sums")
                        {.formats = all_of(native(wide)), .wide = wide, .grad_factor = static_cast<double>(i % 3 - 1)}));
     }
     check(problems);
+  }
+}
+
+// Returns the elements of a job, whose operands are packed, from `begin` on, as a shard of the whole.
+DeviceJob shard_of(DeviceJob job, std::int64_t begin, std::int64_t length) {
+  for (Operand& operand : job.job.operands)
+    if (operand.data != nullptr) operand.data += begin * static_cast<std::int64_t>(size_of(operand.format));
+  job.job.whole = std::exchange(job.job.length, length);
+  return job;
+}
+
+TEST_CASE("shards have the sums of the tensor that they are together, beside whole tensors") {
+  for (const Setting& setting : settings_with_sums()) {
+    CAPTURE(setting.what);
+    const std::size_t sums = info_of(setting.rule).sums;
+    std::vector<Problem> problems;
+    for (const bool wide : {true, false})
+      for (const std::int64_t length : {5'003, 700})
+        problems.push_back(make_problem(setting, {length}, {.formats = all_of(native(wide)), .wide = wide}));
+    std::vector<Problem> got = problems;
+    std::deque<Summed> all;
+    std::vector<DeviceJob> jobs;
+    for (std::size_t i = 0; i < got.size(); ++i) {
+      const auto next_job = [&] { return all.emplace_back(got[i]).job(); };  // with scalars of its own
+      if (i % 2 != 0) {
+        jobs.push_back(next_job());
+        continue;
+      }
+      jobs.push_back(shard_of(next_job(), 0, 4'099));
+      jobs.push_back(shard_of(next_job(), 4'099, 904));
+      jobs.push_back(shard_of(next_job(), 5'003, 0));
+    }
+    cuda::Backend backend = *onepass_emulated_backend();
+    backend.multiprocessors = [](int) { return 1 << 30; };
+    CHECK(cuda::totals_size(setting.rule, jobs) == 6 * sums * sizeof(double));
+    std::vector<double> workspace(cuda::workspace_size(backend, setting.rule, jobs, 0) / sizeof(double) + 1,
+                                  kUnwritten);
+    int calls = 0;
+    const auto add_up = [&] {
+      ++calls;
+      for (std::size_t tensor = 0; tensor < 2; ++tensor)
+        for (std::size_t k = 0; k < sums; ++k) {
+          double* const own = workspace.data() + tensor * 3 * sums + k;
+          own[0] = own[sums] = own[2 * sums] = own[0] + own[sums] + own[2 * sums];
+        }
+    };
+    cuda::run_step(backend, setting.rule, jobs, {}, reinterpret_cast<std::byte*>(workspace.data()), 0, nullptr, add_up);
+    CHECK(calls == 1);
+    CHECK(workspace.back() == kUnwritten);
+    for (Summed& summed : all) summed.fetch();
+    for (std::size_t i = 0; i < got.size(); ++i) check_near(got[i], expected_after(problems[i]));
   }
 }
 

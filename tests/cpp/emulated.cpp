@@ -51,13 +51,17 @@ void run_sums(Work work, const LargeTable& table) {
         for (std::size_t k = 0; k < Rule::sums; ++k) own.values[k] = add_blocks<Rule>(table, block, k, thread);
         return own;
       });
-      complete_row<Rule, T>(table, block, sums);
+      if (work == Work::total) {
+        write_totals(table, block, sums);
+      } else {
+        complete_row<Rule, T>(table, block, sums);
+      }
     }
 }
 
 template <class Rule, class T>
 void run(Work work, const LargeTable& table) {
-  if (work == Work::sum || work == Work::complete) {
+  if (work == Work::sum || work == Work::total || work == Work::complete) {
     if constexpr (requires { Rule::sums; }) run_sums<Rule, T>(work, table);
     return;
   }

@@ -96,5 +96,39 @@ TEST_CASE("each tensor has its own sums") {
   }
 }
 
+TEST_CASE("shards have the sums of the tensor that they are together") {
+  for (const Setting& setting : settings_with_sums()) {
+    CAPTURE(setting.what);
+    for (const bool wide : {false, true}) {
+      Spec spec{.wide = wide};
+      spec.formats.fill(wide ? float64 : float32);
+      Problem got = make_problem(setting, {70'001}, spec);
+      const Problem want = expected_with_sums(got);
+      {
+        const BoundJob bound(got);
+        std::vector<Job> shards;
+        std::int64_t begin = 0;
+        for (const std::int64_t length : {40'000, 0, 30'001}) {
+          Job& shard = shards.emplace_back(bound.job());
+          for (Operand& operand : shard.operands)
+            if (operand.data != nullptr) operand.data += begin * static_cast<std::int64_t>(size_of(operand.format));
+          shard.whole = std::exchange(shard.length, length);
+          begin += length;
+        }
+        const std::size_t count = info_of(setting.rule).sums;
+        const std::vector<double> sums = sum_shards(setting.rule, shards, 2);
+        REQUIRE(sums.size() == 3 * count);
+        std::vector<double> totals;
+        for (std::size_t k = 0; k < count; ++k) totals.push_back(sums[k] + sums[count + k] + sums[2 * count + k]);
+        std::vector<ConstantsBuffer> constants(shards.size());
+        for (std::size_t i = 0; i < shards.size(); ++i)
+          complete_shard(setting.rule, shards[i], totals.data(), constants[i]);
+        run_step(setting.rule, shards, 2);
+      }
+      check_near(got, want);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace onepass::testing

@@ -8,6 +8,7 @@ import contextlib
 import copy
 import warnings
 
+import imitation
 import onepass
 import pytest
 import torch
@@ -16,7 +17,7 @@ import torch.distributed.checkpoint as dcp
 from cases import ALONE, ELEMENTWISE, ROW, ROWS, SCALARS
 from contract import CLOSE
 from onepass.swa_utils import AveragedModel
-from placements import own_of_both, whole
+from placements import own, own_of_both, spread, whole
 from reference import bits, only_kernels, params_of
 from torch.distributed.checkpoint import state_dict as dcp_state
 from torch.distributed.device_mesh import init_device_mesh
@@ -214,7 +215,8 @@ def norms_of_whole_tensors(name):
         backward(sharded, step)
         for p, q in zip(params_of(alone), params_of(ours), strict=True):
             p.grad = q.grad.full_tensor()
-        ours.step()
+        with only_kernels():
+            ours.step()
         alone.step()
         for p, q in zip(params_of(alone), params_of(ours), strict=True):
             torch.testing.assert_close(q.full_tensor(), p.detach(), rtol=1e-5, atol=1e-6)
@@ -226,8 +228,61 @@ def norms_of_whole_tensors(name):
 @pytest.mark.parametrize("world", [2, 4])
 @pytest.mark.parametrize("name", [row.name for row in ELEMENTWISE if row.sums])
 def test_norms_are_those_of_whole_tensors(processes, name, world):
-    """torch's operations step DTensors, because a process has only a part of each."""
+    """A process has only a part of each tensor."""
     processes(world, norms_of_whole_tensors, name)
+
+
+SUMMED = [(row.name, {}) for row in ELEMENTWISE if row.sums]
+SUMMED += [(name, {"cautious": True}) for name in ("AdamW", "Lion", "SGD")]
+SUMMED_IN_8_BITS = [(name, {"cautious": True}) for name in ("AdamW", "Lion")]
+
+
+def sums_over_shards(library, name, more, dtype, dims):
+    """Every process has all gradients, so the whole tensors are stepped in each, too."""
+    shapes = [(96, 70), (33, 96), (5,), (1, 3), (0, 7)]
+    mesh = init_device_mesh("cpu", (dist.get_world_size() // dims, dims) if dims > 1 else (dist.get_world_size(),))
+    placed = [
+        (Shard(0),) * mesh.ndim if i % 2 == 0 else (*(Replicate(),) * (mesh.ndim - 1), Shard(0))
+        for i in range(len(shapes))
+    ]
+    torch.manual_seed(1)
+    values = [torch.randn(shape, dtype=dtype) for shape in shapes]
+    wholes = [Parameter(x) for x in values]
+    shards = [Parameter(spread(x.clone(), mesh, at)) for x, at in zip(values, placed, strict=True)]
+    options = ROW[name].full | more
+    ours, alone = (ROW[name].ours(params, **options) for params in (shards, wholes))
+    for _ in range(4):
+        for p, q, at in zip(wholes, shards, placed, strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = spread(p.grad.clone(), mesh, at)
+        alone.step()
+        with contextlib.ExitStack() as stack:
+            if library is not None:
+                counts_there = ours._counts_on_device(ours.param_groups[0])
+                stack.enter_context(imitation.gpu(imitation.loaded(library), numbers_too=counts_there))
+            stack.enter_context(only_kernels(len(shapes)))
+            ours.step()
+        for p, q in zip(wholes, shards, strict=True):
+            tolerance = {"rtol": 1e-12, "atol": 1e-13} if dtype == torch.float64 else {"rtol": 2e-6, "atol": 1e-7}
+            torch.testing.assert_close(own(q), own(spread(p.detach(), mesh, q.placements)), **tolerance)
+            for key, value in alone.state[p].items():
+                actual, expected = own_of_both(ours.state[q][key], value)
+                torch.testing.assert_close(actual.double(), expected.double(), **tolerance)
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "dtype"),
+    [
+        *((*case, dtype) for case in SUMMED for dtype in (torch.float32, torch.float64)),
+        *((name, {**more, "state_dtype": torch.float8_e4m3fn}, torch.float32) for name, more in SUMMED_IN_8_BITS),
+    ],
+)
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_sums_over_shards(processes, request, on_gpu, name, more, dtype):
+    """On meshes of one and of two dimensions, on the CPU and on an imitated GPU."""
+    library = request.getfixturevalue("imitated")._name if on_gpu else None
+    world, dims = (2, 1) if dtype == torch.float64 else (4, 2)
+    processes(world, sums_over_shards, library, name, more, dtype, dims)
 
 
 def fewer_rows_than_processes(name, shapes, rtol, atol):

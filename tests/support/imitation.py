@@ -143,6 +143,11 @@ def compiled(folder: Path) -> ctypes.CDLL:
         flags = ["-std=c++20", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-DONEPASS_TARGET=emulated"]
         sources = [ROOT / "tests" / "cpp" / name for name in ("emulated.cpp", "imitated_torch.cpp")]
         subprocess.run(["c++", *flags, "-I", ROOT / "csrc", *sources, "-o", library], check=True)
+    return loaded(library)
+
+
+def loaded(library: str) -> ctypes.CDLL:
+    """What `compiled` has compiled, also in other processes."""
     functions = ctypes.CDLL(library)
     functions.onepass_emulated_backend.restype = ctypes.c_void_p
     functions.onepass_imitated_torch.restype = ctypes.c_void_p

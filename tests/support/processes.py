@@ -23,7 +23,8 @@ LIMIT = 40  # seconds that a call may take, the start of the processes included
 
 def serve(rank, calls):
     """What a process does."""
-    faulthandler.enable()  # one that dies of a signal tells where
+    faulthandler.enable()  # one that dies of a signal tells where,
+    torch._C._set_print_stack_traces_on_fatal_signal(True)  # in all threads, those of gloo included
     torch.set_num_threads(1)
     # Ours stay errors, torch's own parts warn of each other.
     warnings.filterwarnings("ignore", module=r"torch\b")

@@ -35,6 +35,7 @@ from .arguments import (
 )
 from .constructors import constructor
 from .fallback import counts_rounding, new_count, step_by_torch
+from .gradient_norm import add_up_sums
 from .hooks import Step, evaluate, has_found_inf, hooked, only_creates_states
 from .loading import OWN_KEYS, POLICY_STATE, packed, states_restored
 from .master import NAMES as MASTER_NAMES
@@ -56,8 +57,9 @@ if TYPE_CHECKING:
 
 
 def _workspace(size: int, cuda: int) -> Tensor:
-    """Allocate ``size`` bytes of workspace for the kernels on a GPU, from torch's allocator."""
-    return torch.empty(size, dtype=torch.uint8, device=torch.device("cuda", cuda))
+    """Allocate ``size`` bytes of workspace on a GPU, on the CPU if ``cuda`` is negative, from torch's allocator."""
+    device = torch.device("cuda", cuda) if cuda >= 0 else torch.device("cpu")
+    return torch.empty(size, dtype=torch.uint8, device=device)
 
 
 def _set_torch(
@@ -69,7 +71,14 @@ def _set_torch(
     """Pass to the core the objects of torch that it uses. Tests call this again with substitutes."""
     increment_version = torch.autograd.graph.increment_version
     _core.set_torch(
-        torch.Tensor, torch.nn.Parameter, increment_version, exchange_api, workspace, current_device, set_device
+        torch.Tensor,
+        torch.nn.Parameter,
+        increment_version,
+        exchange_api,
+        workspace,
+        add_up_sums,
+        current_device,
+        set_device,
     )
 
 

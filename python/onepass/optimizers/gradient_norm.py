@@ -1,4 +1,4 @@
-"""The norm of all gradients of a step, on one process or several."""
+"""The norm of all gradients of a step, and sums over single tensors, on one process or several."""
 
 from __future__ import annotations
 
@@ -56,6 +56,34 @@ def total_norm(
     combined = {place: combine(own, largest) for place, own in at_place.items()}
     total = combine(_over_processes(combined, largest), largest)
     return total if largest else math.sqrt(total)
+
+
+def add_up_sums(params: Sequence[Any], sums: Tensor) -> None:
+    """Replace sums over this process's parts of DTensors by the sums over the whole tensors.
+
+    All processes of a mesh must call this, with the same parameters in the same order. There is one all-reduce for each
+    dimension of each mesh over which parameters are sharded.
+
+    Args:
+        params: The DTensors.
+        sums: For each of them, the same number of float64 sums, as bytes, on the parameters' device.
+    """
+    rows = sums.view(torch.float64).view(len(params), -1)
+    at_place: dict[Any, list[Tensor]] = {}
+    for p, row in zip(params, rows, strict=True):
+        at_place.setdefault(_place(p), []).append(row)
+    for (mesh, dims), own in at_place.items():
+        if mesh.get_coordinate() is None:
+            continue
+        added = rows if len(own) == len(params) else torch.stack(own)
+        if added.device.type != mesh.device_type:  # parameters that FSDP keeps on the CPU
+            added = added.to(mesh.device_type)
+        for dim in dims:
+            if mesh.size(dim) > 1:
+                dist.all_reduce(added, group=mesh.get_group(dim))
+        if added is not rows:
+            for row, result in zip(own, added, strict=True):
+                row.copy_(result)
 
 
 def combine(measures: Sequence[float], largest: bool) -> float:

@@ -48,8 +48,8 @@ class LARS(Native, signatures.LARS):
 
     Args:
         params: Parameters, named parameters, or parameter groups, of any shape and strides. The kernels step float32,
-            float64, bfloat16, float16 and their complex dtypes on CPUs and GPUs; torch operations step others, and
-            DTensors, whose norms are those of the whole tensors.
+            float64, bfloat16, float16 and their complex dtypes on CPUs and GPUs; torch operations step others.
+            The norms of DTensors are those of the whole tensors.
         lr: Learning rate :math:`\gamma`; a float, or a tensor of one element.
         momentum: :math:`\mu`, in [0, 1).
         weight_decay: :math:`\lambda`, added to the gradient.

@@ -45,8 +45,8 @@ class NovoGrad(Native, signatures.NovoGrad):
 
     Args:
         params: Parameters, named parameters, or parameter groups, of any shape and strides. The kernels step float32,
-            float64, bfloat16, float16 and their complex dtypes on CPUs and GPUs; torch operations step others, and
-            DTensors, whose norms are those of the whole tensors.
+            float64, bfloat16, float16 and their complex dtypes on CPUs and GPUs; torch operations step others.
+            The norms of DTensors are those of the whole tensors.
         lr: Learning rate :math:`\gamma`; a float, or a tensor of one element.
         betas: Decay rates :math:`\beta_1, \beta_2`, in [0, 1).
         eps: :math:`\epsilon`, added to the denominator.

@@ -196,8 +196,8 @@ class Prodigy(Native, signatures.Prodigy):
 
     Args:
         params: Parameters, named parameters, or parameter groups, of any shape and strides. The kernels step float32,
-            float64, bfloat16, float16 and their complex dtypes on CPUs and GPUs; torch operations step others, and
-            DTensors, whose sums are those of the whole tensors. With ZeroRedundancyOptimizer, each process has its own
+            float64, bfloat16, float16 and their complex dtypes on CPUs and GPUs; torch operations step others.
+            The sums of DTensors are those of the whole tensors. With ZeroRedundancyOptimizer, each process has its own
             estimate.
         lr: Factor :math:`\gamma` of the step size; a float, or a tensor of one element.
         betas: Decay rates :math:`\beta_1, \beta_2`, in [0, 1).

@@ -44,10 +44,10 @@ PYBIND11_MODULE(_core, m) {
       "tunings",
       [] {
         py::dict all;
-        for (const Tuning& tuning : tunings()) all[tuning.name] = tuning.tiles_ahead;
+        for (const Tuning& tuning : tunings()) all[tuning.name] = tuning.bytes_ahead;
         return all;
       },
-      "Return the tunings, each with its prefetch distance in tiles; 0 is no prefetch.");
+      "Return the tunings, each with its prefetch distance in bytes; 0 is no prefetch.");
   m.def(
       "tuning", [] { return active_tuning().name; },
       "Return the tuning in use. Raises ValueError if ONEPASS_TUNING is unknown.");

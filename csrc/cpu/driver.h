@@ -61,7 +61,7 @@ inline void run_packed(Apply rule, const Job& job, std::int64_t begin, std::int6
   std::byte* data[kFirstFollower] = {};
   for (std::size_t k = 0; k < kFirstFollower; ++k)
     if (job.operands[k].data != nullptr) data[k] = element(job.operands[k], begin);
-  rule(job, data, end - begin, tuning.tiles_ahead);
+  rule(job, data, end - begin, tuning.bytes_ahead);
 }
 
 // Overwrites n elements of the gradient with zeros.

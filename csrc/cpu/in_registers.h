@@ -36,7 +36,7 @@ using Index = std::integral_constant<std::size_t, K>;
 
 // Elements that a kernel steps at once.
 inline constexpr std::int64_t kUnit = 2 * kVectorWidth;
-static_assert(kTile<float> % kUnit == 0);
+static_assert(kTile<float> % kUnit == 0 && kStretch<float> % kUnit == 0);
 
 // The random bits of kUnit elements, for stochastic rounding to bfloat16. `Alternate`: the elements have that order.
 template <bool Alternate>
@@ -83,7 +83,7 @@ ONEPASS_INLINE void apply_to_register(const ConstantsOf<Rule, float>& constants,
 // Applies the rule to packed operands in these formats; n is a multiple of kUnit. `kStochastic`: operands in bfloat16
 // are rounded stochastically.
 template <class Rule, unsigned Set, Formats formats, bool kStochastic = false>
-void apply_in_registers(const Job& job, std::byte* const* data, std::int64_t n, std::int64_t tiles_ahead) {
+void apply_in_registers(const Job& job, std::byte* const* data, std::int64_t n, std::int64_t bytes_ahead) {
   // Any order of the elements is correct if all operands have the same order.
   constexpr bool alternating =
       formats.param_and_grad == Format::bfloat16 && (formats.states == Format::bfloat16 || Set == 0);
@@ -132,10 +132,11 @@ void apply_in_registers(const Job& job, std::byte* const* data, std::int64_t n, 
       (store(Index<K>{}), ...);
     };
     for_each_prefetched<float>(
-        n, tiles_ahead,
+        n, bytes_ahead,
         [&](std::int64_t begin) __attribute__((always_inline)) {
           const auto fetch = [&]<std::size_t k>(Index<k>) __attribute__((always_inline)) {
-            if constexpr (is_used<Set>(k)) prefetch(own[k] + begin * formats.size(k), kTile<float> * formats.size(k));
+            if constexpr (is_used<Set>(k))
+              prefetch(own[k] + begin * formats.size(k), kStretch<float> * formats.size(k));
           };
           (fetch(Index<K>{}), ...);
         },

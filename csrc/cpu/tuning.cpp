@@ -17,15 +17,15 @@ bool is_amd() { return false; }
 #endif
 
 // A hardware prefetcher follows arrays that are read in order, but starts again in each page. Measured on two cores:
-// - intel: a Xeon with AVX-512 and bfloat16, pages of 4 KiB. Two tiles ahead took 0.8 to 0.95 of the time in float32
-//   and 0.6 to 0.8 in 16-bit formats; one tile ahead and four gained less.
-// - amd: an EPYC of the fourth generation (Zen 4). Two tiles ahead took 1.15 to 1.5 times as long in float32; in 16-bit
-//   formats no distance gained beyond noise.
+// - intel: Xeons with AVX-512 and bfloat16, pages of 4 KiB. 3 KiB ahead took 0.72 to 0.83 of the time in float32; 2, 4
+//   and 6 KiB hardly differ. Two tiles ahead took 0.6 to 0.8 of the time in 16-bit formats; one and four gained less.
+// - amd: an EPYC of the fourth generation (Zen 4). Two tiles of 1 KiB ahead took 1.15 to 1.5 times as long in float32;
+//   in 16-bit formats no distance gained beyond noise.
 // - generic: not measured. Without prefetch there are fewer instructions.
 constexpr Tuning kTunings[] = {
-    {.name = "intel", .fits = is_intel, .tiles_ahead = 2},
-    {.name = "amd", .fits = is_amd, .tiles_ahead = 0},
-    {.name = "generic", .fits = [] { return true; }, .tiles_ahead = 0},
+    {.name = "intel", .fits = is_intel, .bytes_ahead = 3072, .tiles_ahead = 2},
+    {.name = "amd", .fits = is_amd, .bytes_ahead = 0, .tiles_ahead = 0},
+    {.name = "generic", .fits = [] { return true; }, .bytes_ahead = 0, .tiles_ahead = 0},
 };
 
 std::atomic<const Tuning*> active{nullptr};

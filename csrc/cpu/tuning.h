@@ -9,8 +9,10 @@ namespace onepass {
 
 struct Tuning {
   const char* name;
-  bool (*fits)();            // whether it applies to this processor
-  std::int64_t tiles_ahead;  // prefetch distance of the element-wise driver; 0: no prefetch
+  bool (*fits)();  // whether it applies to this processor
+  // Prefetch distances of the element-wise driver; 0: no prefetch.
+  std::int64_t bytes_ahead;  // in plain arrays, in bytes of the arithmetic type
+  std::int64_t tiles_ahead;  // where operands are decoded to tiles
 };
 
 // Returns all tunings, in order of preference. The last one fits every processor.

@@ -42,7 +42,7 @@ def facts() -> dict[str, str]:
         return f" (forced by {variable})" if os.environ.get(variable) else ""
 
     ahead = _core.tunings()[_core.tuning()]
-    prefetch = f"prefetch {ahead} tiles ahead" if ahead else "no prefetch"
+    prefetch = f"prefetch {ahead} bytes ahead" if ahead else "no prefetch"
     return {
         "onepass": _core.__version__,
         "torch": torch.__version__,

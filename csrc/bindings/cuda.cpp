@@ -108,16 +108,16 @@ OnDevice::~OnDevice() {  // NOLINT(bugprone-exception-escape): converting an int
 }
 
 void step_on_cuda(RuleId rule, int device, std::span<const cuda::DeviceJob> jobs, const cuda::Inputs& inputs,
-                  std::span<PyObject* const> used, const py::list& summed_shards) {
+                  std::span<PyObject* const> used, const std::function<py::list()>& summed_shards) {
   const cuda::Backend& backend = backend_for(device);
-  const std::size_t size = cuda::workspace_size(backend, rule, jobs, device);
+  const std::size_t size = cuda::workspace_size(rule, jobs);
   // Python code may run here, in which other threads may free the memory of jobs. References keep it valid.
   std::optional<Owned> owned;
   if (size != 0 || torch().current_device().cast<int>() != device) owned.emplace(used);
   const Workspace workspace(size, device);
   const OnDevice on(device);
   const auto add_up_totals = [&] {
-    torch().add_up_sums(summed_shards, workspace.tensor.attr("narrow")(0, 0, cuda::totals_size(rule, jobs)));
+    torch().add_up_sums(summed_shards(), workspace.tensor.attr("narrow")(0, 0, cuda::totals_size(rule, jobs)));
   };
   // Launches are short, so the GIL is kept: usually there are no references.
   cuda::run_step(backend, rule, jobs, inputs, workspace.data, device, torch().dlpack.current_stream(device),

@@ -3,6 +3,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <functional>
 #include <span>
 #include <string>
 
@@ -33,11 +34,12 @@ class OnDevice {
   int before_ = -1;  // the previous device; -1: unchanged
 };
 
-// Steps all jobs, on torch's current stream of the device. `used`: the objects whose memory they use. `summed_shards`:
-// the DTensors with sums over shards, in the order of their jobs. Throws std::runtime_error if the kernels cannot run
-// there or a launch fails.
+// Steps all jobs, on torch's current stream of the device. `used`: the objects whose memory they use. `summed_shards`
+// returns the DTensors with sums over shards, in the order of their jobs. It is called only if there are any, because a
+// list must not be made while no references are held. Throws std::runtime_error if the kernels cannot run there or a
+// launch fails.
 void step_on_cuda(RuleId rule, int device, std::span<const cuda::DeviceJob> jobs, const cuda::Inputs& inputs,
-                  std::span<PyObject* const> used, const pybind11::list& summed_shards);
+                  std::span<PyObject* const> used, const std::function<pybind11::list()>& summed_shards);
 
 // A cuda::DeviceClipping: a tensor of 24 bytes on the GPU, and its memory.
 struct DecidedClipping {

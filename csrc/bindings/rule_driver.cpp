@@ -14,8 +14,6 @@
 #include "cpu/step.h"
 #include "layout.h"
 
-namespace py = pybind11;
-
 namespace onepass {
 namespace {
 
@@ -46,8 +44,7 @@ class ElementwiseRuleDriver final : public RuleDriver {
 
  private:
   void add_up_shards(StepWork& work, int threads) const override {
-    const py::list dtensors = work.summed_shards_on(-1);
-    if (dtensors.empty()) return;
+    if (!work.summed_shards.contains(-1)) return;
     std::vector<Job> shards;
     std::ranges::copy_if(work.jobs, std::back_inserter(shards), [](const Job& job) { return job.whole != 0; });
     std::vector<double> sums;
@@ -55,7 +52,7 @@ class ElementwiseRuleDriver final : public RuleDriver {
     const std::size_t bytes = sums.size() * sizeof(double);
     const Workspace workspace(bytes, -1);
     std::memcpy(workspace.data, sums.data(), bytes);
-    torch().add_up_sums(dtensors, workspace.tensor);
+    torch().add_up_sums(work.summed_shards_on(-1), workspace.tensor);
     std::memcpy(sums.data(), workspace.data, bytes);
     const double* own = sums.data();
     for (Job& job : work.jobs) {
@@ -69,7 +66,8 @@ class ElementwiseRuleDriver final : public RuleDriver {
 
   void run_on_cuda(const StepWork& work) override {
     for (const auto& [device, jobs] : work.device_jobs)
-      step_on_cuda(rule_, device, jobs, work.inputs, work.used, work.summed_shards_on(device));
+      step_on_cuda(rule_, device, jobs, work.inputs, work.used,
+                   [&, device = device] { return work.summed_shards_on(device); });
   }
 
   RuleId rule_;

@@ -27,7 +27,7 @@ class RuleDriver {
   // Returns why torch's implementation has to step a parameter; empty if kernels can.
   virtual std::string unsupported_reason(const TensorView& param) const = 0;
   virtual bool runs_on_cuda() const = 0;
-  virtual bool takes_shards() const = 0;  // whether the local part of a DTensor can be stepped on its own
+  virtual bool takes_shards() const = 0;  // whether kernels step the local part of a DTensor
   virtual bool takes_followers() const = 0;
 
   // Returns the set of states of a parameter, out of the set that its group uses.
@@ -42,7 +42,7 @@ class RuleDriver {
   void run(StepWork& work, int threads);
 
  private:
-  // Makes the constants on the CPU that depend on sums over DTensors. May run Python code.
+  // Completes the constants of jobs on the CPU that depend on sums over DTensors. May run Python code.
   virtual void add_up_shards(StepWork& /*work*/, int /*threads*/) const {}
   virtual void run_on_cpu(const StepWork& work, int threads) = 0;  // needs no GIL
   virtual void run_on_cuda(const StepWork& work) = 0;

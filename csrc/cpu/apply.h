@@ -83,8 +83,8 @@ template <class T>
 inline constexpr std::int64_t kStretch = 256 / sizeof(T);
 
 // Calls visit(begin, count) for stretches of elements [0, n), each after prefetch_stretch(begin) for the stretch that
-// is `bytes_ahead` further, in bytes of T. The elements from which on nothing is left to prefetch are visited at once,
-// and if `bytes_ahead` is 0, so are all.
+// is `bytes_ahead` further, in bytes of T. The last elements, for which nothing is left to prefetch, are visited at
+// once; if `bytes_ahead` is 0, these are all.
 template <class T, class Prefetch, class Visit>
 ONEPASS_INLINE void for_each_prefetched(std::int64_t n, std::int64_t bytes_ahead, Prefetch&& prefetch_stretch,
                                         Visit&& visit) {

@@ -178,6 +178,7 @@ std::vector<double> sum_shards(RuleId rule, std::span<const Job> shards, int thr
   std::vector<Sums> of_blocks(blocks.all().size());
   blocks.run(threads,
              [&](std::size_t number, const GradientBlock& block) { of_blocks[number] = sum_block(rule, block); });
+  const StepMode mode;  // so that the sums do not depend on the caller's rounding mode
   std::vector<double> all;
   std::size_t block = 0;
   for (const Job& shard : shards) {

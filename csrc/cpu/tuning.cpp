@@ -17,8 +17,8 @@ bool is_amd() { return false; }
 #endif
 
 // A hardware prefetcher follows arrays that are read in order, but starts again in each page. Measured on two cores:
-// - intel: Xeons with AVX-512 and bfloat16, pages of 4 KiB. 3 KiB ahead took 0.72 to 0.83 of the time in float32; 2, 4
-//   and 6 KiB hardly differ. Two tiles ahead took 0.6 to 0.8 of the time in 16-bit formats; one and four gained less.
+// - intel: a Xeon (Emerald Rapids), pages of 4 KiB. 3 KiB ahead took 0.7 to 0.85 of the time; 2, 4 and 6 KiB hardly
+//   differ. Of tiles, two ahead gained more than one or four on an older Xeon.
 // - amd: an EPYC of the fourth generation (Zen 4). Two tiles of 1 KiB ahead took 1.15 to 1.5 times as long in float32;
 //   in 16-bit formats no distance gained beyond noise.
 // - generic: not measured. Without prefetch there are fewer instructions.

@@ -11,8 +11,8 @@ struct Tuning {
   const char* name;
   bool (*fits)();  // whether it applies to this processor
   // Prefetch distances of the element-wise driver; 0: no prefetch.
-  std::int64_t bytes_ahead;  // in plain arrays, in bytes of the arithmetic type
-  std::int64_t tiles_ahead;  // where operands are decoded to tiles
+  std::int64_t bytes_ahead;  // in plain arrays and 16-bit formats in registers, in bytes of the arithmetic type
+  std::int64_t tiles_ahead;  // in tiles and blocks
 };
 
 // Returns all tunings, in order of preference. The last one fits every processor.

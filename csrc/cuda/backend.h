@@ -35,8 +35,8 @@ enum class Work : int {
   step,             // each block steps a chunk of a row
   step_stochastic,  // the same for rows that are rounded with random bits
   sum,              // each block sums a chunk of a row
-  total,            // each block adds up the sums of a row's blocks
-  complete,         // each block completes the constants of a row with these sums
+  total,            // each block adds up and writes the sums of a row
+  complete,         // each block adds up the sums of a row, and completes its constants with them
   // Each block measures a chunk of a row whose only operand is a gradient:
   sum_of_squares,
   largest_magnitude,

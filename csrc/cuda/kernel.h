@@ -715,7 +715,7 @@ ONEPASS_INLINE void write_numbers(const std::uint64_t* numbers, std::uint64_t fo
   for (int n = 0; n < count; ++n) write_number(numbers, formats, n, written.values[n]);
 }
 
-// Makes the constants of one row, and counts the step.
+// Makes the constants of one row, and counts the step unless the table only prepares.
 template <class Rule, class T, class TableType>
 ONEPASS_INLINE void prepare_row(const TableType& table, std::uint32_t number) {
   if (number >= table.header.rows || is_skipped(table.header)) return;
@@ -723,7 +723,8 @@ ONEPASS_INLINE void prepare_row(const TableType& table, std::uint32_t number) {
   const std::uint64_t* hyper = table.words + counter.hyper;
   const auto h = read_numbers<typename Rule::Hyper>(hyper, hyper[Rule::hyper_names.size()]);
   const double step = read_number(counter.numbers, counter.formats, 0) + 1.0;
-  write_number(counter.numbers, counter.formats, 0, step);
+  const bool counts = table.header.only_prepares == 0;
+  if (counts) write_number(counter.numbers, counter.formats, 0, step);
 
   using Constants = typename Rule::template Constants<T>;
   auto* target =
@@ -734,7 +735,7 @@ ONEPASS_INLINE void prepare_row(const TableType& table, std::uint32_t number) {
     const std::uint64_t formats = counter.formats >> 4;
     const auto scalars = read_numbers<Scalars>(numbers, formats);
     *target = Rule::template prepare<T>(h, step, scalars);
-    write_numbers(numbers, formats, Rule::advance(h, step, scalars));
+    if (counts) write_numbers(numbers, formats, Rule::advance(h, step, scalars));
   } else {
     *target = Rule::template prepare<T>(h, step);
   }

@@ -19,6 +19,10 @@ namespace {
 
 constexpr std::uint64_t kMaxBlocks = 0x7fffffff;  // of one launch
 
+// Elements that a block sums. The same in every step, so that a tensor's sums do not depend on what else is stepped:
+// processes that have the same tensor beside other ones get the same bits.
+constexpr std::uint32_t kSummedChunk = 4096;
+
 std::uint64_t address(const void* pointer) { return reinterpret_cast<std::uintptr_t>(pointer); }
 
 std::size_t constants_words(RuleId rule, bool wide) {
@@ -353,9 +357,9 @@ bool is_summed_shard(const Job& job) { return job.takes_sums && job.whole != 0; 
 std::size_t sums_size(RuleId rule) { return info_of(rule).sums * sizeof(double); }
 
 // Returns the number of blocks of a row over which sums are made.
-std::uint64_t summed_blocks_of(const Job& job, std::uint32_t chunk) {
-  if (job.blocks.row_length != 0) return std::max<std::uint64_t>(stochastic_chunks_of(job, chunk), 1);
-  return static_cast<std::uint64_t>((std::max<std::int64_t>(job.length, 1) + chunk - 1) / chunk);
+std::uint64_t summed_blocks_of(const Job& job) {
+  if (job.blocks.row_length != 0) return std::max<std::uint64_t>(stochastic_chunks_of(job, kSummedChunk), 1);
+  return static_cast<std::uint64_t>((std::max<std::int64_t>(job.length, 1) + kSummedChunk - 1) / kSummedChunk);
 }
 
 // Returns the number of blocks of a row.
@@ -395,8 +399,9 @@ struct Step {
     return (constants - header.workspace) / sizeof(std::uint64_t) <= std::numeric_limits<std::uint16_t>::max();
   }
 
-  // Counts the steps of all jobs of this arithmetic type that are counted on the GPU.
-  void count(bool wide, std::uint64_t workspace) const {
+  // Makes the constants of all jobs of this arithmetic type that have them made on the GPU, and counts the steps that
+  // are counted there, unless `only_prepares`.
+  void count(bool wide, std::uint64_t workspace, bool only_prepares = false) const {
     const std::size_t slot = constants_words(rule, wide) * sizeof(std::uint64_t);
     Builder<Counter> counters;
     Header header;
@@ -409,6 +414,7 @@ struct Step {
       if (counters.empty()) {
         header = common;
         header.workspace = workspace;
+        header.only_prepares = only_prepares ? 1 : 0;
       }
       Counter counter = counter_of(device_job);
       counter.hyper = counters.add_shared(device_job.hyper, [&] { return hyper_words(rule, *device_job.hyper); });
@@ -448,7 +454,7 @@ struct Step {
       const Pointers pointers(job);
       const std::vector<std::uint64_t> layout = layout_words(job);
       std::vector<std::uint64_t> extra = stochastic_words(device_job, job, info_of(rule).counts_steps);
-      std::uint64_t blocks = summed ? summed_blocks_of(job, common.chunk) : blocks_of(job, row, common.chunk);
+      std::uint64_t blocks = summed ? summed_blocks_of(job) : blocks_of(job, row, common.chunk);
       if (sums_up) {
         std::ranges::copy(sum_words(device_job, sums, total), std::back_inserter(extra));
         sums += blocks * sums_size(rule);
@@ -465,6 +471,7 @@ struct Step {
         flush();
       if (rows.empty()) {
         header = common;
+        if (summed) header.chunk = kSummedChunk;
         header.grad_factor = std::abs(job.grad_factor);
         header.clip_value = job.clip_value;
         header.narrow_clip_value = job.clip_value_as<float>();
@@ -510,12 +517,11 @@ std::uint32_t chunk_of(const Backend& backend, std::span<const DeviceJob> jobs, 
 
 }  // namespace
 
-std::size_t workspace_size(const Backend& backend, RuleId rule, std::span<const DeviceJob> jobs, int device) {
+std::size_t workspace_size(RuleId rule, std::span<const DeviceJob> jobs) {
   std::size_t size = constants_size(rule, jobs, false) + constants_size(rule, jobs, true);
   if (!take_sums(jobs)) return size;
-  const std::uint32_t chunk = chunk_of(backend, jobs, device);
   for (const DeviceJob& job : jobs)
-    if (job.job.takes_sums) size += summed_blocks_of(job.job, chunk) * sums_size(rule);
+    if (job.job.takes_sums) size += summed_blocks_of(job.job) * sums_size(rule);
   return size + totals_size(rule, jobs);
 }
 
@@ -542,19 +548,21 @@ void run_step(const Backend& backend, RuleId rule, std::span<const DeviceJob> jo
   const std::uint64_t totals = address(workspace);
   const std::uint64_t narrow = totals + totals_size(rule, jobs);
   const std::uint64_t wide = narrow + constants_size(rule, jobs, false);
+  std::uint64_t sums = wide + constants_size(rule, jobs, true);
+  if (narrow != totals) {  // nothing is counted or written before the sums over shards are known
+    step.count(false, narrow, true);
+    step.count(true, wide, true);
+    sums = step.launch_all(Work::total, false, narrow, totals, sums);
+    sums = step.launch_all(Work::total, true, wide, totals, sums);
+    add_up_totals();
+  }
   step.count(false, narrow);
   step.count(true, wide);
   if (take_sums(jobs)) {
-    std::uint64_t sums = wide + constants_size(rule, jobs, true);
-    for (const Work work : {Work::sum, Work::total}) {
-      sums = step.launch_all(work, false, narrow, totals, sums);
-      sums = step.launch_all(work, true, wide, totals, sums);
-    }
-    if (narrow != totals) {
-      add_up_totals();
-      step.launch_all(Work::complete, false, narrow, totals);
-      step.launch_all(Work::complete, true, wide, totals);
-    }
+    sums = step.launch_all(Work::sum, false, narrow, totals, sums);
+    step.launch_all(Work::sum, true, wide, totals, sums);
+    step.launch_all(Work::complete, false, narrow, totals);
+    step.launch_all(Work::complete, true, wide, totals);
   }
   step.launch_all(Work::step, false, narrow);
   step.launch_all(Work::step_stochastic, false, narrow);

@@ -41,13 +41,13 @@ std::uint32_t chunk_length(std::int64_t elements, int multiprocessors);
 
 // Returns the size in bytes of the constants that are made on the GPU, and of sums over tensors. The first totals_size
 // bytes are the sums over shards (Job::whole): in the order of their jobs, as many doubles as the rule has sums.
-std::size_t workspace_size(const Backend& backend, RuleId rule, std::span<const DeviceJob> jobs, int device);
+std::size_t workspace_size(RuleId rule, std::span<const DeviceJob> jobs);
 std::size_t totals_size(RuleId rule, std::span<const DeviceJob> jobs);
 
 // Steps all jobs on the calling thread's current device, whose index is `device`. `workspace` has workspace_size bytes,
 // aligned to 8, and is not used otherwise before the work on the stream is done. If there are sums over shards,
-// `add_up_totals` is called when the work that computes them is on the stream, and has them replaced by the sums over
-// the whole tensors. Throws std::runtime_error if a launch fails.
+// `add_up_totals` is called when the work that computes them is on the stream. It replaces them by the sums over the
+// whole tensors; if it throws, nothing has been written. Throws std::runtime_error if a launch fails.
 void run_step(const Backend& backend, RuleId rule, std::span<const DeviceJob> jobs, const Inputs& inputs,
               std::byte* workspace, int device, void* stream, const std::function<void()>& add_up_totals = {});
 

@@ -97,7 +97,7 @@ struct Header {
   // Gradients are clamped to [-clip_value, clip_value] after their factor: in float64 and float32 arithmetic.
   double clip_value = kNoLimit;
   float narrow_clip_value = static_cast<float>(kNoLimit);
-  std::uint32_t unused = 0;
+  std::uint32_t only_prepares = 0;    // of a table of counters: constants are made, but no number is advanced
   Follower followers[kMaxFollowers];  // how each follower that a row has is updated
   std::uint32_t rows = 0;
   std::uint32_t blocks = 0;

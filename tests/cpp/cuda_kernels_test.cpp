@@ -56,7 +56,7 @@ class Workspace {
 };
 
 void run(RuleId rule, const std::vector<DeviceJob>& jobs, std::int64_t chunk = kShort, const Inputs& inputs = {}) {
-  Workspace workspace(cuda::workspace_size(backend(chunk), rule, jobs, 0));
+  Workspace workspace(cuda::workspace_size(rule, jobs));
   cuda::run_step(backend(chunk), rule, jobs, inputs, workspace.data(), 0, nullptr);
 }
 
@@ -560,7 +560,7 @@ TEST_CASE("constants and numbers after the step are those of the host") {
             kEverywhere[where % 3], kEverywhere[where / 3 % 3], {kEverywhere[where / 9 % 3], kEverywhere[where / 27]});
         const Problem want = expected(counted.problem());
         const std::vector<DeviceJob> jobs{counted.job()};
-        Workspace workspace(cuda::workspace_size(backend(kShort), setting.rule, jobs, 0));
+        Workspace workspace(cuda::workspace_size(setting.rule, jobs));
         run_step(backend(kShort), setting.rule, jobs, {}, workspace.data(), 0, nullptr);
         CAPTURE(setting.what);
         CHECK(difference(counted.problem(), want) == "");

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <stdexcept>
 #include <utility>
 #include <vector>
 
@@ -76,7 +77,7 @@ void step(std::vector<Problem>& problems, bool counts_there = false, const cuda:
   std::deque<Summed> all;
   std::vector<DeviceJob> jobs;
   for (Problem& problem : problems) jobs.push_back(all.emplace_back(problem, counts_there).job());
-  std::vector<double> workspace(cuda::workspace_size(backend, rule, jobs, 0) / sizeof(double) + 1, kUnwritten);
+  std::vector<double> workspace(cuda::workspace_size(rule, jobs) / sizeof(double) + 1, kUnwritten);
   cuda::run_step(backend, rule, jobs, inputs, reinterpret_cast<std::byte*>(workspace.data()), 0, nullptr);
   CHECK(workspace.back() == kUnwritten);
   for (Summed& summed : all) summed.fetch();
@@ -221,8 +222,7 @@ TEST_CASE("shards have the sums of the tensor that they are together, beside who
     cuda::Backend backend = *onepass_emulated_backend();
     backend.multiprocessors = [](int) { return 1 << 30; };
     CHECK(cuda::totals_size(setting.rule, jobs) == 6 * sums * sizeof(double));
-    std::vector<double> workspace(cuda::workspace_size(backend, setting.rule, jobs, 0) / sizeof(double) + 1,
-                                  kUnwritten);
+    std::vector<double> workspace(cuda::workspace_size(setting.rule, jobs) / sizeof(double) + 1, kUnwritten);
     int calls = 0;
     const auto add_up = [&] {
       ++calls;
@@ -237,6 +237,26 @@ TEST_CASE("shards have the sums of the tensor that they are together, beside who
     CHECK(workspace.back() == kUnwritten);
     for (Summed& summed : all) summed.fetch();
     for (std::size_t i = 0; i < got.size(); ++i) check_near(got[i], expected_after(problems[i]));
+  }
+}
+
+TEST_CASE("nothing is counted or written if sums over shards cannot be added up") {
+  for (const Setting& setting : settings_with_sums()) {
+    CAPTURE(setting.what);
+    const Problem before = make_problem(setting, {5'003});
+    Problem problem = before;
+    std::deque<Summed> all;
+    Summed& summed = all.emplace_back(problem, true);
+    const std::vector<DeviceJob> jobs{shard_of(summed.job(), 0, 4'099)};
+    std::vector<double> workspace(cuda::workspace_size(setting.rule, jobs) / sizeof(double) + 1, kUnwritten);
+    CHECK_THROWS_AS(cuda::run_step(*onepass_emulated_backend(), setting.rule, jobs, {},
+                                   reinterpret_cast<std::byte*>(workspace.data()), 0, nullptr,
+                                   [] { throw std::runtime_error("no connection"); }),
+                    std::runtime_error);
+    CHECK(summed.step() == setting.step - 1.0);
+    summed.fetch();
+    CHECK(problem.setting.scalars == before.setting.scalars);
+    CHECK(difference(problem, before) == "");
   }
 }
 

@@ -357,7 +357,7 @@ std::vector<Launch> step(const Model& model, const Inputs& inputs = {}) {
     CHECK(slot >= end);
     end = slot + size;
   }
-  CHECK(end <= address(kWorkspace) + workspace_size(kRecorder, model.rule(), model.jobs(), kDevice));
+  CHECK(end <= address(kWorkspace) + workspace_size(model.rule(), model.jobs()));
   return launches;
 }
 
@@ -387,7 +387,7 @@ TEST_CASE("without work there is no launch") {
   model.add(0);
   model.add(0, true);
   CHECK(step(model).empty());
-  CHECK(workspace_size(kRecorder, model.rule(), model.jobs(), kDevice) == 0);
+  CHECK(workspace_size(model.rule(), model.jobs()) == 0);
 }
 
 TEST_CASE("an empty tensor has no row, but counts its step") {

@@ -3,6 +3,8 @@
 A step has the bits of the step over whole tensors, also after a checkpoint of another number of processes.
 """
 
+import functools
+
 import onepass
 import pytest
 import torch
@@ -173,7 +175,7 @@ def other_placements(way):
         assert not optimizer.state
 
 
-def refused_before_anything_is_written(options):
+def refused_before_anything_is_written(by_torch):
     """Parameters before the one that cannot have 8-bit states are not stepped either."""
     torch.set_default_dtype(torch.float32)
     mesh = init_device_mesh("cpu", (2,))
@@ -181,17 +183,17 @@ def refused_before_anything_is_written(options):
     params = [nn.Parameter(distribute_tensor(torch.ones(shape), mesh, [place])) for shape, place in spread]
     for p in params:
         p.grad = distribute_tensor(torch.ones(p.shape), mesh, p.placements)
-    optimizer = onepass.AdamW(params, state_dtype=CODES, **options)
+    optimizer = onepass.AdamW(params, state_dtype=CODES)
+    step = functools.partial(optimizer._step_by_torch_alone, "a test", 1.0) if by_torch else optimizer.step
     with pytest.raises(ValueError, match="sharded along dimension 0 only"):
-        optimizer.step()
+        step()
     assert all(torch.equal(local(p), torch.ones_like(local(p))) for p in params)
     assert not optimizer.state
 
 
-# Kernels step the parameters of the first, torch's implementation those of the second.
-@pytest.mark.parametrize("options", [{}, {"cautious": True}], ids=["kernels", "torch"])
-def test_refused_before_anything_is_written(processes, options):
-    processes(2, refused_before_anything_is_written, options)
+@pytest.mark.parametrize("by_torch", [False, True])
+def test_refused_before_anything_is_written(processes, by_torch):
+    processes(2, refused_before_anything_is_written, by_torch)
 
 
 @each_way

@@ -95,7 +95,7 @@ class Row:
     scalars: tuple[str, ...] = ("step",)  # states of one number for each parameter
     first: Callable = lambda **_: {}  # hyperparameters -> what states begin with where that is not zero
     copies: tuple[str, ...] = ()  # states that begin as the parameter; all are then float32 for 16-bit parameters
-    sums: bool = False  # whether a step depends on sums over the whole tensor: no kernels take DTensors
+    sums: bool = False  # whether a step depends on sums over the whole tensor
     eager: bool = False  # whether the states are there from the beginning, not from the first gradient on
     sparse: str = "neither"  # who takes sparse gradients: "both" ours and torch's, "ours" alone, or "neither"
     wants_sparse: bool = False  # whether it takes no others
@@ -880,7 +880,8 @@ ROWS = [
 ]
 
 ELEMENTWISE = [row for row in ROWS if row.formula]
-# Whose elements do not depend on each other at all: they have the CPU's bits on GPUs, and kernels step DTensors.
+# Whose elements do not depend on each other at all: they have the CPU's bits on GPUs, and those of whole tensors when
+# they are DTensors.
 ALONE = [row for row in ELEMENTWISE if not row.sums]
 CASES = [pytest.param(row, kw, id=f"{row.name}-{name}") for row in ELEMENTWISE for name, kw in row.variants.items()]
 OWN_CASES = [

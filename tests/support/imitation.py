@@ -147,7 +147,7 @@ def compiled(folder: Path) -> ctypes.CDLL:
 
 
 def loaded(library: str) -> ctypes.CDLL:
-    """What `compiled` has compiled, also in other processes."""
+    """Load the library that `compiled` has compiled. Other processes can do so, too."""
     functions = ctypes.CDLL(library)
     functions.onepass_emulated_backend.restype = ctypes.c_void_p
     functions.onepass_imitated_torch.restype = ctypes.c_void_p

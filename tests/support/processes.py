@@ -23,8 +23,9 @@ LIMIT = 40  # seconds that a call may take, the start of the processes included
 
 def serve(rank, calls):
     """What a process does."""
-    faulthandler.enable()  # one that dies of a signal tells where,
-    torch._C._set_print_stack_traces_on_fatal_signal(True)  # in all threads, those of gloo included
+    # After a fatal signal, the Python code of all threads is printed, and before it the C++ code, also that of gloo's.
+    faulthandler.enable()
+    torch._C._set_print_stack_traces_on_fatal_signal(True)
     torch.set_num_threads(1)
     # Ours stay errors, torch's own parts warn of each other.
     warnings.filterwarnings("ignore", module=r"torch\b")

@@ -61,8 +61,8 @@ def total_norm(
 def add_up_sums(params: Sequence[Any], sums: Tensor) -> None:
     """Replace sums over this process's parts of DTensors by the sums over the whole tensors.
 
-    All processes of a mesh must call this, with the same parameters in the same order. There is one all-reduce for each
-    dimension of each mesh over which parameters are sharded.
+    All processes of a mesh must call this, with the same parameters in the same order. For each mesh and each set of
+    its dimensions over which parameters are sharded, there is one all-reduce for each dimension of the set.
 
     Args:
         params: The DTensors.

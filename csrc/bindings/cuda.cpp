@@ -121,7 +121,7 @@ void step_on_cuda(RuleId rule, int device, std::span<const cuda::DeviceJob> jobs
   };
   // Launches are short, so the GIL is kept: usually there are no references.
   cuda::run_step(backend, rule, jobs, inputs, workspace.data, device, torch().dlpack.current_stream(device),
-                 add_up_totals);
+                 std::ref(add_up_totals));
 }
 
 DecidedClipping decide_on_cuda(int device, Measure what, std::span<const Job> gradients, const NormLimits& limits,
